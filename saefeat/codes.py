@@ -1,0 +1,143 @@
+"""Codes (the active units of a run of tokens) and bags (codes summed by example).
+
+This module alone knows that codes may be sparse (values and indices) or dense. A unit fires where its value is > 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saefeat.io import RunFailed
+
+STEP = 2.0**-20  # sums are kept in whole steps
+
+
+def to_steps(values: Tensor) -> Tensor:
+    """Values in steps of 2^-20, each rounded once, half to even (exact in the dtype of `values`)."""
+    return torch.round(values.float() * (1 / STEP))
+
+
+@dataclass
+class Codes:
+    """Units of n tokens.
+
+    values: float32 [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not fire), or [n, width]
+        with `indices` None.
+    """
+
+    values: Tensor
+    indices: Tensor | None
+    width: int
+    signed: bool = False
+
+    def dense(self) -> Tensor:
+        """[n, width] float32."""
+        if self.indices is None:
+            return self.values
+        out = self.values.new_zeros(self.values.shape[0], self.width)
+        return out.scatter_(1, self.indices, self.values)
+
+    def bag(self, lengths: Tensor) -> Bag:
+        """Sum by example. lengths[E] int64 on the CPU: tokens of each consecutive example, sum(lengths) == n."""
+        if self.indices is None:
+            return _dense_bag(self, lengths)
+        return _sparse_bag(self.values, self.indices, lengths, self.width)
+
+
+@dataclass
+class Bag:
+    """Per example and unit: `tokens` on which it fired, `sum`, `min`, `max` of the firing values, `total` of all.
+
+    Sparse: flat tensors with `example` and `unit` (int64), sorted by (example, unit), firing pairs only, `total` None.
+    Dense: tensors [E, width], `example` and `unit` None; min +inf and max -inf where nothing fired.
+    Sums are int64 in steps of 2^-20; min and max float32.
+    """
+
+    examples: int
+    width: int
+    tokens: Tensor
+    sum: Tensor
+    min: Tensor
+    max: Tensor
+    total: Tensor | None = None
+    example: Tensor | None = None
+    unit: Tensor | None = None
+
+    def reduce_into(self, tensors: dict[str, Tensor], labels: Tensor) -> None:
+        """Add to label-by-unit tensors in place (see `stats.Stats`); labels[E] is the row of each example."""
+        if self.example is None or self.unit is None:
+            _reduce_dense(self, tensors, labels)
+            return
+        cell = labels[self.example] * self.width + self.unit
+        flat = {name: tensors[name].view(-1) for name in ("fired", "fired_examples", "sum", "min", "max")}
+        flat["fired"].index_add_(0, cell, self.tokens)
+        flat["fired_examples"].index_add_(0, cell, torch.ones_like(self.tokens))
+        flat["sum"].index_add_(0, cell, self.sum)
+        flat["min"].scatter_reduce_(0, cell, self.min, "amin")
+        flat["max"].scatter_reduce_(0, cell, self.max, "amax")
+
+    def rows(self) -> Bag:
+        """The same bag in sparse form (firing pairs only; a dense bag's `total` of silent pairs is left behind)."""
+        if self.example is not None:
+            return self
+        example, unit = (self.tokens > 0).nonzero(as_tuple=True)
+        pick = {name: getattr(self, name)[example, unit] for name in ("tokens", "sum", "min", "max")}
+        total = None if self.total is None else self.total[example, unit]
+        return Bag(self.examples, self.width, **pick, total=total, example=example, unit=unit)
+
+
+def _sparse_bag(values: Tensor, indices: Tensor, lengths: Tensor, width: int) -> Bag:
+    if not torch.isfinite(values).all():
+        raise RunFailed("an activation is infinite or not a number")
+    count = len(lengths)
+    example = torch.repeat_interleave(torch.arange(count), lengths).to(values.device)
+    firing = values > 0
+    cell = (example[:, None] * width + indices)[firing]
+    value = values[firing]
+    cell, order = torch.sort(cell)
+    value = value[order]
+    cells, position, tokens = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
+    steps = to_steps(value).to(torch.int64)
+    total = torch.zeros(len(cells), dtype=torch.int64, device=values.device).index_add_(0, position, steps)
+    low = torch.full((len(cells),), torch.inf, device=values.device).scatter_reduce_(0, position, value, "amin")
+    high = torch.full((len(cells),), -torch.inf, device=values.device).scatter_reduce_(0, position, value, "amax")
+    return Bag(count, width, tokens, total, low, high, None, cells // width, cells % width)
+
+
+def _dense_bag(codes: Codes, lengths: Tensor) -> Bag:
+    # One example at a time keeps the working set in cache; sums of whole steps are exact in float64 below 2^53.
+    parts = [_dense_example(chunk, codes.signed) for chunk in codes.values.split(lengths.tolist())]
+    tokens, total, sums, low, high = (torch.stack(column) for column in zip(*parts, strict=True))
+    if not torch.isfinite(sums).all() or total.abs().max() >= 2.0**53 or sums.max() >= 2.0**53:
+        raise RunFailed("an activation is not a number, or the sum over one example exceeds the exact range")
+    signed_total = total.to(torch.int64) if codes.signed else None
+    return Bag(len(lengths), codes.width, tokens, sums.to(torch.int64), low, high, signed_total)
+
+
+def _dense_example(values: Tensor, signed: bool) -> tuple[Tensor, ...]:
+    if not len(values):
+        zero = torch.zeros(values.shape[1], device=values.device)
+        return zero.long(), zero.double(), zero.double(), zero + torch.inf, zero - torch.inf
+    values = values.float()
+    fires = values > 0
+    positive = values.clamp(min=0)
+    sums = to_steps(positive).sum(0, dtype=torch.float64)
+    total = to_steps(values).sum(0, dtype=torch.float64) if signed else sums
+    low = torch.where(fires, values, torch.inf).amin(0)
+    high = torch.where(fires, values, -torch.inf).amax(0)
+    return fires.sum(0), total, sums, low, high
+
+
+def _reduce_dense(bag: Bag, tensors: dict[str, Tensor], labels: Tensor) -> None:
+    for label in labels.unique().tolist():
+        rows = labels == label
+        tensors["fired"][label] += bag.tokens[rows].sum(0)
+        tensors["fired_examples"][label] += (bag.tokens[rows] > 0).sum(0)
+        tensors["sum"][label] += bag.sum[rows].sum(0)
+        if "total" in tensors and bag.total is not None:
+            tensors["total"][label] += bag.total[rows].sum(0)
+        tensors["min"][label] = torch.minimum(tensors["min"][label], bag.min[rows].amin(0))
+        tensors["max"][label] = torch.maximum(tensors["max"][label], bag.max[rows].amax(0))

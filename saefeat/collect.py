@@ -1,0 +1,423 @@
+"""Stream a corpus through a model and its dictionaries: bags, statistics and highest-activating examples.
+
+The unit of work is a window of 1,024 examples. Windows that are done are listed in the header, so a shard, a resume
+and a merge all are "the windows that are still missing".
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.codes import STEP, Bag
+from saefeat.corpora import Batch, Corpus, Plan
+from saefeat.dictionaries import SAE, Dictionary
+from saefeat.hooks import capture
+from saefeat.io import RunFailed, UserError, atomic_path, load_tensors, make_dir, save_tensors
+from saefeat.models import LanguageModel
+from saefeat.stats import Stats, check_mergeable
+
+CHECKPOINT_SECONDS = 30.0
+TOP_EXAMPLES = 5
+Progress = Callable[[str], None]
+
+
+def encode_batches(
+    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterator[Batch]
+) -> Iterator[tuple[Batch, dict[str, tuple[Bag, Tensor]]]]:
+    """Run batches; for each, every dictionary's bag and the counted tokens [rows] behind it."""
+    paths = {d.id: lm.site(d.site).path for d in dictionaries}
+    with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
+        for batch in batches:
+            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
+            with torch.inference_mode():
+                vectors = captured.run(
+                    lm.model,
+                    input_ids=batch.input_ids.to(lm.device),
+                    attention_mask=batch.attention_mask.to(lm.device),
+                    use_cache=False,
+                )
+                counted = batch.counted.to(lm.device)
+                flat = {path: tensor[counted] for path, tensor in vectors.items()}
+                bags = {d.id: _bag(d, flat[paths[d.id]], batch.counted) for d in dictionaries}
+            yield batch, bags
+
+
+def _bag(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Bag, Tensor]:
+    lengths = counted.sum(1)
+    kept = dictionary.keeps(x)
+    if kept is not None and not kept.all():
+        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        lengths = torch.bincount(row[kept.cpu()], minlength=len(lengths))
+        x = x[kept]
+    return dictionary.encode(x).bag(lengths), lengths
+
+
+# --------------------------------------------------------------------------- highest-activating examples
+
+
+@dataclass
+class TopExamples:
+    """Per unit the examples of greatest activation: `value` [width, n] (-inf: none) and `position` (-1: none).
+
+    Ties go to the earlier example, so merging is exact in any order.
+    """
+
+    value: Tensor
+    position: Tensor
+
+    @classmethod
+    def zeros(cls, width: int, n: int = TOP_EXAMPLES) -> TopExamples:
+        return cls(torch.full((width, n), -torch.inf), torch.full((width, n), -1, dtype=torch.int64))
+
+    def add(self, bag: Bag, positions: Tensor) -> None:
+        """Take the examples of a sparse bag, which stand at `positions` in the corpus."""
+        if bag.unit is None or bag.example is None:
+            raise TypeError("highest-activating examples are kept of sparse codes only")
+        unit, value = bag.unit.cpu(), bag.max.cpu()
+        beats = value >= self.value[unit, -1]
+        unit, value, position = unit[beats], value[beats], positions[bag.example.cpu()[beats]]
+        touched = unit.unique()
+        old = [touched.repeat_interleave(self.value.shape[1])]
+        self._place(
+            torch.cat([*old, unit]),
+            torch.cat([self.value[touched].view(-1), value]),
+            torch.cat([self.position[touched].view(-1), position]),
+        )
+
+    def _place(self, unit: Tensor, value: Tensor, position: Tensor) -> None:
+        order = torch.argsort(position, stable=True)
+        order = order[torch.argsort(value[order], descending=True, stable=True)]
+        order = order[torch.argsort(unit[order], stable=True)]
+        unit, value, position = unit[order], value[order], position[order]
+        units, counts = torch.unique_consecutive(unit, return_counts=True)
+        starts = torch.cumsum(counts, 0) - counts
+        place = torch.arange(len(unit)) - starts.repeat_interleave(counts)
+        keep = place < self.value.shape[1]
+        self.value[unit[keep], place[keep]] = value[keep]
+        self.position[unit[keep], place[keep]] = position[keep]
+
+    def merge(self, other: TopExamples) -> TopExamples:
+        """The best of both; the examples must be different ones."""
+        result = TopExamples(self.value.clone(), self.position.clone())
+        width, n = self.value.shape
+        units = torch.arange(width).repeat_interleave(n)
+        result._place(
+            torch.cat([units, units]),
+            torch.cat([self.value.view(-1), other.value.view(-1)]),
+            torch.cat([self.position.view(-1), other.position.view(-1)]),
+        )
+        return result
+
+    def save(self, path: Path, corpus: Corpus) -> None:
+        """Parquet rows unit, place, value, position, id, label, text."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        unit, place = (self.position >= 0).nonzero(as_tuple=True)
+        at = self.position[unit, place].tolist()
+        columns = {
+            "unit": unit.numpy(),
+            "place": place.numpy(),
+            "value": self.value[unit, place].numpy(),
+            "position": pa.array(at, pa.int64()),
+            "id": [corpus.ids[i] for i in at],
+            "label": [corpus.of[i] for i in at],
+            "text": [corpus.texts[i] for i in at],
+        }
+        with atomic_path(path) as temporary:
+            pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path, width: int) -> TopExamples:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path, columns=["unit", "place", "value", "position"])
+        unit, place, value, position = (torch.from_numpy(c.to_numpy().copy()) for c in table.columns)
+        result = cls.zeros(width)
+        result.value[unit, place] = value
+        result.position[unit, place] = position
+        return result
+
+
+# --------------------------------------------------------------------------- the stage
+
+
+def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dict[str, Any]:
+    """What statistics are of: equal in every shard, process and resume of one collection."""
+    corpus = plan.corpus
+    return {
+        "model": lm.identity,
+        "dictionary": dictionary.identity,
+        "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "skipped": corpus.skipped},
+        "policy": plan.policy,
+        "chosen": {"examples": len(plan.tokens), "tokens": plan.total, "skipped": plan.skipped},
+        "window_count": plan.window_count,
+    }
+
+
+@dataclass
+class _State:
+    stats: dict[str, Stats]
+    top: dict[str, TopExamples]
+    done: list[int]
+
+
+def collect(
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    out: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    bags: Path | None = None,
+    examples: Path | None = None,
+    progress: Progress = lambda line: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> list[Path]:
+    """Write statistics of every dictionary to `out/<id>.safetensors`; run again, it goes on where it was killed.
+
+    Args:
+        shard: (i, n) takes the windows w with w mod n = i.
+        bags: directory for bags by example, `<id>/window-NNNNN.parquet`, of sparse dictionaries.
+        examples: directory for the highest-activating examples of SAEs, `<id>.parquet`; default `out/examples`.
+
+    Returns the paths of the statistics. Raises UserError when `out` holds statistics of something else, RunFailed
+    for activations that are not finite.
+    """
+    make_dir(out)
+    examples = examples or out / "examples"
+    windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
+    paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
+    headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
+    if _finished(paths, headers, windows):
+        progress(f"{out} is complete already")
+        return list(paths.values())
+    state = _resume(out / "partial", dictionaries, headers, plan, windows)
+    missing = [w for w in windows if w not in state.done]
+    _run_windows(lm, plan, dictionaries, state, missing, out / "partial", bags, progress, checkpoint_seconds)
+    for d in dictionaries:
+        if d.id in state.top:
+            state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus)
+        state.stats[d.id].header["windows"] = windows
+        state.stats[d.id].checked().save(paths[d.id])
+    shutil.rmtree(out / "partial", ignore_errors=True)
+    return list(paths.values())
+
+
+def _finished(paths: dict[str, Path], headers: dict[str, dict[str, Any]], windows: list[int]) -> bool:
+    present = [name for name, path in paths.items() if path.exists()]
+    for name in present:
+        header = Stats.load(paths[name]).header
+        if header != {**headers[name], "windows": windows}:
+            raise UserError(f"{paths[name]} holds statistics of something else; choose another --out or remove it")
+    return len(present) == len(paths)
+
+
+def _run_windows(
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    state: _State,
+    missing: list[int],
+    partial: Path,
+    bags: Path | None,
+    progress: Progress,
+    checkpoint_seconds: float,
+) -> None:
+    start = saved = time.monotonic()
+    tokens = 0
+    for w in missing:
+        kept: dict[str, list[Bag]] = {d.id: [] for d in dictionaries if not d.signed}
+        positions: list[int] = []
+        for batch, results in encode_batches(lm, dictionaries, plan.batches(lm, plan.window(w))):
+            _add(state, plan.corpus, batch, results)
+            for name in kept if bags else ():
+                kept[name].append(results[name][0])
+            positions += batch.positions
+            tokens += int(batch.counted.sum())
+        if bags:
+            for name, parts in kept.items():
+                write_bags(bags / name / f"window-{w:05d}.parquet", parts, positions, plan.corpus)
+        state.done.append(w)
+        seconds = time.monotonic() - start
+        progress(_progress_line(len(state.done), plan, tokens, seconds, missing, w))
+        if time.monotonic() - saved >= checkpoint_seconds and w != missing[-1]:
+            _checkpoint(partial, state)
+            saved = time.monotonic()
+
+
+def _progress_line(done: int, plan: Plan, tokens: int, seconds: float, missing: list[int], w: int) -> str:
+    speed = tokens / max(seconds, 1e-9)
+    left = sum(plan.counts[i] for v in missing[missing.index(w) + 1 :] for i in plan.window(v)) / max(speed, 1e-9)
+    return f"collect: window {done}, {tokens:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left"
+
+
+def _add(state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]) -> None:
+    rows = {label: k for k, label in enumerate(corpus.labels)}
+    labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions])
+    positions = torch.tensor(batch.positions)
+    for name, (bag, lengths) in results.items():
+        device = state.stats[name].tensors["fired"].device
+        state.stats[name].add(bag, labels.to(device), lengths.to(device))
+        if name in state.top:
+            state.top[name].add(bag, positions)
+
+
+def _checkpoint(partial: Path, state: _State) -> None:
+    """One file, renamed into place: statistics, top examples and the windows behind them always agree."""
+    tensors = {f"stats|{n}|{f}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()}
+    for name, top in state.top.items():
+        tensors |= {f"top|{name}|value": top.value, f"top|{name}|position": top.position}
+    headers = {name: stats.header for name, stats in state.stats.items()}
+    save_tensors(partial / "state.safetensors", tensors, {"headers": headers, "done": state.done})
+
+
+def _resume(
+    partial: Path,
+    dictionaries: Sequence[Dictionary],
+    headers: dict[str, dict[str, Any]],
+    plan: Plan,
+    windows: list[int],
+) -> _State:
+    labels = plan.corpus.labels
+    state = _State({}, {}, [])
+    for d in dictionaries:
+        device = d.W_dec.device.type if isinstance(d, SAE) else "cpu"
+        state.stats[d.id] = Stats.zeros(labels, d.width, signed=d.signed, device=device, **headers[d.id])
+        if not d.signed:
+            state.top[d.id] = TopExamples.zeros(d.width)
+    path = partial / "state.safetensors"
+    if not path.exists():
+        return state
+    tensors, header = load_tensors(path)
+    if header["headers"] != headers or not set(header["done"]) <= set(windows):
+        raise UserError(f"{partial.parent} holds an unfinished collection of something else; choose another --out")
+    state.done = header["done"]
+    for key, tensor in tensors.items():
+        kind, name, field = key.split("|")
+        if kind == "stats":
+            state.stats[name].tensors[field].copy_(tensor)
+        else:
+            setattr(state.top[name], field, tensor)
+    return state
+
+
+# --------------------------------------------------------------------------- bags as files
+
+
+def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpus) -> None:
+    """Parquet rows example (position in the corpus), label, unit, tokens, sum, min, max of one window.
+
+    `sum` is float64, exact in steps of 2^-20. `positions`: of the examples of all parts, in their order.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("example", "unit", "tokens", "sum", "min", "max")}
+    at = torch.tensor(positions, dtype=torch.int64)
+    start = 0
+    for part in parts:
+        rows = part.rows()
+        assert rows.example is not None and rows.unit is not None
+        columns["example"].append(at[rows.example.cpu() + start])
+        columns["unit"].append(rows.unit.int().cpu())
+        columns["tokens"].append(rows.tokens.int().cpu())
+        columns["sum"].append(rows.sum.double().cpu() * STEP)
+        columns["min"].append(rows.min.cpu())
+        columns["max"].append(rows.max.cpu())
+        start += part.examples
+    arrays = {name: torch.cat(tensors).numpy() if tensors else [] for name, tensors in columns.items()}
+    names = pa.array(list(corpus.labels), pa.string())
+    rows_of = {label: k for k, label in enumerate(corpus.labels)}
+    codes = pa.array([rows_of[corpus.of[i]] for i in arrays["example"]], pa.int32())
+    arrays["label"] = pa.DictionaryArray.from_arrays(codes, names)
+    order = ("example", "label", "unit", "tokens", "sum", "min", "max")
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table({name: arrays[name] for name in order}), temporary, compression="zstd")
+
+
+# --------------------------------------------------------------------------- merge
+
+
+def merge(sources: Sequence[Path], out: Path) -> list[str]:
+    """Merge directories of statistics of shards into `out`. Returns warnings (windows that no shard has).
+
+    Raises UserError for statistics of different models, dictionaries or corpora, and for windows counted twice.
+    """
+    if not sources:
+        raise UserError("name at least one directory of statistics to merge")
+    names = {source: sorted(p.name for p in source.glob("*.safetensors")) for source in sources}
+    for source in sources:
+        if not names[source]:
+            raise UserError(f"{source} holds no statistics")
+        if (source / "partial").exists():
+            raise UserError(f"{source} is unfinished; run its collect again first")
+        if names[source] != names[sources[0]]:
+            raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists already and is not empty; choose another --out")
+    merged = {name: _merge_one([source / name for source in sources]) for name in names[sources[0]]}
+    make_dir(out)
+    for name, stats in merged.items():
+        _merge_examples(sources, out, stats)
+        stats.save(out / name)
+    for source in sources:
+        if (source / "bags").is_dir():
+            shutil.copytree(source / "bags", out / "bags", dirs_exist_ok=True)
+    first = next(iter(merged.values())).header
+    gap = sorted(set(range(first["window_count"])) - set(first["windows"]))
+    return [f"{len(gap)} of {first['window_count']} windows are in no shard, the first is {gap[0]}"] if gap else []
+
+
+def _merge_one(paths: list[Path]) -> Stats:
+    total = Stats.load(paths[0])
+    for path in paths[1:]:
+        other = Stats.load(path)
+        check_mergeable(total, other, str(path))
+        total = total.merge(other)
+    return total
+
+
+def _merge_examples(sources: Sequence[Path], out: Path, stats: Stats) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [source / "examples" / f"{stats.dictionary}.parquet" for source in sources]
+    if not all(file.exists() for file in files):
+        return
+    tables = [pq.read_table(file) for file in files]
+    top = TopExamples.load(files[0], stats.width)
+    for file in files[1:]:
+        top = top.merge(TopExamples.load(file, stats.width))
+    rows = pa.concat_tables(tables)
+    texts = {p: k for k, p in enumerate(rows["position"].to_pylist())}
+    corpus = _TextTable(rows.to_pydict(), texts)
+    top.save(out / "examples" / f"{stats.dictionary}.parquet", corpus)  # type: ignore[arg-type]
+
+
+class _TextTable:
+    """The three columns of a corpus that `TopExamples.save` reads, from rows that were written before."""
+
+    def __init__(self, rows: dict[str, list[Any]], where: dict[int, int]) -> None:
+        self.ids = _Column(rows["id"], where)
+        self.of = _Column(rows["label"], where)
+        self.texts = _Column(rows["text"], where)
+
+
+class _Column:
+    def __init__(self, values: list[str], where: dict[int, int]) -> None:
+        self.values, self.where = values, where
+
+    def __getitem__(self, position: int) -> str:
+        return self.values[self.where[position]]
+
+
+__all__ = ["RunFailed", "TopExamples", "collect", "encode_batches", "merge", "write_bags"]

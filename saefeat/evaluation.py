@@ -1,0 +1,171 @@
+"""How good: the metrics of language identification with bootstrap intervals, in the format of `lid/metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Predictions = Sequence[str | None]
+Measure = Literal["accuracy", "f1_macro"]
+_ENDS = (0.025, 0.975)  # of a 95 % percentile interval
+
+
+def head_metrics(
+    truth: Sequence[str], predicted: Predictions, labels: Sequence[str], *, seed: int = 0, resamples: int = 1000
+) -> dict[str, Any]:
+    """Metrics of one head on n examples, 0/0 taken as 0, intervals by percentile bootstrap over the examples.
+
+    Args:
+        truth: n labels.
+        predicted: n labels, None where the head says nothing; that counts as wrong, in the column `unknown`.
+        labels: the K labels, in the order of the confusion matrix.
+
+    Returns:
+        accuracy, accuracy_ci [lo, hi], f1_macro (over labels with at least one true example), f1_macro_ci,
+        per_label {label: {precision, recall, f1}} and confusion_matrix (K rows of true labels, K + 1 columns:
+        `labels`, then `unknown`).
+
+    Raises:
+        ValueError: lengths differ, or a label is not among `labels`.
+    """
+    k = len(labels)
+    true, guess = _indices(truth, predicted, labels)
+    cells, counts = np.unique(np.stack([true, guess]), axis=1, return_counts=True)
+    matrix = np.zeros((k, k + 1), np.int64)
+    matrix[cells[0], cells[1]] = counts
+    hit, actual, called = np.diagonal(matrix), matrix.sum(1), matrix[:, :k].sum(0)
+    scores = zip(_ratio(hit, called), _ratio(hit, actual), _f1(hit, actual, called), strict=True)
+    sampled = _resample(counts, seed, resamples)
+    metrics: dict[str, Any] = {}
+    for measure in ("accuracy", "f1_macro"):
+        metrics[measure] = float(_measure(measure, cells[0], cells[1], counts[None, :], k)[0])
+        metrics[f"{measure}_ci"] = _interval(_measure(measure, cells[0], cells[1], sampled, k))
+    metrics["per_label"] = {
+        label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        for label, (precision, recall, f1) in zip(labels, scores, strict=True)
+    }
+    metrics["confusion_matrix"] = matrix.tolist()
+    return metrics
+
+
+def paired_difference(
+    truth: Sequence[str],
+    pred_a: Predictions,
+    pred_b: Predictions,
+    labels: Sequence[str],
+    measure: Measure = "f1_macro",
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[float, float, float]:
+    """How much better head a is than head b on the same n examples: difference, and its 95 % interval (lo, hi).
+
+    Both heads see the same resampled examples, so the interval is that of the difference.
+
+    Raises:
+        ValueError: lengths differ, a label is not among `labels`, or the measure is unknown.
+    """
+    k = len(labels)
+    true, guess_a = _indices(truth, pred_a, labels)
+    _, guess_b = _indices(truth, pred_b, labels)
+    cells, counts = np.unique(np.stack([true, guess_a, guess_b]), axis=1, return_counts=True)
+
+    def difference(sampled: NDArray[np.int64]) -> NDArray[np.float64]:
+        return _measure(measure, cells[0], cells[1], sampled, k) - _measure(measure, cells[0], cells[2], sampled, k)
+
+    low, high = _interval(difference(_resample(counts, seed, resamples)))
+    return float(difference(counts[None, :])[0]), low, high
+
+
+def lid_metrics(
+    corpus_name: str,
+    split: str,
+    labels: Sequence[str],
+    truth: Sequence[str],
+    predictions_by_length: Mapping[str, Mapping[str, Predictions]],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """The content of `lid/metrics.json`.
+
+    Args:
+        predictions_by_length: length in characters, or "all" for whole texts (which must be there) -> head -> n
+            predictions.
+
+    Raises:
+        ValueError: no "all", or what `head_metrics` refuses.
+    """
+    if "all" not in predictions_by_length:
+        raise ValueError("predictions of the whole texts ('all') are missing")
+    by_length: dict[str, Any] = {}
+    for length in sorted(predictions_by_length, key=lambda name: (name == "all", int(name) if name != "all" else 0)):
+        heads = {
+            head: head_metrics(truth, predicted, labels, seed=seed, resamples=resamples)
+            for head, predicted in predictions_by_length[length].items()
+        }
+        by_length[length] = {"n": len(truth), "heads": heads}
+    return {
+        "corpus": corpus_name,
+        "split": split,
+        "labels": list(labels),
+        "n": len(truth),
+        "heads": by_length["all"]["heads"],
+        "by_length": by_length,
+    }
+
+
+def _indices(
+    truth: Sequence[str], predicted: Predictions, labels: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row and column of each example in the confusion matrix; None is column K."""
+    if len(truth) != len(predicted):
+        raise ValueError(f"{len(truth)} true labels but {len(predicted)} predictions")
+    rows = {label: index for index, label in enumerate(labels)}
+    columns: dict[str | None, int] = {**rows, None: len(rows)}
+    strangers = [x for x in truth if x not in rows] + [x for x in predicted if x not in columns]
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} is not among the labels {', '.join(labels)}")
+    true = np.fromiter((rows[label] for label in truth), np.int64, len(truth))
+    return true, np.fromiter((columns[label] for label in predicted), np.int64, len(predicted))
+
+
+def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[np.int64]:
+    """Cell counts of `resamples` samples of the examples with replacement: [resamples, cells].
+
+    Examples of one cell are alike, so drawing counts of cells is drawing examples, and far cheaper.
+    """
+    total = counts.sum()
+    if total == 0:
+        return np.zeros((resamples, 0), np.int64)
+    return np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+
+
+def _measure(
+    measure: Measure, true: NDArray[np.int64], guess: NDArray[np.int64], counts: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """The measure of each row of cell counts [rows, cells], where `true` and `guess` [cells] name the cells."""
+    if measure == "accuracy":
+        return _ratio(counts[:, true == guess].sum(1), counts.sum(1))
+    if measure != "f1_macro":
+        raise ValueError(f"no measure is called {measure!r}; there are accuracy, f1_macro")
+    weights = counts.astype(np.float64)
+    rows, columns = np.eye(k)[true], np.eye(k + 1)[guess][:, :k]
+    actual, called, hit = weights @ rows, weights @ columns, weights @ (rows * columns)
+    return _ratio(_f1(hit, actual, called).sum(1), (actual > 0).sum(1))
+
+
+def _f1(hit: NDArray[Any], actual: NDArray[Any], called: NDArray[Any]) -> NDArray[np.float64]:
+    return _ratio(2 * hit, actual + called)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """part / whole, 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    return [float(end) for end in np.quantile(values, _ENDS)]

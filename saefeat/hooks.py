@@ -1,0 +1,119 @@
+"""`capture` and `intervene`: the only two places that touch hooks. The model itself is never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saefeat.io import UserError
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""(activations [batch, tokens, d], editable [batch, tokens] bool) -> replacement of the same shape."""
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass once every site has been read."""
+
+
+@dataclass
+class Captured:
+    """The vectors of the last forward pass: path -> [batch, tokens, d]."""
+
+    paths: tuple[str, ...]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, module: nn.Module, **inputs: Any) -> dict[str, Tensor]:
+        """One forward pass, stopped after the last captured site. Raises UserError for a hook that did not fire."""
+        self.tensors.clear()
+        try:
+            module(**inputs)
+        except _AllCaptured:
+            pass
+        silent = [path for path in self.paths if path not in self.tensors]
+        if silent:
+            raise UserError(f"the hook on {silent[0]} did not fire in a forward pass; name a module that is run")
+        return dict(self.tensors)
+
+
+def _tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
+    """Read the outputs of modules by their dotted path in `model`.
+
+    Use `captured.run(model, input_ids=...)` inside the block. Hooks are removed when it ends, whatever happens.
+    """
+    captured = Captured(paths)
+    handles = []
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            captured.tensors[path] = _tensor(output)
+            if len(captured.tensors) == len(paths):
+                raise _AllCaptured
+
+        return hook
+
+    try:
+        for path in paths:
+            handles.append(model.get_submodule(path).register_forward_hook(hook_for(path)))
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Replace the outputs of modules while the block runs.
+
+    Args:
+        model: a model whose forward takes `input_ids` (and `attention_mask`).
+        edits: module path -> edit. An edit returns the replacement; positions that are not editable keep their value.
+        special_ids: token ids that are never edited on the prompt; padding is not edited either. With a cache,
+            decoded steps (one new token a row) are always edited.
+    """
+    handles = []
+    editable: list[Tensor | None] = [None]
+
+    def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        editable[0] = None if ids is None else _editable(ids, kwargs.get("attention_mask"), special_ids)
+
+    def hook_for(edit: Edit) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            old = _tensor(output)
+            mask = editable[0]
+            if mask is None or mask.shape != old.shape[:2]:
+                mask = torch.ones(old.shape[:2], dtype=torch.bool, device=old.device)
+            new = torch.where(mask[..., None], edit(old, mask).to(old.dtype), old)
+            return new if isinstance(output, Tensor) else (new, *output[1:])
+
+        return hook
+
+    try:
+        handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+        for path, edit in edits.items():
+            handles.append(model.get_submodule(path).register_forward_hook(hook_for(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _editable(ids: Tensor, attention_mask: Tensor | None, special_ids: frozenset[int]) -> Tensor:
+    decoding = ids.shape[1] == 1 and attention_mask is not None and attention_mask.shape[1] > 1
+    if decoding:
+        return torch.ones_like(ids, dtype=torch.bool)
+    specials = torch.tensor(sorted(special_ids), dtype=ids.dtype, device=ids.device)
+    mask = ~torch.isin(ids, specials)
+    if attention_mask is not None and attention_mask.dim() == 2:
+        mask &= attention_mask[:, -ids.shape[1] :].bool()
+    return mask

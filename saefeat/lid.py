@@ -1,0 +1,390 @@
+"""Language identification: a featurizer (texts -> bags of units) and heads that read the bags.
+
+Every head is linear in an example's bag: a weight for each (unit, label) on the number of tokens on which the unit
+fired, and for `sae-min-max` one on the sum of its values. So all are stored, applied and explained in one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+
+from saefeat.codes import STEP, Bag
+from saefeat.collect import encode_batches
+from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
+from saefeat.dictionaries import Dictionary, Identity
+from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
+from saefeat.methods import METHODS
+from saefeat.models import LanguageModel, load_model
+from saefeat.sae.store import load_saes
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+
+SAE_HEADS = ("sae-count", "sae-min-max", "naive-bayes", "linear")
+HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
+LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
+SHORT = 20  # `linear` also learns from the first 20 characters of each text
+_DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
+_C = 30.0
+
+
+@dataclass
+class Features:
+    """Bags of n texts as sparse matrices: dictionary id -> CSR [n, width] of firing tokens, and of sums of values."""
+
+    counts: dict[str, sp.csr_matrix]
+    sums: dict[str, sp.csr_matrix]
+
+    @classmethod
+    def stack(cls, parts: Sequence[Features]) -> Features:
+        """Rows of all parts, one after the other."""
+        joined = [
+            {
+                name: sp.csr_matrix(sp.vstack([getattr(p, kind)[name] for p in parts]))
+                for name in getattr(parts[0], kind)
+            }
+            for kind in ("counts", "sums")
+        ]
+        return cls(*joined)
+
+    def __len__(self) -> int:
+        return next(iter(self.counts.values())).shape[0]
+
+
+def featurize(
+    lm: LanguageModel,
+    dictionaries: Sequence[Dictionary],
+    texts: Sequence[str],
+    *,
+    token_limit: int = TOKEN_LIMIT,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Features:
+    """Bags of texts. Texts without tokens (blank ones) have empty rows."""
+    widths = {d.id: _width(d) for d in dictionaries}
+    builder = _Builder(widths)
+    ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
+    special = lm.special_ids
+    for start in range(0, len(ids), WINDOW):
+        rows = {i: ids[i] for i in range(start, min(start + WINDOW, len(ids))) if any(t not in special for t in ids[i])}
+        for batch, results in encode_batches(lm, dictionaries, plan_batches(lm, rows)):
+            positions = np.asarray(batch.positions)
+            for name, (bag, _) in results.items():
+                builder.add(name, bag, positions)
+        progress(f"lid: {min(start + WINDOW, len(ids)):,} of {len(ids):,} texts")
+    return builder.build(len(texts))
+
+
+def _width(dictionary: Dictionary) -> int:
+    picked = dictionary.units if isinstance(dictionary, Identity) else None
+    return dictionary.width if picked is None else len(picked)
+
+
+class _Builder:
+    def __init__(self, widths: dict[str, int]) -> None:
+        self.widths = widths
+        self.parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in widths}
+
+    def add(self, name: str, bag: Bag, positions: np.ndarray) -> None:
+        rows = bag.rows()
+        assert rows.example is not None and rows.unit is not None
+        columns = (rows.unit.int(), rows.tokens.float(), rows.sum.double() * STEP)
+        self.parts[name].append((positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns)))
+
+    def build(self, n: int) -> Features:
+        features = Features({}, {})
+        for name, parts in self.parts.items():
+            row, unit, tokens, total = (np.concatenate(c) if parts else np.zeros(0) for c in zip(*parts, strict=True)) \
+                if parts else (np.zeros(0, np.int64),) * 4  # fmt: skip
+            shape = (n, self.widths[name])
+            features.counts[name] = sp.csr_matrix((tokens.astype(np.float32), (row, unit)), shape=shape)
+            features.sums[name] = sp.csr_matrix((total.astype(np.float64), (row, unit)), shape=shape)
+        return features
+
+
+def features_from_bags(directory: Path, widths: dict[str, int], positions: Sequence[int]) -> Features:
+    """Read bags that `collect` wrote (`directory/<id>/window-*.parquet`); rows in the order of `positions`."""
+    import pyarrow.parquet as pq
+
+    place = {p: i for i, p in enumerate(positions)}
+    features = Features({}, {})
+    for name, width in widths.items():
+        files = sorted((directory / name).glob("window-*.parquet"))
+        if not files:
+            raise UserError(f"{directory / name} holds no bags; collect with --bags")
+        tables = [pq.read_table(file, columns=["example", "unit", "tokens", "sum"]) for file in files]
+        columns = [np.concatenate([t[c].to_numpy() for t in tables]) for c in ("example", "unit", "tokens", "sum")]
+        known = np.fromiter((place.get(p, -1) for p in columns[0].tolist()), np.int64, len(columns[0]))
+        keep = known >= 0
+        index = (known[keep], columns[1][keep])
+        shape = (len(positions), width)
+        features.counts[name] = sp.csr_matrix((columns[2][keep].astype(np.float32), index), shape=shape)
+        features.sums[name] = sp.csr_matrix((columns[3][keep].astype(np.float64), index), shape=shape)
+    return features
+
+
+# --------------------------------------------------------------------------- heads
+
+
+@dataclass
+class Head:
+    """A fitted head.
+
+    Attributes:
+        units: dictionary id -> int64 [m], the units it reads.
+        counts, sums: dictionary id -> float64 [m, K], weights on a unit's firing tokens and on the sum of its values.
+        intercept: float64 [K].
+        root: take square roots of the counts and divide each row by its length, over all dictionaries together.
+        probabilistic: scores are logarithms of probabilities up to a constant.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    units: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+    intercept: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    root: bool = False
+    probabilistic: bool = False
+
+    def scores(self, features: Features) -> np.ndarray:
+        """float64 [n, K]."""
+        rows = _rooted(features.counts) if self.root else features.counts
+        total = np.zeros((len(features), len(self.labels)))
+        if len(self.intercept):
+            total += self.intercept
+        for name, units in self.units.items():
+            total += rows[name][:, units] @ self.counts[name]
+            if name in self.sums:
+                total += features.sums[name][:, units] @ self.sums[name]
+        return total
+
+    def known(self, features: Features) -> np.ndarray:
+        """bool [n]: whether any unit that the head reads fired."""
+        fired = np.zeros(len(features), bool)
+        for name, units in self.units.items():
+            fired |= np.asarray(features.counts[name][:, units].sum(1)).ravel() > 0
+        return fired
+
+    def predict(self, features: Features) -> list[str | None]:
+        """The label of greatest score, ties to the first; None where no unit of the head fired."""
+        best = self.scores(features).argmax(1)
+        return [self.labels[k] if ok else None for k, ok in zip(best, self.known(features), strict=True)]
+
+    def probabilities(self, features: Features) -> np.ndarray:
+        """[n, K]: softmax of the scores where they are logarithms, else each label's share of the positive scores."""
+        scores = self.scores(features)
+        if self.probabilistic:
+            shifted = np.exp(scores - scores.max(1, keepdims=True))
+            return shifted / shifted.sum(1, keepdims=True)
+        positive = np.clip(scores, 0, None)
+        total = positive.sum(1, keepdims=True)
+        return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
+
+    def evidence(self, features: Features, n: int = 5) -> list[list[dict[str, Any]]]:
+        """Per text the n units that spoke most for the predicted label, against the mean of the other labels."""
+        best = self.scores(features).argmax(1)
+        rows = _rooted(features.counts) if self.root else features.counts
+        found: list[list[dict[str, Any]]] = [[] for _ in range(len(features))]
+        for name, units in self.units.items():
+            picked = sp.csr_matrix(rows[name][:, units])
+            sums = sp.csr_matrix(features.sums[name][:, units]) if name in self.sums else None
+            for i in range(len(features)):
+                found[i] += self._contributions(name, picked[i], None if sums is None else sums[i], int(best[i]))
+        return [sorted(row, key=lambda u: (-u["weight"], u["dictionary"], u["unit"]))[:n] for row in found]
+
+    def _contributions(self, name: str, row: sp.csr_matrix, sums: Any, k: int) -> list[dict[str, Any]]:
+        weight = _against_rest(self.counts[name][row.indices], k) * row.data
+        if sums is not None:
+            weight = (
+                weight + _against_rest(self.sums[name][row.indices], k) * np.asarray(sums[:, row.indices].todense())[0]
+            )
+        units = self.units[name][row.indices]
+        return [
+            {"dictionary": name, "unit": int(u), "weight": round(float(w), 6)}
+            for u, w in zip(units, weight, strict=True)
+            if w > 0
+        ]
+
+    def save(self, path: Path) -> None:
+        """One safetensors file."""
+        tensors = {f"units|{n}": torch.from_numpy(u.astype(np.int64)) for n, u in self.units.items()}
+        tensors |= {f"counts|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.counts.items()}
+        tensors |= {f"sums|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.sums.items()}
+        tensors["intercept"] = torch.from_numpy(self.intercept.astype(np.float64))
+        flags = {"root": self.root, "probabilistic": self.probabilistic}
+        save_tensors(path, tensors, {"schema": SCHEMA, "head": self.name, "labels": list(self.labels), **flags})
+
+    @classmethod
+    def load(cls, path: Path) -> Head:
+        """Read a head; raises UserError when the file is missing, damaged or something else."""
+        tensors, header = load_tensors(path)
+        if "head" not in header:
+            raise UserError(f"{path} holds no head")
+        parts: dict[str, dict[str, np.ndarray]] = {"units": {}, "counts": {}, "sums": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("|")
+            if name:
+                parts[kind][name] = tensor.numpy()
+        return cls(
+            header["head"],
+            tuple(header["labels"]),
+            **parts,
+            intercept=tensors["intercept"].numpy(),
+            root=header["root"],
+            probabilistic=header["probabilistic"],
+        )
+
+
+def _against_rest(weights: np.ndarray, k: int) -> np.ndarray:
+    others = weights.shape[1] - 1
+    return weights[:, k] - (weights.sum(1) - weights[:, k]) / max(others, 1)
+
+
+def _rooted(counts: dict[str, sp.csr_matrix]) -> dict[str, sp.csr_matrix]:
+    """Square roots of the counts, each row divided by its length over all dictionaries together."""
+    squares = sum(np.asarray(matrix.sum(1)).ravel() for matrix in counts.values())
+    scale = sp.diags(1 / np.sqrt(np.maximum(squares, 1e-12)))
+    return {name: sp.csr_matrix(scale @ matrix.sqrt()) for name, matrix in counts.items()}
+
+
+def selection_head(name: str, selection: Selection, stats: Sequence[Stats]) -> Head:
+    """`sae-count`, `sae-min-max` and `neuron-count` of SAE-LAPE (arXiv 2507.11230), on selected units.
+
+    sae-count and neuron-count: tokens on which units of the label fire. sae-min-max: their values, scaled by the
+    least and greatest value that the unit has over all labels.
+    """
+    head = Head(name, tuple(selection.labels), {}, {})
+    for s in stats:
+        chosen = selection.units(s.dictionary)
+        units = np.array(sorted({u for members in chosen.values() for u in members}), np.int64)
+        if not len(units):
+            continue
+        where = {u: i for i, u in enumerate(units.tolist())}
+        member = np.zeros((len(units), len(head.labels)))
+        for k, label in enumerate(head.labels):
+            member[[where[u] for u in chosen.get(label, [])], k] = 1
+        head.units[s.dictionary] = units
+        if name == "sae-min-max":
+            low = s.min[:, units].amin(0).double().numpy()
+            scale = 1 / (s.max[:, units].amax(0).double().numpy() - low + 1e-6)
+            head.counts[s.dictionary] = member * (-low * scale)[:, None]
+            head.sums[s.dictionary] = member * scale[:, None]
+        else:
+            head.counts[s.dictionary] = member
+    return head
+
+
+def naive_bayes_head(stats: Sequence[Stats], labels: Sequence[str], alpha: float = 1.0) -> Head:
+    """Multinomial naive Bayes over firing units, read from the statistics: no fitting pass, uniform prior."""
+    head = Head("naive-bayes", tuple(labels), {}, {}, probabilistic=True)
+    total = sum(s.fired.double().sum(1) for s in stats)
+    width = sum(s.width for s in stats)
+    for s in stats:
+        log_p = torch.log((s.fired.double() + alpha) / (torch.as_tensor(total) + alpha * width)[:, None])
+        head.units[s.dictionary] = np.arange(s.width)
+        head.counts[s.dictionary] = log_p.T.numpy()
+    return head
+
+
+def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> Head:
+    """Logistic regression on square-rooted, length-normalised counts of all units of the given dictionaries."""
+    rooted = _rooted(features.counts)
+    names = sorted(rooted)
+    x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
+    dense = x.toarray() if x.shape[0] * x.shape[1] * 4 <= _DENSE_BYTES else x
+    fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
+    order = [list(fitted.classes_).index(label) for label in labels]
+    weights, intercept = fitted.coef_, fitted.intercept_
+    if len(labels) == 2:  # scikit-learn keeps one row for two classes
+        weights, intercept = np.vstack([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
+    head = Head("linear", tuple(labels), {}, {}, root=True, probabilistic=True)
+    head.intercept = np.asarray(intercept, np.float64)[order]
+    start = 0
+    for name in names:
+        width = rooted[name].shape[1]
+        head.units[name] = np.arange(width)
+        head.counts[name] = np.asarray(weights[order, start : start + width], np.float64).T
+        start += width
+    return head
+
+
+# --------------------------------------------------------------------------- estimator
+
+
+class LanguageIdentifier(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier of texts on the features of SAEs of a language model.
+
+    Parameters:
+        model: a `LanguageModel`, or a name that `load_model` takes.
+        saes: SAEs, or directories of them.
+        head: sae-count, sae-min-max, naive-bayes or linear.
+
+    Attributes after `fit`: `classes_`, `head_`.
+    """
+
+    def __init__(
+        self, model: Any = "embedded:gemma-3-270m", saes: Any = (), head: str = "linear", seed: int = 0
+    ) -> None:
+        self.model, self.saes, self.head, self.seed = model, saes, head, seed
+
+    def fit(self, texts: Sequence[str], labels: Sequence[str]) -> LanguageIdentifier:
+        """Raises UserError for an unknown head, no SAE, or fewer than two labels."""
+        if self.head not in SAE_HEADS:
+            raise UserError(f"unknown head {self.head}; use {', '.join(SAE_HEADS)}")
+        texts, of = list(texts), [str(label) for label in labels]
+        names = tuple(sorted(set(of)))
+        if len(names) < 2:
+            raise UserError("fitting needs texts of at least two labels")
+        self._load()
+        if self.head == "linear":
+            short = [text[:SHORT] for text in texts]
+            self.head_ = linear_head(self._features(texts + short), of + of, names, seed=self.seed)
+        else:
+            stats = self._stats(Corpus(texts, of, [""] * len(texts), names, "python"))
+            if self.head == "naive-bayes":
+                self.head_ = naive_bayes_head(stats, names)
+            else:
+                self.head_ = selection_head(self.head, METHODS["sae-lape"].rank(stats), stats)
+        self.classes_ = np.array(names)
+        return self
+
+    def _load(self) -> None:
+        self.lm_ = load_model(self.model) if isinstance(self.model, str) else self.model
+        given = [self.saes] if isinstance(self.saes, str | Path) else list(self.saes)
+        paths = [str(s) for s in given if isinstance(s, str | Path)]
+        self.saes_ = load_saes(paths, self.lm_) if paths else given
+        if not self.saes_:
+            raise UserError("give at least one SAE")
+
+    def _features(self, texts: Sequence[str]) -> Features:
+        return featurize(self.lm_, self.saes_, texts)
+
+    def _stats(self, corpus: Corpus) -> list[Stats]:
+        found = {d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity) for d in self.saes_}
+        ids = self.lm_.tokenize(corpus.texts, TOKEN_LIMIT)
+        row = {label: k for k, label in enumerate(corpus.labels)}
+        for batch, results in encode_batches(self.lm_, self.saes_, plan_batches(self.lm_, dict(enumerate(ids)))):
+            labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
+            for name, (bag, lengths) in results.items():
+                found[name].add(bag, labels, lengths)
+        return list(found.values())
+
+    def decision_function(self, texts: Iterable[str]) -> np.ndarray:
+        """[n, K] scores."""
+        return self.head_.scores(self._features(list(texts)))
+
+    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+        """[n, K]."""
+        return self.head_.probabilities(self._features(list(texts)))
+
+    def predict(self, texts: Iterable[str]) -> np.ndarray:
+        """Labels; None where nothing can be said."""
+        return np.array(self.head_.predict(self._features(list(texts))), dtype=object)

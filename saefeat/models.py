@@ -1,0 +1,298 @@
+"""Load models and tokenizers (hub, local directory, GGUF, embedded) and resolve sites from the module tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, make_dir, read_json, write_json
+
+EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
+KINDS = ("mlp_out", "mlp_act", "resid_post")
+_SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d+)$")
+_ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model: its name (`mlp_out@13` or a module path), the module whose output is read, its layer."""
+
+    name: str
+    path: str
+    layer: int | None
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model with its tokenizer and what identifies it.
+
+    Attributes:
+        model: the untouched transformers model, in evaluation mode.
+        prefix: token ids that the tokenizer puts before a text (BOS), possibly none.
+        suffix: token ids that it puts after a text, possibly none.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    fingerprint: str
+    dtype: str
+    device: str
+    prefix: list[int]
+    suffix: list[int]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What artefacts record of the model."""
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint, "dtype": self.dtype}
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids) | set(self.prefix) | set(self.suffix)
+
+    @property
+    def layers_path(self) -> str:
+        return find_layers(self.model)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.model.get_submodule(self.layers_path))
+
+    def site(self, name: str) -> Site:
+        return resolve_site(self.model, name)
+
+    def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
+        """Token ids of each text without special tokens added, cut at `limit` tokens."""
+        if not texts:
+            return []
+        # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
+        cut = [text[: 64 * limit] for text in texts]
+        ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [row[:limit] for row in ids]
+
+    def unembedding(self) -> Tensor:
+        """[vocabulary, d] weight of the output projection."""
+        return self.model.get_output_embeddings().weight.detach()
+
+
+def native_bf16(device: str) -> bool:
+    """Whether bf16 matrix products are faster than float32 ones on this device."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def choose_device(device: str) -> str:
+    """`auto`: a GPU where there is one. Raises UserError for a device that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto`: bfloat16 where the machine is faster with it, else float32."""
+    if dtype == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in table:
+        raise UserError(f"--dtype {dtype} is unknown; use auto, {', '.join(table)}")
+    return table[dtype]
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None) -> LanguageModel:
+    """Load by hub id, local directory, `.gguf` file or embedded name; raises UserError when that cannot be."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    chosen = choose_device(device)
+    torch_dtype = choose_dtype(dtype, chosen)
+    source = _source(name)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch_dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot load the model {name}: {first}") from error
+    return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
+
+
+def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
+    """Make a LanguageModel of a transformers model that is loaded already."""
+    model.requires_grad_(False)
+    prefix, suffix = _added_tokens(tokenizer)
+    weight = next(model.parameters())
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return LanguageModel(
+        model, tokenizer, name, revision, _weights_fingerprint(model), dtype, str(weight.device), prefix, suffix
+    )
+
+
+def _source(name: str) -> str:
+    if name.startswith("embedded:"):
+        from saefeat.assets import fetch
+
+        if name not in EMBEDDED:
+            raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
+        return str(_converted(fetch(EMBEDDED[name]), EMBEDDED[name]))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"the model file {name} does not exist")
+        return str(_converted(path, path.stem))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"the directory {name} holds no model (no config.json)")
+        return str(path)
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"the model directory {name} does not exist")
+    if name.count("/") > 1:
+        raise UserError(f"the model {name} is neither a directory here nor a hub id (owner/name)")
+    return name
+
+
+def _converted(gguf: Path, name: str) -> Path:
+    """The GGUF file as a safetensors directory in the cache: made once, verified, rebuilt when damaged."""
+    digest = file_sha256(gguf)
+    target = cache_dir() / "models" / f"{name}-{digest[:12]}"
+    if _intact(target):
+        return target
+    make_dir(target.parent)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+    try:
+        _convert(gguf, temporary)
+        files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
+        write_json(temporary / "saefeat.json", {"gguf_sha256": digest, "files": files})
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            os.rename(temporary, target)
+        except OSError:  # another process was faster
+            if not _intact(target):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _intact(directory: Path) -> bool:
+    try:
+        files = read_json(directory / "saefeat.json")["files"]
+        return all(file_sha256(directory / name) == digest for name, digest in files.items())
+    except (UserError, OSError, KeyError, TypeError):
+        return False
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    try:
+        import gguf as _  # noqa: F401
+    except ImportError as error:
+        raise UserError("reading a .gguf model needs the package gguf; install saefeat[demo]") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+        raise UserError(f"cannot read {gguf} as a GGUF model ({str(error).splitlines()[0]})") from error
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def _weights_fingerprint(model: nn.Module) -> str:
+    """Of the names, shapes and 16 sampled entries of every weight: equal for the same model in any dtype or place."""
+    rows = []
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        picks = torch.tensor([i * (flat.numel() - 1) // 15 for i in range(16)], device=flat.device)
+        rows.append([name, list(weight.shape), flat[picks].to(torch.bfloat16).float().tolist()])
+    return fingerprint(rows)
+
+
+def find_layers(model: nn.Module) -> str:
+    """Dotted path of the list of transformer blocks: the longest ModuleList whose members have a feed-forward part."""
+    best = ""
+    size = 0
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > size and hasattr(module[0], "mlp"):
+            best, size = path, len(module)
+    if not best:
+        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path")
+    return best
+
+
+def resolve_site(model: nn.Module, name: str) -> Site:
+    """Find the module of a site; raises UserError for one that the model does not have.
+
+    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm after it where the
+    block has one (Gemma 2 and 3), else of the feed-forward module. `mlp_act` is the output of the activation
+    function, where LAPE counts. `resid_post` is the output of the block. Anything else is a module path.
+    """
+    match = _SITE.match(name)
+    if not match:
+        return _explicit(model, name)
+    kind, layer = match[1], int(match[2])
+    layers = find_layers(model)
+    blocks = model.get_submodule(layers)
+    count = len(blocks)  # type: ignore[arg-type]
+    if layer >= count:
+        raise UserError(f"the site {name} does not exist: the model has the layers 0 to {count - 1}")
+    block = blocks[layer]  # type: ignore[index]
+    if kind == "resid_post":
+        part = ""
+    elif kind == "mlp_out":
+        part = ".post_feedforward_layernorm" if hasattr(block, "post_feedforward_layernorm") else ".mlp"
+    else:
+        found = [a for a in _ACTIVATIONS if isinstance(getattr(block.mlp, a, None), nn.Module)]
+        if not found:
+            raise UserError(f"the site {name} cannot be found in {layers}.{layer}.mlp; name its module path")
+        part = f".mlp.{found[0]}"
+    return Site(name, f"{layers}.{layer}{part}", layer)
+
+
+def _explicit(model: nn.Module, name: str) -> Site:
+    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}"):
+        try:
+            model.get_submodule(path)
+        except AttributeError:
+            continue
+        numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
+        return Site(name, path, int(numbers[0]) if numbers else None)
+    raise UserError(f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model")
+
+
+def site_width(lm: LanguageModel, site: Site) -> int:
+    """Width d of a site, seen in a forward pass of one token."""
+    from saefeat.hooks import capture
+
+    ids = torch.tensor([[*lm.prefix, 0]], device=lm.device)
+    with capture(lm.model, (site.path,)) as captured, torch.inference_mode():
+        return captured.run(lm.model, input_ids=ids)[site.path].shape[-1]

@@ -1,0 +1,393 @@
+"""Train TopK SAEs for several sites from one stream of forward passes, in bounded memory and resumable.
+
+Activations are held a chunk at a time: fill, then consume in a random order given by (seed, chunk, pass). Checkpoints
+fall on chunk ends, so a resumed run is bit-identical to one that was not interrupted, without activations on disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.corpora import Plan
+from saefeat.dictionaries import OUTLIER_FACTOR, SAE, GroupedEncoder
+from saefeat.hooks import capture
+from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
+from saefeat.models import LanguageModel, Site, native_bf16, site_width
+from saefeat.sae.kernels import Gradients, aux_step, topk_step
+from saefeat.sae.store import load_sae, save_sae
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How SAEs are trained.
+
+    Attributes:
+        d_sae: width, a multiple of 16; None: `expansion` times d_in.
+        k: active units of a token.
+        passes: how often each activation is used.
+        batch_size: tokens of a step.
+        chunk_tokens: tokens held in memory (2 bytes x d_in each, for every site); a checkpoint falls on its end.
+        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; linear warm-up over the first
+            `warmup` of the steps and linear decay over the last `decay`.
+        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for `dead_tokens` tokens.
+        dtype: of the encoder product: auto, float32 or bfloat16. Weights are float32 always.
+    """
+
+    k: int = 32
+    d_sae: int | None = None
+    expansion: int = 4
+    passes: int = 3
+    batch_size: int = 2048
+    chunk_tokens: int = 65_536
+    lr: float = 1e-3
+    warmup: float = 0.05
+    decay: float = 0.4
+    aux: float = 1 / 32
+    dead_tokens: int = 100_000
+    dtype: str = "auto"
+    seed: int = 0
+
+    def width(self, d_in: int) -> int:
+        """d_sae for a site of width d_in; raises UserError for one that cannot be."""
+        width = self.d_sae or self.expansion * d_in
+        if width % GroupedEncoder.size or width < GroupedEncoder.size * self.k // 4:
+            need = f"a multiple of {GroupedEncoder.size}, at least {GroupedEncoder.size * self.k // 4} for k {self.k}"
+            raise UserError(f"d_sae {width} must be {need}")
+        return width
+
+    def product_dtype(self, device: str) -> torch.dtype:
+        if self.dtype == "auto":
+            return torch.bfloat16 if native_bf16(device) else torch.float32
+        return getattr(torch, self.dtype)
+
+
+class Trainer:
+    """One SAE in training, in coordinates where the input has mean 0 and variance 1 per coordinate."""
+
+    def __init__(self, d_in: int, config: TrainConfig, total_steps: int, device: str) -> None:
+        self.config, self.total_steps, self.device = config, max(total_steps, 1), device
+        self.dtype = config.product_dtype(device)
+        width = config.width(d_in)
+        generator = torch.Generator().manual_seed(config.seed)
+        rows = torch.randn(width, d_in, generator=generator)
+        rows /= rows.norm(dim=1, keepdim=True)
+        self.parameters = {
+            "encoder": rows.clone().to(device),  # tied at the start
+            "b_enc": torch.zeros(width, device=device),
+            "decoder": rows.to(device),
+            "b_dec": torch.zeros(d_in, device=device),
+        }
+        self.adam = torch.optim.Adam(list(self.parameters.values()), lr=config.lr, fused=True)
+        self.silent = torch.zeros(width, dtype=torch.int64, device=device)  # tokens since a unit fired
+        self.frame: dict[str, Tensor] = {}  # mean [d_in], scale [], max_norm []: of the first chunk
+        self.step = 0
+        self.fvu = torch.zeros((), device=device)
+        self.l0 = torch.zeros((), device=device)
+
+    def set_frame(self, x: Tensor) -> None:
+        """Take mean, scale and outlier norm from the training sample x [n, d_in]."""
+        norms = torch.cat([part.float().norm(dim=1) for part in x.split(8192)])
+        limit = norms.median() * OUTLIER_FACTOR
+        kept = x[norms <= limit]
+        mean = torch.stack([part.double().sum(0) for part in kept.split(8192)]).sum(0) / len(kept)
+        squares = [(part.double() - mean).square().sum() for part in kept.split(8192)]
+        scale = (torch.stack(squares).sum() / kept.numel()).sqrt()
+        if not torch.isfinite(scale) or scale == 0:
+            raise RunFailed("the activations of a site are constant or not finite")
+        self.frame = {"mean": mean.float(), "scale": scale.float(), "max_norm": limit.float()}
+
+    def usable(self, x: Tensor) -> Tensor:
+        """Indices of the vectors x [n, d_in] that are no outliers."""
+        norms = torch.cat([part.float().norm(dim=1) for part in x.split(8192)])
+        return (norms <= self.frame["max_norm"]).nonzero().squeeze(-1)
+
+    def train_on(self, x: Tensor) -> None:
+        """One step on raw vectors x [batch, d_in]."""
+        p = self.parameters
+        x = (x.float() - self.frame["mean"]) / self.frame["scale"]
+        g = topk_step(x, p["encoder"], p["b_enc"], p["decoder"], p["b_dec"], self.config.k, self.dtype)
+        self._note(x, g)
+        self._add_aux(x, g)
+        for name, parameter in p.items():
+            parameter.grad = getattr(g, name)
+        self.adam.param_groups[0]["lr"] = self.config.lr * self._rate()
+        self.adam.step()
+        p["decoder"].div_(p["decoder"].norm(dim=1, keepdim=True).clamp(min=1e-8))
+        self.step += 1
+
+    def _note(self, x: Tensor, g: Gradients) -> None:
+        fired = torch.zeros_like(self.silent, dtype=torch.bool)
+        fired[g.units[g.values > 0]] = True
+        self.silent += len(x)
+        self.silent[fired] = 0
+        variance = (x - x.mean(0)).square().sum() / len(x)
+        weight = 0.1 if self.step else 1.0
+        self.fvu = torch.lerp(self.fvu, g.loss / variance, weight)
+        self.l0 = torch.lerp(self.l0, (g.values > 0).sum() / len(x), weight)
+
+    def _add_aux(self, x: Tensor, g: Gradients) -> None:
+        dead = (self.silent > self.config.dead_tokens).nonzero().squeeze(-1)
+        if not len(dead) or not self.config.aux:
+            return
+        p = self.parameters
+        part = slice(0, max(1, len(x) // 4))  # a quarter of the batch is enough to revive them
+        k = max(1, x.shape[1] // 2)
+        centred = x[part] - p["b_dec"]
+        encoder, b_enc, decoder = aux_step(
+            centred, g.error[part], p["encoder"][dead], p["b_enc"][dead], p["decoder"][dead], k
+        )
+        weight = self.config.aux * g.loss  # the same scale as the main loss
+        g.encoder[dead] += weight * encoder
+        g.b_enc[dead] += weight * b_enc
+        g.decoder[dead] += weight * decoder
+
+    def _rate(self) -> float:
+        done = self.step / self.total_steps
+        up = min(1.0, (self.step + 1) / max(1.0, self.config.warmup * self.total_steps))
+        down = min(1.0, (1 - done) / self.config.decay) if self.config.decay else 1.0
+        return max(up * down, 0.0)
+
+    @property
+    def dead_share(self) -> float:
+        return float((self.silent > self.config.dead_tokens).float().mean())
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = dict(self.parameters) | self.frame | {"silent": self.silent, "fvu": self.fvu, "l0": self.l0}
+        for name, parameter in self.parameters.items():
+            for key, value in self.adam.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        self.step = step
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+            prefix = f"adam.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            self.adam.state[parameter] = {k: v if k == "step" else v.to(self.device) for k, v in moments.items()}
+        self.frame = {name: tensors[name].to(self.device) for name in ("mean", "scale", "max_norm")}
+        self.silent, self.fvu, self.l0 = (tensors[n].to(self.device) for n in ("silent", "fvu", "l0"))
+
+    def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
+        """The SAE so far in raw units: scale and mean are folded in, units in their final order."""
+        p, scale = self.parameters, self.frame["scale"]
+        width = len(p["encoder"])
+        units = torch.arange(width, device=self.device)
+        row = (units % GroupedEncoder.size) * (width // GroupedEncoder.size) + units // GroupedEncoder.size
+        return SAE(
+            identity,
+            site,
+            W_enc=p["encoder"][row].t().contiguous(),
+            b_enc=p["b_enc"][row] * scale,
+            W_dec=p["decoder"][row],
+            b_dec=self.frame["mean"] + scale * p["b_dec"],
+            k=self.config.k,
+            max_norm=float(self.frame["max_norm"]),
+            dtype=str(self.dtype).removeprefix("torch."),
+            record=record,
+        )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Windows of the plan whose activations are held together, their counted tokens and the training steps on them."""
+
+    windows: tuple[int, ...]
+    tokens: int
+    steps: int
+
+
+def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
+    """Cut the plan into chunks of whole windows. The number of steps is known before any forward pass."""
+    groups: list[list[int]] = [[]]
+    sizes = [0]
+    for window in range(plan.window_count):
+        tokens = sum(plan.counts[i] for i in plan.window(window))
+        if sizes[-1] and sizes[-1] + tokens > config.chunk_tokens * 1.25:
+            groups.append([])
+            sizes.append(0)
+        groups[-1].append(window)
+        sizes[-1] += tokens
+    steps = [max(1, round(size * config.passes / config.batch_size)) for size in sizes]
+    return [Chunk(tuple(g), n, s) for g, n, s in zip(groups, sizes, steps, strict=True)]
+
+
+def sae_id(site: str) -> str:
+    """Directory name of the SAE of a site."""
+    return site.replace("/", "_")
+
+
+def train_saes(
+    lm: LanguageModel,
+    plan: Plan,
+    sites: list[str],
+    out: Path,
+    config: TrainConfig,
+    *,
+    progress: Progress = lambda line: None,
+) -> list[SAE]:
+    """Train one SAE a site and write each to `out/<id>/`; run again, it goes on where it was killed.
+
+    `plan` should be mixed, so that every chunk holds every label. Raises UserError for unknown sites or an `out`
+    that holds other SAEs, RunFailed when training diverges.
+    """
+    resolved = [lm.site(site) for site in sites]
+    if len({site.path for site in resolved}) < len(resolved):
+        raise UserError(f"a site is named twice in {','.join(sites)}")
+    widths = {site.name: site_width(lm, site) for site in resolved}
+    for width in widths.values():
+        config.width(width)
+    make_dir(out)
+    chunks = plan_chunks(plan, config)
+    total = sum(chunk.steps for chunk in chunks)
+    records = {site.name: _record(lm, plan, site, config) for site in resolved}
+    if _finished(out, records):
+        progress(f"{out} is complete already")
+        return [load_sae(out / sae_id(site)) for site in sites]
+    trainers = {site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved}
+    request = fingerprint(records)
+    done = _resume(out / "partial", trainers, request)
+    start = time.monotonic()
+    tokens = sum(chunk.tokens for chunk in chunks[done:])
+    seen = 0
+    for number, chunk in enumerate(chunks[done:], done):
+        _train_chunk(lm, plan, resolved, trainers, chunk, number, config, progress)
+        seen += chunk.tokens
+        seconds = time.monotonic() - start
+        progress(_progress_line(trainers, seen, seconds, (tokens - seen) * seconds / seen))
+        _check(trainers)
+        if number + 1 < len(chunks):
+            _checkpoint(out / "partial", trainers, request, number + 1)
+    for site in resolved:
+        trainer = trainers[site.name]
+        record = {**records[site.name], "fvu": float(trainer.fvu), "l0": float(trainer.l0), "dead": trainer.dead_share}
+        save_sae(trainer.sae(sae_id(site.name), site.name, record), out / sae_id(site.name))
+    shutil.rmtree(out / "partial", ignore_errors=True)
+    return [load_sae(out / sae_id(site)) for site in sites]
+
+
+def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
+    corpus = plan.corpus
+    return {
+        "model": lm.identity,
+        "module": site.path,
+        "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "labels": list(corpus.labels)},
+        "policy": {**plan.policy, "outlier_factor": OUTLIER_FACTOR},
+        "training": {**asdict(config), "tokens": plan.total},
+    }
+
+
+def _finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
+    present = [name for name in records if (out / sae_id(name)).exists()]
+    for name in present:
+        made = load_sae(out / sae_id(name)).record
+        if any(made.get(key) != value for key, value in records[name].items()):
+            raise UserError(f"{out / sae_id(name)} holds an SAE of another training; choose another --out or remove it")
+    return len(present) == len(records)
+
+
+def _checkpoint(partial: Path, trainers: dict[str, Trainer], request: str, done: int) -> None:
+    tensors = {f"{name}|{key}": value.cpu() for name, t in trainers.items() for key, value in t.state().items()}
+    step = next(iter(trainers.values())).step
+    save_tensors(partial / "state.safetensors", tensors, {"request": request, "done": done, "step": step})
+
+
+def _resume(partial: Path, trainers: dict[str, Trainer], request: str) -> int:
+    path = partial / "state.safetensors"
+    if not path.exists():
+        return 0
+    tensors, header = load_tensors(path)
+    if header["request"] != request:
+        raise UserError(f"{partial.parent} holds an unfinished training of something else; choose another --out")
+    for name, trainer in trainers.items():
+        mine = {key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name}
+        trainer.restore(mine, header["step"])
+    return header["done"]
+
+
+def _train_chunk(
+    lm: LanguageModel,
+    plan: Plan,
+    sites: list[Site],
+    trainers: dict[str, Trainer],
+    chunk: Chunk,
+    number: int,
+    config: TrainConfig,
+    progress: Progress,
+) -> None:
+    buffers = _fill(lm, plan, sites, chunk, progress)
+    with torch.inference_mode():
+        usable = {}
+        for name, trainer in trainers.items():
+            if not trainer.frame:
+                trainer.set_frame(buffers[name])
+            usable[name] = trainer.usable(buffers[name])
+        for step in range(chunk.steps):
+            for name, trainer in trainers.items():
+                picks = _picks(usable[name], config, number, step)
+                trainer.train_on(buffers[name][picks])
+
+
+def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
+    """Which vectors a step reads: the next `batch_size` of endless passes, each in its own random order."""
+    n, size = len(usable), config.batch_size
+    parts = []
+    start = step * size
+    while start < (step + 1) * size:
+        turn, offset = divmod(start, n)
+        generator = torch.Generator().manual_seed(int(fingerprint([config.seed, chunk, turn]), 16) % 2**63)
+        order = torch.randperm(n, generator=generator)
+        part = order[offset : offset + (step + 1) * size - start]
+        parts.append(part)
+        start += len(part)
+    return usable[torch.cat(parts).to(usable.device)]
+
+
+def _fill(lm: LanguageModel, plan: Plan, sites: list[Site], chunk: Chunk, progress: Progress) -> dict[str, Tensor]:
+    buffers: dict[str, Tensor] = {}
+    filled = 0
+    start = told = time.monotonic()
+    with capture(lm.model, tuple(site.path for site in sites)) as captured, torch.inference_mode():
+        for window in chunk.windows:
+            for batch in plan.batches(lm, plan.window(window)):
+                vectors = captured.run(
+                    lm.model,
+                    input_ids=batch.input_ids.to(lm.device),
+                    attention_mask=batch.attention_mask.to(lm.device),
+                    use_cache=False,
+                )
+                counted = batch.counted.to(lm.device)
+                count = int(batch.counted.sum())
+                for site in sites:
+                    x = vectors[site.path][counted]
+                    if site.name not in buffers:
+                        shape = (chunk.tokens, x.shape[-1])
+                        buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
+                    buffers[site.name][filled : filled + count] = x
+                filled += count
+                if time.monotonic() - told > 10:
+                    told = time.monotonic()
+                    speed = filled / (told - start)
+                    progress(f"train: reading {filled:,} of {chunk.tokens:,} tokens, {speed:,.0f} tokens/s")
+    return buffers
+
+
+def _progress_line(trainers: dict[str, Trainer], tokens: int, seconds: float, left: float) -> str:
+    parts = [f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}" for name, t in trainers.items()]
+    return f"train: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, {left:,.0f} s left | " + " | ".join(parts)
+
+
+def _check(trainers: dict[str, Trainer]) -> None:
+    for name, trainer in trainers.items():
+        if not torch.isfinite(trainer.fvu):
+            raise RunFailed(f"training diverged at {name}: its error is not finite; lower --lr")

@@ -1,0 +1,147 @@
+"""Statistics of units by label: a commutative monoid, exact under any partition and any order.
+
+Counts are int64. Sums are int64 in steps of 2^-20: each value is rounded once (half to even) where it is read,
+so adding is associative and the bytes do not depend on how the text was cut up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.codes import STEP, Bag
+from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, save_tensors
+
+# Each field's reduction; `merge`, distributed reduction, save, load and equality loop over this table.
+REDUCTIONS = {
+    "tokens": "sum",
+    "examples": "sum",
+    "fired": "sum",
+    "fired_examples": "sum",
+    "sum": "sum",
+    "total": "sum",
+    "min": "min",
+    "max": "max",
+}
+_LIMIT = 2**62  # a sum beyond it could overflow at the next addition
+
+
+@dataclass
+class Stats:
+    """Per label and unit: how often, how strongly a unit of one dictionary fired.
+
+    Attributes:
+        labels: the K labels, in order.
+        tensors: `tokens[K]`, `examples[K]`, and per unit `fired`, `fired_examples`, `sum`, `total` (int64,
+            `[K, width]`, sums in steps of 2^-20), `min`, `max` (float32, over firing values; +inf and -inf where
+            nothing fired). `total` is over all tokens, negative values included; for codes that are never
+            negative it equals `sum` and is not stored.
+        header: what the statistics are of: model, dictionary, corpus, token policy, windows.
+    """
+
+    labels: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def zeros(cls, labels: tuple[str, ...], width: int, *, signed: bool, device: str = "cpu", **header: Any) -> Stats:
+        """The neutral element. `signed`: codes may be negative, so `total` is kept apart from `sum`."""
+        k = len(labels)
+        tensors = {name: torch.zeros(k, dtype=torch.int64, device=device) for name in ("tokens", "examples")}
+        names = ["fired", "fired_examples", "sum"] + (["total"] if signed else [])
+        tensors |= {name: torch.zeros(k, width, dtype=torch.int64, device=device) for name in names}
+        tensors["min"] = torch.full((k, width), torch.inf, device=device)
+        tensors["max"] = torch.full((k, width), -torch.inf, device=device)
+        return cls(labels, tensors, header)
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "total" and "total" not in self.tensors:
+            return self.tensors["sum"]
+        try:
+            return self.__dict__["tensors"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def width(self) -> int:
+        return self.tensors["fired"].shape[1]
+
+    @property
+    def dictionary(self) -> str:
+        return self.header["dictionary"]["id"]
+
+    @property
+    def site(self) -> str:
+        return self.header["dictionary"]["site"]
+
+    def probability(self) -> Tensor:
+        """p[K, width] float32: firing tokens / counted tokens; 0 where a label has no tokens."""
+        return self.fired.float() / self.tokens.clamp(min=1).float()[:, None]
+
+    def mean(self) -> Tensor:
+        """Mean over all tokens, [K, width] float64, negative values included; 0 for a label without tokens."""
+        return self.total.double() * STEP / self.tokens.clamp(min=1)[:, None]
+
+    def mean_firing(self) -> Tensor:
+        """Mean over the firing tokens, [K, width] float64; 0 where nothing fired."""
+        return self.sum.double() * STEP / self.fired.clamp(min=1)
+
+    def add(self, bag: Bag, labels: Tensor, tokens: Tensor) -> None:
+        """Add a bag of E examples in place. labels[E]: row of each example; tokens[E]: its counted tokens."""
+        self.tensors["tokens"].index_add_(0, labels, tokens)
+        self.tensors["examples"].index_add_(0, labels, torch.ones_like(tokens))
+        bag.reduce_into(self.tensors, labels)
+
+    def merge(self, other: Stats) -> Stats:
+        """The sum of both; neither input changes. Headers must agree (see `check_mergeable`)."""
+        combine = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
+        tensors = {name: combine[REDUCTIONS[name]](value, other.tensors[name]) for name, value in self.tensors.items()}
+        header = self.header
+        if "windows" in header:
+            windows = sorted(header["windows"] + other.header["windows"])
+            header = {**header, "windows": windows}
+        return Stats(self.labels, tensors, header).checked()
+
+    def checked(self) -> Stats:
+        """Return self; raises RunFailed when a sum has left the exact range."""
+        for name in ("sum", "total"):
+            if name in self.tensors and self.tensors[name].numel() and self.tensors[name].abs().max() > _LIMIT:
+                raise RunFailed(f"the {name} of a unit of {self.header.get('dictionary')} exceeds the exact range")
+        return self
+
+    def equal(self, other: Stats) -> bool:
+        return self.labels == other.labels and all(torch.equal(v, other.tensors[k]) for k, v in self.tensors.items())
+
+    def save(self, path: Path) -> None:
+        tensors = {name: value.cpu() for name, value in self.tensors.items()}
+        save_tensors(path, tensors, {"schema": SCHEMA, "step": STEP, "labels": list(self.labels), **self.header})
+
+    @classmethod
+    def load(cls, path: Path) -> Stats:
+        """Read statistics; raises UserError when the file is damaged or of another schema or step."""
+        tensors, header = load_tensors(path)
+        if header.get("schema") != SCHEMA or header.get("step") != STEP:
+            raise UserError(f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again")
+        if "fired" not in tensors:
+            raise UserError(f"{path} holds no statistics; it was written for something else")
+        labels = tuple(header.pop("labels"))
+        del header["schema"], header["step"]
+        return cls(labels, tensors, header)
+
+
+def check_mergeable(first: Stats, other: Stats, where: str) -> None:
+    """Raises UserError when two statistics are of different things or share a window."""
+    for key in sorted(first.header.keys() | other.header.keys()):
+        if key != "windows" and first.header.get(key) != other.header.get(key):
+            raise UserError(
+                f"{where}: cannot merge, its {key} differs: {first.header.get(key)} / {other.header.get(key)}"
+            )
+    if first.labels != other.labels:
+        raise UserError(f"{where}: cannot merge, the labels differ")
+    shared = set(first.header.get("windows", [])) & set(other.header.get("windows", []))
+    if shared:
+        raise UserError(f"{where}: cannot merge, window {min(shared)} is counted in both")

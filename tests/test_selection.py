@@ -1,0 +1,220 @@
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from saefeat.codes import STEP
+from saefeat.io import UserError
+from saefeat.selection import COLUMNS, Part, Selection, part, places
+from saefeat.stats import Stats
+
+LABELS = ("de", "fr", "th")
+
+
+def make_stats(name="sae-a", *, labels=LABELS, width=6, model="m", **fields):
+    """Three labels of 10 tokens; unit u of label k fires u + k times with value 2, and -1 is added to each total."""
+    dictionary = {"id": name, "site": "mlp_out@3", "width": width, "fingerprint": f"f-{name}", "kind": "sae"}
+    stats = Stats.zeros(labels, width, signed=True, dictionary=dictionary, model=model)
+    k, u = torch.meshgrid(torch.arange(len(labels)), torch.arange(width), indexing="ij")
+    stats.tensors["tokens"] += 10
+    stats.tensors["examples"] += 5
+    stats.tensors["fired"] += k + u
+    stats.tensors["sum"] += (2 * (k + u) / STEP).long()
+    stats.tensors["total"] += ((2 * (k + u) - 1) / STEP).long()
+    stats.tensors["max"] = torch.where(k + u > 0, 2.5, -torch.inf)
+    for field, value in fields.items():
+        stats.tensors[field] = value
+    return stats
+
+
+def cells(*rows, name="sae-a", **options):
+    """A part with rows (unit, label, score)."""
+    unit, label, score = zip(*rows, strict=True) if rows else ((), (), ())
+    tensors = (torch.tensor(unit).long(), torch.tensor(label).long(), torch.tensor(score, dtype=torch.float64))
+    return part(make_stats(name, **options), *tensors)
+
+
+def build(*parts: Part, **options):
+    return Selection.build("test", {"x": 1}, parts, **options)
+
+
+def keys(selection):
+    columns = [selection.table[name].to_pylist() for name in ("label", "rank", "dictionary", "unit")]
+    return list(zip(*columns, strict=True))
+
+
+@pytest.fixture
+def selection():
+    return build(
+        cells((5, 1, 0.3), (2, 0, 0.1), (4, 1, 0.3), (2, 1, 0.1), name="sae-b"), cells((4, 1, 0.3), (1, 0, 0.2))
+    )
+
+
+def test_rows_are_ranked_within_labels_with_ties_by_dictionary_and_unit(selection):
+    assert selection.table.column_names == list(COLUMNS)
+    assert keys(selection) == [
+        ("de", 1, "sae-b", 2),
+        ("de", 2, "sae-a", 1),
+        ("fr", 1, "sae-b", 2),
+        ("fr", 2, "sae-a", 4),
+        ("fr", 3, "sae-b", 4),
+        ("fr", 4, "sae-b", 5),
+    ]
+
+
+def test_numbers_come_from_the_statistics_of_the_label():
+    row = build(cells((4, 1, 0.25), (3, 0, 0.5))).for_label("fr").table.to_pylist()[0]
+    assert (row["site"], row["score"], row["max"]) == ("mlp_out@3", 0.25, 2.5)
+    assert row["probability"] == np.float32(5) / np.float32(10)
+    assert (row["mean_firing"], row["mean"]) == (2.0, 0.9)
+
+
+def test_header_tells_where_the_rows_come_from(selection):
+    assert selection.labels == LABELS
+    assert {k: selection.header[k] for k in ("method", "parameters", "model")} == {
+        "method": "test",
+        "parameters": {"x": 1},
+        "model": "m",
+    }
+    assert selection.dictionaries["sae-b"] == {
+        "id": "sae-b",
+        "site": "mlp_out@3",
+        "width": 6,
+        "fingerprint": "f-sae-b",
+        "kind": "sae",
+    }
+
+
+def test_by_probability_the_most_frequent_comes_first():
+    selection = build(cells((1, 0, 0.1), (5, 0, 0.9), (3, 0, 0.5)), by="probability")
+    assert selection.units("sae-a")["de"] == [5, 3, 1]
+
+
+def test_the_order_of_parts_does_not_matter(tmp_path):
+    parts = [cells((4, 1, 0.3), (1, 0, 0.2), name=name) for name in ("c", "a", "b")]
+    build(*parts).save(tmp_path / "one")
+    build(*reversed(parts)).save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    for parts in [(), (cells(), cells()), (cells(), cells(name="b", labels=("de",)))]:
+        with pytest.raises(UserError):
+            build(*parts)
+    with pytest.raises(UserError, match="model"):
+        build(cells(), cells(name="b", model="other"))
+
+
+def test_places():
+    assert places(np.array([1, 0, 1, 1]), np.array([2.0, 5, 1, 2]), np.array([1, 0, 0, 0])).tolist() == [3, 1, 1, 2]
+    assert places(np.array([], dtype=np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_save_and_load_give_the_same_bytes(tmp_path, selection, empty):
+    one, two = tmp_path / "label=x" / "one.parquet", tmp_path / "two.parquet"
+    selection = build(cells()) if empty else selection
+    selection.save(one)
+    loaded = Selection.load(one)
+    assert loaded == selection and loaded.table.schema.equals(selection.table.schema)
+    loaded.save(two)
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["label=x", "two.parquet"]
+    header = json.loads(pq.read_schema(two).metadata[b"saefeat"])
+    assert header["schema"] == 1 and header["labels"] == list(LABELS)
+
+
+def test_a_file_that_is_no_selection_is_refused(tmp_path, selection):
+    whole, path = tmp_path / "whole", tmp_path / "x.parquet"
+    selection.save(whole)
+    with pytest.raises(UserError, match="does not exist"):
+        Selection.load(path)
+    with pytest.raises(UserError):
+        Selection.load(tmp_path)
+    for data in (b"", b"hello", whole.read_bytes()[:-50], whole.read_bytes()[100:]):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="readable"):
+            Selection.load(path)
+    foreign = selection.table
+    for metadata in ({}, {b"saefeat": b"[]"}, {b"saefeat": b"{}"}):
+        pq.write_table(foreign.replace_schema_metadata(metadata), path)
+        with pytest.raises(UserError, match="not a selection"):
+            Selection.load(path)
+    pq.write_table(foreign.replace_schema_metadata({b"saefeat": b"{"}), path)
+    with pytest.raises(UserError):
+        Selection.load(path)
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"saefeat": b'{"method": "x"}'}), path)
+    with pytest.raises(UserError, match="not a selection"):
+        Selection.load(path)
+    pq.write_table(foreign.replace_schema_metadata({b"saefeat": b'{"schema": 99, "method": "x"}'}), path)
+    with pytest.raises(UserError, match="schema 99"):
+        Selection.load(path)
+
+
+def test_csv_and_pandas(tmp_path, selection):
+    selection.to_csv(tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    frame = selection.to_pandas()
+    assert list(rows[0]) == list(COLUMNS) == list(frame.columns)
+    assert [(r["label"], int(r["rank"]), r["dictionary"], int(r["unit"])) for r in rows] == keys(selection)
+    assert [np.float32(r["probability"]) for r in rows] == selection.table["probability"].to_pylist()
+    assert frame["score"].tolist() == selection.table["score"].to_pylist()
+
+
+def test_label_units_head(selection):
+    assert keys(selection.for_label("de")) == [("de", 1, "sae-b", 2), ("de", 2, "sae-a", 1)]
+    assert len(selection.for_label("th")) == 0
+    with pytest.raises(UserError, match="de, fr, th"):
+        selection.for_label("xx")
+    assert selection.units("sae-b") == {"de": [2], "fr": [2, 4, 5], "th": []}
+    with pytest.raises(UserError, match="sae-a, sae-b"):
+        selection.units("xx")
+    assert keys(selection.head(1)) == [("de", 1, "sae-b", 2), ("fr", 1, "sae-b", 2)]
+    assert selection.head(99) == selection
+
+
+def test_set_operations(selection):
+    other = build(cells((4, 1, 0.0), (4, 2, 0.0), name="sae-b"))
+    assert keys(selection.intersection(other)) == [("fr", 1, "sae-b", 4)]
+    assert selection.intersection(other).table["score"].to_pylist() == [0.3]
+    assert keys(selection.difference(other)) == [
+        ("de", 1, "sae-b", 2),
+        ("de", 2, "sae-a", 1),
+        ("fr", 1, "sae-b", 2),
+        ("fr", 2, "sae-a", 4),
+        ("fr", 3, "sae-b", 5),
+    ]
+    union = selection.union(other)
+    assert keys(union) == [*keys(selection), ("th", 1, "sae-b", 4)]
+    assert union.header["method"] == "union"
+    assert union.header["parameters"] == {"of": [{"method": "test", "parameters": {"x": 1}}] * 2}
+    assert keys(selection.without_shared()) == [
+        ("de", 1, "sae-a", 1),
+        ("fr", 1, "sae-a", 4),
+        ("fr", 2, "sae-b", 4),
+        ("fr", 3, "sae-b", 5),
+    ]
+    empty = build(cells())
+    assert len(empty.without_shared()) == len(empty.intersection(selection)) == 0
+    assert keys(empty.union(selection)) == keys(selection)
+
+
+def test_union_takes_labels_and_dictionaries_of_both():
+    union = build(cells((1, 0, 0.0))).union(build(cells((1, 1, 0.0), name="b", labels=("de", "bg"))))
+    assert union.labels == ("de", "fr", "th", "bg")
+    assert keys(union) == [("de", 1, "sae-a", 1), ("bg", 1, "b", 1)]
+    assert sorted(union.dictionaries) == ["b", "sae-a"]
+
+
+def test_set_operations_need_the_same_model_and_dictionaries(selection):
+    with pytest.raises(UserError, match="model"):
+        selection.union(build(cells(model="other")))
+    other = build(cells())
+    other.dictionaries["sae-a"]["fingerprint"] = "other"
+    with pytest.raises(UserError, match="sae-a"):
+        selection.difference(other)
