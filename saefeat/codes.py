@@ -13,6 +13,7 @@ from torch import Tensor
 from saefeat.io import RunFailed
 
 STEP = 2.0**-20  # sums are kept in whole steps
+_EXACT = 2**53  # float64 holds whole numbers below it; a sum of one example must stay there
 
 
 def to_steps(values: Tensor) -> Tensor:
@@ -100,8 +101,13 @@ def _sparse_bag(values: Tensor, indices: Tensor, lengths: Tensor, width: int) ->
     cell, order = torch.sort(cell)
     value = value[order]
     cells, position, tokens = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
-    steps = to_steps(value).to(torch.int64)
+    steps = to_steps(value)
+    if len(steps) and steps.max() >= _EXACT:
+        raise RunFailed("the sum over one example exceeds the exact range")
+    steps = steps.to(torch.int64)
     total = torch.zeros(len(cells), dtype=torch.int64, device=values.device).index_add_(0, position, steps)
+    if len(total) and total.max() >= _EXACT:
+        raise RunFailed("the sum over one example exceeds the exact range")
     low = torch.full((len(cells),), torch.inf, device=values.device).scatter_reduce_(0, position, value, "amin")
     high = torch.full((len(cells),), -torch.inf, device=values.device).scatter_reduce_(0, position, value, "amax")
     return Bag(count, width, tokens, total, low, high, None, cells // width, cells % width)
@@ -111,7 +117,7 @@ def _dense_bag(codes: Codes, lengths: Tensor) -> Bag:
     # One example at a time keeps the working set in cache; sums of whole steps are exact in float64 below 2^53.
     parts = [_dense_example(chunk, codes.signed) for chunk in codes.values.split(lengths.tolist())]
     tokens, total, sums, low, high = (torch.stack(column) for column in zip(*parts, strict=True))
-    if not torch.isfinite(sums).all() or total.abs().max() >= 2.0**53 or sums.max() >= 2.0**53:
+    if not torch.isfinite(sums).all() or total.abs().max() >= _EXACT or sums.max() >= _EXACT:
         raise RunFailed("an activation is not a number, or the sum over one example exceeds the exact range")
     signed_total = total.to(torch.int64) if codes.signed else None
     return Bag(len(lengths), codes.width, tokens, sums.to(torch.int64), low, high, signed_total)

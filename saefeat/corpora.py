@@ -406,3 +406,14 @@ def _within_budget(corpus: Corpus, by_hash: list[int], counts: dict[int, int], b
             used[label] += counts[i]
             chosen.add(i)
     return chosen
+
+
+def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> list[int]:
+    """At most n examples of each label, chosen by hashed id, in the corpus's order."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for i in sorted(positions, key=lambda i: (_hash(seed, "budget", corpus.ids[i]), i)):
+        if taken[corpus.of[i]] < n:
+            taken[corpus.of[i]] += 1
+            chosen.append(i)
+    return sorted(chosen)

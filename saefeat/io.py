@@ -9,11 +9,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+if TYPE_CHECKING:  # torch is imported where it is needed: the command line's `--help` does not wait for it
+    import torch
 
 SCHEMA = 1
 _HEADER_KEY = "saefeat"  # one metadata key: safetensors writes several in random order
@@ -96,6 +95,8 @@ def file_sha256(path: Path) -> str:
 
 def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """Sixteen hex digits over names, shapes, dtypes and all bytes of the tensors."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -106,12 +107,16 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and one JSON header atomically; the same content gives the same bytes."""
+    from safetensors.torch import save
+
     text = json.dumps(header, sort_keys=True, ensure_ascii=True)
     write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata={_HEADER_KEY: text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote; raises UserError when missing, damaged or of another program."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -115,6 +115,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None) -> LanguageModel:
     """Load by hub id, local directory, `.gguf` file or embedded name; raises UserError when that cannot be."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -125,10 +126,14 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision
     transformers_logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=torch_dtype)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=torch_dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load the model {name}: {first}") from error
+    if info["missing_keys"]:  # transformers would go on with random ones
+        raise UserError(f"cannot load the model {name}: its weights lack {min(info['missing_keys'])}")
     return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
 
 
@@ -193,7 +198,7 @@ def _intact(directory: Path) -> bool:
     try:
         files = read_json(directory / "saefeat.json")["files"]
         return all(file_sha256(directory / name) == digest for name, digest in files.items())
-    except (UserError, OSError, KeyError, TypeError):
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -279,7 +284,7 @@ def resolve_site(model: nn.Module, name: str) -> Site:
 
 
 def _explicit(model: nn.Module, name: str) -> Site:
-    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}"):
+    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}") if name else ():
         try:
             model.get_submodule(path)
         except AttributeError:

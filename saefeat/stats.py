@@ -27,7 +27,7 @@ REDUCTIONS = {
     "min": "min",
     "max": "max",
 }
-_LIMIT = 2**62  # a sum beyond it could overflow at the next addition
+_LIMIT = 2**62  # two sums below it can be added without overflow
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Stats:
     def checked(self) -> Stats:
         """Return self; raises RunFailed when a sum has left the exact range."""
         for name in ("sum", "total"):
-            if name in self.tensors and self.tensors[name].numel() and self.tensors[name].abs().max() > _LIMIT:
+            if name in self.tensors and self.tensors[name].numel() and self.tensors[name].abs().max() >= _LIMIT:
                 raise RunFailed(f"the {name} of a unit of {self.header.get('dictionary')} exceeds the exact range")
         return self
 
