@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saefeat.corpora import load_corpus
+    from saefeat.io import UserError
+    from saefeat.lid import LanguageIdentifier
+    from saefeat.models import load_model
+    from saefeat.pipeline import collect, rank
+    from saefeat.sae.store import load_saes
+    from saefeat.selection import Selection
 
 _HOMES = {
     "load_model": "saefeat.models",
@@ -15,7 +24,16 @@ _HOMES = {
     "Selection": "saefeat.selection",
     "UserError": "saefeat.io",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = [
+    "LanguageIdentifier",
+    "Selection",
+    "UserError",
+    "collect",
+    "load_corpus",
+    "load_model",
+    "load_saes",
+    "rank",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -442,8 +442,9 @@ def _other(error: Exception) -> None:
         sys.exit(error.exit_code)
     if isinstance(error, typer.Abort):
         _fail(f"interrupted; to go on, run: {_command()}", 130)
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own usage errors
-        error.show()
+    show = getattr(error, "show", None)
+    if show is not None:  # typer's own usage errors
+        show()
         sys.exit(2)
     if isinstance(error, RunFailed):
         _fail(f"{error}; what is done is kept; to go on, run: {_command()}", 1)

@@ -97,7 +97,7 @@ class TopExamples:
         order = order[torch.argsort(value[order], descending=True, stable=True)]
         order = order[torch.argsort(unit[order], stable=True)]
         unit, value, position = unit[order], value[order], position[order]
-        units, counts = torch.unique_consecutive(unit, return_counts=True)
+        counts = torch.unique_consecutive(unit, return_counts=True)[1]
         starts = torch.cumsum(counts, 0) - counts
         place = torch.arange(len(unit)) - starts.repeat_interleave(counts)
         keep = place < self.value.shape[1]
@@ -192,15 +192,21 @@ def collect(
     Returns the paths of the statistics. Raises UserError when `out` holds statistics of something else, RunFailed
     for activations that are not finite.
     """
+    names = [d.id for d in dictionaries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two dictionaries are named {name}; rename the directory of one of them")
     make_dir(out)
     examples = examples or out / "examples"
     windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
     paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    if _finished(paths, headers, windows):
+    if _finished(paths, headers, windows) and _have_bags(bags, dictionaries, windows):
         progress(f"{out} is complete already")
         return list(paths.values())
     state = _resume(out / "partial", dictionaries, headers, plan, windows)
+    if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
+        state = _start(dictionaries, headers, plan)
     missing = [w for w in windows if w not in state.done]
     _run_windows(lm, plan, dictionaries, state, missing, out / "partial", bags, progress, checkpoint_seconds)
     for d in dictionaries:
@@ -219,6 +225,16 @@ def _finished(paths: dict[str, Path], headers: dict[str, dict[str, Any]], window
         if header != {**headers[name], "windows": windows}:
             raise UserError(f"{paths[name]} holds statistics of something else; choose another --out or remove it")
     return len(present) == len(paths)
+
+
+def _have_bags(bags: Path | None, dictionaries: Sequence[Dictionary], windows: list[int]) -> bool:
+    """Whether the bags of these windows are written, or none are wanted."""
+    names = [d.id for d in dictionaries if not d.signed and bags]
+    return all(_bags_path(bags, name, w).exists() for name in names for w in windows if bags)
+
+
+def _bags_path(bags: Path, name: str, window: int) -> Path:
+    return bags / name / f"window-{window:05d}.parquet"
 
 
 def _run_windows(
@@ -245,7 +261,7 @@ def _run_windows(
             tokens += int(batch.counted.sum())
         if bags:
             for name, parts in kept.items():
-                write_bags(bags / name / f"window-{w:05d}.parquet", parts, positions, plan.corpus)
+                write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus)
         state.done.append(w)
         seconds = time.monotonic() - start
         progress(_progress_line(len(state.done), plan, tokens, seconds, missing, w))
@@ -273,11 +289,22 @@ def _add(state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[B
 
 def _checkpoint(partial: Path, state: _State) -> None:
     """One file, renamed into place: statistics, top examples and the windows behind them always agree."""
-    tensors = {f"stats|{n}|{f}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()}
+    tensors = {f"stats|{f}|{n}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()}
     for name, top in state.top.items():
-        tensors |= {f"top|{name}|value": top.value, f"top|{name}|position": top.position}
+        tensors |= {f"top|value|{name}": top.value, f"top|position|{name}": top.position}
     headers = {name: stats.header for name, stats in state.stats.items()}
     save_tensors(partial / "state.safetensors", tensors, {"headers": headers, "done": state.done})
+
+
+def _start(dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
+    state = _State({}, {}, [])
+    for d in dictionaries:
+        device = d.W_dec.device.type if isinstance(d, SAE) else "cpu"
+        header = headers[d.id]
+        state.stats[d.id] = Stats.zeros(plan.corpus.labels, d.width, signed=d.signed, device=device, **header)
+        if not d.signed:
+            state.top[d.id] = TopExamples.zeros(d.width)
+    return state
 
 
 def _resume(
@@ -287,13 +314,7 @@ def _resume(
     plan: Plan,
     windows: list[int],
 ) -> _State:
-    labels = plan.corpus.labels
-    state = _State({}, {}, [])
-    for d in dictionaries:
-        device = d.W_dec.device.type if isinstance(d, SAE) else "cpu"
-        state.stats[d.id] = Stats.zeros(labels, d.width, signed=d.signed, device=device, **headers[d.id])
-        if not d.signed:
-            state.top[d.id] = TopExamples.zeros(d.width)
+    state = _start(dictionaries, headers, plan)
     path = partial / "state.safetensors"
     if not path.exists():
         return state
@@ -302,7 +323,7 @@ def _resume(
         raise UserError(f"{partial.parent} holds an unfinished collection of something else; choose another --out")
     state.done = header["done"]
     for key, tensor in tensors.items():
-        kind, name, field = key.split("|")
+        kind, field, name = key.split("|", 2)
         if kind == "stats":
             state.stats[name].tensors[field].copy_(tensor)
         else:
@@ -321,7 +342,9 @@ def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("example", "unit", "tokens", "sum", "min", "max")}
+    types = {"example": torch.int64, "unit": torch.int32, "tokens": torch.int32, "sum": torch.float64}
+    types |= {"min": torch.float32, "max": torch.float32}
+    columns = {name: [torch.zeros(0, dtype=kind)] for name, kind in types.items()}
     at = torch.tensor(positions, dtype=torch.int64)
     start = 0
     for part in parts:
@@ -334,7 +357,7 @@ def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpu
         columns["min"].append(rows.min.cpu())
         columns["max"].append(rows.max.cpu())
         start += part.examples
-    arrays = {name: torch.cat(tensors).numpy() if tensors else [] for name, tensors in columns.items()}
+    arrays = {name: torch.cat(tensors).numpy() for name, tensors in columns.items()}
     names = pa.array(list(corpus.labels), pa.string())
     rows_of = {label: k for k, label in enumerate(corpus.labels)}
     codes = pa.array([rows_of[corpus.of[i]] for i in arrays["example"]], pa.int32())

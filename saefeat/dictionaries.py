@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import Codes
-from saefeat.io import fingerprint, tensors_fingerprint
+from saefeat.io import RunFailed, fingerprint, tensors_fingerprint
 
 OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of the training sample are left out
 _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
@@ -19,11 +19,14 @@ _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
 class Dictionary(Protocol):
     """A basis of units for the vectors of a site."""
 
-    id: str
-    site: str
-    width: int
-    signed: bool
-
+    @property
+    def id(self) -> str: ...
+    @property
+    def site(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def signed(self) -> bool: ...
     @property
     def identity(self) -> dict[str, Any]: ...
     def keeps(self, x: Tensor) -> Tensor | None: ...
@@ -41,7 +44,10 @@ class Identity:
     site: str
     width: int
     units: Tensor | None = None
-    signed: bool = True
+
+    @property
+    def signed(self) -> bool:
+        return True
 
     @property
     def id(self) -> str:
@@ -94,7 +100,10 @@ class SAE:
     max_norm: float | None = None
     dtype: str = "float32"
     record: dict[str, Any] = field(default_factory=dict)
-    signed: bool = False
+
+    @property
+    def signed(self) -> bool:
+        return False
 
     @property
     def width(self) -> int:
@@ -109,8 +118,12 @@ class SAE:
         """[d_sae, d_in] float32."""
         return self.W_dec
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
         weights = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
         mark = fingerprint([tensors_fingerprint(weights), self.k, self.max_norm, self.dtype])
         return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": mark,
@@ -122,15 +135,15 @@ class SAE:
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
-        return None if self.max_norm is None else x.float().norm(dim=-1) <= self.max_norm
+        return None if self.max_norm is None else _finite(x.float().norm(dim=-1)) <= self.max_norm
 
     def encode(self, x: Tensor) -> Codes:
         """x [n, d_in] -> values and units [n, k], of greatest value first."""
-        centred = x.float() - self.b_dec
-        parts = [self._grouped(chunk) for chunk in centred.split(_ROWS)]
-        if not parts:
+        centred = _finite(x.float() - self.b_dec)
+        if not len(x):
             empty = torch.zeros(0, self.k, device=x.device)
             return Codes(empty, empty.long(), self.width)
+        parts = [self._grouped(chunk) for chunk in centred.split(_ROWS)]
         values, indices = zip(*parts, strict=True)
         return Codes(torch.cat(values), torch.cat(indices), self.width)
 
@@ -148,6 +161,13 @@ class SAE:
         return SAE(self.id, self.site, **moved, k=self.k, max_norm=self.max_norm, dtype=self.dtype, record=self.record)
 
 
+def _finite(x: Tensor) -> Tensor:
+    """Return x; raises RunFailed where it is not finite, which would pass for an outlier or a silent unit."""
+    if not torch.isfinite(x.sum()):
+        raise RunFailed("an activation is infinite or not a number")
+    return x
+
+
 class GroupedEncoder:
     """`TopK(relu(x @ W + b))` with an exact two-stage top-k, several times faster than one over all columns.
 
@@ -159,7 +179,7 @@ class GroupedEncoder:
     size = 16
 
     def __init__(self, weight: Tensor, bias: Tensor, k: int, dtype: torch.dtype) -> None:
-        d_in, width = weight.shape
+        width = weight.shape[1]
         self.k = min(k, width)
         self.groups = -(-width // self.size)
         padded = self.groups * self.size

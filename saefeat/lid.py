@@ -6,6 +6,7 @@ fired, and for `sae-min-max` one on the sum of its values. So all are stored, ap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from saefeat.codes import STEP, Bag
 from saefeat.collect import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
-from saefeat.dictionaries import Dictionary, Identity
+from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
@@ -56,7 +57,7 @@ class Features:
         return cls(*joined)
 
     def __len__(self) -> int:
-        return next(iter(self.counts.values())).shape[0]
+        return int(next(iter(self.counts.values())).get_shape()[0])
 
 
 def featurize(
@@ -252,7 +253,7 @@ def _rooted(counts: dict[str, sp.csr_matrix]) -> dict[str, sp.csr_matrix]:
     """Square roots of the counts, each row divided by its length over all dictionaries together."""
     squares = sum(np.asarray(matrix.sum(1)).ravel() for matrix in counts.values())
     scale = sp.diags(1 / np.sqrt(np.maximum(squares, 1e-12)))
-    return {name: sp.csr_matrix(scale @ matrix.sqrt()) for name, matrix in counts.items()}
+    return {name: sp.csr_matrix(scale @ matrix.power(0.5)) for name, matrix in counts.items()}
 
 
 def selection_head(name: str, selection: Selection, stats: Sequence[Stats]) -> Head:
@@ -299,7 +300,7 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
-    dense = x.toarray() if x.shape[0] * x.shape[1] * 4 <= _DENSE_BYTES else x
+    dense = x.toarray() if math.prod(x.get_shape()) * 4 <= _DENSE_BYTES else x
     fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
     order = [list(fitted.classes_).index(label) for label in labels]
     weights, intercept = fitted.coef_, fitted.intercept_
@@ -309,7 +310,7 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
     head.intercept = np.asarray(intercept, np.float64)[order]
     start = 0
     for name in names:
-        width = rooted[name].shape[1]
+        width = rooted[name].get_shape()[1]
         head.units[name] = np.arange(width)
         head.counts[name] = np.asarray(weights[order, start : start + width], np.float64).T
         start += width
@@ -360,7 +361,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         self.lm_ = load_model(self.model) if isinstance(self.model, str) else self.model
         given = [self.saes] if isinstance(self.saes, str | Path) else list(self.saes)
         paths = [str(s) for s in given if isinstance(s, str | Path)]
-        self.saes_ = load_saes(paths, self.lm_) if paths else given
+        self.saes_: list[SAE] = load_saes(paths, self.lm_) if paths else [s for s in given if isinstance(s, SAE)]
         if not self.saes_:
             raise UserError("give at least one SAE")
 

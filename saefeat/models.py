@@ -126,12 +126,13 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision
     transformers_logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=torch_dtype, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load the model {name}: {first}") from error
+    model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random ones
         raise UserError(f"cannot load the model {name}: its weights lack {min(info['missing_keys'])}")
     return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
@@ -211,7 +212,7 @@ def _convert(gguf: Path, out: Path) -> None:
 
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(**where)

@@ -19,7 +19,7 @@ from saefeat import lid
 from saefeat.baselines import FastText, TokenNaiveBayes
 from saefeat.collect import collect as collect_stats
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan, load_corpus, make_plan
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import capture
 from saefeat.io import SCHEMA, UserError, atomic_path, make_dir, read_json, write_json
@@ -308,16 +308,14 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     index = _index(setting, threads)
     with _timed(index, out, "train"):
         if not setting.given:
-            plan = make_plan(
-                setting.corpus, setting.lm, seed=config.seed, max_tokens=config.train_tokens, mixed=True
-            )
+            plan = make_plan(setting.corpus, setting.lm, seed=config.seed, max_tokens=config.train_tokens, mixed=True)
             train_saes(setting.lm, plan, setting.sites, out / "saes", setting.training, progress=say)
-    saes = setting.saes()
+    dictionaries: list[Dictionary] = [*setting.saes(), *neurons(setting.lm, setting.layers)]
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,
             _stats_plan(setting),
-            [*saes, *neurons(setting.lm, setting.layers)],
+            dictionaries,
             out / "stats",
             bags=out / "bags",
             examples=out / "examples",
@@ -409,7 +407,7 @@ def _show(setting: Setting) -> None:
 def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Setting:
     """Load a run directory's model, SAEs and (where wanted) corpus from its `run.json`."""
     index = read_json(out / "run.json")
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
     config = RunConfig(**arguments)
     columns = {k: arguments[k] for k in ("text_column", "label_column", "id_column")}
     labels = index["corpus"]["labels"]
@@ -564,7 +562,9 @@ def _write_predictions(
         for head, predicted in heads.items():
             columns["id"] += [corpus.ids[i] for i in positions]
             columns["label"] += [corpus.of[i] for i in positions]
-            columns["text"] += [corpus.texts[i] if length == "all" else corpus.texts[i][: int(length)] for i in positions]
+            columns["text"] += [
+                corpus.texts[i] if length == "all" else corpus.texts[i][: int(length)] for i in positions
+            ]
             columns["length"] += [length] * len(positions)
             columns["head"] += [head] * len(positions)
             columns["predicted"] += predicted

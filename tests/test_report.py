@@ -168,7 +168,18 @@ def test_pieces_are_shaded_and_the_peak_is_marked(run: Path) -> None:
     page = page_of(run)
     assert '<mark class="peak" style="--a:100%"> بالعالم</mark>' in page
     assert '<mark style="--a:40%">&lt;/script&gt;</mark>' in page
-    assert re.search(r'<p class="passage" dir="auto">مرحبا<mark', page)
+    assert '<p class="passage" dir="rtl">مرحبا<mark' in page
+
+
+def test_combining_marks_stay_on_their_letter_and_direction_is_of_the_whole_text(run: Path) -> None:
+    path = run / "examples" / "shown.json"
+    shown = json.loads(path.read_text(encoding="utf-8"))
+    shown[0]["passages"] = [{"text": "हिन्दी", "pieces": ["ह", "ि", "न्द", "ी है"], "activations": [0, 0, 1, 2]}]
+    shown[1]["passages"] = [{"text": "OK مرحبا بالعالم", "label": "ar", "value": 1}]
+    write_json(path, shown)
+    page = page_of(run)
+    assert '<p class="passage" dir="ltr">हि<mark style="--a:50%">न्दी</mark><mark class="peak"' in page
+    assert '<p class="passage" dir="rtl">OK' in page
 
 
 def test_a_long_passage_is_cut_around_its_peak(run: Path) -> None:

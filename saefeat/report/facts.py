@@ -34,7 +34,7 @@ def fact_groups(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _rows(group: str, value: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = group in ("timings", "seconds")
-    rows = [(key, _duration(leaf) if seconds else _text(leaf)) for key, leaf in _leaves(value)]
+    rows = [(key, _duration(leaf) if seconds else as_text(leaf)) for key, leaf in _leaves(value)]
     left = len(rows) - _ROWS
     return [*rows[:_ROWS], ("…", f"{left} more")] if left > 0 else rows
 
@@ -47,22 +47,24 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", inner
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value on one line, cut where it is very long."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-        text = ", ".join(map(_text, value))
-    elif isinstance(value, str):
-        text = value
+        text = ", ".join(map(as_text, value))
     elif isinstance(value, float):
         text = f"{value:.6g}"
     else:
-        text = {None: "–", True: "yes", False: "no"}.get(value) if value is None or isinstance(value, bool) else None
-        text = text or json.dumps(value, ensure_ascii=False)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LENGTH else text[:_LENGTH] + "…"
 
 
 def _duration(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return _text(value)
+        return as_text(value)
     if value < 60:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)

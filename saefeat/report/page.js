@@ -2,6 +2,7 @@
   "use strict";
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
+  const inputs = (name) => document.querySelectorAll(`input[name="${name}"]`);
   const chosen = (name) => Number(document.querySelector(`input[name="${name}"]:checked`)?.value ?? 0);
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -17,25 +18,37 @@
     }
   }
 
-  function heatMap(plot, { z, text, hover, columns, rows, square }) {
-    const width = plot.clientWidth - 14, small = width < 520, size = small ? 10 : 12;
-    const longest = (names) => Math.max(0, ...names.map((name) => String(name).length));
-    const left = Math.min(longest(rows) * size * 0.62, width / 3) + 44;
-    const bottom = Math.min(longest(columns) * size * 0.55, 130) + 44;
-    const across = (width - left - 12) / Math.max(columns.length, 1);
-    const cell = square ? Math.min(Math.max(across, 3), 34) : rows.length > 60 ? 9 : 26;
-    const full = square ? left + 12 + cell * columns.length : width;
-    const axis = { type: "category", fixedrange: true, automargin: false, showgrid: false, zeroline: false, ticks: "",
-      tickfont: { size } };
-    const trace = { type: "heatmap", z, x: columns.map(plain), y: rows.map(plain), customdata: hover, xgap: 1, ygap: 1,
-      hovertemplate: "%{customdata}<extra></extra>", showscale: false, zmin: 0,
-      colorscale: [[0, colour("--empty")], [1, colour("--accent")]] };
-    if (text && across > 13) Object.assign(trace, { text, texttemplate: "%{text}", textfont: { size: Math.min(size, across / 2.2) } });
-    const layout = { width: Math.max(full, Math.min(width, 260)), height: cell * rows.length + bottom + 12,
-      margin: { l: left, r: 12, t: 12, b: bottom }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: colour("--text"), color: colour("--ink"), size },
+  const short = (name) => (name.length > 26 ? name.slice(0, 25) + "…" : name);
+  const longest = (names) => Math.max(0, ...names.map((name) => short(name).length));
+
+  // An axis of names at 0, 1, 2, ...; where cells are too narrow for every name, each nth is written.
+  function axisOf(names, cell, size, more) {
+    const step = Math.ceil((size + 2) / cell);
+    const at = names.map((_, i) => i).filter((i) => i % step === 0);
+    return { tickvals: at, ticktext: at.map((i) => plain(short(names[i]))), fixedrange: true, showgrid: false,
+      zeroline: false, ticks: "", ticklabelstandoff: 5, tickfont: { size }, ...more };
+  }
+
+  function heatMap(plot, { z, counts, hover, columns, rows, square }) {
+    const width = plot.parentElement.clientWidth - 14, size = width < 520 ? 10 : 12;
+    const tilted = longest(columns) > 2;
+    const below = tilted ? longest(columns) * size * 0.56 : size;
+    const margin = { t: 12, r: 12, l: longest(rows) * size * 0.62 + 18, b: below + 22 };
+    const across = Math.max((width - margin.l - margin.r) / Math.max(columns.length, 1), 1);
+    const cell = square ? Math.min(across, 40) : Math.min(across, 120);
+    const down = square ? cell : rows.length > 60 ? 12 : 26;
+    const text = counts.map((row) => row.map((n) => n || ""));
+    const ink = { family: colour("--text"), color: colour("--ink"), size: Math.min(size, cell / 2.2) };
+    const trace = { type: "heatmap", z, customdata: hover, xgap: cell > 8 ? 1 : 0, ygap: down > 8 ? 1 : 0,
+      showscale: false, zmin: 0, colorscale: [[0, colour("--empty")], [1, colour("--heat")]],
+      hovertemplate: "%{customdata}<extra></extra>",
+      ...(Math.min(cell, down) > 13 ? { text, texttemplate: "%{text}", textfont: ink } : {}) };
+    const layout = { width: margin.l + margin.r + cell * columns.length,
+      height: margin.t + margin.b + down * rows.length, margin, font: { ...ink, size },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       hoverlabel: { font: { family: colour("--text"), size: 13 } },
-      xaxis: { ...axis, tickangle: longest(columns) > 2 ? -60 : 0 }, yaxis: { ...axis, autorange: "reversed" } };
+      xaxis: axisOf(columns, cell, size, { tickangle: tilted ? -60 : 0 }),
+      yaxis: axisOf(rows, down, size, { autorange: "reversed" }) };
     return Plotly.react(plot, [trace], layout, { displayModeBar: false });
   }
 
@@ -47,23 +60,22 @@
     const columns = [...labels, "unknown"];
     const counts = labels.map(() => columns.map(() => 0));
     for (let i = 0; i < cells.length; i += 3) counts[cells[i]][cells[i + 1]] = cells[i + 2];
+    const percent = (n, sum) => `${(100 * n / sum).toFixed(1)} %`;
     const sums = counts.map((row) => Math.max(1, row.reduce((a, b) => a + b, 0)));
-    heatMap(plot, { rows: labels, columns, square: true,
+    heatMap(plot, { rows: labels, columns, counts, square: true,
       z: counts.map((row, r) => row.map((n) => Math.sqrt(n / sums[r]))),
-      text: counts.map((row) => row.map((n) => n || "")),
       hover: counts.map((row, r) => row.map((n, c) =>
-        `${plain(labels[r])} called ${plain(columns[c])}: ${n} of ${sums[r]} (${(100 * n / sums[r]).toFixed(1)} %)`)) });
+        `${plain(labels[r])} called ${plain(columns[c])}: ${n} of ${sums[r]} (${percent(n, sums[r])})`)) });
   }
 
   function drawFeatures() {
     const plot = byId("features-plot");
     if (!plot) return;
     const { labels, dictionaries, counts } = data.features[chosen("method")];
-    heatMap(plot, { rows: labels, columns: dictionaries, z: counts, square: false,
-      text: counts.map((row) => row.map((n) => n || "")),
+    heatMap(plot, { rows: labels, columns: dictionaries, counts, z: counts, square: false,
       hover: counts.map((row, r) => row.map((n, c) => `${plain(labels[r])}, ${plain(dictionaries[c])}: ${n} units`)) });
     plot.removeAllListeners("plotly_click");
-    plot.on("plotly_click", (event) => chooseLabel(labels[event.points[0].pointIndex[0]]));
+    plot.on("plotly_click", (event) => chooseLabel(labels[Math.round(event.points[0].y)]));
   }
 
   function chooseLabel(label) {
@@ -90,7 +102,7 @@
   function onEveryChange() {
     byId("confusion-head")?.addEventListener("change", drawConfusion);
     byId("confusion-length")?.addEventListener("change", drawConfusion);
-    for (const input of document.querySelectorAll('input[name="method"]')) input.addEventListener("change", drawFeatures);
+    for (const input of inputs("method")) input.addEventListener("change", drawFeatures);
     dark.addEventListener("change", draw);
     let last = innerWidth, timer;
     addEventListener("resize", () => {
@@ -101,7 +113,7 @@
     });
   }
 
-  for (const input of document.querySelectorAll('input[name="method"], input[name="label"]')) input.addEventListener("change", showUnits);
+  for (const input of [...inputs("method"), ...inputs("label")]) input.addEventListener("change", showUnits);
   showUnits();
   if (!byId("plotly")) return;
   unpackPlotly().then(() => { draw(); onEveryChange(); }).catch((error) => {

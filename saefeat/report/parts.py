@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from saefeat.io import UserError, read_json
-from saefeat.report.facts import fact_groups, model_name
+from saefeat.report.facts import as_text, fact_groups, model_name
 from saefeat.selection import Selection
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def read_run(run: Path) -> dict[str, Any]:
     methods = [_method(name, s, shown.get(name, {}), len(selections)) for name, s in selections.items()]
     return {
         "title": model_name(record) or run.resolve().name,
-        "tiles": _tiles(saes, lid, selections, labels),
+        "tiles": _tiles(saes, lid, methods, labels),
         "facts": fact_groups(record),
         "saes": saes,
         "lid": lid,
@@ -75,16 +75,15 @@ def _natural(path: Path | str) -> list[Any]:
 
 
 def _tiles(
-    saes: list[dict[str, Any]], lid: dict[str, Any] | None, selections: dict[str, Selection], labels: list[str]
+    saes: list[dict[str, Any]], lid: dict[str, Any] | None, methods: list[dict[str, Any]], labels: list[str]
 ) -> list[dict[str, Any]]:
     tiles: list[dict[str, Any]] = []
     if labels:
         tiles.append({"value": len(labels), "name": "labels", "note": ""})
     if saes:
         tiles.append({"value": len(saes), "name": "autoencoders", "note": ""})
-    if selections:
-        method, selection = next(iter(selections.items()))
-        tiles.append({"value": len(selection), "name": "units selected", "note": method})
+    if methods:
+        tiles.append({"value": methods[0]["distinct"], "name": "units selected", "note": methods[0]["name"]})
     if lid and lid["heads"]:
         best = max(lid["heads"], key=lambda head: head["f1"])
         tiles.append({"value": best["f1"], "name": "best macro-F1", "note": best["name"]})
@@ -179,7 +178,15 @@ def _passage(passage: Any) -> dict[str, Any]:
         spans = _spans(pieces, activations)
     else:
         spans = [{"text": text[:_CHARACTERS] + "…" * (len(text) > _CHARACTERS), "shade": 0, "peak": False}]
-    return {"label": passage.get("label"), "value": passage.get("value"), "spans": spans}
+    direction = _direction(text or "".join(pieces))
+    return {"label": passage.get("label"), "value": passage.get("value"), "direction": direction, "spans": spans}
+
+
+def _direction(text: str) -> str:
+    """Of the whole text; an excerpt may begin with a word of the other direction, which `auto` would follow."""
+    strong = Counter(unicodedata.bidirectional(character) for character in text)
+    right = strong["R"] + strong["AL"]
+    return "rtl" if right > strong["L"] else "ltr" if strong["L"] else "auto"
 
 
 def _spans(pieces: list[str], activations: list[float]) -> list[dict[str, Any]]:
@@ -190,11 +197,23 @@ def _spans(pieces: list[str], activations: list[float]) -> list[dict[str, Any]]:
     spans = [{"text": "… ", "shade": 0, "peak": False}] if start else []
     for at in range(start, end):
         shade = round(100 * max(activations[at], 0) / top) if top > 0 else 0
-        if not shade and spans and not spans[-1]["shade"]:
-            spans[-1]["text"] += pieces[at]
+        is_peak = at == peak and shade > 0
+        marks, rest = _split_marks(pieces[at]) if spans else ("", pieces[at])
+        if marks:
+            spans[-1]["text"] += marks
+        if marks and not rest:  # drawn on the letter before
+            spans[-1] |= {"shade": max(shade, spans[-1]["shade"]), "peak": is_peak or spans[-1]["peak"]}
+        elif not shade and spans and not spans[-1]["shade"]:
+            spans[-1]["text"] += rest
         else:
-            spans.append({"text": pieces[at], "shade": shade, "peak": at == peak and shade > 0})
+            spans.append({"text": rest, "shade": shade, "peak": is_peak})
     return [*spans, {"text": " …", "shade": 0, "peak": False}] if end < len(pieces) else spans
+
+
+def _split_marks(piece: str) -> tuple[str, str]:
+    """Combining marks at the start, which belong to the letter before, and the rest."""
+    at = next((i for i, character in enumerate(piece) if unicodedata.category(character)[0] != "M"), len(piece))
+    return piece[:at], piece[at:]
 
 
 def _method(name: str, selection: Selection, shown: dict[Cell, Any], methods: int) -> dict[str, Any]:
@@ -217,7 +236,7 @@ def _method(name: str, selection: Selection, shown: dict[Cell, Any], methods: in
         "name": name,
         "score": "entropy" if selection.header["method"] in _METHODS else "score",
         "labels": list(selection.labels),
-        "parameters": [f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in parameters.items()],
+        "parameters": [f"{key} {as_text(value)}" for key, value in parameters.items() if value is not None],
         "dictionaries": dictionaries,
         "counts": [[cells[label, each] for each in dictionaries] for label in selection.labels],
         "rows": len(rows),

@@ -41,6 +41,7 @@ def _config(sae: SAE) -> dict[str, Any]:
     record = {key: value for key, value in sae.record.items() if key != "path"}
     model = record.get("model", {})
     metadata = {
+        "sae_lens_version": "6.0.0",  # of the format; without it sae-lens takes the file for an older one
         "model_name": model.get("name"),
         "model_revision": model.get("revision"),
         "hook_name": record.get("module"),
@@ -81,6 +82,10 @@ def load_sae(directory: Path, *, dtype: str | None = None) -> SAE:
     record["path"] = str(directory.resolve())
     site = ours.get("site") or _foreign_site(metadata.get("hook_name"), directory)
     chosen = dtype or ours.get("dtype") or "float32"
+    if chosen not in ("float32", "bfloat16"):
+        raise UserError(
+            f"{directory / CFG}: an SAE cannot encode with the dtype {chosen}; only float32 and bfloat16 can"
+        )
     return SAE(directory.name, site, **tensors, k=cfg["k"], max_norm=ours.get("max_norm"), dtype=chosen, record=record)
 
 
@@ -92,6 +97,8 @@ def _weights(directory: Path, cfg: Any) -> dict[str, torch.Tensor]:
     for key in ("d_in", "d_sae", "k"):
         if not isinstance(cfg.get(key), int) or cfg[key] < 1:
             raise UserError(f"{where}: {key} is missing or not a positive number")
+    if cfg["k"] > cfg["d_sae"]:
+        raise UserError(f"{where}: k {cfg['k']} is greater than d_sae {cfg['d_sae']}")
     wanted = {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
     for key, value in wanted.items():
         if cfg.get(key, value) not in (value, None):

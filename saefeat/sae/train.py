@@ -109,6 +109,8 @@ class Trainer:
     def usable(self, x: Tensor) -> Tensor:
         """Indices of the vectors x [n, d_in] that are no outliers."""
         norms = torch.cat([part.float().norm(dim=1) for part in x.split(8192)])
+        if not torch.isfinite(norms).all():
+            raise RunFailed("the activations of a site are not finite")
         return (norms <= self.frame["max_norm"]).nonzero().squeeze(-1)
 
     def train_on(self, x: Tensor) -> None:

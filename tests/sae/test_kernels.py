@@ -1,0 +1,69 @@
+"""Gradients written out by hand are those of autograd on a naive implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saefeat.sae.kernels import aux_step, topk_step
+
+
+def weights(width, d, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"encoder": (width, d), "b_enc": (width,), "decoder": (width, d), "b_dec": (d,)}
+    return {name: scale * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+
+
+def naive(x, encoder, b_enc, decoder, b_dec, k):
+    """Loss of a TopK SAE in float64, with autograd; rows stand for units."""
+    p = {n: t.double().requires_grad_() for n, t in locals().items() if isinstance(t, torch.Tensor) and n != "x"}
+    pre = ((x.double() - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
+    top = pre.topk(k, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+    loss = (codes @ p["decoder"] + p["b_dec"] - x.double()).square().sum(1).mean()
+    loss.backward()
+    return loss.detach(), {name: tensor.grad for name, tensor in p.items()}, codes.detach()
+
+
+@pytest.mark.parametrize(("width", "k", "bias"), [(64, 4, 0.0), (64, 4, -3.0), (16, 16, 0.0), (160, 7, 0.0)])
+def test_the_step_has_the_gradients_of_autograd(width, k, bias):
+    n, d = 300, 12
+    p = weights(width, d)
+    p["b_enc"] += bias  # at -3, many tokens have fewer than k positive units
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(5)) + 0.3
+    loss, gradients, codes = naive(x, **p, k=k)
+    step = topk_step(x, **p, k=k, dtype=torch.float32)
+    torch.testing.assert_close(step.loss.double(), loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(getattr(step, name).double(), gradient, rtol=2e-4, atol=2e-4, msg=name)
+        assert gradient.abs().max() > 0.01
+    dense = torch.zeros(n, width).scatter(1, step.units, step.values)
+    torch.testing.assert_close(dense.double(), codes, rtol=1e-4, atol=1e-4)
+    error = codes @ p["decoder"].double() + p["b_dec"].double() - x.double()
+    torch.testing.assert_close(step.error.double(), error, rtol=1e-4, atol=1e-3)
+
+
+def test_units_that_never_fire_have_no_gradient():
+    p = weights(32, 6)
+    p["b_enc"][7] = -100
+    step = topk_step(torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), **p, k=3, dtype=torch.float32)
+    assert not (step.units[step.values > 0] == 7).any()
+    assert not step.encoder[7].any() and not step.decoder[7].any() and not step.b_enc[7].any()
+
+
+@pytest.mark.parametrize(("dead", "k"), [(1, 4), (3, 8), (40, 6)])
+def test_the_auxiliary_step_has_the_gradients_of_autograd(dead, k):
+    n, d = 80, 10
+    p = weights(dead, d, seed=2)
+    g = torch.Generator().manual_seed(3)
+    x, error = torch.randn(n, d, generator=g), torch.randn(n, d, generator=g)
+    rows = {name: p[name].double().requires_grad_() for name in ("encoder", "b_enc", "decoder")}
+    pre = x.double() @ rows["encoder"].t() + rows["b_enc"]
+    top = pre.topk(min(k, dead), dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    left = -error.double()  # what the living units have not reconstructed
+    ((codes @ rows["decoder"] - left).square().mean() / left.square().mean()).backward()
+    found = aux_step(x, error, p["encoder"], p["b_enc"], p["decoder"], k)
+    for name, gradient in zip(("encoder", "b_enc", "decoder"), found, strict=True):
+        torch.testing.assert_close(gradient.double(), rows[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+        assert gradient.abs().max() > 1e-4

@@ -1,0 +1,180 @@
+"""SAE directories: what is written is read again; what is damaged or does not fit is a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError
+from saefeat.sae.store import load_sae, load_saes, save_sae
+
+
+def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
+    g = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
+    weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    record = {"model": {"name": "m", "revision": "r"}, "module": "model.layers.1.mlp", **record}
+    return SAE(identity, site, **weights, k=4, max_norm=9.5, record=record)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    save_sae(make_sae(), tmp_path / "a")
+    return tmp_path / "a"
+
+
+def change_cfg(directory, **changes):
+    path = directory / "cfg.json"
+    cfg = json.loads(path.read_text())
+    for key, value in changes.items():
+        cfg.pop(key, None) if value is ... else cfg.update({key: value})
+    path.write_text(json.dumps(cfg))
+
+
+def change_weights(directory, **changes):
+    path = directory / "sae_weights.safetensors"
+    tensors = load_file(path) | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+def test_what_is_saved_is_loaded(directory):
+    sae, made = load_sae(directory), make_sae()
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert torch.equal(getattr(sae, name), getattr(made, name))
+    assert (sae.id, sae.site, sae.k, sae.max_norm, sae.dtype) == ("a", "mlp_out@1", 4, 9.5, "float32")
+    assert sae.record == {**made.record, "path": str(directory)}
+    assert sorted(p.name for p in directory.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_saving_again_replaces_the_directory_and_leaves_nothing_beside_it(directory):
+    save_sae(make_sae(module="other"), directory)
+    assert load_sae(directory).record["module"] == "other"
+    assert [p.name for p in directory.parent.iterdir()] == ["a"]
+
+
+def test_the_same_sae_is_saved_as_the_same_bytes(tmp_path, directory):
+    save_sae(load_sae(directory), tmp_path / "b")
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        assert (directory / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_configuration_names_the_model_its_revision_and_the_module(directory):
+    metadata = json.loads((directory / "cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["model_revision"]) == ("m", "r")
+    assert metadata["hook_name"] == "model.layers.1.mlp"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "jumprelu"}, "architecture jumprelu"),
+        ({"architecture": ...}, "architecture None"),
+        ({"d_in": ...}, "d_in is missing"),
+        ({"k": 0}, "k is missing or not a positive"),
+        ({"k": "4"}, "k is missing or not a positive"),
+        ({"k": 49}, "k 49 is greater than d_sae 48"),
+        ({"d_sae": 64}, "has not the shape"),
+        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input = False"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations = layer_norm"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations = hook_z"),
+        ({"metadata": {}}, "names no hook"),
+        ({"metadata": {"saefeat": {"site": "mlp_out@1", "dtype": "float7"}}}, "dtype float7"),
+    ],
+)
+def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, changes, message):
+    change_cfg(directory, **changes)
+    with pytest.raises(UserError, match=message):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
+def test_a_configuration_that_is_no_json_object_is_a_user_error(directory, text):
+    (directory / "cfg.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match="cfg.json"):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"W_enc": None}, "W_enc is missing"),
+        ({"b_dec": torch.zeros(31)}, "b_dec is missing or has not the shape"),
+        ({"W_dec": torch.zeros(32, 48)}, "W_dec is missing or has not the shape"),
+        ({"b_enc": torch.full((48,), torch.nan)}, "b_enc holds values that are not finite"),
+        ({"W_enc": torch.full((32, 48), torch.inf)}, "W_enc holds values that are not finite"),
+    ],
+)
+def test_weights_that_are_missing_misshapen_or_not_finite_are_a_user_error(directory, changes, message):
+    change_weights(directory, **changes)
+    with pytest.raises(UserError, match=message):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "empty"])
+def test_a_damaged_weights_file_is_a_user_error(directory, damage):
+    path = directory / "sae_weights.safetensors"
+    data = path.read_bytes()
+    path.unlink() if damage == "removed" else path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    with pytest.raises(UserError, match="sae_weights.safetensors cannot be read"):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.3.hook_mlp_out", "mlp_out@3"),
+        ("blocks.12.hook_resid_post", "resid_post@12"),
+        ("blocks.3.hook_resid_mid", "blocks.3.hook_resid_mid"),
+        ("layers.1.mlp", "layers.1.mlp"),
+    ],
+)
+def test_the_site_of_a_foreign_sae_is_read_from_its_hook(directory, hook, site):
+    change_cfg(directory, metadata={"hook_name": hook, "model_name": "m"})
+    sae = load_sae(directory)
+    assert sae.site == site and sae.record["model"]["name"] == "m" and sae.max_norm is None
+
+
+def test_a_folder_of_saes_is_read_in_natural_order(tmp_path, tiny_lm):
+    for name in ("s10", "s9", "s1"):
+        save_sae(make_sae(), tmp_path / name)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert [sae.id for sae in load_saes(str(tmp_path), tiny_lm)] == ["s1", "s9", "s10"]
+    assert [sae.id for sae in load_saes([str(tmp_path / "s9"), str(tmp_path / "s1")])] == ["s9", "s1"]
+
+
+def test_two_saes_of_one_id_are_a_user_error(tmp_path):
+    for folder in ("x", "y"):
+        save_sae(make_sae(), tmp_path / folder / "a")
+    with pytest.raises(UserError, match="two SAEs are named a"):
+        load_saes([str(tmp_path / "x"), str(tmp_path / "y")])
+
+
+def test_a_source_without_saes_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="holds no SAE"):
+        load_saes(str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        load_saes(str(tmp_path / "none"))
+
+
+def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, make_lm):
+    def fits(lm, **options):
+        save_sae(make_sae(**options), tmp_path / "a")
+        return load_saes(str(tmp_path / "a"), lm)
+
+    mine = {"name": tiny_lm.name, "revision": None, "fingerprint": tiny_lm.fingerprint}
+    assert len(fits(tiny_lm, model=mine)) == 1
+    with pytest.raises(UserError, match="trained on tiny-llama-0, not on tiny-llama-1"):
+        fits(make_lm("llama", 1), model=mine)
+    with pytest.raises(UserError, match="reads vectors of 31, but mlp_out@1 of tiny-llama-0 has 32"):
+        fits(tiny_lm, d_in=31)
+    with pytest.raises(UserError, match="reads vectors of 32, but mlp_act@1 of tiny-llama-0 has 48"):
+        fits(tiny_lm, site="mlp_act@1")
+    with pytest.raises(UserError, match="mlp_out@7"):
+        fits(tiny_lm, site="mlp_out@7")
+    with pytest.raises(UserError, match="unknown site blocks.1.ln"):
+        fits(tiny_lm, site="blocks.1.ln")

@@ -1,0 +1,242 @@
+"""Training on a tiny model: it learns, it resumes bit for bit, and its SAE is in raw units."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from saefeat.corpora import make_plan
+from saefeat.hooks import capture
+from saefeat.io import RunFailed, UserError
+from saefeat.sae.store import WEIGHTS, load_sae
+from saefeat.sae.train import Trainer, TrainConfig, plan_chunks, train_saes
+
+SITES = ["mlp_out@0", "resid_post@1"]
+CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
+
+
+@pytest.fixture
+def plan(tiny_corpus, tiny_lm, small_windows):
+    return make_plan(tiny_corpus, tiny_lm, mixed=True)
+
+
+def weights(out, site="mlp_out@0"):
+    return (out / site / WEIGHTS).read_bytes()
+
+
+class Interrupted:
+    """Progress that raises Ctrl-C at the n-th line of training."""
+
+    def __init__(self, at):
+        self.at, self.lines = at, []
+
+    def __call__(self, line):
+        self.lines.append(line)
+        if len(self.lines) == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_corpus, tiny_lm):
+    """Two SAEs trained in one go: directory and progress lines."""
+    out, lines = tmp_path_factory.mktemp("whole"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saefeat.corpora.WINDOW", 32)
+        train_saes(tiny_lm, make_plan(tiny_corpus, tiny_lm, mixed=True), SITES, out, CONFIG, progress=lines.append)
+    return out, lines
+
+
+def activations(lm, plan, site):
+    """Counted vectors of the whole plan in float32, one example at a time."""
+    rows = []
+    path = lm.site(site).path
+    with torch.no_grad(), capture(lm.model, (path,)) as captured:
+        for ids in plan.tokens.values():
+            vectors = captured.run(lm.model, input_ids=torch.tensor([lm.prefix + ids]))[path][0, len(lm.prefix) :]
+            rows.append(vectors[[t not in lm.special_ids for t in ids]])
+    return torch.cat(rows)
+
+
+def fvu(sae, x):
+    return float((sae.decode(sae.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def test_the_plan_of_chunks_covers_every_window_and_counts_its_tokens(plan):
+    chunks = plan_chunks(plan, CONFIG)
+    assert len(chunks) >= 3
+    assert [w for chunk in chunks for w in chunk.windows] == list(range(plan.window_count))
+    assert sum(chunk.tokens for chunk in chunks) == plan.total
+    for chunk in chunks:
+        assert chunk.tokens == sum(plan.counts[i] for w in chunk.windows for i in plan.window(w))
+        assert chunk.steps == pytest.approx(chunk.tokens * CONFIG.passes / CONFIG.batch_size, abs=0.51)
+
+
+def test_the_loss_falls_and_the_progress_line_says_so(trained):
+    _, lines = trained
+    found = [[float(x) for x in re.findall(r"FVU ([\d.]+)", line)] for line in lines]
+    assert len(found) >= 3 and all(len(row) == 2 for row in found)
+    for site in range(2):
+        assert found[-1][site] < found[0][site] < 1.0
+    for part in ("tokens/s", "s left", "L0", "dead"):
+        assert all(part in line for line in lines)
+
+
+def test_the_saved_sae_reconstructs_raw_activations_as_the_trainer_reports(trained, plan, tiny_lm):
+    for site in SITES:
+        sae = load_sae(trained[0] / site)
+        x = activations(tiny_lm, plan, site)
+        # The trainer's number is a running mean over the last steps of SGD: near, not equal.
+        assert fvu(sae, x) == pytest.approx(sae.record["fvu"], rel=0.15)
+        assert fvu(sae, x + 1.0) > 2 * fvu(sae, x)  # a wrong mean would be seen
+
+
+def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_trainer():
+    g = torch.Generator().manual_seed(0)
+    x = 40 * torch.randn(512, 16, generator=g) + 300 * torch.randn(16, generator=g)
+    config = dataclasses.replace(CONFIG, k=3)
+    trainer = Trainer(16, config, 20, "cpu")
+    trainer.set_frame(x)
+    with torch.inference_mode():
+        for start in range(0, 512, 64):
+            trainer.train_on(x[start : start + 64])
+    sae, frame, p = trainer.sae("a", "mlp_out@0", {}), trainer.frame, trainer.parameters
+    inside = (x - frame["mean"]) / frame["scale"]
+    torch.testing.assert_close(inside.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
+    torch.testing.assert_close(inside.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
+    top = pre.topk(3, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+    expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
+    torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
+    found, wanted = sae.encode(x).dense().sort(1).values, (codes * frame["scale"]).sort(1).values
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)  # the same values, units in another order
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+    assert sae.max_norm == pytest.approx(8 * float(x.norm(dim=1).median()))
+
+
+def test_training_begins_tied_and_at_the_mean_of_the_data():
+    x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)) + 5
+    trainer = Trainer(16, CONFIG, 10, "cpu")
+    trainer.set_frame(x)
+    sae = trainer.sae("a", "mlp_out@0", {})
+    torch.testing.assert_close(sae.b_dec, x.mean(0))
+    torch.testing.assert_close(sae.W_enc, sae.W_dec.t())
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, tiny_lm, at):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=Interrupted(at))
+    assert not (tmp_path / "o" / SITES[0]).exists()
+    assert (tmp_path / "o" / "partial").exists() == (at > 1)  # a checkpoint follows the line of its chunk
+    again = []
+    train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=again.append)
+    assert len(again) == len(trained[1]) - (at - 1)
+    for site in SITES:
+        assert weights(tmp_path / "o", site) == weights(trained[0], site)
+        assert (tmp_path / "o" / site / "cfg.json").read_bytes() == (trained[0] / site / "cfg.json").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(SITES)
+
+
+def test_several_sites_in_one_stream_equal_single_site_runs(tmp_path, trained, plan, tiny_lm):
+    for site in SITES:
+        train_saes(tiny_lm, plan, [site], tmp_path / "single", CONFIG)
+        assert weights(tmp_path / "single", site) == weights(trained[0], site)
+
+
+def test_another_seed_gives_another_sae(tmp_path, trained, plan, tiny_lm):
+    train_saes(tiny_lm, plan, SITES[:1], tmp_path, dataclasses.replace(CONFIG, seed=1))
+    assert weights(tmp_path) != weights(trained[0])
+
+
+def test_a_finished_training_is_not_done_again(trained, plan, tiny_lm):
+    before, lines = weights(trained[0]), []
+    saes = train_saes(tiny_lm, plan, SITES, trained[0], CONFIG, progress=lines.append)
+    assert [sae.site for sae in saes] == SITES and "complete already" in lines[0]
+    assert weights(trained[0]) == before
+
+
+def test_the_directory_names_what_it_was_trained_on(trained, tiny_lm, plan):
+    record = load_sae(trained[0] / SITES[1]).record
+    assert record["model"] == tiny_lm.identity and record["module"] == "model.layers.1"
+    assert record["policy"] == {**plan.policy, "outlier_factor": 8.0}
+    assert record["corpus"]["fingerprint"] == plan.corpus.fingerprint
+    assert record["training"]["tokens"] == plan.total and record["training"]["k"] == 4
+
+
+def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_lm):
+    with pytest.raises(UserError, match="another training"):
+        train_saes(tiny_lm, plan, SITES, trained[0], dataclasses.replace(CONFIG, lr=1e-2))
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, progress=Interrupted(2))
+    with pytest.raises(UserError, match="unfinished training of something else"):
+        train_saes(tiny_lm, plan, SITES, tmp_path, dataclasses.replace(CONFIG, k=3))
+
+
+@pytest.mark.parametrize(
+    ("sites", "config", "message"),
+    [
+        (["mlp_out@0", "mlp_out@9"], CONFIG, "mlp_out@9"),
+        (["mlp_out@0", "mlp_out@0"], CONFIG, "named twice"),
+        (["mlp_out@0", "model.layers.0.mlp"], CONFIG, "named twice"),
+        (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=72), "d_sae 72 must be a multiple of 16"),
+        (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
+    ],
+)
+def test_bad_arguments_are_user_errors_before_anything_is_written(tmp_path, plan, tiny_lm, sites, config, message):
+    with pytest.raises(UserError, match=message):
+        train_saes(tiny_lm, plan, sites, tmp_path / "o", config)
+    assert not (tmp_path / "o").exists()
+
+
+def test_constant_activations_fail_the_run(tmp_path, make_lm, plan):
+    lm = make_lm()
+    with torch.no_grad():
+        lm.model.model.layers[0].mlp.down_proj.weight.zero_()
+    with pytest.raises(RunFailed, match="constant or not finite"):
+        train_saes(lm, plan, ["mlp_out@0"], tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_activations_that_are_not_finite_fail_the_run(tmp_path, make_lm, plan, chunk):
+    lm = make_lm()
+    first, second = plan_chunks(plan, CONFIG)[:2]
+    early = {t for w in first.windows for i in plan.window(w) for t in plan.tokens[i]}
+    late = {t for w in second.windows for i in plan.window(w) for t in plan.tokens[i]} - early
+    token = min(early if chunk == 0 else late)
+    with torch.no_grad():
+        lm.model.model.embed_tokens.weight[token] = torch.nan
+    with pytest.raises(RunFailed, match="not finite"):
+        train_saes(lm, plan, ["mlp_out@0"], tmp_path, CONFIG)
+
+
+def test_outliers_stay_out_of_the_frame_and_of_training():
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    wild = x.clone()
+    wild[7] *= 1000
+    calm, trainer = Trainer(16, CONFIG, 10, "cpu"), Trainer(16, CONFIG, 10, "cpu")
+    calm.set_frame(torch.cat([x[:7], x[8:]]))
+    trainer.set_frame(wild)
+    torch.testing.assert_close(trainer.frame["mean"], calm.frame["mean"])
+    torch.testing.assert_close(trainer.frame["scale"], calm.frame["scale"])
+    assert trainer.usable(wild).tolist() == [i for i in range(400) if i != 7]
+
+
+def test_dead_units_are_counted_in_tokens_and_revived():
+    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(0))
+    shares = {}
+    for aux in (0.0, 1 / 32):
+        config = dataclasses.replace(CONFIG, k=2, aux=aux, dead_tokens=256, lr=1e-2)
+        trainer = Trainer(16, config, 250, "cpu")
+        trainer.set_frame(x)
+        trainer.parameters["b_enc"][:32] = -2.5  # half of them never fire at first
+        with torch.inference_mode():
+            for step in range(250):
+                trainer.train_on(x[(step * 64) % 4096 :][:64])
+                if step == 3:
+                    assert trainer.dead_share == 0  # 256 tokens are not more than 256
+        shares[aux] = trainer.dead_share
+    assert shares[0.0] > 0.2 and shares[1 / 32] < shares[0.0] / 2

@@ -1,0 +1,401 @@
+"""Collection end to end: whole, in shards, or killed and resumed, it writes the same bytes, and they are right."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from saefeat.codes import STEP
+from saefeat.collect import collect, merge
+from saefeat.corpora import load_corpus, make_plan
+from saefeat.dictionaries import SAE, Identity
+from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
+from saefeat.stats import Stats
+
+EPS = 1e-4  # float noise between one example alone and in a batch stays well below it
+WIDTH, K = 64, 4
+
+
+def make_sae(identity="wide", max_norm=None, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randn(WIDTH, 32, generator=g)
+    bias = 0.3 * torch.randn(WIDTH, generator=g)
+    return SAE(identity, "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=K, max_norm=max_norm)
+
+
+DICTIONARIES = [make_sae(), Identity("mlp_act@1", 48), Identity("mlp_out@0", 32)]
+
+
+class Interrupted:
+    """Progress that raises Ctrl-C after the n-th window, and once more after each further n."""
+
+    def __init__(self, at):
+        self.at, self.lines = at, []
+
+    def __call__(self, line):
+        self.lines.append(line)
+        if len(self.lines) == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_corpus, tiny_lm):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saefeat.corpora.WINDOW", 32)
+        yield make_plan(tiny_corpus, tiny_lm)
+
+
+@pytest.fixture(autouse=True)
+def windows_of_32(small_windows):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, plan, tiny_lm):
+    out = tmp_path_factory.mktemp("collect") / "whole"
+    collect(tiny_lm, plan, DICTIONARIES, out, bags=out / "bags")
+    return out
+
+
+@pytest.fixture(scope="module")
+def vectors(plan, tiny_lm):
+    """{site: {position: counted vectors}}, each example run alone, read by hooks of this test."""
+    layers = tiny_lm.model.model.layers
+    modules = {"mlp_out@0": layers[0].mlp, "mlp_act@1": layers[1].mlp.act_fn}
+    seen, made = {}, {site: {} for site in modules}
+    handles = [m.register_forward_hook(lambda _m, _i, out, s=s: seen.update({s: out[0]})) for s, m in modules.items()]
+    with torch.no_grad():
+        for position in plan.tokens:
+            ids = tiny_lm.tokenizer(plan.corpus.texts[position])["input_ids"]
+            tiny_lm.model(input_ids=torch.tensor([ids]))
+            counted = torch.tensor([t not in (0, 1, 2) for t in ids])
+            for site in modules:
+                made[site][position] = seen[site][counted]
+    for handle in handles:
+        handle.remove()
+    return made
+
+
+def files(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def same(out, other):
+    mine, theirs = files(out), files(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if mine[name] != theirs[name]] == []
+
+
+def run_shards(lm, plan, n, where):
+    made = []
+    for i in range(n):
+        out = where / f"shard-{i}"
+        collect(lm, plan, DICTIONARIES, out, shard=(i, n), bags=out / "bags")
+        made.append(out)
+    return made
+
+
+# --------------------------------------------------------------------------- the same bytes
+
+
+def test_it_writes_the_files_of_the_design(whole, plan):
+    assert plan.window_count == 8
+    bags = [f"bags/wide/window-{w:05d}.parquet" for w in range(8)]
+    stats = ["mlp_act@1.safetensors", "mlp_out@0.safetensors", "wide.safetensors"]
+    assert sorted(files(whole)) == sorted([*bags, "examples/wide.parquet", *stats])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_shards_merged_in_any_order_are_the_whole(tmp_path, whole, plan, tiny_lm, n):
+    shards = run_shards(tiny_lm, plan, n, tmp_path)
+    assert merge(shards, tmp_path / "a") == []
+    assert merge(shards[::-1], tmp_path / "b") == []
+    same(tmp_path / "a", whole)
+    same(tmp_path / "b", whole)
+
+
+def test_shards_merge_by_and_by(tmp_path, whole, plan, tiny_lm):
+    a, b, c = run_shards(tiny_lm, plan, 3, tmp_path)
+    assert len(merge([c, a], tmp_path / "ca")) == 1
+    assert merge([b, tmp_path / "ca"], tmp_path / "all") == []
+    same(tmp_path / "all", whole)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 8])
+def test_killed_and_run_again_it_writes_the_same_files(tmp_path, whole, plan, tiny_lm, at):
+    options = {"bags": tmp_path / "o/bags", "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=Interrupted(at), **options)
+    assert not list((tmp_path / "o").glob("*.safetensors"))
+    lines = []
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=lines.append, **options)
+    assert len(lines) == 8 - (at - 1)  # the checkpoint of a window follows its line
+    same(tmp_path / "o", whole)
+
+
+def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whole, plan, tiny_lm):
+    kills = 0
+    while True:
+        try:
+            progress = Interrupted(3)
+            collect(
+                tiny_lm, plan, DICTIONARIES, tmp_path / "o",
+                bags=tmp_path / "o/bags", progress=progress, checkpoint_seconds=0,
+            )  # fmt: skip
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills == 3
+    same(tmp_path / "o", whole)
+
+
+def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):
+    first, second = tmp_path / "0", tmp_path / "1"
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_lm, plan, DICTIONARIES, first, shard=(0, 2), progress=Interrupted(3), checkpoint_seconds=0)
+    with pytest.raises(UserError, match="unfinished collection of something else"):
+        collect(tiny_lm, plan, DICTIONARIES, first, shard=(1, 2))
+    collect(tiny_lm, plan, DICTIONARIES, first, shard=(0, 2))
+    collect(tiny_lm, plan, DICTIONARIES, second, shard=(1, 2))
+    merge([first, second], tmp_path / "m")
+    for name in ("wide", "mlp_act@1"):
+        assert (tmp_path / f"m/{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
+
+
+def test_a_finished_collection_is_not_done_again(tmp_path, whole, plan, tiny_lm):
+    shutil.copytree(whole, tmp_path / "o")
+    lines = []
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags", progress=lines.append)
+    assert lines == [f"{tmp_path / 'o'} is complete already"]
+
+
+def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o")
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags")
+    same(tmp_path / "o", whole)
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", progress=Interrupted(4), checkpoint_seconds=0)
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", bags=tmp_path / "p/bags")
+    same(tmp_path / "p", whole)
+
+
+def test_a_shard_without_windows_writes_zeros_with_all_labels(tmp_path, plan, tiny_lm):
+    (path,) = collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, shard=(9, 10))
+    stats = Stats.load(path)
+    assert stats.labels == ("de", "en", "th") and stats.header["windows"] == []
+    assert stats.equal(Stats.zeros(stats.labels, WIDTH, signed=False))
+
+
+# --------------------------------------------------------------------------- the right numbers
+
+
+@pytest.mark.parametrize("name", ["mlp_act@1", "mlp_out@0"])
+def test_neurons_statistics_are_those_counted_one_example_at_a_time(whole, vectors, plan, name):
+    stats = Stats.load(whole / f"{name}.safetensors")
+    for row, label in enumerate(stats.labels):
+        examples = [x for position, x in vectors[name].items() if plan.corpus.of[position] == label]
+        x = torch.cat(examples).double()
+        assert stats.tokens[row] == len(x) and stats.examples[row] == len(examples)
+        assert ((x > EPS).sum(0) <= stats.fired[row]).all() and (stats.fired[row] <= (x > -EPS).sum(0)).all()
+        at_least = sum((e > EPS).any(0).long() for e in examples)
+        at_most = sum((e > -EPS).any(0).long() for e in examples)
+        assert ((at_least <= stats.fired_examples[row]) & (stats.fired_examples[row] <= at_most)).all()
+        torch.testing.assert_close(stats.sum[row].double() * STEP, x.clamp(min=0).sum(0), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(stats.total[row].double() * STEP, x.sum(0), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(stats.max[row].double().clamp(min=0), x.amax(0).clamp(min=0), rtol=1e-4, atol=EPS)
+        assert (stats.min[row] > 0).all()
+
+
+def sae_codes(sae, x):
+    """(dense codes, those that surely fire, those that may) of vectors, by a full sort in float64."""
+    pre = (x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()
+    falling = pre.sort(1, descending=True).values
+    kth, next_one = falling[:, K - 1 : K], falling[:, K : K + 1]
+    codes = torch.where((pre >= kth) & (pre > 0), pre, 0.0)
+    return codes, (pre > EPS) & (pre > next_one + EPS), (pre > -EPS) & (pre > kth - EPS)
+
+
+def check_sae(stats, sae, vectors, corpus):
+    for row, label in enumerate(stats.labels):
+        examples = [x for position, x in vectors.items() if corpus.of[position] == label]
+        codes, surely, maybe = sae_codes(sae, torch.cat(examples))
+        assert stats.tokens[row] == len(codes) and stats.examples[row] == len(examples)
+        assert ((surely.sum(0) <= stats.fired[row]) & (stats.fired[row] <= maybe.sum(0))).all()
+        clear = (surely == maybe).all(0)  # units of which no token is in doubt
+        assert clear.sum() > WIDTH // 2
+        torch.testing.assert_close((stats.sum[row].double() * STEP)[clear], codes.sum(0)[clear], rtol=1e-5, atol=1e-3)
+        peak = stats.max[row].clamp(min=0)[clear].double()
+        torch.testing.assert_close(peak, codes.amax(0)[clear], rtol=1e-4, atol=EPS)
+        lowest = torch.where(codes > 0, codes, torch.inf).amin(0)[clear]
+        torch.testing.assert_close(stats.min[row][clear].double(), lowest, rtol=1e-4, atol=EPS)
+
+
+def test_sae_statistics_are_those_counted_one_example_at_a_time(whole, vectors, plan):
+    stats = Stats.load(whole / "wide.safetensors")
+    check_sae(stats, DICTIONARIES[0], vectors["mlp_out@0"], plan.corpus)
+    assert "total" not in stats.tensors and torch.equal(stats.total, stats.sum)
+
+
+def test_tokens_of_outlier_norm_are_left_out_of_an_sae_only(tmp_path, vectors, plan, tiny_lm):
+    norms = torch.cat(list(vectors["mlp_out@0"].values())).norm(dim=1).sort().values
+    at = len(norms) * 3 // 4 + int((norms.diff()[len(norms) * 3 // 4 :]).argmax())
+    limit = float((norms[at] + norms[at + 1]) / 2)  # in the widest gap of the upper quarter
+    sae = make_sae(max_norm=limit)
+    collect(tiny_lm, plan, [sae, Identity("mlp_out@0", 32)], tmp_path)
+    stats, neurons = Stats.load(tmp_path / "wide.safetensors"), Stats.load(tmp_path / "mlp_out@0.safetensors")
+    kept = {position: x[x.norm(dim=1) <= limit] for position, x in vectors["mlp_out@0"].items()}
+    assert 0 < stats.tokens.sum() == at + 1 < len(norms)
+    assert neurons.tokens.sum() == len(norms)
+    check_sae(stats, sae, kept, plan.corpus)
+
+
+def test_an_sae_that_leaves_every_token_out_counts_nothing(tmp_path, plan, tiny_lm):
+    collect(tiny_lm, plan, [make_sae(max_norm=1e-6)], tmp_path, bags=tmp_path / "bags")
+    stats = Stats.load(tmp_path / "wide.safetensors")
+    assert stats.tokens.sum() == 0 and stats.fired.sum() == 0
+    assert stats.examples.sum() == len(plan.tokens)
+
+
+def test_padding_and_special_tokens_are_never_counted(tmp_path, tiny_lm):
+    texts = ["abc", "a", "zzzzzzzzzzzz q", "x</s>y<pad>z<s>"]
+    corpus = load_corpus([(text, label) for label in ("a", "b") for text in texts])
+    plan = make_plan(corpus, tiny_lm, split="all")
+    stats = Stats.load(collect(tiny_lm, plan, [Identity("mlp_out@0", 32)], tmp_path)[0])
+    visible = sum(len(tiny_lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts[:3]) + 3
+    assert stats.tokens.tolist() == [visible, visible]
+    assert stats.tokens.sum() == plan.total
+
+
+def test_the_tokens_counted_are_those_that_were_planned(whole, plan):
+    stats = Stats.load(whole / "wide.safetensors")
+    planned = [sum(n for i, n in plan.counts.items() if plan.corpus.of[i] == label) for label in stats.labels]
+    assert stats.tokens.tolist() == planned
+    assert stats.header["chosen"]["tokens"] == plan.total
+
+
+def test_bags_summed_by_label_are_the_statistics(whole, plan):
+    stats, table = Stats.load(whole / "wide.safetensors"), pq.read_table(whole / "bags/wide")
+    rows = table.to_pydict()
+    assert table.column_names == ["example", "label", "unit", "tokens", "sum", "min", "max"]
+    found = Stats.zeros(stats.labels, WIDTH, signed=False)
+    for example, label, unit, tokens, total, low, high in zip(*rows.values(), strict=True):
+        assert plan.corpus.of[example] == label and example in plan.tokens
+        cell = stats.labels.index(label), unit
+        found.fired[cell] += tokens
+        found.fired_examples[cell] += 1
+        found.sum[cell] += round(total / STEP)
+        found.min[cell] = min(found.min[cell], low)
+        found.max[cell] = max(found.max[cell], high)
+    for name in ("fired", "fired_examples", "sum", "min", "max"):
+        assert torch.equal(getattr(found, name), getattr(stats, name)), name
+    assert len({(e, u) for e, u in zip(rows["example"], rows["unit"], strict=True)}) == len(table)
+
+
+def test_bags_of_a_window_without_examples_have_the_columns_of_the_others(tmp_path, tiny_corpus, tiny_lm):
+    plan = make_plan(tiny_corpus, tiny_lm, max_tokens=20)
+    empty = [w for w in range(plan.window_count) if not plan.window(w)]
+    assert empty
+    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, bags=tmp_path / "bags")
+    schemas = {str(pq.read_schema(path).remove_metadata()) for path in (tmp_path / "bags/wide").iterdir()}
+    assert len(schemas) == 1
+    assert len(pq.read_table(tmp_path / f"bags/wide/window-{empty[0]:05d}.parquet")) == 0
+
+
+def test_the_highest_activating_examples_are_those_of_the_bags(whole, plan):
+    bags = pq.read_table(whole / "bags/wide").to_pydict()
+    best = {}
+    for example, unit, high in zip(bags["example"], bags["unit"], bags["max"], strict=True):
+        best.setdefault(unit, []).append((-high, example))
+    rows = pq.read_table(whole / "examples/wide.parquet").to_pylist()
+    found = {}
+    for row in rows:
+        found.setdefault(row["unit"], []).append((-row["value"], row["position"]))
+        assert row["place"] == len(found[row["unit"]]) - 1
+        corpus, at = plan.corpus, row["position"]
+        assert (row["id"], row["label"], row["text"]) == (corpus.ids[at], corpus.of[at], corpus.texts[at])
+    assert found == {unit: sorted(pairs)[:5] for unit, pairs in best.items()}
+
+
+# --------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("dictionary", [make_sae(), make_sae(max_norm=5.0), Identity("mlp_out@0", 32)])
+def test_activations_that_are_not_finite_fail_the_run(tmp_path, plan, make_lm, dictionary):
+    lm = make_lm()
+    with torch.no_grad():
+        lm.model.model.layers[0].mlp.down_proj.weight[3] = torch.nan
+    with pytest.raises(RunFailed, match="not a number"):
+        collect(lm, plan, [dictionary], tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_two_dictionaries_of_one_id_are_a_user_error(tmp_path, plan, tiny_lm):
+    with pytest.raises(UserError, match="two dictionaries are named mlp_out@0"):
+        collect(tiny_lm, plan, [make_sae("mlp_out@0"), Identity("mlp_out@0", 32)], tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_out_with_statistics_of_something_else_is_a_user_error(tmp_path, whole, tiny_corpus, tiny_lm, make_lm, plan):
+    with pytest.raises(UserError, match="statistics of something else"):
+        collect(make_lm("llama", 1), plan, DICTIONARIES, whole)
+    with pytest.raises(UserError, match="statistics of something else"):
+        collect(tiny_lm, plan, [make_sae(seed=1)], whole)
+    with pytest.raises(UserError, match="statistics of something else"):
+        collect(tiny_lm, make_plan(tiny_corpus, tiny_lm, seed=1), DICTIONARIES, whole)
+    with pytest.raises(UserError, match="statistics of something else"):
+        collect(tiny_lm, plan, DICTIONARIES, whole, shard=(0, 2))
+    (tmp_path / "wide.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="not a readable"):
+        collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path / "file")
+
+
+def test_an_unfinished_collection_of_something_else_is_a_user_error(tmp_path, plan, tiny_lm):
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path, progress=Interrupted(2), checkpoint_seconds=0)
+    with pytest.raises(UserError, match="unfinished collection of something else"):
+        collect(tiny_lm, plan, DICTIONARIES[:2], tmp_path)
+
+
+def test_a_gap_is_a_warning(tmp_path, plan, tiny_lm):
+    shards = run_shards(tiny_lm, plan, 3, tmp_path)
+    (warning,) = merge([shards[0], shards[2]], tmp_path / "m")
+    assert warning == "3 of 8 windows are in no shard, the first is 1"
+    assert Stats.load(tmp_path / "m/wide.safetensors").header["windows"] == [0, 2, 3, 5, 6]
+
+
+def change_header(directory, name, **changes):
+    tensors, header = load_tensors(directory / name)
+    save_tensors(directory / name, tensors, {**header, **changes})
+
+
+def test_what_cannot_be_merged_is_a_user_error(tmp_path, plan, tiny_lm):
+    a, b = run_shards(tiny_lm, plan, 2, tmp_path)
+    out = tmp_path / "m"
+
+    def refused(message, *sources):
+        with pytest.raises(UserError, match=message):
+            merge(sources, out)
+        assert not out.exists()
+
+    refused("name at least one")
+    refused("window 0 is counted in both", a, a)
+    refused("holds no statistics", a, tmp_path)
+    refused("holds no statistics", a, tmp_path / "none")
+    (b / "partial").mkdir()
+    refused("unfinished", a, b)
+    (b / "partial").rmdir()
+    change_header(b, "wide.safetensors", model={"name": "other"})
+    refused("its model differs", a, b)
+    (b / "wide.safetensors").unlink()
+    refused("different dictionaries", a, b)
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        merge([a], out)
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
