@@ -22,7 +22,7 @@ from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError, atomic_path, load_tensors, make_dir, save_tensors
 from saefeat.models import LanguageModel
-from saefeat.stats import Stats, check_mergeable
+from saefeat.stats import Stats, check_mergeable, comparable
 
 CHECKPOINT_SECONDS = 30.0
 TOP_EXAMPLES = 5
@@ -222,7 +222,7 @@ def _finished(paths: dict[str, Path], headers: dict[str, dict[str, Any]], window
     present = [name for name, path in paths.items() if path.exists()]
     for name in present:
         header = Stats.load(paths[name]).header
-        if header != {**headers[name], "windows": windows}:
+        if comparable(header) != comparable(headers[name]) or header["windows"] != windows:
             raise UserError(f"{paths[name]} holds statistics of something else; choose another --out or remove it")
     return len(present) == len(paths)
 
@@ -319,7 +319,9 @@ def _resume(
     if not path.exists():
         return state
     tensors, header = load_tensors(path)
-    if header["headers"] != headers or not set(header["done"]) <= set(windows):
+    before = {name: comparable(one) for name, one in header["headers"].items()}
+    now = {name: comparable(one) for name, one in headers.items()}
+    if before != now or not set(header["done"]) <= set(windows):
         raise UserError(f"{partial.parent} holds an unfinished collection of something else; choose another --out")
     state.done = header["done"]
     for key, tensor in tensors.items():

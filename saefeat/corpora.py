@@ -20,7 +20,8 @@ from saefeat.models import LanguageModel
 PAPER_LABELS = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh")
 WINDOW = 1024
 TOKEN_LIMIT = 256
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger ones only add padding
+GPU_BATCH_TOKENS = 16_384
 _TEST_SHARE = 20  # per cent
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
@@ -164,7 +165,7 @@ def _directory(path: Path, wanted: tuple[str, ...] | None) -> Iterator[Row]:
         raise UserError(f"the corpus directory {path} holds no LABEL.txt files")
     for file in files:
         if wanted is None or file.stem in wanted:
-            for line in _lines(_read_text(file)):
+            for line in _lines(_read_text(file)) or [""]:  # a label without a line is a label without text
                 yield line, file.stem, None
 
 
@@ -174,7 +175,7 @@ def _jsonl(path: Path, text: str, columns: tuple[str, str, str]) -> Iterator[Row
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
@@ -188,11 +189,11 @@ def _delimited(path: Path, text: str, columns: tuple[str, str, str], delimiter: 
     try:
         _check_columns(str(path), reader.fieldnames or [], columns)
         for row in reader:
-            if None in row or row[columns[1]] is None or row[columns[0]] is None:
+            if None in row or None in row.values():
                 raise UserError(f"{path}: line {reader.line_num} has another number of columns than the header")
             yield row[columns[0]], row[columns[1]], row.get(columns[2])
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} cannot be parsed ({error})") from error
+        raise UserError(f"{path}: line {reader.reader.line_num} cannot be parsed ({error})") from error
 
 
 def _lines_kept(text: str) -> Iterator[str]:
@@ -241,7 +242,7 @@ def _build(rows: Iterator[Row], name: str, wanted: tuple[str, ...] | None) -> Co
         corpus.texts.append(clean)
         corpus.of.append(label)
         corpus.ids.append(fingerprint(clean) if identity in (None, "") else clean_text(str(identity)))
-    corpus.labels = wanted if wanted is not None else tuple(sorted(set(corpus.of)))
+    corpus.labels = wanted if wanted is not None else tuple(sorted(seen - {""}))
     corpus.skipped = dict(sorted(skipped.items()))
     _check_labels(corpus, seen)
     return corpus
@@ -333,8 +334,9 @@ class Plan:
         return plan_batches(lm, {i: self.tokens[i] for i in positions})
 
 
-def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]], budget: int = BATCH_TOKENS) -> Iterator[Batch]:
-    """Cut examples into batches: sorted by length, filled to `budget` padded tokens, none split."""
+def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]]) -> Iterator[Batch]:
+    """Cut examples into batches: sorted by length, filled to a budget of padded tokens, none split."""
+    budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
     for position in sorted(tokens, key=lambda i: (len(tokens[i]), i)):

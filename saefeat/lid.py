@@ -17,6 +17,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.validation import check_is_fitted
 
 from saefeat.codes import STEP, Bag
 from saefeat.collect import encode_batches
@@ -370,9 +371,11 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def _stats(self, corpus: Corpus) -> list[Stats]:
         found = {d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity) for d in self.saes_}
-        ids = self.lm_.tokenize(corpus.texts, TOKEN_LIMIT)
+        ids = self.lm_.tokenize([clean_text(text) for text in corpus.texts], TOKEN_LIMIT)
+        special = self.lm_.special_ids
+        rows = {i: tokens for i, tokens in enumerate(ids) if any(t not in special for t in tokens)}
         row = {label: k for k, label in enumerate(corpus.labels)}
-        for batch, results in encode_batches(self.lm_, self.saes_, plan_batches(self.lm_, dict(enumerate(ids)))):
+        for batch, results in encode_batches(self.lm_, self.saes_, plan_batches(self.lm_, rows)):
             labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
             for name, (bag, lengths) in results.items():
                 found[name].add(bag, labels, lengths)
@@ -380,12 +383,20 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, texts: Iterable[str]) -> np.ndarray:
         """[n, K] scores."""
+        check_is_fitted(self)
         return self.head_.scores(self._features(list(texts)))
 
     def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
         """[n, K]."""
+        check_is_fitted(self)
         return self.head_.probabilities(self._features(list(texts)))
 
     def predict(self, texts: Iterable[str]) -> np.ndarray:
         """Labels; None where nothing can be said."""
+        check_is_fitted(self)
         return np.array(self.head_.predict(self._features(list(texts))), dtype=object)
+
+    def score(self, X: Sequence[str], y: Sequence[str], sample_weight: Any = None) -> float:
+        """Accuracy on texts X with labels y; None counts as wrong."""
+        right = [a == str(b) for a, b in zip(self.predict(X), y, strict=True)]
+        return float(np.average(right, weights=sample_weight)) if right else 0.0

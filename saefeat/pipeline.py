@@ -42,9 +42,24 @@ def quiet(_: str) -> None:
 
 def set_threads() -> int:
     """Use every core that this process may use; results are the same for the same number."""
+    _keep_memory()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads)
     return threads
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep freed memory: large temporaries would otherwise cost page faults at every step."""
+    import ctypes
+
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 64 * 2**20)
+    except (OSError, AttributeError):  # another C library
+        pass
 
 
 # --------------------------------------------------------------------------- stages on their own
@@ -291,10 +306,16 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
-    training = TrainConfig(k=config.k, d_sae=config.d_sae, seed=config.seed)
+    training = _training(config, corpus)
     for site in sites:
         training.width(site_width(lm, lm.site(site)))
     return Setting(config, make_dir(out), lm, corpus, sites, training, given, say)
+
+
+def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
+    # Few tokens need many small steps.
+    few = config.train_tokens is not None and config.train_tokens * len(corpus.labels) < 1_000_000
+    return TrainConfig(k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=1024 if few else 2048)
 
 
 def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:
@@ -422,7 +443,7 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     if lm.fingerprint != index["model"]["fingerprint"]:
         raise UserError(f"the model {config.model} has changed since the run in {out}; start a new run")
     given = load_saes(list(config.saes), lm) if config.saes else []
-    training = TrainConfig(k=config.k, d_sae=config.d_sae, seed=config.seed)
+    training = _training(config, corpus)
     return Setting(config, out, lm, corpus, index["sites"] if not given else [], training, given, say)
 
 

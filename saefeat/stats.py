@@ -133,10 +133,21 @@ class Stats:
         return cls(labels, tensors, header)
 
 
+def comparable(header: dict[str, Any]) -> dict[str, Any]:
+    """What must agree between shards: not the windows, nor names and paths, which may differ between machines."""
+    ignored = {"model": ("name", "revision"), "dictionary": ("path",), "corpus": ("name",)}
+    return {
+        key: {k: v for k, v in value.items() if k not in ignored[key]} if key in ignored else value
+        for key, value in header.items()
+        if key != "windows"
+    }
+
+
 def check_mergeable(first: Stats, other: Stats, where: str) -> None:
     """Raises UserError when two statistics are of different things or share a window."""
-    for key in sorted(first.header.keys() | other.header.keys()):
-        if key != "windows" and first.header.get(key) != other.header.get(key):
+    one, two = comparable(first.header), comparable(other.header)
+    for key in sorted(one.keys() | two.keys()):
+        if one.get(key) != two.get(key):
             raise UserError(
                 f"{where}: cannot merge, its {key} differs: {first.header.get(key)} / {other.header.get(key)}"
             )

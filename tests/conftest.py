@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from saefeat import corpora
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
 from saefeat.models import LanguageModel, wrap
 
+torch.set_num_threads(1)  # on tensors this small, threads wait for each other: two are five times slower
 VOCABULARY, HIDDEN, FFN, LAYERS, HEADS = 300, 32, 48, 2, 2
 _GATED = {
     "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
@@ -67,6 +69,13 @@ def make_tokenizer() -> Any:
     tokenizer.train_from_iterator(_PROSE, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Undo what a test of the pipeline sets: bytes are compared at one thread count."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -139,3 +148,31 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> int:
 def tiny_plan(tiny_corpus: Corpus, tiny_lm: LanguageModel, small_windows: int) -> Plan:
     """The train split of the tiny corpus, in windows of 32."""
     return make_plan(tiny_corpus, tiny_lm)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, save_lm: Callable[..., Path]) -> Path:
+    """The model of `tiny_lm` as a directory."""
+    return save_lm(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_jsonl(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Corpus) -> Path:
+    """The tiny corpus as a file."""
+    path = tmp_path_factory.mktemp("corpora") / "tiny.jsonl"
+    rows = zip(tiny_corpus.texts, tiny_corpus.of, tiny_corpus.ids, strict=True)
+    lines = [json.dumps({"text": text, "label": label, "id": identity}) for text, label, identity in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_jsonl: Path) -> Path:
+    """A complete run of the tiny model on the tiny corpus; shared, so change a copy."""
+    from saefeat.pipeline import RunConfig, run
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread
+        run(RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32"), out)
+    return out

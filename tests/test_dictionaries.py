@@ -18,7 +18,9 @@ def make_sae(width=48, d_in=8, k=5, seed=0, whole=False, **options):
     """A random SAE; `whole`: of small whole numbers, whose products are exact in float32 and tie often."""
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
-    draw = (lambda s: torch.randint(-2, 3, s, generator=g).float()) if whole else (lambda s: torch.randn(s, generator=g))
+    draw = (
+        (lambda s: torch.randint(-2, 3, s, generator=g).float()) if whole else (lambda s: torch.randn(s, generator=g))
+    )
     record = {"model": {"name": "m", "revision": None}, "module": "model.layers.1.mlp"}
     weights = {name: draw(shape) for name, shape in shapes.items()}
     return SAE("a", "mlp_out@1", **weights, k=k, record=record, **options)
@@ -30,7 +32,7 @@ def vectors(n=40, d_in=8, seed=1, whole=False):
 
 
 def brute_force(sae, x):
-    """[{unit: value}] of each vector: all units sorted by falling value, then rising unit; the positive of the first k."""
+    """[{unit: value}] of each vector: all units sorted by falling value, then rising unit; the first k."""
     pre = ((x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).tolist()
     return [dict(sorted(((u, v) for u, v in enumerate(row)), key=lambda p: (-p[1], p[0]))[: sae.k]) for row in pre]
 

@@ -147,7 +147,9 @@ def test_means_and_probabilities_are_those_of_a_table_worked_by_hand():
     values = torch.tensor([[1.0, -2.0], [0.5, 4.0], [0.0, -1.0], [2.0, 0.0]])
     stats = Stats.zeros(("a", "b", "empty"), 2, signed=True)
     stats.add(
-        Codes(values, None, 2, signed=True).bag(torch.tensor([2, 1, 1])), torch.tensor([0, 0, 1]), torch.tensor([2, 1, 1])
+        Codes(values, None, 2, signed=True).bag(torch.tensor([2, 1, 1])),
+        torch.tensor([0, 0, 1]),
+        torch.tensor([2, 1, 1]),
     )
     assert stats.tokens.tolist() == [3, 1, 0] and stats.examples.tolist() == [2, 1, 0]
     assert stats.fired.tolist() == [[2, 1], [1, 0], [0, 0]]
@@ -229,6 +231,23 @@ def test_another_step_or_schema_is_a_user_error(tmp_path, change):
         Stats.load(path)
 
 
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)
+    before = path.read_bytes()
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        total_of(random_examples(0), "sparse").save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
     path = tmp_path / "a.safetensors"
     stats = total_of(random_examples(1), "signed", **header())
@@ -248,9 +267,7 @@ def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
 def test_top_examples_are_the_brute_force_ones_under_any_partition(seed, random):
     g = torch.Generator().manual_seed(seed)
     peaks = torch.randint(0, 4, (25, WIDTH), generator=g).float()  # few values, many ties
-    expected = [
-        sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5] for unit in range(WIDTH)
-    ]
+    expected = [sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5] for unit in range(WIDTH)]
     positions = list(range(len(peaks)))
     random.shuffle(positions)
     tops = []

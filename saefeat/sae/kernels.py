@@ -74,7 +74,7 @@ def aux_step(
     """AuxK (Gao et al., arXiv 2406.04093): the k best of the dead units reconstruct what the others left.
 
     x: centred input [n, d]; error: reconstruction minus input [n, d]; encoder, decoder: rows of the dead units.
-    Returns the gradients (encoder, b_enc, decoder) of mean((e' - e)^2) / mean(e^2), d times over.
+    Returns the gradients (encoder, b_enc, decoder) of mean((e' - e)^2) / mean(e^2).
     """
     pre = torch.addmm(b_enc, x, encoder.t())
     values, units = pre.topk(min(k, len(encoder)), sorted=False)

@@ -37,9 +37,10 @@ class TrainConfig:
         passes: how often each activation is used.
         batch_size: tokens of a step.
         chunk_tokens: tokens held in memory (2 bytes x d_in each, for every site); a checkpoint falls on its end.
-        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; linear warm-up over the first
-            `warmup` of the steps and linear decay over the last `decay`.
-        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for `dead_tokens` tokens.
+        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; None: 1e-3 * sqrt(10240 / d_sae).
+            Linear warm-up over the first `warmup` of the steps and linear decay over the last `decay`.
+        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for `dead_tokens` tokens; None:
+            an eighth of all training tokens, at most 10 million.
         dtype: of the encoder product: auto, float32 or bfloat16. Weights are float32 always.
     """
 
@@ -49,11 +50,11 @@ class TrainConfig:
     passes: int = 3
     batch_size: int = 2048
     chunk_tokens: int = 65_536
-    lr: float = 1e-3
+    lr: float | None = None
     warmup: float = 0.05
     decay: float = 0.4
     aux: float = 1 / 32
-    dead_tokens: int = 100_000
+    dead_tokens: int | None = None
     dtype: str = "auto"
     seed: int = 0
 
@@ -87,7 +88,9 @@ class Trainer:
             "decoder": rows.to(device),
             "b_dec": torch.zeros(d_in, device=device),
         }
-        self.adam = torch.optim.Adam(list(self.parameters.values()), lr=config.lr, fused=True)
+        self.lr = config.lr or 1e-3 * (10_240 / width) ** 0.5
+        self.dead_tokens = config.dead_tokens or min(10_000_000, self.total_steps * config.batch_size // 8)
+        self.adam = torch.optim.Adam(list(self.parameters.values()), lr=self.lr, fused=True)
         self.silent = torch.zeros(width, dtype=torch.int64, device=device)  # tokens since a unit fired
         self.frame: dict[str, Tensor] = {}  # mean [d_in], scale [], max_norm []: of the first chunk
         self.step = 0
@@ -122,7 +125,7 @@ class Trainer:
         self._add_aux(x, g)
         for name, parameter in p.items():
             parameter.grad = getattr(g, name)
-        self.adam.param_groups[0]["lr"] = self.config.lr * self._rate()
+        self.adam.param_groups[0]["lr"] = self.lr * self._rate()
         self.adam.step()
         p["decoder"].div_(p["decoder"].norm(dim=1, keepdim=True).clamp(min=1e-8))
         self.step += 1
@@ -138,7 +141,7 @@ class Trainer:
         self.l0 = torch.lerp(self.l0, (g.values > 0).sum() / len(x), weight)
 
     def _add_aux(self, x: Tensor, g: Gradients) -> None:
-        dead = (self.silent > self.config.dead_tokens).nonzero().squeeze(-1)
+        dead = (self.silent > self.dead_tokens).nonzero().squeeze(-1)
         if not len(dead) or not self.config.aux:
             return
         p = self.parameters
@@ -161,7 +164,7 @@ class Trainer:
 
     @property
     def dead_share(self) -> float:
-        return float((self.silent > self.config.dead_tokens).float().mean())
+        return float((self.silent > self.dead_tokens).float().mean())
 
     def state(self) -> dict[str, Tensor]:
         tensors = dict(self.parameters) | self.frame | {"silent": self.silent, "fvu": self.fvu, "l0": self.l0}
@@ -225,8 +228,8 @@ def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
 
 
 def sae_id(site: str) -> str:
-    """Directory name of the SAE of a site."""
-    return site.replace("/", "_")
+    """Directory name and id of the SAE of a site; the site's own name is the id of its identity dictionary."""
+    return "sae-" + site.replace("/", "_")
 
 
 def train_saes(

@@ -94,7 +94,7 @@ def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, change
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
 def test_a_configuration_that_is_no_json_object_is_a_user_error(directory, text):
     (directory / "cfg.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match="cfg.json"):
+    with pytest.raises(UserError, match=r"cfg\.json"):
         load_sae(directory)
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_weights_file_is_a_user_error(directory, damage):
     path = directory / "sae_weights.safetensors"
     data = path.read_bytes()
     path.unlink() if damage == "removed" else path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    with pytest.raises(UserError, match="sae_weights.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"sae_weights\.safetensors cannot be read"):
         load_sae(directory)
 
 
@@ -176,5 +176,5 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
         fits(tiny_lm, site="mlp_act@1")
     with pytest.raises(UserError, match="mlp_out@7"):
         fits(tiny_lm, site="mlp_out@7")
-    with pytest.raises(UserError, match="unknown site blocks.1.ln"):
+    with pytest.raises(UserError, match=r"unknown site blocks\.1\.ln"):
         fits(tiny_lm, site="blocks.1.ln")

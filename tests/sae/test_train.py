@@ -12,7 +12,7 @@ from saefeat.corpora import make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae.store import WEIGHTS, load_sae
-from saefeat.sae.train import Trainer, TrainConfig, plan_chunks, train_saes
+from saefeat.sae.train import TrainConfig, Trainer, plan_chunks, train_saes
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")

@@ -1,0 +1,151 @@
+"""SAE training: tokens/s and held-out FVU of saefeat and of sae-lens's own trainer, same activations, in one run.
+
+    python scripts/bench_training.py --steps 120 --seeds 3 --out scripts/results/bench_training.json
+
+Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the same batches, with
+the same peak learning rate, the same allocator settings and the same threads. sae-lens runs as it is configured by
+default for TopK (AuxK on, rescaling by decoder norm on), with autocast and without; on processors without fast
+bfloat16 autocast is many times slower, so its speed is read from a few steps and its FVU from the float32 run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
+from saefeat.models import load_model, native_bf16
+from saefeat.pipeline import set_threads
+from saefeat.sae.train import Chunk, TrainConfig, Trainer, _fill
+
+K, BATCH = 32, 2048
+
+
+def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
+    """Training and held-out vectors float32, outliers left out, mean 0 and variance 1 per coordinate on average."""
+    lm = load_model(model)
+    corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
+    parts = []
+    for split, budget in (("train", tokens // 15), ("test", 1500)):
+        plan = make_plan(corpus, lm, split=split, max_tokens=budget, mixed=True)
+        chunk = Chunk(tuple(range(plan.window_count)), plan.total, 1)
+        parts.append(_fill(lm, plan, [lm.site(site)], chunk, print)[site].float())
+    train, test = parts
+    limit = train.norm(dim=1).median() * 8
+    train, test = train[train.norm(dim=1) <= limit], test[test.norm(dim=1) <= limit]
+    mean = train.mean(0)
+    scale = (train - mean).square().mean().sqrt()
+    return (train - mean) / scale, (test - mean) / scale
+
+
+def batches(x: Tensor, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
+            if len(rows) == BATCH:
+                yield x[rows]
+
+
+def fvu(x: Tensor, reconstruction: Tensor) -> float:
+    return float((x - reconstruction).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def ours(train: Tensor, test: Tensor, d_sae: int, steps: int, lr: float, seed: int) -> dict[str, float]:
+    config = TrainConfig(k=K, d_sae=d_sae, batch_size=BATCH, lr=lr, seed=seed)
+    with torch.inference_mode():
+        trainer = Trainer(train.shape[1], config, steps, "cpu")
+        trainer.frame = {"mean": torch.zeros(train.shape[1]), "scale": torch.ones(()), "max_norm": torch.tensor(1e9)}
+        source = batches(train, seed)
+        start = time.monotonic()
+        for _ in range(steps):
+            trainer.train_on(next(source))
+        seconds = time.monotonic() - start
+        sae = trainer.sae("ours", "site", {})
+        return {"tokens_per_s": steps * BATCH / seconds, "fvu": fvu(test, sae.decode(sae.encode(test)))}
+
+
+def theirs(
+    train: Tensor, test: Tensor, d_sae: int, steps: int, lr: float, seed: int, *, autocast: bool, planned: int
+) -> dict[str, float]:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    torch.manual_seed(seed)
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=train.shape[1], d_sae=d_sae, k=K))
+    config = SAETrainerConfig(
+        total_training_samples=planned * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=lr,
+        lr_end=0.0,
+        lr_warm_up_steps=int(0.05 * planned),
+        lr_decay_steps=int(0.4 * planned),
+        autocast=autocast,
+    )
+    trainer = SAETrainer(config, sae, batches(train, seed))
+    source = batches(train, seed)
+    start = time.monotonic()
+    for _ in range(steps):
+        trainer._train_step(sae=sae, sae_in=next(source))
+        trainer.n_training_samples += BATCH
+        trainer.n_training_steps += 1
+    seconds = time.monotonic() - start
+    with torch.no_grad():
+        error = fvu(test, sae(test))
+    return {"tokens_per_s": steps * BATCH / seconds, "fvu": error}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:gemma-3-270m")
+    parser.add_argument("--site", default="resid_post@8")
+    parser.add_argument("--tokens", type=int, default=60_000)
+    parser.add_argument("--d-sae", type=int, default=5120)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--autocast-steps", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    threads = set_threads()
+    train, test = activations(arguments.model, arguments.site, arguments.tokens)
+    rows = []
+    for seed in range(arguments.seeds):
+        shape = (train, test, arguments.d_sae)
+        row = {"seed": seed, "saefeat": ours(*shape, arguments.steps, arguments.lr, seed)}
+        options = {"planned": arguments.steps, "seed": seed, "lr": arguments.lr}
+        row["sae_lens"] = theirs(*shape, arguments.steps, autocast=False, **options)
+        count = arguments.steps if native_bf16("cpu") else arguments.autocast_steps
+        row["sae_lens_autocast"] = theirs(*shape, count, autocast=True, **options)
+        if count != arguments.steps:
+            row["sae_lens_autocast"].pop("fvu")
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    mean = {
+        side: sum(row[side]["tokens_per_s"] for row in rows) / len(rows)
+        for side in ("saefeat", "sae_lens", "sae_lens_autocast")
+    }
+    error = {side: sum(row[side]["fvu"] for row in rows) / len(rows) for side in ("saefeat", "sae_lens")}
+    result = {
+        "machine": {"processor": platform.machine(), "threads": threads, "native_bf16": native_bf16("cpu")},
+        "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
+        "tokens_per_s": mean,
+        "speed_ratio": {side: mean["saefeat"] / mean[side] for side in ("sae_lens", "sae_lens_autocast")},
+        "fvu": error,
+        "fvu_ratio": error["saefeat"] / error["sae_lens"],
+        "rows": rows,
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Imports within saefeat point downwards only, at the top of a module and inside functions alike."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import saefeat
+
+ROOT = Path(saefeat.__file__).parent
+# "The rooms" of the design, top to bottom.
+ROOMS = [
+    ["cli"],
+    ["pipeline"],
+    ["report"],
+    ["lid", "baselines"],
+    ["steering"],
+    ["lens"],
+    ["evaluation"],
+    ["methods"],
+    ["selection"],
+    ["collect"],
+    ["sae"],
+    ["dictionaries", "stats", "codes"],
+    ["hooks"],
+    ["models", "corpora"],
+    ["labels", "assets", "io"],
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+# `models.site_width` measures a site by a forward pass of one token.
+EXCEPTIONS = {("models", "hooks")}
+
+
+def modules():
+    """Dotted names within saefeat -> files; the package's own `__init__` is above all rooms."""
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            yield name, path
+
+
+def imports(name, tree, known):
+    """Modules of saefeat that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}, line {node.lineno}: a relative import"
+            if node.module == "saefeat":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("saefeat."):
+                target = node.module.removeprefix("saefeat.")
+                parts = [f"{target}.{alias.name}" for alias in node.names]
+                yield from (part if part in known else target for part in parts)
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("saefeat.") for a in node.names if a.name.startswith("saefeat."))
+
+
+def graph():
+    known = dict(modules())
+    return {name: set(imports(name, ast.parse(path.read_text()), known)) for name, path in known.items()}
+
+
+def room(module):
+    return module.split(".")[0]
+
+
+def test_every_module_stands_in_a_room():
+    assert {room(name) for name, _ in modules()} <= LEVEL.keys()
+
+
+def test_imports_point_downwards_only():
+    upwards = {
+        (name, target)
+        for name, targets in graph().items()
+        for target in targets
+        if LEVEL[room(target)] < LEVEL[room(name)] and (room(name), room(target)) not in EXCEPTIONS
+    }
+    assert upwards == set()
+
+
+def test_the_exceptions_are_still_needed():
+    used = {(room(name), room(target)) for name, targets in graph().items() for target in targets}
+    assert used >= EXCEPTIONS
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert len(list(TopologicalSorter(graph()).static_order())) == len(list(modules()))
+
+
+def test_imports_inside_functions_are_seen():
+    tree = ast.parse("def f():\n    from saefeat.pipeline import run\n    from saefeat import lid\n    import saefeat.cli\n")
+    assert set(imports("x", tree, {})) == {"pipeline", "lid", "cli"}
+    assert "hooks" in graph()["models"] or not EXCEPTIONS
+
+
+def test_the_command_line_imports_nothing_heavy_at_the_top():
+    tree = ast.parse((ROOT / "cli.py").read_text())
+    top = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
+    assert {module for module in top if module.startswith("saefeat")} == {"saefeat.io"}

@@ -1,0 +1,458 @@
+"""Language identification: heads against counting written from the published definitions, token by token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+
+from saefeat.collect import collect
+from saefeat.corpora import make_plan
+from saefeat.dictionaries import SAE, Identity
+from saefeat.io import UserError
+from saefeat.lid import (
+    Features,
+    Head,
+    LanguageIdentifier,
+    features_from_bags,
+    featurize,
+    linear_head,
+    naive_bayes_head,
+    selection_head,
+)
+from saefeat.methods import METHODS
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+
+WIDTH, K = 64, 4
+LABELS = ("de", "en", "th")
+
+
+def make_sae(identity="wide", site="mlp_out@0", seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randn(WIDTH, 32, generator=g)
+    bias = 0.3 * torch.randn(WIDTH, generator=g)
+    return SAE(identity, site, rows.t().contiguous(), bias, rows, torch.zeros(32), k=K)
+
+
+SAES = [make_sae(), make_sae("other", "resid_post@1", seed=1)]
+NEURONS = [Identity("mlp_act@0", 48), Identity("mlp_act@1", 48)]
+
+
+@pytest.fixture(scope="module")
+def plan(tiny_corpus, tiny_lm):
+    return make_plan(tiny_corpus, tiny_lm)
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory, plan, tiny_lm):
+    out = tmp_path_factory.mktemp("lid")
+    collect(tiny_lm, plan, [*SAES, *NEURONS], out, bags=out / "bags")
+    return out
+
+
+@pytest.fixture(scope="module")
+def stats(collected):
+    return {path.stem: Stats.load(path) for path in collected.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_corpus):
+    """Test texts, one without any unit at the end."""
+    return [tiny_corpus.texts[i] for i in tiny_corpus.positions("test", 0)] + [""]
+
+
+@pytest.fixture(scope="module")
+def activations(tiny_lm, texts):
+    """Per text {dictionary: activations of its tokens [tokens, width], 0 where a unit is not among the k}."""
+    layers = tiny_lm.model.model.layers
+    modules = {"mlp_out@0": layers[0].mlp, "resid_post@1": layers[1]}
+    modules |= {"mlp_act@0": layers[0].mlp.act_fn, "mlp_act@1": layers[1].mlp.act_fn}
+    seen, result = {}, []
+
+    def note(site):
+        return lambda _m, _i, out: seen.update({site: (out[0] if isinstance(out, tuple) else out)[0]})
+
+    handles = [module.register_forward_hook(note(site)) for site, module in modules.items()]
+    with torch.no_grad():
+        for text in texts:
+            tiny_lm.model(input_ids=torch.tensor([tiny_lm.tokenizer(text)["input_ids"]]))
+            row = {d.id: top(seen[d.site][1:], d) for d in SAES}
+            result.append(row | {d.id: seen[d.site][1:] for d in NEURONS})
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+def top(x, sae):
+    pre = torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    best = pre.topk(sae.k, dim=1)
+    return torch.zeros_like(pre).scatter(1, best.indices, best.values)
+
+
+@pytest.fixture(scope="module")
+def features(tiny_lm, texts):
+    return featurize(tiny_lm, [*SAES, *NEURONS], texts)
+
+
+@pytest.fixture(scope="module")
+def chosen(stats):
+    """A loose selection: several labels, several dictionaries, shared units."""
+    selection = METHODS["sae-lape"].rank(
+        [stats[sae.id] for sae in SAES], example_rate=0.3, high_frequency_rate=0.05, owners="any", ratio=0.6
+    )
+    assert all(len(selection.for_label(label)) > 1 for label in LABELS)
+    assert set(selection.dictionaries) == {sae.id for sae in SAES}
+    return selection
+
+
+@pytest.fixture(scope="module")
+def chosen_neurons(stats):
+    selection = METHODS["lape"].rank(
+        [stats[d.id] for d in NEURONS], top_rate=0.2, filter_rate=0.5, activation_bar_ratio=0.7
+    )
+    assert len(selection) > 3
+    return selection
+
+
+def best_or_none(rows, known):
+    return [LABELS[int(np.argmax(row))] if ok else None for row, ok in zip(rows, known, strict=True)]
+
+
+def read_by(selection, stats):
+    return [stats[name] for name in sorted(selection.dictionaries)]
+
+
+def sets(selection):
+    """[(dictionary, unit, row of the label)]."""
+    rows = selection.to_pandas()
+    return [(d, u, LABELS.index(label)) for d, u, label in zip(rows.dictionary, rows.unit, rows.label, strict=True)]
+
+
+# --------------------------------------------------------------------------- the published heads
+
+
+@pytest.mark.parametrize("name", ["sae-count", "neuron-count"])
+def test_a_count_head_counts_the_tokens_on_which_the_units_of_a_label_fire(
+    name, chosen, chosen_neurons, stats, features, activations
+):
+    selection = chosen if name == "sae-count" else chosen_neurons
+    expected = np.zeros((len(activations), 3))
+    for dictionary, unit, k in sets(selection):
+        expected[:, k] += [int((row[dictionary][:, unit] > 0).sum()) for row in activations]
+    head = selection_head(name, selection, read_by(selection, stats))
+    assert head.scores(features).tolist() == expected.tolist()
+    assert head.predict(features) == best_or_none(expected, expected.any(1))
+    assert head.predict(features)[-1] is None
+
+
+def test_min_max_scales_each_firing_value_by_the_units_extremes_over_all_labels_unclamped(
+    chosen, stats, features, activations
+):
+    expected, seen = np.zeros((len(activations), 3)), []
+    for dictionary, unit, k in sets(chosen):
+        low = min(float(v) for v in stats[dictionary].min[:, unit])
+        high = max(float(v) for v in stats[dictionary].max[:, unit])
+        for i, row in enumerate(activations):
+            hits = [(float(v) - low) / (high - low + 1e-6) for v in row[dictionary][:, unit] if v > 0]
+            expected[i, k] += sum(hits)
+            seen += hits
+    assert min(seen) < 0
+    assert max(seen) > 1  # unclamped: the texts go beyond what the statistics saw
+    head = selection_head("sae-min-max", chosen, read_by(chosen, stats))
+    assert np.allclose(head.scores(features), expected, atol=1e-3)
+    assert head.predict(features)[-1] is None
+
+
+def stats_of(fired, tokens=(10, 10), dictionary="d"):
+    """Statistics with the firing tokens of each label and unit."""
+    fired = torch.tensor(fired)
+    labels = tuple("abc"[: len(fired)])
+    header = {"id": dictionary, "site": "mlp_out@0", "kind": "sae"}
+    made = Stats.zeros(labels, fired.shape[1], signed=False, dictionary=header)
+    made.tensors["fired"] += fired
+    made.tensors["tokens"] += torch.tensor(tokens)
+    return made
+
+
+def features_of(**counts):
+    """Features with the given counts by dictionary; values are all 1."""
+    matrices = {name: sp.csr_matrix(np.asarray(rows, np.float32)) for name, rows in counts.items()}
+    return Features(matrices, {name: matrix.astype(np.float64) for name, matrix in matrices.items()})
+
+
+def test_naive_bayes_by_hand():
+    first, second = stats_of([[3, 0], [1, 4]], dictionary="d"), stats_of([[2], [0]], dictionary="e")
+    head = naive_bayes_head([first, second], ("a", "b"))
+    # Three units, 5 firings under each label, one added to each: (3+1)/8, (0+1)/8, (2+1)/8 and (1+1)/8, 5/8, 1/8.
+    p = {"a": [4 / 8, 1 / 8, 3 / 8], "b": [2 / 8, 5 / 8, 1 / 8]}
+    seen = features_of(d=[[2, 0], [0, 1]], e=[[1], [0]])
+    expected = [[2 * math.log(q[0]) + math.log(q[2]), math.log(q[1])] for q in p.values()]
+    assert np.allclose(head.scores(seen).T, expected)
+    assert head.predict(seen) == ["a", "b"]
+    assert np.allclose(head.probabilities(seen)[1], [1 / 6, 5 / 6])
+
+
+def test_ties_go_to_the_first_label_and_a_text_where_nothing_fired_is_unknown():
+    head = Head("sae-count", ("b", "a"), {"d": np.array([0, 2])}, {"d": np.eye(2)})
+    seen = features_of(d=[[1, 0, 1], [0, 0, 1], [0, 5, 0], [0, 0, 0]])
+    assert head.predict(seen) == ["b", "a", None, None]
+    assert head.probabilities(seen).tolist() == [[0.5, 0.5], [0, 1], [0, 0], [0, 0]]
+
+
+def test_a_head_without_units_says_nothing():
+    empty = Head("neuron-count", LABELS, {}, {})
+    seen = features_of(d=[[1, 1]])
+    assert empty.predict(seen) == [None]
+    assert empty.evidence(seen) == [[]]
+
+
+# --------------------------------------------------------------------------- evidence, files
+
+
+def test_the_evidence_names_the_units_read_and_adds_up_to_the_lead_over_the_other_labels():
+    counts = {"d": np.array([[3.0, 0, 0], [1, 1, 0]]), "e": np.array([[0.0, 6, 0]])}
+    head = Head("sae-count", LABELS, {"d": np.array([4, 7]), "e": np.array([1])}, counts)
+    row = np.zeros((1, 9))
+    row[0, [0, 4, 7]] = [9, 2, 4]  # unit 0 is not read
+    seen = features_of(d=row, e=[[0, 1]])
+    assert head.scores(seen).tolist() == [[10, 10, 0]]
+    assert head.predict(seen) == ["de"]
+    # 4: 2 x (3 - 0), 7: 4 x (1 - 1/2); e:1 speaks for English and is left out.
+    assert head.evidence(seen) == [
+        [{"dictionary": "d", "unit": 4, "weight": 6.0}, {"dictionary": "d", "unit": 7, "weight": 2.0}]
+    ]
+    assert head.evidence(seen, n=1)[0] == head.evidence(seen)[0][:1]
+
+
+@pytest.mark.parametrize("name", ["sae-min-max", "linear"])
+def test_all_evidence_for_and_against_adds_up_to_the_scores(name, chosen, stats, features, tiny_corpus, texts):
+    of = [tiny_corpus.of[tiny_corpus.texts.index(text)] for text in texts[:-1]] + ["th"]
+    some = Features({d.id: features.counts[d.id] for d in SAES}, {d.id: features.sums[d.id] for d in SAES})
+    head = linear_head(some, of, LABELS) if name == "linear" else selection_head(name, chosen, read_by(chosen, stats))
+    scores = head.scores(some) - (head.intercept if len(head.intercept) else 0)
+    for i, row in enumerate(head.evidence(some, n=10**6)):
+        k = int(head.scores(some)[i].argmax())
+        against = Head(head.name, LABELS, head.units, *negated(head), head.intercept, head.root)
+        lead = scores[i, k] - (scores[i].sum() - scores[i, k]) / 2
+        one = Features({d: m[i] for d, m in some.counts.items()}, {d: m[i] for d, m in some.sums.items()})
+        opposed = sum(u["weight"] for part in contributions(against, one, k) for u in part)
+        assert sum(u["weight"] for u in row) - opposed == pytest.approx(lead, abs=1e-3)
+
+
+def negated(head):
+    return {n: -w for n, w in head.counts.items()}, {n: -w for n, w in head.sums.items()}
+
+
+def contributions(head, one, k):
+    """What speaks against label k: the contributions of the negated head."""
+    from saefeat.lid import _rooted
+
+    rows = _rooted(one.counts) if head.root else one.counts
+    for name, units in head.units.items():
+        sums = sp.csr_matrix(one.sums[name][:, units]) if name in head.sums else None
+        yield head._contributions(name, sp.csr_matrix(rows[name][:, units]), sums, k)
+
+
+@pytest.mark.parametrize("name", ["sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear"])
+def test_a_saved_head_predicts_the_same(tmp_path, name, chosen, chosen_neurons, stats, features, texts, tiny_corpus):
+    if name == "naive-bayes":
+        head = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
+    elif name == "linear":
+        of = [tiny_corpus.of[tiny_corpus.texts.index(text)] for text in texts[:-1]] + ["th"]
+        head = linear_head(features, of, LABELS)
+    else:
+        selection = chosen_neurons if name == "neuron-count" else chosen
+        head = selection_head(name, selection, read_by(selection, stats))
+    head.save(tmp_path / "head.safetensors")
+    loaded = Head.load(tmp_path / "head.safetensors")
+    assert loaded.name == name
+    assert np.array_equal(loaded.scores(features), head.scores(features))
+    assert loaded.predict(features) == head.predict(features)
+    assert np.array_equal(loaded.probabilities(features), head.probabilities(features))
+    assert loaded.evidence(features) == head.evidence(features)
+    head.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "head.safetensors").read_bytes()
+
+
+def test_a_file_that_is_no_head_is_a_user_error(tmp_path, collected):
+    with pytest.raises(UserError, match="does not exist"):
+        Head.load(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="holds no head"):
+        Head.load(collected / "wide.safetensors")
+
+
+# --------------------------------------------------------------------------- features
+
+
+def test_the_bags_that_were_written_are_the_features_of_the_same_texts(collected, plan, tiny_lm):
+    positions = sorted(plan.tokens)
+    read = features_from_bags(collected / "bags", {sae.id: sae.width for sae in SAES}, positions)
+    made = featurize(tiny_lm, SAES, [plan.corpus.texts[i] for i in positions])
+    for sae in SAES:
+        assert (read.counts[sae.id] != made.counts[sae.id]).nnz == 0
+        assert np.allclose(read.sums[sae.id].toarray(), made.sums[sae.id].toarray(), atol=1e-4)
+        assert read.counts[sae.id].sum() > K * len(positions)
+
+
+def test_bags_are_read_in_the_order_asked_for(collected, plan):
+    positions = sorted(plan.tokens)[:20]
+    widths = {sae.id: sae.width for sae in SAES}
+    forward, backward = (features_from_bags(collected / "bags", widths, p) for p in (positions, positions[::-1]))
+    assert (forward.counts["wide"][::-1] != backward.counts["wide"]).nnz == 0
+
+
+def test_missing_bags_are_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="holds no bags; collect with --bags"):
+        features_from_bags(tmp_path, {"wide": WIDTH}, [0])
+
+
+def test_the_features_are_the_firing_tokens_and_the_sums_of_their_values(features, activations):
+    for dictionary in (*SAES, *NEURONS):
+        counts = np.stack([(row[dictionary.id] > 0).sum(0).numpy() for row in activations])
+        sums = np.stack([row[dictionary.id].clamp(min=0).sum(0).numpy() for row in activations])
+        assert np.array_equal(features.counts[dictionary.id].toarray(), counts)
+        assert np.allclose(features.sums[dictionary.id].toarray(), sums, atol=1e-3)
+
+
+def test_odd_texts_have_a_row_each(tiny_lm):
+    odd = ["", " ", "\0", "lone \ud800", "</s>", "cat " * 5000, "cat"]
+    made = featurize(tiny_lm, SAES[:1], odd)
+    total = np.asarray(made.counts["wide"].sum(1)).ravel()
+    assert len(made) == len(odd)
+    assert total[0] == total[4] == 0
+    assert total[5] > 50 * total[6] > 0
+
+
+def test_a_selection_of_neurons_gives_their_columns_alone(tiny_lm, features, texts):
+    picked = Identity("mlp_act@1", 48, units=torch.tensor([7, 3]))
+    made = featurize(tiny_lm, [picked], texts)
+    assert np.array_equal(made.counts["mlp_act@1"].toarray(), features.counts["mlp_act@1"][:, [7, 3]].toarray())
+
+
+# --------------------------------------------------------------------------- the linear head
+
+
+def separable(labels, n=60):
+    """Counts where each label has a unit of its own, amid noise."""
+    draw = np.random.default_rng(0)
+    of = [labels[i % len(labels)] for i in range(n)]
+    rows = draw.poisson(1.0, (n, 12)).astype(np.float32)
+    for i, label in enumerate(of):
+        rows[i, labels.index(label)] += 6
+    return features_of(d=rows[:, :6], e=rows[:, 6:]), of
+
+
+@pytest.mark.parametrize("labels", [("b", "a"), ("c", "a", "b"), ("a", "b", "c", "d")])
+def test_the_linear_head_learns_what_can_be_separated_whatever_the_order_of_the_labels(labels):
+    seen, of = separable(list(labels))
+    head = linear_head(seen, of, labels)
+    assert head.predict(seen) == of
+    assert head.labels == labels
+    assert np.allclose(head.probabilities(seen).sum(1), 1)
+
+
+def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    from saefeat.lid import _C, _rooted
+
+    seen, of = separable(["b", "a"])
+    x = np.hstack([m.toarray() for m in _rooted(seen.counts).values()])
+    assert np.allclose((x**2).sum(1), 1, atol=1e-5)
+    expected = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)  # columns a, b
+    assert np.allclose(linear_head(seen, of, ("b", "a")).probabilities(seen), expected[:, ::-1], atol=1e-2)
+
+
+# --------------------------------------------------------------------------- scikit-learn
+
+TEXTS = [f"the cat number {i} sat" for i in range(12)] + [f"น้ำ {i} แมว" for i in range(12)]
+OF = ["en"] * 12 + ["th"] * 12
+
+
+@pytest.mark.parametrize("head", ["linear", "naive-bayes", "sae-count", "sae-min-max"])
+def test_the_identifier_fits_predicts_and_scores(tiny_lm, head):
+    made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(TEXTS, OF)
+    assert list(made.classes_) == ["en", "th"]
+    predicted = made.predict(TEXTS)
+    assert predicted.shape == (24,)
+    assert set(predicted) <= {"en", "th", None}
+    assert made.score(TEXTS, OF) == np.mean([a == b for a, b in zip(predicted, OF, strict=True)])
+    if head in ("linear", "naive-bayes"):
+        assert made.score(TEXTS, OF) > 0.9
+        rows = made.predict_proba(TEXTS)
+        assert np.allclose(rows.sum(1), 1)
+        assert [made.classes_[k] for k in rows.argmax(1)] == list(predicted)
+        assert made.decision_function(TEXTS).shape == (24, 2)
+
+
+def test_a_text_where_nothing_can_be_said_is_none_and_counts_as_wrong(tiny_lm):
+    made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)
+    assert made.predict(["", "the cat"]).tolist() == [None, "en"]
+    assert made.score(["", "the cat"], ["en", "en"]) == 0.5
+
+
+@pytest.mark.parametrize("head", ["linear", "naive-bayes", "sae-count"])
+def test_fitting_survives_blank_texts_nul_and_lone_surrogates(tiny_lm, head):
+    odd = [*TEXTS, "", "\ud800", "a\0b", "</s>"]
+    made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(odd, [*OF, "en", "en", "th", "th"])
+    assert len(made.predict(odd)) == len(odd)
+
+
+def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(tiny_lm, features, stats, plan):
+    positions = sorted(plan.tokens)
+    of = [plan.corpus.of[i] for i in positions]
+    made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit([plan.corpus.texts[i] for i in positions], of)
+    expected = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
+    assert np.array_equal(made.head_.scores(features), expected.scores(features))
+
+
+def test_the_identifier_can_be_cloned_and_searched_over(tiny_lm):
+    made = LanguageIdentifier(tiny_lm, [SAES[0]], head="naive-bayes", seed=3)
+    assert made.get_params() == {"model": tiny_lm, "saes": [SAES[0]], "head": "naive-bayes", "seed": 3}
+    assert clone(made).get_params()["seed"] == 3
+    assert not hasattr(clone(made.fit(TEXTS, OF)), "head_")
+    search = GridSearchCV(made, {"head": ["naive-bayes", "linear"]}, cv=2).fit(TEXTS, OF)
+    assert search.best_score_ > 0.8
+    assert set(search.predict(["the cat", "แมว"])) <= {"en", "th"}
+
+
+def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
+    with pytest.raises(NotFittedError):
+        LanguageIdentifier(tiny_lm, SAES).predict(["a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "of", "message"),
+    [
+        ({"head": "neuron"}, OF, "unknown head neuron; use sae-count, "),
+        ({"saes": []}, OF, "give at least one SAE"),
+        ({"saes": ["/nowhere"]}, OF, "/nowhere does not exist"),
+        ({}, ["en"] * 24, "at least two labels"),
+    ],
+)
+def test_bad_arguments_of_the_identifier_are_user_errors(tiny_lm, options, of, message):
+    with pytest.raises(UserError, match=message):
+        LanguageIdentifier(**{"model": tiny_lm, "saes": SAES, **options}).fit(TEXTS, of)
+
+
+def test_saes_may_be_given_by_directory(tiny_lm, tmp_path):
+    from saefeat.sae.store import save_sae
+
+    save_sae(SAES[0], tmp_path / "wide")
+    by_path = LanguageIdentifier(tiny_lm, str(tmp_path), head="naive-bayes").fit(TEXTS, OF)
+    by_hand = LanguageIdentifier(tiny_lm, SAES[:1], head="naive-bayes").fit(TEXTS, OF)
+    assert np.array_equal(by_path.predict_proba(TEXTS), by_hand.predict_proba(TEXTS))
+
+
+def test_a_selection_of_another_order_of_labels_keeps_its_columns(stats):
+    order = ("th", "de", "en")
+    parts = METHODS["sae-lape"].rank([stats["wide"]], example_rate=0.3, high_frequency_rate=0.05)
+    turned = Selection(parts.table, {**parts.header, "labels": list(order)})
+    assert selection_head("sae-count", turned, [stats["wide"]]).labels == order
