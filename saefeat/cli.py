@@ -277,6 +277,7 @@ def rank(
     from saefeat.methods import parse_parameters
     from saefeat.pipeline import rank as rank_all
 
+    _check_replaceable(out)
     selection = rank_all(stats, method, dictionaries=dictionaries, **parse_parameters(method, parameters or []))
     if out.suffix == ".csv":
         selection.to_csv(out)
@@ -286,6 +287,24 @@ def rank(
     typer.echo(f"{out}: {len(selection)} rows; " + ", ".join(f"{label} {n}" for label, n in counts.items()))
     if show:
         _print_units(stats, selection, show, lens)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Only a selection is written over."""
+    from saefeat.selection import COLUMNS, Selection
+
+    if not out.exists():
+        return
+    try:
+        if out.suffix == ".csv":
+            with out.open("rb") as file:
+                known = file.readline().replace(b'"', b"").strip() == ",".join(COLUMNS).encode()
+        else:
+            known = bool(Selection.load(out).header)
+    except (UserError, OSError):
+        known = False
+    if not known:
+        raise UserError(f"{out} exists and is no selection; choose another --out")
 
 
 def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
@@ -448,9 +467,17 @@ def _other(error: Exception) -> None:
         sys.exit(2)
     if isinstance(error, RunFailed):
         _fail(f"{error}; what is done is kept; to go on, run: {_command()}", 1)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-        _fail(f"cannot write ({error.strerror}); make room, then run: {_command()}", 1)
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(1)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    # safetensors tells of the system's error in words only.
+    told = any(f"os error {number})" in str(error) for number in full)
+    if (isinstance(error, OSError) and error.errno in full) or told:
+        reason = getattr(error, "strerror", None) or error
+        _fail(f"cannot write ({reason}); make room, then run: {_command()}", 1)
+    barred = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+    if isinstance(error, OSError) and error.errno in barred:
         _fail(f"cannot write {error.filename or ''} ({error.strerror}); choose another place", 2)
     raise error
 

@@ -90,6 +90,20 @@ class Bag:
         return Bag(self.examples, self.width, **pick, total=total, example=example, unit=unit)
 
 
+def concat(bags: list[Bag]) -> Bag:
+    """One bag of the examples of all, in order; all sparse or all dense, of one width."""
+    fields: dict[str, Tensor | None] = {}
+    for name in ("tokens", "sum", "min", "max", "total", "unit"):
+        parts = [getattr(bag, name) for bag in bags]
+        fields[name] = None if parts[0] is None else torch.cat(parts)
+    starts = [0]
+    for bag in bags:
+        starts.append(starts[-1] + bag.examples)
+    examples = [bag.example + start for bag, start in zip(bags, starts, strict=False) if bag.example is not None]
+    fields["example"] = torch.cat(examples) if examples else None
+    return Bag(starts[-1], bags[0].width, **fields)  # type: ignore[arg-type]
+
+
 def _sparse_bag(values: Tensor, indices: Tensor, lengths: Tensor, width: int) -> Bag:
     if not torch.isfinite(values).all():
         raise RunFailed("an activation is infinite or not a number")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.codes import STEP, Bag
+from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture
@@ -251,17 +251,8 @@ def _run_windows(
     start = saved = time.monotonic()
     tokens = 0
     for w in missing:
-        kept: dict[str, list[Bag]] = {d.id: [] for d in dictionaries if not d.signed}
-        positions: list[int] = []
-        for batch, results in encode_batches(lm, dictionaries, plan.batches(lm, plan.window(w))):
-            _add(state, plan.corpus, batch, results)
-            for name in kept if bags else ():
-                kept[name].append(results[name][0])
-            positions += batch.positions
-            tokens += int(batch.counted.sum())
-        if bags:
-            for name, parts in kept.items():
-                write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus)
+        counted = _run_window(lm, plan, dictionaries, state, w, bags)
+        tokens += counted
         state.done.append(w)
         seconds = time.monotonic() - start
         progress(_progress_line(len(state.done), plan, tokens, seconds, missing, w))
@@ -276,15 +267,33 @@ def _progress_line(done: int, plan: Plan, tokens: int, seconds: float, missing: 
     return f"collect: window {done}, {tokens:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left"
 
 
+def _run_window(
+    lm: LanguageModel, plan: Plan, dictionaries: Sequence[Dictionary], state: _State, w: int, bags: Path | None
+) -> int:
+    """Add one window to the state and write its bags. Returns its counted tokens."""
+    sparse: dict[str, list[Bag]] = {d.id: [] for d in dictionaries if not d.signed}
+    positions: list[int] = []
+    tokens = 0
+    for batch, results in encode_batches(lm, dictionaries, plan.batches(lm, plan.window(w))):
+        _add(state, plan.corpus, batch, results)
+        for name, parts in sparse.items():
+            parts.append(results[name][0])
+        positions += batch.positions
+        tokens += int(batch.counted.sum())
+    for name, parts in sparse.items():
+        if parts:
+            state.top[name].add(concat(parts), torch.tensor(positions))
+        if bags:
+            write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus)
+    return tokens
+
+
 def _add(state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]) -> None:
     rows = {label: k for k, label in enumerate(corpus.labels)}
     labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions])
-    positions = torch.tensor(batch.positions)
     for name, (bag, lengths) in results.items():
         device = state.stats[name].tensors["fired"].device
         state.stats[name].add(bag, labels.to(device), lengths.to(device))
-        if name in state.top:
-            state.top[name].add(bag, positions)
 
 
 def _checkpoint(partial: Path, state: _State) -> None:
@@ -336,6 +345,16 @@ def _resume(
 # --------------------------------------------------------------------------- bags as files
 
 
+_BAG_TYPES = {
+    "example": torch.int64,
+    "unit": torch.int32,
+    "tokens": torch.int32,
+    "sum": torch.float64,
+    "min": torch.float32,
+    "max": torch.float32,
+}
+
+
 def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpus) -> None:
     """Parquet rows example (position in the corpus), label, unit, tokens, sum, min, max of one window.
 
@@ -344,26 +363,19 @@ def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"example": torch.int64, "unit": torch.int32, "tokens": torch.int32, "sum": torch.float64}
-    types |= {"min": torch.float32, "max": torch.float32}
-    columns = {name: [torch.zeros(0, dtype=kind)] for name, kind in types.items()}
-    at = torch.tensor(positions, dtype=torch.int64)
-    start = 0
-    for part in parts:
-        rows = part.rows()
+    columns: dict[str, Tensor] = {name: torch.zeros(0, dtype=kind) for name, kind in _BAG_TYPES.items()}
+    if parts:
+        rows = concat([part.rows() for part in parts])
         assert rows.example is not None and rows.unit is not None
-        columns["example"].append(at[rows.example.cpu() + start])
-        columns["unit"].append(rows.unit.int().cpu())
-        columns["tokens"].append(rows.tokens.int().cpu())
-        columns["sum"].append(rows.sum.double().cpu() * STEP)
-        columns["min"].append(rows.min.cpu())
-        columns["max"].append(rows.max.cpu())
-        start += part.examples
-    arrays = {name: torch.cat(tensors).numpy() for name, tensors in columns.items()}
-    names = pa.array(list(corpus.labels), pa.string())
+        at = torch.tensor(positions, dtype=torch.int64)
+        found = (at[rows.example.cpu()], rows.unit, rows.tokens, rows.sum.double() * STEP, rows.min, rows.max)
+        columns = {name: c.to("cpu", _BAG_TYPES[name]) for name, c in zip(_BAG_TYPES, found, strict=True)}
+    arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
     rows_of = {label: k for k, label in enumerate(corpus.labels)}
-    codes = pa.array([rows_of[corpus.of[i]] for i in arrays["example"]], pa.int32())
-    arrays["label"] = pa.DictionaryArray.from_arrays(codes, names)
+    code_of = torch.zeros(len(corpus), dtype=torch.int32)
+    code_of[positions] = torch.tensor([rows_of[corpus.of[i]] for i in positions], dtype=torch.int32)
+    codes = pa.array(code_of[columns["example"]].numpy())
+    arrays["label"] = pa.DictionaryArray.from_arrays(codes, pa.array(list(corpus.labels), pa.string()))
     order = ("example", "label", "unit", "tokens", "sum", "min", "max")
     with atomic_path(path) as temporary:
         pq.write_table(pa.table({name: arrays[name] for name in order}), temporary, compression="zstd")
@@ -379,7 +391,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
     """
     if not sources:
         raise UserError("name at least one directory of statistics to merge")
-    names = {source: sorted(p.name for p in source.glob("*.safetensors")) for source in sources}
+    names = {source: sorted(p.name for p in source.glob("[!.]*.safetensors")) for source in sources}
     for source in sources:
         if not names[source]:
             raise UserError(f"{source} holds no statistics")

@@ -22,7 +22,7 @@ from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import capture
-from saefeat.io import SCHEMA, UserError, atomic_path, make_dir, read_json, write_json
+from saefeat.io import SCHEMA, UserError, atomic_path, fingerprint, make_dir, read_json, write_json
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.methods import check_parameters, choose, get_method
 from saefeat.models import LanguageModel, load_model, site_width
@@ -99,7 +99,8 @@ def collect(
 def stats_files(source: str | Path) -> dict[str, Path]:
     """Dictionary id -> statistics in a directory; raises UserError when it holds none."""
     path = Path(source)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    found = [path] if path.is_file() else path.glob("*.safetensors") if path.is_dir() else []
+    files = sorted(file for file in found if not file.name.startswith("."))  # a killed process leaves such names
     if not files:
         raise UserError(f"{source} holds no statistics; collect them first")
     if path.is_dir() and (path / "partial").exists():
@@ -294,8 +295,9 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    if out.is_dir() and not index.exists() and any(out.iterdir()):
+    if out.is_dir() and not index.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
+    make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))  # checks, and makes nothing
     corpus = load_corpus(
         config.corpus,
         labels=config.labels,
@@ -309,7 +311,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     training = _training(config, corpus)
     for site in sites:
         training.width(site_width(lm, lm.site(site)))
-    return Setting(config, make_dir(out), lm, corpus, sites, training, given, say)
+    return Setting(config, out, lm, corpus, sites, training, given, say)
 
 
 def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
@@ -535,9 +537,12 @@ def evaluate(
     if unknown:
         raise UserError(f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels")
     request = {"corpus": corpus.fingerprint, "split": split, "max_texts": max_texts}
-    if out.exists() and read_json(out).get("request") == request and other is None:
+    request["run"] = fingerprint(asdict(setting.config))
+    before = _measured(out, request["run"])
+    if before is not None and before["request"] == request and other is None:
         setting.say("lid: evaluated already")
-        return read_json(out)
+        return before
+    make_dir(out.parent)
     positions = _evaluated(corpus, split, setting.config.seed, max_texts)
     truth = [corpus.of[i] for i in positions]
     labels = list(setting.corpus.labels)
@@ -558,9 +563,22 @@ def evaluate(
         by_length[key] = predicted
     metrics = lid_metrics(corpus.name, split, labels, truth, by_length, seed=setting.config.seed)
     metrics["request"] = request
-    _write_predictions(out.parent / "predictions.parquet", corpus, positions, by_length)
+    # Beside the run's own metrics others may stand; each has its own predictions.
+    name = "predictions" if out.name == "metrics.json" else f"{out.stem}-predictions"
+    _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, by_length)
     write_json(out, metrics)
     return metrics
+
+
+def _measured(out: Path, run: str) -> dict[str, Any] | None:
+    """Metrics of this run that were written before; raises UserError where `out` holds something else."""
+    if not out.exists():
+        return None
+    found = read_json(out)
+    request = found.get("request") if isinstance(found, dict) else None
+    if not isinstance(request, dict) or request.get("run", run) != run:
+        raise UserError(f"{out} exists and holds something else; choose another --out")
+    return found
 
 
 def _evaluated(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> list[int]:
@@ -599,7 +617,8 @@ def predict(setting: Setting, texts: Sequence[str], head: str = "linear") -> lis
     if head not in heads:
         raise UserError(f"unknown head {head}; this run has {', '.join(heads)}")
     chosen = {head: heads[head]}
-    features = lid.featurize(setting.lm, head_dictionaries(setting, chosen), texts)
+    # A head that was given no units reads nothing and says nothing; the features still need their rows.
+    features = lid.featurize(setting.lm, head_dictionaries(setting, chosen) or setting.saes()[:1], texts)
     local = local_heads(chosen)[head]
     labels = local.predict(features)
     scores = local.probabilities(features).max(1)

@@ -173,14 +173,14 @@ def test_a_sum_that_leaves_the_exact_range_fails_the_run(name, first, second):
 
 
 def header(**changes):
-    made = {"model": {"name": "m"}, "dictionary": {"id": "a"}, "policy": {"seed": 0}, "windows": [0, 1]}
+    made = {"model": {"name": "m", "fingerprint": "f"}, "dictionary": {"id": "a"}, "policy": {"seed": 0}, "windows": [0, 1]}
     return {**made, **changes}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"name": "other"}, "windows": [2]}, "its model differs"),
+        ({"model": {"name": "m", "fingerprint": "g"}, "windows": [2]}, "its model differs"),
         ({"dictionary": {"id": "b"}, "windows": [2]}, "its dictionary differs"),
         ({"policy": {"seed": 1}, "windows": [2]}, "its policy differs"),
         ({"extra": 1, "windows": [2]}, "its extra differs"),
@@ -191,6 +191,12 @@ def test_statistics_of_different_things_or_a_shared_window_do_not_merge(changes,
     first, other = (Stats.zeros(LABELS, WIDTH, signed=False, **h) for h in (header(), header(**changes)))
     with pytest.raises(UserError, match=f"here: .*{message}"):
         check_mergeable(first, other, "here")
+
+
+def test_statistics_merge_although_names_and_paths_differ():
+    first = Stats.zeros(LABELS, WIDTH, signed=False, **header(dictionary={"id": "a", "path": "/one/a"}))
+    moved = header(model={"name": "elsewhere/m", "fingerprint": "f"}, dictionary={"id": "a", "path": "/two/a"})
+    check_mergeable(first, Stats.zeros(LABELS, WIDTH, signed=False, **{**moved, "windows": [5]}), "here")
 
 
 def test_statistics_with_other_labels_do_not_merge():

@@ -236,7 +236,7 @@ def train_saes(
     lm: LanguageModel,
     plan: Plan,
     sites: list[str],
-    out: Path,
+    out: str | Path,
     config: TrainConfig,
     *,
     progress: Progress = lambda line: None,
@@ -246,6 +246,7 @@ def train_saes(
     `plan` should be mixed, so that every chunk holds every label. Raises UserError for unknown sites or an `out`
     that holds other SAEs, RunFailed when training diverges.
     """
+    out = Path(out)
     resolved = [lm.site(site) for site in sites]
     if len({site.path for site in resolved}) < len(resolved):
         raise UserError(f"a site is named twice in {','.join(sites)}")

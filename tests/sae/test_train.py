@@ -12,7 +12,7 @@ from saefeat.corpora import make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae.store import WEIGHTS, load_sae
-from saefeat.sae.train import TrainConfig, Trainer, plan_chunks, train_saes
+from saefeat.sae.train import TrainConfig, Trainer, plan_chunks, sae_id, train_saes
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
@@ -24,7 +24,7 @@ def plan(tiny_corpus, tiny_lm, small_windows):
 
 
 def weights(out, site="mlp_out@0"):
-    return (out / site / WEIGHTS).read_bytes()
+    return (out / sae_id(site) / WEIGHTS).read_bytes()
 
 
 class Interrupted:
@@ -86,7 +86,7 @@ def test_the_loss_falls_and_the_progress_line_says_so(trained):
 
 def test_the_saved_sae_reconstructs_raw_activations_as_the_trainer_reports(trained, plan, tiny_lm):
     for site in SITES:
-        sae = load_sae(trained[0] / site)
+        sae = load_sae(trained[0] / sae_id(site))
         x = activations(tiny_lm, plan, site)
         # The trainer's number is a running mean over the last steps of SGD: near, not equal.
         assert fvu(sae, x) == pytest.approx(sae.record["fvu"], rel=0.15)
@@ -130,14 +130,14 @@ def test_training_begins_tied_and_at_the_mean_of_the_data():
 def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, tiny_lm, at):
     with pytest.raises(KeyboardInterrupt):
         train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=Interrupted(at))
-    assert not (tmp_path / "o" / SITES[0]).exists()
+    assert not (tmp_path / "o" / sae_id(SITES[0])).exists()
     assert (tmp_path / "o" / "partial").exists() == (at > 1)  # a checkpoint follows the line of its chunk
     again = []
     train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=again.append)
     assert len(again) == len(trained[1]) - (at - 1)
     for site in SITES:
         assert weights(tmp_path / "o", site) == weights(trained[0], site)
-        assert (tmp_path / "o" / site / "cfg.json").read_bytes() == (trained[0] / site / "cfg.json").read_bytes()
+        assert (tmp_path / "o" / sae_id(site) / "cfg.json").read_bytes() == (trained[0] / sae_id(site) / "cfg.json").read_bytes()
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(SITES)
 
 
@@ -160,7 +160,7 @@ def test_a_finished_training_is_not_done_again(trained, plan, tiny_lm):
 
 
 def test_the_directory_names_what_it_was_trained_on(trained, tiny_lm, plan):
-    record = load_sae(trained[0] / SITES[1]).record
+    record = load_sae(trained[0] / sae_id(SITES[1])).record
     assert record["model"] == tiny_lm.identity and record["module"] == "model.layers.1"
     assert record["policy"] == {**plan.policy, "outlier_factor": 8.0}
     assert record["corpus"]["fingerprint"] == plan.corpus.fingerprint

@@ -1,0 +1,359 @@
+"""A run end to end on a tiny model: its directory is the contract's, and running again changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from saefeat.corpora import load_corpus
+from saefeat.evaluation import head_metrics
+from saefeat.io import UserError
+from saefeat.lid import HEADS, Head
+from saefeat.models import load_model
+from saefeat.pipeline import RunConfig, default_sites, evaluate, forecast, load_heads, open_run, pieces, predict, run
+from saefeat.sae.store import load_saes
+from saefeat.sae.train import sae_id
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+
+SITES = ["resid_post@0", "mlp_out@0"]  # by depth, of two layers
+SAES = [sae_id(site) for site in SITES]
+NAMES = [*HEADS, "token-naive-bayes", "fasttext"]
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def config(tiny_model_dir, tiny_jsonl):
+    return RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def metrics(tiny_run):
+    return json.loads((tiny_run / "lid/metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_run):
+    return open_run(tiny_run)
+
+
+def contents(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def without_timings(files):
+    index = json.loads(files["run.json"])
+    assert set(index.pop("timings")) == {"train", "collect", "rank", "lid fit", "lid evaluate", "report"}
+    report = re.sub(rb"<dt>[\w ]+</dt><dd[^>]*>[\d.]+ s</dd>", b"", files["report.html"])  # it shows the timings
+    return {**files, "run.json": index, "report.html": report.replace(b"<div></div>", b"")}
+
+
+# --------------------------------------------------------------------------- the run directory
+
+
+def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_run):
+    expected = {"run.json", "report.html", "examples/shown.json", "lid/metrics.json", "lid/predictions.parquet"}
+    expected |= {f"saes/{site}/{name}" for site in SAES for name in ("cfg.json", "sae_weights.safetensors")}
+    expected |= {f"stats/{name}.safetensors" for name in [*SAES, "mlp_act@0"]}
+    expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
+    expected |= {f"examples/{site}.parquet" for site in SAES}
+    expected |= {f"selections/{method}.parquet" for method in ("lape", "sae-lape")}
+    expected |= {f"lid/{name}.safetensors" for name in [*HEADS, "token-naive-bayes"]}
+    assert set(contents(tiny_run)) == expected
+
+
+def test_the_index_names_versions_arguments_seeds_fingerprints_and_timings(tiny_run, config, setting):
+    index = json.loads((tiny_run / "run.json").read_text())
+    assert index["complete"] is True
+    assert index["arguments"]["model"] == config.model
+    assert index["arguments"]["d_sae"] == 64
+    assert {"saefeat", "torch", "transformers", "python"} <= index["versions"].keys()
+    assert index["seeds"] == {"seed": 0}
+    assert index["model"]["fingerprint"] == setting.lm.fingerprint
+    assert index["corpus"]["fingerprint"] == setting.corpus.fingerprint
+    assert index["corpus"]["labels"] == ["de", "en", "th"]
+    assert index["sites"] == SITES
+
+
+def test_every_file_opens_with_its_own_reader_and_they_agree(tiny_run, setting):
+    saes = load_saes(str(tiny_run / "saes"), setting.lm)
+    assert sorted(sae.id for sae in saes) == sorted(SAES)
+    for sae in saes:
+        stats = Stats.load(tiny_run / f"stats/{sae.id}.safetensors")
+        assert stats.labels == ("de", "en", "th")
+        assert stats.header["dictionary"]["fingerprint"] == sae.identity["fingerprint"]
+        bags = pq.read_table(tiny_run / f"bags/{sae.id}").to_pandas()
+        assert bags.tokens.sum() == int(stats.fired.sum())
+        examples = pq.read_table(tiny_run / f"examples/{sae.id}.parquet").to_pandas()
+        best = examples[examples.place == 0].set_index("unit").value
+        assert all(best[u] == pytest.approx(float(stats.max[:, u].max())) for u in best.index)
+    assert Selection.load(tiny_run / "selections/lape.parquet").dictionaries.keys() == {"mlp_act@0"}
+    selection = Selection.load(tiny_run / "selections/sae-lape.parquet")
+    assert set(selection.dictionaries) == set(SAES)
+    shown = json.loads((tiny_run / "examples/shown.json").read_text())
+    assert [(row["dictionary"], row["unit"]) for row in shown] == [
+        (row["dictionary"], row["unit"]) for row in selection.head(5).table.to_pylist()
+    ]
+
+
+def test_units_are_shown_with_the_tokens_they_promote_and_a_passage_on_which_they_fire(tiny_run):
+    for row in json.loads((tiny_run / "examples/shown.json").read_text()):
+        assert len(row["tokens"]) == 8
+        first = row["passages"][0]
+        assert "".join(first["pieces"]) == first["text"]
+        assert len(first["activations"]) == len(first["pieces"])
+        assert max(first["activations"]) == pytest.approx(first["value"], abs=1e-3)
+
+
+def test_the_report_is_one_page_that_loads_nothing(tiny_run):
+    loads = []
+
+    class Page(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            loads.extend(v for k, v in attrs if k in ("src", "href") and v and not v.startswith(("#", "data:")))
+
+    page = (tiny_run / "report.html").read_text(encoding="utf-8")
+    Page().feed(page)
+    assert loads == []
+    for name in ("sae-count", "token-naive-bayes", "resid_post@0"):
+        assert name in page
+
+
+# --------------------------------------------------------------------------- metrics
+
+
+def test_the_metrics_have_the_format_of_the_contract(metrics, tiny_jsonl):
+    assert {"corpus", "split", "labels", "n", "heads", "by_length"} <= metrics.keys()
+    assert (metrics["corpus"], metrics["split"], metrics["labels"]) == (str(tiny_jsonl), "test", ["de", "en", "th"])
+    assert list(metrics["by_length"]) == ["10", "20", "50", "all"]
+    for part in metrics["by_length"].values():
+        assert part["n"] == metrics["n"]
+        assert sorted(part["heads"]) == sorted(NAMES)
+        for head in part["heads"].values():
+            assert head.keys() == {
+                "accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci", "per_label", "confusion_matrix"
+            }  # fmt: skip
+            assert head["accuracy_ci"][0] <= head["accuracy"] <= head["accuracy_ci"][1]
+            assert [len(row) for row in head["confusion_matrix"]] == [4, 4, 4]
+            assert np.sum(head["confusion_matrix"]) == metrics["n"]
+    assert metrics["heads"] == metrics["by_length"]["all"]["heads"]
+
+
+def test_a_head_that_says_nothing_fills_the_column_unknown(metrics, tiny_run):
+    assert not len(Selection.load(tiny_run / "selections/lape.parquet"))  # 48 neurons have no hundredth
+    matrix = np.array(metrics["heads"]["neuron-count"]["confusion_matrix"])
+    assert matrix[:, 3].sum() == metrics["n"]
+
+
+def test_the_heads_on_all_units_beat_chance_by_far(metrics):
+    assert metrics["heads"]["linear"]["accuracy"] > 0.55
+    assert metrics["heads"]["naive-bayes"]["accuracy"] > 0.55
+
+
+def test_the_predictions_are_those_that_were_measured(tiny_run, metrics, setting):
+    rows = pq.read_table(tiny_run / "lid/predictions.parquet").to_pandas()
+    test = setting.corpus.positions("test", 0)
+    assert len(rows) == len(test) * 4 * len(NAMES)
+    for (length, head), part in rows.groupby(["length", "head"]):
+        assert list(part.id) == [setting.corpus.ids[i] for i in test]
+        assert list(part.text) == [setting.corpus.texts[i][: None if length == "all" else int(length)] for i in test]
+        predicted = [p if isinstance(p, str) else None for p in part.predicted]
+        again = head_metrics(list(part.label), predicted, metrics["labels"])
+        assert again == metrics["by_length"][length]["heads"][head]
+
+
+def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
+    rows = pq.read_table(tiny_run / "lid/predictions.parquet").to_pandas()
+    texts = [setting.corpus.texts[i] for i in setting.corpus.positions("test", 0)]
+    for name in HEADS:
+        expected = rows[(rows["length"] == "all") & (rows["head"] == name)].predicted
+        found = predict(setting, texts, name)
+        assert [row["label"] for row in found] == [p if isinstance(p, str) else None for p in expected]
+        read = Head.load(tiny_run / f"lid/{name}.safetensors").units
+        for row in found:
+            assert (row["label"] is None) == (row["units"] == []) or row["score"] < 0.5
+            assert all(unit["unit"] in read[unit["dictionary"]] for unit in row["units"])
+            assert 0 <= row["score"] <= 1
+
+
+def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    Head("neuron-count", ("de", "en", "th"), {"mlp_act@0": np.array([5, 40])}, {"mlp_act@0": np.eye(3)[:2]}).save(
+        out / "lid/neuron-count.safetensors"
+    )
+    found = predict(open_run(out, with_corpus=False), ["the cat sat on the mat and the dog"], "neuron-count")[0]
+    assert found["label"] in ("de", "en")
+    assert {unit["unit"] for unit in found["units"]} == {5 if found["label"] == "de" else 40}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_is_said_of_a_text_without_tokens(setting, head):
+    assert predict(setting, [""], head) == [{"text": "", "label": None, "score": 0.0, "units": []}]
+
+
+# --------------------------------------------------------------------------- again, otherwise, interrupted
+
+
+def test_running_again_is_quick_and_changes_nothing_but_timings(tiny_run, config):
+    before, start, lines = contents(tiny_run), time.monotonic(), []
+    stamps = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*.safetensors")}
+    run(config, tiny_run, say=lines.append)
+    assert time.monotonic() - start < 5
+    assert without_timings(contents(tiny_run)) == without_timings(before)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*.safetensors")}  # not written again either
+    assert not any("FVU" in line or "window" in line for line in lines)
+
+
+def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_not(tmp_path, config, monkeypatch):
+    out = tmp_path / "run"
+    run(config, out)
+    whole = without_timings(contents(out))
+    shutil.rmtree(out)
+    places = ["saefeat.sae.train.save_sae", "saefeat.collect.write_bags", "saefeat.pipeline._rank_all"]
+    places += ["saefeat.lid.linear_head", "saefeat.pipeline.lid_metrics", "saefeat.pipeline.add_activations"]
+    for place in places:
+
+        def interrupt(*_args, **_options):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(place, interrupt)
+            run(config, out)
+        assert not json.loads((out / "run.json").read_text())["complete"]
+        assert not [p for p in out.rglob(".*")]
+    run(config, out)
+    assert without_timings(contents(out)) == whole
+
+
+def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, metrics):
+    given = RunConfig(**{**config.__dict__, "saes": (str(tiny_run / "saes"),)})
+    run(given, tmp_path / "run")
+    assert not (tmp_path / "run/saes").exists()
+    for site in SAES:
+        mine, theirs = (Stats.load(d / f"stats/{site}.safetensors") for d in (tmp_path / "run", tiny_run))
+        assert mine.equal(theirs)
+    made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
+    assert made["heads"]["linear"] == metrics["heads"]["linear"]
+    assert predict(open_run(tmp_path / "run", with_corpus=False), ["the cat"])[0]["label"]
+
+
+def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
+    saes = (str(tiny_run / "saes" / SAES[1]),)
+    run(RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{SAES[1]}.safetensors"]
+    made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
+    assert made["n"] == 9
+    assert "neuron-count" not in made["heads"]
+    assert "neuron-count" not in load_heads(tmp_path / "run")
+
+
+def test_other_arguments_are_refused(tiny_run, config):
+    with pytest.raises(UserError, match="holds a run with other arguments"):
+        run(RunConfig(**{**config.__dict__, "seed": 1}), tiny_run)
+
+
+@pytest.mark.parametrize("changed", ["model", "corpus"])
+def test_a_model_or_corpus_that_has_changed_since_is_refused(tmp_path, tiny_run, save_lm, tiny_jsonl, changed):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    index = json.loads((tmp_path / "run/run.json").read_text())
+    if changed == "model":
+        index["arguments"]["model"] = str(save_lm(tmp_path / "model", seed=5))
+    else:
+        index["arguments"]["corpus"] = str(tmp_path / "c.jsonl")
+        (tmp_path / "c.jsonl").write_text("\n".join(tiny_jsonl.read_text().splitlines()[:-3]) + "\n")
+    (tmp_path / "run/run.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"the {changed} .* has changed since the run"):
+        open_run(tmp_path / "run")
+
+
+def test_a_dry_run_prints_a_forecast_of_time_memory_and_disk_and_writes_nothing(tmp_path, config):
+    lines = []
+    assert run(config, tmp_path / "run", say=lines.append, dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+    text = "\n".join(lines)
+    assert "forecast: " in text
+    assert " GB of memory, " in text
+    assert " MB on disk" in text
+    assert "SAEs at resid_post@0, mlp_out@0 (width 64, k 4)" in text
+
+
+def test_the_forecast_tells_what_was_skipped(tiny_run, setting):
+    setting.corpus.skipped = {"blank": 2}
+    try:
+        assert "rows skipped or mended: blank 2" in forecast(setting)
+    finally:
+        setting.corpus.skipped = {}
+
+
+# --------------------------------------------------------------------------- another corpus
+
+
+@pytest.fixture
+def other():
+    return load_corpus([(f"ein Haus Nummer {i}", "de") for i in range(8)] + [(f"a house {i}", "en") for i in range(8)])
+
+
+def test_another_corpus_is_measured_without_touching_the_runs_own_results(tiny_run, setting, other, tmp_path):
+    before = contents(tiny_run)
+    for place in (tmp_path / "other.json", tiny_run / "lid/other.json"):
+        made = evaluate(setting, other, split="all", out=place)
+        assert json.loads(place.read_text()) == made
+        assert (made["corpus"], made["split"], made["n"], made["labels"]) == ("python", "all", 16, ["de", "en", "th"])
+    after = contents(tiny_run)
+    for name in [name for name in after if name not in before]:
+        (tiny_run / name).unlink()
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):
+    with pytest.raises(UserError, match="has the label fr, which the run does not know; use --labels"):
+        evaluate(setting, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json")
+
+
+def test_metrics_of_another_run_or_another_file_are_not_taken_for_ones_own(setting, tmp_path, tiny_run):
+    target = tmp_path / "m.json"
+    made = json.loads((tiny_run / "lid/metrics.json").read_text())
+    for content in ({**made, "request": {**made["request"], "run": "another"}}, {"mine": 1}, [1]):
+        target.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"m\.json exists and holds something else"):
+            evaluate(setting, None, split="test", out=target)
+        assert json.loads(target.read_text()) == content
+
+
+# --------------------------------------------------------------------------- small parts
+
+
+@pytest.mark.parametrize(
+    ("layers", "sites"),
+    [
+        (18, ["resid_post@5", "resid_post@8", "mlp_out@8"]),
+        (30, ["resid_post@9", "resid_post@14", "mlp_out@14"]),
+        (1, ["resid_post@0", "mlp_out@0"]),
+    ],
+)
+def test_default_sites_go_by_depth(layers, sites):
+    assert default_sites(layers) == sites
+
+
+@pytest.mark.parametrize("text", ["the cat", "น้ำ แมว", "😀 a", "naïve\u2028x"])
+def test_the_pieces_of_a_text_join_to_it(tiny_lm, text):
+    ids = tiny_lm.tokenize([text], 100)[0]
+    made = pieces(tiny_lm, ids)
+    assert len(made) == len(ids)
+    assert "".join(made) == text
+
+
+def test_the_model_of_a_run_is_the_one_given(setting, tiny_model_dir):
+    assert setting.lm.fingerprint == load_model(str(tiny_model_dir), dtype="float32").fingerprint
