@@ -137,8 +137,10 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
     assert len(again) == len(trained[1]) - (at - 1)
     for site in SITES:
         assert weights(tmp_path / "o", site) == weights(trained[0], site)
-        assert (tmp_path / "o" / sae_id(site) / "cfg.json").read_bytes() == (trained[0] / sae_id(site) / "cfg.json").read_bytes()
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(SITES)
+        assert (tmp_path / "o" / sae_id(site) / "cfg.json").read_bytes() == (
+            trained[0] / sae_id(site) / "cfg.json"
+        ).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
 
 
 def test_several_sites_in_one_stream_equal_single_site_runs(tmp_path, trained, plan, tiny_lm):
