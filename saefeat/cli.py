@@ -189,13 +189,12 @@ def train(
     config = TrainConfig(k, d_sae, expansion, passes, batch_size, chunk_tokens, lr, dead_tokens=dead_tokens, seed=seed)
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
+    from saefeat.models import site_width
 
+    widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
     plan = make_plan(text, lm, seed=seed, max_tokens=max_tokens, mixed=True)
     _say_plan(lm, text, plan)
     if dry_run:
-        from saefeat.models import site_width
-
-        widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
         chunks = plan_chunks(plan, config)
         say(f"d_sae {widths}, {len(chunks)} chunks, {sum(chunk.steps for chunk in chunks)} steps")
         return
@@ -445,7 +444,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's pre-emption ends like Ctrl-C
     started = time.monotonic()
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer makes it of Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -467,9 +467,6 @@ def _other(error: Exception) -> None:
         sys.exit(2)
     if isinstance(error, RunFailed):
         _fail(f"{error}; what is done is kept; to go on, run: {_command()}", 1)
-    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
-        sys.stdout = None  # type: ignore[assignment]
-        sys.exit(1)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     # safetensors tells of the system's error in words only.
     told = any(f"os error {number})" in str(error) for number in full)

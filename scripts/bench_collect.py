@@ -38,9 +38,7 @@ def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
 
 def compare(lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]) -> float:
     """Seconds of the bare passes over seconds of the full ones."""
-    stats = {
-        d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity) for d in dictionaries
-    }
+    stats = {d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity) for d in dictionaries}
     top = {d.id: TopExamples.zeros(d.width) for d in dictionaries if not d.signed}
     paths = tuple(dict.fromkeys(lm.site(d.site).path for d in dictionaries))
     bare = full = 0.0

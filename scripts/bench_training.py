@@ -23,7 +23,7 @@ from torch import Tensor
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
 from saefeat.pipeline import set_threads
-from saefeat.sae.train import Chunk, TrainConfig, Trainer, _fill
+from saefeat.sae.train import Chunk, TrainConfig, Trainer, fill
 
 K, BATCH = 32, 2048
 
@@ -36,7 +36,7 @@ def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
     for split, budget in (("train", tokens // 15), ("test", 1500)):
         plan = make_plan(corpus, lm, split=split, max_tokens=budget, mixed=True)
         chunk = Chunk(tuple(range(plan.window_count)), plan.total, 1)
-        parts.append(_fill(lm, plan, [lm.site(site)], chunk, print)[site].float())
+        parts.append(fill(lm, plan, [lm.site(site)], chunk)[site].float())
     train, test = parts
     limit = train.norm(dim=1).median() * 8
     train, test = train[train.norm(dim=1) <= limit], test[test.norm(dim=1) <= limit]

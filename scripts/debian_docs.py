@@ -121,7 +121,7 @@ class Record:
 
 
 def package_names() -> list[str]:
-    names = list(COMMON)
+    names: list[str] = list(COMMON)
     for label in LABELS:
         suffix = OFFICE.get(label, label).lower()
         if label not in NO_OFFICE_HELP:

@@ -377,7 +377,7 @@ def test_a_text_file_without_text_is_a_user_error_that_names_its_label(tmp_path,
     (tmp_path / "a.txt").write_text("good\n")
     (tmp_path / "c.txt").write_text("good\n")
     (tmp_path / "b.txt").write_text(text)
-    with pytest.raises(UserError, match="the label b of .* has no usable text"):
+    with pytest.raises(UserError, match=r"the label b of .* has no usable text"):
         load_corpus(str(tmp_path), labels=labels)
 
 

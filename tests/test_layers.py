@@ -89,7 +89,9 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_imports_inside_functions_are_seen():
-    tree = ast.parse("def f():\n    from saefeat.pipeline import run\n    from saefeat import lid\n    import saefeat.cli\n")
+    tree = ast.parse(
+        "def f():\n    from saefeat.pipeline import run\n    from saefeat import lid\n    import saefeat.cli\n"
+    )
     assert set(imports("x", tree, {})) == {"pipeline", "lid", "cli"}
     assert "hooks" in graph()["models"] or not EXCEPTIONS
 

@@ -232,7 +232,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
             patch.setattr(place, interrupt)
             run(config, out)
         assert not json.loads((out / "run.json").read_text())["complete"]
-        assert not [p for p in out.rglob(".*")]
+        assert not list(out.rglob(".*"))
     run(config, out)
     assert without_timings(contents(out)) == whole
 

@@ -263,14 +263,10 @@ def train_saes(
     trainers = {site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved}
     request = fingerprint(records)
     done = _resume(out / "partial", trainers, request)
-    start = time.monotonic()
-    tokens = sum(chunk.tokens for chunk in chunks[done:])
-    seen = 0
+    meter = _Meter(chunks[done:], trainers, progress)
     for number, chunk in enumerate(chunks[done:], done):
-        _train_chunk(lm, plan, resolved, trainers, chunk, number, config, progress)
-        seen += chunk.tokens
-        seconds = time.monotonic() - start
-        progress(_progress_line(trainers, seen, seconds, (tokens - seen) * seconds / seen))
+        _train_chunk(lm, plan, resolved, trainers, chunk, number, config, meter)
+        meter.tell()
         _check(trainers)
         if number + 1 < len(chunks):
             _checkpoint(out / "partial", trainers, request, number + 1)
@@ -329,9 +325,9 @@ def _train_chunk(
     chunk: Chunk,
     number: int,
     config: TrainConfig,
-    progress: Progress,
+    meter: _Meter,
 ) -> None:
-    buffers = _fill(lm, plan, sites, chunk, progress)
+    buffers = fill(lm, plan, sites, chunk, meter.read)
     with torch.inference_mode():
         usable = {}
         for name, trainer in trainers.items():
@@ -342,6 +338,7 @@ def _train_chunk(
             for name, trainer in trainers.items():
                 picks = _picks(usable[name], config, number, step)
                 trainer.train_on(buffers[name][picks])
+            meter.stepped()
 
 
 def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
@@ -359,10 +356,12 @@ def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor
     return usable[torch.cat(parts).to(usable.device)]
 
 
-def _fill(lm: LanguageModel, plan: Plan, sites: list[Site], chunk: Chunk, progress: Progress) -> dict[str, Tensor]:
+def fill(
+    lm: LanguageModel, plan: Plan, sites: list[Site], chunk: Chunk, read: Callable[[int], None] = lambda n: None
+) -> dict[str, Tensor]:
+    """Activations bfloat16 [chunk.tokens, d_in] of each site; `read` is told the tokens of every batch."""
     buffers: dict[str, Tensor] = {}
     filled = 0
-    start = told = time.monotonic()
     with capture(lm.model, tuple(site.path for site in sites)) as captured, torch.inference_mode():
         for window in chunk.windows:
             for batch in plan.batches(lm, plan.window(window)):
@@ -381,16 +380,54 @@ def _fill(lm: LanguageModel, plan: Plan, sites: list[Site], chunk: Chunk, progre
                         buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
                     buffers[site.name][filled : filled + count] = x
                 filled += count
-                if time.monotonic() - told > 10:
-                    told = time.monotonic()
-                    speed = filled / (told - start)
-                    progress(f"train: reading {filled:,} of {chunk.tokens:,} tokens, {speed:,.0f} tokens/s")
+                read(count)
     return buffers
 
 
-def _progress_line(trainers: dict[str, Trainer], tokens: int, seconds: float, left: float) -> str:
-    parts = [f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}" for name, t in trainers.items()]
-    return f"train: {tokens:,} tokens, {tokens / seconds:,.0f} tokens/s, {left:,.0f} s left | " + " | ".join(parts)
+class _Meter:
+    """Progress: tokens read, tokens/s over all, time left by the rates of reading and of stepping so far."""
+
+    every = 10.0  # seconds between lines
+
+    def __init__(self, chunks: list[Chunk], trainers: dict[str, Trainer], progress: Progress) -> None:
+        self.total_tokens = sum(chunk.tokens for chunk in chunks)
+        self.total_steps = sum(chunk.steps for chunk in chunks)
+        self.trainers, self.progress = trainers, progress
+        self.tokens = self.steps = 0
+        self.reading = self.stepping = 0.0
+        self.start = self.last = self.told = time.monotonic()
+
+    def read(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.reading += self._lap()
+        self._maybe()
+
+    def stepped(self) -> None:
+        self.steps += 1
+        self.stepping += self._lap()
+        self._maybe()
+
+    def _lap(self) -> float:
+        now = time.monotonic()
+        lap, self.last = now - self.last, now
+        return lap
+
+    def _maybe(self) -> None:
+        if self.last - self.told > self.every:
+            self.tell()
+
+    def tell(self) -> None:
+        """One line."""
+        self.told = time.monotonic()
+        speed = self.tokens / max(self.told - self.start, 1e-9)
+        left = (self.total_tokens - self.tokens) * self.reading / max(self.tokens, 1)
+        left += (self.total_steps - self.steps) * self.stepping / max(self.steps, 1)
+        more = "" if self.steps else " of reading"
+        parts = [f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}" for name, t in self.trainers.items()]
+        self.progress(
+            f"train: {self.tokens:,} of {self.total_tokens:,} tokens, step {self.steps} of {self.total_steps}, "
+            f"{speed:,.0f} tokens/s, {left:,.0f} s{more} left | " + " | ".join(parts)
+        )
 
 
 def _check(trainers: dict[str, Trainer]) -> None:
