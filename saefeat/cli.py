@@ -189,7 +189,7 @@ def train(
     config = TrainConfig(k, d_sae, expansion, passes, batch_size, chunk_tokens, lr, dead_tokens=dead_tokens, seed=seed)
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
-    from saefeat.models import site_width
+    from saefeat.hooks import site_width
 
     widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
     plan = make_plan(text, lm, seed=seed, max_tokens=max_tokens, mixed=True)
@@ -255,7 +255,7 @@ def merge(
     stats: Annotated[list[Path], typer.Argument(help="Directories of statistics, one a shard.")], out: Out
 ) -> None:
     """Merge the statistics of shards."""
-    from saefeat.collect import merge as merge_all
+    from saefeat.collection import merge as merge_all
 
     for warning in merge_all(stats, out):
         say(f"warning: {warning}")

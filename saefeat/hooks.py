@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saefeat.io import UserError
+from saefeat.models import LanguageModel, Site
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(activations [batch, tokens, d], editable [batch, tokens] bool) -> replacement of the same shape."""
@@ -117,3 +118,10 @@ def _editable(ids: Tensor, attention_mask: Tensor | None, special_ids: frozenset
     if attention_mask is not None and attention_mask.dim() == 2:
         mask &= attention_mask[:, -ids.shape[1] :].bool()
     return mask
+
+
+def site_width(lm: LanguageModel, site: Site) -> int:
+    """Width d of a site, seen in a forward pass of one token."""
+    ids = torch.tensor([[*lm.prefix, 0]], device=lm.device)
+    with capture(lm.model, (site.path,)) as captured, torch.inference_mode():
+        return captured.run(lm.model, input_ids=ids)[site.path].shape[-1]

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.codes import STEP, Bag
-from saefeat.collect import encode_batches
+from saefeat.collection import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors

@@ -293,12 +293,3 @@ def _explicit(model: nn.Module, name: str) -> Site:
         numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
         return Site(name, path, int(numbers[0]) if numbers else None)
     raise UserError(f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model")
-
-
-def site_width(lm: LanguageModel, site: Site) -> int:
-    """Width d of a site, seen in a forward pass of one token."""
-    from saefeat.hooks import capture
-
-    ids = torch.tensor([[*lm.prefix, 0]], device=lm.device)
-    with capture(lm.model, (site.path,)) as captured, torch.inference_mode():
-        return captured.run(lm.model, input_ids=ids)[site.path].shape[-1]

@@ -17,15 +17,15 @@ import torch
 
 from saefeat import lid
 from saefeat.baselines import FastText, TokenNaiveBayes
-from saefeat.collect import collect as collect_stats
+from saefeat.collection import collect as collect_stats
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.evaluation import lid_metrics
-from saefeat.hooks import capture
+from saefeat.hooks import capture, site_width
 from saefeat.io import SCHEMA, UserError, atomic_path, fingerprint, make_dir, read_json, write_json
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.methods import check_parameters, choose, get_method
-from saefeat.models import LanguageModel, load_model, site_width
+from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import TrainConfig, Trainer, sae_id, train_saes
 from saefeat.selection import Selection
@@ -86,7 +86,7 @@ def collect(
     shard: tuple[int, int] = (0, 1),
     progress: Say = quiet,
 ) -> list[Path]:
-    """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `saefeat.collect.collect`."""
+    """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`."""
     out = Path(out)
     dictionaries = [*(sae.to(lm.device) for sae in saes), *(neurons(lm) if with_neurons else [])]
     if not dictionaries:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from saefeat.collect import TopExamples, encode_batches
+from saefeat.collection import TopExamples, encode_batches
 from saefeat.corpora import PAPER_LABELS, Batch, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
-from saefeat.hooks import capture
-from saefeat.models import LanguageModel, load_model, native_bf16, site_width
+from saefeat.hooks import capture, site_width
+from saefeat.models import LanguageModel, load_model, native_bf16
 from saefeat.pipeline import neurons, set_threads
 from saefeat.stats import Stats
 

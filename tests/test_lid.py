@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
-from saefeat.collect import collect
+from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import UserError

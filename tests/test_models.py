@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import gelu, silu
 
 from saefeat import models
-from saefeat.hooks import capture, intervene
+from saefeat.hooks import capture, intervene, site_width
 from saefeat.io import UserError, file_sha256
-from saefeat.models import load_model, resolve_site, site_width, wrap
+from saefeat.models import load_model, resolve_site, wrap
 
 HIDDEN, FFN, LAYERS = 32, 48, 2  # of the models in conftest.py
 IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])

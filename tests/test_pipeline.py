@@ -221,7 +221,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = ["saefeat.sae.train.save_sae", "saefeat.collect.write_bags", "saefeat.pipeline._rank_all"]
+    places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.pipeline._rank_all"]
     places += ["saefeat.lid.linear_head", "saefeat.pipeline.lid_metrics", "saefeat.pipeline.add_activations"]
     for place in places:
 

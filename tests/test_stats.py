@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from saefeat.codes import STEP, Codes
-from saefeat.collect import TopExamples
+from saefeat.collection import TopExamples
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
 from saefeat.stats import REDUCTIONS, Stats, check_mergeable
 
@@ -173,7 +173,12 @@ def test_a_sum_that_leaves_the_exact_range_fails_the_run(name, first, second):
 
 
 def header(**changes):
-    made = {"model": {"name": "m", "fingerprint": "f"}, "dictionary": {"id": "a"}, "policy": {"seed": 0}, "windows": [0, 1]}
+    made = {
+        "model": {"name": "m", "fingerprint": "f"},
+        "dictionary": {"id": "a"},
+        "policy": {"seed": 0},
+        "windows": [0, 1],
+    }
     return {**made, **changes}
 
 

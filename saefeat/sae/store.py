@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
+from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir, read_json, write_json
-from saefeat.models import LanguageModel, resolve_site, site_width
+from saefeat.models import LanguageModel, resolve_site
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _HOOKS = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post"}

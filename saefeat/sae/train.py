@@ -18,9 +18,9 @@ from torch import Tensor
 
 from saefeat.corpora import Plan
 from saefeat.dictionaries import OUTLIER_FACTOR, SAE, GroupedEncoder
-from saefeat.hooks import capture
+from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
-from saefeat.models import LanguageModel, Site, native_bf16, site_width
+from saefeat.models import LanguageModel, Site, native_bf16
 from saefeat.sae.kernels import Gradients, aux_step, topk_step
 from saefeat.sae.store import load_sae, save_sae
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saefeat.codes import STEP
-from saefeat.collect import collect, merge
+from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
