@@ -168,7 +168,7 @@ def train(
     d_sae: Annotated[int | None, typer.Option(min=16, help="Width; default --expansion times d_in.")] = None,
     expansion: Annotated[int, typer.Option(min=1)] = 4,
     k: Annotated[int, typer.Option(min=1, help="Active features of a token.")] = 32,
-    passes: Annotated[int, typer.Option(min=1, help="How often each activation is used.")] = 3,
+    passes: Annotated[int, typer.Option(min=1, help="How often each activation is used.")] = 2,
     batch_size: Annotated[int, typer.Option(min=16)] = 2048,
     chunk_tokens: Annotated[int, typer.Option(min=16, help="Tokens held in memory.")] = 65_536,
     lr: Annotated[float | None, typer.Option(min=1e-8, help="Default 1e-3 * sqrt(10240 / d_sae).")] = None,

@@ -47,7 +47,7 @@ class TrainConfig:
     k: int = 32
     d_sae: int | None = None
     expansion: int = 4
-    passes: int = 3
+    passes: int = 2
     batch_size: int = 2048
     chunk_tokens: int = 65_536
     lr: float | None = None

@@ -1,0 +1,178 @@
+"""How the heads move with d_sae, k, layers and tokens: the table behind the demo's defaults.
+
+    python scripts/demo_defaults.py --out scripts/results/demo_defaults.json
+
+All SAEs are trained from one stream of forward passes and read in one more; each row then takes its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+
+from saefeat import lid
+from saefeat.collection import collect
+from saefeat.corpora import PAPER_LABELS, first_by_hash, load_corpus, make_plan
+from saefeat.dictionaries import SAE
+from saefeat.methods import METHODS
+from saefeat.models import load_model
+from saefeat.pipeline import set_threads
+from saefeat.sae.train import Chunk, TrainConfig, Trainer, _picks, fill
+from saefeat.stats import Stats
+
+EARLY = ("resid_post@2", "mlp_out@5", "resid_post@5")
+LATE = ("resid_post@5", "mlp_out@8", "resid_post@8")
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    sites: tuple[str, ...] = EARLY
+    d_sae: int = 2560
+    k: int = 32
+    share: float = 1.0  # of the training tokens
+
+    def ids(self) -> list[str]:
+        return [f"{site}-{self.d_sae}-{self.k}-{self.share}" for site in self.sites]
+
+
+ROWS = (
+    Row("default"),
+    Row("d_sae 1280", d_sae=1280),
+    Row("d_sae 5120", d_sae=5120),
+    Row("k 16", k=16),
+    Row("later layers", sites=LATE),
+    Row("one site", sites=("resid_post@2",)),
+    Row("half the tokens", share=0.5),
+)
+
+
+def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
+    config = TrainConfig(k=row.k, d_sae=row.d_sae, passes=2, batch_size=1024)
+    x = x[: int(len(x) * row.share)]
+    steps = round(len(x) * config.passes / config.batch_size)
+    with torch.inference_mode():
+        trainer = Trainer(x.shape[1], config, steps, "cpu")
+        trainer.set_frame(x)
+        usable = trainer.usable(x)
+        for step in range(steps):
+            trainer.train_on(x[_picks(usable, config, 0, step)])
+        return trainer.sae(name, site, {"fvu": float(trainer.fvu)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded:gemma-3-270m")
+    parser.add_argument("--max-tokens", type=int, default=5000)
+    parser.add_argument("--eval-texts", type=int, default=60)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    threads = set_threads()
+    lm = load_model(arguments.model)
+    corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
+    mixed = make_plan(corpus, lm, max_tokens=arguments.max_tokens, mixed=True)
+    sites = sorted({site for row in ROWS for site in row.sites})
+    start = time.monotonic()
+    chunk = Chunk(tuple(range(mixed.window_count)), mixed.total, 1)
+    activations = fill(lm, mixed, [lm.site(site) for site in sites], chunk)
+    saes: dict[str, Any] = {}
+    for row in ROWS:
+        for name, site in zip(row.ids(), row.sites, strict=True):
+            saes.setdefault(name, None)
+            saes[name] = saes[name] or train(activations[site], row, name, site)
+    del activations
+    print(f"trained {len(saes)} SAEs in {time.monotonic() - start:.0f} s", flush=True)
+
+    plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
+    half = set(make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2).tokens)
+    positions = sorted(plan.tokens)
+    test = first_by_hash(corpus, corpus.positions("test", 0), 0, arguments.eval_texts)
+    texts, of = [corpus.texts[i] for i in positions], np.array([corpus.of[i] for i in positions])
+    truth = [corpus.of[i] for i in test]
+    members = list(saes.values())
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        collect(lm, plan, members, out, bags=out / "bags", progress=print)
+        halved = make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2)
+        small = [sae for sae in members if sae.id.endswith("-0.5")]
+        collect(lm, halved, small, out / "half")
+        stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}
+        stats |= {sae.id: Stats.load(out / "half" / f"{sae.id}.safetensors") for sae in small}
+        whole = lid.features_from_bags(out / "bags", {sae.id: sae.width for sae in members}, positions)
+    short = lid.featurize(lm, members, [text[: lid.SHORT] for text in texts])
+    tests = {
+        "whole": lid.featurize(lm, members, [corpus.texts[i] for i in test]),
+        "first 20": lid.featurize(lm, members, [corpus.texts[i][:20] for i in test]),
+    }
+    chosen_half = np.array([i in half for i in positions])
+    table = []
+    for row in ROWS:
+        ids = row.ids()
+        keep = chosen_half if row.share < 1 else np.ones(len(positions), bool)
+        table.append(evaluate(row, ids, [stats[i] for i in ids], saes, (whole, short), keep, of, tests, truth))
+        print(json.dumps(table[-1]), flush=True)
+    result = {
+        "machine": {"processor": platform.machine(), "threads": threads},
+        "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
+        "rows": table,
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def take(features: lid.Features, ids: list[str], keep: np.ndarray | None = None) -> lid.Features:
+    rows = slice(None) if keep is None else keep
+    return lid.Features({n: features.counts[n][rows] for n in ids}, {n: features.sums[n][rows] for n in ids})
+
+
+def evaluate(
+    row: Row,
+    ids: list[str],
+    stats: list[Stats],
+    saes: dict[str, Any],
+    train: tuple[lid.Features, lid.Features],
+    keep: np.ndarray,
+    of: np.ndarray,
+    tests: dict[str, lid.Features],
+    truth: list[str],
+) -> dict[str, Any]:
+    """One row of the table: FVU, silent shares, and macro-F1 of every head on features."""
+    parts = lid.Features.stack([take(part, ids, keep) for part in train])
+    selection = METHODS["sae-lape"].rank(stats)
+    heads = {
+        "sae-count": lid.selection_head("sae-count", selection, stats),
+        "sae-min-max": lid.selection_head("sae-min-max", selection, stats),
+        "naive-bayes": lid.naive_bayes_head(stats, PAPER_LABELS),
+        "linear": lid.linear_head(parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS),
+    }
+    silent = [float((s.fired.sum(0) == 0).float().mean()) for s in stats]
+    found: dict[str, Any] = {
+        "row": row.name,
+        "sites": list(row.sites),
+        "d_sae": row.d_sae,
+        "k": row.k,
+        "share": row.share,
+    }
+    found["fvu"] = [round(saes[i].record["fvu"], 4) for i in ids]
+    found["silent"] = [round(value, 4) for value in silent]
+    found["features"] = len(selection)
+    for name, head in heads.items():
+        for length, features in tests.items():
+            predicted = [label or "?" for label in head.predict(take(features, ids))]
+            f1 = f1_score(truth, predicted, labels=list(PAPER_LABELS), average="macro", zero_division=0)
+            found[f"{name}, {length}"] = round(float(f1), 4)
+    return found
+
+
+if __name__ == "__main__":
+    main()
