@@ -155,7 +155,12 @@ def fetch(assets: Annotated[list[str] | None, typer.Argument(help="Assets; defau
         raise UserError(f"unknown asset {unknown[0]}; there are {', '.join(ASSETS)}")
     for name in names:
         typer.echo(ASSETS[name].describe())
-        typer.echo(f"  {fetch_asset(name, recheck=True, say=say)}")
+        path = fetch_asset(name, recheck=True, say=say)
+        typer.echo(f"  {path}")
+        if path.suffix == ".gguf":
+            from saefeat.models import convert_embedded
+
+            typer.echo(f"  {convert_embedded(name, path)}")
 
 
 @app.command()

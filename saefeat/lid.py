@@ -35,7 +35,7 @@ HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text
 _DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
-_C = 30.0
+_C = 10.0
 
 
 @dataclass

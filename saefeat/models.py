@@ -149,6 +149,11 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     )
 
 
+def convert_embedded(asset: str, gguf: Path) -> Path | None:
+    """The safetensors directory of an embedded model in the cache; None for an asset that is no model."""
+    return _converted(gguf, asset) if asset in EMBEDDED.values() else None
+
+
 def _source(name: str) -> str:
     if name.startswith("embedded:"):
         from saefeat.assets import fetch
@@ -209,7 +214,9 @@ def _convert(gguf: Path, out: Path) -> None:
     except ImportError as error:
         raise UserError("reading a .gguf model needs the package gguf; install saefeat[demo]") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -249,12 +249,12 @@ class RunConfig:
     id_column: str = "id"
 
 
-DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 7000, "max_tokens": 7000, "eval_texts": 60}
-DEPTHS = (("resid_post", 0.12), ("mlp_out", 0.3), ("resid_post", 0.3))
+DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 6000, "max_tokens": 7000, "eval_texts": 60}
+DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
 
 
 def default_sites(n_layers: int) -> list[str]:
-    """Sites by depth: the early residual stream, where languages part best, and both kinds of site at 30 %."""
+    """Sites by depth: the first block, whose features part languages best, and both kinds of site at 30 %."""
     sites = [f"{kind}@{min(n_layers - 1, round(depth * (n_layers - 1)))}" for kind, depth in DEPTHS]
     return list(dict.fromkeys(sites))
 

@@ -30,7 +30,7 @@ from saefeat.pipeline import set_threads
 from saefeat.sae.train import Chunk, TrainConfig, Trainer, _picks, fill
 from saefeat.stats import Stats
 
-EARLY = ("resid_post@2", "mlp_out@5", "resid_post@5")
+EARLY = ("resid_post@0", "mlp_out@5", "resid_post@5")
 LATE = ("resid_post@5", "mlp_out@8", "resid_post@8")
 
 
@@ -52,7 +52,7 @@ ROWS = (
     Row("d_sae 5120", d_sae=5120),
     Row("k 16", k=16),
     Row("later layers", sites=LATE),
-    Row("one site", sites=("resid_post@2",)),
+    Row("one site", sites=("resid_post@0",)),
     Row("half the tokens", share=0.5),
 )
 
@@ -169,7 +169,7 @@ def evaluate(
     for name, head in heads.items():
         for length, features in tests.items():
             predicted = [label or "?" for label in head.predict(take(features, ids))]
-            f1 = f1_score(truth, predicted, labels=list(PAPER_LABELS), average="macro", zero_division=0)
+            f1 = f1_score(truth, predicted, labels=list(PAPER_LABELS), average="macro", zero_division="warn")
             found[f"{name}, {length}"] = round(float(f1), 4)
     return found
 
