@@ -112,6 +112,8 @@ def run(
     from saefeat.pipeline import RunConfig
     from saefeat.pipeline import run as run_all
 
+    if saes and (sites or d_sae):
+        raise UserError("--saes takes SAEs that exist, --sites and --d-sae train new ones: give one or the other")
     config = RunConfig(
         model,
         corpus,
@@ -144,10 +146,19 @@ def _finish(report: Path | None, out: Path) -> None:
 
 
 @app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Write RUN/report.html, one self-contained page."""
+    from saefeat.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
 def fetch(assets: Annotated[list[str] | None, typer.Argument(help="Assets; default all.")] = None) -> None:
     """Embedded assets into the cache (SAEFEAT_CACHE) ahead of time."""
     from saefeat.assets import ASSETS
     from saefeat.assets import fetch as fetch_asset
+    from saefeat.models import convert_embedded
 
     names = assets or list(ASSETS)
     unknown = [name for name in names if name not in ASSETS]
@@ -158,8 +169,6 @@ def fetch(assets: Annotated[list[str] | None, typer.Argument(help="Assets; defau
         path = fetch_asset(name, recheck=True, say=say)
         typer.echo(f"  {path}")
         if path.suffix == ".gguf":
-            from saefeat.models import convert_embedded
-
             typer.echo(f"  {convert_embedded(name, path)}")
 
 
@@ -219,6 +228,7 @@ def collect(
     bags: Annotated[bool, typer.Option("--bags", help="Write bags by example as well.")] = False,
     shard: Annotated[str, typer.Option(help="i/n: take the windows w with w mod n = i.")] = "0/1",
     split: Annotated[str, typer.Option(help="train, test or all.")] = "train",
+    count_bos: Annotated[bool, typer.Option("--count-bos", help="Count BOS, as SAE-LAPE was published.")] = False,
     labels: Labels = None,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
@@ -243,7 +253,7 @@ def collect(
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens))
         return
     paths = collect_all(lm, text, loaded, out=out, with_neurons=neurons, with_bags=bags, split=split,
-                        max_tokens=max_tokens, seed=seed, shard=part, progress=say)  # fmt: skip
+                        max_tokens=max_tokens, seed=seed, shard=part, count_bos=count_bos, progress=say)  # fmt: skip
     for path in paths:
         typer.echo(path)
 
@@ -360,6 +370,7 @@ def lid_evaluate(
     split: Annotated[str | None, typer.Option(help="test or all; default test for the own corpus.")] = None,
     labels: Labels = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="At most this many texts a label.")] = None,
+    fasttext: Annotated[Path | None, typer.Option(help="lid.176.bin or .ftz; default the embedded one.")] = None,
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     id_column: IdColumn = "id",
@@ -372,11 +383,21 @@ def lid_evaluate(
         raise UserError("another corpus needs --out for its metrics")
     set_threads()
     columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
-    other = load_corpus(corpus, labels=_split(labels), **columns) if corpus is not None else None
-    setting = open_run(run, say, with_corpus=corpus is None)
+    setting = open_run(run, say)
+    other = None
+    if corpus is not None:
+        own = setting.corpus.labels if corpus == setting.config.corpus else None
+        other = load_corpus(corpus, labels=_split(labels) or own, **columns)
+    if other is not None and other.fingerprint == setting.corpus.fingerprint:
+        other = None  # the run's own corpus by its name: only its test split was never seen
     chosen = split or ("test" if other is None else "all")
     target = out or run / "lid" / "metrics.json"
-    _print_metrics(evaluate(setting, other, split=chosen, out=target, max_texts=max_texts))
+    metrics = evaluate(setting, other, split=chosen, out=target, max_texts=max_texts, fasttext=fasttext)
+    _print_metrics(metrics)
+    if out is None:
+        from saefeat.report import write_report
+
+        typer.echo(f"report: {write_report(run)}")
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
@@ -396,13 +417,14 @@ def lid_predict(
     head: Annotated[str, typer.Option(help="Which head.")] = "linear",
 ) -> None:
     """One JSON object a line: text, label (null where nothing can be said), score, the units that decided."""
-    from saefeat.pipeline import open_run, predict, set_threads
+    from saefeat.pipeline import choose_head, open_run, predict, set_threads
 
     set_threads()
     texts = _input_lines(file)
     setting = open_run(run, say, with_corpus=False)
+    chosen = choose_head(setting, head)
     for start in range(0, len(texts), 1024):
-        for row in predict(setting, texts[start : start + 1024], head):
+        for row in predict(setting, texts[start : start + 1024], chosen):
             typer.echo(json.dumps(row, ensure_ascii=False))
 
 
@@ -437,7 +459,7 @@ def _open(
 
 
 def _say_plan(lm: Any, corpus: Any, plan: Any) -> None:
-    say(f"model {lm.name} ({lm.dtype}, {lm.n_layers} layers); {corpus.name}: {len(corpus.labels)} labels, "
+    say(f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
         f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens")  # fmt: skip
     skipped = {**corpus.skipped, **plan.skipped}
     if skipped:
@@ -470,6 +492,8 @@ def _other(error: Exception) -> None:
     if show is not None:  # typer's own usage errors
         show()
         sys.exit(2)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        _fail(f"out of memory; give it more, or less to do at once, then run: {_command()}", 1)
     if isinstance(error, RunFailed):
         _fail(f"{error}; what is done is kept; to go on, run: {_command()}", 1)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

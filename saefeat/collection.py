@@ -6,7 +6,10 @@ and a merge all are "the windows that are still missing".
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +21,9 @@ from torch import Tensor
 
 from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
-from saefeat.dictionaries import SAE, Dictionary
+from saefeat.dictionaries import Dictionary
 from saefeat.hooks import capture
-from saefeat.io import RunFailed, UserError, atomic_path, load_tensors, make_dir, save_tensors
+from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, save_tensors
 from saefeat.models import LanguageModel
 from saefeat.stats import Stats, check_mergeable, comparable
 
@@ -104,22 +107,9 @@ class TopExamples:
         self.value[unit[keep], place[keep]] = value[keep]
         self.position[unit[keep], place[keep]] = position[keep]
 
-    def merge(self, other: TopExamples) -> TopExamples:
-        """The best of both; the examples must be different ones."""
-        result = TopExamples(self.value.clone(), self.position.clone())
-        width, n = self.value.shape
-        units = torch.arange(width).repeat_interleave(n)
-        result._place(
-            torch.cat([units, units]),
-            torch.cat([self.value.view(-1), other.value.view(-1)]),
-            torch.cat([self.position.view(-1), other.position.view(-1)]),
-        )
-        return result
-
-    def save(self, path: Path, corpus: Corpus) -> None:
+    def save(self, path: Path, corpus: Corpus, dictionary: str) -> None:
         """Parquet rows unit, place, value, position, id, label, text."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         unit, place = (self.position >= 0).nonzero(as_tuple=True)
         at = self.position[unit, place].tolist()
@@ -128,23 +118,33 @@ class TopExamples:
             "place": place.numpy(),
             "value": self.value[unit, place].numpy(),
             "position": pa.array(at, pa.int64()),
-            "id": [corpus.ids[i] for i in at],
-            "label": [corpus.of[i] for i in at],
-            "text": [corpus.texts[i] for i in at],
+            "id": pa.array([corpus.ids[i] for i in at], pa.string()),
+            "label": pa.array([corpus.of[i] for i in at], pa.string()),
+            "text": pa.array([corpus.texts[i] for i in at], pa.string()),
         }
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.table(columns), temporary, compression="zstd")
+        _write_table(path, pa.table(columns), dictionary, corpus.labels)
 
-    @classmethod
-    def load(cls, path: Path, width: int) -> TopExamples:
-        import pyarrow.parquet as pq
 
-        table = pq.read_table(path, columns=["unit", "place", "value", "position"])
-        unit, place, value, position = (torch.from_numpy(c.to_numpy().copy()) for c in table.columns)
-        result = cls.zeros(width)
-        result.value[unit, place] = value
-        result.position[unit, place] = position
-        return result
+def merge_examples(files: Sequence[Path], path: Path, dictionary: str, labels: tuple[str, ...]) -> None:
+    """Merge highest-activating examples of different windows: the bytes that one collection of all would write."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.concat_tables([pq.read_table(file) for file in files])
+    rows = rows.sort_by([("unit", "ascending"), ("value", "descending"), ("position", "ascending")])
+    unit = rows["unit"].to_numpy()
+    place = np.arange(len(unit)) - np.searchsorted(unit, unit)
+    rows = rows.set_column(1, "place", pa.array(place)).filter(pa.array(place < TOP_EXAMPLES))
+    _write_table(path, rows.combine_chunks(), dictionary, labels)
+
+
+def _write_table(path: Path, table: Any, dictionary: str, labels: tuple[str, ...]) -> None:
+    import pyarrow.parquet as pq
+
+    manifest = json.dumps({"schema": SCHEMA, "dictionary": dictionary, "labels": list(labels)}, sort_keys=True)
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({"saefeat": manifest}), temporary, compression="zstd")
 
 
 # --------------------------------------------------------------------------- the stage
@@ -204,14 +204,15 @@ def collect(
     if _finished(paths, headers, windows) and _have_bags(bags, dictionaries, windows):
         progress(f"{out} is complete already")
         return list(paths.values())
-    state = _resume(out / "partial", dictionaries, headers, plan, windows)
+    state = _resume(lm.device, out / "partial", dictionaries, headers, plan, windows)
     if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
-        state = _start(dictionaries, headers, plan)
-    missing = [w for w in windows if w not in state.done]
+        state = _start(lm.device, dictionaries, headers, plan)
+    done = set(state.done)
+    missing = [w for w in windows if w not in done]
     _run_windows(lm, plan, dictionaries, state, missing, out / "partial", bags, progress, checkpoint_seconds)
     for d in dictionaries:
         if d.id in state.top:
-            state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus)
+            state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus, d.id)
         state.stats[d.id].header["windows"] = windows
         state.stats[d.id].checked().save(paths[d.id])
     shutil.rmtree(out / "partial", ignore_errors=True)
@@ -221,7 +222,7 @@ def collect(
 def _finished(paths: dict[str, Path], headers: dict[str, dict[str, Any]], windows: list[int]) -> bool:
     present = [name for name, path in paths.items() if path.exists()]
     for name in present:
-        header = Stats.load(paths[name]).header
+        header = Stats.read_header(paths[name])
         if comparable(header) != comparable(headers[name]) or header["windows"] != windows:
             raise UserError(f"{paths[name]} holds statistics of something else; choose another --out or remove it")
     return len(present) == len(paths)
@@ -248,22 +249,21 @@ def _run_windows(
     progress: Progress,
     checkpoint_seconds: float,
 ) -> None:
+    todo = sum(plan.counts[i] for w in missing for i in plan.window(w))
     start = saved = time.monotonic()
     tokens = 0
     for w in missing:
-        counted = _run_window(lm, plan, dictionaries, state, w, bags)
-        tokens += counted
+        tokens += _run_window(lm, plan, dictionaries, state, w, bags)
         state.done.append(w)
-        seconds = time.monotonic() - start
-        progress(_progress_line(len(state.done), plan, tokens, seconds, missing, w))
+        progress(_progress_line(len(state.done), tokens, todo, time.monotonic() - start))
         if time.monotonic() - saved >= checkpoint_seconds and w != missing[-1]:
             _checkpoint(partial, state)
             saved = time.monotonic()
 
 
-def _progress_line(done: int, plan: Plan, tokens: int, seconds: float, missing: list[int], w: int) -> str:
+def _progress_line(done: int, tokens: int, todo: int, seconds: float) -> str:
     speed = tokens / max(seconds, 1e-9)
-    left = sum(plan.counts[i] for v in missing[missing.index(w) + 1 :] for i in plan.window(v)) / max(speed, 1e-9)
+    left = (todo - tokens) / max(speed, 1e-9)
     return f"collect: window {done}, {tokens:,} tokens, {speed:,.0f} tokens/s, {left:,.0f} s left"
 
 
@@ -275,7 +275,7 @@ def _run_window(
     positions: list[int] = []
     tokens = 0
     for batch, results in encode_batches(lm, dictionaries, plan.batches(lm, plan.window(w))):
-        _add(state, plan.corpus, batch, results)
+        _add(lm.device, state, plan.corpus, batch, results)
         for name, parts in sparse.items():
             parts.append(results[name][0])
         positions += batch.positions
@@ -284,16 +284,15 @@ def _run_window(
         if parts:
             state.top[name].add(concat(parts), torch.tensor(positions))
         if bags:
-            write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus)
+            write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus, name)
     return tokens
 
 
-def _add(state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]) -> None:
+def _add(device: str, state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]) -> None:
     rows = {label: k for k, label in enumerate(corpus.labels)}
-    labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions])
+    labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions], device=device)
     for name, (bag, lengths) in results.items():
-        device = state.stats[name].tensors["fired"].device
-        state.stats[name].add(bag, labels.to(device), lengths.to(device))
+        state.stats[name].add(bag, labels, lengths.to(device))
 
 
 def _checkpoint(partial: Path, state: _State) -> None:
@@ -305,25 +304,25 @@ def _checkpoint(partial: Path, state: _State) -> None:
     save_tensors(partial / "state.safetensors", tensors, {"headers": headers, "done": state.done})
 
 
-def _start(dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
+def _start(device: str, dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
     state = _State({}, {}, [])
     for d in dictionaries:
-        device = d.W_dec.device.type if isinstance(d, SAE) else "cpu"
-        header = headers[d.id]
-        state.stats[d.id] = Stats.zeros(plan.corpus.labels, d.width, signed=d.signed, device=device, **header)
+        labels, header = plan.corpus.labels, headers[d.id]
+        state.stats[d.id] = Stats.zeros(labels, d.width, signed=d.signed, device=device, **header)
         if not d.signed:
             state.top[d.id] = TopExamples.zeros(d.width)
     return state
 
 
 def _resume(
+    device: str,
     partial: Path,
     dictionaries: Sequence[Dictionary],
     headers: dict[str, dict[str, Any]],
     plan: Plan,
     windows: list[int],
 ) -> _State:
-    state = _start(dictionaries, headers, plan)
+    state = _start(device, dictionaries, headers, plan)
     path = partial / "state.safetensors"
     if not path.exists():
         return state
@@ -355,13 +354,12 @@ _BAG_TYPES = {
 }
 
 
-def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpus) -> None:
+def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpus, dictionary: str) -> None:
     """Parquet rows example (position in the corpus), label, unit, tokens, sum, min, max of one window.
 
     `sum` is float64, exact in steps of 2^-20. `positions`: of the examples of all parts, in their order.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, Tensor] = {name: torch.zeros(0, dtype=kind) for name, kind in _BAG_TYPES.items()}
     if parts:
@@ -377,17 +375,17 @@ def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpu
     codes = pa.array(code_of[columns["example"]].numpy())
     arrays["label"] = pa.DictionaryArray.from_arrays(codes, pa.array(list(corpus.labels), pa.string()))
     order = ("example", "label", "unit", "tokens", "sum", "min", "max")
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table({name: arrays[name] for name in order}), temporary, compression="zstd")
+    _write_table(path, pa.table({name: arrays[name] for name in order}), dictionary, corpus.labels)
 
 
 # --------------------------------------------------------------------------- merge
 
 
 def merge(sources: Sequence[Path], out: Path) -> list[str]:
-    """Merge directories of statistics of shards into `out`. Returns warnings (windows that no shard has).
+    """Merge directories of statistics of shards into `out`, which appears at once. Returns warnings (missing windows).
 
-    Raises UserError for statistics of different models, dictionaries or corpora, and for windows counted twice.
+    Raises UserError for statistics of different models, dictionaries or corpora, for windows counted twice, and for
+    bags or examples that some of them lack.
     """
     if not sources:
         raise UserError("name at least one directory of statistics to merge")
@@ -399,62 +397,47 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
             raise UserError(f"{source} is unfinished; run its collect again first")
         if names[source] != names[sources[0]]:
             raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not empty; choose another --out")
-    merged = {name: _merge_one([source / name for source in sources]) for name in names[sources[0]]}
-    make_dir(out)
-    for name, stats in merged.items():
-        _merge_examples(sources, out, stats)
-        stats.save(out / name)
-    for source in sources:
-        if (source / "bags").is_dir():
-            shutil.copytree(source / "bags", out / "bags", dirs_exist_ok=True)
-    first = next(iter(merged.values())).header
-    gap = sorted(set(range(first["window_count"])) - set(first["windows"]))
-    return [f"{len(gap)} of {first['window_count']} windows are in no shard, the first is {gap[0]}"] if gap else []
+    out = out.resolve()
+    make_dir(out.parent)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    os.chmod(temporary, 0o755)
+    try:
+        for name in names[sources[0]]:
+            _merge_one(sources, name, temporary)
+        # A shard without windows has no bags to write.
+        full = [source for source in sources if Stats.read_header(source / names[source][0])["windows"]]
+        for source in _all_or_none(full, "bags"):
+            shutil.copytree(source / "bags", temporary / "bags", dirs_exist_ok=True)
+        header = Stats.read_header(temporary / names[sources[0]][0])
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    gap = sorted(set(range(header["window_count"])) - set(header["windows"]))
+    return [f"{len(gap)} of {header['window_count']} windows are in no shard, the first is {gap[0]}"] if gap else []
 
 
-def _merge_one(paths: list[Path]) -> Stats:
-    total = Stats.load(paths[0])
-    for path in paths[1:]:
-        other = Stats.load(path)
-        check_mergeable(total, other, str(path))
+def _merge_one(sources: Sequence[Path], name: str, out: Path) -> None:
+    """Merge statistics and examples of one dictionary."""
+    total = Stats.load(sources[0] / name)
+    for source in sources[1:]:
+        other = Stats.load(source / name)
+        check_mergeable(total, other, str(source / name))
         total = total.merge(other)
-    return total
+    total.save(out / name)
+    file = Path("examples", f"{total.dictionary}.parquet")
+    found = [source / file for source in _all_or_none(sources, file)]
+    if found:
+        merge_examples(found, out / file, total.dictionary, total.labels)
 
 
-def _merge_examples(sources: Sequence[Path], out: Path, stats: Stats) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = [source / "examples" / f"{stats.dictionary}.parquet" for source in sources]
-    if not all(file.exists() for file in files):
-        return
-    tables = [pq.read_table(file) for file in files]
-    top = TopExamples.load(files[0], stats.width)
-    for file in files[1:]:
-        top = top.merge(TopExamples.load(file, stats.width))
-    rows = pa.concat_tables(tables)
-    texts = {p: k for k, p in enumerate(rows["position"].to_pylist())}
-    corpus = _TextTable(rows.to_pydict(), texts)
-    top.save(out / "examples" / f"{stats.dictionary}.parquet", corpus)  # type: ignore[arg-type]
+def _all_or_none(sources: Sequence[Path], part: str | Path) -> Sequence[Path]:
+    have = [source for source in sources if (source / part).exists()]
+    lack = [source for source in sources if source not in have]
+    if have and lack:
+        raise UserError(f"{lack[0]} has no {part}, but {have[0]} has; collect both alike")
+    return have
 
 
-class _TextTable:
-    """The three columns of a corpus that `TopExamples.save` reads, from rows that were written before."""
-
-    def __init__(self, rows: dict[str, list[Any]], where: dict[int, int]) -> None:
-        self.ids = _Column(rows["id"], where)
-        self.of = _Column(rows["label"], where)
-        self.texts = _Column(rows["text"], where)
-
-
-class _Column:
-    def __init__(self, values: list[str], where: dict[int, int]) -> None:
-        self.values, self.where = values, where
-
-    def __getitem__(self, position: int) -> str:
-        return self.values[self.where[position]]
-
-
-__all__ = ["RunFailed", "TopExamples", "collect", "encode_batches", "merge", "write_bags"]
+__all__ = ["TopExamples", "collect", "encode_batches", "merge", "merge_examples", "write_bags"]

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.texts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
+        """Of all texts, labels and ids in their order."""
         digest = hashlib.sha256()
         for row in zip(self.texts, self.of, self.ids, strict=True):
             digest.update(json.dumps(row).encode())
@@ -76,7 +78,7 @@ def _hash(*parts: Any) -> int:
 
 
 def load_corpus(
-    source: str | Iterable[tuple[str, str]],
+    source: str | Path | Iterable[tuple[str, str]],
     *,
     labels: Iterable[str] | None = None,
     text_column: str = "text",
@@ -89,6 +91,8 @@ def load_corpus(
     that cannot be parsed (with its number), a missing column, or a label without usable text.
     """
     wanted = _wanted(labels)
+    if isinstance(source, Path):
+        source = str(source)
     if not isinstance(source, str):
         rows: Iterator[Row] = ((text, label, None) for text, label in source)
         return _build(rows, "python", wanted)
@@ -133,7 +137,10 @@ def _rows(source: str, columns: tuple[str, str, str], wanted: tuple[str, ...] | 
 
 
 def _read_text(path: Path) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -331,24 +338,24 @@ class Plan:
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
         """The batches of a window's examples."""
-        return plan_batches(lm, {i: self.tokens[i] for i in positions})
+        return plan_batches(lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"])
 
 
-def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]]) -> Iterator[Batch]:
+def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False) -> Iterator[Batch]:
     """Cut examples into batches: sorted by length, filled to a budget of padded tokens, none split."""
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
     for position in sorted(tokens, key=lambda i: (len(tokens[i]), i)):
         if rows and (len(rows) + 1) * (len(tokens[position]) + extra) > budget:
-            yield make_batch(lm, rows, [tokens[i] for i in rows])
+            yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
             rows = []
         rows.append(position)
     if rows:
-        yield make_batch(lm, rows, [tokens[i] for i in rows])
+        yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
 
 
-def make_batch(lm: LanguageModel, positions: list[int], tokens: list[list[int]]) -> Batch:
+def make_batch(lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False) -> Batch:
     """Pad token lists on the right, with the model's special tokens around them."""
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
@@ -357,6 +364,8 @@ def make_batch(lm: LanguageModel, positions: list[int], tokens: list[list[int]])
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     counted = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=ids.dtype))
+    if count_bos:
+        counted[:, : len(lm.prefix)] = True
     return Batch(positions, ids, mask, counted)
 
 
@@ -369,25 +378,30 @@ def make_plan(
     max_tokens: int | None = None,
     token_limit: int = TOKEN_LIMIT,
     mixed: bool = False,
+    count_bos: bool = False,
 ) -> Plan:
     """Choose examples of a split; `max_tokens` is a budget of counted tokens per label, filled by hashed id.
 
     `mixed`: order the examples by hashed id instead of the corpus's own order, for SAE training.
+    `count_bos`: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
     Raises UserError when a label has no usable text in the split.
     """
     positions = corpus.positions(split, seed)
-    ids = lm.tokenize([corpus.texts[i] for i in positions], token_limit)
+    ids = lm.tokenize([corpus.texts[i] for i in positions], token_limit + 1)
     special = lm.special_ids
-    tokens = dict(zip(positions, ids, strict=True))
+    tokens = {i: row[:token_limit] for i, row in zip(positions, ids, strict=True)}
     counts = {i: sum(t not in special for t in row) for i, row in tokens.items()}
     skipped = Counter({"no tokens": sum(not n for n in counts.values())})
-    skipped["cut at the token limit"] = sum(len(row) >= token_limit for row in ids)
+    skipped["cut at the token limit"] = sum(len(row) > token_limit for row in ids)
+    if count_bos:
+        counts = {i: n + len(lm.prefix) if n else 0 for i, n in counts.items()}
     by_hash = sorted((i for i in positions if counts[i]), key=lambda i: (_hash(seed, "budget", corpus.ids[i]), i))
     chosen = _within_budget(corpus, by_hash, counts, max_tokens)
     for label in corpus.labels:
         if not any(corpus.of[i] == label for i in chosen):
             raise UserError(f"the label {label} of {corpus.name} has no usable text in the {split} split")
-    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit, "special": "left out"}
+    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
+    policy |= {"special": "left out", "count_bos": count_bos}
     order = [i for i in by_hash if i in chosen] if mixed else None
     return Plan(
         corpus,

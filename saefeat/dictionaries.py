@@ -38,7 +38,7 @@ class Dictionary(Protocol):
 class Identity:
     """The neurons of a site, or the coordinates of its vectors: every unit is one coordinate.
 
-    `units`: int64 [m], only these coordinates, in this order (heads that read a few neurons of many).
+    `units`: int64 [m], encode only these coordinates (heads read a few neurons of many).
     """
 
     site: str
@@ -47,7 +47,7 @@ class Identity:
 
     @property
     def signed(self) -> bool:
-        return True
+        return self.units is None
 
     @property
     def id(self) -> str:
@@ -63,9 +63,10 @@ class Identity:
         return None
 
     def encode(self, x: Tensor) -> Codes:
-        """x [n, width] -> dense codes float32."""
-        picked = x if self.units is None else x[:, self.units]
-        return Codes(picked.float(), None, picked.shape[1], signed=True)
+        """x [n, width] -> dense codes float32, or sparse ones of the chosen `units`."""
+        if self.units is None:
+            return Codes(x.float(), None, self.width, signed=True)
+        return Codes(x[:, self.units].float(), self.units.expand(len(x), -1), self.width)
 
     def decode(self, codes: Codes) -> Tensor:
         """[n, width] float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,12 +36,14 @@ def cache_dir() -> Path:
 
 
 def make_dir(path: Path) -> Path:
-    """Create a directory and check that it can be written; raises UserError otherwise."""
+    """Create a directory and check that it can be written; raises UserError otherwise, OSError for a full disk."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise UserError(f"cannot write in {path}: {error.strerror or error}; choose another directory") from error
     return path
 
@@ -107,24 +110,37 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and one JSON header atomically; the same content gives the same bytes."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     text = json.dumps(header, sort_keys=True, ensure_ascii=True)
-    write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata={_HEADER_KEY: text}))
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_HEADER_KEY: text})
+        temporary.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote; raises UserError when missing, damaged or of another program."""
+    with _opened(path) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header that `save_tensors` wrote, without its tensors; raises UserError as `load_tensors` does."""
+    with _opened(path) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _HEADER_KEY not in metadata:
+                raise UserError(f"{path} was not written by saefeat")
+            yield file, json.loads(metadata[_HEADER_KEY])
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}); write it again") from error
-    if _HEADER_KEY not in metadata:
-        raise UserError(f"{path} was not written by saefeat")
-    return tensors, json.loads(metadata[_HEADER_KEY])

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from saefeat.codes import STEP, Bag
 from saefeat.collection import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
-from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
@@ -70,8 +70,7 @@ def featurize(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Features:
     """Bags of texts. Texts without tokens (blank ones) have empty rows."""
-    widths = {d.id: _width(d) for d in dictionaries}
-    builder = _Builder(widths)
+    builder = _Builder({d.id: d.width for d in dictionaries})
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
     special = lm.special_ids
     for start in range(0, len(ids), WINDOW):
@@ -82,11 +81,6 @@ def featurize(
                 builder.add(name, bag, positions)
         progress(f"lid: {min(start + WINDOW, len(ids)):,} of {len(ids):,} texts")
     return builder.build(len(texts))
-
-
-def _width(dictionary: Dictionary) -> int:
-    picked = dictionary.units if isinstance(dictionary, Identity) else None
-    return dictionary.width if picked is None else len(picked)
 
 
 class _Builder:
@@ -115,7 +109,8 @@ def features_from_bags(directory: Path, widths: dict[str, int], positions: Seque
     """Read bags that `collect` wrote (`directory/<id>/window-*.parquet`); rows in the order of `positions`."""
     import pyarrow.parquet as pq
 
-    place = {p: i for i, p in enumerate(positions)}
+    place = np.full(max(positions, default=0) + 1, -1, np.int64)
+    place[np.asarray(positions, np.int64)] = np.arange(len(positions))
     features = Features({}, {})
     for name, width in widths.items():
         files = sorted((directory / name).glob("window-*.parquet"))
@@ -123,7 +118,9 @@ def features_from_bags(directory: Path, widths: dict[str, int], positions: Seque
             raise UserError(f"{directory / name} holds no bags; collect with --bags")
         tables = [pq.read_table(file, columns=["example", "unit", "tokens", "sum"]) for file in files]
         columns = [np.concatenate([t[c].to_numpy() for t in tables]) for c in ("example", "unit", "tokens", "sum")]
-        known = np.fromiter((place.get(p, -1) for p in columns[0].tolist()), np.int64, len(columns[0]))
+        known = np.full(len(columns[0]), -1, np.int64)
+        inside = columns[0] < len(place)
+        known[inside] = place[columns[0][inside]]
         keep = known >= 0
         index = (known[keep], columns[1][keep])
         shape = (len(positions), width)
@@ -145,6 +142,7 @@ class Head:
         intercept: float64 [K].
         root: take square roots of the counts and divide each row by its length, over all dictionaries together.
         probabilistic: scores are logarithms of probabilities up to a constant.
+        reads: dictionary id -> fingerprint of the dictionary that it was fitted on.
     """
 
     name: str
@@ -155,6 +153,7 @@ class Head:
     intercept: np.ndarray = field(default_factory=lambda: np.zeros(0))
     root: bool = False
     probabilistic: bool = False
+    reads: dict[str, str] = field(default_factory=dict)
 
     def scores(self, features: Features) -> np.ndarray:
         """float64 [n, K]."""
@@ -221,15 +220,15 @@ class Head:
         tensors |= {f"counts|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.counts.items()}
         tensors |= {f"sums|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.sums.items()}
         tensors["intercept"] = torch.from_numpy(self.intercept.astype(np.float64))
-        flags = {"root": self.root, "probabilistic": self.probabilistic}
+        flags = {"root": self.root, "probabilistic": self.probabilistic, "reads": self.reads}
         save_tensors(path, tensors, {"schema": SCHEMA, "head": self.name, "labels": list(self.labels), **flags})
 
     @classmethod
     def load(cls, path: Path) -> Head:
         """Read a head; raises UserError when the file is missing, damaged or something else."""
         tensors, header = load_tensors(path)
-        if "head" not in header:
-            raise UserError(f"{path} holds no head")
+        if "head" not in header or header.get("schema") != SCHEMA:
+            raise UserError(f"{path} holds no head of this version; fit it again")
         parts: dict[str, dict[str, np.ndarray]] = {"units": {}, "counts": {}, "sums": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("|")
@@ -242,6 +241,7 @@ class Head:
             intercept=tensors["intercept"].numpy(),
             root=header["root"],
             probabilistic=header["probabilistic"],
+            reads=header["reads"],
         )
 
 
@@ -362,7 +362,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         self.lm_ = load_model(self.model) if isinstance(self.model, str) else self.model
         given = [self.saes] if isinstance(self.saes, str | Path) else list(self.saes)
         paths = [str(s) for s in given if isinstance(s, str | Path)]
-        self.saes_: list[SAE] = load_saes(paths, self.lm_) if paths else [s for s in given if isinstance(s, SAE)]
+        saes = load_saes(paths, self.lm_) if paths else [s for s in given if isinstance(s, SAE)]
+        self.saes_ = [sae.to(self.lm_.device) for sae in saes]
         if not self.saes_:
             raise UserError("give at least one SAE")
 
@@ -370,7 +371,11 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         return featurize(self.lm_, self.saes_, texts)
 
     def _stats(self, corpus: Corpus) -> list[Stats]:
-        found = {d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity) for d in self.saes_}
+        device = self.lm_.device
+        found = {
+            d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity)
+            for d in self.saes_
+        }
         ids = self.lm_.tokenize([clean_text(text) for text in corpus.texts], TOKEN_LIMIT)
         special = self.lm_.special_ids
         rows = {i: tokens for i, tokens in enumerate(ids) if any(t not in special for t in tokens)}
@@ -378,8 +383,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         for batch, results in encode_batches(self.lm_, self.saes_, plan_batches(self.lm_, rows)):
             labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
             for name, (bag, lengths) in results.items():
-                found[name].add(bag, labels, lengths)
-        return list(found.values())
+                found[name].add(bag, labels.to(device), lengths.to(device))
+        return [Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header) for s in found.values()]
 
     def decision_function(self, texts: Iterable[str]) -> np.ndarray:
         """[n, K] scores."""

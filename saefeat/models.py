@@ -65,7 +65,12 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
+        """Number of blocks; raises UserError for a model whose blocks are not found (its sites are module paths)."""
         return len(self.model.get_submodule(self.layers_path))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        # scikit-learn's clone copies parameters deeply; the model is never changed, so one will do.
+        return self
 
     def site(self, name: str) -> Site:
         return resolve_site(self.model, name)
@@ -113,12 +118,15 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     return table[dtype]
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None) -> LanguageModel:
+def load_model(
+    name: str | Path, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> LanguageModel:
     """Load by hub id, local directory, `.gguf` file or embedded name; raises UserError when that cannot be."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
+    name = str(name)
     chosen = choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
     source = _source(name)
@@ -129,7 +137,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto", revision
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=torch_dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load the model {name}: {first}") from error
     model, info = loaded
@@ -149,9 +157,9 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     )
 
 
-def convert_embedded(asset: str, gguf: Path) -> Path | None:
-    """The safetensors directory of an embedded model in the cache; None for an asset that is no model."""
-    return _converted(gguf, asset) if asset in EMBEDDED.values() else None
+def convert_embedded(asset: str, gguf: Path) -> Path:
+    """The safetensors directory of an embedded model in the cache."""
+    return _converted(gguf, asset)
 
 
 def _source(name: str) -> str:
@@ -223,7 +231,7 @@ def _convert(gguf: Path, out: Path) -> None:
             **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, KeyError, RuntimeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, IndexError) as error:
         raise UserError(f"cannot read {gguf} as a GGUF model ({str(error).splitlines()[0]})") from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -6,6 +6,7 @@ so adding is associative and the bytes do not depend on how the text was cut up.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import STEP, Bag
-from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, save_tensors
+from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, read_header, save_tensors
 
 # Each field's reduction; `merge`, distributed reduction, save, load and equality loop over this table.
 REDUCTIONS = {
@@ -97,12 +98,15 @@ class Stats:
         bag.reduce_into(self.tensors, labels)
 
     def merge(self, other: Stats) -> Stats:
-        """The sum of both; neither input changes. Headers must agree (see `check_mergeable`)."""
+        """The sum of both; neither input changes. Headers must agree (see `check_mergeable`).
+
+        Names and paths, which may differ, are those of the operand with the smaller first window.
+        """
         combine = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
         tensors = {name: combine[REDUCTIONS[name]](value, other.tensors[name]) for name, value in self.tensors.items()}
-        header = self.header
+        header = min(self.header, other.header, key=_rank)
         if "windows" in header:
-            windows = sorted(header["windows"] + other.header["windows"])
+            windows = sorted(self.header["windows"] + other.header["windows"])
             header = {**header, "windows": windows}
         return Stats(self.labels, tensors, header).checked()
 
@@ -114,7 +118,9 @@ class Stats:
         return self
 
     def equal(self, other: Stats) -> bool:
-        return self.labels == other.labels and all(torch.equal(v, other.tensors[k]) for k, v in self.tensors.items())
+        if self.labels != other.labels or self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
 
     def save(self, path: Path) -> None:
         tensors = {name: value.cpu() for name, value in self.tensors.items()}
@@ -124,13 +130,33 @@ class Stats:
     def load(cls, path: Path) -> Stats:
         """Read statistics; raises UserError when the file is damaged or of another schema or step."""
         tensors, header = load_tensors(path)
-        if header.get("schema") != SCHEMA or header.get("step") != STEP:
-            raise UserError(f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again")
+        _check_schema(header, path)
         if "fired" not in tensors:
             raise UserError(f"{path} holds no statistics; it was written for something else")
-        labels = tuple(header.pop("labels"))
-        del header["schema"], header["step"]
-        return cls(labels, tensors, header)
+        return cls(tuple(header["labels"]), tensors, _bare(header))
+
+    @classmethod
+    def read_header(cls, path: Path) -> dict[str, Any]:
+        """The `header` of statistics in a file, without its tensors; raises UserError as `load` does."""
+        header = read_header(path)
+        _check_schema(header, path)
+        return _bare(header)
+
+
+def _check_schema(header: dict[str, Any], path: Path) -> None:
+    if header.get("schema") != SCHEMA or header.get("step") != STEP:
+        raise UserError(f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again")
+    if "labels" not in header:
+        raise UserError(f"{path} holds no statistics; it was written for something else")
+
+
+def _bare(header: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in header.items() if key not in ("schema", "step", "labels")}
+
+
+def _rank(header: dict[str, Any]) -> tuple[float, str]:
+    """Of headers in a merge: the smaller first window before, none last."""
+    return min(header.get("windows", []), default=float("inf")), json.dumps(header, sort_keys=True)
 
 
 def comparable(header: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python scripts/bench_training.py --steps 120 --seeds 3 --out scripts/results/bench_training.json
 
 Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the same batches, with
-the same peak learning rate, the same allocator settings and the same threads. sae-lens runs as it is configured by
+with the same allocator settings and the same threads, each at its best peak learning rate of a grid. sae-lens runs as it is configured by
 default for TopK (AuxK on, rescaling by decoder norm on), with autocast and without; on processors without fast
 bfloat16 autocast is many times slower, so its speed is read from a few steps and its FVU from the float32 run.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
 from saefeat.pipeline import set_threads
-from saefeat.sae.train import Chunk, TrainConfig, Trainer, fill
+from saefeat.sae.train import TrainConfig, Trainer, fill, whole
 
 K, BATCH = 32, 2048
 
@@ -35,8 +35,7 @@ def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
     parts = []
     for split, budget in (("train", tokens // 15), ("test", 1500)):
         plan = make_plan(corpus, lm, split=split, max_tokens=budget, mixed=True)
-        chunk = Chunk(tuple(range(plan.window_count)), plan.total, 1)
-        parts.append(fill(lm, plan, [lm.site(site)], chunk)[site].float())
+        parts.append(fill(lm, plan, [lm.site(site)], whole(plan))[site].float())
     train, test = parts
     limit = train.norm(dim=1).median() * 8
     train, test = train[train.norm(dim=1) <= limit], test[test.norm(dim=1) <= limit]
@@ -110,24 +109,31 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=5120)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--autocast-steps", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lrs", default="1e-3,2e-3,4e-3", help="each side takes its best of these on the first seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     threads = set_threads()
     train, test = activations(arguments.model, arguments.site, arguments.tokens)
-    rows = []
+    rows, steps, shape = [], arguments.steps, (train, test, arguments.d_sae)
+    autocast_steps = steps if native_bf16("cpu") else arguments.autocast_steps
+    grid = [float(lr) for lr in arguments.lrs.split(",")]
+    tried = {
+        "saefeat": {lr: ours(*shape, steps, lr, 0) for lr in grid},
+        "sae_lens": {lr: theirs(*shape, steps, lr, 0, autocast=False, planned=steps) for lr in grid},
+    }
+    print(json.dumps(tried), flush=True)
+    lr = {side: min(found, key=lambda value: found[value]["fvu"]) for side, found in tried.items()}
     for seed in range(arguments.seeds):
-        shape = (train, test, arguments.d_sae)
-        row = {"seed": seed, "saefeat": ours(*shape, arguments.steps, arguments.lr, seed)}
-        options = {"planned": arguments.steps, "seed": seed, "lr": arguments.lr}
-        row["sae_lens"] = theirs(*shape, arguments.steps, autocast=False, **options)
-        count = arguments.steps if native_bf16("cpu") else arguments.autocast_steps
-        row["sae_lens_autocast"] = theirs(*shape, count, autocast=True, **options)
-        if count != arguments.steps:
-            row["sae_lens_autocast"].pop("fvu")
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        mine, other = tried["saefeat"][lr["saefeat"]], tried["sae_lens"][lr["sae_lens"]]
+        if seed:
+            mine = ours(*shape, steps, lr["saefeat"], seed)
+            other = theirs(*shape, steps, lr["sae_lens"], seed, autocast=False, planned=steps)
+        cast = theirs(*shape, autocast_steps, lr["sae_lens"], seed, autocast=True, planned=steps)
+        if autocast_steps != steps:
+            cast.pop("fvu")
+        rows.append({"seed": seed, "saefeat": mine, "sae_lens": other, "sae_lens_autocast": cast})
+        print(json.dumps(rows[-1]), flush=True)
     mean = {
         side: sum(row[side]["tokens_per_s"] for row in rows) / len(rows)
         for side in ("saefeat", "sae_lens", "sae_lens_autocast")
@@ -136,6 +142,8 @@ def main() -> None:
     result = {
         "machine": {"processor": platform.machine(), "threads": threads, "native_bf16": native_bf16("cpu")},
         "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
+        "lr": lr,
+        "tried": tried,
         "tokens_per_s": mean,
         "speed_ratio": {side: mean["saefeat"] / mean[side] for side in ("sae_lens", "sae_lens_autocast")},
         "fvu": error,

@@ -27,7 +27,7 @@ from saefeat.dictionaries import SAE
 from saefeat.methods import METHODS
 from saefeat.models import load_model
 from saefeat.pipeline import set_threads
-from saefeat.sae.train import Chunk, TrainConfig, Trainer, _picks, fill
+from saefeat.sae.train import TrainConfig, Trainer, _picks, fill, whole
 from saefeat.stats import Stats
 
 EARLY = ("resid_post@0", "mlp_out@5", "resid_post@5")
@@ -83,8 +83,7 @@ def main() -> None:
     mixed = make_plan(corpus, lm, max_tokens=arguments.max_tokens, mixed=True)
     sites = sorted({site for row in ROWS for site in row.sites})
     start = time.monotonic()
-    chunk = Chunk(tuple(range(mixed.window_count)), mixed.total, 1)
-    activations = fill(lm, mixed, [lm.site(site) for site in sites], chunk)
+    activations = fill(lm, mixed, [lm.site(site) for site in sites], whole(mixed))
     saes: dict[str, Any] = {}
     for row in ROWS:
         for name, site in zip(row.ids(), row.sites, strict=True):
@@ -108,7 +107,7 @@ def main() -> None:
         collect(lm, halved, small, out / "half")
         stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}
         stats |= {sae.id: Stats.load(out / "half" / f"{sae.id}.safetensors") for sae in small}
-        whole = lid.features_from_bags(out / "bags", {sae.id: sae.width for sae in members}, positions)
+        full = lid.features_from_bags(out / "bags", {sae.id: sae.width for sae in members}, positions)
     short = lid.featurize(lm, members, [text[: lid.SHORT] for text in texts])
     tests = {
         "whole": lid.featurize(lm, members, [corpus.texts[i] for i in test]),
@@ -119,7 +118,7 @@ def main() -> None:
     for row in ROWS:
         ids = row.ids()
         keep = chosen_half if row.share < 1 else np.ones(len(positions), bool)
-        table.append(evaluate(row, ids, [stats[i] for i in ids], saes, (whole, short), keep, of, tests, truth))
+        table.append(evaluate(row, ids, [stats[i] for i in ids], saes, (full, short), keep, of, tests, truth))
         print(json.dumps(table[-1]), flush=True)
     result = {
         "machine": {"processor": platform.machine(), "threads": threads},

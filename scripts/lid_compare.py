@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from sklearn.metrics import f1_score
@@ -25,15 +26,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     table = pq.read_table(arguments.predictions).to_pandas()
-    labels = sorted(table["label"].unique())
+    told = [p for p in table["predicted"] if isinstance(p, str)]
+    labels = sorted(set(table["label"]) | set(told))
     result = {}
     for length, rows in table.groupby("length", sort=False):
-        by_head = {name: part for name, part in rows.groupby("head")}
+        by_head = dict(list(rows.groupby("head")))
         head = by_head[arguments.head]
-        truth, ours = list(head["label"]), [p or None for p in head["predicted"]]
+        truth, ours = list(head["label"]), answers(head)
         found: dict[str, object] = {"n": len(truth), arguments.head: macro_f1(truth, ours, labels)}
         for name in arguments.baselines.split(","):
-            theirs = [p or None for p in by_head[name]["predicted"]]
+            theirs = answers(by_head[name])
             difference = paired_difference(truth, ours, theirs, labels, measure="f1_macro", seed=0, resamples=2000)
             found[name] = {
                 "f1_macro": macro_f1(truth, theirs, labels),
@@ -44,6 +46,10 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
+
+
+def answers(rows: Any) -> list[str | None]:
+    return [p if isinstance(p, str) else None for p in rows["predicted"]]
 
 
 def macro_f1(truth: list[str], predicted: list[str | None], labels: list[str]) -> float:

@@ -27,7 +27,7 @@ def main() -> None:
     budget = -(-arguments.tokens // len(setting.corpus.labels))
     plan = make_plan(setting.corpus, setting.lm, split="test", seed=setting.config.seed, max_tokens=budget)
     with tempfile.TemporaryDirectory() as folder:
-        paths = collect(setting.lm, plan, setting.saes(), Path(folder))
+        paths = collect(setting.lm, plan, setting.saes, Path(folder))
         stats = {path.stem: Stats.load(path) for path in paths}
     silent = {name: round(float((s.fired.sum(0) == 0).float().mean()), 4) for name, s in stats.items()}
     result = {"tokens": plan.total, "silent": silent}

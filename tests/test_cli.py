@@ -681,3 +681,37 @@ def test_help_answers_within_a_second_and_names_every_command():
     assert result.returncode == 0
     for command in ("demo", "run", "fetch", "train", "collect", "merge", "rank", "lid"):
         assert command in result.stdout
+
+
+def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(saefeat, tiny_run, tiny_jsonl, tmp_path):
+    out = tmp_path / "m.json"
+    code, _, err = saefeat("lid", "evaluate", "--run", tiny_run, "--corpus", tiny_jsonl, "--out", out)
+    assert code == 0, err
+    made, own = json.loads(out.read_text()), json.loads((tiny_run / "lid/metrics.json").read_text())
+    assert (made["split"], made["n"]) == ("test", own["n"])
+
+
+def test_count_bos_counts_one_more_token_a_text(saefeat, on, tmp_path):
+    from saefeat.stats import Stats
+
+    for name, options in (("plain", []), ("bos", ["--count-bos"])):
+        assert saefeat("collect", *on, "--neurons", "--out", tmp_path / name, *options)[0] == 0
+    for path in (tmp_path / "plain").glob("*.safetensors"):
+        plain, bos = Stats.load(path), Stats.load(tmp_path / "bos" / path.name)
+        assert torch.equal(bos.tokens, plain.tokens + plain.examples)
+        assert bos.fired.sum() > plain.fired.sum()
+    assert saefeat("merge", tmp_path / "plain", tmp_path / "bos", "--out", tmp_path / "m")[0] == 2
+
+
+def test_report_draws_the_page_again(saefeat, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_bytes()
+    (tmp_path / "run/report.html").unlink()
+    code, out, _ = saefeat("report", tmp_path / "run")
+    assert code == 0 and out.strip().endswith("report.html")
+    assert (tmp_path / "run/report.html").read_bytes() == page
+
+
+def test_saes_and_options_that_train_new_ones_exclude_each_other(saefeat, on, saes, tmp_path):
+    code, _, err = saefeat("run", *on, *saes, "--sites", "mlp_out@0", "--out", tmp_path / "r")
+    assert code == 2 and "one or the other" in err

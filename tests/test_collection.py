@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pyarrow.parquet as pq
@@ -19,11 +20,13 @@ EPS = 1e-4  # float noise between one example alone and in a batch stays well be
 WIDTH, K = 64, 4
 
 
-def make_sae(identity="wide", max_norm=None, seed=0):
+def make_sae(identity="wide", max_norm=None, seed=0, path=None):
     g = torch.Generator().manual_seed(seed)
     rows = torch.randn(WIDTH, 32, generator=g)
     bias = 0.3 * torch.randn(WIDTH, generator=g)
-    return SAE(identity, "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=K, max_norm=max_norm)
+    made = SAE(identity, "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=K, max_norm=max_norm)
+    made.record["path"] = path
+    return made
 
 
 DICTIONARIES = [make_sae(), Identity("mlp_act@1", 48), Identity("mlp_out@0", 32)]
@@ -115,6 +118,17 @@ def test_shards_merged_in_any_order_are_the_whole(tmp_path, whole, plan, tiny_lm
     assert merge(shards[::-1], tmp_path / "b") == []
     same(tmp_path / "a", whole)
     same(tmp_path / "b", whole)
+
+
+def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(tmp_path, plan, tiny_lm):
+    shards = [tmp_path / str(i) for i in range(10)]  # two of them without windows
+    for i, out in enumerate(shards):
+        collect(tiny_lm, plan, [make_sae(path=f"/{9 - i}/wide")], out, shard=(i, 10), bags=out / "bags")
+    merge(shards, tmp_path / "a")
+    merge(shards[::-1], tmp_path / "b")
+    same(tmp_path / "a", tmp_path / "b")
+    collect(tiny_lm, plan, [make_sae(path="/9/wide")], tmp_path / "whole", bags=tmp_path / "whole/bags")
+    same(tmp_path / "a", tmp_path / "whole")
 
 
 def test_shards_merge_by_and_by(tmp_path, whole, plan, tiny_lm):
@@ -304,6 +318,23 @@ def test_bags_of_a_window_without_examples_have_the_columns_of_the_others(tmp_pa
     assert len(pq.read_table(tmp_path / f"bags/wide/window-{empty[0]:05d}.parquet")) == 0
 
 
+@pytest.mark.parametrize("file", ["bags/wide/window-00000.parquet", "examples/wide.parquet"])
+def test_tables_say_what_they_are_of(whole, plan, file):
+    manifest = json.loads(pq.read_schema(whole / file).metadata[b"saefeat"])
+    assert manifest == {"schema": 1, "dictionary": "wide", "labels": list(plan.corpus.labels)}
+
+
+def test_the_time_left_is_that_of_the_tokens_to_come(tmp_path, plan, tiny_lm, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("saefeat.collection.time.monotonic", lambda: float(next(clock)))
+    lines = []
+    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=lines.append)
+    assert [line.split(":")[1].split(",")[0] for line in lines] == [f" window {n}" for n in range(1, 9)]
+    tokens = int(lines[0].split(", ")[1].removesuffix(" tokens").replace(",", ""))
+    assert lines[0].endswith(f" {plan.total / tokens - 1:,.0f} s left")
+    assert lines[-1].endswith(" 0 s left")
+
+
 def test_the_highest_activating_examples_are_those_of_the_bags(whole, plan):
     bags = pq.read_table(whole / "bags/wide").to_pydict()
     best = {}
@@ -399,3 +430,35 @@ def test_what_cannot_be_merged_is_a_user_error(tmp_path, plan, tiny_lm):
     with pytest.raises(UserError, match="exists already"):
         merge([a], out)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("part", ["bags", "examples/wide.parquet"])
+def test_shards_that_differ_in_what_they_hold_are_not_merged(tmp_path, plan, tiny_lm, part):
+    shards = run_shards(tiny_lm, plan, 2, tmp_path)
+    lost = shards[1] / part
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(UserError, match=f"{shards[1]} has no {part}, but {shards[0]} has"):
+        merge(shards, tmp_path / "m")
+    assert sorted(tmp_path.iterdir()) == shards
+    lost = shards[0] / part
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    merge(shards, tmp_path / "m")
+    assert not (tmp_path / "m" / part).exists()
+
+
+@pytest.mark.parametrize("place", ["merge_examples", "shutil.copytree", "os.replace"])
+def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
+    tmp_path, whole, plan, tiny_lm, monkeypatch, place
+):
+    shards = run_shards(tiny_lm, plan, 2, tmp_path)
+
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    (tmp_path / "m").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"saefeat.collection.{place}", interrupt)
+        merge(shards, tmp_path / "m")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "m", *shards] and not list((tmp_path / "m").iterdir())
+    merge(shards, tmp_path / "m")
+    same(tmp_path / "m", whole)

@@ -17,7 +17,18 @@ from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
 from saefeat.lid import HEADS, Head
 from saefeat.models import load_model
-from saefeat.pipeline import RunConfig, default_sites, evaluate, forecast, load_heads, open_run, pieces, predict, run
+from saefeat.pipeline import (
+    RunConfig,
+    choose_head,
+    default_sites,
+    evaluate,
+    forecast,
+    load_heads,
+    open_run,
+    predict,
+    run,
+)
+from saefeat.pipeline.stages import pieces
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
@@ -178,7 +189,7 @@ def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
     texts = [setting.corpus.texts[i] for i in setting.corpus.positions("test", 0)]
     for name in HEADS:
         expected = rows[(rows["length"] == "all") & (rows["head"] == name)].predicted
-        found = predict(setting, texts, name)
+        found = predict(setting, texts, choose_head(setting, name))
         assert [row["label"] for row in found] == [p if isinstance(p, str) else None for p in expected]
         read = Head.load(tiny_run / f"lid/{name}.safetensors").units
         for row in found:
@@ -193,14 +204,17 @@ def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, t
     Head("neuron-count", ("de", "en", "th"), {"mlp_act@0": np.array([5, 40])}, {"mlp_act@0": np.eye(3)[:2]}).save(
         out / "lid/neuron-count.safetensors"
     )
-    found = predict(open_run(out, with_corpus=False), ["the cat sat on the mat and the dog"], "neuron-count")[0]
+    other = open_run(out, with_corpus=False)
+    found = predict(other, ["the cat sat on the mat and the dog"], choose_head(other, "neuron-count"))[0]
     assert found["label"] in ("de", "en")
     assert {unit["unit"] for unit in found["units"]} == {5 if found["label"] == "de" else 40}
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_nothing_is_said_of_a_text_without_tokens(setting, head):
-    assert predict(setting, [""], head) == [{"text": "", "label": None, "score": 0.0, "units": []}]
+    assert predict(setting, [""], choose_head(setting, head)) == [
+        {"text": "", "label": None, "score": 0.0, "units": []}
+    ]
 
 
 # --------------------------------------------------------------------------- again, otherwise, interrupted
@@ -222,7 +236,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     whole = without_timings(contents(out))
     shutil.rmtree(out)
     places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.pipeline._rank_all"]
-    places += ["saefeat.lid.linear_head", "saefeat.pipeline.lid_metrics", "saefeat.pipeline.add_activations"]
+    places += ["saefeat.lid.linear_head", "saefeat.pipeline.identify.lid_metrics", "saefeat.pipeline.add_activations"]
     for place in places:
 
         def interrupt(*_args, **_options):
@@ -246,7 +260,8 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
         assert mine.equal(theirs)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert made["heads"]["linear"] == metrics["heads"]["linear"]
-    assert predict(open_run(tmp_path / "run", with_corpus=False), ["the cat"])[0]["label"]
+    setting = open_run(tmp_path / "run", with_corpus=False)
+    assert predict(setting, ["the cat"], choose_head(setting, "linear"))[0]["label"]
 
 
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
@@ -357,3 +372,42 @@ def test_the_pieces_of_a_text_join_to_it(tiny_lm, text):
 
 def test_the_model_of_a_run_is_the_one_given(setting, tiny_model_dir):
     assert setting.lm.fingerprint == load_model(str(tiny_model_dir), dtype="float32").fingerprint
+
+
+def test_heads_refuse_saes_that_have_changed(tmp_path, tiny_run):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    for name, other in (SAES, SAES[::-1]):
+        shutil.rmtree(out / "saes" / name)
+        shutil.copytree(tiny_run / "saes" / other, out / "saes" / name)
+    setting = open_run(out, with_corpus=False)
+    with pytest.raises(UserError, match="has changed since the head linear was fitted"):
+        predict(setting, ["the cat"], choose_head(setting, "linear"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"schema": 1, "arguments": {}, "model": 1, "corpus": 1, "sites": []}', "{"]
+)
+def test_a_damaged_index_of_a_run_is_a_user_error(tmp_path, tiny_run, config, text):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json"):
+        open_run(out)
+    with pytest.raises(UserError, match=r"run\.json"):
+        run(config, out)
+
+
+def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(tmp_path, make_lm, tiny_jsonl, config):
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, pad_token_id=2)).save_pretrained(tmp_path / "opt")
+    make_lm().tokenizer.save_pretrained(tmp_path / "opt")
+    sites = ("model.decoder.layers.1.fc2",)
+    changes = {"model": str(tmp_path / "opt"), "corpus": str(tiny_jsonl), "sites": sites, "eval_texts": 3}
+    run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{sae_id(sites[0])}.safetensors"]
+    assert "neuron-count" not in json.loads((tmp_path / "run/lid/metrics.json").read_text())["heads"]

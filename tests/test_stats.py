@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
+import functools
+import itertools
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from saefeat.codes import STEP, Codes
-from saefeat.collection import TopExamples
-from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
+from saefeat.collection import TopExamples, merge_examples
+from saefeat.corpora import load_corpus
+from saefeat.io import RunFailed, UserError, load_tensors, make_dir, save_tensors
 from saefeat.stats import REDUCTIONS, Stats, check_mergeable
 
 LABELS = ("de", "en", "th")
@@ -204,6 +209,26 @@ def test_statistics_merge_although_names_and_paths_differ():
     check_mergeable(first, Stats.zeros(LABELS, WIDTH, signed=False, **{**moved, "windows": [5]}), "here")
 
 
+def test_a_merged_file_does_not_depend_on_the_order_although_names_and_paths_differ(tmp_path):
+    parts = []
+    for number, windows in enumerate([[4, 1], [], [0, 5], []]):
+        made = header(dictionary={"id": "a", "path": f"/{number}/a"}, windows=windows)
+        parts.append(total_of(random_examples(number), "sparse", **made))
+    written = set()
+    for order in itertools.permutations(parts):
+        functools.reduce(Stats.merge, order).save(tmp_path / "a.safetensors")
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+    made = Stats.read_header(tmp_path / "a.safetensors")
+    assert made["dictionary"]["path"] == "/2/a" and made["windows"] == [0, 1, 4, 5]
+
+
+def test_statistics_with_another_field_are_not_equal():
+    sparse, signed = (Stats.zeros(LABELS, WIDTH, signed=signed) for signed in (False, True))
+    assert not sparse.equal(signed) and not signed.equal(sparse)
+    assert sparse.equal(Stats.zeros(LABELS, WIDTH, signed=False))
+
+
 def test_statistics_with_other_labels_do_not_merge():
     first = Stats.zeros(LABELS, WIDTH, signed=False, **header())
     other = Stats.zeros(LABELS[::-1], WIDTH, signed=False, **header(windows=[5]))
@@ -214,19 +239,25 @@ def test_statistics_with_other_labels_do_not_merge():
 
 def test_a_file_that_is_damaged_or_of_something_else_is_a_user_error(tmp_path):
     path = tmp_path / "a.safetensors"
-    with pytest.raises(UserError, match="does not exist"):
-        Stats.load(path)
+
+    def refused(message):
+        for read in (Stats.load, Stats.read_header):
+            with pytest.raises(UserError, match=message):
+                read(path)
+
+    refused("does not exist")
     Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match="not a readable"):
-        Stats.load(path)
+    refused("not a readable")
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="not a readable"):
-        Stats.load(path)
+    refused("not a readable")
     save_file({"fired": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="not written by saefeat"):
-        Stats.load(path)
+    refused("not written by saefeat")
+    save_file({"fired": torch.zeros(1)}, path, metadata={"saefeat": "{"})
+    refused("not a readable")
+    save_tensors(path, {"fired": torch.zeros(1)}, {"schema": 1, "step": STEP})
+    refused("no statistics")
     save_tensors(path, {"x": torch.zeros(1)}, {"schema": 1, "step": STEP, "labels": []})
     with pytest.raises(UserError, match="no statistics"):
         Stats.load(path)
@@ -238,8 +269,26 @@ def test_another_step_or_schema_is_a_user_error(tmp_path, change):
     Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)
     tensors, made = load_tensors(path)
     save_tensors(path, tensors, {**made, **change})
-    with pytest.raises(UserError, match="collect it again"):
-        Stats.load(path)
+    for read in (Stats.load, Stats.read_header):
+        with pytest.raises(UserError, match="collect it again"):
+            read(path)
+
+
+def test_the_header_alone_is_that_of_the_statistics(tmp_path):
+    path = tmp_path / "a.safetensors"
+    Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)
+    assert Stats.read_header(path) == Stats.load(path).header == header()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("number", "expected"), [("ENOSPC", OSError), ("EDQUOT", OSError), ("EACCES", UserError)])
+def test_a_full_disk_is_no_user_error(tmp_path, monkeypatch, number, expected):
+    def fail(**_options):
+        raise OSError(getattr(errno, number), "reason")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    with pytest.raises(expected, match="reason"):
+        make_dir(tmp_path / "a")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -247,12 +296,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)
     before = path.read_bytes()
 
-    def full(self, data):
-        with self.open("wb") as file:
-            file.write(data[:10])
+    def full(tensors, path, metadata):
+        path.write_bytes(b"0123456789")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         total_of(random_examples(0), "sparse").save(path)
     assert path.read_bytes() == before
@@ -275,13 +323,14 @@ def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
 
 @QUICK
 @given(st.integers(0, 10**6), RANDOM)
-def test_top_examples_are_the_brute_force_ones_under_any_partition(seed, random):
+def test_top_examples_are_the_brute_force_ones_under_any_partition(tmp_path, seed, random):
     g = torch.Generator().manual_seed(seed)
     peaks = torch.randint(0, 4, (25, WIDTH), generator=g).float()  # few values, many ties
     expected = [sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5] for unit in range(WIDTH)]
+    corpus = load_corpus([(f"text {i}", LABELS[i % 3]) for i in range(25)])
     positions = list(range(len(peaks)))
     random.shuffle(positions)
-    tops = []
+    files = []
     for shard in cut(positions, random):
         top = TopExamples.zeros(WIDTH)
         for batch in cut(shard, random):
@@ -290,21 +339,13 @@ def test_top_examples_are_the_brute_force_ones_under_any_partition(seed, random)
                 order = values.argsort(1)
                 bag = Codes(values.gather(1, order), order, WIDTH).bag(torch.ones(len(batch), dtype=torch.int64))
                 top.add(bag, torch.tensor(batch))
-        tops.append(top)
-    random.shuffle(tops)
-    merged = tops[0]
-    for top in tops[1:]:
-        merged = merged.merge(top)
-    for unit in range(WIDTH):
-        found = [(-v, p) for v, p in zip(merged.value[unit].tolist(), merged.position[unit].tolist(), strict=True)]
-        assert found == expected[unit] + [(torch.inf, -1)] * (5 - len(expected[unit]))
-
-
-def test_merging_top_examples_changes_no_input():
-    bag = Codes(torch.tensor([[1.0], [2.0]]), torch.tensor([[0], [0]]), 1).bag(torch.tensor([1, 1]))
-    a, b = TopExamples.zeros(1), TopExamples.zeros(1)
-    a.add(bag, torch.tensor([0, 1]))
-    b.add(bag, torch.tensor([2, 3]))
-    merged = a.merge(b)
-    assert merged.position.tolist() == [[1, 3, 0, 2, -1]]
-    assert a.position.tolist() == [[1, 0, -1, -1, -1]] and b.position.tolist() == [[3, 2, -1, -1, -1]]
+        files.append(tmp_path / f"{len(files)}.parquet")
+        top.save(files[-1], corpus, "a")
+    random.shuffle(files)
+    merge_examples(files, tmp_path / "merged.parquet", "a", corpus.labels)
+    rows = pq.read_table(tmp_path / "merged.parquet").to_pylist()
+    found = [[(-row["value"], row["position"]) for row in rows if row["unit"] == unit] for unit in range(WIDTH)]
+    assert found == expected
+    for row in rows:
+        assert row["position"] == expected[row["unit"]][row["place"]][1]
+        assert (row["text"], row["label"]) == (f"text {row['position']}", LABELS[row["position"] % 3])

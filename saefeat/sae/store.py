@@ -20,6 +20,7 @@ from saefeat.models import LanguageModel, resolve_site
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _HOOKS = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post"}
+_ALIASES = {"gpt2-small": "gpt2"}  # names of TransformerLens, which sae-lens writes
 _SHAPES = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
@@ -31,6 +32,7 @@ def save_sae(sae: SAE, directory: Path) -> None:
     try:
         weights = {name: getattr(sae, name).contiguous().cpu() for name in _SHAPES}
         save_file(weights, temporary / WEIGHTS)
+        os.chmod(temporary / WEIGHTS, 0o644)  # safetensors lets nobody else read it
         write_json(temporary / CFG, _config(sae))
         shutil.rmtree(directory, ignore_errors=True)
         os.rename(temporary, directory)
@@ -77,7 +79,7 @@ def load_sae(directory: Path, *, dtype: str | None = None) -> SAE:
         norms = tensors["W_dec"].norm(dim=-1)
         tensors["W_enc"] = tensors["W_enc"] * norms
         tensors["b_enc"] = tensors["b_enc"] * norms
-        tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+        tensors["W_dec"] = tensors["W_dec"] / norms.clamp(min=1e-12)[:, None]
     record = {key: value for key, value in ours.items() if key not in ("site", "max_norm", "dtype")}
     record.setdefault("model", {"name": metadata.get("model_name"), "revision": metadata.get("model_revision")})
     record["path"] = str(directory.resolve())
@@ -156,8 +158,17 @@ def _directories(source: str) -> list[Path]:
 def check_fits(sae: SAE, lm: LanguageModel) -> None:
     """Raises UserError when an SAE was made for another model, or for vectors of another width."""
     model = sae.record.get("model") or {}
-    if model.get("fingerprint") not in (None, lm.fingerprint):
+    wrong = model.get("fingerprint") not in (None, lm.fingerprint)
+    if model.get("name") and not model.get("fingerprint"):  # names are all there is to compare
+        local = lm.name.startswith("embedded:") or os.path.exists(lm.name)
+        wrong = not local and _base_name(str(model["name"])) != _base_name(lm.name)
+    if wrong:
         raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}")
     width = site_width(lm, resolve_site(lm.model, sae.site))
     if width != sae.d_in:
         raise UserError(f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}")
+
+
+def _base_name(model: str) -> str:
+    name = model.strip().rstrip("/").rpartition("/")[2].lower()
+    return _ALIASES.get(name, name)

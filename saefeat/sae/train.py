@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.corpora import Plan
+from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import OUTLIER_FACTOR, SAE, GroupedEncoder
 from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
@@ -179,7 +179,7 @@ class Trainer:
             parameter.copy_(tensors[name])
             prefix = f"adam.{name}."
             moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            self.adam.state[parameter] = {k: v if k == "step" else v.to(self.device) for k, v in moments.items()}
+            self.adam.state[parameter] = {k: v.to(self.device) for k, v in moments.items()}
         self.frame = {name: tensors[name].to(self.device) for name in ("mean", "scale", "max_norm")}
         self.silent, self.fvu, self.l0 = (tensors[n].to(self.device) for n in ("silent", "fvu", "l0"))
 
@@ -205,26 +205,40 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Windows of the plan whose activations are held together, their counted tokens and the training steps on them."""
+    """Examples whose activations are held together: positions in the corpus, counted tokens, training steps on them."""
 
-    windows: tuple[int, ...]
+    positions: tuple[int, ...]
     tokens: int
     steps: int
 
 
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
-    """Cut the plan into chunks of whole windows. The number of steps is known before any forward pass."""
+    """Cut the plan's order into chunks of about `chunk_tokens`, no example split.
+
+    The number of steps is known before any forward pass. A last chunk below a quarter joins the one before it.
+    """
     groups: list[list[int]] = [[]]
     sizes = [0]
-    for window in range(plan.window_count):
-        tokens = sum(plan.counts[i] for i in plan.window(window))
-        if sizes[-1] and sizes[-1] + tokens > config.chunk_tokens * 1.25:
+    for position in _order(plan):
+        if sizes[-1] >= config.chunk_tokens:
             groups.append([])
             sizes.append(0)
-        groups[-1].append(window)
-        sizes[-1] += tokens
+        groups[-1].append(position)
+        sizes[-1] += plan.counts[position]
+    if len(groups) > 1 and sizes[-1] < config.chunk_tokens / 4:
+        groups[-2:] = [groups[-2] + groups[-1]]
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
     steps = [max(1, round(size * config.passes / config.batch_size)) for size in sizes]
     return [Chunk(tuple(g), n, s) for g, n, s in zip(groups, sizes, steps, strict=True)]
+
+
+def whole(plan: Plan) -> Chunk:
+    """The whole plan in one chunk, for `fill`."""
+    return Chunk(tuple(_order(plan)), plan.total, 1)
+
+
+def _order(plan: Plan) -> list[int]:
+    return sorted(plan.tokens) if plan.order is None else plan.order
 
 
 def sae_id(site: str) -> str:
@@ -344,6 +358,8 @@ def _train_chunk(
 def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
     """Which vectors a step reads: the next `batch_size` of endless passes, each in its own random order."""
     n, size = len(usable), config.batch_size
+    if not n:
+        raise RunFailed(f"chunk {chunk} has no usable token: each is an outlier to the tokens of the first chunk")
     parts = []
     start = step * size
     while start < (step + 1) * size:
@@ -363,8 +379,8 @@ def fill(
     buffers: dict[str, Tensor] = {}
     filled = 0
     with capture(lm.model, tuple(site.path for site in sites)) as captured, torch.inference_mode():
-        for window in chunk.windows:
-            for batch in plan.batches(lm, plan.window(window)):
+        for start in range(0, len(chunk.positions), WINDOW):  # sorted by length within these, and mixed over all
+            for batch in plan.batches(lm, list(chunk.positions[start : start + WINDOW])):
                 vectors = captured.run(
                     lm.model,
                     input_ids=batch.input_ids.to(lm.device),

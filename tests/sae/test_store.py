@@ -17,7 +17,7 @@ def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
     g = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
     weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
-    record = {"model": {"name": "m", "revision": "r"}, "module": "model.layers.1.mlp", **record}
+    record = {"model": {"name": "hub/Tiny-Llama-0", "revision": "r"}, "module": "model.layers.1.mlp", **record}
     return SAE(identity, site, **weights, k=4, max_norm=9.5, record=record)
 
 
@@ -64,7 +64,7 @@ def test_the_same_sae_is_saved_as_the_same_bytes(tmp_path, directory):
 
 def test_the_configuration_names_the_model_its_revision_and_the_module(directory):
     metadata = json.loads((directory / "cfg.json").read_text())["metadata"]
-    assert (metadata["model_name"], metadata["model_revision"]) == ("m", "r")
+    assert (metadata["model_name"], metadata["model_revision"]) == ("hub/Tiny-Llama-0", "r")
     assert metadata["hook_name"] == "model.layers.1.mlp"
 
 
@@ -178,3 +178,40 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
         fits(tiny_lm, site="mlp_out@7")
     with pytest.raises(UserError, match=r"unknown site blocks\.1\.ln"):
         fits(tiny_lm, site="blocks.1.ln")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "name", "fits"),
+    [
+        ("gemma-3-270m", "google/gemma-3-270m", True),
+        ("google/Gemma-3-270m ", "gemma-3-270m", True),
+        ("gpt2-small", "openai-community/gpt2", True),
+        (None, "google/gemma-3-270m", True),
+        ("gemma-3-1b", "google/gemma-3-270m", False),
+        ("gpt2-medium", "openai-community/gpt2", False),
+        ("gemma-3-1b", "embedded:gemma-3-270m", True),
+        ("gemma-3-1b", "{here}", True),
+    ],
+)
+def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name, fits):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": trained_on})
+    lm = make_lm()
+    lm.name = name.format(here=directory)
+    if fits:
+        assert len(load_saes(str(directory), lm)) == 1
+    else:
+        with pytest.raises(UserError, match=f"was trained on {trained_on}, not on {name}"):
+            load_saes(str(directory), lm)
+
+
+def test_zero_decoder_rows_stay_zero_where_norms_are_folded_in(directory):
+    before = load_sae(directory)
+    rows = before.W_dec.clone()
+    rows[3] = 0
+    change_weights(directory, W_dec=rows)
+    change_cfg(directory, rescale_acts_by_decoder_norm=True)
+    sae = load_sae(directory)
+    norms = rows.norm(dim=1)
+    torch.testing.assert_close(sae.W_dec * norms[:, None], rows)
+    assert (sae.W_dec[3] == 0).all() and (sae.W_enc[:, 3] == 0).all()
+    torch.testing.assert_close(sae.W_enc, before.W_enc * norms)

@@ -12,7 +12,7 @@ from saefeat.corpora import make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae.store import WEIGHTS, load_sae
-from saefeat.sae.train import TrainConfig, Trainer, plan_chunks, sae_id, train_saes
+from saefeat.sae.train import Chunk, TrainConfig, Trainer, _picks, fill, plan_chunks, sae_id, train_saes, whole
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
@@ -64,14 +64,36 @@ def fvu(sae, x):
     return float((sae.decode(sae.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum())
 
 
-def test_the_plan_of_chunks_covers_every_window_and_counts_its_tokens(plan):
-    chunks = plan_chunks(plan, CONFIG)
-    assert len(chunks) >= 3
-    assert [w for chunk in chunks for w in chunk.windows] == list(range(plan.window_count))
-    assert sum(chunk.tokens for chunk in chunks) == plan.total
-    for chunk in chunks:
-        assert chunk.tokens == sum(plan.counts[i] for w in chunk.windows for i in plan.window(w))
-        assert chunk.steps == pytest.approx(chunk.tokens * CONFIG.passes / CONFIG.batch_size, abs=0.51)
+@pytest.mark.parametrize("size", [1, 50, 900, 1300, 10**6])
+def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(plan, tiny_corpus, tiny_lm, size):
+    config = dataclasses.replace(CONFIG, chunk_tokens=size)
+    for chosen, order in ((plan, plan.order), (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens))):
+        chunks = plan_chunks(chosen, config)
+        assert [i for chunk in chunks for i in chunk.positions] == order
+        largest = max(plan.counts.values())
+        for chunk in chunks:
+            assert chunk.tokens == sum(plan.counts[i] for i in chunk.positions)
+            assert chunk.steps == max(1, round(chunk.tokens * config.passes / config.batch_size))
+            assert chunk.tokens < size * 1.25 + largest
+        assert all(chunk.tokens >= size for chunk in chunks[:-1])
+        assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
+        assert whole(chosen) == Chunk(tuple(order), plan.total, 1)
+
+
+def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(plan, tiny_lm, monkeypatch):
+    monkeypatch.setattr("saefeat.sae.train.WINDOW", 32)
+    site = tiny_lm.site("mlp_out@0")
+    order = plan.order
+    grouped = [sorted(order[i : i + 32], key=lambda p: (len(plan.tokens[p]), p)) for i in range(0, len(order), 32)]
+    plan.tokens = {p: plan.tokens[p] for group in grouped for p in group}
+    expected = activations(tiny_lm, plan, site.name)
+    found = fill(tiny_lm, plan, [site], whole(plan))[site.name]
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)  # bfloat16
+
+
+def test_a_chunk_without_a_usable_token_fails_the_run():
+    with pytest.raises(RunFailed, match="chunk 3 has no usable token"):
+        _picks(torch.zeros(0, dtype=torch.int64), CONFIG, 3, 0)
 
 
 def test_the_loss_falls_and_the_progress_line_says_so(trained):
@@ -206,8 +228,8 @@ def test_constant_activations_fail_the_run(tmp_path, make_lm, plan):
 def test_activations_that_are_not_finite_fail_the_run(tmp_path, make_lm, plan, chunk):
     lm = make_lm()
     first, second = plan_chunks(plan, CONFIG)[:2]
-    early = {t for w in first.windows for i in plan.window(w) for t in plan.tokens[i]}
-    late = {t for w in second.windows for i in plan.window(w) for t in plan.tokens[i]} - early
+    early = {t for i in first.positions for t in plan.tokens[i]}
+    late = {t for i in second.positions for t in plan.tokens[i]} - early
     token = min(early if chunk == 0 else late)
     with torch.no_grad():
         lm.model.model.embed_tokens.weight[token] = torch.nan

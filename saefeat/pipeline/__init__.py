@@ -1,0 +1,145 @@
+"""The stages strung together over a run directory: what the command line and a notebook call."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saefeat.collection import collect as collect_stats
+from saefeat.dictionaries import Dictionary
+from saefeat.io import SCHEMA, read_json, write_json
+from saefeat.pipeline.forecast import forecast
+from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.pipeline.setting import RunConfig, Setting, default_sites, open_run, open_setting, read_index
+from saefeat.pipeline.stages import Say, add_activations, collect, neurons, quiet, rank, set_threads, shown_units
+from saefeat.sae.train import train_saes
+from saefeat.selection import Selection
+
+__all__ = [
+    "DEMO",
+    "RunConfig",
+    "Setting",
+    "choose_head",
+    "collect",
+    "default_sites",
+    "evaluate",
+    "fit_heads",
+    "load_heads",
+    "neurons",
+    "open_run",
+    "predict",
+    "rank",
+    "read_index",
+    "run",
+    "set_threads",
+    "shown_units",
+]
+
+_PACKAGES = ("saefeat", "torch", "transformers", "numpy", "scikit-learn", "safetensors", "pyarrow")
+DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 6000, "max_tokens": 7000, "eval_texts": 60}
+
+
+def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:
+    """The whole path into a run directory; run again, it goes on where it stopped. Returns the report's path."""
+    threads = set_threads()
+    setting = open_setting(config, out, say)
+    for line in forecast(setting):
+        say(line)
+    if dry_run:
+        return None
+    index = _index(setting, threads)
+    with _timed(index, out, "train"):
+        if not setting.given:
+            train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
+    dictionaries: list[Dictionary] = [*setting.saes, *neurons(setting.lm, setting.layers)]
+    with _timed(index, out, "collect"):
+        collect_stats(
+            setting.lm,
+            setting.plan,
+            dictionaries,
+            out / "stats",
+            bags=out / "bags",
+            examples=out / "examples",
+            progress=say,
+        )
+    with _timed(index, out, "rank"):
+        _rank_all(setting)
+    with _timed(index, out, "lid fit"):
+        fit_heads(setting)
+    with _timed(index, out, "lid evaluate"):
+        evaluate(setting, None, split="test", out=out / "lid" / "metrics.json", max_texts=config.eval_texts)
+    with _timed(index, out, "report"):
+        _show(setting)
+        from saefeat.report import write_report
+
+        index["complete"] = True
+        write_json(out / "run.json", index)
+        report = write_report(out)
+    return report
+
+
+def _index(setting: Setting, threads: int) -> dict[str, Any]:
+    path = setting.out / "run.json"
+    old = read_json(path) if path.exists() else {}
+    index = {
+        "schema": SCHEMA,
+        "arguments": json.loads(json.dumps(asdict(setting.config))),
+        "versions": _versions(),
+        "machine": {"device": setting.lm.device, "threads": threads},
+        "seeds": {"seed": setting.config.seed},
+        "model": setting.lm.identity,
+        "corpus": {
+            "name": setting.corpus.name,
+            "fingerprint": setting.corpus.fingerprint,
+            "labels": list(setting.corpus.labels),
+            "examples": len(setting.corpus),
+            "skipped": setting.corpus.skipped,
+        },
+        "sites": setting.sites or [sae.site for sae in setting.given],
+        "complete": False,
+        "timings": old.get("timings", {}),
+    }
+    write_json(path, index)
+    return index
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found
+
+
+@contextmanager
+def _timed(index: dict[str, Any], out: Path, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds = round(time.monotonic() - start, 1)
+    # A stage that was finished before keeps the time that it took then.
+    index["timings"][stage] = max(seconds, index["timings"].get(stage, 0.0))
+    write_json(out / "run.json", index)
+
+
+def _rank_all(setting: Setting) -> None:
+    for method in ("sae-lape", "lape"):
+        if method == "lape" and not setting.layers:
+            continue
+        rank(setting.out / "stats", method).save(setting.out / "selections" / f"{method}.parquet")
+
+
+def _show(setting: Setting) -> None:
+    selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
+    saes = {sae.id: sae for sae in setting.saes}
+    rows = shown_units(setting.lm, selection, saes, setting.out / "examples")
+    add_activations(setting.lm, rows, saes)
+    write_json(setting.out / "examples" / "shown.json", rows)

@@ -1,0 +1,98 @@
+"""What a run will take, from the speed of this machine on a few batches."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from saefeat import lid
+from saefeat.corpora import Plan
+from saefeat.hooks import capture, site_width
+from saefeat.models import LanguageModel
+from saefeat.pipeline.identify import evaluated
+from saefeat.pipeline.setting import Setting
+from saefeat.sae.train import Trainer
+
+
+def forecast(setting: Setting) -> list[str]:
+    """What a run will do and what it will take, from the speed of this machine on a few batches."""
+    config, lm = setting.config, setting.lm
+    plan, training = setting.plan, setting.training_plan
+    sites = setting.sites or [sae.site for sae in setting.given]
+    texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
+    mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
+    short = min(mean, 9.0)
+    passes = {
+        "train": training.total if not setting.given else 0,
+        "collect": plan.total,
+        "lid fit": int(len(plan.tokens) * short),
+        "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
+    }
+    neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
+    speed = _forward_speed(setting, plan, [*sites, *neurons_at])
+    seconds = {stage: tokens / speed for stage, tokens in passes.items()}
+    if not setting.given:
+        seconds["train"] += _training_seconds(setting, training.total)
+    seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
+    width = sum(sae.width for sae in setting.given) or sum(setting.training.width(_d(lm, s)) for s in sites)
+    chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
+    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    dense = min(2 * len(plan.tokens) * width * 4, lid._DENSE_BYTES) * 3
+    memory = 1.2e9 + weights + max(chunk + width * _d(lm, sites[0]) * 4 * 10, dense)
+    k = len(setting.corpus.labels)
+    disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
+    lines = [
+        f"model {lm.name} ({lm.dtype}), corpus {setting.corpus.name}, {k} labels, "
+        f"SAEs at {', '.join(sites)} (width {width // len(sites)}, k {config.k}), "
+        + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
+        f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
+        + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
+        + f"), {memory / 1e9:.1f} GB of memory, {disk / 1e6:,.0f} MB on disk; "
+        f"{speed:,.0f} tokens/s forward",
+    ]
+    if setting.corpus.skipped or plan.skipped:
+        counts = ", ".join(f"{reason} {n}" for reason, n in {**setting.corpus.skipped, **plan.skipped}.items())
+        lines.append(f"rows skipped or mended: {counts}")
+    return lines
+
+
+def _d(lm: LanguageModel, site: str) -> int:
+    return site_width(lm, lm.site(site))
+
+
+def _forward_speed(setting: Setting, plan: Plan, sites: list[str]) -> float:
+    """Counted tokens/s through the model up to its deepest site, on a batch of the plan after a warm-up."""
+    some = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
+    middle = some[len(some) // 2 :][:24]
+    batch = next(plan.batches(setting.lm, middle))
+    paths = tuple(dict.fromkeys(setting.lm.site(site).path for site in sites))
+    inputs = {"input_ids": batch.input_ids.to(setting.lm.device)}
+    inputs["attention_mask"] = batch.attention_mask.to(setting.lm.device)
+    with capture(setting.lm.model, paths) as captured, torch.inference_mode():
+        captured.run(setting.lm.model, **inputs, use_cache=False)
+        start = _now(setting.lm.device)
+        captured.run(setting.lm.model, **inputs, use_cache=False)
+    return float(batch.counted.sum()) / max(_now(setting.lm.device) - start, 1e-6)
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def _training_seconds(setting: Setting, tokens: int) -> float:
+    """Time of SAE steps, from one step at each site's shape."""
+    total = 0.0
+    for site in setting.sites:
+        width = _d(setting.lm, site)
+        with torch.inference_mode():
+            trainer = Trainer(width, setting.training, 2, setting.lm.device)
+            x = torch.randn(setting.training.batch_size, width, device=setting.lm.device)
+            trainer.set_frame(x)
+            trainer.train_on(x)
+            start = _now(setting.lm.device)
+            trainer.train_on(x)
+            total += _now(setting.lm.device) - start
+    return total * tokens * setting.training.passes / setting.training.batch_size

@@ -1,0 +1,210 @@
+"""Language identification over a run directory: fit, evaluate, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefeat import lid
+from saefeat.baselines import FastText, TokenNaiveBayes
+from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
+from saefeat.dictionaries import Dictionary, Identity
+from saefeat.evaluation import lid_metrics
+from saefeat.hooks import site_width
+from saefeat.io import UserError, atomic_path, file_sha256, fingerprint, make_dir, read_json, write_json
+from saefeat.models import LanguageModel
+from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.stages import neurons
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+
+
+def fit_heads(setting: Setting, *, force: bool = False) -> None:
+    """Fit every head and baseline of a run and save them in `RUN/lid`."""
+    out, labels = setting.out / "lid", setting.corpus.labels
+    names = [*lid.HEADS, "token-naive-bayes"] if setting.layers else [
+        *(name for name in lid.HEADS if name != "neuron-count"), "token-naive-bayes"]  # fmt: skip
+    if not force and all((out / f"{name}.safetensors").exists() for name in names):
+        setting.say("lid: the heads are fitted already")
+        return
+    make_dir(out)
+    saes = setting.saes
+    plan = setting.plan
+    positions = sorted(plan.tokens)
+    of = [setting.corpus.of[i] for i in positions]
+    texts = [setting.corpus.texts[i] for i in positions]
+    token_nb(setting.lm, plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
+    stats = [Stats.load(setting.out / "stats" / f"{sae.id}.safetensors") for sae in saes]
+    selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
+    heads = [lid.selection_head(name, selection, stats) for name in ("sae-count", "sae-min-max")]
+    heads.append(lid.naive_bayes_head(stats, labels))
+    if setting.layers:
+        chosen = Selection.load(setting.out / "selections" / "lape.parquet")
+        neuron_stats = [Stats.load(setting.out / "stats" / f"mlp_act@{layer}.safetensors") for layer in setting.layers]
+        heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
+    whole = lid.features_from_bags(setting.out / "bags", {sae.id: sae.width for sae in saes}, positions)
+    short = lid.featurize(setting.lm, saes, [text[: lid.SHORT] for text in texts], progress=setting.say)
+    setting.say("lid: fitting the linear head")
+    heads.append(lid.linear_head(lid.Features.stack([whole, short]), of + of, labels, seed=setting.config.seed))
+    marks = {d.id: d.identity["fingerprint"] for d in (*saes, *neurons(setting.lm, setting.layers))}
+    for head in heads:
+        head.reads = {name: marks[name] for name in head.units}
+        head.save(out / f"{head.name}.safetensors")
+
+
+def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
+    """The token baseline with the model's own tokenizer, special tokens left out."""
+    limit = plan.policy["token_limit"] if plan else TOKEN_LIMIT
+    special = lm.special_ids
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return [[t for t in row if t not in special] for row in lm.tokenize(texts, limit)]
+
+    return TokenNaiveBayes(tokenize, vocabulary=max(len(lm.tokenizer), lm.unembedding().shape[0]))
+
+
+def load_heads(out: Path) -> dict[str, lid.Head]:
+    """The fitted heads of a run; raises UserError when there are none."""
+    found = {name: out / "lid" / f"{name}.safetensors" for name in lid.HEADS}
+    heads = {name: lid.Head.load(path) for name, path in found.items() if path.exists()}
+    if not heads:
+        raise UserError(f"{out} has no fitted heads; run `saefeat lid fit --run {out}` first")
+    return heads
+
+
+def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dictionary]:
+    """The dictionaries that heads read: the run's SAEs, and of the neurons only those that are selected."""
+    wanted = {name for head in heads.values() for name in head.units}
+    saes = [sae for sae in setting.saes if sae.id in wanted]
+    known = {sae.id for sae in saes}
+    picked = []
+    for name in sorted(wanted - known):
+        head = next(h for h in heads.values() if name in h.units)
+        width = site_width(setting.lm, setting.lm.site(name))
+        picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
+    found: list[Dictionary] = [*saes, *picked]
+    marks = {d.id: d.identity["fingerprint"] for d in found}
+    for head in heads.values():
+        changed = [name for name, mark in head.reads.items() if marks.get(name, mark) != mark]
+        if changed:
+            raise UserError(
+                f"{changed[0]} has changed since the head {head.name} was fitted; fit it again with --force"
+            )
+    return found
+
+
+def evaluate(
+    setting: Setting,
+    other: Corpus | None,
+    *,
+    split: str,
+    out: Path,
+    max_texts: int | None = None,
+    fasttext: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate every head and baseline, whole texts and by length; write the metrics and the predictions.
+
+    other: another corpus than the run's own; its labels must be among the run's.
+    fasttext: a fastText model; default the embedded lid.176.ftz.
+    """
+    corpus = other or setting.corpus
+    unknown = [label for label in corpus.labels if label not in setting.corpus.labels]
+    if unknown:
+        raise UserError(f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels")
+    request: dict[str, Any] = {"corpus": corpus.fingerprint, "split": split, "max_texts": max_texts}
+    request["fasttext"] = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
+    request["run"] = fingerprint(asdict(setting.config))
+    before = _measured(out, request["run"])
+    if before is not None and before["request"] == request and other is None:
+        setting.say("lid: evaluated already")
+        return before
+    make_dir(out.parent)
+    positions = evaluated(corpus, split, setting.config.seed, max_texts)
+    truth = [corpus.of[i] for i in positions]
+    labels = list(setting.corpus.labels)
+    heads = load_heads(setting.out)
+    dictionaries = head_dictionaries(setting, heads)
+    judge = FastText(path=fasttext, labels=labels).fit()
+    tokens = TokenNaiveBayes.load(setting.out / "lid" / "token-naive-bayes.safetensors", token_nb(setting.lm).tokenize)
+    by_length: dict[str, dict[str, list[str | None]]] = {}
+    for length in lid.LENGTHS:
+        key = "all" if length is None else str(length)
+        texts = [corpus.texts[i][:length] for i in positions]
+        setting.say(f"lid: evaluating {len(texts):,} texts, {'whole' if length is None else f'first {length}'}")
+        features = lid.featurize(setting.lm, dictionaries, texts, progress=setting.say)
+        predicted = {name: head.predict(features) for name, head in heads.items()}
+        predicted["token-naive-bayes"] = list(tokens.predict(texts))
+        predicted["fasttext"] = list(judge.predict(texts))
+        by_length[key] = predicted
+    metrics = lid_metrics(corpus.name, split, labels, truth, by_length, seed=setting.config.seed)
+    metrics["request"] = request
+    # Beside the run's own metrics others may stand; each has its own predictions.
+    name = "predictions" if out.name == "metrics.json" else f"{out.stem}-predictions"
+    _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, by_length)
+    write_json(out, metrics)
+    return metrics
+
+
+def _measured(out: Path, run: str) -> dict[str, Any] | None:
+    """Metrics of this run that were written before; raises UserError where `out` holds something else."""
+    if not out.exists():
+        return None
+    found = read_json(out)
+    request = found.get("request") if isinstance(found, dict) else None
+    if not isinstance(request, dict) or request.get("run", run) != run:
+        raise UserError(f"{out} exists and holds something else; choose another --out")
+    return found
+
+
+def evaluated(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> list[int]:
+    positions = corpus.positions(split, seed)
+    if max_texts is None:
+        return positions
+    from saefeat.corpora import first_by_hash
+
+    return first_by_hash(corpus, positions, seed, max_texts)
+
+
+def _write_predictions(
+    path: Path, corpus: Corpus, positions: list[int], by_length: dict[str, dict[str, list[str | None]]]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "text", "length", "head", "predicted")}
+    for length, heads in by_length.items():
+        for head, predicted in heads.items():
+            columns["id"] += [corpus.ids[i] for i in positions]
+            columns["label"] += [corpus.of[i] for i in positions]
+            columns["text"] += [
+                corpus.texts[i] if length == "all" else corpus.texts[i][: int(length)] for i in positions
+            ]
+            columns["length"] += [length] * len(positions)
+            columns["head"] += [head] * len(positions)
+            columns["predicted"] += predicted
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def choose_head(setting: Setting, name: str) -> lid.Head:
+    """A fitted head of the run; raises UserError that lists the heads for an unknown one."""
+    heads = load_heads(setting.out)
+    if name not in heads:
+        raise UserError(f"unknown head {name}; this run has {', '.join(heads)}")
+    return heads[name]
+
+
+def predict(setting: Setting, texts: Sequence[str], head: lid.Head) -> list[dict[str, Any]]:
+    """One object a text: text, label (None where nothing can be said), score, and the units that decided."""
+    # A head that was given no units reads nothing and says nothing; the features still need their rows.
+    dictionaries = head_dictionaries(setting, {head.name: head}) or setting.saes[:1]
+    features = lid.featurize(setting.lm, dictionaries, texts)
+    labels, scores, evidence = head.predict(features), head.probabilities(features).max(1), head.evidence(features)
+    return [
+        {"text": text, "label": label, "score": round(float(s), 6) if label else 0.0, "units": e if label else []}
+        for text, label, s, e in zip(texts, labels, scores, evidence, strict=True)
+    ]

@@ -1,0 +1,170 @@
+"""What a run is asked for, and everything loaded that its stages need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saefeat.baselines import FastText
+from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
+from saefeat.dictionaries import SAE
+from saefeat.hooks import site_width
+from saefeat.io import SCHEMA, UserError, make_dir, read_json
+from saefeat.models import LanguageModel, load_model
+from saefeat.pipeline.stages import Say, quiet
+from saefeat.sae.store import load_sae, load_saes
+from saefeat.sae.train import TrainConfig, sae_id
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `saefeat run` is asked for. None stands for a default that depends on the model (see `complete`).
+
+    Attributes:
+        sites: where SAEs are trained when none are given.
+        train_tokens, max_tokens: counted tokens a label for SAE training and for statistics.
+        eval_texts: greatest number of texts a label in the evaluation; None: the whole test split.
+        neuron_layers: how many of the first layers have their neurons counted (0: none); None: up to the deepest
+            site of an SAE.
+    """
+
+    model: str
+    corpus: str
+    saes: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
+    sites: tuple[str, ...] | None = None
+    d_sae: int | None = None
+    k: int = 32
+    train_tokens: int | None = 8000
+    max_tokens: int | None = 8000
+    eval_texts: int | None = None
+    neuron_layers: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    text_column: str = "text"
+    label_column: str = "label"
+    id_column: str = "id"
+
+
+DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
+
+
+def default_sites(n_layers: int) -> list[str]:
+    """Sites by depth: the first block, whose features part languages best, and both kinds of site at 30 %."""
+    sites = [f"{kind}@{min(n_layers - 1, round(depth * (n_layers - 1)))}" for kind, depth in DEPTHS]
+    return list(dict.fromkeys(sites))
+
+
+@dataclass
+class Setting:
+    """A run with everything loaded that its stages need."""
+
+    config: RunConfig
+    out: Path
+    lm: LanguageModel
+    corpus: Corpus
+    sites: list[str]
+    training: TrainConfig
+    given: list[SAE]
+    say: Say
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers whose neurons are counted."""
+        names = [sae.site for sae in self.given] or self.sites
+        count = max(self.lm.site(name).layer or 0 for name in names) + 1
+        if self.config.neuron_layers is not None:
+            count = self.config.neuron_layers
+        try:
+            layers = range(min(count, self.lm.n_layers))
+            return [layer for layer in layers if self.lm.site(f"mlp_act@{layer}")]
+        except UserError:  # a family whose neurons are not known
+            return []
+
+    @cached_property
+    def saes(self) -> list[SAE]:
+        """The SAEs of the run: those given, or those that it has trained."""
+        found = self.given or [load_sae(self.out / "saes" / sae_id(site)) for site in self.sites]
+        return [sae.to(self.lm.device) for sae in found]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the statistics and the heads are made from."""
+        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens)
+
+    @cached_property
+    def training_plan(self) -> Plan:
+        """What SAEs are trained on."""
+        budget = self.config.train_tokens
+        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=budget, mixed=True)
+
+
+def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
+    """Check and load everything; raises UserError before any long work."""
+    index = out / "run.json"
+    request = json.loads(json.dumps(asdict(config)))
+    if index.exists() and read_index(out)["arguments"] != request:
+        raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out")
+    if out.is_dir() and not index.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run; choose another --out")
+    make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))  # checks, and makes nothing
+    corpus = load_corpus(
+        config.corpus,
+        labels=config.labels,
+        text_column=config.text_column,
+        label_column=config.label_column,
+        id_column=config.id_column,
+    )
+    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    given = load_saes(list(config.saes), lm) if config.saes else []
+    sites = [] if given else list(config.sites or default_sites(lm.n_layers))
+    FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
+    training = _training(config, corpus)
+    for site in sites:
+        training.width(site_width(lm, lm.site(site)))
+    return Setting(config, out, lm, corpus, sites, training, given, say)
+
+
+def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
+    # Few tokens need many small steps.
+    few = config.train_tokens is not None and config.train_tokens * len(corpus.labels) < 1_000_000
+    return TrainConfig(k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=1024 if few else 2048)
+
+
+def read_index(out: Path) -> dict[str, Any]:
+    """A run's `run.json`; raises UserError when it is missing, damaged or of another version."""
+    index = read_json(out / "run.json")
+    sections = ("arguments", "model", "corpus", "sites")
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA or any(name not in index for name in sections):
+        raise UserError(f"{out / 'run.json'} is damaged or of another version; start a new run")
+    if set(index["arguments"]) != {f.name for f in fields(RunConfig)}:
+        raise UserError(f"{out / 'run.json'} is of another version; start a new run")
+    return index
+
+
+def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Setting:
+    """Load a run directory's model, SAEs and (where wanted) corpus from its `run.json`."""
+    index = read_index(out)
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
+    config = RunConfig(**arguments)
+    columns = {k: arguments[k] for k in ("text_column", "label_column", "id_column")}
+    labels = index["corpus"]["labels"]
+    corpus = (
+        load_corpus(config.corpus, labels=config.labels, **columns)
+        if with_corpus
+        else Corpus([], [], [], tuple(labels), config.corpus)
+    )
+    if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
+        raise UserError(f"the corpus {config.corpus} has changed since the run in {out}; start a new run")
+    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    if lm.fingerprint != index["model"]["fingerprint"]:
+        raise UserError(f"the model {config.model} has changed since the run in {out}; start a new run")
+    given = load_saes(list(config.saes), lm) if config.saes else []
+    training = _training(config, corpus)
+    return Setting(config, out, lm, corpus, index["sites"] if not given else [], training, given, say)

@@ -1,0 +1,93 @@
+"""On a GPU: the same counts as on the CPU, and training that resumes. Skipped where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from saefeat.collection import collect
+from saefeat.corpora import make_plan
+from saefeat.dictionaries import SAE, Identity
+from saefeat.models import wrap
+from saefeat.sae.store import WEIGHTS
+from saefeat.sae.train import TrainConfig, Trainer, sae_id, train_saes
+from saefeat.stats import Stats
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = "cuda"
+CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
+
+
+class Interrupted:
+    """Progress that raises Ctrl-C at the n-th line."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self, line):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def gpu_lm(make_lm):
+    lm = make_lm()
+    return wrap(lm.model.to(DEVICE), lm.tokenizer, lm.name)
+
+
+def dictionaries(device):
+    g = torch.Generator().manual_seed(0)
+    rows, bias = torch.randn(64, 32, generator=g), 0.3 * torch.randn(64, generator=g)
+    sae = SAE("wide", "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=4)
+    return [sae.to(device), Identity("mlp_act@1", 48)]
+
+
+def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm, small_windows):
+    places = {"cpu": tiny_lm, DEVICE: gpu_lm}
+    for device, lm in places.items():
+        out = tmp_path / device
+        collect(lm, make_plan(tiny_corpus, lm), dictionaries(lm.device), out, bags=out / "bags")
+    for name in ("wide", "mlp_act@1"):
+        cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
+        assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)
+        assert cpu.tensors.keys() == gpu.tensors.keys()
+        for field in ("fired", "fired_examples"):  # the last bits of a product may decide at 0, or between two units
+            mine, theirs = getattr(cpu, field), getattr(gpu, field)
+            assert (mine - theirs).abs().sum() <= mine.sum() / 1000
+        torch.testing.assert_close(gpu.mean(), cpu.mean(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(tmp_path, tiny_corpus, gpu_lm, small_windows):
+    plan = make_plan(tiny_corpus, gpu_lm)
+    made = dictionaries(gpu_lm.device)
+    collect(gpu_lm, plan, made, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        collect(gpu_lm, plan, made, tmp_path / "cut", progress=Interrupted(3), checkpoint_seconds=0)
+    for path in collect(gpu_lm, plan, made, tmp_path / "cut"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm):
+    plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
+    site = "mlp_out@0"
+    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG)
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=Interrupted(3))
+    (cut,) = train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG)
+    assert (tmp_path / "cut" / sae_id(site) / WEIGHTS).exists()
+    assert cut.record["fvu"] == pytest.approx(whole.record["fvu"], rel=0.02)  # sums on a GPU have no fixed order
+
+
+def test_what_is_restored_lies_on_the_device():
+    config = dataclasses.replace(CONFIG, aux=0.0)
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    first, second = Trainer(32, config, 10, DEVICE), Trainer(32, config, 10, DEVICE)
+    with torch.inference_mode():
+        first.set_frame(x)
+        first.train_on(x[:64])
+        second.restore({name: value.cpu() for name, value in first.state().items()}, first.step)
+        assert {value.device.type for value in second.state().values()} == {DEVICE}
+        second.train_on(x[64:128])
