@@ -38,7 +38,13 @@ class Captured:
         silent = [path for path in self.paths if path not in self.tensors]
         if silent:
             raise UserError(f"the hook on {silent[0]} did not fire in a forward pass; name a module that is run")
-        return dict(self.tensors)
+        shape = inputs["input_ids"].shape
+        return {path: _by_row(tensor, shape) for path, tensor in self.tensors.items()}
+
+
+def _by_row(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """[batch, tokens, d], also where a model (OPT) runs its feed-forward part on [batch * tokens, d]."""
+    return tensor.view(*shape, -1) if tensor.dim() == 2 and len(tensor) == shape.numel() else tensor
 
 
 def _tensor(output: Any) -> Tensor:
@@ -90,11 +96,12 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            old = _tensor(output)
+            given = _tensor(output)
             mask = editable[0]
+            old = given if mask is None else _by_row(given, mask.shape)
             if mask is None or mask.shape != old.shape[:2]:
                 mask = torch.ones(old.shape[:2], dtype=torch.bool, device=old.device)
-            new = torch.where(mask[..., None], edit(old, mask).to(old.dtype), old)
+            new = torch.where(mask[..., None], edit(old, mask).to(old.dtype), old).view_as(given)
             return new if isinstance(output, Tensor) else (new, *output[1:])
 
         return hook

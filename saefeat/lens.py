@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, find_layers, resolve_site
 
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")  # Llama and its kin, GPT-2, OPT and NeoX, Phi
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
 
 
@@ -27,12 +28,10 @@ def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[l
 
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
-    parent = lm.model.get_submodule(find_layers(lm.model).rpartition(".")[0])
-    for holder in (parent, getattr(lm.model, lm.model.base_model_prefix, lm.model)):
-        for name in _NORMS:
-            if isinstance(getattr(holder, name, None), nn.Module):
-                return getattr(holder, name)
-    return nn.Identity()
+    """The norm before the output projection: of that name, and nearest to the top of the module tree."""
+    named = [(path.count("."), path) for path, _ in lm.model.named_modules() if path.rpartition(".")[2] in _NORMS]
+    named = [(depth, path) for depth, path in named if not re.search(r"\.\d+\.", path)]  # not those of blocks
+    return lm.model.get_submodule(min(named)[1]) if named else nn.Identity()
 
 
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:

@@ -2,10 +2,11 @@
 
     python scripts/bench_training.py --steps 120 --seeds 3 --out scripts/results/bench_training.json
 
-Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the same batches, with
-with the same allocator settings and the same threads, each at its best peak learning rate of a grid. sae-lens runs as it is configured by
-default for TopK (AuxK on, rescaling by decoder norm on), with autocast and without; on processors without fast
-bfloat16 autocast is many times slower, so its speed is read from a few steps and its FVU from the float32 run.
+Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the same batches,
+with the same allocator settings and threads, each at its best peak learning rate of a grid (chosen on the first seed).
+sae-lens runs as it is configured by default for TopK (AuxK on, rescaling by decoder norm on), with autocast and
+without; on processors without fast bfloat16 autocast is many times slower, so its speed is read from a step and its
+FVU from the float32 run.
 """
 
 from __future__ import annotations

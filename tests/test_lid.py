@@ -333,7 +333,10 @@ def test_odd_texts_have_a_row_each(tiny_lm):
 def test_a_selection_of_neurons_gives_their_columns_alone(tiny_lm, features, texts):
     picked = Identity("mlp_act@1", 48, units=torch.tensor([7, 3]))
     made = featurize(tiny_lm, [picked], texts)
-    assert np.array_equal(made.counts["mlp_act@1"].toarray(), features.counts["mlp_act@1"][:, [7, 3]].toarray())
+    for kind in ("counts", "sums"):
+        found, every = (getattr(f, kind)["mlp_act@1"].toarray() for f in (made, features))
+        assert np.array_equal(found[:, [3, 7]], every[:, [3, 7]])
+        assert not np.delete(found, [3, 7], axis=1).any()
 
 
 # --------------------------------------------------------------------------- the linear head

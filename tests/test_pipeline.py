@@ -353,8 +353,8 @@ def test_metrics_of_another_run_or_another_file_are_not_taken_for_ones_own(setti
 @pytest.mark.parametrize(
     ("layers", "sites"),
     [
-        (18, ["resid_post@5", "resid_post@8", "mlp_out@8"]),
-        (30, ["resid_post@9", "resid_post@14", "mlp_out@14"]),
+        (18, ["resid_post@0", "mlp_out@5", "resid_post@5"]),
+        (30, ["resid_post@0", "mlp_out@9", "resid_post@9"]),
         (1, ["resid_post@0", "mlp_out@0"]),
     ],
 )
