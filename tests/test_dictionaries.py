@@ -145,10 +145,12 @@ def test_neurons_are_the_identity():
     assert neurons.identity["fingerprint"] != Identity("mlp_act@0", 8).identity["fingerprint"]
 
 
-def test_some_neurons_are_read_in_the_order_asked_for():
+def test_some_neurons_are_read_at_their_own_places():
     x = vectors()
     codes = Identity("mlp_act@1", 8, torch.tensor([5, 2])).encode(x)
-    assert torch.equal(codes.values, x[:, [5, 2]]) and codes.width == 2
+    assert codes.width == 8
+    assert torch.equal(codes.dense()[:, [2, 5]], x[:, [2, 5]])
+    assert not codes.dense()[:, [0, 1, 3, 4, 6, 7]].any()
 
 
 # --------------------------------------------------------------------------- sae-lens
