@@ -218,4 +218,5 @@ def _keys(values: Tensor, units: Tensor) -> Tensor:
 
     As integers, floats that are not negative sort as their values do.
     """
-    return (values.float().view(torch.int32).clamp(min=0).long() << 32) | (_LOW - units)
+    keys = values.float().view(torch.int32).clamp(min=0).long()
+    return keys.bitwise_left_shift_(32).bitwise_or_(_LOW - units)

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=5120)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--autocast-steps", type=int, default=3)
-    parser.add_argument("--lrs", default="1e-3,2e-3,4e-3", help="each side takes its best of these on the first seed")
+    parser.add_argument("--lrs", default="2e-3,4e-3,6e-3", help="each side takes its best of these on the first seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

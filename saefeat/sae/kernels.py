@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, linear
 
 from saefeat.dictionaries import GroupedEncoder
+
+_ROWS = 512  # tokens selected at once, so that the pre-activations stay in cache
+TINY = 1e-8  # least norm of a decoder row that is divided by
 
 
 @dataclass
@@ -30,11 +34,15 @@ def topk_step(
 ) -> Gradients:
     """Loss mean((x' - x)^2) * d of x [n, d] and its gradients.
 
-    encoder, decoder: float32 [d_sae, d], one row a unit; d_sae is a multiple of the group size of the top-k.
+    encoder, decoder: float32 [d_sae, d], one row a unit; d_sae is a multiple of the group size of the top-k. Decoder
+    rows have any length: units compete by the length of what they would add, pre-activation times decoder norm, as
+    they will once the norms are folded into the encoder.
     dtype: of the encoder product.
     """
     centred = x - b_dec
-    values, units = _select(centred, encoder, b_enc, k, dtype)
+    norms = decoder.norm(dim=1)
+    values, units = _select(centred, encoder * norms[:, None], b_enc * norms, k, dtype)
+    values = values / norms[units].clamp(min=TINY)
     error = embedding_bag(units, decoder, per_sample_weights=values, mode="sum") - centred
     slope = error * (2 / len(x))
     d_values = _row_products(slope, decoder, units) * (values > 0)
@@ -54,18 +62,23 @@ def topk_step(
 def _select(x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """TopK in which rows stand for columns of the grouped layout: any fixed order of units serves in training."""
     groups = len(encoder) // GroupedEncoder.size
-    pre = torch.addmm(b_enc.to(dtype), x.to(dtype), encoder.to(dtype).t())
-    values, units = GroupedEncoder.top(pre, k)
+    weight, bias = encoder.to(dtype), b_enc.to(dtype)
+    parts = [GroupedEncoder.top(linear(rows, weight, bias), k) for rows in x.to(dtype).split(_ROWS)]
+    values, units = (torch.cat(part) for part in zip(*parts, strict=True))
     return values, (units % GroupedEncoder.size) * groups + units // GroupedEncoder.size
 
 
-def _row_products(a: Tensor, rows: Tensor, index: Tensor, chunk: int = 256) -> Tensor:
-    """out[i, j] = a[i] . rows[index[i, j]], in chunks that stay in cache."""
-    parts = [
-        torch.bmm(rows[i].view(*i.shape, -1), v[:, :, None]).squeeze(-1)
-        for i, v in zip(index.split(chunk), a.split(chunk), strict=True)
-    ]
-    return torch.cat(parts)
+def _row_products(a: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """out[i, j] = a[i] . rows[index[i, j]]"""
+    n, k = index.shape
+    if a.device.type != "cpu":
+        parts = zip(a.split(256), index.split(256), strict=True)
+        return torch.cat([torch.bmm(rows[i], v[:, :, None]).squeeze(-1) for v, i in parts])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CSR tensors are in beta
+        ends = torch.arange(0, n * k + 1, k)
+        wanted = torch.sparse_csr_tensor(ends, index.reshape(-1), a.new_zeros(n * k), (n, len(rows)))
+    return torch.sparse.sampled_addmm(wanted, a, rows.t(), beta=0.0).values().view(n, k)
 
 
 def aux_step(
@@ -77,8 +90,8 @@ def aux_step(
     Returns the gradients (encoder, b_enc, decoder) of mean((e' - e)^2) / mean(e^2).
     """
     pre = torch.addmm(b_enc, x, encoder.t())
-    values, units = pre.topk(min(k, len(encoder)), sorted=False)
-    codes = torch.zeros_like(pre).scatter_(1, units, values.clamp(min=0))
+    units = (pre * decoder.norm(dim=1)).topk(min(k, len(encoder)), sorted=False).indices
+    codes = torch.zeros_like(pre).scatter_(1, units, pre.gather(1, units).clamp(min=0))
     scale = 2 / error.square().sum().clamp(min=1e-12)
     slope = (codes @ decoder + error) * scale
     d_codes = (slope @ decoder.t()) * (codes > 0)

@@ -21,10 +21,13 @@ from saefeat.dictionaries import OUTLIER_FACTOR, SAE, GroupedEncoder
 from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
-from saefeat.sae.kernels import Gradients, aux_step, topk_step
+from saefeat.sae.kernels import TINY, Gradients, aux_step, topk_step
 from saefeat.sae.store import load_sae, save_sae
 
 Progress = Callable[[str], None]
+
+MAX_GRADIENT = 1.0  # norm of all gradients together, above which they are cut: keeps Adam from slowing after the start
+INITIAL_NORM = 0.3  # of encoder and decoder rows: short rows turn fast, and find their directions in few steps
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Trainer:
         width = config.width(d_in)
         generator = torch.Generator().manual_seed(config.seed)
         rows = torch.randn(width, d_in, generator=generator)
-        rows /= rows.norm(dim=1, keepdim=True)
+        rows *= INITIAL_NORM / rows.norm(dim=1, keepdim=True)
         self.parameters = {
             "encoder": rows.clone().to(device),  # tied at the start
             "b_enc": torch.zeros(width, device=device),
@@ -125,9 +128,9 @@ class Trainer:
         self._add_aux(x, g)
         for name, parameter in p.items():
             parameter.grad = getattr(g, name)
+        torch.nn.utils.clip_grad_norm_(p.values(), MAX_GRADIENT)
         self.adam.param_groups[0]["lr"] = self.lr * self._rate()
         self.adam.step()
-        p["decoder"].div_(p["decoder"].norm(dim=1, keepdim=True).clamp(min=1e-8))
         self.step += 1
 
     def _note(self, x: Tensor, g: Gradients) -> None:
@@ -184,17 +187,18 @@ class Trainer:
         self.silent, self.fvu, self.l0 = (tensors[n].to(self.device) for n in ("silent", "fvu", "l0"))
 
     def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
-        """The SAE so far in raw units: scale and mean are folded in, units in their final order."""
+        """The SAE so far in raw units: scale, mean and decoder norms are folded in, units in their final order."""
         p, scale = self.parameters, self.frame["scale"]
+        norms = p["decoder"].norm(dim=1)
         width = len(p["encoder"])
         units = torch.arange(width, device=self.device)
         row = (units % GroupedEncoder.size) * (width // GroupedEncoder.size) + units // GroupedEncoder.size
         return SAE(
             identity,
             site,
-            W_enc=p["encoder"][row].t().contiguous(),
-            b_enc=p["b_enc"][row] * scale,
-            W_dec=p["decoder"][row],
+            W_enc=(p["encoder"] * norms[:, None])[row].t().contiguous(),
+            b_enc=(p["b_enc"] * norms)[row] * scale,
+            W_dec=(p["decoder"] / norms[:, None].clamp(min=TINY))[row],
             b_dec=self.frame["mean"] + scale * p["b_dec"],
             k=self.config.k,
             max_norm=float(self.frame["max_norm"]),

@@ -18,8 +18,8 @@ def naive(x, encoder, b_enc, decoder, b_dec, k):
     """Loss of a TopK SAE in float64, with autograd; rows stand for units."""
     p = {n: t.double().requires_grad_() for n, t in locals().items() if isinstance(t, torch.Tensor) and n != "x"}
     pre = ((x.double() - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
-    top = pre.topk(k, dim=1)
-    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+    chosen = (pre * p["decoder"].norm(dim=1)).topk(k, dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
     loss = (codes @ p["decoder"] + p["b_dec"] - x.double()).square().sum(1).mean()
     loss.backward()
     return loss.detach(), {name: tensor.grad for name, tensor in p.items()}, codes.detach()
@@ -59,8 +59,8 @@ def test_the_auxiliary_step_has_the_gradients_of_autograd(dead, k):
     x, error = torch.randn(n, d, generator=g), torch.randn(n, d, generator=g)
     rows = {name: p[name].double().requires_grad_() for name in ("encoder", "b_enc", "decoder")}
     pre = x.double() @ rows["encoder"].t() + rows["b_enc"]
-    top = pre.topk(min(k, dead), dim=1)
-    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    chosen = (pre * rows["decoder"].norm(dim=1)).topk(min(k, dead), dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen).relu())
     left = -error.double()  # what the living units have not reconstructed
     ((codes @ rows["decoder"] - left).square().mean() / left.square().mean()).backward()
     found = aux_step(x, error, p["encoder"], p["b_enc"], p["decoder"], k)
