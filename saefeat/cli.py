@@ -19,6 +19,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Find, rank and use the language features inside a language model.")  # fmt: skip
 lid_app = typer.Typer(no_args_is_help=True, help="Identify languages with features, and measure it.")
 app.add_typer(lid_app, name="lid")
+steer_app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
+app.add_typer(steer_app, name="steer")
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")]
 CorpusName = Annotated[str, typer.Option("--corpus", help="embedded:eld, a .jsonl/.csv/.tsv/.parquet file, or a "
@@ -32,6 +34,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0)]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budget of counted tokens a label.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the forecast, and stop.")]
 Saes = Annotated[list[str] | None, typer.Option("--saes", help="SAE directory or a folder of them; may be repeated.")]
+Source = Annotated[str | None, typer.Option("--source", help="The label that is steered away from; default English.")]
 TextColumn = Annotated[str, typer.Option("--text-column")]
 LabelColumn = Annotated[str, typer.Option("--label-column")]
 IdColumn = Annotated[str, typer.Option("--id-column")]
@@ -39,7 +42,7 @@ IdColumn = Annotated[str, typer.Option("--id-column")]
 
 def say(line: str) -> None:
     """Progress on standard error: one line that is rewritten on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty() and line.startswith(("train: ", "collect: ", "lid: ")):
+    if sys.stderr.isatty() and line.startswith(("train: ", "collect: ", "lid: ", "steering: ", "matrix: ")):
         width = max(20, _columns() - 1)
         sys.stderr.write("\r\x1b[K" + line[:width])
         say.open = True  # type: ignore[attr-defined]
@@ -100,6 +103,9 @@ def run(
     max_tokens: MaxTokens = 50_000,
     eval_texts: Annotated[int | None, typer.Option(min=1, help="Test texts a label; default all.")] = None,
     neuron_layers: Annotated[int | None, typer.Option(min=0, help="Layers whose neurons are counted.")] = None,
+    steer_prompts: Annotated[int, typer.Option(min=0, max=64, help="English prompts to steer; 0: do not steer.")] = 16,
+    matrix_texts: Annotated[int, typer.Option(min=0, help="Texts a label of the perplexity matrix; 0: none.")] = 10,
+    source: Source = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -126,6 +132,9 @@ def run(
         max_tokens=max_tokens,
         eval_texts=eval_texts,
         neuron_layers=neuron_layers,
+        steer_prompts=steer_prompts,
+        matrix_texts=matrix_texts,
+        source=source,
         seed=seed,
         device=device,
         dtype=dtype,
@@ -142,6 +151,8 @@ def _finish(report: Path | None, out: Path) -> None:
     from saefeat.io import read_json
 
     _print_metrics(read_json(out / "lid" / "metrics.json"))
+    if (out / "steering" / "metrics.json").exists():
+        _print_steering(read_json(out / "steering" / "metrics.json"))
     typer.echo(f"report: {report}")
 
 
@@ -426,6 +437,138 @@ def lid_predict(
     for start in range(0, len(texts), 1024):
         for row in predict(setting, texts[start : start + 1024], chosen):
             typer.echo(json.dumps(row, ensure_ascii=False))
+
+
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
+
+
+def _bench(run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0) -> Any:
+    from saefeat.generation import Decoding
+    from saefeat.pipeline import open_run, set_threads
+    from saefeat.pipeline.steer import Bench, source_of
+
+    set_threads()
+    setting = open_run(run, say)
+    return Bench(setting, source_of(setting, source), Decoding(new_tokens, temperature, seed=seed))
+
+
+@steer_app.command("generate")
+def steer_generate(
+    run: Run,
+    label: Annotated[str, typer.Option(help="The label to steer towards.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Default the label's best; 1 is the difference of means, negative suppresses.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="features, diffmean, neurons or random.")] = "features",
+    source: Source = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    max_new_tokens: NewTokens = 24,
+    temperature: Temperature = 0.8,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Continue prompts, steered and unsteered side by side."""
+    from dataclasses import replace
+
+    from saefeat.pipeline.steer import continuations, recipe_for
+    from saefeat.steering import check_strength
+
+    if bool(prompt) == (prompts is not None):
+        raise UserError("give --prompt (once or more), or --prompts FILE")
+    if strength is not None:
+        check_strength(strength)
+    texts = list(prompt or []) if prompts is None else [line for line in _input_lines(prompts) if line.strip()]
+    if not texts:
+        raise UserError(f"{prompts} holds no prompt; write one a line")
+    bench = _bench(run, source, max_new_tokens, temperature, seed)
+    recipe = recipe_for(bench, label, method)
+    if strength is not None:
+        recipe = replace(recipe, strength=strength)
+    for row in continuations(bench, label, texts, recipe, chat=chat):
+        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
+
+
+def _side_by_side(row: dict[str, Any]) -> str:
+    def line(name: str, text: str, judged: str | None, perplexity: float | None) -> str:
+        measured = "-" if perplexity is None else f"{perplexity:.1f}"
+        return f"  {name:9} [{judged or '-'}, perplexity {measured}] {' '.join(text.split())}"
+
+    return "\n".join([
+        row["prompt"],
+        line("unsteered", row["twin"], row["judged_twin"], row["perplexity_twin"]),
+        line(row["label"], row["text"], row["judged"], row["perplexity"]),
+    ])  # fmt: skip
+
+
+@steer_app.command("sweep")
+def steer_sweep(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
+    sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
+    source: Source = None,
+    max_new_tokens: NewTokens = 24,
+    temperature: Temperature = 0.8,
+    seed: Seed = 0,
+) -> None:
+    """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
+    from saefeat.pipeline.steer import steering_sites
+    from saefeat.pipeline.sweep import english_prompts, full_grid, sweep
+
+    lines = english_prompts() if prompts is None else [line for line in _input_lines(prompts) if line.strip()]
+    if len(lines) < 2:
+        raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
+    _check_own(out, "summary")
+    bench = _bench(run, source, max_new_tokens, temperature, seed)
+    places = _split(sites) or steering_sites(bench.setting)
+    for site in places:
+        bench.saes_at(site)
+    _print_steering(_read(sweep(bench, full_grid(bench, places), lines, out)))
+
+
+@steer_app.command("matrix")
+def steer_matrix(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")],
+    sentences: Annotated[int, typer.Option(min=1, help="Test texts a label.")] = 100,
+    top: Annotated[int, typer.Option(min=1, help="Features of a label at each SAE.")] = 100,
+) -> None:
+    """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
+    from saefeat.pipeline import open_run, set_threads
+    from saefeat.pipeline.matrix import EDITS, matrix, own_is_most
+
+    _check_own(out, "interventions")
+    set_threads()
+    result = matrix(open_run(run, say), out, sentences=sentences, top=top)
+    for edit in EDITS:
+        own = own_is_most(result, edit)
+        typer.echo(f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels")
+
+
+def _read(path: Path) -> Any:
+    from saefeat.io import read_json
+
+    return read_json(path)
+
+
+def _check_own(out: Path, key: str) -> None:
+    """Only what the same command wrote is written over."""
+    if out.exists():
+        found = _read(out)
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{out} exists and holds something else; choose another --out")
+
+
+def _print_steering(metrics: dict[str, Any]) -> None:
+    typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
+    typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}")
+    for row in metrics["summary"]:
+        low, high = row["score_ci"]
+        typer.echo(f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
+                   f"{row['perplexity'] or 0:>12.1f}{row['distinct3']:>11.3f}")  # fmt: skip
 
 
 def _input_lines(file: Path | None) -> list[str]:

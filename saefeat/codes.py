@@ -41,6 +41,15 @@ class Codes:
         out = self.values.new_zeros(self.values.shape[0], self.width)
         return out.scatter_(1, self.indices, self.values)
 
+    def of(self, units: Tensor) -> Tensor:
+        """Values float32 [n, m] of chosen units int64 [m], firing or not; 0 for those that are not among the codes."""
+        if self.indices is None:
+            return self.values[:, units]
+        place = torch.full((self.width,), len(units), dtype=torch.int64, device=units.device)
+        place[units] = torch.arange(len(units), device=units.device)
+        out = self.values.new_zeros(len(self.values), len(units) + 1)
+        return out.scatter_(1, place[self.indices], self.values)[:, :-1]
+
     def bag(self, lengths: Tensor) -> Bag:
         """Sum by example. lengths[E] int64 on the CPU: tokens of each consecutive example, sum(lengths) == n."""
         if self.indices is None:

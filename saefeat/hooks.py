@@ -14,7 +14,10 @@ from saefeat.io import UserError
 from saefeat.models import LanguageModel, Site
 
 Edit = Callable[[Tensor, Tensor], Tensor]
-"""(activations [batch, tokens, d], editable [batch, tokens] bool) -> replacement of the same shape."""
+"""(activations [batch, tokens, d], steps int64 [batch, tokens]) -> replacement of the same shape.
+
+A step is 0 on the prompt, n at the n-th generated token, and -1 where the value is kept: special tokens and padding.
+"""
 
 
 class _AllCaptured(Exception):
@@ -83,25 +86,26 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
 
     Args:
         model: a model whose forward takes `input_ids` (and `attention_mask`).
-        edits: module path -> edit. An edit returns the replacement; positions that are not editable keep their value.
-        special_ids: token ids that are never edited on the prompt; padding is not edited either. With a cache,
-            decoded steps (one new token a row) are always edited.
+        edits: module path -> edit. An edit returns the replacement; positions at step -1 keep their value.
+        special_ids: token ids that are never edited on the prompt; padding is not edited either. Generated tokens
+            always are, with a cache and without.
     """
     handles = []
-    editable: list[Tensor | None] = [None]
+    steps = _Steps(special_ids)
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        editable[0] = None if ids is None else _editable(ids, kwargs.get("attention_mask"), special_ids)
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        steps.read(kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask"), past)
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             given = _tensor(output)
-            mask = editable[0]
-            old = given if mask is None else _by_row(given, mask.shape)
-            if mask is None or mask.shape != old.shape[:2]:
-                mask = torch.ones(old.shape[:2], dtype=torch.bool, device=old.device)
-            new = torch.where(mask[..., None], edit(old, mask).to(old.dtype), old).view_as(given)
+            at = steps.now
+            old = given if at is None else _by_row(given, at.shape)
+            if at is None or at.shape != old.shape[:2]:  # a forward pass on vectors: all of it is prompt
+                at = torch.zeros(old.shape[:2], dtype=torch.int64, device=old.device)
+            new = torch.where(at[..., None] >= 0, edit(old, at).to(old.dtype), old).view_as(given)
             return new if isinstance(output, Tensor) else (new, *output[1:])
 
         return hook
@@ -116,15 +120,45 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
             handle.remove()
 
 
-def _editable(ids: Tensor, attention_mask: Tensor | None, special_ids: frozenset[int]) -> Tensor:
-    decoding = ids.shape[1] == 1 and attention_mask is not None and attention_mask.shape[1] > 1
-    if decoding:
-        return torch.ones_like(ids, dtype=torch.bool)
-    specials = torch.tensor(sorted(special_ids), dtype=ids.dtype, device=ids.device)
-    mask = ~torch.isin(ids, specials)
-    if attention_mask is not None and attention_mask.dim() == 2:
-        mask &= attention_mask[:, -ids.shape[1] :].bool()
-    return mask
+class _Steps:
+    """The step of every position of the present forward pass (see `Edit`), from its token ids."""
+
+    def __init__(self, special_ids: frozenset[int]) -> None:
+        self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
+        self.prompt: Tensor | None = None  # ids of the prompt that is being continued
+        self.start = 0  # tokens before the first generated one
+        self.length = 0  # of all tokens in the last pass, with those in the cache
+        self.now: Tensor | None = None  # int64 [batch, tokens]
+
+    def read(self, ids: Tensor | None, mask: Tensor | None, past: int) -> None:
+        """Look at one forward pass; past: tokens in its cache."""
+        if ids is None:
+            self.now = self.prompt = None
+            return
+        total = mask.shape[1] if mask is not None and mask.dim() == 2 else past + ids.shape[1]
+        if ids.shape[1] == 1 and total > 1:  # a step with a cache
+            if self.prompt is None:
+                self.start = total - 1
+            self.now = torch.full_like(ids, max(total - self.start, 1))
+        elif self._goes_on(ids):
+            step = torch.arange(ids.shape[1], device=ids.device) - self.start + 1
+            self.now = torch.where(step > 0, step, self._prompt_steps(ids, mask))
+        else:
+            self.prompt, self.start = ids, total
+            self.now = self._prompt_steps(ids, mask)
+        self.length = total
+
+    def _goes_on(self, ids: Tensor) -> bool:
+        """Whether this is the last pass's text with one more token, run without a cache."""
+        if self.prompt is None or ids.shape[1] != self.length + 1 or len(ids) != len(self.prompt):
+            return False
+        return torch.equal(ids[:, : self.prompt.shape[1]], self.prompt)
+
+    def _prompt_steps(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        kept = torch.isin(ids, self.special.to(ids.device, ids.dtype))
+        if mask is not None and mask.dim() == 2:
+            kept |= ~mask[:, -ids.shape[1] :].bool()
+        return -kept.long()
 
 
 def site_width(lm: LanguageModel, site: Site) -> int:

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from saefeat.io import UserError
+from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
 from saefeat.methods.sae_lape import sae_lape
 from saefeat.selection import Selection
@@ -43,6 +44,7 @@ def _is_sae(dictionary: Mapping[str, Any]) -> bool:
 METHODS: dict[str, Method] = {
     "lape": Method(lape, _is_hidden_neurons, "neurons at the site mlp_act (collect with --neurons)"),
     "sae-lape": Method(sae_lape, _is_sae, "SAEs (collect with --saes)"),
+    "feature-diffmean": Method(feature_diffmean, _is_sae, "SAEs (collect with --saes)"),
 }
 
 
@@ -136,8 +138,8 @@ def _accepts(kind: Any, name: str, value: Any) -> bool:
         return value is None
     if get_origin(kind) is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if kind is bool:
-        return isinstance(value, bool)
+    if kind in (bool, str):
+        return isinstance(value, kind)
     if isinstance(value, bool):
         return False
     if kind is int:
@@ -152,4 +154,5 @@ def _in_words(kind: Any, name: str) -> str:
         return " or ".join(str(choice) for choice in get_args(kind))
     if kind is float:
         return "a number above 0 and up to 1" if _is_rate(name) else "a number"
-    return {NoneType: "none", bool: "true or false", int: "a whole number of at least 1"}[kind]
+    return {NoneType: "none", bool: "true or false", int: "a whole number of at least 1",
+            str: "a label"}[kind]  # fmt: skip

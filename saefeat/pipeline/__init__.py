@@ -14,11 +14,16 @@ from typing import Any
 
 from saefeat.collection import collect as collect_stats
 from saefeat.dictionaries import Dictionary
-from saefeat.io import SCHEMA, read_json, write_json
+from saefeat.generation import Decoding
+from saefeat.io import SCHEMA, UserError, read_json, write_json
 from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.pipeline.matrix import matrix
 from saefeat.pipeline.setting import RunConfig, Setting, default_sites, open_run, open_setting, read_index
-from saefeat.pipeline.stages import Say, add_activations, collect, neurons, quiet, rank, set_threads, shown_units
+from saefeat.pipeline.shown import add_activations, add_histograms, shown_units
+from saefeat.pipeline.stages import Say, collect, means, neurons, quiet, rank, set_threads
+from saefeat.pipeline.steer import Bench, source_of, steering_sites
+from saefeat.pipeline.sweep import demo_grid, english_prompts, sweep
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
 
@@ -43,7 +48,8 @@ __all__ = [
 ]
 
 _PACKAGES = ("saefeat", "torch", "transformers", "numpy", "scikit-learn", "safetensors", "pyarrow")
-DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 6000, "max_tokens": 7000, "eval_texts": 60}
+DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 6000, "max_tokens": 7000, "eval_texts": 60,
+                        "steer_prompts": 16, "matrix_texts": 10}  # fmt: skip
 
 
 def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:
@@ -58,7 +64,11 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     with _timed(index, out, "train"):
         if not setting.given:
             train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
-    dictionaries: list[Dictionary] = [*setting.saes, *neurons(setting.lm, setting.layers)]
+    dictionaries: list[Dictionary] = [
+        *setting.saes,
+        *means(setting.lm, setting.saes),
+        *neurons(setting.lm, setting.layers),
+    ]
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,
@@ -75,6 +85,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         fit_heads(setting)
     with _timed(index, out, "lid evaluate"):
         evaluate(setting, None, split="test", out=out / "lid" / "metrics.json", max_texts=config.eval_texts)
+    _steer(setting, index)
     with _timed(index, out, "report"):
         _show(setting)
         from saefeat.report import write_report
@@ -130,8 +141,25 @@ def _timed(index: dict[str, Any], out: Path, stage: str) -> Iterator[None]:
     write_json(out / "run.json", index)
 
 
+def _steer(setting: Setting, index: dict[str, Any]) -> None:
+    """A first look at steering; `steer sweep` and `steer matrix` have the full figures."""
+    config, folder = setting.config, setting.out / "steering"
+    if config.steer_prompts:
+        with _timed(index, setting.out, "steering"):
+            try:
+                bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
+            except UserError as error:
+                setting.say(f"steering: left out ({error})")
+            else:
+                prompts = english_prompts()[:: max(1, 64 // config.steer_prompts)][: config.steer_prompts]
+                sweep(bench, demo_grid(steering_sites(setting)), prompts, folder / "metrics.json", halves=False)
+    if config.matrix_texts:
+        with _timed(index, setting.out, "matrix"):
+            matrix(setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",))
+
+
 def _rank_all(setting: Setting) -> None:
-    for method in ("sae-lape", "lape"):
+    for method in ("sae-lape", "lape", "feature-diffmean"):
         if method == "lape" and not setting.layers:
             continue
         rank(setting.out / "stats", method).save(setting.out / "selections" / f"{method}.parquet")
@@ -142,4 +170,5 @@ def _show(setting: Setting) -> None:
     saes = {sae.id: sae for sae in setting.saes}
     rows = shown_units(setting.lm, selection, saes, setting.out / "examples")
     add_activations(setting.lm, rows, saes)
+    add_histograms(setting.lm, rows, saes, setting.plan)
     write_json(setting.out / "examples" / "shown.json", rows)

@@ -29,6 +29,9 @@ class RunConfig:
         eval_texts: greatest number of texts a label in the evaluation; None: the whole test split.
         neuron_layers: how many of the first layers have their neurons counted (0: none); None: up to the deepest
             site of an SAE.
+        steer_prompts: English prompts on which steering is tried, 0 for none.
+        matrix_texts: texts a label in the perplexity change matrix, 0 for none.
+        source: the label that is steered away from; None: English.
     """
 
     model: str
@@ -42,6 +45,9 @@ class RunConfig:
     max_tokens: int | None = 8000
     eval_texts: int | None = None
     neuron_layers: int | None = None
+    steer_prompts: int = 0
+    matrix_texts: int = 0
+    source: str | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"

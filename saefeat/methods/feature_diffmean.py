@@ -1,0 +1,71 @@
+"""Feature difference of means: the units that carry a label's difference from a source, for steering.
+
+The difference of mean codes is the SAE-DiffMean direction of CLaS-Bench (arXiv 2601.08331); the bar on the entropy,
+SAE-LAPE's measure (arXiv 2507.11230), keeps what is the language's and leaves out the content of the texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saefeat.io import UserError
+from saefeat.methods.lape import entropy
+from saefeat.selection import Selection, part
+from saefeat.stats import Stats
+
+
+def feature_diffmean(
+    stats: Sequence[Stats], *, source: str | None = None, top: int | None = 100, entropy_ratio: float = 0.886
+) -> Selection:
+    """Units of low entropy whose mean differs most between a label and the source, of each given dictionary.
+
+    Args:
+        stats: one item a dictionary; gone through once, so it may load each item when asked.
+        source: the label that is compared with; None: the mean over the other labels. It has no units itself.
+        top: at most this many units a label and dictionary, None for all.
+        entropy_ratio: keep units whose entropy of firing probabilities over labels is at most this share of the
+            greatest possible one, ln K.
+
+    Returns:
+        The selection. score is minus the absolute difference of means (over all tokens), so that the greatest
+        difference ranks first; units that are lower in the label than in the source are among them.
+
+    Raises:
+        UserError: the statistics cannot be pooled, or the source is not among their labels.
+    """
+    parts = []
+    for each in stats:
+        if source is not None and source not in each.labels:
+            raise UserError(f"there is no label {source!r} in the statistics; they have {', '.join(each.labels)}")
+        units, labels, values = [], [], []
+        specific = entropy(each.probability().cpu()) <= entropy_ratio * math.log(max(len(each.labels), 2))
+        for k, label in enumerate(each.labels):
+            if label == source:
+                continue
+            difference = mean_difference(each, label, source).abs() * specific
+            order = torch.argsort(difference, descending=True, stable=True)[:top]
+            order = order[difference[order] > 0]
+            units.append(order)
+            labels.append(torch.full_like(order, k))
+            values.append(-difference[order])
+        parts.append(part(each, torch.cat(units), torch.cat(labels), torch.cat(values)))
+    parameters = {"source": source, "top": top, "entropy_ratio": entropy_ratio}
+    return Selection.build("feature-diffmean", parameters, parts)
+
+
+def mean_difference(stats: Stats, label: str, source: str | None = None) -> Tensor:
+    """Mean values in the label minus those in the source, over all tokens: float64 [width], on the CPU.
+
+    source None: the mean over the other labels, each weighing the same. Of the identity at a site this is the
+    difference of means that steers it. Raises UserError for labels that the statistics do not have.
+    """
+    for name in (label, source):
+        if name is not None and name not in stats.labels:
+            raise UserError(f"there is no label {name!r} in the statistics; they have {', '.join(stats.labels)}")
+    means = stats.mean().cpu()
+    others = [k for k, name in enumerate(stats.labels) if (name != label if source is None else name == source)]
+    return means[stats.labels.index(label)] - means[others].mean(0)

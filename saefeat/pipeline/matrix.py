@@ -1,0 +1,162 @@
+"""`steer matrix`: the perplexity change matrix. Edit each label's units, measure every label's text.
+
+After `ppl.py` of SAE-LAPE (arXiv 2507.11230, its perplexity experiment), with medians and a random-unit control.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from saefeat import steering
+from saefeat.corpora import TOKEN_LIMIT, first_by_hash
+from saefeat.generation import text_losses
+from saefeat.io import SCHEMA, UserError, fingerprint, make_dir, read_json, write_json
+from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
+from saefeat.pipeline.setting import Setting
+from saefeat.stats import Stats
+from saefeat.steering import Change
+
+EDITS = ("ablate", "amplify")
+UNITS = ("features", "random")
+TOP = 100  # features of a label at each SAE
+_SEED = 23  # of the random units
+
+Measures = dict[str, float]
+
+
+def matrix(
+    setting: Setting, out: Path, *, sentences: int = 100, edits: Sequence[str] = EDITS, top: int = TOP
+) -> dict[str, Any]:
+    """Write the matrix to `out`; run again, it goes on with the label at which it was killed.
+
+    Args:
+        sentences: texts of each label's test split that are measured.
+        edits: `ablate` sets a label's features to zero, `amplify` doubles them.
+        top: features of a label at each SAE: of low entropy, and highest above the mean of the other labels.
+
+    Returns the content of the file: baseline {label: measures}, interventions with rows {label: {label: measures}};
+    measures are nll_mean, nll_median (nats a token), perplexity_mean, perplexity_median over texts.
+    """
+    labels = list(setting.corpus.labels)
+    texts = {label: _texts(setting, label, sentences) for label in labels}
+    request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top,
+                           [sae.identity["fingerprint"] for sae in setting.saes]])  # fmt: skip
+    if out.exists() and read_json(out).get("request") == request:
+        setting.say(f"{out} is complete already")
+        return read_json(out)
+    kept = make_dir(out.parent) / f"{out.stem}-partial.json"
+    done: dict[str, Any] = read_json(kept) if kept.exists() else {}
+    if done.get("request") != request:
+        done = {"request": request, "baseline": _measured(setting, texts), "rows": {}, "counts": {}}
+    for number, label in enumerate(labels, 1):
+        if label in done["rows"]:
+            continue
+        done["rows"][label], done["counts"][label] = _row(setting, label, texts, edits, top)
+        write_json(kept, done)
+        setting.say(f"matrix: {label} ({number} of {len(labels)})")
+    result = {
+        "schema": SCHEMA,
+        "request": request,
+        "corpus": setting.corpus.name,
+        "split": "test",
+        "labels": labels,
+        "sentences": {label: len(texts[label]) for label in labels},
+        "baseline": done["baseline"],
+        "interventions": [
+            {
+                "edit": edit,
+                "units": units,
+                "counts": done["counts"],
+                "rows": {label: done["rows"][label][f"{edit} {units}"] for label in labels},
+            }
+            for edit in edits
+            for units in UNITS
+        ],
+    }
+    write_json(out, result)
+    kept.unlink()
+    return result
+
+
+def own_is_most(result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median") -> list[str]:
+    """The labels whose own measure an edit of their units raises more than that of any other label."""
+    rows = next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units))
+    rise = {
+        label: {other: found[measure] - result["baseline"][other][measure] for other, found in row.items()}
+        for label, row in rows.items()
+    }
+    return [label for label, row in rise.items() if all(row[label] > row[other] for other in row if other != label)]
+
+
+def _texts(setting: Setting, label: str, n: int) -> list[str]:
+    corpus, seed = setting.corpus, setting.config.seed
+    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
+    return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
+
+
+def _row(
+    setting: Setting, label: str, texts: dict[str, list[str]], edits: Sequence[str], top: int
+) -> tuple[dict[str, dict[str, Measures]], int]:
+    """`EDIT UNITS` -> measures of every label's texts under that edit of one label's units; the number of units."""
+    chosen = units_of(setting, label, top)
+    lm = setting.lm
+    found = {}
+    for edit in edits:
+        for units in UNITS:
+            changes: dict[str, list[Change]] = {}
+            for sae in setting.saes:
+                picked = chosen[sae.id] if units == "features" else _random(setting, sae.id, label, chosen[sae.id])
+                if picked:
+                    change = steering.ablate(sae, picked) if edit == "ablate" else steering.scale(sae, picked)
+                    changes.setdefault(sae.site, []).append(change)
+            with steering.apply(lm, changes, 1.0):
+                found[f"{edit} {units}"] = _measured(setting, texts)
+    return found, sum(map(len, chosen.values()))
+
+
+def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
+    """A label's own features at every SAE of the run: of low entropy, higher than in the mean of the other labels."""
+    found = {}
+    for sae in setting.saes:
+        stats = _stats(setting, sae.id)
+        above = mean_difference(stats, label) > 0
+        ranked = feature_diffmean([stats], top=None).units(sae.id)[label]
+        found[sae.id] = [unit for unit in ranked if above[unit]][:top]
+    if not any(found.values()):
+        raise UserError(f"{label} has no features of its own in this run; train wider SAEs or on more text")
+    return found
+
+
+def _random(setting: Setting, name: str, label: str, like: Sequence[int]) -> list[int]:
+    """As many units, drawn from all that fire."""
+    stats = _stats(setting, name)
+    fires = stats.fired.sum(0).nonzero().flatten()
+    generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
+    return fires[torch.randperm(len(fires), generator=generator)[: len(like)]].tolist()
+
+
+def _stats(setting: Setting, name: str) -> Stats:
+    return steering.load_stats(setting.out / "stats", name)
+
+
+def _measured(setting: Setting, texts: dict[str, list[str]]) -> dict[str, Measures]:
+    """Label -> measures of its texts under the model as it is now."""
+    flat = [text for some in texts.values() for text in some]
+    losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))
+    found = {}
+    for label, some in texts.items():
+        own = [loss for _ in some if not math.isnan(loss := next(losses))]
+        perplexities = [math.exp(loss) for loss in own]
+        found[label] = {
+            "nll_mean": fmean(own),
+            "nll_median": median(own),
+            "perplexity_mean": fmean(perplexities),
+            "perplexity_median": median(perplexities),
+        }
+    return found

@@ -1,0 +1,316 @@
+"""Steering over a run directory: recipes, generation beside its twin, the sweep over methods and strengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saefeat import steering
+from saefeat.baselines import FastText
+from saefeat.collection import collect
+from saefeat.corpora import first_by_hash
+from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.forcing import Outcome, Own, measure, own_text
+from saefeat.generation import BATCH, Decoding, encode_prompts, generate
+from saefeat.hooks import site_width
+from saefeat.io import UserError, read_json
+from saefeat.labels import fasttext_code, to_labels
+from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
+from saefeat.methods.lape import lape
+from saefeat.pipeline.setting import Setting
+from saefeat.stats import Stats
+from saefeat.steering import CONSTANT, Change, Schedule
+
+BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
+_SEED = 11  # of the random units
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to steer, as plain data: what `steering/settings.json` keeps of each label.
+
+    Attributes:
+        method: none, features, neurons, diffmean or random.
+        edit: add, or (neurons) clamp; `clamp, source off` also sets the source's own neurons to zero.
+        sites: where; each gets `share` of the strength.
+        parameters: of the choice of units: top and entropy_ratio (features), top_rate (neurons).
+    """
+
+    method: str
+    edit: str
+    sites: tuple[str, ...]
+    schedule: Schedule
+    strength: float
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Recipe:
+        """The recipe of an entry of `settings.json`; raises UserError for one that saefeat does not write."""
+        try:
+            return cls(entry["method"], entry["edit"], tuple(entry["sites"]), Schedule(**entry["schedule"]),
+                       float(entry["strength"]), dict(entry["parameters"]))  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("steering/settings.json is damaged; run saefeat steer sweep again") from error
+
+
+NONE = Recipe("none", "none", (), CONSTANT, 0.0)
+DEFAULT = Recipe("features", "add", (), Schedule(), 1.3, {"top": 100})
+
+
+def steering_sites(setting: Setting) -> list[str]:
+    """Where features steer by default: the residual stream at the SAE nearest to 30 % depth, else every SAE's site."""
+    sites = list(dict.fromkeys(sae.site for sae in setting.saes))
+    stream = [site for site in sites if site.startswith("resid_post@")]
+    depth = 0.3 * (setting.lm.n_layers - 1)
+    return sorted(stream, key=lambda site: abs(int(site.split("@")[1]) - depth))[:1] or sites
+
+
+def source_of(setting: Setting, source: str | None) -> str:
+    """The label that is steered away from: the one asked for, or English; raises UserError where it is not there."""
+    labels = setting.corpus.labels
+    if source is not None and source not in labels:
+        raise UserError(f"there is no label {source!r} in this run; it has {', '.join(labels)}")
+    found = source or next((label for label in labels if fasttext_code(label) == "en"), None)
+    if found is None:
+        raise UserError(f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source")
+    if len(labels) < 2:
+        raise UserError(f"the run has the label {found} alone; there is nothing to steer towards")
+    return found
+
+
+def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
+    """The best setting of a label by the last sweep (or demo), or the default one where there was none."""
+    path = bench.setting.out / "steering" / "settings.json"
+    if not path.exists():
+        if method not in ("features", "diffmean"):
+            raise UserError(
+                f"there is no setting for {method}; run saefeat steer sweep --run {bench.setting.out} first"
+            )
+        sites = tuple(steering_sites(bench.setting))
+        return replace(DEFAULT, sites=sites) if method == "features" else replace(
+            DEFAULT, method=method, sites=sites, parameters={})  # fmt: skip
+    settings = read_json(path)
+    try:
+        entry = settings["labels"].get(label) if method == "features" else settings["methods"][method].get(label)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has no settings for {method}; run saefeat steer sweep again") from error
+    if entry is None:
+        known = ", ".join(settings["labels"])
+        raise UserError(f"{path} has no setting for {label}; it has {known}")
+    return Recipe.read(entry)
+
+
+def continuations(
+    bench: Bench, label: str, prompts: Sequence[str], recipe: Recipe, *, chat: bool = False
+) -> list[dict[str, Any]]:
+    """One object a prompt: the steered continuation beside its unsteered twin, judged, with perplexities."""
+    ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
+    bench.need(bench.needed([recipe]))
+    ((steered,), _), ((twin,), _) = (bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE))
+    ours, twins = steered.plain(), twin.plain()
+    return [
+        {
+            "prompt": prompt,
+            "label": label,
+            "strength": recipe.strength,
+            "text": ours["texts"][i],
+            "twin": twins["texts"][i],
+            "judged": ours["judged"][i],
+            "judged_twin": twins["judged"][i],
+            "perplexity": ours["perplexity"][i],
+            "perplexity_twin": twins["perplexity"][i],
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+@dataclass
+class Bench:
+    """What steering a run needs: its model, statistics and judge, each loaded once.
+
+    Statistics that the run has not collected (neurons of further layers) come into `RUN/steering/stats`.
+    """
+
+    setting: Setting
+    source: str
+    decoding: Decoding
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels but the source."""
+        return [label for label in self.setting.corpus.labels if label != self.source]
+
+    @cached_property
+    def _judge(self) -> FastText:
+        return FastText(labels=list(self.setting.corpus.labels)).fit()
+
+    def judge(self, texts: Sequence[str]) -> list[str | None]:
+        """fastText's best of 176, in the run's codes where they meet."""
+        best = [found[0] if found else None for found in self._judge.judge(texts)]
+        names = to_labels({code for code in best if code}, self.setting.corpus.labels)
+        return [None if code is None else names.get(code, code) for code in best]
+
+    def stats(self, name: str) -> Stats:
+        """Statistics of a dictionary of the run; raises UserError when they are not there."""
+        return self._stats[name]
+
+    @cached_property
+    def _stats(self) -> _StatsOf:
+        return _StatsOf((self.setting.out / "stats", self.setting.out / "steering" / "stats"))
+
+    def need(self, dictionaries: Iterable[Dictionary]) -> None:
+        """Collect the statistics that are missing."""
+        missing = [d for d in dictionaries if not self._stats.has(d.id)]
+        if missing:
+            self.setting.say("steering: collecting " + ", ".join(d.id for d in missing))
+            # Each collection is a directory of its own, so that it resumes and later ones do not collide.
+            folder = self.setting.out / "steering" / "stats"
+            collect(self.setting.lm, self.setting.plan, missing, folder / missing[0].id, progress=self.setting.say)
+            for d in missing:
+                (folder / missing[0].id / f"{d.id}.safetensors").replace(folder / f"{d.id}.safetensors")
+
+    def needed(self, recipes: Iterable[Recipe]) -> list[Dictionary]:
+        """The identities whose statistics recipes read: of their sites, or neurons of every layer."""
+        lm = self.setting.lm
+        sites = dict.fromkeys(site for recipe in recipes if recipe.method != "none" for site in recipe.sites)
+        return [Identity(site, site_width(lm, lm.site(site))) for site in sites]
+
+    def saes_at(self, site: str) -> list[SAE]:
+        found = [sae for sae in self.setting.saes if sae.site == site]
+        if not found:
+            have = ", ".join(sae.site for sae in self.setting.saes)
+            raise UserError(f"the run has no SAE at {site}; it has them at {have}")
+        return found
+
+    def changes(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
+        """Site -> changes of a recipe for a label, and the number of units that they are made of."""
+        if label not in self.setting.corpus.labels:
+            raise UserError(f"there is no label {label!r} in this run; it has {', '.join(self.setting.corpus.labels)}")
+        if label == self.source:
+            raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
+        make = {"features": self._features, "random": self._features, "neurons": self._neurons}
+        if recipe.method == "none":
+            return {}, 0
+        if recipe.method == "diffmean":
+            return {site: [steering.add(self._difference(site, label).to(self.setting.lm.device))]
+                    for site in recipe.sites}, 0  # fmt: skip
+        return make[recipe.method](recipe, label)
+
+    def _difference(self, site: str, label: str) -> torch.Tensor:
+        return mean_difference(self.stats(site), label, self.source).float()
+
+    def _features(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
+        """The features' vector in the length of the difference of means; random ones as many as the label has."""
+        changes: dict[str, list[Change]] = {}
+        count = 0
+        for site in recipe.sites:
+            length = float(self._difference(site, label).norm())
+            for sae in self.saes_at(site):
+                stats = self.stats(sae.id)
+                units = self._units(recipe, label, sae.id)
+                if not units:
+                    continue
+                vector = steering.feature_vector(sae, units, mean_difference(stats, label, self.source))
+                changes.setdefault(site, []).append(
+                    steering.add(steering.of_length(vector, length).to(self.setting.lm.device))
+                )
+                count += len(units)
+        if not count:
+            raise UserError(f"{label} has no units at {', '.join(recipe.sites)}; raise entropy_ratio, or use diffmean")
+        return changes, count
+
+    def _units(self, recipe: Recipe, label: str, name: str) -> list[int]:
+        stats = self.stats(name)
+        chosen = feature_diffmean([stats], source=self.source, **recipe.parameters).units(name)[label]
+        if recipe.method != "random":
+            return chosen
+        fires = stats.fired.sum(0).nonzero().flatten()
+        generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
+        return fires[torch.randperm(len(fires), generator=generator)[: len(chosen)]].tolist()
+
+    def _neurons(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
+        """LAPE neurons set to the label's mean; `source off`: those of the source alone to zero."""
+        rate = recipe.parameters["top_rate"]
+        chosen = self._lape(rate)
+        changes: dict[str, list[Change]] = {}
+        count = 0
+        for site in recipe.sites:
+            units = chosen[site][label]
+            values = steering.label_mean(self.stats(site), label)[units].float()
+            if recipe.edit.endswith("source off"):
+                off = sorted(set(chosen[site][self.source]) - set(units))
+                units, values = units + off, torch.cat([values, torch.zeros(len(off))])
+            if units:
+                identity = Identity(site, self.stats(site).width)
+                changes[site] = [steering.clamp(identity, units, values.to(self.setting.lm.device))]
+                count += len(units)
+        if not count:
+            raise UserError(f"{label} has no LAPE neurons at top_rate {rate}; raise it")
+        return changes, count
+
+    def _lape(self, rate: float) -> dict[str, dict[str, list[int]]]:
+        if rate not in self._chosen:
+            sites = [f"mlp_act@{layer}" for layer in range(self.setting.lm.n_layers)]
+            selection = lape([self.stats(site) for site in sites], top_rate=rate)
+            self._chosen[rate] = {site: selection.units(site) for site in sites}
+        return self._chosen[rate]
+
+    @cached_property
+    def _chosen(self) -> dict[float, dict[str, dict[str, list[int]]]]:
+        return {}
+
+    def outcomes(
+        self, recipe: Recipe, label: str, prompts: Sequence[Sequence[int]], strengths: Sequence[float]
+    ) -> tuple[list[Outcome], int]:
+        """What each strength of a recipe does to the prompts (token ids), all in one batch, and the count of units."""
+        changes, count = self.changes(recipe, label)
+        n = len(prompts)
+        together = [row for _ in strengths for row in prompts]
+        each = torch.tensor([strength for strength in strengths for _ in range(n)])
+        rows = []
+        # Strengths stand side by side in a batch, and each sees the same random numbers.
+        step = max(1, BATCH // n)
+        for start in range(0, len(strengths), step):
+            part = slice(start * n, (start + step) * n)
+            with steering.apply(self.setting.lm, changes, each[part], recipe.schedule):
+                rows += generate(self.setting.lm, together[part], self.decoding, repeat=n)
+        outcome = measure(self.setting.lm, together, rows, self.judge)
+        return [outcome.of(range(i * n, (i + 1) * n)) for i in range(len(strengths))], count
+
+    def own(self, label: str, n: int) -> Own:
+        """The model's own text in a label: unsteered continuations of the first tokens of n of its test texts."""
+        setting = self.setting
+        corpus, seed = setting.corpus, setting.config.seed
+        positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
+        picked = first_by_hash(corpus, positions, seed, 4 * n)
+        rows = setting.lm.tokenize([corpus.texts[i] for i in picked], BEGINNING)
+        begun = [setting.lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
+        if not begun:
+            raise UserError(f"{label} has no test text of {BEGINNING} tokens, so no text of the model's own to compare")
+        return own_text(setting.lm, label, begun, self.decoding, self.judge)
+
+
+@dataclass
+class _StatsOf:
+    """Statistics by dictionary id from several directories, loaded once."""
+
+    folders: tuple[Path, ...]
+    loaded: dict[str, Stats] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        return any((folder / f"{name}.safetensors").is_file() for folder in self.folders)
+
+    def __getitem__(self, name: str) -> Stats:
+        if name not in self.loaded:
+            folder = next((f for f in self.folders if (f / f"{name}.safetensors").is_file()), self.folders[0])
+            self.loaded[name] = steering.load_stats(folder, name)
+        return self.loaded[name]

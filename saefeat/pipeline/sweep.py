@@ -1,0 +1,212 @@
+"""`steer sweep`: methods and strengths by label, tuned on one half of the prompts, reported on the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from saefeat.forcing import Outcome, Own, compare, row
+from saefeat.generation import encode_prompts
+from saefeat.io import SCHEMA, fingerprint, make_dir, read_json, write_json, write_text
+from saefeat.pipeline.steer import NONE, Bench, Recipe
+from saefeat.steering import CONSTANT, Schedule
+
+STRENGTHS = (1.0, 1.3, 1.6, 2.0)
+TOPS = (30, 100, 300)
+RATES = (0.03, 0.05)
+START_ONLY = Schedule(rest=0.0)  # patches end after the first tokens: a weak one would hold the units down
+SAMPLES = 4  # prompts of each label and method that are kept with their continuations
+
+
+def english_prompts() -> list[str]:
+    """The fixed list of English prompts, kind after kind; every second one is a half with all kinds in it."""
+    kinds = json.loads(files("saefeat.pipeline").joinpath("prompts.json").read_text(encoding="utf-8"))
+    return [prompt for group in kinds.values() for prompt in group]
+
+
+def full_grid(bench: Bench, sites: Sequence[str]) -> list[Recipe]:
+    """What `steer sweep` tries: features, random units and the difference of means at the sites, and LAPE neurons."""
+    schedule, places = Schedule(), tuple(sites)
+    all_neurons = tuple(f"mlp_act@{layer}" for layer in range(bench.setting.lm.n_layers))
+    grid = [
+        Recipe(method, "add", places, schedule, strength, {"top": top})
+        for method, tops in (("features", TOPS), ("random", TOPS[1:2]))
+        for top in tops
+        for strength in STRENGTHS
+    ]
+    grid += [Recipe("diffmean", "add", places, schedule, strength) for strength in STRENGTHS]
+    grid += [
+        Recipe("neurons", edit, all_neurons, when, strength, {"top_rate": rate})
+        for rate in RATES
+        for edit in ("clamp", "clamp, source off")
+        for when in (CONSTANT, START_ONLY)
+        for strength in (1.0, 1.5)
+    ]
+    return grid
+
+
+def demo_grid(sites: Sequence[str]) -> list[Recipe]:
+    """What the demo tries: features and the difference of means."""
+    return [
+        Recipe(method, "add", tuple(sites), Schedule(), strength, parameters)
+        for method, parameters in (("features", {"top": 100}), ("diffmean", {}))
+        for strength in STRENGTHS
+    ]
+
+
+@dataclass
+class _Label:
+    """What the sweep found for a label: rows of the table, and of each method the best recipe and its outcome."""
+
+    rows: list[dict[str, Any]]
+    own: Own
+    recipes: dict[str, Recipe]
+    outcomes: dict[str, Outcome]
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "own": asdict(self.own),
+            "recipes": {method: recipe.plain() for method, recipe in self.recipes.items()},
+            "outcomes": {method: outcome.plain() for method, outcome in self.outcomes.items()},
+        }
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> _Label:
+        recipes = {method: Recipe.read(recipe) for method, recipe in entry["recipes"].items()}
+        outcomes = {method: Outcome.read(outcome) for method, outcome in entry["outcomes"].items()}
+        return cls(entry["rows"], Own(**entry["own"]), recipes, outcomes)
+
+
+def sweep(bench: Bench, grid: Sequence[Recipe], prompts: Sequence[str], out: Path, *, halves: bool = True) -> Path:
+    """Write `metrics.json` at `out`, and `settings.json` and `samples.jsonl` beside it; run again to resume.
+
+    halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
+    method that has something to tune.
+    """
+    folder = make_dir(out.parent)
+    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
+                           bench.source, bench.setting.lm.fingerprint])  # fmt: skip
+    if out.exists() and read_json(out).get("request") == request:
+        bench.setting.say(f"{out} is complete already")
+        return out
+    bench.need(bench.needed(grid))
+    ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens)
+    parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
+    texts = list(prompts[1::2] if halves else prompts)
+    found: dict[str, _Label] = {}
+    for number, label in enumerate(bench.labels, 1):
+        kept = folder / "partial" / f"{number:03d}.json"
+        if kept.exists() and read_json(kept)["request"] == request:
+            found[label] = _Label.read(read_json(kept))
+            continue
+        found[label] = _sweep_label(bench, grid, label, parts)
+        write_json(kept, {"request": request, **found[label].plain()})
+        best = found[label].rows[-1]
+        bench.setting.say(f"steering: {label} ({number} of {len(bench.labels)}), features forcing "
+                          f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
+    _write(bench, found, texts, out, {"request": request, "prompts": len(prompts)})
+    shutil.rmtree(folder / "partial")
+    return out
+
+
+def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[str, list[list[int]]]) -> _Label:
+    """Every recipe on the first part; of each method the best one on the last."""
+    first, last = next(iter(parts)), list(parts)[-1]
+    own = bench.own(label, sum(map(len, parts.values())))
+    rows: list[dict[str, Any]] = []
+    best: dict[str, tuple[float, Recipe, Outcome, int]] = {}
+    for _, group in groupby([NONE, *grid], key=lambda recipe: replace(recipe, strength=0.0)):
+        recipes = list(group)
+        outcomes, units = bench.outcomes(recipes[0], label, parts[first], [recipe.strength for recipe in recipes])
+        for recipe, outcome in zip(recipes, outcomes, strict=True):
+            rows.append(_row(recipe, label, units, first, outcome, own))
+            if recipe.method not in best or rows[-1]["score"] > best[recipe.method][0]:
+                best[recipe.method] = (rows[-1]["score"], recipe, outcome, units)
+    chosen = {method: recipe for method, (_, recipe, _, _) in best.items()}
+    final = {method: outcome for method, (_, _, outcome, _) in best.items()}
+    if last != first:
+        for method, recipe in chosen.items():
+            (final[method],), units = bench.outcomes(recipe, label, parts[last], [recipe.strength])
+            rows.append(_row(recipe, label, units, last, final[method], own))
+    order = [method for method in chosen if method != "features"] + ["features"]
+    rows.sort(key=lambda entry: (entry["half"] != first, order.index(entry["method"])))
+    return _Label(rows, own, chosen, final)
+
+
+def _row(recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, own: Own) -> dict[str, Any]:
+    plain = recipe.plain()
+    return {
+        **{name: plain[name] for name in ("method", "edit", "sites", "schedule", "strength", "parameters")},
+        "label": label,
+        "units": units,
+        "half": half,
+        **row(outcome, label, own),
+    }
+
+
+def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path, head: dict[str, Any]) -> None:
+    own = {label: one.own for label, one in found.items()}
+    methods = list(next(iter(found.values())).recipes)
+    outcomes = {method: {label: one.outcomes[method] for label, one in found.items()} for method in methods}
+    summary = []
+    for method in methods:
+        chosen = [max((r for r in one.rows if r["method"] == method and r["half"] == one.rows[-1]["half"]),
+                      key=lambda r: r["score"]) for one in found.values()]  # fmt: skip
+        means = {name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")}
+        ahead = compare(outcomes["features"], outcomes[method], own)
+        scored = compare(outcomes[method], outcomes[method], own)
+        entry = {"method": method, "sites": list(chosen[0]["sites"]), **means,
+                 "score": scored["score"], "score_ci": scored["score_ci"]}  # fmt: skip
+        if method != "features":
+            entry |= {"features_ahead_by": ahead["difference"], "features_ahead_ci": ahead["difference_ci"]}
+        summary.append(entry)
+    metrics = {
+        "schema": SCHEMA,
+        **head,
+        "source": bench.source,
+        "decoding": asdict(bench.decoding),
+        "own": {label: asdict(one) for label, one in own.items()},
+        "rows": [entry for one in found.values() for entry in one.rows],
+        "summary": summary,
+    }
+    recipes = {method: {label: one.recipes[method].plain() for label, one in found.items()} for method in methods}
+    settings = {"schema": SCHEMA, "source": bench.source, "decoding": asdict(bench.decoding),
+                "labels": recipes["features"], "methods": recipes}  # fmt: skip
+    samples = []
+    for label, one in found.items():
+        for method in methods[1:]:
+            samples += _samples(label, one.recipes[method], one.outcomes[method], one.outcomes["none"], prompts)
+    write_text(out.parent / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    write_json(out.parent / "settings.json", settings)
+    write_json(out, metrics)
+
+
+def _samples(label: str, recipe: Recipe, steered: Outcome, plain: Outcome, prompts: list[str]) -> list[dict[str, Any]]:
+    ours, twins = steered.plain(), plain.plain()
+    return [
+        {
+            "label": label,
+            "method": recipe.method,
+            "strength": recipe.strength,
+            "prompt": prompts[i],
+            "text": ours["texts"][i],
+            "twin": twins["texts"][i],
+            "judged": ours["judged"][i],
+            "judged_twin": twins["judged"][i],
+            "perplexity": ours["perplexity"][i],
+            "perplexity_twin": twins["perplexity"][i],
+        }
+        for i in range(min(SAMPLES, len(prompts)))
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,278 @@
+"""Steer generation: edits of a site's vectors, with a schedule, on an unmodified transformers model.
+
+An edit works on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`, `clamp`,
+`ablate`). Edits of units write the difference that they make, `(z' - z) @ directions`, so the reconstruction error of
+an SAE stays out. Strength 1 is one force for all: the length of the difference of means at the site for `add`, the
+label's mean for `clamp` and `replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.hooks import Edit, intervene
+from saefeat.io import UserError
+from saefeat.methods.feature_diffmean import mean_difference
+from saefeat.models import LanguageModel
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
+
+EDITS = ("add", "scale", "clamp", "raise", "ablate", "replace")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Strength over a generation: the full one on the prompt and the first `first` new tokens, then at most `rest`.
+
+    rest None: the full strength throughout.
+    """
+
+    first: int = 4
+    rest: float | None = 0.3
+
+    def strengths(self, steps: Tensor, strength: float | Tensor) -> Tensor:
+        """float32 [batch, tokens, 1] for the steps (see `hooks.Edit`), 0 where nothing is to be edited.
+
+        strength: one for all, or float32 [batch], one a row.
+        """
+        full = torch.as_tensor(strength, dtype=torch.float32, device=steps.device).view(-1, 1)
+        later = full if self.rest is None else full.clamp(-self.rest, self.rest)
+        return torch.where(steps > self.first, later, full).masked_fill(steps < 0, 0.0)[..., None]
+
+
+CONSTANT = Schedule(first=0, rest=None)
+
+
+# --------------------------------------------------------------------------- changes
+
+
+def add(vector: Tensor) -> Change:
+    """x + strength * vector; vector float32 [d]."""
+    return lambda x, strength: x + strength * vector
+
+
+def replace(mean: Tensor) -> Change:
+    """The whole vector replaced by strength * mean; mean float32 [d], of a label at this site."""
+    return lambda x, strength: (strength * mean).expand_as(x)
+
+
+def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
+    """The units' values times 1 + strength: 1 doubles them, -1 silences them."""
+    return _on_units(dictionary, units, lambda z, strength: z * (1 + strength))
+
+
+def ablate(dictionary: Dictionary, units: Sequence[int]) -> Change:
+    """The units' values times 1 - strength: 1 sets them to zero."""
+    return _on_units(dictionary, units, lambda z, strength: z * (1 - strength))
+
+
+def clamp(dictionary: Dictionary, units: Sequence[int], values: Tensor, *, least: bool = False) -> Change:
+    """The units' values set to strength * values; `least`: only those that are lower. values float32 [m]."""
+    if least:
+        return _on_units(dictionary, units, lambda z, strength: torch.maximum(z, strength * values))
+    return _on_units(dictionary, units, lambda z, strength: (strength * values).expand_as(z))
+
+
+def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]) -> Change:
+    """Change the values z [..., m] of chosen units by a rule, and write the difference back."""
+    index = torch.tensor(list(units), dtype=torch.int64)
+    if isinstance(dictionary, Identity):  # its directions are the coordinates themselves
+
+        def on_coordinates(x: Tensor, strength: Tensor) -> Tensor:
+            at = index.to(x.device)
+            return x.index_copy(-1, at, rule(x[..., at], strength))
+
+        return on_coordinates
+    assert isinstance(dictionary, SAE)
+    directions = dictionary.directions[index.to(dictionary.directions.device)]
+
+    def on_features(x: Tensor, strength: Tensor) -> Tensor:
+        z = dictionary.encode(x.flatten(0, -2)).of(index.to(x.device)).view(*x.shape[:-1], -1)
+        return x + (rule(z, strength) - z) @ directions
+
+    return on_features
+
+
+def scheduled(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
+    """A change as an edit for `hooks.intervene`; where its strength is 0, no bit changes."""
+
+    def edit(x: Tensor, steps: Tensor) -> Tensor:
+        at = schedule.strengths(steps, strength)
+        return torch.where(at == 0, x, change(x.float(), at).to(x.dtype))
+
+    return edit
+
+
+@contextmanager
+def apply(
+    lm: LanguageModel, changes: Mapping[str, Sequence[Change]], strength: float | Tensor, schedule: Schedule = CONSTANT
+) -> Iterator[None]:
+    """Edit the sites of an unmodified model while the block runs; the changes of a site are made in order.
+
+    strength: one for all, or float32 [batch], one a row. Raises UserError where it is not finite.
+    """
+    check_strength(strength)
+    with ExitStack() as stack:
+        for place in range(max(map(len, changes.values()), default=0)):
+            edits = {
+                lm.site(site).path: scheduled(here[place], strength, schedule)
+                for site, here in changes.items()
+                if place < len(here)
+            }
+            stack.enter_context(intervene(lm.model, edits, lm.special_ids))
+        yield
+
+
+def check_strength(strength: float | Tensor) -> None:
+    """Raises UserError unless the strength is a finite number."""
+    if not torch.as_tensor(strength).isfinite().all():
+        raise UserError(f"the strength {strength} is not a finite number; 1 is the force of the difference of means")
+
+
+# --------------------------------------------------------------------------- from statistics
+
+
+def feature_vector(sae: SAE, units: Sequence[int], difference: Tensor) -> Tensor:
+    """Sum over units of their mean difference times their direction: float32 [d_in].
+
+    difference: float64 [d_sae] of `mean_difference`. Units lower in the label than in the source push down.
+    """
+    index = torch.tensor(list(units), dtype=torch.int64)
+    directions = sae.directions[index.to(sae.directions.device)]
+    return difference[index].to(directions) @ directions
+
+
+def of_length(vector: Tensor, length: float) -> Tensor:
+    """The vector scaled to a length; a zero vector stays zero. float32."""
+    return (vector.double() * (length / max(float(vector.double().norm()), 1e-30))).float()
+
+
+@contextmanager
+def steer(
+    lm: LanguageModel,
+    selection: Selection,
+    label: str,
+    strength: float = 1.0,
+    *,
+    edit: str = "add",
+    source: str | None = None,
+    schedule: Schedule = CONSTANT,
+    stats: str | Path | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> Iterator[None]:
+    """Steer `lm.model` towards a label with the units that a selection has for it, while the block runs.
+
+    Args:
+        strength: 1 is the force of the difference of means (`add`) or the label's mean (`clamp`); negative
+            suppresses; 0 changes no bit.
+        edit: add, scale, clamp, raise (clamp to at least), ablate, replace.
+        source: the label that is steered away from; None: the mean of the others.
+        stats: directory of the statistics; default the one that was ranked, by the selection's header.
+        dictionaries: by id; default those at the paths in the selection's header.
+
+    Raises:
+        UserError: unknown label or edit, a label without units, another model, a strength that is not finite, or
+            statistics that lack the identity of a site.
+    """
+    check_strength(strength)
+    changes = changes_of(lm, selection, label, edit=edit, source=source, stats=stats, dictionaries=dictionaries)
+    with apply(lm, changes, strength, schedule):
+        yield
+
+
+def changes_of(
+    lm: LanguageModel,
+    selection: Selection,
+    label: str,
+    *,
+    edit: str = "add",
+    source: str | None = None,
+    stats: str | Path | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> dict[str, list[Change]]:
+    """Site -> changes that the units of a label make; see `steer`. Several sites share the force: each gets its own."""
+    if edit not in EDITS:
+        raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}")
+    rows = selection.for_label(label)
+    if not len(rows):
+        raise UserError(
+            f"the selection has no units for {label}: rank with looser parameters, or with --method feature-diffmean"
+        )
+    model = selection.header.get("model") or {}
+    if model.get("fingerprint") not in (None, lm.fingerprint):
+        raise UserError(f"the selection is of the model {model.get('name')}, not of {lm.name}")
+    folder = Path(stats or selection.header.get("stats") or "")
+    changes: dict[str, list[Change]] = {}
+    for name, entry in selection.dictionaries.items():
+        units = rows.units(name)[label]
+        if units:
+            dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
+            change = unit_change(lm, dictionary, units, folder, label, source, edit)
+            changes.setdefault(entry["site"], []).append(change)
+    return changes
+
+
+def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
+    """The dictionary that a header entry speaks of; raises UserError when its directory is gone."""
+    if entry.get("kind") == "identity":
+        return Identity(str(entry["site"]), int(str(entry["width"])))
+    from saefeat.sae.store import load_sae
+
+    sae = load_sae(Path(str(entry.get("path"))))
+    if sae.identity["fingerprint"] != entry.get("fingerprint"):
+        raise UserError(f"the SAE at {entry.get('path')} has changed since it was ranked; collect and rank again")
+    return sae
+
+
+def unit_change(
+    lm: LanguageModel,
+    dictionary: Dictionary,
+    units: Sequence[int],
+    folder: Path,
+    label: str,
+    source: str | None,
+    edit: str,
+) -> Change:
+    """The change that an edit of these units makes, in the force of the label. folder: of the statistics."""
+    on_device = dictionary.to(lm.device) if isinstance(dictionary, SAE) else dictionary
+    if edit in ("scale", "ablate"):
+        return {"scale": scale, "ablate": ablate}[edit](on_device, units)
+    if edit == "replace":
+        return replace(label_mean(load_stats(folder, dictionary.site), label).float().to(lm.device))
+    own = load_stats(folder, dictionary.id)
+    if edit in ("clamp", "raise"):
+        values = label_mean(own, label)[list(units)].float().to(lm.device)
+        return clamp(on_device, units, values, least=edit == "raise")
+    length = float(mean_difference(load_stats(folder, dictionary.site), label, source).norm())
+    difference = mean_difference(own, label, source)
+    if isinstance(on_device, SAE):
+        vector = feature_vector(on_device, units, difference)
+    else:
+        vector = torch.zeros(len(difference), dtype=torch.float64)
+        vector[list(units)] = difference[list(units)]
+    return add(of_length(vector, length).to(lm.device))
+
+
+def label_mean(stats: Stats, label: str) -> Tensor:
+    """Mean values over all tokens of a label: float64 [width]; raises UserError for an unknown label."""
+    if label not in stats.labels:
+        raise UserError(f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}")
+    return stats.mean().cpu()[stats.labels.index(label)]
+
+
+def load_stats(folder: Path, name: str) -> Stats:
+    """Statistics of a dictionary in a directory; raises UserError when they are not there."""
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no statistics of {name}, which steering needs; run saefeat collect")
+    return Stats.load(path)
