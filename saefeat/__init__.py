@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from saefeat.pipeline import collect, rank
     from saefeat.sae.store import load_saes
     from saefeat.selection import Selection
+    from saefeat.steering import steer
 
 _HOMES = {
     "load_model": "saefeat.models",
@@ -21,6 +22,7 @@ _HOMES = {
     "collect": "saefeat.pipeline",
     "rank": "saefeat.pipeline",
     "LanguageIdentifier": "saefeat.lid",
+    "steer": "saefeat.steering",
     "Selection": "saefeat.selection",
     "UserError": "saefeat.io",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "load_model",
     "load_saes",
     "rank",
+    "steer",
 ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,23 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tin
         patch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread
         run(RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32"), out)
     return out
+
+
+@pytest.fixture
+def saefeat(monkeypatch, capsys):
+    """saefeat(*arguments, stdin=b"") -> exit code, standard output, standard error."""
+
+    from saefeat import cli
+
+    def call(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["saefeat", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return call

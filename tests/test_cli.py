@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from saefeat import cli
 from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
 from saefeat.sae.store import save_sae
@@ -35,24 +33,6 @@ def as_before(monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
-
-
-@pytest.fixture
-def saefeat(monkeypatch, capsys):
-    """saefeat(*arguments, stdin=b"") -> exit code, standard output, standard error."""
-
-    def call(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["saefeat", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

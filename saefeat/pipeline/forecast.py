@@ -7,11 +7,13 @@ import time
 import torch
 
 from saefeat import lid
-from saefeat.corpora import Plan
+from saefeat.corpora import TOKEN_LIMIT, Plan
+from saefeat.generation import Decoding, encode_prompts, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
 from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
 
@@ -35,6 +37,7 @@ def forecast(setting: Setting) -> list[str]:
     if not setting.given:
         seconds["train"] += _training_seconds(setting, training.total)
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
+    seconds |= _steering_seconds(setting, plan)
     width = sum(sae.width for sae in setting.given) or sum(setting.training.width(_d(lm, s)) for s in sites)
     chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
     weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
@@ -74,6 +77,24 @@ def _forward_speed(setting: Setting, plan: Plan, sites: list[str]) -> float:
         start = _now(setting.lm.device)
         captured.run(setting.lm.model, **inputs, use_cache=False)
     return float(batch.counted.sum()) / max(_now(setting.lm.device) - start, 1e-6)
+
+
+def _steering_seconds(setting: Setting, plan: Plan) -> dict[str, float]:
+    """Time of steering and of the matrix, from a few tokens generated and a few texts measured."""
+    config, lm, labels = setting.config, setting.lm, len(setting.corpus.labels)
+    texts = [setting.corpus.texts[i] for i in sorted(plan.tokens)[:8]]
+    found = {}
+    if config.steer_prompts:
+        decoding = Decoding(max_new_tokens=4)
+        start = _now(lm.device)
+        generate(lm, encode_prompts(lm, texts, 4) * 4, decoding)
+        row = (_now(lm.device) - start) / (4 * len(texts) * decoding.max_new_tokens) * Decoding().max_new_tokens
+        found["steering"] = 1.5 * row * config.steer_prompts * labels * (2 + len(demo_grid(())))
+    if config.matrix_texts:
+        start = _now(lm.device)
+        text_losses(lm, texts, TOKEN_LIMIT)
+        found["matrix"] = (_now(lm.device) - start) / len(texts) * config.matrix_texts * labels * (1 + 2 * labels)
+    return found
 
 
 def _now(device: str) -> float:

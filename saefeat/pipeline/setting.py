@@ -149,7 +149,7 @@ def read_index(out: Path) -> dict[str, Any]:
     sections = ("arguments", "model", "corpus", "sites")
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or any(name not in index for name in sections):
         raise UserError(f"{out / 'run.json'} is damaged or of another version; start a new run")
-    if set(index["arguments"]) != {f.name for f in fields(RunConfig)}:
+    if not set(index["arguments"]) <= {f.name for f in fields(RunConfig)}:
         raise UserError(f"{out / 'run.json'} is of another version; start a new run")
     return index
 

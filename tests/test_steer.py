@@ -1,0 +1,343 @@
+"""Steering over a run directory: the sweep, the matrix, `steer generate`, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from statistics import median
+
+import pytest
+import torch
+
+from saefeat.generation import Decoding
+from saefeat.hooks import intervene
+from saefeat.io import UserError
+from saefeat.pipeline import open_run
+from saefeat.pipeline.matrix import matrix, own_is_most, units_of
+from saefeat.pipeline.steer import Bench, Recipe, recipe_for, source_of, steering_sites
+from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
+from saefeat.steering import CONSTANT, Schedule
+
+PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
+SITE = "resid_post@0"
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def out(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def bench(out):
+    return Bench(open_run(out), "en", Decoding(max_new_tokens=8))
+
+
+def small_grid(bench):
+    grid = [recipe for recipe in full_grid(bench, [SITE]) if recipe.strength in (1.0, 2.0)]
+    return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
+
+
+# --------------------------------------------------------------------------- prompts and recipes
+
+
+def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
+    prompts = english_prompts()
+    assert len(prompts) == 64 == len(set(prompts))
+    kinds = [i // 8 for i in range(64)]
+    assert set(kinds[::2]) == set(kinds[1::2]) == set(kinds[::4]) == set(range(8))
+
+
+def test_a_recipe_comes_back_from_json():
+    recipe = Recipe("features", "add", (SITE,), Schedule(2, 0.1), 1.3, {"top": 30})
+    assert Recipe.read(json.loads(json.dumps(recipe.plain()))) == recipe
+    with pytest.raises(UserError, match="is damaged"):
+        Recipe.read({"method": "features"})
+
+
+def test_steering_is_in_the_residual_stream_where_there_is_an_sae(out):
+    assert steering_sites(open_run(out)) == [SITE]
+
+
+def test_the_source_is_english_unless_named(out):
+    setting = open_run(out)
+    assert source_of(setting, None) == "en" and source_of(setting, "th") == "th"
+    with pytest.raises(UserError, match="no label 'xx'"):
+        source_of(setting, "xx")
+
+
+def test_random_units_are_as_many_and_as_long_as_the_features(bench):
+    features, random = (r for r in full_grid(bench, [SITE]) if r.parameters == {"top": 100} and r.strength == 1.0)
+    vectors = []
+    for recipe in (features, random):
+        changes, count = bench.changes(recipe, "de")
+        x = torch.zeros(1, 1, bench.setting.saes[0].d_in)
+        vectors.append((changes[SITE][0](x, torch.ones(1, 1, 1)).flatten(), count))
+    (one, n), (other, m) = vectors
+    assert n == m > 0
+    length = float(bench._difference(SITE, "de").norm())
+    assert float(one.norm()) == pytest.approx(length, rel=1e-5) == pytest.approx(float(other.norm()), rel=1e-5)
+    assert abs(float(torch.cosine_similarity(one, other, dim=0))) < 0.95
+
+
+# --------------------------------------------------------------------------- the sweep
+
+
+def test_a_sweep_writes_what_the_contract_says(bench, out):
+    metrics = json.loads(sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json").read_text())
+    assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
+    assert set(metrics["own"]) == {"de", "th"} and set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
+    names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half", "forcing", "perplexity"}
+    assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
+    methods = {"none", "features", "neurons", "diffmean", "random"}
+    for label in ("de", "th"):
+        for half in ("tune", "report"):
+            rows = [row for row in metrics["rows"] if row["label"] == label and row["half"] == half]
+            assert {row["method"] for row in rows} == methods
+            if half == "report":
+                assert len(rows) == 5  # one setting each
+    assert metrics["summary"][0]["method"] == "none"
+    settings = json.loads((out / "steering" / "settings.json").read_text())
+    best = {
+        label: max((r for r in metrics["rows"] if (r["label"], r["method"], r["half"]) == (label, "features", "tune")),
+                   key=lambda r: r["score"]) for label in ("de", "th")}  # fmt: skip
+    for label, row in best.items():
+        assert settings["labels"][label]["strength"] == row["strength"]
+        assert settings["labels"][label]["parameters"] == row["parameters"]
+    samples = [json.loads(line) for line in (out / "steering" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
+    assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
+    assert not (out / "steering" / "partial").exists()
+
+
+def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
+    target = out / "steering" / "metrics.json"
+    grid = small_grid(bench)
+    sweep(bench, grid, PROMPTS, target)
+    files = ("metrics.json", "settings.json", "samples.jsonl")
+    whole = [(target.parent / name).read_bytes() for name in files]
+    for name in files:
+        (target.parent / name).unlink()
+    again = Bench(open_run(out), "en", Decoding(max_new_tokens=8))
+
+    def stop(line):
+        if "1 of 2" in line:
+            raise KeyboardInterrupt
+
+    again.setting.say = stop
+    with pytest.raises(KeyboardInterrupt):
+        sweep(again, grid, PROMPTS, target)
+    assert not target.exists()
+    lines = []
+    again.setting.say = lines.append
+    sweep(again, grid, PROMPTS, target)
+    assert not any("1 of 2" in line for line in lines)  # that label was not done twice
+    assert [(target.parent / name).read_bytes() for name in files] == whole
+    lines.clear()
+    sweep(again, grid, PROMPTS, target)
+    assert lines == [f"{target} is complete already"]
+
+
+def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
+    metrics = json.loads(
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False).read_text()
+    )
+    assert {row["half"] for row in metrics["rows"]} == {"all"}
+    assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
+
+
+def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench, out):
+    shutil.rmtree(out / "steering", ignore_errors=True)
+    (out / "stats" / "mlp_act@1.safetensors").unlink(missing_ok=True)
+    recipe = Recipe("neurons", "clamp", ("mlp_act@0", "mlp_act@1"), CONSTANT, 1.0, {"top_rate": 0.5})
+    bench.need(bench.needed([recipe]))
+    made = out / "steering" / "stats" / "mlp_act@1.safetensors"
+    before = made.stat().st_mtime_ns
+    bench.need(bench.needed([recipe]))
+    assert made.stat().st_mtime_ns == before
+    assert bench.stats("mlp_act@1").width == 48
+
+
+def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
+    sites = ("mlp_act@0", "mlp_act@1")
+    recipe = Recipe("neurons", "clamp, source off", sites, CONSTANT, 1.0, {"top_rate": 0.5})
+    bench.need(bench.needed([recipe]))
+    changes, count = bench.changes(recipe, "de")
+    chosen = bench._lape(0.5)
+    x, one = torch.full((1, 1, 48), 7.0), torch.ones(1, 1, 1)
+    total = 0
+    for site in sites:
+        target, source = chosen[site]["de"], set(chosen[site]["en"]) - set(chosen[site]["de"])
+        after = changes[site][0](x, one)[0, 0] if site in changes else x[0, 0]
+        means = bench.stats(site).mean()[bench.stats(site).labels.index("de")].float()
+        for unit in range(48):
+            expected = means[unit] if unit in target else 0.0 if unit in source else 7.0
+            assert float(after[unit]) == pytest.approx(float(expected))
+        total += len(target) + len(source)
+    assert count == total > 0
+
+
+# --------------------------------------------------------------------------- the matrix
+
+
+def test_the_matrix_is_that_of_a_plain_loop(out):
+    setting = open_run(out)
+    result = matrix(setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5)
+    assert json.loads((out / "steering" / "matrix.json").read_text()) == result
+    lm, label, other = setting.lm, "de", "th"
+    units = units_of(setting, label, 5)
+    edits = {}
+    for sae in setting.saes:
+
+        def silence(x, steps, sae=sae):
+            z = sae.encode(x.flatten(0, 1)).dense()
+            kept = z.clone()
+            kept[:, units[sae.id]] = 0
+            return x + ((kept - z) @ sae.W_dec).view_as(x)
+
+        edits[lm.site(sae.site).path] = silence
+    picked = [i for i in setting.corpus.positions("test", 0) if setting.corpus.of[i] == other]
+    losses = {}
+    for i in picked:
+        ids = torch.tensor([lm.prefix + lm.tokenize([setting.corpus.texts[i]], 256)[0]])
+        with intervene(lm.model, edits, lm.special_ids), torch.no_grad():
+            p = lm.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        losses[i] = -float(p.gather(1, ids[0, 1:, None]).mean())
+    from saefeat.corpora import first_by_hash
+
+    found = [losses[i] for i in first_by_hash(setting.corpus, picked, 0, 3)]
+    cell = result["interventions"][0]["rows"][label][other]
+    assert cell["nll_median"] == pytest.approx(median(found), rel=1e-4)
+    assert cell["nll_mean"] == pytest.approx(sum(found) / 3, rel=1e-4)
+    assert cell["perplexity_mean"] == pytest.approx(sum(map(math.exp, found)) / 3, rel=1e-4)
+    assert result["interventions"][1]["units"] == "random"
+    assert result["interventions"][0]["counts"][label] == sum(map(len, units.values()))
+
+
+def test_a_matrix_that_was_killed_goes_on_to_the_same_bytes(out, tmp_path):
+    setting = open_run(out)
+    matrix(setting, tmp_path / "whole.json", sentences=2, top=5)
+
+    def stop(line):
+        if "2 of 3" in line:
+            raise KeyboardInterrupt
+
+    setting.say = stop
+    with pytest.raises(KeyboardInterrupt):
+        matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+    lines = []
+    setting.say = lines.append
+    matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+    assert len(lines) == 1
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["cut.json", "whole.json"]
+
+
+def test_the_labels_whose_own_text_suffers_most_are_counted():
+    def row(**values):
+        return {label: {"nll_median": value} for label, value in values.items()}
+
+    result = {
+        "baseline": row(a=1.0, b=2.0),
+        "interventions": [
+            {"edit": "ablate", "units": "features", "rows": {"a": row(a=1.5, b=2.1), "b": row(a=2, b=3)}}
+        ],
+    }
+    assert own_is_most(result, "ablate") == ["a"]  # b: both rise by 1
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
+    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man", "--json",
+                            "--prompt", "Water is", "--max-new-tokens", 8)  # fmt: skip
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
+    assert set(rows[0]) == {"prompt", "label", "strength", "text", "twin", "judged", "judged_twin", "perplexity",
+                            "perplexity_twin"}  # fmt: skip
+    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man")
+    assert code == 0 and "unsteered" in text and "  de  " in text
+
+
+def test_strength_zero_is_the_twin(saefeat, out):
+    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man",
+                            "--strength", 0, "--json")  # fmt: skip
+    row = json.loads(text)
+    assert code == 0 and row["text"] == row["twin"] and row["perplexity"] == row["perplexity_twin"]
+
+
+def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
+    sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json")
+    recipe = recipe_for(bench, "th")
+    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "th", "--prompt", "The old man", "--json")
+    assert code == 0 and json.loads(text)["strength"] == recipe.strength
+    for method in ("neurons", "random", "diffmean"):
+        assert saefeat("steer", "generate", "--run", out, "--label", "th", "--prompt", "A", "--method", method)[0] == 0
+
+
+def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("The old man\n\nWater is\n")
+    target = out / "steering" / "metrics.json"
+    code, text, err = saefeat("steer", "sweep", "--run", out, "--out", target, "--prompts", prompts,
+                              "--max-new-tokens", 7)  # fmt: skip
+    assert code == 0 and "features" in text and "de (1 of 2)" in err and target.exists()
+    code, text, _ = saefeat("steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5)
+    assert code == 0 and "ablate: the own median NLL rises most for" in text
+
+
+REFUSED = {
+    "an unknown label": (["--label", "xx", "--prompt", "A"], "no setting for xx|no label 'xx'"),
+    "the source": (["--label", "en", "--prompt", "A"], "en is the source|no setting for en"),
+    "a strength that is no number": (["--label", "de", "--prompt", "A", "--strength", "nan"], "not a finite number"),
+    "an infinite strength": (["--label", "de", "--prompt", "A", "--strength", "inf"], "not a finite number"),
+    "an empty prompt": (["--label", "de", "--prompt", " "], "prompt 1 is empty"),
+    "no prompt": (["--label", "de"], "give --prompt"),
+    "a prompt that is too long": (["--label", "de", "--prompt", "word " * 3000], "exceeds"),
+    "an unknown source": (["--label", "de", "--prompt", "A", "--source", "xx"], "no label 'xx'"),
+    "an unknown method": (["--label", "de", "--prompt", "A", "--method", "magic"], "no setting for magic"),
+    "a chat without a template": (["--label", "de", "--prompt", "A", "--chat"], "no chat template"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSED))
+def test_bad_input_gets_one_sentence(saefeat, out, case):
+    arguments, sentence = REFUSED[case]
+    code, text, err = saefeat("steer", "generate", "--run", out, *arguments)
+    assert code == 2 and not text
+    assert re.search(sentence, err), err
+    assert len([line for line in err.splitlines() if line.startswith("saefeat: ")]) == 1
+
+
+def test_a_run_without_statistics_is_refused(saefeat, out):
+    shutil.rmtree(out / "stats")
+    code, _, err = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "A")
+    assert code == 2 and "holds no statistics" in err
+
+
+def test_a_run_of_another_model_is_refused(saefeat, out, save_lm):
+    index = json.loads((out / "run.json").read_text())
+    shutil.rmtree(index["arguments"]["model"] + "-other", ignore_errors=True)
+    index["arguments"]["model"] = str(save_lm(out.parent / "other", seed=5))
+    (out / "run.json").write_text(json.dumps(index))
+    code, _, err = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "A")
+    assert code == 2 and "has changed since the run" in err
+
+
+def test_no_run_and_files_of_others_are_refused(saefeat, out, tmp_path):
+    assert saefeat("steer", "generate", "--run", tmp_path, "--label", "de", "--prompt", "A")[0] == 2
+    other = tmp_path / "other.json"
+    other.write_text('{"mine": 1}')
+    for command in ("sweep", "matrix"):
+        code, _, err = saefeat("steer", command, "--run", out, "--out", other)
+        assert code == 2 and "something else" in err
+    assert other.read_text() == '{"mine": 1}'
+    code, _, err = saefeat("steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--sites", "resid_post@1")
+    assert code == 2 and "no SAE at resid_post@1" in err
