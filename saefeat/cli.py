@@ -508,7 +508,9 @@ def steer_sweep(
     run: Run,
     out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
     sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
+    strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default 1,1.3,1.6,2.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
+    labels: Labels = None,
     source: Source = None,
     max_new_tokens: NewTokens = 24,
     temperature: Temperature = 0.8,
@@ -516,8 +518,9 @@ def steer_sweep(
 ) -> None:
     """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
     from saefeat.pipeline.steer import steering_sites
-    from saefeat.pipeline.sweep import english_prompts, full_grid, sweep
+    from saefeat.pipeline.sweep import STRENGTHS, english_prompts, full_grid, sweep
 
+    forces = tuple(_number(text) for text in _split(strengths) or ()) or STRENGTHS
     lines = english_prompts() if prompts is None else [line for line in _input_lines(prompts) if line.strip()]
     if len(lines) < 2:
         raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
@@ -526,7 +529,21 @@ def steer_sweep(
     places = _split(sites) or steering_sites(bench.setting)
     for site in places:
         bench.saes_at(site)
-    _print_steering(_read(sweep(bench, full_grid(bench, places), lines, out)))
+    names = _split(labels)
+    for name in names or ():
+        bench.check_label(name)
+    _print_steering(_read(sweep(bench, full_grid(bench, places, forces), lines, out, labels=names)))
+
+
+def _number(text: str) -> float:
+    from saefeat.steering import check_strength
+
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"the strength {text!r} is not a number") from error
+    check_strength(value)
+    return value
 
 
 @steer_app.command("matrix")

@@ -17,7 +17,7 @@ from saefeat.io import UserError
 from saefeat.models import LanguageModel
 
 SKIPPED = 5  # new tokens before perplexity is measured: the switch of language itself is not what is judged
-BATCH = 64  # prompts decoded together
+BATCH = 128  # prompts decoded together
 _LOGITS = 2**28  # greatest number of logits held at once
 
 
@@ -137,7 +137,8 @@ def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Seque
         ids, mask = _padded(lm, [rows[i] for i in group])
         wanted = max(counts[i] for i in group)
         with torch.inference_mode():
-            logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **_last(lm, wanted + 1)).logits
+            more = {**_positions(lm, mask), **_last(lm, wanted + 1)}
+            logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
                 n = counts[i]
                 loss = torch.nn.functional.cross_entropy(
@@ -177,6 +178,13 @@ def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, T
     ids = [[*gap, *row] for gap, row in zip(gaps, rows, strict=True)]
     mask = [[0] * len(gap) + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
     return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
+
+
+def _positions(lm: LanguageModel, mask: Tensor) -> dict[str, Tensor]:
+    """Positions counted from the first token that is not padding, which GPT-2 does not see for itself."""
+    if "position_ids" not in inspect.signature(lm.model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
 def _last(lm: LanguageModel, n: int) -> dict[str, Tensor]:

@@ -94,9 +94,10 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
     steps = _Steps(special_ids)
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        steps.read(kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask"), past)
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        past = None if cache is None else int(cache.get_seq_length())
+        by_token = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # static caches bring others
+        steps.read(kwargs.get("input_ids", args[0] if args else None), by_token, past)
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -125,26 +126,26 @@ class _Steps:
 
     def __init__(self, special_ids: frozenset[int]) -> None:
         self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
-        self.prompt: Tensor | None = None  # ids of the prompt that is being continued
-        self.start = 0  # tokens before the first generated one
+        self.prompt: Tensor | None = None  # ids of the prompt that is being continued without a cache
+        self.start: int | None = None  # tokens before the first generated one
         self.length = 0  # of all tokens in the last pass, with those in the cache
         self.now: Tensor | None = None  # int64 [batch, tokens]
 
-    def read(self, ids: Tensor | None, mask: Tensor | None, past: int) -> None:
-        """Look at one forward pass; past: tokens in its cache."""
+    def read(self, ids: Tensor | None, mask: Tensor | None, past: int | None) -> None:
+        """Look at one forward pass; mask [batch, tokens with those in the cache]; past: tokens in its cache, if any."""
         if ids is None:
-            self.now = self.prompt = None
+            self.now = self.prompt = self.start = None
             return
-        total = mask.shape[1] if mask is not None and mask.dim() == 2 else past + ids.shape[1]
+        total = (past or 0) + ids.shape[1] if mask is None else mask.shape[1]
         if ids.shape[1] == 1 and total > 1:  # a step with a cache
-            if self.prompt is None:
+            if self.start is None or total != self.length + 1:  # of a text whose beginning was not seen
                 self.start = total - 1
-            self.now = torch.full_like(ids, max(total - self.start, 1))
-        elif self._goes_on(ids):
+            self.now = torch.full_like(ids, total - self.start)
+        elif past is None and self.start is not None and self._goes_on(ids):
             step = torch.arange(ids.shape[1], device=ids.device) - self.start + 1
             self.now = torch.where(step > 0, step, self._prompt_steps(ids, mask))
         else:
-            self.prompt, self.start = ids, total
+            self.prompt, self.start = ids if past is None else None, total
             self.now = self._prompt_steps(ids, mask)
         self.length = total
 
@@ -156,7 +157,7 @@ class _Steps:
 
     def _prompt_steps(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         kept = torch.isin(ids, self.special.to(ids.device, ids.dtype))
-        if mask is not None and mask.dim() == 2:
+        if mask is not None:
             kept |= ~mask[:, -ids.shape[1] :].bool()
         return -kept.long()
 

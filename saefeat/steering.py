@@ -37,15 +37,19 @@ class Schedule:
     rest None: the full strength throughout.
     """
 
-    first: int = 4
+    first: int = 2
     rest: float | None = 0.3
 
     def strengths(self, steps: Tensor, strength: float | Tensor) -> Tensor:
         """float32 [batch, tokens, 1] for the steps (see `hooks.Edit`), 0 where nothing is to be edited.
 
-        strength: one for all, or float32 [batch], one a row.
+        strength: one for all, or float32 [batch], one a row; UserError for another number of them.
         """
         full = torch.as_tensor(strength, dtype=torch.float32, device=steps.device).view(-1, 1)
+        if len(full) not in (1, len(steps)):
+            raise UserError(
+                f"there are {len(full)} strengths for a batch of {len(steps)} rows; give one for all or each"
+            )
         later = full if self.rest is None else full.clamp(-self.rest, self.rest)
         return torch.where(steps > self.first, later, full).masked_fill(steps < 0, 0.0)[..., None]
 
@@ -97,8 +101,11 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
     directions = dictionary.directions[index.to(dictionary.directions.device)]
 
     def on_features(x: Tensor, strength: Tensor) -> Tensor:
-        z = dictionary.encode(x.flatten(0, -2)).of(index.to(x.device)).view(*x.shape[:-1], -1)
-        return x + (rule(z, strength) - z) @ directions
+        flat = x.flatten(0, -2)
+        z = dictionary.encode(flat).of(index.to(x.device)).view(*x.shape[:-1], -1)
+        changed = x + (rule(z, strength) - z) @ directions
+        keeps = dictionary.keeps(flat)  # tokens of outlier norm are left alone, as in the statistics
+        return changed if keeps is None else torch.where(keeps.view(*x.shape[:-1], 1), changed, x)
 
     return on_features
 
@@ -122,12 +129,13 @@ def apply(
     strength: one for all, or float32 [batch], one a row. Raises UserError where it is not finite.
     """
     check_strength(strength)
+    by_path: dict[str, list[Change]] = {}  # one module may have two names
+    for site, here in changes.items():
+        by_path.setdefault(lm.site(site).path, []).extend(here)
     with ExitStack() as stack:
-        for place in range(max(map(len, changes.values()), default=0)):
+        for place in range(max(map(len, by_path.values()), default=0)):
             edits = {
-                lm.site(site).path: scheduled(here[place], strength, schedule)
-                for site, here in changes.items()
-                if place < len(here)
+                path: scheduled(here[place], strength, schedule) for path, here in by_path.items() if place < len(here)
             }
             stack.enter_context(intervene(lm.model, edits, lm.special_ids))
         yield
@@ -166,7 +174,7 @@ def steer(
     *,
     edit: str = "add",
     source: str | None = None,
-    schedule: Schedule = CONSTANT,
+    schedule: Schedule | None = None,
     stats: str | Path | None = None,
     dictionaries: Mapping[str, Dictionary] | None = None,
 ) -> Iterator[None]:
@@ -177,6 +185,8 @@ def steer(
             suppresses; 0 changes no bit.
         edit: add, scale, clamp, raise (clamp to at least), ablate, replace.
         source: the label that is steered away from; None: the mean of the others.
+        schedule: default full strength on the prompt and the first tokens and little after for `add`, constant for
+            edits of units, whose weak form would hold the units down.
         stats: directory of the statistics; default the one that was ranked, by the selection's header.
         dictionaries: by id; default those at the paths in the selection's header.
 
@@ -186,7 +196,7 @@ def steer(
     """
     check_strength(strength)
     changes = changes_of(lm, selection, label, edit=edit, source=source, stats=stats, dictionaries=dictionaries)
-    with apply(lm, changes, strength, schedule):
+    with apply(lm, changes, strength, schedule or (Schedule() if edit == "add" else CONSTANT)):
         yield
 
 
@@ -200,7 +210,7 @@ def changes_of(
     stats: str | Path | None = None,
     dictionaries: Mapping[str, Dictionary] | None = None,
 ) -> dict[str, list[Change]]:
-    """Site -> changes that the units of a label make; see `steer`. Several sites share the force: each gets its own."""
+    """Site -> changes that the units of a label make; see `steer`. Each site gets the force of its own means."""
     if edit not in EDITS:
         raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}")
     rows = selection.for_label(label)
@@ -212,14 +222,21 @@ def changes_of(
     if model.get("fingerprint") not in (None, lm.fingerprint):
         raise UserError(f"the selection is of the model {model.get('name')}, not of {lm.name}")
     folder = Path(stats or selection.header.get("stats") or "")
-    changes: dict[str, list[Change]] = {}
+    chosen: dict[str, list[tuple[Dictionary, list[int]]]] = {}
     for name, entry in selection.dictionaries.items():
         units = rows.units(name)[label]
         if units:
             dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
-            change = unit_change(lm, dictionary, units, folder, label, source, edit)
-            changes.setdefault(entry["site"], []).append(change)
-    return changes
+            if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
+                raise UserError(f"the dictionary {name} has changed since it was ranked; collect and rank again")
+            on_device = dictionary.to(lm.device) if isinstance(dictionary, SAE) else dictionary
+            chosen.setdefault(entry["site"], []).append((on_device, units))
+    if edit == "replace":
+        means = {site: label_mean(load_stats(folder, site), label).float().to(lm.device) for site in chosen}
+        return {site: [replace(mean)] for site, mean in means.items()}
+    if edit == "add":
+        return {site: [add(_force(folder, site, here, label, source).to(lm.device))] for site, here in chosen.items()}
+    return {site: [_patch(lm, folder, *each, label, edit) for each in here] for site, here in chosen.items()}
 
 
 def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
@@ -228,39 +245,33 @@ def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
         return Identity(str(entry["site"]), int(str(entry["width"])))
     from saefeat.sae.store import load_sae
 
-    sae = load_sae(Path(str(entry.get("path"))))
-    if sae.identity["fingerprint"] != entry.get("fingerprint"):
-        raise UserError(f"the SAE at {entry.get('path')} has changed since it was ranked; collect and rank again")
-    return sae
+    dtype = entry.get("dtype")
+    return load_sae(Path(str(entry.get("path"))), dtype=None if dtype is None else str(dtype))
 
 
-def unit_change(
-    lm: LanguageModel,
-    dictionary: Dictionary,
-    units: Sequence[int],
-    folder: Path,
-    label: str,
-    source: str | None,
-    edit: str,
+def _force(
+    folder: Path, site: str, chosen: Sequence[tuple[Dictionary, Sequence[int]]], label: str, source: str | None
+) -> Tensor:
+    """What all chosen units of a site push along, in the length of its difference of means. float32 [d]."""
+    towards = mean_difference(load_stats(folder, site), label, source)
+    vector = torch.zeros_like(towards)
+    for dictionary, units in chosen:
+        difference = mean_difference(_stats_of(folder, dictionary), label, source)
+        if isinstance(dictionary, SAE):
+            vector += feature_vector(dictionary, units, difference).cpu()
+        else:
+            vector[list(units)] += difference[list(units)]
+    return of_length(vector, float(towards.norm()))
+
+
+def _patch(
+    lm: LanguageModel, folder: Path, dictionary: Dictionary, units: Sequence[int], label: str, edit: str
 ) -> Change:
-    """The change that an edit of these units makes, in the force of the label. folder: of the statistics."""
-    on_device = dictionary.to(lm.device) if isinstance(dictionary, SAE) else dictionary
+    """The change that an edit makes to the values of units."""
     if edit in ("scale", "ablate"):
-        return {"scale": scale, "ablate": ablate}[edit](on_device, units)
-    if edit == "replace":
-        return replace(label_mean(load_stats(folder, dictionary.site), label).float().to(lm.device))
-    own = load_stats(folder, dictionary.id)
-    if edit in ("clamp", "raise"):
-        values = label_mean(own, label)[list(units)].float().to(lm.device)
-        return clamp(on_device, units, values, least=edit == "raise")
-    length = float(mean_difference(load_stats(folder, dictionary.site), label, source).norm())
-    difference = mean_difference(own, label, source)
-    if isinstance(on_device, SAE):
-        vector = feature_vector(on_device, units, difference)
-    else:
-        vector = torch.zeros(len(difference), dtype=torch.float64)
-        vector[list(units)] = difference[list(units)]
-    return add(of_length(vector, length).to(lm.device))
+        return {"scale": scale, "ablate": ablate}[edit](dictionary, units)
+    values = label_mean(_stats_of(folder, dictionary), label)[list(units)].float().to(lm.device)
+    return clamp(dictionary, units, values, least=edit == "raise")
 
 
 def label_mean(stats: Stats, label: str) -> Tensor:
@@ -268,6 +279,16 @@ def label_mean(stats: Stats, label: str) -> Tensor:
     if label not in stats.labels:
         raise UserError(f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}")
     return stats.mean().cpu()[stats.labels.index(label)]
+
+
+def _stats_of(folder: Path, dictionary: Dictionary) -> Stats:
+    """Statistics of this very dictionary; raises UserError when they are not there or of another one of its name."""
+    stats = load_stats(folder, dictionary.id)
+    if stats.header["dictionary"].get("fingerprint") != dictionary.identity["fingerprint"]:
+        raise UserError(
+            f"the statistics of {dictionary.id} in {folder} are of another dictionary; collect and rank again"
+        )
+    return stats
 
 
 def load_stats(folder: Path, name: str) -> Stats:

@@ -166,9 +166,11 @@ def _rank_all(setting: Setting) -> None:
 
 
 def _show(setting: Setting) -> None:
-    selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
     saes = {sae.id: sae for sae in setting.saes}
-    rows = shown_units(setting.lm, selection, saes, setting.out / "examples")
+    rows = []
+    for method in ("sae-lape", "feature-diffmean"):
+        selection = Selection.load(setting.out / "selections" / f"{method}.parquet")
+        rows += shown_units(setting.lm, selection, saes, setting.out / "examples")
     add_activations(setting.lm, rows, saes)
     add_histograms(setting.lm, rows, saes, setting.plan)
     write_json(setting.out / "examples" / "shown.json", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def shown_units(
     rows = selection.head(n).to_pandas().to_dict("records")
     for row in rows:
         row |= {"method": selection.header["method"], "tokens": [], "passages": []}
+        row["max"] = row["max"] if math.isfinite(row["max"]) else None  # a unit that never fires for its label
     by_dictionary: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_dictionary.setdefault(row["dictionary"], []).append(row)

@@ -63,7 +63,7 @@ class Recipe:
 
 
 NONE = Recipe("none", "none", (), CONSTANT, 0.0)
-DEFAULT = Recipe("features", "add", (), Schedule(), 1.3, {"top": 100})
+DEFAULT = Recipe("features", "add", (), Schedule(), 1.3, {"top": 300})
 
 
 def steering_sites(setting: Setting) -> list[str]:
@@ -193,10 +193,7 @@ class Bench:
 
     def changes(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Site -> changes of a recipe for a label, and the number of units that they are made of."""
-        if label not in self.setting.corpus.labels:
-            raise UserError(f"there is no label {label!r} in this run; it has {', '.join(self.setting.corpus.labels)}")
-        if label == self.source:
-            raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
+        self.check_label(label)
         make = {"features": self._features, "random": self._features, "neurons": self._neurons}
         if recipe.method == "none":
             return {}, 0
@@ -204,6 +201,13 @@ class Bench:
             return {site: [steering.add(self._difference(site, label).to(self.setting.lm.device))]
                     for site in recipe.sites}, 0  # fmt: skip
         return make[recipe.method](recipe, label)
+
+    def check_label(self, label: str) -> None:
+        """Raises UserError for a label that cannot be steered towards."""
+        if label not in self.setting.corpus.labels:
+            raise UserError(f"there is no label {label!r} in this run; it has {', '.join(self.setting.corpus.labels)}")
+        if label == self.source:
+            raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
 
     def _difference(self, site: str, label: str) -> torch.Tensor:
         return mean_difference(self.stats(site), label, self.source).float()

@@ -18,9 +18,10 @@ from saefeat.pipeline.steer import NONE, Bench, Recipe
 from saefeat.steering import CONSTANT, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
-TOPS = (30, 100, 300)
+SCHEDULES = (Schedule(), Schedule(rest=0.15))
+TOPS = (100, 300)
 RATES = (0.03, 0.05)
-START_ONLY = Schedule(rest=0.0)  # patches end after the first tokens: a weak one would hold the units down
+START_ONLY = Schedule(first=4, rest=0.0)  # of patches: weak ones would hold the units down
 SAMPLES = 4  # prompts of each label and method that are kept with their continuations
 
 
@@ -30,22 +31,22 @@ def english_prompts() -> list[str]:
     return [prompt for group in kinds.values() for prompt in group]
 
 
-def full_grid(bench: Bench, sites: Sequence[str]) -> list[Recipe]:
+def full_grid(bench: Bench, sites: Sequence[str], strengths: Sequence[float] = STRENGTHS) -> list[Recipe]:
     """What `steer sweep` tries: features, random units and the difference of means at the sites, and LAPE neurons."""
-    schedule, places = Schedule(), tuple(sites)
-    all_neurons = tuple(f"mlp_act@{layer}" for layer in range(bench.setting.lm.n_layers))
+    places, vectors = tuple(sites), [("features", {"top": top}) for top in TOPS]
+    vectors += [("random", {"top": TOPS[0]}), ("diffmean", {})]
     grid = [
-        Recipe(method, "add", places, schedule, strength, {"top": top})
-        for method, tops in (("features", TOPS), ("random", TOPS[1:2]))
-        for top in tops
-        for strength in STRENGTHS
+        Recipe(method, "add", places, schedule, strength, parameters)
+        for method, parameters in vectors
+        for schedule in SCHEDULES
+        for strength in strengths
     ]
-    grid += [Recipe("diffmean", "add", places, schedule, strength) for strength in STRENGTHS]
+    layers = tuple(f"mlp_act@{layer}" for layer in range(bench.setting.lm.n_layers))
+    patches = (("clamp", CONSTANT), ("clamp, source off", CONSTANT), ("clamp, source off", START_ONLY))
     grid += [
-        Recipe("neurons", edit, all_neurons, when, strength, {"top_rate": rate})
+        Recipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
         for rate in RATES
-        for edit in ("clamp", "clamp, source off")
-        for when in (CONSTANT, START_ONLY)
+        for edit, schedule in patches
         for strength in (1.0, 1.5)
     ]
     return grid
@@ -55,7 +56,7 @@ def demo_grid(sites: Sequence[str]) -> list[Recipe]:
     """What the demo tries: features and the difference of means."""
     return [
         Recipe(method, "add", tuple(sites), Schedule(), strength, parameters)
-        for method, parameters in (("features", {"top": 100}), ("diffmean", {}))
+        for method, parameters in (("features", {"top": 300}), ("diffmean", {}))
         for strength in STRENGTHS
     ]
 
@@ -84,14 +85,24 @@ class _Label:
         return cls(entry["rows"], Own(**entry["own"]), recipes, outcomes)
 
 
-def sweep(bench: Bench, grid: Sequence[Recipe], prompts: Sequence[str], out: Path, *, halves: bool = True) -> Path:
+def sweep(
+    bench: Bench,
+    grid: Sequence[Recipe],
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    halves: bool = True,
+    labels: Sequence[str] | None = None,
+) -> Path:
     """Write `metrics.json` at `out`, and `settings.json` and `samples.jsonl` beside it; run again to resume.
 
     halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
     method that has something to tune.
+    labels: steer towards these only; default all but the source.
     """
     folder = make_dir(out.parent)
-    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
+    wanted = list(labels or bench.labels)
+    request = fingerprint([wanted, [recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
                            bench.source, bench.setting.lm.fingerprint])  # fmt: skip
     if out.exists() and read_json(out).get("request") == request:
         bench.setting.say(f"{out} is complete already")
@@ -101,7 +112,7 @@ def sweep(bench: Bench, grid: Sequence[Recipe], prompts: Sequence[str], out: Pat
     parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
     texts = list(prompts[1::2] if halves else prompts)
     found: dict[str, _Label] = {}
-    for number, label in enumerate(bench.labels, 1):
+    for number, label in enumerate(wanted, 1):
         kept = folder / "partial" / f"{number:03d}.json"
         if kept.exists() and read_json(kept)["request"] == request:
             found[label] = _Label.read(read_json(kept))
@@ -109,7 +120,7 @@ def sweep(bench: Bench, grid: Sequence[Recipe], prompts: Sequence[str], out: Pat
         found[label] = _sweep_label(bench, grid, label, parts)
         write_json(kept, {"request": request, **found[label].plain()})
         best = found[label].rows[-1]
-        bench.setting.say(f"steering: {label} ({number} of {len(bench.labels)}), features forcing "
+        bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), features forcing "
                           f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
     _write(bench, found, texts, out, {"request": request, "prompts": len(prompts)})
     shutil.rmtree(folder / "partial")
