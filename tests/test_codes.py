@@ -110,6 +110,25 @@ def test_sparse_codes_made_dense_stand_at_their_units():
     assert codes.dense().tolist() == [[1, 0, 0, 0, 2], [0, 3, 0, 0, 0]]
 
 
+@settings(deadline=None, max_examples=60)
+@given(examples(), st.integers(0, 9), st.randoms(use_true_random=False))
+def test_the_values_of_chosen_units_are_the_columns_of_the_dense_codes(case, seed, random):
+    dense, _ = tensors(*case)
+    width = case[2]
+    units = torch.tensor(random.sample(range(width), random.randint(0, width)), dtype=torch.int64)
+    for codes in (Codes(dense, None, width), sparse(dense, seed)):
+        assert torch.equal(codes.of(units), dense[:, units])
+
+
+def test_chosen_units_that_are_not_among_the_codes_are_0():
+    codes = Codes(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.tensor([[4, 0], [1, 2]]), 6)
+    assert codes.of(torch.tensor([4, 5, 1, 2])).tolist() == [[2, 0, 0, 0], [0, 0, 3, 0]]
+    assert codes.of(torch.tensor([5])).tolist() == [[0], [0]]
+    assert codes.of(torch.tensor([], dtype=torch.int64)).shape == (2, 0)
+    nothing = Codes(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.int64), 6)
+    assert nothing.of(torch.tensor([4, 5])).shape == (0, 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("nan")])
 @pytest.mark.parametrize("kind", ["sparse", "dense", "signed"])
 def test_an_activation_that_is_no_number_fails_the_run(kind, bad):

@@ -149,7 +149,9 @@ def read_index(out: Path) -> dict[str, Any]:
     sections = ("arguments", "model", "corpus", "sites")
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or any(name not in index for name in sections):
         raise UserError(f"{out / 'run.json'} is damaged or of another version; start a new run")
-    if not set(index["arguments"]) <= {f.name for f in fields(RunConfig)}:
+    names = {f.name for f in fields(RunConfig)}
+    # Those that came later take their defaults.
+    if not {"model", "corpus"} <= set(index["arguments"]) <= names:
         raise UserError(f"{out / 'run.json'} is of another version; start a new run")
     return index
 

@@ -7,25 +7,24 @@ from pathlib import Path
 from saefeat.io import UserError, write_bytes
 from saefeat.report.page import render
 from saefeat.report.parts import read_run
+from saefeat.report.tables import write_tables
 
 __all__ = ["write_report"]
 
-_PARTS = ("run.json", "saes", "stats", "selections", "lid")
-
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html` atomically and return its path; the same run directory gives the same bytes.
+    """Write `run/report.html` and its tables `run/tables/*.csv`, each atomically; returns the page's path.
 
-    Parts that the run does not have are named as missing on the page.
+    The same run directory gives the same bytes. Parts that the run does not have are named as missing on the page.
 
     Raises:
-        UserError: `run` is not a run directory, or one of its files is damaged.
+        UserError: `run` is not a run directory, the run is unfinished, or one of its files is damaged.
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a directory; give the --out of `saefeat run` or `saefeat demo`")
-    if not any((run / name).exists() for name in _PARTS):
-        raise UserError(f"{run} is not a run directory: it holds none of {', '.join(_PARTS)}")
-    page = render(read_run(run))
+    view, data, tables = read_run(run)
+    page = render({**view, "tables": sorted(tables)}, data)
+    write_tables(run / "tables", tables)
     # Text of a corpus may hold lone surrogates, which UTF-8 cannot.
     write_bytes(run / "report.html", page.encode("utf-8", "replace"))
     return run / "report.html"

@@ -22,6 +22,20 @@ def model_name(record: dict[str, Any]) -> str:
     return str(name).rstrip("/").split("/")[-1] if name else ""
 
 
+def about(record: dict[str, Any]) -> list[str]:
+    """The run in a line: corpus, examples, seed, as far as they are recorded."""
+    corpus = record.get("corpus")
+    seeds = record.get("seeds")
+    found = []
+    if isinstance(corpus, dict) and corpus.get("name"):
+        found.append(as_text(corpus["name"]))
+        if isinstance(corpus.get("examples"), int):
+            found.append(f"{corpus['examples']:,} texts")
+    if isinstance(seeds, dict):
+        found += [f"{key} {as_text(value)}" for key, value in seeds.items()]
+    return found
+
+
 def fact_groups(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Groups {name, open, rows: [(name, value)]}: one for the scalars, then one for each dict or list."""
     scalars = {key: value for key, value in record.items() if not isinstance(value, dict)}
@@ -49,7 +63,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def as_text(value: Any) -> str:
     """A value on one line, cut where it is very long."""
-    if value is None:
+    if value is None or value == []:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -1,125 +1,88 @@
-(() => {
-  "use strict";
-  const byId = (id) => document.getElementById(id);
-  const data = JSON.parse(byId("data").textContent);
-  const inputs = (name) => document.querySelectorAll(`input[name="${name}"]`);
-  const chosen = (name) => Number(document.querySelector(`input[name="${name}"]:checked`)?.value ?? 0);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+// Start: draw what is there, and listen.
 
-  // Plotly reads tags and entities in its texts; labels are plain.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const data = await unpack("data");
 
-  function showUnits() {
-    const method = chosen("method"), label = chosen("label");
-    for (const part of document.querySelectorAll("[data-method]")) {
-      const otherLabel = "label" in part.dataset && Number(part.dataset.label) !== label;
-      part.hidden = Number(part.dataset.method) !== method || otherLabel;
+function showMethod() {
+  if (byId("feature-method")) byId("feature-method").value = picked("method");
+  for (const part of document.querySelectorAll("[data-method]")) part.hidden = part.dataset.method !== (picked("method") ?? "0");
+}
+
+function watch(id, draw) {
+  byId(id)?.addEventListener("change", draw);
+}
+
+function switchTheme() {
+  const root = document.documentElement;
+  const dark = getComputedStyle(root).colorScheme.includes("dark") && (root.style.colorScheme || matchMedia("(prefers-color-scheme: dark)").matches);
+  root.style.colorScheme = dark ? "light" : "dark";
+}
+
+function followSections() {
+  const links = new Map([...document.querySelectorAll("nav a[href^='#']")].map((link) => [link.hash.slice(1), link]));
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const link = links.get(target.id);
+      if (!isIntersecting) link?.removeAttribute("aria-current");
+      else if (link) {
+        link.setAttribute("aria-current", "true");
+        const row = link.parentElement;
+        row.scrollTo({ left: link.offsetLeft - row.clientWidth / 2 + link.clientWidth / 2 });
+      }
     }
-  }
+  }, { rootMargin: "-25% 0px -70%" });
+  for (const section of document.querySelectorAll("main > section")) observer.observe(section);
+}
 
-  const short = (name) => (name.length > 26 ? name.slice(0, 25) + "…" : name);
-  const longest = (names) => Math.max(0, ...names.map((name) => short(name).length));
-
-  // An axis of names at 0, 1, 2, ...; where cells are too narrow for every name, each nth is written.
-  function axisOf(names, cell, size, more) {
-    const step = Math.ceil((size + 2) / cell);
-    const at = names.map((_, i) => i).filter((i) => i % step === 0);
-    return { tickvals: at, ticktext: at.map((i) => plain(short(names[i]))), fixedrange: true, showgrid: false,
-      zeroline: false, ticks: "", ticklabelstandoff: 5, tickfont: { size }, ...more };
-  }
-
-  function heatMap(plot, { z, counts, hover, columns, rows, square }) {
-    const width = plot.parentElement.clientWidth - 14, size = width < 520 ? 10 : 12;
-    const tilted = longest(columns) > 2;
-    const below = tilted ? longest(columns) * size * 0.56 : size;
-    const margin = { t: 12, r: 12, l: longest(rows) * size * 0.62 + 18, b: below + 22 };
-    const across = Math.max((width - margin.l - margin.r) / Math.max(columns.length, 1), 1);
-    const cell = square ? Math.min(across, 40) : Math.min(across, 120);
-    const down = square ? cell : rows.length > 60 ? 12 : 26;
-    const text = counts.map((row) => row.map((n) => n || ""));
-    const ink = { family: colour("--text"), color: colour("--ink"), size: Math.min(size, cell / 2.2) };
-    const trace = { type: "heatmap", z, customdata: hover, xgap: cell > 8 ? 1 : 0, ygap: down > 8 ? 1 : 0,
-      showscale: false, zmin: 0, colorscale: [[0, colour("--empty")], [1, colour("--heat")]],
-      hovertemplate: "%{customdata}<extra></extra>",
-      ...(Math.min(cell, down) > 13 ? { text, texttemplate: "%{text}", textfont: ink } : {}) };
-    const layout = { width: margin.l + margin.r + cell * columns.length,
-      height: margin.t + margin.b + down * rows.length, margin, font: { ...ink, size },
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      hoverlabel: { font: { family: colour("--text"), size: 13 } },
-      xaxis: axisOf(columns, cell, size, { tickangle: tilted ? -60 : 0 }),
-      yaxis: axisOf(rows, down, size, { autorange: "reversed" }) };
-    return Plotly.react(plot, [trace], layout, { displayModeBar: false });
-  }
-
-  function drawConfusion() {
-    const plot = byId("confusion-plot");
-    if (!plot) return;
-    const { labels, confusion } = data.confusion;
-    const cells = confusion[byId("confusion-head").value][byId("confusion-length").value] ?? [];
-    const columns = [...labels, "unknown"];
-    const counts = labels.map(() => columns.map(() => 0));
-    for (let i = 0; i < cells.length; i += 3) counts[cells[i]][cells[i + 1]] = cells[i + 2];
-    const percent = (n, sum) => `${(100 * n / sum).toFixed(1)} %`;
-    const sums = counts.map((row) => Math.max(1, row.reduce((a, b) => a + b, 0)));
-    heatMap(plot, { rows: labels, columns, counts, square: true,
-      z: counts.map((row, r) => row.map((n) => Math.sqrt(n / sums[r]))),
-      hover: counts.map((row, r) => row.map((n, c) =>
-        `${plain(labels[r])} called ${plain(columns[c])}: ${n} of ${sums[r]} (${percent(n, sums[r])})`)) });
-  }
-
-  function drawFeatures() {
-    const plot = byId("features-plot");
-    if (!plot) return;
-    const { labels, dictionaries, counts } = data.features[chosen("method")];
-    heatMap(plot, { rows: labels, columns: dictionaries, counts, z: counts, square: false,
-      hover: counts.map((row, r) => row.map((n, c) => `${plain(labels[r])}, ${plain(dictionaries[c])}: ${n} units`)) });
-    plot.removeAllListeners("plotly_click");
-    plot.on("plotly_click", (event) => chooseLabel(labels[Math.round(event.points[0].y)]));
-  }
-
-  function chooseLabel(label) {
-    const input = document.querySelector(`input[name="label"][value="${data.labels.indexOf(label)}"]`);
-    if (!input) return;
-    input.checked = true;
-    showUnits();
-    byId("units").scrollIntoView();
-  }
-
-  function draw() {
-    drawConfusion();
-    drawFeatures();
-  }
-
-  async function unpackPlotly() {
-    const bytes = Uint8Array.from(atob(byId("plotly").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
-    document.head.append(script);
-  }
-
-  function onEveryChange() {
-    byId("confusion-head")?.addEventListener("change", drawConfusion);
-    byId("confusion-length")?.addEventListener("change", drawConfusion);
-    for (const input of inputs("method")) input.addEventListener("change", drawFeatures);
-    dark.addEventListener("change", draw);
-    let last = innerWidth, timer;
-    addEventListener("resize", () => {
-      if (innerWidth === last) return;
-      last = innerWidth;
-      clearTimeout(timer);
-      timer = setTimeout(draw, 150);
-    });
-  }
-
-  for (const input of [...inputs("method"), ...inputs("label")]) input.addEventListener("change", showUnits);
-  showUnits();
-  if (!byId("plotly")) return;
-  unpackPlotly().then(() => { draw(); onEveryChange(); }).catch((error) => {
-    console.error(error);
-    for (const plot of document.querySelectorAll(".plot")) {
-      plot.textContent = "This browser cannot draw the chart; one of 2023 or later can.";
-    }
+if (data.methods.length) {
+  whenNear(byId("where"), drawWhere);
+  showMethod();
+  showLabel();
+  onChoice("method", () => { showMethod(); drawWhere(); clearSearch(); showLabel(); });
+  watch("feature-method", (event) => document.querySelector(`input[name="method"][value="${event.target.value}"]`).click());
+  onChoice("label", () => { clearSearch(); showLabel(); });
+  byId("feature-list").addEventListener("click", (event) => {
+    const button = event.target.closest("button.of");
+    if (button) chooseLabel(button.dataset.label);
   });
-})();
+}
+if (byId("confusion-heat")) {
+  whenNear(byId("confusion"), drawConfusion);
+  watch("confusion-head", drawConfusion);
+  watch("confusion-length", drawConfusion);
+}
+if (data.errors) {
+  drawErrors();
+  watch("error-length", drawErrors);
+  watch("error-label", drawErrors);
+  onChoice("error-kind", drawErrors);
+}
+if (data.entropy) whenNear(byId("entropy"), drawEntropy);
+if (data.overlap) {
+  whenNear(byId("overlap"), drawOverlap);
+  onChoice("overlap", drawOverlap);
+}
+if (data.steering) {
+  drawSteering();
+  onChoice("measure", drawSteering);
+  watch("frontier-label", drawFrontier);
+  new ResizeObserver(drawFrontier).observe(byId("frontier"));
+}
+if (data.samples) {
+  fillSampleFilters();
+  drawSamples();
+  watch("sample-label", drawSamples);
+  watch("sample-method", drawSamples);
+}
+if (byId("matrix-heat")) {
+  whenNear(byId("perplexity"), drawMatrix);
+  watch("matrix-intervention", drawMatrix);
+  watch("matrix-measure", drawMatrix);
+}
+byId("search").addEventListener("input", search);
+byId("search").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && query) byId("hits").querySelector("a")?.click();
+  if (event.key === "Escape") clearSearch();
+});
+byId("theme").addEventListener("click", switchTheme);
+followSections();
+document.body.dataset.ready = "";

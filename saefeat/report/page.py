@@ -1,34 +1,36 @@
-"""From plain values to HTML: the template, how numbers are written, and plotly.js packed into the page."""
+"""From plain values to HTML: the template, how numbers are written, and the data packed into the page."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 _HERE = Path(__file__).parent
-_BLANKS = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
+_SCRIPTS = ("tools", "heat", "plots", "features", "steering", "search", "page")
 
 
-def render(view: dict[str, Any]) -> str:
-    """The page of what `parts.read_run` returns. Everything but our own style and script is escaped."""
+def render(view: dict[str, Any], data: dict[str, Any]) -> str:
+    """The page of what `parts.read_run` returns. Everything but our own style and script is escaped or packed."""
     # Autoescape for every template, whatever its name.
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "share": share, "interval": interval, "visible": visible}
-    assets = {name: Markup((_HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    return environment.get_template("page.html").render(view, **assets, plotly=_packed_plotly())
+    environment.filters |= {"number": number, "share": share, "interval": interval}
+    style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    script = Markup("\n".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS))
+    return environment.get_template("page.html").render(view, css=style, js=script, packed=packed(data))
 
 
-def _packed_plotly() -> str:
-    """plotly.js, gzip in base64: 2 MB in place of 4.8. The browser unpacks it."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+def packed(data: dict[str, Any]) -> str:
+    """JSON, gzip in base64: several times smaller, and no text in it can be read as markup. The browser unpacks it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode()
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -37,9 +39,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    if value and abs(value) < 10**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{digits}f}"
+    written = f"{value:.1e}" if value and abs(value) < 10**-digits else f"{value:.{digits}f}"
+    return written.replace("-", "−")
 
 
 def share(value: float | None) -> str:
@@ -47,12 +48,4 @@ def share(value: float | None) -> str:
 
 
 def interval(ends: list[float] | None) -> str:
-    return f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else ""
-
-
-def visible(token: str) -> str:
-    """A token with its white space made visible: line ends as arrows, blanks at the ends as open boxes."""
-    body = token.strip(" ")
-    start = len(token) - len(token.lstrip(" ")) if body else len(token)
-    end = len(token) - start - len(body)
-    return ("␣" * start + body + "␣" * end).translate(_BLANKS)
+    return f"{ends[0]:.3f} – {ends[1]:.3f}".replace("-", "−") if ends else ""

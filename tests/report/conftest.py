@@ -1,0 +1,193 @@
+"""A run directory with every part that the report shows, made by hand: four labels, one of which is markup."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from saefeat.codes import STEP
+from saefeat.evaluation import lid_metrics
+from saefeat.io import SCHEMA, write_json
+from saefeat.selection import Selection, part
+from saefeat.stats import Stats
+
+EVIL = "<script>alert('x')</script> & </script><img src=x onerror=alert(1)>"
+LABELS = ("de", "ar", "ja", EVIL)
+METHODS = ("none", "features", "neurons", "diffmean", "random")
+TEXTS = {"de": ["Grüße", " & ", "</script>", "<b>x</b>"], "ar": ["مرحبا", " بالعالم"], "ja": ["こんにちは", "世界"]}
+
+
+def make_stats(name: str, kind: str, seed: int) -> Stats:
+    """16 units; unit 15 never fires, units 0 to 4 fire mostly for the labels that `make_selection` gives them."""
+    header = {"id": name, "site": name, "width": 16, "fingerprint": name, "kind": kind}
+    stats = Stats.zeros(LABELS, 16, signed=False, dictionary=header, model={"name": "m"})
+    generator = torch.Generator().manual_seed(seed)
+    stats.tensors["tokens"] += 1000
+    stats.tensors["examples"] += 10
+    stats.tensors["fired"] += torch.randint(1, 60, stats.fired.shape, generator=generator)
+    for unit, label in ((0, 0), (0, 1), (1, 0), (2, 1), (3, 2), (4, 2)):
+        stats.tensors["fired"][label, unit] = 600 - unit
+        stats.tensors["fired_examples"][label, unit] = 10
+    stats.tensors["fired"][:, 15] = 0
+    stats.tensors["sum"] += (stats.fired * 1.5 / STEP).long()
+    stats.tensors["max"] = torch.full(stats.max.shape, 3.5)
+    return stats
+
+
+def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
+    """Two units of each dictionary for each label but the last; unit 0 is shared by the first two labels."""
+    generator = torch.Generator().manual_seed(seed)
+    unit, label = torch.tensor([0, 1, 0, 2, 3, 4]), torch.tensor([0, 0, 1, 1, 2, 2])
+    parts = [part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64)) for s in all_stats]
+    return Selection.build(method, {"top": None, "note": EVIL}, parts)
+
+
+def make_shown(selection: Selection, method: str) -> list[dict[str, Any]]:
+    rows = []
+    for row in selection.head(10).table.to_pylist():
+        pieces = TEXTS[row["label"]]
+        passage = {"text": "".join(pieces), "label": row["label"], "value": 2.5}
+        if row["rank"] > 1:  # the first one has no pieces
+            passage |= {"pieces": pieces, "activations": [0.0, 2.5, 1.0, 0.0][: len(pieces)]}
+        keys = ("dictionary", "unit", "label", "rank", "score", "probability")
+        shown = {key: row[key] for key in keys} | {"tokens": [" Tag", "\n", EVIL], "passages": [passage]}
+        histogram = {"tokens": 500, "fired": 30, "max": 3.5, "counts": [0, 5, 15, 10]}
+        rows.append({"method": method, **shown, "histogram": histogram})
+    return rows
+
+
+def write_lid(run: Path) -> None:
+    """Ten texts a label. fastText is wrong on the second and third; `linear`, given a beginning, on the first two."""
+    truth = [label for label in LABELS for _ in range(10)]
+    wrong = ["ar", None, *truth[2:]]
+    theirs = [truth[0], None, "ja", *truth[3:]]
+    predictions = {
+        length: {
+            "linear": truth if length == "all" else wrong,
+            "fasttext": theirs,
+            "a new head": [None] * len(truth),
+        }
+        for length in ("all", "10", "20", "50")
+    }
+    write_json(run / "lid" / "metrics.json", lid_metrics(EVIL, "test", LABELS, truth, predictions, resamples=20))
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "text", "length", "head", "predicted")}
+    for length, heads in predictions.items():
+        for head, predicted in heads.items():
+            columns["id"] += [f"id{at % 5}" for at in range(len(truth))]  # translations share an id
+            columns["label"] += truth
+            columns["text"] += [f"{EVIL} text {at}" for at in range(len(truth))]
+            columns["length"] += [length] * len(truth)
+            columns["head"] += [head] * len(truth)
+            columns["predicted"] += predicted
+    pq.write_table(pa.table(columns), run / "lid" / "predictions.parquet")
+
+
+def steering_row(method: str, label: str, strength: float, half: str) -> dict[str, Any]:
+    forcing = 0.1 if method == "none" else min(1.0, 0.2 * strength * (1 + METHODS.index(method) % 3))
+    perplexity = None if (method, label, strength) == ("random", "de", 2.0) else 10 * (1 + strength)
+    score = round(2 * forcing * 0.5 / (forcing + 0.5), 4)
+    setting = {
+        "edit": "add",
+        "sites": ["resid_post@3"],
+        "schedule": {"first": 4, "rest": 0.3},
+        "parameters": {"top": 100},
+    }
+    units = 20 + LABELS.index(label)  # how many there are differs by label
+    return {"method": method, "label": label, **setting, "strength": strength, "units": units, "half": half,
+            "forcing": forcing, "perplexity": perplexity, "distinct3": 0.8, "score": score,
+            "score_ci": [max(0, score - 0.1), score + 0.1] if half == "report" else None}  # fmt: skip
+
+
+def write_steering(run: Path) -> None:
+    """Strengths 1, 2 and 3 on the tuning half, the strongest on the other; 30 samples a label and method."""
+    rows = []
+    for label in LABELS:
+        for method in METHODS:
+            strengths = (0.0,) if method == "none" else (1.0, 2.0, 3.0)
+            rows += [steering_row(method, label, s, "tune") for s in strengths]
+            rows.append(steering_row(method, label, strengths[-1], "report"))
+    own = {label: {"forcing": 0.9, "perplexity": 10.0, "distinct3": 0.9} for label in LABELS}
+    decoding = {"temperature": 0.7, "max_new_tokens": 40}
+    means = {"sites": ["resid_post@3"], "forcing": 0.6, "perplexity": 30.0, "distinct3": 0.8, "score": 0.5}
+    summary = [{"method": "random", **means, "score_ci": [0.4, 0.6], "features_ahead_by": 0.123,
+                "features_ahead_ci": [0.1, 0.2]},
+               {"method": "features", **means, "score": 0.6, "score_ci": None}]  # fmt: skip
+    metrics = {"decoding": decoding, "prompts": 24, "own": own, "rows": rows, "summary": summary}
+    write_json(run / "steering" / "metrics.json", metrics)
+    schedule, parameters = {"first": 4, "rest": 0.3}, {"top": 100}
+    setting = {"method": "features", "edit": "add", "sites": ["resid_post@3"], "schedule": schedule, "strength": 1.5}
+    settings = {label: {**setting, "parameters": parameters} for label in LABELS[:3]}
+    write_json(run / "steering" / "settings.json", {"source": "de", "labels": settings})
+    lines = []
+    for label in LABELS:
+        for method in ("features", "random"):
+            for at in range(15):
+                text = f" {''.join(TEXTS.get(label, [EVIL]))} number {at}"
+                lines.append({"label": label, "method": method, "strength": 1.5, "prompt": f"{EVIL} The", "text": text,
+                              "twin": " same as ever", "judged": label, "judged_twin": None, "perplexity": 20.5,
+                              "perplexity_twin": None})  # fmt: skip
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (run / "steering" / "samples.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_matrix(run: Path) -> None:
+    """Ablating features raises the nats of the label itself by 0.5, but of the last label; random units do nothing."""
+
+    def numbers(nats: float) -> dict[str, float]:
+        return {"nll_mean": nats, "nll_median": nats, "perplexity_mean": math.exp(nats),
+                "perplexity_median": math.exp(nats)}  # fmt: skip
+
+    def rows(change: float) -> dict[str, Any]:
+        return {r: {c: numbers(2 + change * (r == c != EVIL)) for c in LABELS} for r in LABELS}
+
+    counts = dict.fromkeys(LABELS, 3)
+    interventions = [{"edit": "ablate", "units": units, "counts": counts, "rows": rows(change)}
+                     for units, change in (("features", 0.5), ("random", 0.0))]  # fmt: skip
+    baseline = {label: numbers(2.0) for label in LABELS}
+    found = {
+        "corpus": EVIL,
+        "split": "test",
+        "labels": LABELS,
+        "sentences": dict.fromkeys(LABELS, 40),
+        "baseline": baseline,
+    }
+    write_json(run / "steering" / "matrix.json", {**found, "interventions": interventions})
+
+
+@pytest.fixture
+def evil() -> str:
+    """Markup that stands for text of a corpus."""
+    return EVIL
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    arguments = {"labels": list(LABELS), "seed": 7, "nested": {"a": {"b": 1.5}}, "none": None, "note": EVIL}
+    record = {"model": {"name": "org/tiny"}, "arguments": arguments, "timings": {"train": 75.2}, "schema": SCHEMA}
+    corpus = {"name": EVIL, "examples": 1234, "labels": list(LABELS)}
+    record |= {"versions": {"torch": "2.11"}, "seeds": {"seed": 7}, "corpus": corpus, "complete": True}
+    write_json(run / "run.json", record)
+    for layer in (12, 3):
+        ours = {"site": f"mlp_out@{layer}", "fvu": 0.25, "l0": 31.7, "dead": 0.031, "training": {"tokens": 400_000}}
+        cfg = {"architecture": "topk", "d_in": 640, "d_sae": 5120, "k": 32, "metadata": {"saefeat": ours}}
+        write_json(run / "saes" / f"mlp_out@{layer}" / "cfg.json", cfg)
+    saes = [make_stats(name, "sae", seed) for seed, name in enumerate(("mlp_out@12", "mlp_out@3"))]
+    neurons = make_stats("mlp_act@3", "identity", 5)
+    for stats in (*saes, neurons):
+        stats.save(run / "stats" / f"{stats.dictionary}.safetensors")
+    sae_lape = make_selection("sae-lape", saes, 0)
+    sae_lape.save(run / "selections" / "sae-lape.parquet")
+    make_selection("lape", [neurons], 5).save(run / "selections" / "lape.parquet")
+    write_json(run / "examples" / "shown.json", make_shown(sae_lape, "sae-lape"))
+    write_lid(run)
+    write_steering(run)
+    write_matrix(run)
+    return run

