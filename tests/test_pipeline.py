@@ -76,10 +76,10 @@ def without_timings(files):
 def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_run):
     expected = {"run.json", "report.html", "examples/shown.json", "lid/metrics.json", "lid/predictions.parquet"}
     expected |= {f"saes/{site}/{name}" for site in SAES for name in ("cfg.json", "sae_weights.safetensors")}
-    expected |= {f"stats/{name}.safetensors" for name in [*SAES, "mlp_act@0"]}
+    expected |= {f"stats/{name}.safetensors" for name in [*SAES, *SITES, "mlp_act@0"]}
     expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
     expected |= {f"examples/{site}.parquet" for site in SAES}
-    expected |= {f"selections/{method}.parquet" for method in ("lape", "sae-lape")}
+    expected |= {f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")}
     expected |= {f"lid/{name}.safetensors" for name in [*HEADS, "token-naive-bayes"]}
     expected |= {f"tables/{name}.csv" for name in ("lid", "errors", "features", "overlap")}
     assert set(contents(tiny_run)) == expected
@@ -269,7 +269,7 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
     saes = (str(tiny_run / "saes" / SAES[1]),)
     run(RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}), tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{SAES[1]}.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{name}.safetensors" for name in (SITES[1], SAES[1])]
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert made["n"] == 9
     assert "neuron-count" not in made["heads"]
@@ -411,5 +411,7 @@ def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(tmp_path, make
     sites = ("model.decoder.layers.1.fc2",)
     changes = {"model": str(tmp_path / "opt"), "corpus": str(tiny_jsonl), "sites": sites, "eval_texts": 3}
     run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{sae_id(sites[0])}.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
+        f"{name}.safetensors" for name in (sites[0], sae_id(sites[0]))
+    ]
     assert "neuron-count" not in json.loads((tmp_path / "run/lid/metrics.json").read_text())["heads"]

@@ -13,10 +13,10 @@ from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.generation import Decoding, generate
-from saefeat.hooks import capture, site_width
+from saefeat.hooks import capture
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
-from saefeat.models import find_layers, load_model, wrap
+from saefeat.models import load_model, wrap
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.selection import Selection
 from saefeat.stats import Stats
@@ -321,9 +321,7 @@ def test_ablating_neurons_equals_zeroing_columns_of_down_proj(tiny_lm):
         keep = mask.bool()
         ablated = tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]
         tokens = go(tiny_lm, rows)
-    torch.testing.assert_close(
-        ablated, lesioned(input_ids=ids, attention_mask=mask).logits[keep], rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(ablated, lesioned(input_ids=ids, attention_mask=mask).logits[keep], rtol=0, atol=1e-5)
     assert go(dataclasses.replace(tiny_lm, model=lesioned), rows) == tokens
     assert (ablated - tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]).abs().max() > 1e-3
 
@@ -489,9 +487,7 @@ def shift(lm, site, row=ROWS[1]):
 
 @pytest.mark.parametrize("source", ["en", None])
 @pytest.mark.parametrize("which", ["features", "neurons"])
-def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(
-    tiny_lm, selection, neurons, means, source, which
-):
+def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(tiny_lm, selection, neurons, means, source, which):
     chosen, site = (selection, SITE) if which == "features" else (neurons, "mlp_act@1")
     rest = means[site, "en"] if source else (means[site, "en"] + means[site, "th"]) / 2
     length = float((means[site, "de"] - rest).norm())

@@ -17,7 +17,6 @@ from saefeat.methods.lape import entropy
 from saefeat.selection import Selection, part
 from saefeat.stats import Stats
 
-
 _ROUNDING = 1e-12  # of an entropy: that of equal probabilities may come out a little above ln K
 
 
@@ -71,8 +70,8 @@ def mean_difference(stats: Stats, label: str, source: str | None = None) -> Tens
     """Mean values in the label minus those in the source, over all tokens: float64 [width], on the CPU.
 
     source None: the mean over the other labels that have tokens, each weighing the same. Of the identity at a site this
-    is the difference of means that steers it. Raises UserError for labels that the statistics do not have or that have no
-    tokens, and where there is nothing to compare with.
+    is the difference of means that steers it. Raises UserError for a label that is not there or has no tokens, and
+    where there is nothing to compare with.
     """
     counted = {name: n > 0 for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):

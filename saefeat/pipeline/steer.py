@@ -70,8 +70,10 @@ def steering_sites(setting: Setting) -> list[str]:
     """Where features steer by default: the residual stream at the SAE nearest to 30 % depth, else every SAE's site."""
     sites = list(dict.fromkeys(sae.site for sae in setting.saes))
     stream = [site for site in sites if site.startswith("resid_post@")]
+    if not stream:
+        return sites
     depth = 0.3 * (setting.lm.n_layers - 1)
-    return sorted(stream, key=lambda site: abs(int(site.split("@")[1]) - depth))[:1] or sites
+    return [min(stream, key=lambda site: abs(int(site.split("@")[1]) - depth))]
 
 
 def source_of(setting: Setting, source: str | None) -> str:

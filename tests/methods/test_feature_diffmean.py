@@ -163,9 +163,7 @@ def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
     assume(sum(n > 0 for n in tokens) > 1)
     assume(source is None or (source < len(tokens) and tokens[source]))
     stats = make_stats("a", tokens, fired, total, signed=signed)
-    chosen = feature_diffmean(
-        [stats], source=None if source is None else f"L{source}", top=top, entropy_ratio=ratio
-    )
+    chosen = feature_diffmean([stats], source=None if source is None else f"L{source}", top=top, entropy_ratio=ratio)
     want = oracle(tokens, fired, total, source, top, ratio)
     for k in range(len(tokens)):
         cells = want.get(k, [])
