@@ -509,6 +509,7 @@ def steer_sweep(
     out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
     sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
     strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default 1,1.3,1.6,2.")] = None,
+    methods: Annotated[str | None, typer.Option(help="By commas; default all; features always are among them.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
     labels: Labels = None,
     source: Source = None,
@@ -532,7 +533,13 @@ def steer_sweep(
     names = _split(labels)
     for name in names or ():
         bench.check_label(name)
-    _print_steering(_read(sweep(bench, full_grid(bench, places, forces), lines, out, labels=names)))
+    grid = full_grid(bench, places, forces)
+    if methods is not None:
+        known = {recipe.method for recipe in grid}
+        if unknown := set(_split(methods) or ()) - known:
+            raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
+        grid = [recipe for recipe in grid if recipe.method in {"features", *(_split(methods) or ())}]
+    _print_steering(_read(sweep(bench, grid, lines, out, labels=names)))
 
 
 def _number(text: str) -> float:
