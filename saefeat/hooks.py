@@ -126,7 +126,7 @@ class _Steps:
 
     def __init__(self, special_ids: frozenset[int]) -> None:
         self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
-        self.prompt: Tensor | None = None  # ids of the prompt that is being continued without a cache
+        self.text: Tensor | None = None  # ids of the last pass, where it had no cache
         self.start: int | None = None  # tokens before the first generated one
         self.length = 0  # of all tokens in the last pass, with those in the cache
         self.now: Tensor | None = None  # int64 [batch, tokens]
@@ -134,7 +134,7 @@ class _Steps:
     def read(self, ids: Tensor | None, mask: Tensor | None, past: int | None) -> None:
         """Look at one forward pass; mask [batch, tokens with those in the cache]; past: tokens in its cache, if any."""
         if ids is None:
-            self.now = self.prompt = self.start = None
+            self.now = self.text = self.start = None
             return
         total = (past or 0) + ids.shape[1] if mask is None else mask.shape[1]
         if ids.shape[1] == 1 and total > 1:  # a step with a cache
@@ -145,15 +145,17 @@ class _Steps:
             step = torch.arange(ids.shape[1], device=ids.device) - self.start + 1
             self.now = torch.where(step > 0, step, self._prompt_steps(ids, mask))
         else:
-            self.prompt, self.start = ids if past is None else None, total
+            self.start = total
             self.now = self._prompt_steps(ids, mask)
+        self.text = ids if past is None else None
         self.length = total
 
     def _goes_on(self, ids: Tensor) -> bool:
         """Whether this is the last pass's text with one more token, run without a cache."""
-        if self.prompt is None or ids.shape[1] != self.length + 1 or len(ids) != len(self.prompt):
+        if self.text is None or (len(ids), ids.shape[1] - 1) != self.text.shape:
             return False
-        return torch.equal(ids[:, : self.prompt.shape[1]], self.prompt)
+        begun = (ids[:, None, :-1] == self.text).all(-1)  # beam search lets rows change places
+        return bool(begun.any(1).all())
 
     def _prompt_steps(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         kept = torch.isin(ids, self.special.to(ids.device, ids.dtype))

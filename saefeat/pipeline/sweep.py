@@ -20,7 +20,6 @@ from saefeat.steering import CONSTANT, Schedule
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SCHEDULES = (Schedule(), Schedule(rest=0.15))
 TOPS = (100, 300)
-RATES = (0.03, 0.05)
 START_ONLY = Schedule(first=4, rest=0.0)  # of patches: weak ones would hold the units down
 SAMPLES = 4  # prompts of each label and method that are kept with their continuations
 
@@ -34,19 +33,20 @@ def english_prompts() -> list[str]:
 def full_grid(bench: Bench, sites: Sequence[str], strengths: Sequence[float] = STRENGTHS) -> list[Recipe]:
     """What `steer sweep` tries: features, random units and the difference of means at the sites, and LAPE neurons."""
     places, vectors = tuple(sites), [("features", {"top": top}) for top in TOPS]
-    vectors += [("random", {"top": TOPS[0]}), ("diffmean", {})]
+    vectors += [("diffmean", {})]
     grid = [
         Recipe(method, "add", places, schedule, strength, parameters)
         for method, parameters in vectors
         for schedule in SCHEDULES
         for strength in strengths
     ]
+    grid += [Recipe("random", "add", places, SCHEDULES[0], strength, {"top": TOPS[0]}) for strength in strengths]
     layers = tuple(f"mlp_act@{layer}" for layer in range(bench.setting.lm.n_layers))
-    patches = (("clamp", CONSTANT), ("clamp, source off", CONSTANT), ("clamp, source off", START_ONLY))
+    off = "clamp, source off"
+    patches = (("clamp", CONSTANT, 0.05), (off, CONSTANT, 0.03), (off, CONSTANT, 0.05), (off, START_ONLY, 0.05))
     grid += [
         Recipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
-        for rate in RATES
-        for edit, schedule in patches
+        for edit, schedule, rate in patches
         for strength in (1.0, 1.5)
     ]
     return grid
@@ -102,9 +102,9 @@ def sweep(
     """
     folder = make_dir(out.parent)
     wanted = list(labels or bench.labels)
-    request = fingerprint([wanted, [recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
+    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
                            bench.source, bench.setting.lm.fingerprint])  # fmt: skip
-    if out.exists() and read_json(out).get("request") == request:
+    if out.exists() and read_json(out).get("request") == fingerprint([request, wanted]):
         bench.setting.say(f"{out} is complete already")
         return out
     bench.need(bench.needed(grid))
@@ -113,7 +113,7 @@ def sweep(
     texts = list(prompts[1::2] if halves else prompts)
     found: dict[str, _Label] = {}
     for number, label in enumerate(wanted, 1):
-        kept = folder / "partial" / f"{number:03d}.json"
+        kept = folder / "partial" / f"{fingerprint(label)}.json"
         if kept.exists() and read_json(kept)["request"] == request:
             found[label] = _Label.read(read_json(kept))
             continue
@@ -122,7 +122,7 @@ def sweep(
         best = found[label].rows[-1]
         bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), features forcing "
                           f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
-    _write(bench, found, texts, out, {"request": request, "prompts": len(prompts)})
+    _write(bench, found, texts, out, {"request": fingerprint([request, wanted]), "prompts": len(prompts)})
     shutil.rmtree(folder / "partial")
     return out
 
