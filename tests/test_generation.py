@@ -206,10 +206,18 @@ def test_losses_in_a_batch_are_those_of_one_row_alone(family_lm):
 def test_losses_do_not_depend_on_how_rows_are_grouped(tiny_lm, monkeypatch):
     rows, counts = [row for row in ROWS if len(row) > 1], [2, 3, 4, 7]
     wanted = list(token_losses(tiny_lm, rows, counts))
-    for limit in (1, 300 * 10, 300 * 25):
-        monkeypatch.setattr(generation, "_LOGITS", limit)
-        for found, row in zip(token_losses(tiny_lm, rows, counts), wanted, strict=True):
-            assert found == pytest.approx(row, abs=1e-5)
+    passes = []
+    handle = tiny_lm.model.register_forward_hook(lambda _m, _i, out: passes.append(out.logits.numel()))
+    try:
+        for limit, most in ((1, 300 * 8), (300 * 10, 300 * 10), (300 * 25, 300 * 25), (300 * 99, 300 * 32)):
+            monkeypatch.setattr(generation, "_LOGITS", limit)
+            passes.clear()
+            for found, row in zip(token_losses(tiny_lm, rows, counts), wanted, strict=True):
+                assert found == pytest.approx(row, abs=1e-5)
+            assert max(passes) <= most and len(passes) <= len(rows)
+        assert len(passes) == 1
+    finally:
+        handle.remove()
 
 
 def test_logits_are_computed_only_where_they_are_needed(tiny_lm):
@@ -226,7 +234,7 @@ def test_logits_are_computed_only_where_they_are_needed(tiny_lm):
 class Old(LlamaForCausalLM):
     """A model whose forward has neither `logits_to_keep` nor `position_ids`."""
 
-    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, return_dict=True):
         return super().forward(input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache)
 
 

@@ -88,7 +88,8 @@ def test_padding_of_one_token_prompts_beside_a_longer_one(tiny_lm, mode):
 def test_every_generation_in_one_context_begins_anew(tiny_lm, mode):
     watch, steering = watched(tiny_lm.model)
     with steering:
-        for rows in ([SHORT], [SHORT], [LONG], [SHORT, LONG], [LONG, SHORT], [[*SHORT, 60]], [LONG[:4]]):
+        longer = [*LONG, 61, 62, 63], [0, *range(60, 73)]  # by one token than the pass before
+        for rows in ([SHORT], [SHORT], [LONG], [SHORT, LONG], [LONG, SHORT], [LONG[:4]], [longer[0]], [longer[1]]):
             go(tiny_lm.model, rows, **mode)
             longest = max(map(len, rows))
             expected = [
@@ -105,6 +106,15 @@ def test_with_a_cache_a_prompt_that_begins_with_the_last_text_is_a_prompt(tiny_l
         out = go(tiny_lm.model, [SHORT], new).tolist()
         go(tiny_lm.model, out)
     assert watch.taken() == [[-1, 0, 0] + [0] * new + [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_prompt_with_a_cache_does_not_go_on_from_a_text_without_one_nor_the_other_way(tiny_lm, first):
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        go(tiny_lm.model, [SHORT], 1, use_cache=first)
+        go(tiny_lm.model, [[*SHORT, 60]], use_cache=not first)
+    assert watch.taken() == [[-1, 0, 0, 0, 1, 2, 3, 4]]
 
 
 def test_a_text_that_grows_token_by_token_without_a_cache_is_a_generation(tiny_lm):
@@ -147,11 +157,14 @@ def test_prompts_given_as_vectors_are_edited_and_steps_count_on(tiny_lm):
     vectors = tiny_lm.model.get_input_embeddings()(torch.tensor([LONG]))
     watch, steering = watched(tiny_lm.model)
     with steering:
-        tiny_lm.model.generate(
-            inputs_embeds=vectors, attention_mask=torch.ones(1, 6), max_new_tokens=NEW, do_sample=False,
-            eos_token_id=None, pad_token_id=2,
-        )  # fmt: skip
-    assert watch.taken() == [[0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+        for before in (0, 4):  # passes on another text; after 4 it is as long as the prompt
+            if before:
+                go(tiny_lm.model, [SHORT], before)
+            tiny_lm.model.generate(
+                inputs_embeds=vectors, attention_mask=torch.ones(1, 6), max_new_tokens=NEW, do_sample=False,
+                eos_token_id=None, pad_token_id=2,
+            )  # fmt: skip
+            assert watch.taken() == [[0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
 
 
 def test_a_static_cache_has_the_same_steps_and_tokens(family_model):

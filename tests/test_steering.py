@@ -504,8 +504,15 @@ def test_the_vector_of_features_is_their_mean_differences_along_their_directions
     units = selection.units("wide")["de"]
     mean = stats.mean()
     de, en = stats.labels.index("de"), stats.labels.index("en")
-    by_hand = sum(float(mean[de, u] - mean[en, u]) * sae.W_dec[u] for u in units)
-    torch.testing.assert_close(feature_vector(sae, units, mean[de] - mean[en]), by_hand)
+
+    def along(chosen):
+        return sum(float(mean[de, u] - mean[en, u]) * sae.W_dec[u] for u in chosen)
+
+    order = (mean[de] - mean[en]).argsort().tolist()
+    assert mean[de, order[0]] < mean[en, order[0]] and mean[de, order[-1]] > mean[en, order[-1]]
+    for chosen in (units, [order[0], order[-1]]):  # those that are lower in the label push down
+        torch.testing.assert_close(feature_vector(sae, chosen, mean[de] - mean[en]), along(chosen))
+    by_hand = along(units)
     _, moved = shift(tiny_lm, SITE)
     with steer(tiny_lm, selection, "de", source="en"):
         assert torch.nn.functional.cosine_similarity(moved(), by_hand[None]).min() > 0.9999
@@ -591,6 +598,15 @@ def test_strength_0_of_steer_changes_no_bit(tiny_lm, selection, edit):
     with steer(tiny_lm, selection, "de", 0.0, edit=edit):
         assert torch.equal(logits(tiny_lm), plain)
     assert torch.equal(logits(tiny_lm), plain)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_by_default_an_addition_falls_off_and_other_edits_stay(tiny_lm, selection, edit):
+    with steer(tiny_lm, selection, "de", 2.0, edit=edit, source="en"):
+        found = go(tiny_lm, ROWS)
+    schedule = Schedule() if edit == "add" else CONSTANT
+    with steer(tiny_lm, selection, "de", 2.0, edit=edit, source="en", schedule=schedule):
+        assert go(tiny_lm, ROWS) == found
 
 
 def test_steers_nest_and_compose_in_order(tiny_lm, selection, neurons):
@@ -734,13 +750,15 @@ def test_an_instruct_model_is_steered_through_its_chat_template(instruct):
     plain = generate(instruct, rows, decoding)
     with apply(instruct, changes, 0.0):
         assert generate(instruct, rows[:1], decoding) == plain[:1]
-    seen = []
+    before = vectors(instruct, site, rows[1])[0]
     with apply(instruct, changes, 2.0, Schedule(first=2, rest=0.3)):
-        handle = instruct.model.get_submodule(path).register_forward_hook(lambda _m, _i, out: seen.append(out))
-        try:
-            batched = generate(instruct, rows, decoding)
-        finally:
-            handle.remove()
+        moved = (vectors(instruct, site, rows[1])[0] - before).norm(dim=1)
+        special = torch.tensor([token in instruct.special_ids for token in rows[1]])
+        assert special.sum() >= 4 and (moved[special] == 0).all()  # the template's own tokens
+        assert moved[~special].tolist() == pytest.approx(
+            [2 * float((german - english).norm())] * len(moved[~special]), rel=1e-2
+        )
+        batched = generate(instruct, rows, decoding)
         assert generate(instruct, rows[1:], decoding) == batched[1:]
         assert [
             instruct.model.generate(
