@@ -292,7 +292,7 @@ def merge(
 def rank(
     stats: Annotated[Path, typer.Argument(help="Directory of statistics.")],
     out: Out,
-    method: Annotated[str, typer.Option(help="lape or sae-lape.")] = "sae-lape",
+    method: Annotated[str, typer.Option(help="lape, sae-lape or feature-diffmean.")] = "sae-lape",
     parameters: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated.")] = None,
     dictionaries: Annotated[list[str] | None, typer.Option(help="Patterns of dictionary ids.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Units of each label to print.")] = 3,
@@ -480,7 +480,9 @@ def steer_generate(
         raise UserError("give --prompt (once or more), or --prompts FILE")
     if strength is not None:
         check_strength(strength)
-    texts = list(prompt or []) if prompts is None else [line for line in _input_lines(prompts) if line.strip()]
+    from saefeat.corpora import clean_text
+
+    texts = [clean_text(text) for text in prompt or ()] if prompts is None else _prompt_lines(prompts)
     if not texts:
         raise UserError(f"{prompts} holds no prompt; write one a line")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
@@ -489,6 +491,10 @@ def steer_generate(
         recipe = replace(recipe, strength=strength)
     for row in continuations(bench, label, texts, recipe, chat=chat):
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
+
+
+def _prompt_lines(file: Path) -> list[str]:
+    return [line for line in _input_lines(file) if line.strip()]
 
 
 def _side_by_side(row: dict[str, Any]) -> str:
@@ -518,15 +524,20 @@ def steer_sweep(
     seed: Seed = 0,
 ) -> None:
     """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
+    from saefeat.labels import fasttext_code
     from saefeat.pipeline.steer import steering_sites
     from saefeat.pipeline.sweep import STRENGTHS, english_prompts, full_grid, sweep
 
     forces = tuple(_number(text) for text in _split(strengths) or ()) or STRENGTHS
-    lines = english_prompts() if prompts is None else [line for line in _input_lines(prompts) if line.strip()]
+    lines = english_prompts() if prompts is None else _prompt_lines(prompts)
+    if max_new_tokens < 6:
+        raise UserError("--max-new-tokens is less than 6; perplexity is measured from the 6th new token on")
     if len(lines) < 2:
         raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
     _check_own(out, "summary")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
+    if prompts is None and fasttext_code(bench.source) != "en":
+        raise UserError(f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE")
     places = _split(sites) or steering_sites(bench.setting)
     for site in places:
         bench.saes_at(site)

@@ -151,4 +151,4 @@ def _resampled(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return float(value) if math.isfinite(value) else None

@@ -23,7 +23,7 @@ _LOGITS = 2**28  # greatest number of logits held at once
 
 @dataclass(frozen=True)
 class Decoding:
-    """How continuations are sampled; temperature 0 is greedy. Every batch begins at the seed."""
+    """How continuations are sampled; temperature 0 is greedy. Each prompt has random numbers of its own."""
 
     max_new_tokens: int = 24
     temperature: float = 0.8
@@ -66,6 +66,8 @@ def generate(
 
     repeat: prompts i and i + repeat are the same prompt under another edit, and share their random numbers.
     """
+    from transformers import GenerationConfig
+
     ends = set(_as_list(lm.model.generation_config.eos_token_id)) | set(_as_list(lm.tokenizer.eos_token_id))
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
@@ -79,9 +81,13 @@ def generate(
             out = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=decoding.max_new_tokens,
-                pad_token_id=_pad(lm),
-                do_sample=False,
+                # A fresh one: penalties and the like that the model brings along are not part of our decoding.
+                generation_config=GenerationConfig(
+                    max_new_tokens=decoding.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(ends) or None,
+                    pad_token_id=_pad(lm),
+                ),
                 logits_processor=[sampler] if decoding.temperature > 0 else [],
                 **_last(lm, 1),
             )
@@ -118,8 +124,13 @@ def perplexities(
     values: list[float | None] = [None] * len(rows)
     texts = [[*prompts[i], *rows[i]] for i in jobs]
     for i, losses in zip(jobs, token_losses(lm, texts, [len(rows[i]) - skip for i in jobs]), strict=True):
-        values[i] = math.exp(sum(losses) / len(losses))
+        values[i] = perplexity(sum(losses) / len(losses))
     return values
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats; infinite where that is too great for a number."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[float]:

@@ -85,6 +85,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not a readable JSON file ({error})") from error
 
 
+def kept_json(path: Path) -> dict[str, Any]:
+    """A JSON object that an earlier call may have kept; empty where there is none, or what is there is damaged."""
+    try:
+        found = read_json(path) if path.exists() else {}
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))

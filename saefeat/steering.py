@@ -8,7 +8,7 @@ label's mean for `clamp` and `replace`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +57,18 @@ class Schedule:
 CONSTANT = Schedule(first=0, rest=None)
 
 
+class NoUnits(UserError):
+    """There is nothing to steer a label with."""
+
+
 # --------------------------------------------------------------------------- changes
 
 
-def add(vector: Tensor) -> Change:
-    """x + strength * vector; vector float32 [d]."""
-    return lambda x, strength: x + strength * vector
+def add(vector: Tensor, max_norm: float | None = None) -> Change:
+    """x + strength * vector; vector float32 [d]. Tokens whose norm exceeds `max_norm` (of a site's SAE) keep theirs."""
+    if max_norm is None:
+        return lambda x, strength: x + strength * vector
+    return lambda x, strength: torch.where(x.norm(dim=-1, keepdim=True) > max_norm, x, x + strength * vector)
 
 
 def replace(mean: Tensor) -> Change:
@@ -215,7 +221,7 @@ def changes_of(
         raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}")
     rows = selection.for_label(label)
     if not len(rows):
-        raise UserError(
+        raise NoUnits(
             f"the selection has no units for {label}: rank with looser parameters, or with --method feature-diffmean"
         )
     model = selection.header.get("model") or {}
@@ -235,7 +241,10 @@ def changes_of(
         means = {site: label_mean(load_stats(folder, site), label).float().to(lm.device) for site in chosen}
         return {site: [replace(mean)] for site, mean in means.items()}
     if edit == "add":
-        return {site: [add(_force(folder, site, here, label, source).to(lm.device))] for site, here in chosen.items()}
+        return {
+            site: [add(_force(folder, site, here, label, source).to(lm.device), norm_limit(d for d, _ in here))]
+            for site, here in chosen.items()
+        }
     return {site: [_patch(lm, folder, *each, label, edit) for each in here] for site, here in chosen.items()}
 
 
@@ -256,7 +265,7 @@ def _force(
     towards = mean_difference(load_stats(folder, site), label, source)
     vector = torch.zeros_like(towards)
     for dictionary, units in chosen:
-        difference = mean_difference(_stats_of(folder, dictionary), label, source)
+        difference = mean_difference(stats_of(folder, dictionary), label, source)
         if isinstance(dictionary, SAE):
             vector += feature_vector(dictionary, units, difference).cpu()
         else:
@@ -270,8 +279,14 @@ def _patch(
     """The change that an edit makes to the values of units."""
     if edit in ("scale", "ablate"):
         return {"scale": scale, "ablate": ablate}[edit](dictionary, units)
-    values = label_mean(_stats_of(folder, dictionary), label)[list(units)].float().to(lm.device)
+    values = label_mean(stats_of(folder, dictionary), label)[list(units)].float().to(lm.device)
     return clamp(dictionary, units, values, least=edit == "raise")
+
+
+def norm_limit(dictionaries: Iterable[Dictionary]) -> float | None:
+    """The greatest norm of a token that the SAEs of a site count; None: they count all, as identities do."""
+    limits = [d.max_norm for d in dictionaries if isinstance(d, SAE) and d.max_norm is not None]
+    return min(limits, default=None)
 
 
 def label_mean(stats: Stats, label: str) -> Tensor:
@@ -281,7 +296,7 @@ def label_mean(stats: Stats, label: str) -> Tensor:
     return stats.mean().cpu()[stats.labels.index(label)]
 
 
-def _stats_of(folder: Path, dictionary: Dictionary) -> Stats:
+def stats_of(folder: Path, dictionary: Dictionary) -> Stats:
     """Statistics of this very dictionary; raises UserError when they are not there or of another one of its name."""
     stats = load_stats(folder, dictionary.id)
     if stats.header["dictionary"].get("fingerprint") != dictionary.identity["fingerprint"]:

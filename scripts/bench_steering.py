@@ -49,7 +49,7 @@ def main() -> None:
     depths = [lm.n_layers * i // 5 for i in (1, 2, 3, 4)]
     kinds: dict[str, dict[str, list[Change]]] = {
         "plain": {},
-        "add at four sites": {f"resid_post@{at}": [steering.add(torch.randn(d))] for at in depths},
+        "add at four sites": {f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths},
         "ablate 100 features at each SAE": {s.site: [steering.ablate(s, range(100))] for s in setting.saes},
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -78,7 +79,7 @@ def main() -> None:
         for label in LABELS:
             outcomes, _ = bench.outcomes(recipe, label, ids, strengths)
             found = max((row(outcome, label, own[label]) for outcome in outcomes), key=lambda r: r["score"])
-            best.append({**found, "relative": (found["perplexity"] or 0) / own[label].perplexity})
+            best.append({**found, "relative": min((found["perplexity"] or math.inf) / own[label].perplexity, 99.0)})
         mean = {key: round(fmean(one[key] for one in best), 3) for key in ("score", "forcing", "relative", "distinct3")}
         rows.append({"setting": name, **mean})
         print(json.dumps(rows[-1]), flush=True)

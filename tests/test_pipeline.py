@@ -269,7 +269,9 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
     saes = (str(tiny_run / "saes" / SAES[1]),)
     run(RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}), tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [f"{name}.safetensors" for name in (SITES[1], SAES[1])]
+    assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
+        f"{name}.safetensors" for name in (SITES[1], SAES[1])
+    ]
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert made["n"] == 9
     assert "neuron-count" not in made["heads"]

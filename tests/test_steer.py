@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from importlib.resources import files
 from statistics import median
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
 from saefeat.io import UserError
-from saefeat.pipeline import open_run
+from saefeat.pipeline import open_run, run
 from saefeat.pipeline.matrix import matrix, own_is_most, units_of
 from saefeat.pipeline.steer import Bench, Recipe, recipe_for, source_of, steering_sites
 from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
@@ -50,8 +52,10 @@ def small_grid(bench):
 def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
     prompts = english_prompts()
     assert len(prompts) == 64 == len(set(prompts))
-    kinds = [i // 8 for i in range(64)]
-    assert set(kinds[::2]) == set(kinds[1::2]) == set(kinds[::4]) == set(range(8))
+    kinds = json.loads(files("saefeat.pipeline").joinpath("prompts.json").read_text())
+    of = {prompt: kind for kind, group in kinds.items() for prompt in group}
+    for half in (prompts[::2], prompts[1::2], prompts[::4]):
+        assert {of[prompt] for prompt in half} == set(kinds)
 
 
 def test_a_recipe_comes_back_from_json():
@@ -115,7 +119,7 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     samples = [json.loads(line) for line in (out / "steering" / "samples.jsonl").read_text().splitlines()]
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
-    assert not (out / "steering" / "partial").exists()
+    assert not list((out / "steering" / "partial").iterdir())
 
 
 def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
@@ -185,7 +189,110 @@ def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
     assert count == total > 0
 
 
+def test_labels_that_cannot_be_measured_are_left_out_with_a_note(bench, out, monkeypatch):
+    own = Bench.own
+
+    def none_for_thai(self, label, n):
+        if label == "th":
+            raise UserError("th has no test text")
+        return own(self, label, n)
+
+    monkeypatch.setattr(Bench, "own", none_for_thai)
+    lines = []
+    bench.setting.say = lines.append
+    target = out / "steering/metrics.json"
+    metrics = json.loads(sweep(bench, demo_grid([SITE]), PROMPTS, target, halves=False).read_text())
+    assert set(metrics["own"]) == {"de"} and "note: th is left out: th has no test text" in lines
+    monkeypatch.setattr(Bench, "own", lambda *_: none_for_thai(None, "th", 0))
+    with pytest.raises(UserError, match="none of th can be steered"):
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", halves=False, labels=["th"])
+
+
+def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
+    grid = demo_grid([SITE])
+    neurons = ("mlp_act@0", "mlp_act@1")
+    grid += [Recipe("neurons", "clamp", neurons, CONSTANT, 1.0, {"top_rate": 1e-9})]  # rounds to none
+    metrics = json.loads(sweep(bench, grid, PROMPTS, out / "steering/metrics.json", halves=False).read_text())
+    assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
+
+
+def test_a_run_given_again_leaves_the_full_sweep_alone(bench, out):
+    target = sweep(bench, small_grid(bench), PROMPTS, out / "steering/metrics.json")
+    before = target.read_bytes(), (out / "steering/settings.json").read_bytes()
+    config = bench.setting.config
+    index = json.loads((out / "run.json").read_text())
+    index["arguments"]["steer_prompts"] = 2
+    (out / "run.json").write_text(json.dumps(index))
+    (out / "lid/metrics.json").unlink()  # it names the arguments
+    run(replace(config, steer_prompts=2), out)
+    assert (target.read_bytes(), (out / "steering/settings.json").read_bytes()) == before
+
+
+def test_a_sweep_over_one_more_label_keeps_the_settings_of_the_others(bench, out):
+    for label in ("de", "th"):
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / f"{label}.json", halves=False, labels=[label])
+    assert set(json.loads((out / "steering/settings.json").read_text())["labels"]) == {"de", "th"}
+
+
+def test_more_prompts_than_a_batch_holds(bench, monkeypatch):
+    monkeypatch.setattr("saefeat.generation.BATCH", 3)
+    monkeypatch.setattr("saefeat.pipeline.steer.BATCH", 3)
+    ids = [[0, 40 + i, 41] for i in range(7)]
+    recipe = recipe_for(bench, "de")
+    few, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
+    monkeypatch.setattr("saefeat.generation.BATCH", 128)
+    monkeypatch.setattr("saefeat.pipeline.steer.BATCH", 128)
+    many, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
+    assert [one.texts for one in few] == [one.texts for one in many]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"method": "magic"},
+        {"schedule": {"first": "x", "rest": 0.3}},
+        {"parameters": {"top": "x"}},
+        {"parameters": {"bogus": 1}},
+        {"parameters": {"top": -3}},
+        {"sites": [3]},
+        {"strength": "nan"},
+    ],
+)
+def test_damaged_settings_are_refused(bench, out, damage):
+    sweep(bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False)
+    path = out / "steering/settings.json"
+    settings = json.loads(path.read_text())
+    settings["labels"]["de"] |= damage
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="is damaged"):
+        recipe_for(bench, "de")
+
+
+def test_damaged_partial_files_are_done_again(bench, out):
+    grid = demo_grid([SITE])
+    whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
+    bench.setting.say = lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if "1 of 2" in line else None
+    with pytest.raises(KeyboardInterrupt):
+        sweep(bench, grid, PROMPTS, out / "again.json", halves=False)
+    (kept,) = (out / "steering/partial").iterdir()
+    kept.write_text(kept.read_text()[:50])
+    bench.setting.say = lambda line: None
+    assert sweep(bench, grid, PROMPTS, out / "again.json", halves=False).read_bytes() == whole
+
+
 # --------------------------------------------------------------------------- the matrix
+
+
+def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypatch):
+    from saefeat.pipeline import matrix as room
+
+    texts, units = room._texts, room.units_of
+    monkeypatch.setattr(room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n))
+    monkeypatch.setattr(room, "units_of", lambda s, label, top: {} if label == "de" else units(s, label, top))
+    result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
+    rows = result["interventions"][0]["rows"]
+    assert set(rows) == {"en", "th"} and set(rows["en"]) == {"de", "en"} == set(result["baseline"])
+    assert isinstance(own_is_most(result, "ablate"), list)
 
 
 def test_the_matrix_is_that_of_a_plain_loop(out):

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.collection import collect as collect_stats
-from saefeat.dictionaries import Dictionary
 from saefeat.generation import Decoding
 from saefeat.io import SCHEMA, UserError, read_json, write_json
 from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
-from saefeat.pipeline.matrix import matrix
+from saefeat.pipeline.matrix import matrix as measure_matrix
 from saefeat.pipeline.setting import RunConfig, Setting, default_sites, open_run, open_setting, read_index
 from saefeat.pipeline.shown import add_activations, add_histograms, shown_units
-from saefeat.pipeline.stages import Say, collect, means, neurons, quiet, rank, set_threads
+from saefeat.pipeline.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
 from saefeat.pipeline.steer import Bench, source_of, steering_sites
-from saefeat.pipeline.sweep import demo_grid, english_prompts, sweep
+from saefeat.pipeline.sweep import demo_grid, english_prompts
+from saefeat.pipeline.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
 
@@ -64,11 +64,8 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     with _timed(index, out, "train"):
         if not setting.given:
             train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
-    dictionaries: list[Dictionary] = [
-        *setting.saes,
-        *means(setting.lm, setting.saes),
-        *neurons(setting.lm, setting.layers),
-    ]
+    lm, saes = setting.lm, setting.saes
+    dictionaries = distinct([*saes, *means(lm, saes), *neurons(lm, setting.layers)])
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,
@@ -142,20 +139,31 @@ def _timed(index: dict[str, Any], out: Path, stage: str) -> Iterator[None]:
 
 
 def _steer(setting: Setting, index: dict[str, Any]) -> None:
-    """A first look at steering; `steer sweep` and `steer matrix` have the full figures."""
+    """A first look at steering; `steer sweep` and `steer matrix` have the full figures, and theirs are left alone.
+
+    What cannot be steered (no English, no features that part the labels) is said, and does not stop the run.
+    """
     config, folder = setting.config, setting.out / "steering"
-    if config.steer_prompts:
-        with _timed(index, setting.out, "steering"):
-            try:
-                bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
-            except UserError as error:
-                setting.say(f"steering: left out ({error})")
-            else:
-                prompts = english_prompts()[:: max(1, 64 // config.steer_prompts)][: config.steer_prompts]
-                sweep(bench, demo_grid(steering_sites(setting)), prompts, folder / "metrics.json", halves=False)
-    if config.matrix_texts:
-        with _timed(index, setting.out, "matrix"):
-            matrix(setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",))
+
+    def sweep_few() -> None:
+        bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
+        prompts = english_prompts()
+        some = [prompts[i * len(prompts) // config.steer_prompts] for i in range(config.steer_prompts)]
+        sweep_grid(bench, demo_grid(steering_sites(setting)), some, folder / "metrics.json", halves=False)
+
+    def matrix_of_few() -> None:
+        measure_matrix(setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",))
+
+    for name, wanted, file, make in (
+        ("steering", config.steer_prompts, "metrics.json", sweep_few),
+        ("matrix", config.matrix_texts, "matrix.json", matrix_of_few),
+    ):
+        if wanted and not (folder / file).exists():
+            with _timed(index, setting.out, name):
+                try:
+                    make()
+                except UserError as error:
+                    setting.say(f"note: {name} is left out: {error}")
 
 
 def _rank_all(setting: Setting) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from saefeat import lid
 from saefeat.corpora import TOKEN_LIMIT, Plan
-from saefeat.generation import Decoding, encode_prompts, generate, text_losses
+from saefeat.generation import Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
@@ -87,7 +87,7 @@ def _steering_seconds(setting: Setting, plan: Plan) -> dict[str, float]:
     if config.steer_prompts:
         decoding = Decoding(max_new_tokens=4)
         start = _now(lm.device)
-        generate(lm, encode_prompts(lm, [text[:40] for text in texts], 4) * 4, decoding)
+        generate(lm, [lm.prefix + row[:10] for row in lm.tokenize(texts, 10)] * 4, decoding)
         row = (_now(lm.device) - start) / (4 * len(texts) * decoding.max_new_tokens) * Decoding().max_new_tokens
         found["steering"] = 1.5 * row * config.steer_prompts * labels * (2 + len(demo_grid(())))
     if config.matrix_texts:

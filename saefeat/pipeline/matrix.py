@@ -15,8 +15,8 @@ import torch
 
 from saefeat import steering
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
-from saefeat.generation import text_losses
-from saefeat.io import SCHEMA, UserError, fingerprint, make_dir, read_json, write_json
+from saefeat.generation import perplexity, text_losses
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.pipeline.setting import Setting
 from saefeat.stats import Stats
@@ -44,20 +44,27 @@ def matrix(
     measures are nll_mean, nll_median (nats a token), perplexity_mean, perplexity_median over texts.
     """
     labels = list(setting.corpus.labels)
-    texts = {label: _texts(setting, label, sentences) for label in labels}
+    texts = {label: some for label in labels if (some := _texts(setting, label, sentences))}
+    if not texts:
+        raise UserError("no label has a test text to measure; the corpus is too small")
     request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top,
                            [sae.identity["fingerprint"] for sae in setting.saes]])  # fmt: skip
-    if out.exists() and read_json(out).get("request") == request:
+    if (before := kept_json(out)).get("request") == request:
         setting.say(f"{out} is complete already")
-        return read_json(out)
+        return before
     kept = make_dir(out.parent) / f"{out.stem}-partial.json"
-    done: dict[str, Any] = read_json(kept) if kept.exists() else {}
+    done = kept_json(kept)
     if done.get("request") != request:
         done = {"request": request, "baseline": _measured(setting, texts), "rows": {}, "counts": {}}
     for number, label in enumerate(labels, 1):
-        if label in done["rows"]:
+        if label in done["counts"]:
             continue
-        done["rows"][label], done["counts"][label] = _row(setting, label, texts, edits, top)
+        chosen = units_of(setting, label, top)
+        done["counts"][label] = sum(map(len, chosen.values()))
+        if done["counts"][label]:
+            done["rows"][label] = _row(setting, label, chosen, texts, edits)
+        else:
+            setting.say(f"note: {label} has no features of low entropy of its own; it has no row")
         write_json(kept, done)
         setting.say(f"matrix: {label} ({number} of {len(labels)})")
     result = {
@@ -66,14 +73,14 @@ def matrix(
         "corpus": setting.corpus.name,
         "split": "test",
         "labels": labels,
-        "sentences": {label: len(texts[label]) for label in labels},
+        "sentences": {label: len(some) for label, some in texts.items()},
         "baseline": done["baseline"],
         "interventions": [
             {
                 "edit": edit,
                 "units": units,
                 "counts": done["counts"],
-                "rows": {label: done["rows"][label][f"{edit} {units}"] for label in labels},
+                "rows": {label: row[f"{edit} {units}"] for label, row in done["rows"].items()},
             }
             for edit in edits
             for units in UNITS
@@ -88,10 +95,18 @@ def own_is_most(result: dict[str, Any], edit: str, units: str = "features", meas
     """The labels whose own measure an edit of their units raises more than that of any other label."""
     rows = next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units))
     rise = {
-        label: {other: found[measure] - result["baseline"][other][measure] for other, found in row.items()}
+        label: {
+            other: found[measure] - result["baseline"][other][measure]
+            for other, found in row.items()
+            if other in result["baseline"]
+        }
         for label, row in rows.items()
     }
-    return [label for label, row in rise.items() if all(row[label] > row[other] for other in row if other != label)]
+    return [
+        label
+        for label, row in rise.items()
+        if label in row and all(row[label] > row[other] for other in row if other != label)
+    ]
 
 
 def _texts(setting: Setting, label: str, n: int) -> list[str]:
@@ -101,10 +116,9 @@ def _texts(setting: Setting, label: str, n: int) -> list[str]:
 
 
 def _row(
-    setting: Setting, label: str, texts: dict[str, list[str]], edits: Sequence[str], top: int
-) -> tuple[dict[str, dict[str, Measures]], int]:
-    """`EDIT UNITS` -> measures of every label's texts under that edit of one label's units; the number of units."""
-    chosen = units_of(setting, label, top)
+    setting: Setting, label: str, chosen: dict[str, list[int]], texts: dict[str, list[str]], edits: Sequence[str]
+) -> dict[str, dict[str, Measures]]:
+    """`EDIT UNITS` -> measures of every label's texts under that edit of one label's units."""
     lm = setting.lm
     found = {}
     for edit in edits:
@@ -117,7 +131,7 @@ def _row(
                     changes.setdefault(sae.site, []).append(change)
             with steering.apply(lm, changes, 1.0):
                 found[f"{edit} {units}"] = _measured(setting, texts)
-    return found, sum(map(len, chosen.values()))
+    return found
 
 
 def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
@@ -128,8 +142,6 @@ def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
         above = mean_difference(stats, label) > 0
         ranked = feature_diffmean([stats], top=None).units(sae.id)[label]
         found[sae.id] = [unit for unit in ranked if above[unit]][:top]
-    if not any(found.values()):
-        raise UserError(f"{label} has no features of its own in this run; train wider SAEs or on more text")
     return found
 
 
@@ -142,7 +154,8 @@ def _random(setting: Setting, name: str, label: str, like: Sequence[int]) -> lis
 
 
 def _stats(setting: Setting, name: str) -> Stats:
-    return steering.load_stats(setting.out / "stats", name)
+    sae = next(sae for sae in setting.saes if sae.id == name)
+    return steering.stats_of(setting.out / "stats", sae)
 
 
 def _measured(setting: Setting, texts: dict[str, list[str]]) -> dict[str, Measures]:
@@ -152,7 +165,9 @@ def _measured(setting: Setting, texts: dict[str, list[str]]) -> dict[str, Measur
     found = {}
     for label, some in texts.items():
         own = [loss for _ in some if not math.isnan(loss := next(losses))]
-        perplexities = [math.exp(loss) for loss in own]
+        perplexities = [perplexity(loss) for loss in own]
+        if not own or not math.isfinite(fmean(perplexities)):
+            continue
         found[label] = {
             "nll_mean": fmean(own),
             "nll_median": median(own),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     """Check and load everything; raises UserError before any long work."""
     index = out / "run.json"
     request = json.loads(json.dumps(asdict(config)))
-    if index.exists() and read_index(out)["arguments"] != request:
+    if index.exists() and {**_defaults(), **read_index(out)["arguments"]} != request:
         raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
@@ -127,6 +127,8 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         label_column=config.label_column,
         id_column=config.id_column,
     )
+    if config.source is not None and config.source not in corpus.labels:
+        raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
@@ -135,6 +137,11 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     for site in sites:
         training.width(site_width(lm, lm.site(site)))
     return Setting(config, out, lm, corpus, sites, training, given, say)
+
+
+def _defaults() -> dict[str, Any]:
+    """Of the arguments: a run's index may be from before some of them were there."""
+    return json.loads(json.dumps({f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}))
 
 
 def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:

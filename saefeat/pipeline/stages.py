@@ -11,7 +11,7 @@ import torch
 
 from saefeat.collection import collect as collect_stats
 from saefeat.corpora import Corpus, make_plan
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.methods import check_parameters, choose, get_method
@@ -55,6 +55,15 @@ def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Iden
     return [Identity(site.name, site_width(lm, site)) for site in sites]
 
 
+def distinct(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+    """The same without repetitions: neurons may be at the site of an SAE, whose means are wanted too."""
+    found: list[Dictionary] = []
+    for one in dictionaries:
+        if not any(isinstance(one, Identity) and isinstance(two, Identity) and one.id == two.id for two in found):
+            found.append(one)
+    return found
+
+
 def means(lm: LanguageModel, saes: Sequence[SAE]) -> list[Identity]:
     """Identities of the sites of SAEs: the difference of means, in whose force features steer, is read from them."""
     sites = [lm.site(name) for name in dict.fromkeys(sae.site for sae in saes)]
@@ -79,7 +88,7 @@ def collect(
     """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`."""
     out = Path(out)
     on_device = [sae.to(lm.device) for sae in saes]
-    dictionaries = [*on_device, *means(lm, saes), *(neurons(lm) if with_neurons else [])]
+    dictionaries = distinct([*on_device, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
     if not dictionaries:
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
@@ -115,7 +124,7 @@ class StatsFiles(Sequence[Stats]):
 
 
 def rank(
-    source: str | Path, method: str = "sae-lape", *, dictionaries: Sequence[str] | None = None, **parameters: Any
+    source: str | Path, method: str = "sae-lape", /, *, dictionaries: Sequence[str] | None = None, **parameters: Any
 ) -> Selection:
     """Rank the units of statistics in a directory by a published rule. Raises UserError for unknown names."""
     rule, parameters = get_method(method), check_parameters(method, parameters)
@@ -123,5 +132,5 @@ def rank(
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
     paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}
     selection = rule.rank(StatsFiles([paths[name] for name in choose(headers, method, dictionaries)]), **parameters)
-    selection.header["stats"] = str(source)  # steering reads means there
+    selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,7 +22,7 @@ from saefeat.forcing import Outcome, Own, measure, own_text
 from saefeat.generation import BATCH, Decoding, encode_prompts, generate
 from saefeat.hooks import site_width
 from saefeat.io import UserError, read_json
-from saefeat.labels import fasttext_code, to_labels
+from saefeat.labels import LID176, fasttext_code, to_labels
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.methods.lape import lape
 from saefeat.pipeline.setting import Setting
@@ -38,7 +40,7 @@ class Recipe:
     Attributes:
         method: none, features, neurons, diffmean or random.
         edit: add, or (neurons) clamp; `clamp, source off` also sets the source's own neurons to zero.
-        sites: where; each gets `share` of the strength.
+        sites: where; each is steered with the force of its own means.
         parameters: of the choice of units: top and entropy_ratio (features), top_rate (neurons).
     """
 
@@ -56,10 +58,17 @@ class Recipe:
     def read(cls, entry: dict[str, Any]) -> Recipe:
         """The recipe of an entry of `settings.json`; raises UserError for one that saefeat does not write."""
         try:
-            return cls(entry["method"], entry["edit"], tuple(entry["sites"]), Schedule(**entry["schedule"]),
-                       float(entry["strength"]), dict(entry["parameters"]))  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+            recipe = cls(entry["method"], entry["edit"], tuple(entry["sites"]), Schedule(**entry["schedule"]),
+                         float(entry["strength"]), dict(entry["parameters"]))  # fmt: skip
+            known = {"features": {"top"}, "random": {"top"}, "neurons": {"top_rate"}, "diffmean": set(), "none": set()}
+            when = recipe.schedule
+            numbers = [abs(recipe.strength), when.first, when.rest or 0, *recipe.parameters.values()]
+            whole = set(recipe.parameters) == known[recipe.method] and all(isinstance(s, str) for s in recipe.sites)
+            if not whole or not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
+                raise ValueError("not a recipe")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError("steering/settings.json is damaged; run saefeat steer sweep again") from error
+        return recipe
 
 
 NONE = Recipe("none", "none", (), CONSTANT, 0.0)
@@ -81,7 +90,7 @@ def source_of(setting: Setting, source: str | None) -> str:
     labels = setting.corpus.labels
     if source is not None and source not in labels:
         raise UserError(f"there is no label {source!r} in this run; it has {', '.join(labels)}")
-    found = source or next((label for label in labels if fasttext_code(label) == "en"), None)
+    found = source or setting.config.source or next((label for label in labels if fasttext_code(label) == "en"), None)
     if found is None:
         raise UserError(f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source")
     if len(labels) < 2:
@@ -94,20 +103,20 @@ def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
     path = bench.setting.out / "steering" / "settings.json"
     if not path.exists():
         if method not in ("features", "diffmean"):
-            raise UserError(
-                f"there is no setting for {method}; run saefeat steer sweep --run {bench.setting.out} first"
-            )
+            raise UserError(f"there is no setting for {method}; methods are features and diffmean before a sweep")
         sites = tuple(steering_sites(bench.setting))
         return replace(DEFAULT, sites=sites) if method == "features" else replace(
             DEFAULT, method=method, sites=sites, parameters={})  # fmt: skip
     settings = read_json(path)
     try:
+        if settings["source"] != bench.source:
+            raise UserError(f"{path} is of steering away from {settings['source']}, not {bench.source}; sweep again")
         entry = settings["labels"].get(label) if method == "features" else settings["methods"][method].get(label)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no settings for {method}; run saefeat steer sweep again") from error
     if entry is None:
-        known = ", ".join(settings["labels"])
-        raise UserError(f"{path} has no setting for {label}; it has {known}")
+        bench.check_label(label)
+        raise steering.NoUnits(f"{path} has no setting for {label}; run saefeat steer sweep --labels {label}")
     return Recipe.read(entry)
 
 
@@ -115,7 +124,12 @@ def continuations(
     bench: Bench, label: str, prompts: Sequence[str], recipe: Recipe, *, chat: bool = False
 ) -> list[dict[str, Any]]:
     """One object a prompt: the steered continuation beside its unsteered twin, judged, with perplexities."""
+    bench.check_label(label)
     ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
+    if recipe.method in ("features", "random"):
+        for site in recipe.sites:
+            for sae in bench.saes_at(site):
+                bench.stats(sae.id)  # refused before anything is collected
     bench.need(bench.needed([recipe]))
     ((steered,), _), ((twin,), _) = (bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE))
     ours, twins = steered.plain(), twin.plain()
@@ -148,8 +162,12 @@ class Bench:
 
     @property
     def labels(self) -> list[str]:
-        """All labels but the source."""
-        return [label for label in self.setting.corpus.labels if label != self.source]
+        """All labels but the source that fastText can judge."""
+        others = [label for label in self.setting.corpus.labels if label != self.source]
+        known = set(to_labels(LID176, self.setting.corpus.labels).values())
+        if left := [label for label in others if label not in known]:
+            self.setting.say(f"note: fastText cannot judge {', '.join(left)}; they are not swept")
+        return [label for label in others if label in known]
 
     @cached_property
     def _judge(self) -> FastText:
@@ -162,8 +180,19 @@ class Bench:
         return [None if code is None else names.get(code, code) for code in best]
 
     def stats(self, name: str) -> Stats:
-        """Statistics of a dictionary of the run; raises UserError when they are not there."""
-        return self._stats[name]
+        """Statistics of a dictionary of the run; raises UserError when they are missing or of another dictionary."""
+        stats = self._stats[name]
+        own = next((sae.identity["fingerprint"] for sae in self.setting.saes if sae.id == name), None)
+        if own is not None and stats.header["dictionary"].get("fingerprint") != own:
+            raise UserError(f"the SAE {name} has changed since the statistics were collected; start a new run")
+        return stats
+
+    @property
+    def request(self) -> list[Any]:
+        """What steering of this run depends on."""
+        setting = self.setting
+        marks = [sae.identity["fingerprint"] for sae in setting.saes]
+        return [setting.lm.fingerprint, setting.corpus.fingerprint, marks, self.source, asdict(self.decoding)]
 
     @cached_property
     def _stats(self) -> _StatsOf:
@@ -179,6 +208,7 @@ class Bench:
             collect(self.setting.lm, self.setting.plan, missing, folder / missing[0].id, progress=self.setting.say)
             for d in missing:
                 (folder / missing[0].id / f"{d.id}.safetensors").replace(folder / f"{d.id}.safetensors")
+            shutil.rmtree(folder / missing[0].id, ignore_errors=True)
 
     def needed(self, recipes: Iterable[Recipe]) -> list[Dictionary]:
         """The identities whose statistics recipes read: of their sites, or neurons of every layer."""
@@ -200,8 +230,7 @@ class Bench:
         if recipe.method == "none":
             return {}, 0
         if recipe.method == "diffmean":
-            return {site: [steering.add(self._difference(site, label).to(self.setting.lm.device))]
-                    for site in recipe.sites}, 0  # fmt: skip
+            return {site: [self._add(self._difference(site, label), site)] for site in recipe.sites}, 0
         return make[recipe.method](recipe, label)
 
     def check_label(self, label: str) -> None:
@@ -211,6 +240,10 @@ class Bench:
         if label == self.source:
             raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
 
+    def _add(self, vector: torch.Tensor, site: str) -> Change:
+        limit = steering.norm_limit(sae for sae in self.setting.saes if sae.site == site)
+        return steering.add(vector.to(self.setting.lm.device), limit)
+
     def _difference(self, site: str, label: str) -> torch.Tensor:
         return mean_difference(self.stats(site), label, self.source).float()
 
@@ -219,19 +252,19 @@ class Bench:
         changes: dict[str, list[Change]] = {}
         count = 0
         for site in recipe.sites:
-            length = float(self._difference(site, label).norm())
+            towards = self._difference(site, label)
+            vector = torch.zeros_like(towards)
             for sae in self.saes_at(site):
-                stats = self.stats(sae.id)
                 units = self._units(recipe, label, sae.id)
-                if not units:
-                    continue
-                vector = steering.feature_vector(sae, units, mean_difference(stats, label, self.source))
-                changes.setdefault(site, []).append(
-                    steering.add(steering.of_length(vector, length).to(self.setting.lm.device))
-                )
                 count += len(units)
-        if not count:
-            raise UserError(f"{label} has no units at {', '.join(recipe.sites)}; raise entropy_ratio, or use diffmean")
+                vector += steering.feature_vector(
+                    sae, units, mean_difference(self.stats(sae.id), label, self.source)
+                ).cpu()
+            if vector.any():
+                vector = steering.of_length(vector, float(towards.norm()))
+                changes[site] = [self._add(vector, site)]
+        if not changes:
+            raise steering.NoUnits(f"{label} has no features of low entropy at {', '.join(recipe.sites)}; use diffmean")
         return changes, count
 
     def _units(self, recipe: Recipe, label: str, name: str) -> list[int]:
@@ -260,7 +293,7 @@ class Bench:
                 changes[site] = [steering.clamp(identity, units, values.to(self.setting.lm.device))]
                 count += len(units)
         if not count:
-            raise UserError(f"{label} has no LAPE neurons at top_rate {rate}; raise it")
+            raise steering.NoUnits(f"{label} has no LAPE neurons at top_rate {rate}; raise it")
         return changes, count
 
     def _lape(self, rate: float) -> dict[str, dict[str, list[int]]]:
@@ -279,17 +312,15 @@ class Bench:
     ) -> tuple[list[Outcome], int]:
         """What each strength of a recipe does to the prompts (token ids), all in one batch, and the count of units."""
         changes, count = self.changes(recipe, label)
-        n = len(prompts)
-        together = [row for _ in strengths for row in prompts]
-        each = torch.tensor([strength for strength in strengths for _ in range(n)])
-        rows = []
-        # Strengths stand side by side in a batch, and each sees the same random numbers.
+        n, rows = len(prompts), []
+        # Strengths stand side by side in a batch where several fit, and each sees the same random numbers.
         step = max(1, BATCH // n)
         for start in range(0, len(strengths), step):
-            part = slice(start * n, (start + step) * n)
-            with steering.apply(self.setting.lm, changes, each[part], recipe.schedule):
-                rows += generate(self.setting.lm, together[part], self.decoding, repeat=n)
-        outcome = measure(self.setting.lm, together, rows, self.judge)
+            some = strengths[start : start + step]
+            each = some[0] if len(some) == 1 else torch.tensor([strength for strength in some for _ in range(n)])
+            with steering.apply(self.setting.lm, changes, each, recipe.schedule):
+                rows += generate(self.setting.lm, [*prompts] * len(some), self.decoding, repeat=n)
+        outcome = measure(self.setting.lm, [*prompts] * len(strengths), rows, self.judge)
         return [outcome.of(range(i * n, (i + 1) * n)) for i in range(len(strengths))], count
 
     def own(self, label: str, n: int) -> Own:
@@ -302,7 +333,10 @@ class Bench:
         begun = [setting.lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
             raise UserError(f"{label} has no test text of {BEGINNING} tokens, so no text of the model's own to compare")
-        return own_text(setting.lm, label, begun, self.decoding, self.judge)
+        own = own_text(setting.lm, label, begun, self.decoding, self.judge)
+        if not math.isfinite(own.perplexity):
+            raise UserError(f"the model's own text in {label} is too short to measure; allow more new tokens")
+        return own
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -13,9 +12,10 @@ from typing import Any
 
 from saefeat.forcing import Outcome, Own, compare, row
 from saefeat.generation import encode_prompts
-from saefeat.io import SCHEMA, fingerprint, make_dir, read_json, write_json, write_text
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
+from saefeat.models import LanguageModel
 from saefeat.pipeline.steer import NONE, Bench, Recipe
-from saefeat.steering import CONSTANT, Schedule
+from saefeat.steering import CONSTANT, NoUnits, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SCHEDULES = (Schedule(), Schedule(rest=0.15))
@@ -41,15 +41,24 @@ def full_grid(bench: Bench, sites: Sequence[str], strengths: Sequence[float] = S
         for strength in strengths
     ]
     grid += [Recipe("random", "add", places, SCHEDULES[0], strength, {"top": TOPS[0]}) for strength in strengths]
-    layers = tuple(f"mlp_act@{layer}" for layer in range(bench.setting.lm.n_layers))
+    layers = neuron_sites(bench.setting.lm)
     off = "clamp, source off"
     patches = (("clamp", CONSTANT, 0.05), (off, CONSTANT, 0.03), (off, CONSTANT, 0.05), (off, START_ONLY, 0.05))
     grid += [
         Recipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
         for edit, schedule, rate in patches
         for strength in (1.0, 1.5)
+        if layers
     ]
     return grid
+
+
+def neuron_sites(lm: LanguageModel) -> tuple[str, ...]:
+    """`mlp_act` of every layer; none for a family whose neurons are not known."""
+    try:
+        return tuple(lm.site(f"mlp_act@{layer}").name for layer in range(lm.n_layers))
+    except UserError:
+        return ()
 
 
 def demo_grid(sites: Sequence[str]) -> list[Recipe]:
@@ -94,17 +103,23 @@ def sweep(
     halves: bool = True,
     labels: Sequence[str] | None = None,
 ) -> Path:
-    """Write `metrics.json` at `out`, and `settings.json` and `samples.jsonl` beside it; run again to resume.
+    """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`; run again to resume.
+
+    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. A label that cannot
+    be measured (no test text, no features) is said and left out.
 
     halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
     method that has something to tune.
-    labels: steer towards these only; default all but the source.
+    labels: steer towards these only; default all but the source. Settings of others are kept.
+
+    Raises UserError when no label is left.
     """
-    folder = make_dir(out.parent)
+    folder = make_dir(bench.setting.out / "steering")
+    make_dir(out.parent)
     wanted = list(labels or bench.labels)
-    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), asdict(bench.decoding), halves,
-                           bench.source, bench.setting.lm.fingerprint])  # fmt: skip
-    if out.exists() and read_json(out).get("request") == fingerprint([request, wanted]):
+    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), halves, bench.request])
+    whole = fingerprint([request, wanted])
+    if kept_json(out).get("request") == whole:
         bench.setting.say(f"{out} is complete already")
         return out
     bench.need(bench.needed(grid))
@@ -112,18 +127,25 @@ def sweep(
     parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
     texts = list(prompts[1::2] if halves else prompts)
     found: dict[str, _Label] = {}
+    kept = {label: folder / "partial" / f"{request}-{fingerprint(label)}.json" for label in wanted}
     for number, label in enumerate(wanted, 1):
-        kept = folder / "partial" / f"{fingerprint(label)}.json"
-        if kept.exists() and read_json(kept)["request"] == request:
-            found[label] = _Label.read(read_json(kept))
+        if before := kept_json(kept[label]):
+            found[label] = _Label.read(before)
             continue
-        found[label] = _sweep_label(bench, grid, label, parts)
-        write_json(kept, {"request": request, **found[label].plain()})
+        try:
+            found[label] = _sweep_label(bench, grid, label, parts)
+        except UserError as error:
+            bench.setting.say(f"note: {label} is left out: {error}")
+            continue
+        write_json(kept[label], found[label].plain())
         best = found[label].rows[-1]
-        bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), features forcing "
+        bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), {best['method']} forcing "
                           f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
-    _write(bench, found, texts, out, {"request": fingerprint([request, wanted]), "prompts": len(prompts)})
-    shutil.rmtree(folder / "partial")
+    if not found:
+        raise UserError(f"none of {', '.join(wanted)} can be steered; the notes above say why")
+    _write(bench, found, texts, out, {"request": whole, "prompts": len(prompts)})
+    for path in kept.values():
+        path.unlink(missing_ok=True)
     return out
 
 
@@ -135,7 +157,11 @@ def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[s
     best: dict[str, tuple[float, Recipe, Outcome, int]] = {}
     for _, group in groupby([NONE, *grid], key=lambda recipe: replace(recipe, strength=0.0)):
         recipes = list(group)
-        outcomes, units = bench.outcomes(recipes[0], label, parts[first], [recipe.strength for recipe in recipes])
+        try:
+            outcomes, units = bench.outcomes(recipes[0], label, parts[first], [recipe.strength for recipe in recipes])
+        except NoUnits as error:
+            bench.setting.say(f"note: {recipes[0].method} is left out for {label}: {error}")
+            continue
         for recipe, outcome in zip(recipes, outcomes, strict=True):
             rows.append(_row(recipe, label, units, first, outcome, own))
             if recipe.method not in best or rows[-1]["score"] > best[recipe.method][0]:
@@ -146,7 +172,9 @@ def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[s
         for method, recipe in chosen.items():
             (final[method],), units = bench.outcomes(recipe, label, parts[last], [recipe.strength])
             rows.append(_row(recipe, label, units, last, final[method], own))
-    order = [method for method in chosen if method != "features"] + ["features"]
+    if "features" not in chosen and "diffmean" not in chosen:
+        raise NoUnits(f"nothing steers {label}")
+    order = sorted(chosen, key=lambda method: method == "features")
     rows.sort(key=lambda entry: (entry["half"] != first, order.index(entry["method"])))
     return _Label(rows, own, chosen, final)
 
@@ -164,20 +192,8 @@ def _row(recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, ow
 
 def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path, head: dict[str, Any]) -> None:
     own = {label: one.own for label, one in found.items()}
-    methods = list(next(iter(found.values())).recipes)
-    outcomes = {method: {label: one.outcomes[method] for label, one in found.items()} for method in methods}
-    summary = []
-    for method in methods:
-        chosen = [max((r for r in one.rows if r["method"] == method and r["half"] == one.rows[-1]["half"]),
-                      key=lambda r: r["score"]) for one in found.values()]  # fmt: skip
-        means = {name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")}
-        ahead = compare(outcomes["features"], outcomes[method], own)
-        scored = compare(outcomes[method], outcomes[method], own)
-        entry = {"method": method, "sites": list(chosen[0]["sites"]), **means,
-                 "score": scored["score"], "score_ci": scored["score_ci"]}  # fmt: skip
-        if method != "features":
-            entry |= {"features_ahead_by": ahead["difference"], "features_ahead_ci": ahead["difference_ci"]}
-        summary.append(entry)
+    methods = list(dict.fromkeys(method for one in found.values() for method in one.recipes))
+    summary = [_summary(method, found, own) for method in methods]
     metrics = {
         "schema": SCHEMA,
         **head,
@@ -187,16 +203,41 @@ def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path
         "rows": [entry for one in found.values() for entry in one.rows],
         "summary": summary,
     }
-    recipes = {method: {label: one.recipes[method].plain() for label, one in found.items()} for method in methods}
+    folder = bench.setting.out / "steering"
+    before = kept_json(folder / "settings.json")
+    old = before.get("methods", {}) if before.get("source") == bench.source else {}
+    recipes = {
+        method: old.get(method, {})
+        | {label: one.recipes[method].plain() for label, one in found.items() if method in one.recipes}
+        for method in dict.fromkeys([*old, *methods])
+    }
     settings = {"schema": SCHEMA, "source": bench.source, "decoding": asdict(bench.decoding),
-                "labels": recipes["features"], "methods": recipes}  # fmt: skip
+                "labels": recipes.get("features", {}), "methods": recipes}  # fmt: skip
     samples = []
     for label, one in found.items():
-        for method in methods[1:]:
+        for method in [method for method in one.recipes if method != "none"]:
             samples += _samples(label, one.recipes[method], one.outcomes[method], one.outcomes["none"], prompts)
-    write_text(out.parent / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
-    write_json(out.parent / "settings.json", settings)
+    write_text(folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    write_json(folder / "settings.json", settings)
     write_json(out, metrics)
+
+
+def _summary(method: str, found: dict[str, _Label], own: dict[str, Own]) -> dict[str, Any]:
+    """Means over labels of a method's chosen settings, and how much features are ahead of it on the same labels."""
+    having = {label: one for label, one in found.items() if method in one.outcomes}
+    chosen = [max((r for r in one.rows if r["method"] == method and r["half"] == one.rows[-1]["half"]),
+                  key=lambda r: r["score"]) for one in having.values()]  # fmt: skip
+    means = {name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")}
+    outcomes = {label: one.outcomes[method] for label, one in having.items()}
+    scored = compare(outcomes, outcomes, own)
+    entry = {"method": method, "labels": len(having), "sites": list(chosen[0]["sites"]), **means,
+             "score": scored["score"], "score_ci": scored["score_ci"]}  # fmt: skip
+    both = [label for label, one in having.items() if "features" in one.outcomes]
+    if method != "features" and both:
+        ahead = compare({label: found[label].outcomes["features"] for label in both},
+                        {label: outcomes[label] for label in both}, own)  # fmt: skip
+        entry |= {"features_ahead_by": ahead["difference"], "features_ahead_ci": ahead["difference_ci"]}
+    return entry
 
 
 def _samples(label: str, recipe: Recipe, steered: Outcome, plain: Outcome, prompts: list[str]) -> list[dict[str, Any]]:

@@ -23,7 +23,10 @@ def write_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run} is not a directory; give the --out of `saefeat run` or `saefeat demo`")
     view, data, tables = read_run(run)
-    page = render({**view, "tables": sorted(tables)}, data)
+    try:
+        page = render({**view, "tables": sorted(tables)}, data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"a file of {run} holds a value that saefeat does not write there ({error})") from error
     write_tables(run / "tables", tables)
     # Text of a corpus may hold lone surrogates, which UTF-8 cannot.
     write_bytes(run / "report.html", page.encode("utf-8", "replace"))
