@@ -119,7 +119,7 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     samples = [json.loads(line) for line in (out / "steering" / "samples.jsonl").read_text().splitlines()]
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
-    assert not list((out / "steering" / "partial").iterdir())
+    assert not (out / "steering" / "partial").exists()
 
 
 def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -146,6 +147,8 @@ def sweep(
     _write(bench, found, texts, out, {"request": whole, "prompts": len(prompts)})
     for path in kept.values():
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another sweep's labels are still there
+        (folder / "partial").rmdir()
     return out
 
 

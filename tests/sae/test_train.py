@@ -12,7 +12,18 @@ from saefeat.corpora import make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae.store import WEIGHTS, load_sae
-from saefeat.sae.train import Chunk, TrainConfig, Trainer, _picks, fill, plan_chunks, sae_id, train_saes, whole
+from saefeat.sae.train import (
+    INITIAL_NORM,
+    Chunk,
+    TrainConfig,
+    Trainer,
+    _picks,
+    fill,
+    plan_chunks,
+    sae_id,
+    train_saes,
+    whole,
+)
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
@@ -129,8 +140,8 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     torch.testing.assert_close(inside.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
     torch.testing.assert_close(inside.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
     pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
-    top = pre.topk(3, dim=1)
-    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+    chosen = (pre * p["decoder"].norm(dim=1)).topk(3, dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
     expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
     found, wanted = sae.encode(x).dense().sort(1).values, (codes * frame["scale"]).sort(1).values
@@ -145,7 +156,8 @@ def test_training_begins_tied_and_at_the_mean_of_the_data():
     trainer.set_frame(x)
     sae = trainer.sae("a", "mlp_out@0", {})
     torch.testing.assert_close(sae.b_dec, x.mean(0))
-    torch.testing.assert_close(sae.W_enc, sae.W_dec.t())
+    torch.testing.assert_close(sae.W_enc, INITIAL_NORM**2 * sae.W_dec.t())
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(len(sae.W_dec)))
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -256,7 +268,7 @@ def test_dead_units_are_counted_in_tokens_and_revived():
         config = dataclasses.replace(CONFIG, k=2, aux=aux, dead_tokens=256, lr=1e-2)
         trainer = Trainer(16, config, 250, "cpu")
         trainer.set_frame(x)
-        trainer.parameters["b_enc"][:32] = -2.5  # half of them never fire at first
+        trainer.parameters["b_enc"][:32] = -2.5 * INITIAL_NORM  # half of them never fire at first
         with torch.inference_mode():
             for step in range(250):
                 trainer.train_on(x[(step * 64) % 4096 :][:64])
