@@ -146,11 +146,13 @@ def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
 
 
 def _random(setting: Setting, name: str, label: str, like: Sequence[int]) -> list[int]:
-    """As many units, drawn from all that fire."""
+    """As many units, drawn from all others that fire."""
     stats = _stats(setting, name)
-    fires = stats.fired.sum(0).nonzero().flatten()
+    fires = stats.fired.sum(0).bool()
+    fires[list(like)] = False
+    others = fires.nonzero().flatten()
     generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
-    return fires[torch.randperm(len(fires), generator=generator)[: len(like)]].tolist()
+    return others[torch.randperm(len(others), generator=generator)[: len(like)]].tolist()
 
 
 def _stats(setting: Setting, name: str) -> Stats:

@@ -272,9 +272,11 @@ class Bench:
         chosen = feature_diffmean([stats], source=self.source, **recipe.parameters).units(name)[label]
         if recipe.method != "random":
             return chosen
-        fires = stats.fired.sum(0).nonzero().flatten()
+        fires = stats.fired.sum(0).bool()
+        fires[chosen] = False
+        others = fires.nonzero().flatten()
         generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
-        return fires[torch.randperm(len(fires), generator=generator)[: len(chosen)]].tolist()
+        return others[torch.randperm(len(others), generator=generator)[: len(chosen)]].tolist()
 
     def _neurons(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """LAPE neurons set to the label's mean; `source off`: those of the source alone to zero."""

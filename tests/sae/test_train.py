@@ -144,7 +144,8 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
     expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
-    found, wanted = sae.encode(x).dense().sort(1).values, (codes * frame["scale"]).sort(1).values
+    norms = p["decoder"].norm(dim=1)
+    found, wanted = sae.encode(x).dense().sort(1).values, (codes * norms * frame["scale"]).sort(1).values
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)  # the same values, units in another order
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     assert sae.max_norm == pytest.approx(8 * float(x.norm(dim=1).median()))
