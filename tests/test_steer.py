@@ -78,7 +78,7 @@ def test_the_source_is_english_unless_named(out):
 
 def test_random_units_are_as_many_and_as_long_as_the_features(bench):
     features, random = (
-        Recipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 100}) for method in ("features", "random")
+        Recipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 5}) for method in ("features", "random")
     )
     vectors = []
     for recipe in (features, random):
