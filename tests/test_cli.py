@@ -571,6 +571,7 @@ def long_jsonl(tmp_path_factory, tiny_corpus):
 
 def one_core():
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one thread, as in this process
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell in the background has it ignored
 
 
 def cut_short(words, mark, how):
