@@ -11,14 +11,13 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import torch
-
 from saefeat import steering
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.steer import random_units
 from saefeat.stats import Stats
 from saefeat.steering import Change
 
@@ -125,7 +124,7 @@ def _row(
         for units in UNITS:
             changes: dict[str, list[Change]] = {}
             for sae in setting.saes:
-                picked = chosen[sae.id] if units == "features" else _random(setting, sae.id, label, chosen[sae.id])
+                picked = chosen[sae.id] if units == "features" else _others(setting, sae.id, label, chosen[sae.id])
                 if picked:
                     change = steering.ablate(sae, picked) if edit == "ablate" else steering.scale(sae, picked)
                     changes.setdefault(sae.site, []).append(change)
@@ -145,14 +144,9 @@ def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
     return found
 
 
-def _random(setting: Setting, name: str, label: str, like: Sequence[int]) -> list[int]:
-    """As many units, drawn from all others that fire."""
+def _others(setting: Setting, name: str, label: str, chosen: Sequence[int]) -> list[int]:
     stats = _stats(setting, name)
-    fires = stats.fired.sum(0).bool()
-    fires[list(like)] = False
-    others = fires.nonzero().flatten()
-    generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
-    return others[torch.randperm(len(others), generator=generator)[: len(like)]].tolist()
+    return random_units(stats, chosen, _SEED + stats.labels.index(label))
 
 
 def _stats(setting: Setting, name: str) -> Stats:

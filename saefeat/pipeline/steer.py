@@ -41,7 +41,7 @@ class Recipe:
         method: none, features, neurons, diffmean or random.
         edit: add, or (neurons) clamp; `clamp, source off` also sets the source's own neurons to zero.
         sites: where; each is steered with the force of its own means.
-        parameters: of the choice of units: top and entropy_ratio (features), top_rate (neurons).
+        parameters: of the choice of units: top (features, random), top_rate (neurons).
     """
 
     method: str
@@ -132,21 +132,34 @@ def continuations(
                 bench.stats(sae.id)  # refused before anything is collected
     bench.need(bench.needed([recipe]))
     ((steered,), _), ((twin,), _) = (bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE))
+    rows = beside(steered, twin)
+    head = {"label": label, "strength": recipe.strength}
+    return [{"prompt": prompt, **head, **row} for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def beside(steered: Outcome, twin: Outcome) -> list[dict[str, Any]]:
+    """One object a prompt: text, judged and perplexity of the steered continuation and of its unsteered twin."""
     ours, twins = steered.plain(), twin.plain()
     return [
         {
-            "prompt": prompt,
-            "label": label,
-            "strength": recipe.strength,
-            "text": ours["texts"][i],
+            "text": text,
             "twin": twins["texts"][i],
             "judged": ours["judged"][i],
             "judged_twin": twins["judged"][i],
             "perplexity": ours["perplexity"][i],
             "perplexity_twin": twins["perplexity"][i],
         }
-        for i, prompt in enumerate(prompts)
+        for i, text in enumerate(ours["texts"])
     ]
+
+
+def random_units(stats: Stats, chosen: Sequence[int], seed: int) -> list[int]:
+    """As many units as were chosen, drawn from all others that fire."""
+    fires = stats.fired.sum(0).bool()
+    fires[list(chosen)] = False
+    others = fires.nonzero().flatten()
+    generator = torch.Generator().manual_seed(seed)
+    return others[torch.randperm(len(others), generator=generator)[: len(chosen)]].tolist()
 
 
 @dataclass
@@ -176,7 +189,7 @@ class Bench:
     def judge(self, texts: Sequence[str]) -> list[str | None]:
         """fastText's best of 176, in the run's codes where they meet."""
         best = [found[0] if found else None for found in self._judge.judge(texts)]
-        names = to_labels({code for code in best if code}, self.setting.corpus.labels)
+        names = to_labels(LID176, self.setting.corpus.labels)  # whatever codes the texts at hand happen to have
         return [None if code is None else names.get(code, code) for code in best]
 
     def stats(self, name: str) -> Stats:
@@ -272,11 +285,7 @@ class Bench:
         chosen = feature_diffmean([stats], source=self.source, **recipe.parameters).units(name)[label]
         if recipe.method != "random":
             return chosen
-        fires = stats.fired.sum(0).bool()
-        fires[chosen] = False
-        others = fires.nonzero().flatten()
-        generator = torch.Generator().manual_seed(_SEED + stats.labels.index(label))
-        return others[torch.randperm(len(others), generator=generator)[: len(chosen)]].tolist()
+        return random_units(stats, chosen, _SEED + stats.labels.index(label))
 
     def _neurons(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """LAPE neurons set to the label's mean; `source off`: those of the source alone to zero."""

@@ -15,7 +15,7 @@ from saefeat.forcing import Outcome, Own, compare, row
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
 from saefeat.models import LanguageModel
-from saefeat.pipeline.steer import NONE, Bench, Recipe
+from saefeat.pipeline.steer import NONE, Bench, Recipe, beside
 from saefeat.steering import CONSTANT, NoUnits, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
@@ -244,22 +244,9 @@ def _summary(method: str, found: dict[str, _Label], own: dict[str, Own]) -> dict
 
 
 def _samples(label: str, recipe: Recipe, steered: Outcome, plain: Outcome, prompts: list[str]) -> list[dict[str, Any]]:
-    ours, twins = steered.plain(), plain.plain()
-    return [
-        {
-            "label": label,
-            "method": recipe.method,
-            "strength": recipe.strength,
-            "prompt": prompts[i],
-            "text": ours["texts"][i],
-            "twin": twins["texts"][i],
-            "judged": ours["judged"][i],
-            "judged_twin": twins["judged"][i],
-            "perplexity": ours["perplexity"][i],
-            "perplexity_twin": twins["perplexity"][i],
-        }
-        for i in range(min(SAMPLES, len(prompts)))
-    ]
+    head = {"label": label, "method": recipe.method, "strength": recipe.strength}
+    rows = beside(steered, plain)[:SAMPLES]
+    return [{**head, "prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=False)]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
