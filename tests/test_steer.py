@@ -17,7 +17,7 @@ from saefeat.generation import Decoding
 from saefeat.hooks import intervene
 from saefeat.io import UserError
 from saefeat.pipeline import open_run, run
-from saefeat.pipeline.matrix import matrix, own_is_most, units_of
+from saefeat.pipeline.matrix import matrix, own_is_most, own_units
 from saefeat.pipeline.steer import Bench, Recipe, recipe_for, source_of, steering_sites
 from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
 from saefeat.steering import CONSTANT, Schedule
@@ -286,9 +286,9 @@ def test_damaged_partial_files_are_done_again(bench, out):
 def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypatch):
     from saefeat.pipeline import matrix as room
 
-    texts, units = room._texts, room.units_of
+    texts, units = room._texts, room.own_units
     monkeypatch.setattr(room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n))
-    monkeypatch.setattr(room, "units_of", lambda s, label, top: {} if label == "de" else units(s, label, top))
+    monkeypatch.setattr(room, "own_units", lambda s, top: {**units(s, top), "de": {}})
     result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
     rows = result["interventions"][0]["rows"]
     assert set(rows) == {"en", "th"} and set(rows["en"]) == {"de", "en"} == set(result["baseline"])
@@ -300,7 +300,7 @@ def test_the_matrix_is_that_of_a_plain_loop(out):
     result = matrix(setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5)
     assert json.loads((out / "steering" / "matrix.json").read_text()) == result
     lm, label, other = setting.lm, "de", "th"
-    units = units_of(setting, label, 5)
+    units = own_units(setting, 5)[label]
     edits = {}
     for sae in setting.saes:
 

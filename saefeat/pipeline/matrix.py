@@ -55,10 +55,11 @@ def matrix(
     done = kept_json(kept)
     if done.get("request") != request:
         done = {"request": request, "baseline": _measured(setting, texts), "rows": {}, "counts": {}}
+    units = own_units(setting, top) if len(done["counts"]) < len(labels) else {}
     for number, label in enumerate(labels, 1):
         if label in done["counts"]:
             continue
-        chosen = units_of(setting, label, top)
+        chosen = units[label]
         done["counts"][label] = sum(map(len, chosen.values()))
         if done["counts"][label]:
             done["rows"][label] = _row(setting, label, chosen, texts, edits)
@@ -133,14 +134,15 @@ def _row(
     return found
 
 
-def units_of(setting: Setting, label: str, top: int) -> dict[str, list[int]]:
-    """A label's own features at every SAE of the run: of low entropy, higher than in the mean of the other labels."""
-    found = {}
+def own_units(setting: Setting, top: int) -> dict[str, dict[str, list[int]]]:
+    """Label -> SAE -> the label's own features: of low entropy, higher than in the mean of the other labels."""
+    found: dict[str, dict[str, list[int]]] = {label: {} for label in setting.corpus.labels}
     for sae in setting.saes:
         stats = _stats(setting, sae.id)
-        above = mean_difference(stats, label) > 0
-        ranked = feature_diffmean([stats], top=None).units(sae.id)[label]
-        found[sae.id] = [unit for unit in ranked if above[unit]][:top]
+        ranked = feature_diffmean([stats], top=None).units(sae.id)
+        for label, units in found.items():
+            above = mean_difference(stats, label) > 0
+            units[sae.id] = [unit for unit in ranked[label] if above[unit]][:top]
     return found
 
 

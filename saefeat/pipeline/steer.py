@@ -281,11 +281,18 @@ class Bench:
         return changes, count
 
     def _units(self, recipe: Recipe, label: str, name: str) -> list[int]:
-        stats = self.stats(name)
-        chosen = feature_diffmean([stats], source=self.source, **recipe.parameters).units(name)[label]
+        stats, key = self.stats(name), json.dumps([name, recipe.parameters])
+        if key not in self._ranked:
+            selection = feature_diffmean([stats], source=self.source, **recipe.parameters)
+            self._ranked[key] = selection.units(name)
+        chosen = self._ranked[key][label]
         if recipe.method != "random":
             return chosen
         return random_units(stats, chosen, _SEED + stats.labels.index(label))
+
+    @cached_property
+    def _ranked(self) -> dict[str, dict[str, list[int]]]:
+        return {}
 
     def _neurons(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """LAPE neurons set to the label's mean; `source off`: those of the source alone to zero."""

@@ -13,60 +13,31 @@ from typing import Annotated, Any
 
 import typer
 
+from saefeat.cli import lid, steer
+from saefeat.cli.common import (
+    CorpusName,
+    Device,
+    DryRun,
+    Dtype,
+    IdColumn,
+    LabelColumn,
+    Labels,
+    MaxTokens,
+    Model,
+    Out,
+    Saes,
+    Seed,
+    Source,
+    TextColumn,
+    by_commas,
+    say,
+)
 from saefeat.io import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Find, rank and use the language features inside a language model.")  # fmt: skip
-lid_app = typer.Typer(no_args_is_help=True, help="Identify languages with features, and measure it.")
-app.add_typer(lid_app, name="lid")
-steer_app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
-app.add_typer(steer_app, name="steer")
-
-Model = Annotated[str, typer.Option("--model", help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")]
-CorpusName = Annotated[str, typer.Option("--corpus", help="embedded:eld, a .jsonl/.csv/.tsv/.parquet file, or a "
-                                                          "directory of LABEL.txt.")]  # fmt: skip
-Labels = Annotated[str | None, typer.Option("--labels", help="Only these labels, by commas: de,fr,...")]
-Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Run = Annotated[Path, typer.Option("--run", help="Run directory.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Of the model: auto, float32, bfloat16, float16.")]
-Seed = Annotated[int, typer.Option("--seed", min=0)]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budget of counted tokens a label.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the forecast, and stop.")]
-Saes = Annotated[list[str] | None, typer.Option("--saes", help="SAE directory or a folder of them; may be repeated.")]
-Source = Annotated[str | None, typer.Option("--source", help="The label that is steered away from; default English.")]
-TextColumn = Annotated[str, typer.Option("--text-column")]
-LabelColumn = Annotated[str, typer.Option("--label-column")]
-IdColumn = Annotated[str, typer.Option("--id-column")]
-
-
-def say(line: str) -> None:
-    """Progress on standard error: one line that is rewritten on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty() and line.startswith(("train: ", "collect: ", "lid: ", "steering: ", "matrix: ")):
-        width = max(20, _columns() - 1)
-        sys.stderr.write("\r\x1b[K" + line[:width])
-        say.open = True  # type: ignore[attr-defined]
-    else:
-        if getattr(say, "open", False):
-            sys.stderr.write("\n")
-            say.open = False  # type: ignore[attr-defined]
-        sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns
-
-
-def _split(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not parts:
-        raise UserError("an option that takes names separated by commas is empty")
-    return parts
+app.add_typer(lid.app, name="lid")
+app.add_typer(steer.app, name="steer")
 
 
 @app.command()
@@ -84,7 +55,7 @@ def demo(
     from saefeat.pipeline import DEMO, RunConfig
     from saefeat.pipeline import run as run_all
 
-    names = _split(labels) or PAPER_LABELS
+    names = by_commas(labels) or PAPER_LABELS
     config = RunConfig(model, "embedded:eld", labels=names, seed=seed, device=device, dtype=dtype, **DEMO)
     _finish(run_all(config, out, say=say, dry_run=dry_run), out)
 
@@ -124,8 +95,8 @@ def run(
         model,
         corpus,
         saes=tuple(saes or ()),
-        labels=_split(labels),
-        sites=_split(sites),
+        labels=by_commas(labels),
+        sites=by_commas(sites),
         d_sae=d_sae,
         k=k,
         train_tokens=train_tokens,
@@ -150,9 +121,9 @@ def _finish(report: Path | None, out: Path) -> None:
         return
     from saefeat.io import read_json
 
-    _print_metrics(read_json(out / "lid" / "metrics.json"))
+    lid.print_metrics(read_json(out / "lid" / "metrics.json"))
     if (out / "steering" / "metrics.json").exists():
-        _print_steering(read_json(out / "steering" / "metrics.json"))
+        steer.print_steering(read_json(out / "steering" / "metrics.json"))
     typer.echo(f"report: {report}")
 
 
@@ -210,7 +181,7 @@ def train(
     """Train TopK SAEs for several sites from one stream of forward passes; run again to resume."""
     from saefeat.sae.train import TrainConfig, plan_chunks, train_saes
 
-    names = _split(sites) or ()
+    names = by_commas(sites) or ()
     config = TrainConfig(k, d_sae, expansion, passes, batch_size, chunk_tokens, lr, dead_tokens=dead_tokens, seed=seed)
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
@@ -361,266 +332,6 @@ def _sae_path(entry: dict[str, Any], stats: Path, name: str) -> Path:
     return path if (path / "cfg.json").is_file() else stats.parent / "saes" / name
 
 
-@lid_app.command("fit")
-def lid_fit(
-    run: Run, force: Annotated[bool, typer.Option("--force", help="Fit again what is fitted already.")] = False
-) -> None:
-    """Fit the heads of a run."""
-    from saefeat.pipeline import fit_heads, open_run, set_threads
-
-    set_threads()
-    fit_heads(open_run(run, say), force=force)
-    typer.echo(run / "lid")
-
-
-@lid_app.command("evaluate")
-def lid_evaluate(
-    run: Run,
-    corpus: Annotated[str | None, typer.Option(help="Another corpus; default the run's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Metrics; default RUN/lid/metrics.json for the own corpus.")] = None,
-    split: Annotated[str | None, typer.Option(help="test or all; default test for the own corpus.")] = None,
-    labels: Labels = None,
-    max_texts: Annotated[int | None, typer.Option(min=1, help="At most this many texts a label.")] = None,
-    fasttext: Annotated[Path | None, typer.Option(help="lid.176.bin or .ftz; default the embedded one.")] = None,
-    text_column: TextColumn = "text",
-    label_column: LabelColumn = "label",
-    id_column: IdColumn = "id",
-) -> None:
-    """Measure every head and baseline, whole texts and by length."""
-    from saefeat.corpora import load_corpus
-    from saefeat.pipeline import evaluate, open_run, set_threads
-
-    if corpus is not None and out is None:
-        raise UserError("another corpus needs --out for its metrics")
-    set_threads()
-    columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
-    setting = open_run(run, say)
-    other = None
-    if corpus is not None:
-        own = setting.corpus.labels if corpus == setting.config.corpus else None
-        other = load_corpus(corpus, labels=_split(labels) or own, **columns)
-    if other is not None and other.fingerprint == setting.corpus.fingerprint:
-        other = None  # the run's own corpus by its name: only its test split was never seen
-    chosen = split or ("test" if other is None else "all")
-    target = out or run / "lid" / "metrics.json"
-    metrics = evaluate(setting, other, split=chosen, out=target, max_texts=max_texts, fasttext=fasttext)
-    _print_metrics(metrics)
-    if out is None:
-        from saefeat.report import write_report
-
-        typer.echo(f"report: {write_report(run)}")
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    lengths = [key for key in metrics["by_length"] if key != "all"]
-    typer.echo(f"{metrics['corpus']} ({metrics['split']}), {metrics['n']} texts, macro-F1")
-    typer.echo(f"{'':20}{'whole':>8}{'95 %':>16}" + "".join(f"{'first ' + key:>10}" for key in lengths))
-    for name, head in metrics["heads"].items():
-        low, high = head["f1_macro_ci"]
-        short = "".join(f"{metrics['by_length'][key]['heads'][name]['f1_macro']:>10.3f}" for key in lengths)
-        typer.echo(f"{name:20}{head['f1_macro']:>8.3f}{f'{low:.3f} - {high:.3f}':>16}{short}")
-
-
-@lid_app.command("predict")
-def lid_predict(
-    run: Run,
-    file: Annotated[Path | None, typer.Argument(help="One text a line; default or -: standard input.")] = None,
-    head: Annotated[str, typer.Option(help="Which head.")] = "linear",
-) -> None:
-    """One JSON object a line: text, label (null where nothing can be said), score, the units that decided."""
-    from saefeat.pipeline import choose_head, open_run, predict, set_threads
-
-    set_threads()
-    texts = _input_lines(file)
-    setting = open_run(run, say, with_corpus=False)
-    chosen = choose_head(setting, head)
-    for start in range(0, len(texts), 1024):
-        for row in predict(setting, texts[start : start + 1024], chosen):
-            typer.echo(json.dumps(row, ensure_ascii=False))
-
-
-NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-
-
-def _bench(run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0) -> Any:
-    from saefeat.generation import Decoding
-    from saefeat.pipeline import open_run, set_threads
-    from saefeat.pipeline.steer import Bench, source_of
-
-    set_threads()
-    setting = open_run(run, say)
-    return Bench(setting, source_of(setting, source), Decoding(new_tokens, temperature, seed=seed))
-
-
-@steer_app.command("generate")
-def steer_generate(
-    run: Run,
-    label: Annotated[str, typer.Option(help="The label to steer towards.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Default the label's best; 1 is the difference of means, negative suppresses.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="features, diffmean, neurons or random.")] = "features",
-    source: Source = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
-    max_new_tokens: NewTokens = 24,
-    temperature: Temperature = 0.8,
-    seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """Continue prompts, steered and unsteered side by side."""
-    from dataclasses import replace
-
-    from saefeat.pipeline.steer import continuations, recipe_for
-    from saefeat.steering import check_strength
-
-    if bool(prompt) == (prompts is not None):
-        raise UserError("give --prompt (once or more), or --prompts FILE")
-    if strength is not None:
-        check_strength(strength)
-    from saefeat.corpora import clean_text
-
-    texts = [clean_text(text) for text in prompt or ()] if prompts is None else _prompt_lines(prompts)
-    if not texts:
-        raise UserError(f"{prompts} holds no prompt; write one a line")
-    bench = _bench(run, source, max_new_tokens, temperature, seed)
-    recipe = recipe_for(bench, label, method)
-    if strength is not None:
-        recipe = replace(recipe, strength=strength)
-    for row in continuations(bench, label, texts, recipe, chat=chat):
-        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
-
-
-def _prompt_lines(file: Path) -> list[str]:
-    return [line for line in _input_lines(file) if line.strip()]
-
-
-def _side_by_side(row: dict[str, Any]) -> str:
-    def line(name: str, text: str, judged: str | None, perplexity: float | None) -> str:
-        measured = "-" if perplexity is None else f"{perplexity:.1f}"
-        return f"  {name:9} [{judged or '-'}, perplexity {measured}] {' '.join(text.split())}"
-
-    return "\n".join([
-        row["prompt"],
-        line("unsteered", row["twin"], row["judged_twin"], row["perplexity_twin"]),
-        line(row["label"], row["text"], row["judged"], row["perplexity"]),
-    ])  # fmt: skip
-
-
-@steer_app.command("sweep")
-def steer_sweep(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
-    sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
-    strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default 1,1.3,1.6,2.")] = None,
-    methods: Annotated[str | None, typer.Option(help="By commas; default all; features always are among them.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
-    labels: Labels = None,
-    source: Source = None,
-    max_new_tokens: NewTokens = 24,
-    temperature: Temperature = 0.8,
-    seed: Seed = 0,
-) -> None:
-    """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
-    from saefeat.labels import fasttext_code
-    from saefeat.pipeline.steer import steering_sites
-    from saefeat.pipeline.sweep import STRENGTHS, english_prompts, full_grid, sweep
-
-    forces = tuple(_number(text) for text in _split(strengths) or ()) or STRENGTHS
-    lines = english_prompts() if prompts is None else _prompt_lines(prompts)
-    if max_new_tokens < 6:
-        raise UserError("--max-new-tokens is less than 6; perplexity is measured from the 6th new token on")
-    if len(lines) < 2:
-        raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
-    _check_own(out, "summary")
-    bench = _bench(run, source, max_new_tokens, temperature, seed)
-    if prompts is None and fasttext_code(bench.source) != "en":
-        raise UserError(f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE")
-    places = _split(sites) or steering_sites(bench.setting)
-    for site in places:
-        bench.saes_at(site)
-    names = _split(labels)
-    for name in names or ():
-        bench.check_label(name)
-    grid = full_grid(bench, places, forces)
-    if methods is not None:
-        known = {recipe.method for recipe in grid}
-        if unknown := set(_split(methods) or ()) - known:
-            raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
-        grid = [recipe for recipe in grid if recipe.method in {"features", *(_split(methods) or ())}]
-    _print_steering(_read(sweep(bench, grid, lines, out, labels=names)))
-
-
-def _number(text: str) -> float:
-    from saefeat.steering import check_strength
-
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise UserError(f"the strength {text!r} is not a number") from error
-    check_strength(value)
-    return value
-
-
-@steer_app.command("matrix")
-def steer_matrix(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")],
-    sentences: Annotated[int, typer.Option(min=1, help="Test texts a label.")] = 100,
-    top: Annotated[int, typer.Option(min=1, help="Features of a label at each SAE.")] = 100,
-) -> None:
-    """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
-    from saefeat.pipeline import open_run, set_threads
-    from saefeat.pipeline.matrix import EDITS, matrix, own_is_most
-
-    _check_own(out, "interventions")
-    set_threads()
-    result = matrix(open_run(run, say), out, sentences=sentences, top=top)
-    for edit in EDITS:
-        own = own_is_most(result, edit)
-        typer.echo(f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels")
-
-
-def _read(path: Path) -> Any:
-    from saefeat.io import read_json
-
-    return read_json(path)
-
-
-def _check_own(out: Path, key: str) -> None:
-    """Only what the same command wrote is written over."""
-    if out.exists():
-        found = _read(out)
-        if not isinstance(found, dict) or key not in found:
-            raise UserError(f"{out} exists and holds something else; choose another --out")
-
-
-def _print_steering(metrics: dict[str, Any]) -> None:
-    typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}")
-    for row in metrics["summary"]:
-        low, high = row["score_ci"]
-        typer.echo(f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
-                   f"{row['perplexity'] or 0:>12.1f}{row['distinct3']:>11.3f}")  # fmt: skip
-
-
-def _input_lines(file: Path | None) -> list[str]:
-    from saefeat.corpora import clean_text
-
-    if file is None or str(file) == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {file} ({error.strerror})") from error
-    # Every line is answered: bytes that are not UTF-8 show as replacement characters.
-    lines = data.decode("utf-8", errors="replace").split("\n")
-    return [clean_text(line.removesuffix("\r")) for line in (lines[:-1] if not lines[-1] else lines)]
-
-
 def _open(
     model: str, corpus: str, labels: str | None, device: str, dtype: str, columns: tuple[str, str, str]
 ) -> tuple[Any, Any]:
@@ -631,7 +342,7 @@ def _open(
 
     set_threads()
     text = load_corpus(
-        corpus, labels=_split(labels), text_column=columns[0], label_column=columns[1], id_column=columns[2]
+        corpus, labels=by_commas(labels), text_column=columns[0], label_column=columns[1], id_column=columns[2]
     )
     return load_model(model, dtype=dtype, device=device), text
 
