@@ -25,8 +25,8 @@ def to_steps(values: Tensor) -> Tensor:
 class Codes:
     """Units of n tokens.
 
-    values: float32 [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not fire), or [n, width]
-        with `indices` None.
+    values: float32 [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not fire, and only with value 0
+        may one stand twice), or [n, width] with `indices` None.
     """
 
     values: Tensor
@@ -39,7 +39,7 @@ class Codes:
         if self.indices is None:
             return self.values
         out = self.values.new_zeros(self.values.shape[0], self.width)
-        return out.scatter_(1, self.indices, self.values)
+        return out.scatter_add_(1, self.indices, self.values)
 
     def of(self, units: Tensor) -> Tensor:
         """Values float32 [n, m] of chosen units int64 [m], firing or not; 0 for those that are not among the codes."""
@@ -48,7 +48,7 @@ class Codes:
         place = torch.full((self.width,), len(units), dtype=torch.int64, device=units.device)
         place[units] = torch.arange(len(units), device=units.device)
         out = self.values.new_zeros(len(self.values), len(units) + 1)
-        return out.scatter_(1, place[self.indices], self.values)[:, :-1]
+        return out.scatter_add_(1, place[self.indices], self.values)[:, :-1]
 
     def bag(self, lengths: Tensor) -> Bag:
         """Sum by example. lengths[E] int64 on the CPU: tokens of each consecutive example, sum(lengths) == n."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from saefeat.io import RunFailed, fingerprint, tensors_fingerprint
 
 OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of the training sample are left out
 _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
+_CELLS = 2**25  # pre-activations held at once
 
 
 class Dictionary(Protocol):
@@ -77,15 +79,29 @@ class Identity:
         return torch.eye(self.width)
 
 
+ACTIVATIONS = ("topk", "groupmax", "relu", "jumprelu", "gated")
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "gain")
+
+
 @dataclass
 class SAE:
-    """A TopK sparse autoencoder in the model's raw units.
+    """A sparse autoencoder in the model's raw units.
 
-    `z = TopK(relu((x - b_dec) @ W_enc + b_enc))`, `x' = z @ W_dec + b_dec`; ties go to the lower unit.
+    `pre = (t(x) - b_dec) @ W_enc + b_enc`, `z = activation(pre)`, `x' = t^-1(z @ W_dec + b_dec)`. The activations:
+
+    - `topk`: the k greatest of relu(pre), ties to the lower unit;
+    - `groupmax`: the greatest of relu(pre) of each of k runs of consecutive units;
+    - `relu`; `jumprelu`: pre where it exceeds both `threshold` and 0;
+    - `gated`: relu(gain * h + b_enc) where h + b_gate > 0, with h = (t(x) - b_dec) @ W_enc.
 
     Attributes:
         W_enc: [d_in, d_sae]; b_enc: [d_sae]; W_dec: [d_sae, d_in]; b_dec: [d_in]; float32.
-        k: greatest number of active units of a token.
+        k: greatest number of active units of a token (`topk`, `groupmax`).
+        threshold, b_gate, gain: [d_sae] float32, of the activations that have them.
+        centred: whether b_dec is subtracted from the input.
+        normalize: t, which depends on the vector: none, layer_norm (mean 0, standard deviation 1) or
+            constant_norm_rescale (norm sqrt(d_in)), as sae-lens defines them.
         max_norm: tokens with a greater norm are left out of statistics (8 medians of the training sample), or None.
         dtype: of the products in `encode`, "float32" or "bfloat16" (then accumulated in float32).
         record: what else its directory says: model, revision, module path, token policy.
@@ -97,10 +113,16 @@ class SAE:
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
-    k: int
+    k: int = 0
     max_norm: float | None = None
     dtype: str = "float32"
     record: dict[str, Any] = field(default_factory=dict)
+    activation: str = "topk"
+    threshold: Tensor | None = None
+    b_gate: Tensor | None = None
+    gain: Tensor | None = None
+    centred: bool = True
+    normalize: str = "none"
 
     @property
     def signed(self) -> bool:
@@ -120,46 +142,84 @@ class SAE:
         return self.W_dec
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name."""
+        return {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
+
+    @property
     def identity(self) -> dict[str, Any]:
         return self._identity
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        weights = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        mark = fingerprint([tensors_fingerprint(weights), self.k, self.max_norm, self.dtype])
-        return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": mark,
+        parts: list[Any] = [tensors_fingerprint(self.tensors), self.k, self.max_norm, self.dtype]
+        if (self.activation, self.centred, self.normalize) != ("topk", True, "none"):
+            parts += [self.activation, self.centred, self.normalize]
+        return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": fingerprint(parts),
                 "dtype": self.dtype, "path": self.record.get("path")}  # fmt: skip
 
     @cached_property
-    def _grouped(self) -> GroupedEncoder:
-        return GroupedEncoder(self.W_enc, self.b_enc, self.k, getattr(torch, self.dtype))
+    def _encoder(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        dtype = getattr(torch, self.dtype)
+        if self.activation == "topk":
+            return GroupedEncoder(self.W_enc, self.b_enc, self.k, dtype)
+        return _DenseEncoder(self, dtype)
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
         return None if self.max_norm is None else _finite(x.float().norm(dim=-1)) <= self.max_norm
 
     def encode(self, x: Tensor) -> Codes:
-        """x [n, d_in] -> values and units [n, k], of greatest value first."""
-        centred = _finite(x.float() - self.b_dec)
+        """x [n, d_in] -> values and units [n, m]; of `topk` m is k, of greatest value first."""
+        given = self._normalized(x.float())
+        inputs = _finite(given - self.b_dec if self.centred else given)
         if not len(x):
-            empty = torch.zeros(0, self.k, device=x.device)
+            empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
-        parts = [self._grouped(chunk) for chunk in centred.split(_ROWS)]
-        values, indices = zip(*parts, strict=True)
+        rows = max(16, min(_ROWS, _CELLS // self.width))
+        parts = [self._encoder(chunk) for chunk in inputs.split(rows)]
+        widest = max(values.shape[1] for values, _ in parts)
+        pad = torch.nn.functional.pad
+        values, indices = zip(*((pad(v, (0, widest - v.shape[1])), pad(i, (0, widest - i.shape[1]))) for v, i in parts),
+                              strict=True)  # fmt: skip
         return Codes(torch.cat(values), torch.cat(indices), self.width)
 
     def decode(self, codes: Codes) -> Tensor:
-        """[n, d_in] float32."""
+        """[n, d_in] float32; of an SAE that normalises its input, the normalised vectors (see `reconstruct`)."""
         if codes.indices is None:
             return codes.values @ self.W_dec + self.b_dec
         weights = codes.values.clamp(min=0)
         bags = torch.nn.functional.embedding_bag(codes.indices, self.W_dec, per_sample_weights=weights, mode="sum")
         return bags + self.b_dec
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x [n, d_in] through the SAE, in the model's raw units: float32."""
+        out = self.decode(self.encode(x))
+        size = self.spread(x)
+        if size is None:
+            return out
+        return out * size + (x.float().mean(-1, keepdim=True) if self.normalize == "layer_norm" else 0)
+
+    def spread(self, x: Tensor) -> Tensor | None:
+        """What a unit of the SAE's own scale is at each vector, in raw units: float32 [..., 1]; None: 1 everywhere."""
+        x = x.float()
+        if self.normalize == "layer_norm":
+            return (x - x.mean(-1, keepdim=True)).std(-1, keepdim=True)
+        if self.normalize == "constant_norm_rescale":
+            return x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+        return None
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        if self.normalize == "layer_norm":
+            centred = x - x.mean(-1, keepdim=True)
+            return centred / (centred.std(-1, keepdim=True) + 1e-5)  # sae-lens adds the 1e-5 on the way in only
+        if self.normalize == "constant_norm_rescale":
+            return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+        return x
+
     def to(self, device: str) -> SAE:
         """The same SAE with its tensors on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return SAE(self.id, self.site, **moved, k=self.k, max_norm=self.max_norm, dtype=self.dtype, record=self.record)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -220,3 +280,39 @@ def _keys(values: Tensor, units: Tensor) -> Tensor:
     """
     keys = values.float().view(torch.int32).clamp(min=0).long()
     return keys.bitwise_left_shift_(32).bitwise_or_(_LOW - units)
+
+
+class _DenseEncoder:
+    """The other activations: all pre-activations of a few rows, then those that fire, in rising order of unit."""
+
+    def __init__(self, sae: SAE, dtype: torch.dtype) -> None:
+        self.sae, self.weight = sae, sae.W_enc.to(dtype)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [n, d_in] -> values float32 [n, m] (0 after the last that fires) and units int64 [n, m]."""
+        sae, h = self.sae, (x.to(self.weight.dtype) @ self.weight).float()
+        if sae.activation == "gated":
+            assert sae.gain is not None and sae.b_gate is not None
+            values = torch.relu(h * sae.gain + sae.b_enc) * (h + sae.b_gate > 0)
+        else:
+            values = torch.relu(h + sae.b_enc)
+        if sae.activation == "jumprelu":
+            assert sae.threshold is not None
+            values = values * (values > sae.threshold)
+        if sae.activation == "groupmax":
+            best, units = values.unflatten(-1, (sae.k, -1)).max(-1)
+            return best, units + torch.arange(sae.k, device=x.device) * (sae.width // sae.k)
+        return _firing(values)
+
+
+def _firing(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of dense values [n, width] those above 0, as values and units [n, m]; m is the greatest number of a row."""
+    fires = values > 0
+    counts = fires.sum(1)
+    rows, units = fires.nonzero(as_tuple=True)
+    places = torch.arange(len(rows), device=values.device) - (counts.cumsum(0) - counts)[rows]
+    out = values.new_zeros(len(values), max(int(counts.max()), 1))
+    indices = torch.zeros_like(out, dtype=torch.int64)
+    out[rows, places] = values[rows, units]
+    indices[rows, places] = units
+    return out, indices

@@ -109,7 +109,9 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
     def on_features(x: Tensor, strength: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         z = dictionary.encode(flat).of(index.to(x.device)).view(*x.shape[:-1], -1)
-        changed = x + (rule(z, strength) - z) @ directions
+        moved = (rule(z, strength) - z) @ directions
+        size = dictionary.spread(x)
+        changed = x + (moved if size is None else moved * size)
         keeps = dictionary.keeps(flat)  # tokens of outlier norm are left alone, as in the statistics
         return changed if keeps is None else torch.where(keeps.view(*x.shape[:-1], 1), changed, x)
 
