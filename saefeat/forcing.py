@@ -96,6 +96,18 @@ def row(outcome: Outcome, label: str, own: Own, *, seed: int = 0) -> dict[str, A
     }
 
 
+def reaches(row: Mapping[str, Any], own: Own) -> bool:
+    """Whether a row of measures forces at least 95 % of the prompts and stays fluent.
+
+    Fluent: a perplexity of at most twice, and distinct trigrams of at least .9 of, those of the model's own text.
+    """
+    found = row["perplexity"]
+    if found is None or row["distinct3"] is None:
+        return False
+    fluent = found <= 2 * own.perplexity and row["distinct3"] >= 0.9 * own.distinct3
+    return bool(row["forcing"] >= 0.95 and fluent)
+
+
 def compare(
     ones: Mapping[str, Outcome], others: Mapping[str, Outcome], own: Mapping[str, Own], *, seed: int = 0
 ) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
 
         return on_coordinates
     assert isinstance(dictionary, SAE)
-    directions = dictionary.directions[index.to(dictionary.directions.device)]
+    directions = _directions(dictionary, units)
 
     def on_features(x: Tensor, strength: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
@@ -158,14 +158,28 @@ def check_strength(strength: float | Tensor) -> None:
 # --------------------------------------------------------------------------- from statistics
 
 
-def feature_vector(sae: SAE, units: Sequence[int], difference: Tensor) -> Tensor:
-    """Sum over units of their mean difference times their direction: float32 [d_in].
+def towards_with(units: Sequence[tuple[Dictionary, Sequence[int]]], difference: Tensor) -> Tensor:
+    """What units of dictionaries of one site hold of a difference of means, in its length: float32 [d].
 
-    difference: float64 [d_sae] of `mean_difference`. Units lower in the label than in the source push down.
+    The difference, float64 [d], is projected on the span of the units' directions: of all their weighted sums it is the
+    one nearest to the difference. What their directions do not carry stays out. Zero for no units.
     """
+    rows = [_directions(dictionary, chosen).cpu().double() for dictionary, chosen in units if len(chosen)]
+    if not rows:
+        return torch.zeros_like(difference).float()
+    span = torch.cat(rows).T
+    # gelsd takes directions that depend on one another, as those of two SAEs of a site may.
+    weights = torch.linalg.lstsq(span, difference.double()[:, None], driver="gelsd").solution
+    return of_length((span @ weights)[:, 0], float(difference.norm()))
+
+
+def _directions(dictionary: Dictionary, units: Sequence[int]) -> Tensor:
+    """[m, d] of some units."""
     index = torch.tensor(list(units), dtype=torch.int64)
-    directions = sae.directions[index.to(sae.directions.device)]
-    return difference[index].to(directions) @ directions
+    if isinstance(dictionary, Identity):
+        return torch.nn.functional.one_hot(index, dictionary.width)
+    assert isinstance(dictionary, SAE)
+    return dictionary.directions[index.to(dictionary.directions.device)]
 
 
 def of_length(vector: Tensor, length: float) -> Tensor:
@@ -243,9 +257,12 @@ def changes_of(
         means = {site: label_mean(load_stats(folder, site), label).float().to(lm.device) for site in chosen}
         return {site: [replace(mean)] for site, mean in means.items()}
     if edit == "add":
-        return {
-            site: [add(_force(folder, site, here, label, source).to(lm.device), norm_limit(d for d, _ in here))]
+        forces = {
+            site: towards_with(here, mean_difference(load_stats(folder, site), label, source))
             for site, here in chosen.items()
+        }
+        return {
+            site: [add(force.to(lm.device), norm_limit(d for d, _ in chosen[site]))] for site, force in forces.items()
         }
     return {site: [_patch(lm, folder, *each, label, edit) for each in here] for site, here in chosen.items()}
 
@@ -258,21 +275,6 @@ def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
 
     dtype = entry.get("dtype")
     return load_sae(Path(str(entry.get("path"))), dtype=None if dtype is None else str(dtype))
-
-
-def _force(
-    folder: Path, site: str, chosen: Sequence[tuple[Dictionary, Sequence[int]]], label: str, source: str | None
-) -> Tensor:
-    """What all chosen units of a site push along, in the length of its difference of means. float32 [d]."""
-    towards = mean_difference(load_stats(folder, site), label, source)
-    vector = torch.zeros_like(towards)
-    for dictionary, units in chosen:
-        difference = mean_difference(stats_of(folder, dictionary), label, source)
-        if isinstance(dictionary, SAE):
-            vector += feature_vector(dictionary, units, difference).cpu()
-        else:
-            vector[list(units)] += difference[list(units)]
-    return of_length(vector, float(towards.norm()))
 
 
 def _patch(

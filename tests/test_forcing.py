@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saefeat.forcing import RESAMPLES, Outcome, Own, compare, measure, own_text, row, scores
+from saefeat.forcing import RESAMPLES, Outcome, Own, compare, measure, own_text, reaches, row, scores
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 
 NAN = math.nan
@@ -52,6 +52,14 @@ def test_a_row_by_hand():
     assert found["score"] == pytest.approx(2 * 0.5 * fluency / (0.5 + fluency))
     assert list(found) == ["forcing", "perplexity", "distinct3", "score", "score_ci"]
     assert 0 <= found["score_ci"][0] < found["score"] < found["score_ci"][1] <= 1
+
+
+def test_a_label_is_reached_by_forcing_and_fluency_together():
+    base = {"forcing": 0.95, "perplexity": 2 * OWN.perplexity, "distinct3": 0.9 * OWN.distinct3}
+    assert reaches(base, OWN)
+    worse = ({"forcing": 0.94}, {"perplexity": 2.01 * OWN.perplexity}, {"distinct3": 0.89 * OWN.distinct3})
+    for change in (*worse, {"perplexity": None}, {"distinct3": None}):
+        assert not reaches({**base, **change}, OWN)
 
 
 def test_text_that_is_better_than_the_models_own_is_no_better_than_fluent():

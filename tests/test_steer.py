@@ -13,6 +13,7 @@ from statistics import median
 import pytest
 import torch
 
+from saefeat.forcing import Own, reaches
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
 from saefeat.io import UserError
@@ -42,7 +43,7 @@ def bench(out):
 
 
 def small_grid(bench):
-    grid = [recipe for recipe in full_grid(bench, [SITE]) if recipe.strength in (1.0, 2.0)]
+    grid = [recipe for recipe in full_grid(bench, [[SITE]]) if recipe.strength in (1.0, 2.0)]
     return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
 
@@ -110,9 +111,13 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
                 assert len(rows) == 5  # one setting each
     assert metrics["summary"][0]["method"] == "none"
     settings = json.loads((out / "steering" / "settings.json").read_text())
+    own = {label: Own(**values) for label, values in metrics["own"].items()}
     best = {
         label: max((r for r in metrics["rows"] if (r["label"], r["method"], r["half"]) == (label, "features", "tune")),
-                   key=lambda r: r["score"]) for label in ("de", "th")}  # fmt: skip
+                   key=lambda r: (reaches(r, own[label]), r["score"])) for label in ("de", "th")}  # fmt: skip
+    assert all(row["chosen"] == (row["half"] == "report" or row == best[row["label"]])
+               for row in metrics["rows"] if row["method"] == "features")  # fmt: skip
+    assert all(0 <= row["reached"] <= row["labels"] == 2 for row in metrics["summary"])
     for label, row in best.items():
         assert settings["labels"][label]["strength"] == row["strength"]
         assert settings["labels"][label]["parameters"] == row["parameters"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,13 +30,13 @@ from saefeat.steering import (
     apply,
     changes_of,
     clamp,
-    feature_vector,
     label_mean,
     of_length,
     replace,
     scale,
     scheduled,
     steer,
+    towards_with,
 )
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
@@ -499,23 +500,27 @@ def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(tiny_lm, se
         torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-4)
 
 
-def test_the_vector_of_features_is_their_mean_differences_along_their_directions(tiny_lm, world, selection):
-    sae, stats = load_sae(world / "wide"), Stats.load(world / "stats" / "wide.safetensors")
+def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_directions(
+    tiny_lm, world, selection, means
+):
+    sae = load_sae(world / "wide")
     units = selection.units("wide")["de"]
-    mean = stats.mean()
-    de, en = stats.labels.index("de"), stats.labels.index("en")
-
-    def along(chosen):
-        return sum(float(mean[de, u] - mean[en, u]) * sae.W_dec[u] for u in chosen)
-
-    order = (mean[de] - mean[en]).argsort().tolist()
-    assert mean[de, order[0]] < mean[en, order[0]] and mean[de, order[-1]] > mean[en, order[-1]]
-    for chosen in (units, [order[0], order[-1]]):  # those that are lower in the label push down
-        torch.testing.assert_close(feature_vector(sae, chosen, mean[de] - mean[en]), along(chosen))
-    by_hand = along(units)
+    difference = means[SITE, "de"] - means[SITE, "en"]
+    basis = np.linalg.svd(sae.W_dec[units].double().numpy(), full_matrices=False)[2]
+    by_hand = torch.from_numpy(basis.T @ (basis @ difference.double().numpy()))
+    found = towards_with([(sae, units)], difference.double())
+    torch.testing.assert_close(found.double(), by_hand * (difference.norm() / by_hand.norm()), rtol=1e-4, atol=1e-5)
     _, moved = shift(tiny_lm, SITE)
     with steer(tiny_lm, selection, "de", source="en"):
-        assert torch.nn.functional.cosine_similarity(moved(), by_hand[None]).min() > 0.9999
+        assert torch.nn.functional.cosine_similarity(moved(), by_hand[None].float()).min() > 0.9999
+
+
+def test_units_that_say_the_same_twice_change_no_vector(world, means):
+    sae = load_sae(world / "wide")
+    difference = (means[SITE, "de"] - means[SITE, "en"]).double()
+    once, twice = (towards_with([(sae, [3, 8])] * n, difference) for n in (1, 2))
+    torch.testing.assert_close(once, twice)
+    assert not towards_with([(sae, [])], difference).any()
 
 
 def test_the_vector_of_neurons_is_the_difference_of_means_at_them_alone(tiny_lm, neurons, means):
@@ -681,7 +686,7 @@ def test_another_model_is_refused(make_lm, selection):
     refused(make_lm("llama", 1), selection, match=r"of the model tiny-llama-0, not of tiny-llama-1")
 
 
-@pytest.mark.parametrize(("edit", "missing"), [("add", SITE), ("add", "wide"), ("clamp", "wide"), ("replace", SITE)])
+@pytest.mark.parametrize(("edit", "missing"), [("add", SITE), ("clamp", "wide"), ("replace", SITE)])
 def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_path, edit, missing):
     for name in {"wide", SITE} - {missing}:
         (tmp_path / f"{name}.safetensors").write_bytes((world / "stats" / f"{name}.safetensors").read_bytes())
@@ -705,7 +710,7 @@ def test_an_sae_that_has_changed_since_is_refused(tiny_lm, world, selection, tmp
 def test_statistics_of_another_sae_are_refused(tiny_lm, world, selection, tmp_path, tiny_corpus):
     other = dataclasses.replace(make_sae(seed=5), id="wide")
     collect(tiny_lm, make_plan(tiny_corpus, tiny_lm), [other, Identity(SITE, HIDDEN)], tmp_path)
-    refused(tiny_lm, selection, stats=tmp_path, match="of another dictionary")
+    refused(tiny_lm, selection, stats=tmp_path, edit="clamp", match="of another dictionary")
 
 
 def test_an_sae_collected_in_another_dtype_is_opened_in_that_dtype(tiny_lm, world, tiny_corpus, tmp_path):

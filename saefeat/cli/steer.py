@@ -88,7 +88,9 @@ def steer_sweep(
     run: Run,
     out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
     sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
-    strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default 1,1.3,1.6,2.")] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="By commas; default all; features always are among them.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
     labels: Labels = None,
@@ -99,10 +101,10 @@ def steer_sweep(
 ) -> None:
     """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
     from saefeat.labels import fasttext_code
-    from saefeat.pipeline.steer import steering_sites
-    from saefeat.pipeline.sweep import STRENGTHS, english_prompts, full_grid, sweep
+    from saefeat.pipeline.steer import steering_sites, stream_sites
+    from saefeat.pipeline.sweep import english_prompts, full_grid, sweep
 
-    forces = tuple(_number(text) for text in by_commas(strengths) or ()) or STRENGTHS
+    forces = tuple(_number(text) for text in by_commas(strengths) or ()) or None
     lines = english_prompts() if prompts is None else _prompt_lines(prompts)
     if max_new_tokens < 6:
         raise UserError("--max-new-tokens is less than 6; perplexity is measured from the 6th new token on")
@@ -112,19 +114,24 @@ def steer_sweep(
     bench = _bench(run, source, max_new_tokens, temperature, seed)
     if prompts is None and fasttext_code(bench.source) != "en":
         raise UserError(f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE")
-    places = by_commas(sites) or steering_sites(bench.setting)
-    for site in places:
+    given = by_commas(sites)
+    groups = [given] if given else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
+    for site in given or ():
         bench.saes_at(site)
     names = by_commas(labels)
     for name in names or ():
         bench.check_label(name)
-    grid = full_grid(bench, places, forces)
+    grid = full_grid(bench, groups, forces)
     if methods is not None:
         known = {recipe.method for recipe in grid}
         if unknown := set(by_commas(methods) or ()) - known:
             raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
         grid = [recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}]
     print_steering(read_json(sweep(bench, grid, lines, out, labels=names)))
+
+
+def _distinct(groups: list[list[str]]) -> list[list[str]]:
+    return [group for i, group in enumerate(groups) if group not in groups[:i]]
 
 
 def _number(text: str) -> float:
@@ -167,8 +174,8 @@ def _check_own(out: Path, key: str) -> None:
 
 def print_steering(metrics: dict[str, Any]) -> None:
     typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}")
+    typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}")
     for row in metrics["summary"]:
         low, high = row["score_ci"]
         typer.echo(f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
-                   f"{row['perplexity'] or 0:>12.1f}{row['distinct3']:>11.3f}")  # fmt: skip
+                   f"{row['perplexity'] or 0:>12.1f}{row['distinct3']:>11.3f}{row['reached']:>9}")  # fmt: skip

@@ -72,7 +72,7 @@ class Recipe:
 
 
 NONE = Recipe("none", "none", (), CONSTANT, 0.0)
-DEFAULT = Recipe("features", "add", (), Schedule(), 1.3, {"top": 300})
+DEFAULT = Recipe("features", "add", (), Schedule(), 1.3, {"top": 100})
 
 
 def steering_sites(setting: Setting) -> list[str]:
@@ -83,6 +83,14 @@ def steering_sites(setting: Setting) -> list[str]:
         return sites
     depth = 0.3 * (setting.lm.n_layers - 1)
     return [min(stream, key=lambda site: abs(int(site.split("@")[1]) - depth))]
+
+
+def stream_sites(setting: Setting) -> list[str]:
+    """The residual-stream sites with an SAE, up to the one where features steer by default."""
+    last = steering_sites(setting)
+    sites = list(dict.fromkeys(sae.site for sae in setting.saes if sae.site.startswith("resid_post@")))
+    layer = {site: int(site.split("@")[1]) for site in sites}
+    return sorted((site for site in sites if layer[site] <= layer[last[0]]), key=layer.__getitem__) if sites else last
 
 
 def source_of(setting: Setting, source: str | None) -> str:
@@ -261,21 +269,16 @@ class Bench:
         return mean_difference(self.stats(site), label, self.source).float()
 
     def _features(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
-        """The features' vector in the length of the difference of means; random ones as many as the label has."""
+        """What the label's features hold of the difference of means, in its length; or as many random ones."""
         changes: dict[str, list[Change]] = {}
         count = 0
         for site in recipe.sites:
-            towards = self._difference(site, label)
-            vector = torch.zeros_like(towards)
-            for sae in self.saes_at(site):
-                units = self._units(recipe, label, sae.id)
-                count += len(units)
-                vector += steering.feature_vector(
-                    sae, units, mean_difference(self.stats(sae.id), label, self.source)
-                ).cpu()
-            if vector.any():
-                vector = steering.of_length(vector, float(towards.norm()))
+            chosen = [(sae, self._units(recipe, label, sae.id)) for sae in self.saes_at(site)]
+            here = sum(len(units) for _, units in chosen)
+            if here:
+                vector = steering.towards_with(chosen, mean_difference(self.stats(site), label, self.source))
                 changes[site] = [self._add(vector, site)]
+                count += here
         if not changes:
             raise steering.NoUnits(f"{label} has no features of low entropy at {', '.join(recipe.sites)}; use diffmean")
         return changes, count

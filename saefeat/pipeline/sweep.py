@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from saefeat.forcing import Outcome, Own, compare, row
+from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
 from saefeat.models import LanguageModel
@@ -19,8 +19,9 @@ from saefeat.pipeline.steer import NONE, Bench, Recipe, beside
 from saefeat.steering import CONSTANT, NoUnits, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
+SHARED = (0.5, 0.7, 0.9, 1.2)  # strengths at each of several sites
 SCHEDULES = (Schedule(), Schedule(rest=0.15))
-TOPS = (100, 300)
+TOP = 100  # features of a label at each SAE
 START_ONLY = Schedule(first=4, rest=0.0)  # of patches: weak ones would hold the units down
 SAMPLES = 4  # prompts of each label and method that are kept with their continuations
 
@@ -31,17 +32,22 @@ def english_prompts() -> list[str]:
     return [prompt for group in kinds.values() for prompt in group]
 
 
-def full_grid(bench: Bench, sites: Sequence[str], strengths: Sequence[float] = STRENGTHS) -> list[Recipe]:
-    """What `steer sweep` tries: features, random units and the difference of means at the sites, and LAPE neurons."""
-    places, vectors = tuple(sites), [("features", {"top": top}) for top in TOPS]
-    vectors += [("diffmean", {})]
+def full_grid(bench: Bench, groups: Sequence[Sequence[str]], strengths: Sequence[float] | None = None) -> list[Recipe]:
+    """What `steer sweep` tries: features, the difference of means and random units at each group of sites, and neurons.
+
+    strengths: of the vectors; default those that serve one site or, for a group of several, each of them.
+    """
     grid = [
-        Recipe(method, "add", places, schedule, strength, parameters)
-        for method, parameters in vectors
-        for schedule in SCHEDULES
-        for strength in strengths
+        Recipe(method, "add", tuple(sites), schedule, strength, parameters)
+        for method, parameters, schedules in (
+            ("features", {"top": TOP}, SCHEDULES),
+            ("diffmean", {}, SCHEDULES),
+            ("random", {"top": TOP}, SCHEDULES[:1]),
+        )
+        for sites in groups
+        for schedule in schedules
+        for strength in strengths or (SHARED if len(sites) > 1 else STRENGTHS)
     ]
-    grid += [Recipe("random", "add", places, SCHEDULES[0], strength, {"top": TOPS[0]}) for strength in strengths]
     layers = neuron_sites(bench.setting.lm)
     off = "clamp, source off"
     patches = (("clamp", CONSTANT, 0.05), (off, CONSTANT, 0.03), (off, CONSTANT, 0.05), (off, START_ONLY, 0.05))
@@ -66,7 +72,7 @@ def demo_grid(sites: Sequence[str]) -> list[Recipe]:
     """What the demo tries: features and the difference of means."""
     return [
         Recipe(method, "add", tuple(sites), Schedule(), strength, parameters)
-        for method, parameters in (("features", {"top": 300}), ("diffmean", {}))
+        for method, parameters in (("features", {"top": TOP}), ("diffmean", {}))
         for strength in STRENGTHS
     ]
 
@@ -153,11 +159,14 @@ def sweep(
 
 
 def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[str, list[list[int]]]) -> _Label:
-    """Every recipe on the first part; of each method the best one on the last."""
+    """Every recipe on the first part; of each method the chosen one on the last.
+
+    Chosen is the greatest score among those that force the label fluently (`forcing.reaches`), or among all if none do.
+    """
     first, last = next(iter(parts)), list(parts)[-1]
     own = bench.own(label, sum(map(len, parts.values())))
     rows: list[dict[str, Any]] = []
-    best: dict[str, tuple[float, Recipe, Outcome, int]] = {}
+    best: dict[str, tuple[tuple[bool, float], Recipe, Outcome, dict[str, Any]]] = {}
     for _, group in groupby([NONE, *grid], key=lambda recipe: replace(recipe, strength=0.0)):
         recipes = list(group)
         try:
@@ -167,14 +176,17 @@ def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[s
             continue
         for recipe, outcome in zip(recipes, outcomes, strict=True):
             rows.append(_row(recipe, label, units, first, outcome, own))
-            if recipe.method not in best or rows[-1]["score"] > best[recipe.method][0]:
-                best[recipe.method] = (rows[-1]["score"], recipe, outcome, units)
+            rank = (reaches(rows[-1], own), rows[-1]["score"])
+            if recipe.method not in best or rank > best[recipe.method][0]:
+                best[recipe.method] = (rank, recipe, outcome, rows[-1])
+    for _, _, _, entry in best.values():
+        entry["chosen"] = True
     chosen = {method: recipe for method, (_, recipe, _, _) in best.items()}
     final = {method: outcome for method, (_, _, outcome, _) in best.items()}
     if last != first:
         for method, recipe in chosen.items():
             (final[method],), units = bench.outcomes(recipe, label, parts[last], [recipe.strength])
-            rows.append(_row(recipe, label, units, last, final[method], own))
+            rows.append({**_row(recipe, label, units, last, final[method], own), "chosen": True})
     if "features" not in chosen and "diffmean" not in chosen:
         raise NoUnits(f"nothing steers {label}")
     order = sorted(chosen, key=lambda method: method == "features")
@@ -189,6 +201,7 @@ def _row(recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, ow
         "label": label,
         "units": units,
         "half": half,
+        "chosen": False,
         **row(outcome, label, own),
     }
 
@@ -228,12 +241,14 @@ def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path
 def _summary(method: str, found: dict[str, _Label], own: dict[str, Own]) -> dict[str, Any]:
     """Means over labels of a method's chosen settings, and how much features are ahead of it on the same labels."""
     having = {label: one for label, one in found.items() if method in one.outcomes}
-    chosen = [max((r for r in one.rows if r["method"] == method and r["half"] == one.rows[-1]["half"]),
-                  key=lambda r: r["score"]) for one in having.values()]  # fmt: skip
+    chosen = [r for one in having.values() for r in one.rows
+              if r["chosen"] and (r["method"], r["half"]) == (method, one.rows[-1]["half"])]  # fmt: skip
     means = {name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")}
     outcomes = {label: one.outcomes[method] for label, one in having.items()}
     scored = compare(outcomes, outcomes, own)
-    entry = {"method": method, "labels": len(having), "sites": list(chosen[0]["sites"]), **means,
+    sites = dict.fromkeys(site for entry in chosen for site in entry["sites"])
+    reached = sum(reaches(entry, own[entry["label"]]) for entry in chosen)
+    entry = {"method": method, "labels": len(having), "sites": list(sites), **means, "reached": reached,
              "score": scored["score"], "score_ci": scored["score_ci"]}  # fmt: skip
     both = [label for label, one in having.items() if "features" in one.outcomes]
     if method != "features" and both:

@@ -66,7 +66,8 @@ def _pairs(value: Any) -> list[str]:
 def _summary(row: Row) -> Row:
     numbers = {key: real(row.get(key)) for key in (*MEASURES, "features_ahead_by")}
     ends = {key: row.get(key) for key in ("score_ci", "features_ahead_ci")}
-    return {"method": row["method"], "sites": " + ".join(row.get("sites") or []), **numbers, **ends}
+    counts = {key: row.get(key) for key in ("reached", "labels")}
+    return {"method": row["method"], "sites": " + ".join(row.get("sites") or []), **numbers, **ends, **counts}
 
 
 def _settings(value: Any) -> dict[str, str]:
@@ -85,7 +86,7 @@ def _plain(row: Row, key: str) -> str:
 
 
 def _choice(rows: list[Row]) -> Row:
-    """Of one method and label: what was tuned best, as it does on the reporting half; without halves the best."""
+    """Of one method and label: what was chosen, as it does on the reporting half; where nothing was, the best."""
 
     def key(row: Row) -> Any:
         return [*(_plain(row, name) for name in _RECIPE), row["strength"]]
@@ -96,9 +97,9 @@ def _choice(rows: list[Row]) -> Row:
     half = {name: [row for row in rows if row.get("half") == name] for name in ("tune", "report")}
     reported = half["report"]
     if reported and half["tune"]:
-        best = max(half["tune"], key=score)
+        best = max(half["tune"], key=lambda row: (bool(row.get("chosen")), score(row)))
         reported = [row for row in reported if key(row) == key(best)] or reported
-    return max(reported or rows, key=score)
+    return max(reported or rows, key=lambda row: (bool(row.get("chosen")), score(row)))
 
 
 def _cell(row: Row) -> Row:
