@@ -167,12 +167,12 @@ class SAE:
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
-        return None if self.max_norm is None else _finite(x.float().norm(dim=-1)) <= self.max_norm
+        return None if self.max_norm is None else finite(x.float().norm(dim=-1)) <= self.max_norm
 
     def encode(self, x: Tensor) -> Codes:
         """x [n, d_in] -> values and units [n, m]; of `topk` m is k, of greatest value first."""
         given = self._normalized(x.float())
-        inputs = _finite(given - self.b_dec if self.centred else given)
+        inputs = finite(given - self.b_dec if self.centred else given)
         if not len(x):
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
@@ -222,7 +222,7 @@ class SAE:
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> Tensor:
     """Return x; raises RunFailed where it is not finite, which would pass for an outlier or a silent unit."""
     if not torch.isfinite(x.sum()):
         raise RunFailed("an activation is infinite or not a number")

@@ -20,6 +20,9 @@ A step is 0 on the prompt, n at the n-th generated token, and -1 where the value
 """
 
 
+_WRITES_OVER = ("falcon",)  # families whose blocks add the attention's output to the feed-forward part's own tensor
+
+
 class _AllCaptured(Exception):
     """Ends a forward pass once every site has been read."""
 
@@ -50,8 +53,14 @@ def _by_row(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor.view(*shape, -1) if tensor.dim() == 2 and len(tensor) == shape.numel() else tensor
 
 
-def _tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+def _tensor(output: Any, path: str) -> Tensor:
+    try:
+        found = output if isinstance(output, Tensor) else output[0]
+    except (TypeError, LookupError):
+        found = output
+    if not isinstance(found, Tensor):
+        raise UserError(f"the output of {path} is no tensor but {type(found).__name__}; name a module inside it")
+    return found
 
 
 @contextmanager
@@ -62,10 +71,12 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     """
     captured = Captured(paths)
     handles = []
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    keep = Tensor.clone if family in _WRITES_OVER else lambda tensor: tensor
 
     def hook_for(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            captured.tensors[path] = _tensor(output)
+            captured.tensors[path] = keep(_tensor(output, path))
             if len(captured.tensors) == len(paths):
                 raise _AllCaptured
 
@@ -99,9 +110,9 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
         by_token = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # static caches bring others
         steps.read(kwargs.get("input_ids", args[0] if args else None), by_token, past)
 
-    def hook_for(edit: Edit) -> Callable[..., Any]:
+    def hook_for(path: str, edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            given = _tensor(output)
+            given = _tensor(output, path)
             at = steps.now
             old = given if at is None else _by_row(given, at.shape)
             if at is None or at.shape != old.shape[:2]:  # a forward pass on vectors: all of it is prompt
@@ -114,7 +125,7 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
     try:
         handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
         for path, edit in edits.items():
-            handles.append(model.get_submodule(path).register_forward_hook(hook_for(edit)))
+            handles.append(model.get_submodule(path).register_forward_hook(hook_for(path, edit)))
         yield
     finally:
         for handle in handles:

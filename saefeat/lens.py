@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, find_layers, resolve_site
+from saefeat.models.sites import down_projection
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")  # Llama and its kin, GPT-2, OPT and NeoX, Phi
-_DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
 
 
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
@@ -28,20 +28,24 @@ def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[l
 
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm before the output projection: of that name, and nearest to the top of the module tree."""
+    """The norm before the output projection: of that name, and nearest to the top of the module tree.
+
+    Where the projection reads fewer dimensions (OPT-350m), the module that makes them comes with it.
+    """
     named = [(path.count("."), path) for path, _ in lm.model.named_modules() if path.rpartition(".")[2] in _NORMS]
     named = [(depth, path) for depth, path in named if not re.search(r"\.\d+\.", path)]  # not those of blocks
-    return lm.model.get_submodule(min(named)[1]) if named else nn.Identity()
+    norm = lm.model.get_submodule(min(named)[1]) if named else nn.Identity()
+    narrow = [module for path, module in lm.model.named_modules() if path.endswith("decoder.project_out")]
+    return nn.Sequential(norm, *narrow)
 
 
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
     """[m, d]: what hidden neurons of `mlp_act@l` write, rows of the down projection. UserError for other sites."""
     resolved = resolve_site(lm.model, site)
     block: Any = lm.model.get_submodule(find_layers(lm.model))[resolved.layer or 0]  # type: ignore[index]
-    for name in _DOWN:
-        if site.startswith("mlp_act@") and hasattr(block.mlp, name):
-            module = getattr(block.mlp, name)
-            weight = module.weight.detach()
-            # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
-            return weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
+    module = down_projection(block)
+    if site.startswith("mlp_act@") and module is not None:
+        weight = module.weight.detach()
+        # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
+        return weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
     raise UserError(f"the units of {site} have no known direction in the residual stream")

@@ -11,6 +11,7 @@ import saefeat
 ROOT = Path(saefeat.__file__).parent
 # "The rooms" of the design, top to bottom.
 ROOMS = [
+    ["__main__"],
     ["cli"],
     ["pipeline"],
     ["report"],

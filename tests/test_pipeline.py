@@ -404,14 +404,14 @@ def test_a_damaged_index_of_a_run_is_a_user_error(tmp_path, tiny_run, config, te
 
 def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(tmp_path, make_lm, tiny_jsonl, config):
     import torch
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
-    OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32, pad_token_id=2)).save_pretrained(tmp_path / "opt")
-    make_lm().tokenizer.save_pretrained(tmp_path / "opt")
-    sites = ("model.decoder.layers.1.fc2",)
-    changes = {"model": str(tmp_path / "opt"), "corpus": str(tiny_jsonl), "sites": sites, "eval_texts": 3}
+    torch.manual_seed(0)  # a state-space model has no feed-forward part
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 300, "state_size": 4, "pad_token_id": 2}
+    MambaForCausalLM(MambaConfig(**sizes)).save_pretrained(tmp_path / "mamba")
+    make_lm().tokenizer.save_pretrained(tmp_path / "mamba")
+    sites = ("backbone.layers.1.mixer",)
+    changes = {"model": str(tmp_path / "mamba"), "corpus": str(tiny_jsonl), "sites": sites, "eval_texts": 3}
     run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (sites[0], sae_id(sites[0]))

@@ -180,7 +180,7 @@ def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
     recipe = Recipe("neurons", "clamp, source off", sites, CONSTANT, 1.0, {"top_rate": 0.5})
     bench.need(bench.needed([recipe]))
     changes, count = bench.changes(recipe, "de")
-    chosen = bench._lape(0.5)
+    chosen = bench._lape(0.5, sites)
     x, one = torch.full((1, 1, 48), 7.0), torch.ones(1, 1, 1)
     total = 0
     for site in sites:

@@ -14,7 +14,7 @@ from typing import Any
 
 from saefeat.collection import collect as collect_stats
 from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, UserError, read_json, write_json
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
 from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.pipeline.matrix import matrix as measure_matrix
@@ -24,6 +24,7 @@ from saefeat.pipeline.stages import Say, collect, distinct, means, neurons, quie
 from saefeat.pipeline.steer import Bench, source_of, steering_sites
 from saefeat.pipeline.sweep import demo_grid, english_prompts
 from saefeat.pipeline.sweep import sweep as sweep_grid
+from saefeat.sae.gate import check_saes, describe
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
 
@@ -56,11 +57,14 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     """The whole path into a run directory; run again, it goes on where it stopped. Returns the report's path."""
     threads = set_threads()
     setting = open_setting(config, out, say)
+    gates = _gate(setting)
     for line in forecast(setting):
         say(line)
     if dry_run:
         return None
     index = _index(setting, threads)
+    if gates:
+        write_json(out / "gate.json", gates)
     with _timed(index, out, "train"):
         if not setting.given:
             train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
@@ -116,6 +120,20 @@ def _index(setting: Setting, threads: int) -> dict[str, Any]:
     }
     write_json(path, index)
     return index
+
+
+def _gate(setting: Setting) -> dict[str, Any]:
+    """What the given SAEs make of a little text, refusing those that do not fit; empty where that is known already."""
+    if not (setting.given and setting.config.gate):
+        return {}
+    request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint,
+                           [sae.identity["fingerprint"] for sae in setting.given]])  # fmt: skip
+    if kept_json(setting.out / "gate.json").get("request") == request:
+        return {}
+    reports = check_saes(setting.lm, setting.saes, setting.corpus, seed=setting.config.seed)
+    for report in reports:
+        setting.say(describe(report))
+    return {"schema": SCHEMA, "request": request, "saes": reports}
 
 
 def _versions() -> dict[str, str]:

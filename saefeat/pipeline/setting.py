@@ -14,7 +14,7 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json
 from saefeat.models import LanguageModel, load_model
-from saefeat.pipeline.stages import Say, quiet
+from saefeat.pipeline.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import TrainConfig, sae_id
 
@@ -32,6 +32,7 @@ class RunConfig:
         steer_prompts: English prompts on which steering is tried, 0 for none.
         matrix_texts: texts a label in the perplexity change matrix, 0 for none.
         source: the label that is steered away from; None: English.
+        gate: whether given SAEs are tried on a little text first, and refused where they do not fit.
     """
 
     model: str
@@ -48,6 +49,7 @@ class RunConfig:
     steer_prompts: int = 0
     matrix_texts: int = 0
     source: str | None = None
+    gate: bool = True
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -86,8 +88,7 @@ class Setting:
         if self.config.neuron_layers is not None:
             count = self.config.neuron_layers
         try:
-            layers = range(min(count, self.lm.n_layers))
-            return [layer for layer in layers if self.lm.site(f"mlp_act@{layer}")]
+            return [layer for layer in neuron_layers(self.lm) if layer < count]
         except UserError:  # a family whose neurons are not known
             return []
 
@@ -126,6 +127,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         text_column=config.text_column,
         label_column=config.label_column,
         id_column=config.id_column,
+        say=say,
     )
     if config.source is not None and config.source not in corpus.labels:
         raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")

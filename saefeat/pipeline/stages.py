@@ -13,9 +13,10 @@ from saefeat.collection import collect as collect_stats
 from saefeat.corpora import Corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
-from saefeat.io import UserError
+from saefeat.io import UserError, make_dir
 from saefeat.methods import check_parameters, choose, get_method
 from saefeat.models import LanguageModel
+from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.stats import Stats
 
@@ -49,10 +50,23 @@ def _keep_memory() -> None:
 
 
 def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Identity]:
-    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers, by default of all."""
-    chosen = range(lm.n_layers) if layers is None else layers
-    sites = [lm.site(f"mlp_act@{layer}") for layer in chosen]
+    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers, by default of all that have them."""
+    sites = [lm.site(f"mlp_act@{layer}") for layer in (neuron_layers(lm) if layers is None else layers)]
     return [Identity(site.name, site_width(lm, site)) for site in sites]
+
+
+def neuron_layers(lm: LanguageModel) -> list[int]:
+    """Layers whose hidden neurons are known; those of experts are not. Raises UserError where none are."""
+    found = []
+    for layer in range(lm.n_layers):
+        try:
+            lm.site(f"mlp_act@{layer}")
+        except UserError:
+            continue
+        found.append(layer)
+    if not found:
+        lm.site("mlp_act@0")  # its sentence says why
+    return found
 
 
 def distinct(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
@@ -83,9 +97,13 @@ def collect(
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
     count_bos: bool = False,
+    gate: bool = False,
     progress: Say = quiet,
 ) -> list[Path]:
-    """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`."""
+    """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`.
+
+    gate: try the SAEs on a little text first (`sae.gate.check_saes`), where nothing has been collected yet.
+    """
     out = Path(out)
     on_device = [sae.to(lm.device) for sae in saes]
     dictionaries = distinct([*on_device, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
@@ -93,6 +111,10 @@ def collect(
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
     bags = out / "bags" if with_bags else None
+    make_dir(out)
+    if gate and saes and not any(out.iterdir()):
+        for report in check_saes(lm, on_device, corpus, seed=seed):
+            progress(describe(report))
     return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
 
 

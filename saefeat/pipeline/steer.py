@@ -300,7 +300,7 @@ class Bench:
     def _neurons(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """LAPE neurons set to the label's mean; `source off`: those of the source alone to zero."""
         rate = recipe.parameters["top_rate"]
-        chosen = self._lape(rate)
+        chosen = self._lape(rate, recipe.sites)
         changes: dict[str, list[Change]] = {}
         count = 0
         for site in recipe.sites:
@@ -317,9 +317,8 @@ class Bench:
             raise steering.NoUnits(f"{label} has no LAPE neurons at top_rate {rate}; raise it")
         return changes, count
 
-    def _lape(self, rate: float) -> dict[str, dict[str, list[int]]]:
+    def _lape(self, rate: float, sites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
         if rate not in self._chosen:
-            sites = [f"mlp_act@{layer}" for layer in range(self.setting.lm.n_layers)]
             selection = lape([self.stats(site) for site in sites], top_rate=rate)
             self._chosen[rate] = {site: selection.units(site) for site in sites}
         return self._chosen[rate]

@@ -15,6 +15,7 @@ from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
 from saefeat.models import LanguageModel
+from saefeat.pipeline.stages import neuron_layers
 from saefeat.pipeline.steer import NONE, Bench, Recipe, beside
 from saefeat.steering import CONSTANT, NoUnits, Schedule
 
@@ -61,9 +62,9 @@ def full_grid(bench: Bench, groups: Sequence[Sequence[str]], strengths: Sequence
 
 
 def neuron_sites(lm: LanguageModel) -> tuple[str, ...]:
-    """`mlp_act` of every layer; none for a family whose neurons are not known."""
+    """`mlp_act` of every layer that has it; none for a family whose neurons are not known."""
     try:
-        return tuple(lm.site(f"mlp_act@{layer}").name for layer in range(lm.n_layers))
+        return tuple(f"mlp_act@{layer}" for layer in neuron_layers(lm))
     except UserError:
         return ()
 

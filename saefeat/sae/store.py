@@ -1,4 +1,4 @@
-"""SAE directories in sae-lens format (`cfg.json`, `sae_weights.safetensors`), read and written without sae-lens."""
+"""SAEs by their source: a directory of any format, a folder of them, a name in sae-lens, a hub id. Saves our own."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import os
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir, read_json, write_json
+from saefeat.io import UserError, make_dir, write_json
 from saefeat.models import LanguageModel, resolve_site
+from saefeat.sae import formats, hub, registry
+from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
+from saefeat.sae.formats.tensors import encoding_dtype
 
-CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_HOOKS = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post"}
+__all__ = ["CFG", "WEIGHTS", "check_fits", "load_sae", "load_saes", "save_sae"]
 _ALIASES = {"gpt2-small": "gpt2"}  # names of TransformerLens, which sae-lens writes
-_SHAPES = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+_GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
+_GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
+_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
@@ -30,7 +33,7 @@ def save_sae(sae: SAE, directory: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     os.chmod(temporary, 0o755)
     try:
-        weights = {name: getattr(sae, name).contiguous().cpu() for name in _SHAPES}
+        weights = {name: getattr(sae, name).contiguous().cpu() for name in _NAMES}
         save_file(weights, temporary / WEIGHTS)
         os.chmod(temporary / WEIGHTS, 0o644)  # safetensors lets nobody else read it
         write_json(temporary / CFG, _config(sae))
@@ -65,77 +68,29 @@ def _config(sae: SAE) -> dict[str, Any]:
     }
 
 
-def load_sae(directory: Path, *, dtype: str | None = None) -> SAE:
-    """Read a TopK SAE of sae-lens format; raises UserError for anything else, or when it is damaged.
+def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
+    """Load one SAE: a directory of any format, a `release/sae_id` of sae-lens, or a hub id with a folder.
 
     `dtype` of the products in `encode`: by default the one that the SAE was trained with.
+    Raises UserError for a source that holds none or several, or one that is damaged or cannot be read.
     """
-    cfg = read_json(directory / CFG)
-    tensors = _weights(directory, cfg)
-    metadata = cfg.get("metadata") or {}
-    ours = metadata.get("saefeat") or {}
-    if cfg.get("rescale_acts_by_decoder_norm"):
-        # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder rows.
-        norms = tensors["W_dec"].norm(dim=-1)
-        tensors["W_enc"] = tensors["W_enc"] * norms
-        tensors["b_enc"] = tensors["b_enc"] * norms
-        tensors["W_dec"] = tensors["W_dec"] / norms.clamp(min=1e-12)[:, None]
-    record = {key: value for key, value in ours.items() if key not in ("site", "max_norm", "dtype")}
-    record.setdefault("model", {"name": metadata.get("model_name"), "revision": metadata.get("model_revision")})
-    record["path"] = str(directory.resolve())
-    site = ours.get("site") or _foreign_site(metadata.get("hook_name"), directory)
-    chosen = dtype or ours.get("dtype") or "float32"
-    if chosen not in ("float32", "bfloat16"):
-        raise UserError(
-            f"{directory / CFG}: an SAE cannot encode with the dtype {chosen}; only float32 and bfloat16 can"
-        )
-    return SAE(directory.name, site, **tensors, k=cfg["k"], max_norm=ours.get("max_norm"), dtype=chosen, record=record)
-
-
-def _weights(directory: Path, cfg: Any) -> dict[str, torch.Tensor]:
-    where = directory / CFG
-    if not isinstance(cfg, dict) or cfg.get("architecture") != "topk":
-        kind = cfg.get("architecture") if isinstance(cfg, dict) else None
-        raise UserError(f"{where}: the SAE architecture {kind} cannot be read yet; only topk can")
-    for key in ("d_in", "d_sae", "k"):
-        if not isinstance(cfg.get(key), int) or cfg[key] < 1:
-            raise UserError(f"{where}: {key} is missing or not a positive number")
-    if cfg["k"] > cfg["d_sae"]:
-        raise UserError(f"{where}: k {cfg['k']} is greater than d_sae {cfg['d_sae']}")
-    wanted = {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
-    for key, value in wanted.items():
-        if cfg.get(key, value) not in (value, None):
-            raise UserError(f"{where}: an SAE with {key} = {cfg[key]} cannot be read yet; only {value} can")
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{directory / WEIGHTS} cannot be read ({str(error).splitlines()[0]})") from error
-    for name, axes in _SHAPES.items():
-        shape = tuple(cfg[axis] for axis in axes)
-        if name not in tensors or tuple(tensors[name].shape) != shape:
-            raise UserError(f"{directory / WEIGHTS}: {name} is missing or has not the shape {shape} of its {CFG}")
-        if not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{directory / WEIGHTS}: {name} holds values that are not finite")
-    return {name: tensors[name].float() for name in _SHAPES}
-
-
-def _foreign_site(hook: Any, directory: Path) -> str:
-    match = re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook or "")
-    if match and match[2] in _HOOKS:
-        return f"{_HOOKS[match[2]]}@{match[1]}"
-    if not hook:
-        raise UserError(f"{directory / CFG} names no hook; an SAE must say where it reads")
-    return hook
+    found = _read(str(source))
+    if len(found) != 1:
+        raise UserError(f"{source} holds {len(found)} SAEs; name one of them: {', '.join(sae.id for sae in found[:5])}")
+    return found[0] if dtype is None else replace(found[0], dtype=encoding_dtype(dtype, source))
 
 
 def load_saes(sources: list[str] | str, lm: LanguageModel | None = None) -> list[SAE]:
-    """Load SAE directories, or folders of them, in natural order; check that they fit the model.
+    """Load SAEs, those of a folder in natural order; check that they fit the model.
 
-    Raises UserError for a source that holds none, two SAEs of one id, or an SAE of another width or base model.
+    A source is a directory in the format of sae-lens, sparsify, dictionary_learning or Gemma Scope, a folder of them,
+    a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`.
+    Raises UserError for a source that holds none or cannot be read, two SAEs of one id, or an SAE of another width or
+    base model.
     """
     saes: list[SAE] = []
     for source in [sources] if isinstance(sources, str) else sources:
-        saes += [load_sae(directory) for directory in _directories(source)]
+        saes += _read(str(source))
     for sae in saes:
         if sum(other.id == sae.id for other in saes) > 1:
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
@@ -144,15 +99,38 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None) -> list
     return saes
 
 
-def _directories(source: str) -> list[Path]:
+def _read(source: str) -> list[SAE]:
+    """The SAEs of a source, at least one."""
     path = Path(source).expanduser()
-    if (path / CFG).is_file():
-        return [path]
-    found = [p for p in path.iterdir() if (p / CFG).is_file() and not p.name.startswith(".")] if path.is_dir() else []
+    if path.is_dir():
+        return [formats.read(directory) for directory in _directories(path, source)]
+    if path.exists() or source.startswith((".", "/", "~")):
+        kind = "is no directory" if path.exists() else "does not exist"
+        raise UserError(f"{source} {kind}; {_GIVE}")
+    if registry.names_release(source):
+        return [replace(registry.read(source), id=_file_name(source))]
+    repo, revision, folder = hub.parse(source)
+    snapshot, start = hub.download(repo, revision, folder)
+    return [_of_hub(repo, snapshot, directory) for directory in _directories(start, source)]
+
+
+def _directories(root: Path, source: str) -> list[Path]:
+    found = formats.find(root)
     if not found:
-        kind = "holds no SAE (no cfg.json)" if path.is_dir() else "does not exist"
-        raise UserError(f"{source} {kind}; give a directory in sae-lens format or a folder of them")
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+        raise UserError(f"{source} holds no SAE; {_GIVE}")
+    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
+
+
+def _of_hub(repo: str, snapshot: Path, directory: Path) -> SAE:
+    """Its id holds the repository's name, because the folders of many have the same names."""
+    sae = formats.read(directory)
+    place = directory.relative_to(snapshot).as_posix()
+    sae.record["source"] = f"{repo}@{snapshot.name}" + ("" if place == "." else f"/{place}")
+    return replace(sae, id=_file_name("/".join([repo.partition("/")[2], place])))
+
+
+def _file_name(source: str) -> str:
+    return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 
 def check_fits(sae: SAE, lm: LanguageModel) -> None:
@@ -164,7 +142,12 @@ def check_fits(sae: SAE, lm: LanguageModel) -> None:
         wrong = not local and _base_name(str(model["name"])) != _base_name(lm.name)
     if wrong:
         raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}")
-    width = site_width(lm, resolve_site(lm.model, sae.site))
+    site = resolve_site(lm.model, sae.site)
+    gated = any(hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES)
+    if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
+        raise UserError(f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
+                        f"which is the output of no module of {lm.name}; choose an SAE at another site")  # fmt: skip
+    width = site_width(lm, site)
     if width != sae.d_in:
         raise UserError(f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -71,15 +72,14 @@ def test_the_configuration_names_the_model_its_revision_and_the_module(directory
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "jumprelu"}, "architecture jumprelu"),
+        ({"architecture": "tree"}, "architecture tree cannot be read: it is not known"),
         ({"architecture": ...}, "architecture None"),
         ({"d_in": ...}, "d_in is missing"),
         ({"k": 0}, "k is missing or not a positive"),
         ({"k": "4"}, "k is missing or not a positive"),
         ({"k": 49}, "k 49 is greater than d_sae 48"),
         ({"d_sae": 64}, "has not the shape"),
-        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input = False"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations = layer_norm"),
+        ({"normalize_activations": "covariance_whitening"}, "normalize_activations = covariance_whitening"),
         ({"reshape_activations": "hook_z"}, "reshape_activations = hook_z"),
         ({"metadata": {}}, "names no hook"),
         ({"metadata": {"saefeat": {"site": "mlp_out@1", "dtype": "float7"}}}, "dtype float7"),
@@ -88,7 +88,7 @@ def test_the_configuration_names_the_model_its_revision_and_the_module(directory
 def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, changes, message):
     change_cfg(directory, **changes)
     with pytest.raises(UserError, match=message):
-        load_sae(directory)
+        load_saes(str(directory))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\udcff"])
@@ -128,7 +128,10 @@ def test_a_damaged_weights_file_is_a_user_error(directory, damage):
     [
         ("blocks.3.hook_mlp_out", "mlp_out@3"),
         ("blocks.12.hook_resid_post", "resid_post@12"),
-        ("blocks.3.hook_resid_mid", "blocks.3.hook_resid_mid"),
+        ("blocks.12.hook_out", "resid_post@12"),
+        ("blocks.12.hook_resid_pre", "resid_post@11"),
+        ("blocks.3.mlp.hook_post", "mlp_act@3"),
+        ("model.layers.3.mlp", "model.layers.3.mlp"),
         ("layers.1.mlp", "layers.1.mlp"),
     ],
 )
@@ -136,6 +139,38 @@ def test_the_site_of_a_foreign_sae_is_read_from_its_hook(directory, hook, site):
     change_cfg(directory, metadata={"hook_name": hook, "model_name": "m"})
     sae = load_sae(directory)
     assert sae.site == site and sae.record["model"]["name"] == "m" and sae.max_norm is None
+
+
+@pytest.mark.parametrize(
+    "hook", ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_mid", "hook_embed", "blocks.1.attn.hook_z"]
+)
+def test_a_hook_without_a_site_is_a_user_error(directory, hook):
+    change_cfg(directory, metadata={"hook_name": hook, "model_name": "m"})
+    with pytest.raises(UserError, match=f"no site for the hook {re.escape(hook)}"):
+        load_sae(directory)
+
+
+def test_gated_neurons_are_the_output_of_no_module(directory, make_lm):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.mlp.hook_post"})
+    change_cfg(directory, d_in=48)
+    change_weights(directory, W_enc=torch.ones(48, 48), W_dec=torch.ones(48, 48), b_dec=torch.ones(48))
+    assert load_saes(str(directory), make_lm("gpt2"))[0].site == "mlp_act@1"
+    with pytest.raises(UserError, match="product of the neurons and their gates"):
+        load_saes(str(directory), make_lm("llama"))
+
+
+def test_the_dtype_of_the_products_may_be_asked_for(directory):
+    assert load_sae(directory, dtype="bfloat16").dtype == "bfloat16"
+    with pytest.raises(UserError, match="cannot encode with the dtype float16"):
+        load_sae(directory, dtype="float16")
+
+
+def test_one_sae_is_loaded_from_a_folder_of_one(tmp_path):
+    save_sae(make_sae(), tmp_path / "a")
+    assert load_sae(tmp_path).id == "a"
+    save_sae(make_sae(), tmp_path / "b")
+    with pytest.raises(UserError, match="holds 2 SAEs; name one of them: a, b"):
+        load_sae(tmp_path)
 
 
 def test_a_folder_of_saes_is_read_in_natural_order(tmp_path, tiny_lm):

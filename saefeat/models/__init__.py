@@ -1,9 +1,8 @@
-"""Load models and tokenizers (hub, local directory, GGUF, embedded) and resolve sites from the module tree."""
+"""Load models and tokenizers: hub, local directory, GGUF, embedded. Sites are in `saefeat.models.sites`."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, make_dir, read_json, write_json
+from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 
+# What transformers raises for bad models.
+_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
 EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
-KINDS = ("mlp_out", "mlp_act", "resid_post")
-_SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d+)$")
-_ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in the model: its name (`mlp_out@13` or a module path), the module whose output is read, its layer."""
-
-    name: str
-    path: str
-    layer: int | None
+__all__ = [
+    "EMBEDDED",
+    "KINDS",
+    "LanguageModel",
+    "Site",
+    "choose_device",
+    "choose_dtype",
+    "convert_embedded",
+    "find_layers",
+    "load_model",
+    "load_skeleton",
+    "native_bf16",
+    "resolve_site",
+    "wrap",
+]
 
 
 @dataclass
@@ -137,13 +143,33 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=torch_dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot load the model {name}: {first}") from error
+    except (*_LOADING, SafetensorError) as error:
+        raise _cannot_load(name, error) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random ones
         raise UserError(f"cannot load the model {name}: its weights lack {min(info['missing_keys'])}")
     return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
+
+
+def load_skeleton(name: str | Path) -> nn.Module:
+    """The modules of a model without their weights (on the `meta` device); raises UserError as `load_model` does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    source = _source(str(name))
+    transformers_logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+    except _LOADING as error:
+        raise _cannot_load(str(name), error) from error
+
+
+def _cannot_load(name: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return UserError(f"cannot load the model {name}: {said}")
 
 
 def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
@@ -256,55 +282,3 @@ def _weights_fingerprint(model: nn.Module) -> str:
         picks = torch.tensor([i * (flat.numel() - 1) // 15 for i in range(16)], device=flat.device)
         rows.append([name, list(weight.shape), flat[picks].to(torch.bfloat16).float().tolist()])
     return fingerprint(rows)
-
-
-def find_layers(model: nn.Module) -> str:
-    """Dotted path of the list of transformer blocks: the longest ModuleList whose members have a feed-forward part."""
-    best = ""
-    size = 0
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > size and hasattr(module[0], "mlp"):
-            best, size = path, len(module)
-    if not best:
-        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path")
-    return best
-
-
-def resolve_site(model: nn.Module, name: str) -> Site:
-    """Find the module of a site; raises UserError for one that the model does not have.
-
-    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm after it where the
-    block has one (Gemma 2 and 3), else of the feed-forward module. `mlp_act` is the output of the activation
-    function, where LAPE counts. `resid_post` is the output of the block. Anything else is a module path.
-    """
-    match = _SITE.match(name)
-    if not match:
-        return _explicit(model, name)
-    kind, layer = match[1], int(match[2])
-    layers = find_layers(model)
-    blocks = model.get_submodule(layers)
-    count = len(blocks)  # type: ignore[arg-type]
-    if layer >= count:
-        raise UserError(f"the site {name} does not exist: the model has the layers 0 to {count - 1}")
-    block = blocks[layer]  # type: ignore[index]
-    if kind == "resid_post":
-        part = ""
-    elif kind == "mlp_out":
-        part = ".post_feedforward_layernorm" if hasattr(block, "post_feedforward_layernorm") else ".mlp"
-    else:
-        found = [a for a in _ACTIVATIONS if isinstance(getattr(block.mlp, a, None), nn.Module)]
-        if not found:
-            raise UserError(f"the site {name} cannot be found in {layers}.{layer}.mlp; name its module path")
-        part = f".mlp.{found[0]}"
-    return Site(name, f"{layers}.{layer}{part}", layer)
-
-
-def _explicit(model: nn.Module, name: str) -> Site:
-    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}") if name else ():
-        try:
-            model.get_submodule(path)
-        except AttributeError:
-            continue
-        numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
-        return Site(name, path, int(numbers[0]) if numbers else None)
-    raise UserError(f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model")

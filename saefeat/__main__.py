@@ -1,0 +1,5 @@
+"""`python -m saefeat`."""
+
+from saefeat.cli import main
+
+main()

@@ -1,0 +1,179 @@
+"""Sites: places in a model where vectors are read or written, found in the tree of its modules."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from saefeat.io import UserError
+
+KINDS = ("mlp_out", "mlp_act", "resid_post")
+MEANINGS = {
+    "mlp_out": "what the feed-forward part adds to the residual stream",
+    "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
+    "resid_post": "the residual stream after the block",
+}
+_SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d+)$")
+_ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
+_DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
+_POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2 and 3 and OLMo 2, GLM 4
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model: its name (`mlp_out@13` or a module path), the module whose output is read, its layer."""
+
+    name: str
+    path: str
+    layer: int | None
+
+
+def find_layers(model: nn.Module) -> str:
+    """Dotted path of the list of transformer blocks: the longest ModuleList whose members have a feed-forward part.
+
+    Of a model that sees or hears, the text part's; raises UserError where there is none.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    inside = set(decoder.modules())  # type: ignore[union-attr]
+    best = ""
+    size = 0
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or module not in inside or len(module) <= size:
+            continue
+        if _holder(module[0]) is not None:
+            best, size = path, len(module)
+    if not best:
+        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path")
+    return best
+
+
+def resolve_site(model: nn.Module, name: str) -> Site:
+    """Find the module of a site; raises UserError for one that the model does not have.
+
+    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm after it where the
+    block has one (Gemma 2 and 3, OLMo 2), of the last projection where there is no module of that part alone (OPT) or
+    it adds the residual stream itself (BLOOM), else of the feed-forward module. `mlp_act` is the output of the
+    activation function, where LAPE counts; experts have none. `resid_post` is the output of the block. Anything else
+    is a module path.
+    """
+    match = _SITE.match(name)
+    if not match:
+        return _explicit(model, name)
+    kind, layer = match[1], int(match[2])
+    layers = find_layers(model)
+    blocks: Any = model.get_submodule(layers)
+    if layer >= len(blocks):
+        raise UserError(f"the site {name} does not exist: the model has the layers 0 to {len(blocks) - 1}")
+    parts = {"mlp_out": _added, "mlp_act": _activation, "resid_post": lambda _block: ""}
+    part = parts[kind](blocks[layer])
+    if part is None:
+        where = f"{layers}.{layer}{_holder(blocks[layer]) or ''}"
+        if is_mixture(blocks[layer]):
+            raise UserError(
+                f"the site {name} does not exist: {where} is a mixture of experts, whose neurons change from token to "
+                f"token; use mlp_out@{layer}"
+            )
+        raise UserError(f"the site {name} cannot be found in {where}; name its module path")
+    return Site(name, f"{layers}.{layer}{part}", layer)
+
+
+def _explicit(model: nn.Module, name: str) -> Site:
+    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}") if name else ():
+        try:
+            model.get_submodule(path)
+        except AttributeError:
+            continue
+        numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
+        return Site(name, path, int(numbers[0]) if numbers else None)
+    raise UserError(f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model")
+
+
+def feed_forward(block: nn.Module) -> Any:
+    """The module that holds a block's feed-forward projections: its `mlp`, or the block itself (OPT)."""
+    return getattr(block, "mlp", block)
+
+
+def down_projection(block: nn.Module) -> Any:
+    """The module that hidden neurons write through ([neurons] -> [d]); None where none is known."""
+    holder = feed_forward(block)
+    return next((getattr(holder, name) for name in _DOWN if isinstance(getattr(holder, name, None), nn.Module)), None)
+
+
+def is_mixture(block: nn.Module) -> bool:
+    """Whether the feed-forward part of a block is a mixture of experts."""
+    return hasattr(feed_forward(block), "experts")
+
+
+def _holder(block: nn.Module) -> str | None:
+    """Path of `feed_forward` in the block, with a dot before it."""
+    if hasattr(block, "mlp"):
+        return ".mlp"
+    return "" if hasattr(block, "fc1") and hasattr(block, "fc2") else None
+
+
+def _added(block: nn.Module) -> str | None:
+    norms = [name for name in _POST_NORMS if hasattr(block, name)]
+    if norms:
+        return f".{norms[0]}"
+    holder = _holder(block)
+    if holder and "residual" not in inspect.signature(feed_forward(block).forward).parameters:
+        return holder
+    return _child(block, _DOWN)
+
+
+def _activation(block: nn.Module) -> str | None:
+    return None if is_mixture(block) else _child(block, _ACTIVATIONS)
+
+
+def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
+    """Path in the block of the first of these modules that its feed-forward part has."""
+    holder = feed_forward(block)
+    found = [name for name in names if isinstance(getattr(holder, name, None), nn.Module)]
+    return f"{_holder(block) or ''}.{found[0]}" if found else None
+
+
+def describe_sites(model: Any) -> list[dict[str, Any]]:
+    """One row a kind and layer of a transformers model, whose weights are not needed.
+
+    Keys: site, kind, layer, module (dotted path), width, sparsify (its name of the place), transformer_lens (likewise,
+    None where it has no such place), refused (why there is no such site, else None, and then the others are None).
+    """
+    layers = find_layers(model)
+    blocks = model.get_submodule(layers)
+    rows = []
+    for kind in KINDS:
+        for layer, block in enumerate(blocks):
+            row: dict[str, Any] = {"site": f"{kind}@{layer}", "kind": kind, "layer": layer}
+            try:
+                path = resolve_site(model, row["site"]).path
+            except UserError as error:
+                empty = dict.fromkeys(("module", "width", "sparsify", "transformer_lens"))
+                rows.append({**row, **empty, "refused": str(error)})
+                continue
+            names = {
+                "sparsify": path.removeprefix(f"{model.base_model_prefix}."),
+                "transformer_lens": _hook(kind, layer, block),
+            }
+            rows.append({**row, "module": path, "width": _width(model, kind, block), **names, "refused": None})
+    return rows
+
+
+def _width(model: Any, kind: str, block: nn.Module) -> int | None:
+    if kind != "mlp_act":
+        return model.config.get_text_config().hidden_size
+    down = down_projection(block)
+    if down is None:
+        return None
+    return down.in_features if isinstance(down, nn.Linear) else down.weight.shape[0]  # GPT-2's Conv1D: [neurons, d]
+
+
+def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
+    if kind != "mlp_act":
+        return f"blocks.{layer}.hook_{kind}"
+    # Of gated blocks, its `hook_post` is the product with the up projection, which is another place.
+    gated = any(hasattr(feed_forward(block), name) for name in ("gate_proj", "gate_up_proj"))
+    return None if gated else f"blocks.{layer}.mlp.hook_post"

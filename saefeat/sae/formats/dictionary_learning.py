@@ -1,0 +1,101 @@
+"""Directories of dictionary_learning: `config.json` of the trainer and `ae.pt`, a state dict."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError, kept_json, read_json
+from saefeat.sae.formats.tensors import active, canonical, json_object, read_weights
+
+CFG, WEIGHTS = "config.json", "ae.pt"
+FILES = (CFG, WEIGHTS)
+_LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
+_PLAIN = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "threshold": "threshold"}
+# Class -> activation, whether b_dec is subtracted from the input, names in the file. BatchTopK encodes with its
+# threshold, as its own class does unless asked otherwise.
+_CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
+    "AutoEncoder": ("relu", True, {**_LINEAR, "b_dec": "bias"}),
+    "AutoEncoderNew": ("relu", False, {**_LINEAR, "b_dec": "decoder.bias"}),
+    "GatedAutoEncoder": ("gated", True, {
+        "W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T", "b_dec": "decoder_bias",
+        "b_enc": "mag_bias", "b_gate": "gate_bias", "gain": "r_mag"}),
+    "AutoEncoderTopK": ("topk", True, {**_LINEAR, "b_dec": "b_dec"}),
+    "BatchTopKSAE": ("jumprelu", True, {**_LINEAR, "b_dec": "b_dec", "threshold": "threshold"}),
+    "MatryoshkaBatchTopKSAE": ("jumprelu", True, _PLAIN),
+    "JumpReluAutoEncoder": ("jumprelu", False, _PLAIN),
+}  # fmt: skip
+
+
+def holds(directory: Path) -> bool:
+    """Whether a directory holds an SAE of this format."""
+    trainer = kept_json(directory / CFG).get("trainer")
+    return (directory / WEIGHTS).is_file() or (isinstance(trainer, dict) and "dict_class" in trainer)
+
+
+def read(directory: Path) -> SAE:
+    """The SAE of a directory; raises UserError for one that is damaged or of an unknown class.
+
+    Activations are those of the class's own `from_pretrained`: of `AutoEncoder`, in units of the decoder's norms.
+    """
+    where = directory / CFG
+    cfg = json_object(read_json(where), where)
+    trainer = json_object(cfg.get("trainer"), where)
+    kind = str(trainer.get("dict_class"))
+    if kind not in _CLASSES:
+        raise UserError(f"{where}: the dict_class {kind} cannot be read; {', '.join(_CLASSES)} can")
+    activation, centred, layout = _CLASSES[kind]
+    tensors = read_weights(directory / WEIGHTS)
+    found = canonical(tensors, layout, directory / WEIGHTS)
+    if kind == "AutoEncoder":
+        _unit_decoder(found)
+    if activation == "gated":
+        found["gain"] = found["gain"].exp()
+    k = 0
+    if activation == "topk":
+        kept = {"k": int(tensors["k"])} if "k" in tensors and tensors["k"].numel() == 1 else {}
+        k = active({**trainer, **kept}, found["W_enc"].shape[1], where)
+    return SAE(
+        id=f"{directory.parent.name}-{directory.name}"
+        if re.fullmatch(r"trainer_\d+", directory.name)
+        else directory.name,
+        site=_site(trainer, directory, where),
+        **found,
+        k=k,
+        record=_record(trainer, cfg.get("buffer")),
+        activation=activation,
+        centred=centred,
+    )
+
+
+def _unit_decoder(found: dict[str, Tensor]) -> None:
+    norms = found["W_dec"].norm(dim=1)
+    found["W_enc"], found["b_enc"] = found["W_enc"] * norms, found["b_enc"] * norms
+    found["W_dec"] = found["W_dec"] / norms.clamp(min=1e-12)[:, None]
+
+
+def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
+    """From the submodule's name, else from a folder named like one; the layer alone does not tell the place in it."""
+    named = trainer.get("submodule_name")
+    for name in [named] if named else [folder.name, folder.parent.name]:
+        match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
+        if match:
+            # What is called mlp_out is the module's output, before the norm that some models put after it.
+            return f"resid_post@{match[2]}" if match[1] == "resid_post" else f"layers.{match[2]}.mlp"
+    if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):
+        return str(named)
+    raise UserError(f"{where}: the submodule_name {named} of layer {trainer.get('layer')} names no site; "
+                    "write resid_post_layer_N or a module path there")  # fmt: skip
+
+
+def _record(trainer: dict[str, Any], buffer: Any) -> dict[str, Any]:
+    length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
+    return {
+        "model": {"name": trainer.get("lm_name"), "revision": None},
+        "module": trainer.get("submodule_name"),
+        "tokens": {} if length is None else {"context_size": length},
+    }

@@ -1,0 +1,199 @@
+"""Directories of sae-lens (`cfg.json`, `sae_weights.safetensors`), our own among them, read without sae-lens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.dictionaries import NORMALIZATIONS, SAE
+from saefeat.io import UserError, kept_json, read_json
+from saefeat.sae.formats.tensors import active, canonical, encoding_dtype, json_object, positive, read_weights
+
+CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training
+FILES = (CFG, WEIGHTS, _SCALER)
+_COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_LAYOUTS = {
+    "standard": ("relu", {**_COMMON, "b_enc": "b_enc"}),
+    "topk": ("topk", {**_COMMON, "b_enc": "b_enc"}),
+    "jumprelu": ("jumprelu", {**_COMMON, "b_enc": "b_enc", "threshold": "threshold"}),
+    "gated": ("gated", {**_COMMON, "b_enc": "b_mag", "b_gate": "b_gate", "gain": "r_mag"}),
+}
+_REFUSED = {
+    "transcoder": "it writes at another place than it reads, so its units are no directions of one site",
+    "abstopk": "its units fire with negative values",
+    "matching_pursuit": "it encodes by iteration",
+    "temporal": "its codes depend on the tokens before",
+    "batchtopk": "it is a checkpoint of a training, save it with save_inference_model",
+}
+_PLACES = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post", "hook_out": "resid_post",
+           "mlp.hook_post": "mlp_act"}  # fmt: skip
+_RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}  # by sae-lens, before version 6
+_TOKENS = ("prepend_bos", "exclude_special_tokens", "context_size", "seqpos_slice")
+
+
+def holds(directory: Path) -> bool:
+    """Whether a directory holds an SAE of this format."""
+    return (directory / CFG).is_file()
+
+
+def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None) -> SAE:
+    """The SAE of a directory; raises UserError for one that is damaged or of an architecture without a form here.
+
+    Args:
+        overrides: of its configuration, by a registry.
+        scaling: factor of the vectors that it was trained on, where a registry knows it.
+    """
+    where = directory / CFG
+    cfg = _settings({**json_object(read_json(where), where), **(overrides or {})}, where)  # before reading gigabytes
+    if scaling is None:
+        scaling = kept_json(directory / _SCALER).get("scaling_factor")
+    sae = convert(cfg, read_weights(directory / WEIGHTS), where, directory / WEIGHTS, scaling)
+    sae.id = directory.name
+    return sae
+
+
+def convert(
+    cfg: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    where: Path | str,
+    weights: Path | str,
+    scaling: float | None = None,
+) -> SAE:
+    """The SAE of a configuration and a state dict of sae-lens, without an id; raises UserError as `read` does."""
+    cfg = _settings(cfg, where)
+    activation, layout = _LAYOUTS[cfg["architecture"]]
+    if (tensors.get("scaling_factor", torch.ones(1)) != 1).any():
+        raise UserError(f"{weights}: an SAE with a fine-tuned scaling_factor cannot be read; fold it into W_dec")
+    found = canonical(tensors, layout, weights, (cfg["d_in"], cfg["d_sae"]))
+    if activation == "gated":
+        found["gain"] = found["gain"].exp()
+    _fold(found, cfg, where, scaling)
+    ours = cfg["saefeat"] if isinstance(cfg.get("saefeat"), dict) else {}
+    if not isinstance(ours.get("site"), str | None) or not isinstance(ours.get("max_norm"), int | float | None):
+        raise UserError(f"{where}: the site or max_norm of its saefeat entry is damaged; save the SAE again")
+    return SAE(
+        id="",
+        site=ours.get("site") or hook_site(cfg.get("hook_name"), where),
+        **found,
+        k=cfg["k"] if activation == "topk" else 0,
+        max_norm=ours.get("max_norm"),
+        dtype=encoding_dtype(ours.get("dtype") or "float32", where),
+        record=_record(cfg, ours),
+        activation=activation,
+        centred=cfg["apply_b_dec_to_input"],
+        normalize=cfg["normalize_activations"],
+    )
+
+
+def _settings(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """One flat configuration of any version, checked: metadata beside the rest, old keys by their new names."""
+    metadata = cfg.get("metadata")
+    flat: dict[str, Any] = {**(metadata if isinstance(metadata, dict) else {}), **cfg}
+    told = {_RENAMED.get(key) or key: value for key, value in flat.items()}
+    if metadata is None:  # before version 6
+        told.setdefault("architecture", "standard")
+        if told.get("activation_fn") == "topk":
+            options = told.get("activation_fn_kwargs")
+            told["architecture"] = "topk"
+            told.setdefault("k", options.get("k") if isinstance(options, dict) else None)
+    kind = str(told.get("architecture"))
+    if kind not in _LAYOUTS:
+        reason = next((why for name, why in _REFUSED.items() if name in kind), "it is not known here")
+        raise UserError(f"{where}: the SAE architecture {kind} cannot be read: {reason}; "
+                        f"{', '.join(_LAYOUTS)} can")  # fmt: skip
+    if kind == "standard" and told.get("activation_fn") not in (None, "relu"):
+        raise UserError(f"{where}: the activation {told['activation_fn']} cannot be read; only relu and topk can")
+    for key in ("d_in", "d_sae"):
+        positive(told, key, where)
+    if kind == "topk":
+        active(told, told["d_sae"], where)
+    _transforms(told, where)
+    return told
+
+
+def _transforms(told: dict[str, Any], where: Path | str) -> None:
+    if told.get("reshape_activations") not in (None, "none"):
+        raise UserError(f"{where}: an SAE with reshape_activations = {told['reshape_activations']} cannot be read; "
+                        "only SAEs of whole vectors can")  # fmt: skip
+    given = told.get("normalize_activations")
+    if given is None or isinstance(given, bool):  # early versions said yes or no
+        given = "expected_average_only_in" if given else "none"
+    if given not in (*NORMALIZATIONS, "expected_average_only_in"):
+        raise UserError(f"{where}: an SAE with normalize_activations = {given} cannot be read; "
+                        f"fold it into the weights")  # fmt: skip
+    told["normalize_activations"] = given
+    told["apply_b_dec_to_input"] = told.get("apply_b_dec_to_input") in (None, True)
+
+
+def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scaling: float | None) -> None:
+    """Bring the weights into the model's raw units, with decoder rows of length 1 where units compete by it."""
+    if cfg["normalize_activations"] == "expected_average_only_in":
+        if not isinstance(scaling, int | float) or not 0 < scaling < float("inf"):
+            raise UserError(f"{where}: normalize_activations is expected_average_only_in, but no {_SCALER} "
+                            "holds the factor; fold it into the weights with sae-lens")  # fmt: skip
+        cfg["normalize_activations"] = "none"
+        found["W_enc"] = found["W_enc"] * scaling
+        found["W_dec"], found["b_dec"] = found["W_dec"] / scaling, found["b_dec"] / scaling
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder rows.
+        norms = found["W_dec"].norm(dim=-1)
+        found["W_enc"], found["b_enc"] = found["W_enc"] * norms, found["b_enc"] * norms
+        found["W_dec"] = found["W_dec"] / norms.clamp(min=1e-12)[:, None]
+    if _loaded_with(cfg).get("center_writing_weights"):
+        if cfg["normalize_activations"] == "constant_norm_rescale":
+            raise UserError(f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be read; "
+                            "choose an SAE of the unprocessed model")  # fmt: skip
+        _read_uncentred(found, cfg["apply_b_dec_to_input"])
+
+
+def _loaded_with(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    options = cfg.get("model_from_pretrained_kwargs")
+    return options if isinstance(options, dict) else {}
+
+
+def _read_uncentred(found: dict[str, Tensor], centred: bool) -> None:
+    """Let an SAE of a model that writes vectors of mean 0 (`center_writing_weights`) read those of the model itself.
+
+    Subtracting a vector's mean is linear and goes into the encoder; that b_dec then loses its mean too is undone in the
+    biases. Reconstructions stay those of the vectors of mean 0.
+    """
+    mean = found["W_enc"].mean(0)
+    found["W_enc"] = found["W_enc"] - mean
+    if centred:
+        lost = -found["b_dec"].sum() * mean
+        for name, gain in (("b_enc", found.get("gain", torch.ones(1))), ("b_gate", torch.ones(1))):
+            if name in found:
+                found[name] = found[name] + gain * lost
+
+
+def hook_site(hook: Any, where: Path | str) -> str:
+    """The site of a hook of TransformerLens; a module path stays one. Raises UserError for a hook without a site."""
+    if not isinstance(hook, str) or not hook:
+        raise UserError(f"{where} names no hook; an SAE must say in hook_name where it reads")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
+    if match and match[2] in _PLACES:
+        return f"{_PLACES[match[2]]}@{match[1]}"
+    if match and match[2] in ("hook_resid_pre", "hook_in") and match[1] != "0":
+        return f"resid_post@{int(match[1]) - 1}"
+    if "hook_" in hook:
+        raise UserError(f"{where}: there is no site for the hook {hook}; hook_mlp_out, hook_resid_post, hook_resid_pre "
+                        "of later blocks, mlp.hook_post and module paths can be read")  # fmt: skip
+    return hook
+
+
+def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    if ours:
+        return {"model": {"name": cfg.get("model_name"), "revision": cfg.get("model_revision")},
+                **{key: value for key, value in ours.items() if key not in ("site", "max_norm", "dtype")}}  # fmt: skip
+    revision = cfg.get("model_revision") or _loaded_with(cfg).get("revision")
+    return {
+        "model": {"name": cfg.get("model_name"), "revision": revision},
+        "module": cfg.get("hook_name"),
+        "tokens": {key: cfg[key] for key in _TOKENS if cfg.get(key) is not None},
+    }

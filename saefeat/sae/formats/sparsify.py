@@ -1,0 +1,66 @@
+"""Directories of EleutherAI's sparsify: `HOOKPOINT/{cfg.json, sae.safetensors}`, the hookpoint a module path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError, kept_json, read_json
+from saefeat.sae.formats.tensors import active, canonical, json_object, positive, read_weights
+
+CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
+FILES = (CFG, WEIGHTS, RUN)
+_LAYOUT = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+_REFUSED = {
+    "transcode": "writes at another place than it reads, so its units are no directions of one site",
+    "skip_connection": "adds a linear map of its input, which no unit stands for",
+    "signed": "fires with negative values",
+}
+
+
+def holds(directory: Path) -> bool:
+    """Whether a directory holds an SAE of this format."""
+    if (directory / WEIGHTS).is_file():
+        return (directory / CFG).is_file()
+    cfg = kept_json(directory / CFG)
+    return "num_latents" in cfg or ("expansion_factor" in cfg and "d_sae" not in cfg)
+
+
+def read(directory: Path) -> SAE:
+    """The SAE of a directory; raises UserError for one that is damaged, a transcoder, or of an unknown activation."""
+    where = directory / CFG
+    cfg = json_object(read_json(where), where)
+    for key, reason in _REFUSED.items():
+        if cfg.get(key):
+            raise UserError(f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose another")
+    activation = cfg.get("activation") or "topk"
+    if activation not in ("topk", "groupmax"):
+        raise UserError(f"{where}: the activation {activation} cannot be read; only topk and groupmax can")
+    d_in = positive(cfg, "d_in", where)
+    d_sae = cfg.get("num_latents") or d_in * positive(cfg, "expansion_factor", where)
+    k = active(cfg, positive({"num_latents": d_sae}, "num_latents", where), where)
+    if activation == "groupmax" and d_sae % k:
+        raise UserError(f"{where}: groupmax needs k {k} to divide the {d_sae} latents; correct it")
+    found = canonical(read_weights(directory / WEIGHTS), _LAYOUT, directory / WEIGHTS, (d_in, d_sae))
+    seed = re.fullmatch(r"seed\d+", directory.name)  # where several were trained at a hookpoint
+    hookpoint = directory.parent if seed else directory
+    return SAE(
+        id=f"{hookpoint.name}-{directory.name}" if seed else directory.name,
+        site=re.sub(r"^(?:layers|h)\.(\d+)$", r"resid_post@\1", hookpoint.name),
+        **found,
+        k=k,
+        record=_record(hookpoint.name, kept_json(hookpoint.parent / RUN)),
+        activation=activation,
+    )
+
+
+def _record(hookpoint: str, run: dict[str, Any]) -> dict[str, Any]:
+    left_out = run.get("exclude_tokens")
+    tokens = {"context_size": run.get("ctx_len"), "exclude_token_ids": left_out or None}
+    return {
+        "model": {"name": run.get("model"), "revision": run.get("revision")},
+        "module": hookpoint,
+        "tokens": {key: value for key, value in tokens.items() if value is not None},
+    }

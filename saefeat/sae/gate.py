@@ -1,0 +1,182 @@
+"""The gate: whether an SAE was loaded right and reads where it was trained, told from a little text.
+
+An SAE fed from the wrong site, layer or scale still gives codes; only its reconstruction error tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.corpora import Corpus, first_by_hash, plan_batches
+from saefeat.dictionaries import OUTLIER_FACTOR, SAE, finite
+from saefeat.hooks import capture, site_width
+from saefeat.io import UserError
+from saefeat.models import LanguageModel
+
+TOKENS = 2048  # of text that an SAE is run on
+FEW = 512  # of them that other sites are tried with
+LENGTH = 128  # tokens of a text
+KINDS = ("resid_post", "mlp_out")
+FACTOR = 2.0  # another site that has the error this many times smaller is where the SAE belongs
+STRANGE = 3.0  # an L0 this many times that of the card is worth a warning
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What an SAE makes of some vectors.
+
+    Attributes:
+        fvu: share of their variance that the reconstruction leaves out.
+        l0: mean number of active units of a token.
+        silent: share of the units that fire on none of them; of few tokens it is no share of dead units.
+        tokens: how many they are.
+    """
+
+    fvu: float
+    l0: float
+    silent: float
+    tokens: int
+
+
+def fidelity(sae: SAE, x: Tensor) -> Fidelity:
+    """FVU, L0 and silent share of an SAE on vectors x [n, d_in], those of outlier norm left out."""
+    x = usual(finite(x.float()))
+    codes = sae.encode(x)
+    assert codes.indices is not None
+    fires = codes.values > 0
+    seen = torch.zeros(sae.width, dtype=torch.bool, device=x.device)
+    seen[codes.indices[fires]] = True
+    error = (x - sae.reconstruct(x)).double().square().sum()
+    spread = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
+    return Fidelity(float(error / spread), float(fires.sum() / len(x)), 1 - float(seen.float().mean()), len(x))
+
+
+def usual(x: Tensor) -> Tensor:
+    """The rows of x [n, d] whose norm is not an outlier's: a few such tokens would be all of the variance."""
+    norms = x.norm(dim=-1)
+    return x[norms <= OUTLIER_FACTOR * norms.median()]
+
+
+def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Run SAEs on a little of the corpus, at their own sites and at those next to them.
+
+    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of those beside it that fit better;
+    and `stated`, what its own files say of fvu, l0, dead.
+
+    Raises:
+        UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less;
+            with the sites that fit better.
+    """
+    batches = _batches(lm, corpus, seed)
+    near = {sae.id: _near(lm, sae) for sae in saes}
+    own = {sae.id: lm.site(sae.site).path for sae in saes}
+    vectors = _vectors(lm, batches, {*own.values(), *(path for some in near.values() for path in some)})
+    reports = []
+    for sae in saes:
+        at_home = fidelity(sae, vectors[own[sae.id]])
+        few = fidelity(sae, vectors[own[sae.id]][:FEW]).fvu
+        others = _errors(sae, {path: name for path, name in near[sae.id].items() if path != own[sae.id]}, vectors)
+        if at_home.fvu >= 1 or min(others.values(), default=torch.inf) * FACTOR <= few:
+            raise UserError(_refusal(lm, sae, at_home, few, batches))
+        better = {name: fvu for name, fvu in others.items() if fvu < few}
+        reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae)})
+    return reports
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A line on an SAE that has passed, beside what its own files say."""
+    said = report["stated"]
+
+    def beside(name: str, form: str) -> str:
+        return f" (stated {said[name]:{form}})" if name in said else ""
+
+    line = (f"gate: {report['id']} at {report['site']}, FVU {report['fvu']:.3f}{beside('fvu', '.3f')}, "
+            f"L0 {report['l0']:.1f}{beside('l0', '.1f')}, {report['silent']:.1%} silent on {report['tokens']:,} tokens"
+            f"{beside('dead', '.1%')}")  # fmt: skip
+    ratio = report["l0"] / said["l0"] if said.get("l0") else 1.0
+    if report["better"]:
+        line += "; better at " + ", ".join(f"{name} ({fvu:.3f})" for name, fvu in report["better"].items())
+    odd = not 1 / STRANGE <= ratio <= STRANGE
+    return line + ("; the L0 is far from the stated one: is this the text and the model it was trained on?" * odd)
+
+
+def _batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Any]:
+    """Batches of some TOKENS tokens, the labels taking turns."""
+    picked = first_by_hash(corpus, list(range(len(corpus))), seed, TOKENS)
+    waiting = {label: [i for i in picked if corpus.of[i] == label] for label in corpus.labels}
+    chosen: dict[int, list[int]] = {}
+    total = 0
+    while total < TOKENS and any(waiting.values()):
+        turn = [some.pop(0) for some in waiting.values() if some]
+        chosen.update(zip(turn, lm.tokenize([corpus.texts[i] for i in turn], LENGTH), strict=True))
+        total = sum(map(len, chosen.values()))
+    return list(plan_batches(lm, {i: row for i, row in chosen.items() if row}))
+
+
+def _vectors(lm: LanguageModel, batches: Iterable[Any], paths: set[str]) -> dict[str, Tensor]:
+    """Path -> vectors of counted tokens [n, d], at most TOKENS."""
+    found: dict[str, list[Tensor]] = {path: [] for path in paths}
+    with torch.inference_mode(), capture(lm.model, tuple(sorted(paths))) as captured:
+        for batch in batches:
+            inputs = {"input_ids": batch.input_ids.to(lm.device), "attention_mask": batch.attention_mask.to(lm.device)}
+            here = captured.run(lm.model, **inputs, use_cache=False)
+            for path, tensor in here.items():
+                found[path].append(tensor[batch.counted.to(lm.device)])
+    generator = torch.Generator().manual_seed(0)  # batches are sorted by length: few tokens should be of all kinds
+    n = len(torch.cat(next(iter(found.values()))))
+    order = torch.randperm(n, generator=generator)[:TOKENS].to(lm.device)
+    return {path: torch.cat(parts)[order].clone() for path, parts in found.items()}
+
+
+def _near(lm: LanguageModel, sae: SAE) -> dict[str, str]:
+    """Path -> site of the stream and the feed-forward output at the SAE's layer and those beside it."""
+    layer = lm.site(sae.site).layer
+    return {} if layer is None else _sites(lm, sae.d_in, range(layer - 1, layer + 2))
+
+
+def _sites(lm: LanguageModel, width: int, layers: Iterable[int]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for layer in layers:
+        for kind in KINDS:
+            try:
+                site = lm.site(f"{kind}@{layer}")
+            except UserError:
+                continue
+            if site_width(lm, site) == width:
+                found.setdefault(site.path, site.name)
+    return found
+
+
+def _errors(sae: SAE, sites: dict[str, str], vectors: dict[str, Tensor]) -> dict[str, float]:
+    """Site -> FVU on few tokens."""
+    return {name: fidelity(sae, vectors[path][:FEW]).fvu for path, name in sites.items()}
+
+
+def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, few: float, batches: list[Any]) -> str:
+    """One sentence with the numbers and the three sites, of all layers, that fit best."""
+    sites = _sites(lm, sae.d_in, range(lm.n_layers)) if _has_layers(lm) else {}
+    errors = _errors(sae, sites, _vectors(lm, batches, set(sites))) if sites else {}
+    home = lm.site(sae.site).path
+    better = sorted((fvu, name) for name, fvu in errors.items() if fvu * FACTOR <= few and lm.site(name).path != home)
+    where = ", ".join(f"{name} {fvu:.2f}" for fvu, name in better[:3] if fvu < 1)
+    hint = f"it fits better at {where}" if where else "it fits at no layer, so look at its base model and normalisation"
+    return (f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
+            f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)")  # fmt: skip
+
+
+def _has_layers(lm: LanguageModel) -> bool:
+    try:
+        return bool(lm.n_layers)
+    except UserError:
+        return False
+
+
+def _stated(sae: SAE) -> dict[str, float]:
+    """What its own files say of it."""
+    return {name: float(sae.record[name]) for name in ("fvu", "l0", "dead")
+            if isinstance(sae.record.get(name), int | float)}  # fmt: skip

@@ -1,0 +1,186 @@
+"""Directories of sae-lens: what it saves fires here as it does there; what has no form here is one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saefeat.io import UserError
+from saefeat.sae.store import load_sae
+
+sae_lens = pytest.importorskip("sae_lens")
+
+D_IN, D_SAE = 640, 384
+HOOK = {"model_name": "gemma-3-270m", "hook_name": "blocks.3.hook_resid_post"}
+NAMES = {
+    "standard": ("W_enc", "W_dec", "b_dec", "b_enc"),
+    "topk": ("W_enc", "W_dec", "b_dec", "b_enc"),
+    "jumprelu": ("W_enc", "W_dec", "b_dec", "b_enc", "threshold"),
+    "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"),
+}
+
+
+def fill(sae, tensors):
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            getattr(sae, name).copy_(tensor)
+    return sae
+
+
+def make(kind, weights, **options):
+    """One of sae-lens's own SAEs with random weights."""
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    theirs, config = get_sae_class(kind)
+    if kind == "topk":
+        options = {"k": 16, **options}
+    metadata = SAEMetadata(**HOOK, prepend_bos=True, context_size=128)
+    return fill(theirs(config(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **options)), weights(*NAMES[kind]))
+
+
+def change(directory, **changes):
+    path = directory / "cfg.json"
+    cfg = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in cfg.items() if value is not ...}))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu", "gated"])
+def test_every_architecture_fires_as_in_sae_lens(tmp_path, weights, same, x, kind, normalize, centred):
+    theirs = make(kind, weights, normalize_activations=normalize, apply_b_dec_to_input=centred)
+    theirs.save_model(tmp_path / "a")
+    ours = load_sae(tmp_path / "a")
+    acts = theirs.encode(x)
+    same(ours, x, acts, theirs.decode(acts))
+    assert (ours.id, ours.site) == ("a", "resid_post@3")
+    assert ours.record["model"] == {"name": "gemma-3-270m", "revision": None}
+    assert ours.record["tokens"] == {"prepend_bos": True, "context_size": 128}
+    assert ours.activation == {"standard": "relu"}.get(kind, kind)
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("kind", ["TopK", "BatchTopK", "MatryoshkaBatchTopK", "JumpReLU"])
+def test_what_a_training_saves_fires_as_in_sae_lens(tmp_path, weights, same, x, kind, rescale):
+    from sae_lens import saes
+
+    options = {} if kind == "JumpReLU" else {"k": 16, "rescale_acts_by_decoder_norm": rescale}
+    if kind.startswith("Matryoshka"):
+        options["matryoshka_widths"] = [64, D_SAE]
+    config = getattr(saes, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **options)
+    config.metadata.model_name, config.metadata.hook_name = "m", "blocks.3.hook_resid_post"
+    training = fill(getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc"))
+    if "Batch" in kind:
+        training.topk_threshold.fill_(7.0)
+    training.save_inference_model(tmp_path / "a")
+    theirs, ours = sae_lens.SAE.load_from_disk(tmp_path / "a"), load_sae(tmp_path / "a")
+    acts = theirs.encode(x)
+    same(ours, x, acts, theirs.decode(acts))
+    assert ours.activation == ("topk" if kind == "TopK" else "jumprelu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_half_precision_are_read_in_float32(tmp_path, weights, same, x, dtype):
+    theirs = make("standard", weights, dtype=dtype)
+    theirs.save_model(tmp_path / "a")
+    acts = theirs.to(dtype=torch.float32).encode(x)
+    same(load_sae(tmp_path / "a"), x, acts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [
+        ("standard", {"hook_point": HOOK["hook_name"], "hook_point_layer": 3, "normalize_activations": False}),
+        ("standard", {"hook_name": HOOK["hook_name"], "architecture": "standard", "activation_fn_str": "relu"}),
+        ("topk", {"hook_name": HOOK["hook_name"], "architecture": "standard", "normalize_activations": "layer_norm",
+                  "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 16}, "sae_lens_version": "3.9.1"}),
+        ("gated", {"hook_name": HOOK["hook_name"], "architecture": "gated", "apply_b_dec_to_input": False}),
+        ("jumprelu", {"hook_name": HOOK["hook_name"], "architecture": "jumprelu", "normalize_activations": None}),
+    ],
+)  # fmt: skip
+def test_configurations_of_early_versions_are_read_as_sae_lens_reads_them(tmp_path, weights, same, x, kind, old):
+    make(kind, weights).save_model(tmp_path / "a")
+    cfg = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2-small"}
+    (tmp_path / "a" / "cfg.json").write_text(json.dumps(cfg | old))
+    theirs, ours = sae_lens.SAE.load_from_disk(tmp_path / "a"), load_sae(tmp_path / "a")
+    acts = theirs.encode(x)
+    same(ours, x, acts, theirs.decode(acts))
+    assert (ours.site, ours.record["model"]["name"]) == ("resid_post@3", "gpt2-small")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rescale"),
+    [("standard", False), ("topk", False), ("topk", True), ("jumprelu", False), ("gated", False)],
+)
+def test_the_scale_of_the_vectors_in_training_is_folded_in(tmp_path, weights, same, x, kind, rescale):
+    theirs = make(kind, weights, **({"rescale_acts_by_decoder_norm": True} if rescale else {}))
+    theirs.save_model(tmp_path / "a")
+    change(tmp_path / "a", normalize_activations="expected_average_only_in")
+    with pytest.raises(UserError, match=r"but no activation_scaler\.json holds the factor"):
+        load_sae(tmp_path / "a")
+    (tmp_path / "a" / "activation_scaler.json").write_text('{"scaling_factor": 0.3}')
+    theirs.fold_activation_norm_scaling_factor(0.3)
+    acts = theirs.encode(x)
+    ours = load_sae(tmp_path / "a")
+    same(ours, x, acts, theirs.decode(acts))
+    assert ours.normalize == "none"
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu", "gated"])
+def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(tmp_path, weights, same, x, kind, centred):
+    theirs = make(kind, weights, apply_b_dec_to_input=centred)
+    theirs.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    theirs.save_model(tmp_path / "a")
+    acts = theirs.encode(x - x.mean(1, keepdim=True))
+    same(load_sae(tmp_path / "a"), x + 3, acts, theirs.decode(acts))
+    change(tmp_path / "a", normalize_activations="constant_norm_rescale")
+    with pytest.raises(UserError, match="center_writing_weights cannot be read"):
+        load_sae(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "transcoder"}, "architecture transcoder cannot be read: it writes at another place"),
+        ({"architecture": "jumprelu_skip_transcoder"}, "it writes at another place"),
+        ({"architecture": "abstopk"}, "fire with negative values"),
+        ({"architecture": "matching_pursuit"}, "by iteration"),
+        ({"architecture": "temporal"}, "tokens before"),
+        ({"architecture": "matryoshka_batchtopk"}, "checkpoint of a training"),
+        ({"architecture": "crosscoder"}, "it is not known here"),
+        ({"architecture": "topk"}, "k is missing"),
+        ({"activation_fn": "tanh-relu"}, "activation tanh-relu cannot be read"),
+        ({"activation_fn": "topk", "metadata": ...}, "k is missing"),
+        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening cannot be read"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations = hook_z cannot be read"),
+        ({"d_sae": True}, "d_sae is missing or not a positive number"),
+        ({"architecture": "jumprelu"}, "threshold is missing"),
+    ],
+)
+def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, message):
+    make("standard", weights).save_model(tmp_path / "a")
+    change(tmp_path / "a", **changes)
+    with pytest.raises(UserError, match=message) as told:
+        load_sae(tmp_path / "a")
+    assert "\n" not in str(told.value) and str(tmp_path / "a") in str(told.value)
+
+
+def test_a_scaling_factor_of_fine_tuning_is_refused_unless_it_is_one(tmp_path, weights):
+    make("standard", weights).save_model(tmp_path / "a")
+    path = tmp_path / "a" / "sae_weights.safetensors"
+    save_file(load_file(path) | {"scaling_factor": torch.ones(D_SAE)}, path)
+    assert load_sae(tmp_path / "a").activation == "relu"
+    save_file(load_file(path) | {"scaling_factor": torch.full((D_SAE,), 1.5)}, path)
+    with pytest.raises(UserError, match="fine-tuned scaling_factor cannot be read"):
+        load_sae(tmp_path / "a")

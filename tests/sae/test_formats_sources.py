@@ -1,0 +1,365 @@
+"""SAEs by hub id and by name in sae-lens: a hub of this test's own is asked, by huggingface_hub itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saefeat.io import UserError
+from saefeat.sae import hub, registry
+from saefeat.sae.store import load_sae, load_saes
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+D_IN, D_SAE = 640, 384
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download takes: a repository is a folder, its name tells how it answers."""
+
+    root: Path
+    asked: list[str]
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.asked.append(path)
+        parts = path.removeprefix("api/models/").split("/")
+        repo, rest = "/".join(parts[:2]), parts[2:]
+        if repo == "owner/gated":
+            return self.say(403, {"X-Error-Code": "GatedRepo"})
+        if not (self.root / repo).is_dir():
+            return self.say(404, {"X-Error-Code": "RepoNotFound"})
+        if rest[1:2] not in ([], ["main"], ["v1"], [COMMIT]):
+            return self.say(404, {"X-Error-Code": "RevisionNotFound"})
+        files = [p for p in sorted((self.root / repo).rglob("*")) if p.is_file()]
+        if path.startswith("api/") and rest[:1] == ["tree"]:
+            return self.say(200, {}, json.dumps([
+                {"type": "file", "path": p.relative_to(self.root / repo).as_posix(), "size": p.stat().st_size,
+                 "oid": f"{abs(hash(p)):040x}"} for p in files]))  # fmt: skip
+        if path.startswith("api/"):
+            return self.say(
+                200,
+                {},
+                json.dumps(
+                    {
+                        "id": repo,
+                        "modelId": repo,
+                        "sha": COMMIT,
+                        "siblings": [{"rfilename": p.relative_to(self.root / repo).as_posix()} for p in files],
+                    }
+                ),
+            )
+        file = self.root / repo / "/".join(rest[2:])
+        if not file.is_file():
+            return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        return self.say(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(file)):040x}"'}, file.read_bytes())
+
+    def say(self, status, headers, body=b""):
+        body = body.encode() if isinstance(body, str) else body
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def use(monkeypatch, endpoint, cache, offline=False):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The folder whose `owner/repo` folders are served as a hub, to a cache that is empty."""
+    handler = type("Handler", (Hub,), {"root": tmp_path / "served", "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "served").mkdir()
+    use(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
+    yield tmp_path / "served"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """put(repo, files...): the hub is off, and what was put is in the cache."""
+    use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache", offline=True)
+
+    def put(repo):
+        place = tmp_path / "cache" / f"models--{repo.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(COMMIT)
+        return place / "snapshots" / COMMIT
+
+    return put
+
+
+def save_sparsify(directory, weights, seed=0):
+    given = weights("W_enc", "b_enc", "W_dec", "b_dec", seed=seed)
+    directory.mkdir(parents=True)
+    tensors = {"encoder.weight": given["W_enc"].T.contiguous(), "encoder.bias": given["b_enc"],
+               "W_dec": given["W_dec"], "b_dec": given["b_dec"]}  # fmt: skip
+    save_file(tensors, directory / "sae.safetensors")
+    (directory / "cfg.json").write_text(json.dumps({"d_in": D_IN, "num_latents": D_SAE, "k": 16}))
+    return given
+
+
+def save_sae_lens(directory, weights, **cfg):
+    directory.mkdir(parents=True)
+    given = weights("W_enc", "b_enc", "W_dec", "b_dec")
+    save_file(given, directory / "sae_weights.safetensors")
+    cfg = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "hook_name": "blocks.3.hook_resid_post", **cfg}
+    (directory / "cfg.json").write_text(json.dumps(cfg))
+    return given
+
+
+def one_sentence(told, *words):
+    assert "\n" not in str(told.value) and all(word in str(told.value) for word in words), str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("owner/repo", ("owner/repo", None, "")),
+        ("owner/repo/", ("owner/repo", None, "")),
+        ("owner/repo@v1", ("owner/repo", "v1", "")),
+        ("owner/re.po@v1/a/b.c", ("owner/re.po", "v1", "a/b.c")),
+        ("owner/repo/sae-mlp_out@13", ("owner/repo", None, "sae-mlp_out@13")),
+    ],
+)
+def test_a_hub_id_names_repository_revision_and_folder(source, parts):
+    assert hub.parse(source) == parts
+
+
+@pytest.mark.parametrize("source", ["nothing", "", "owner/../x", "a b/c", "owner/repo@"])
+def test_what_is_no_hub_id_is_one_sentence(source):
+    with pytest.raises(UserError) as told:
+        hub.parse(source)
+    one_sentence(told, "is no hub id")
+
+
+def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offline(
+    served, tmp_path, monkeypatch, weights
+):
+    for layer in (10, 2):
+        save_sparsify(served / f"owner/sae-tiny/layers.{layer}.mlp", weights, seed=layer)
+    (served / "owner/sae-tiny/config.json").write_text('{"model": "owner/tiny"}')
+    (served / "owner/sae-tiny/optimizer.pt").write_bytes(b"large")
+    online = load_saes("owner/sae-tiny@v1")
+    assert [sae.id for sae in online] == ["sae-tiny-layers.2.mlp", "sae-tiny-layers.10.mlp"]
+    assert [sae.site for sae in online] == ["layers.2.mlp", "layers.10.mlp"]
+    assert online[0].record["source"] == f"owner/sae-tiny@{COMMIT}/layers.2.mlp"
+    assert online[0].record["model"]["name"] == "owner/tiny"
+    assert not list((tmp_path / "cache").rglob("optimizer.pt"))
+    again = load_sae(Path(online[1].record["path"]))  # as an artefact names it
+    assert again.identity["fingerprint"] == online[1].identity["fingerprint"]
+
+    use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache", offline=True)
+    for source in ("owner/sae-tiny@v1", f"owner/sae-tiny@{COMMIT}"):
+        found = load_saes(source)
+        assert [sae.identity["fingerprint"] for sae in found] == [sae.identity["fingerprint"] for sae in online]
+    with pytest.raises(UserError) as told:
+        load_saes("owner/other")
+    one_sentence(told, "owner/other is neither a directory here nor whole in the hub's cache", "HF_HUB_OFFLINE")
+
+
+def test_a_folder_of_the_hub_is_downloaded_alone(served, tmp_path, weights):
+    for layer in (1, 2):
+        save_sparsify(served / f"owner/sae-tiny/layers.{layer}", weights)
+    (served / "owner/sae-tiny/config.json").write_text('{"model": "owner/tiny"}')
+    sae = load_sae("owner/sae-tiny/layers.2")
+    assert (sae.id, sae.site, sae.record["model"]["name"]) == ("sae-tiny-layers.2", "resid_post@2", "owner/tiny")
+    assert [p.parent.name for p in (tmp_path / "cache").rglob("sae.safetensors")] == ["layers.2"]
+
+
+def test_a_repository_that_is_one_sae_has_its_name(served, weights):
+    save_sae_lens(served / "owner/my.sae", weights)
+    assert load_sae("owner/my.sae").id == "my.sae"
+
+
+def test_a_repository_of_very_many_saes_is_not_downloaded_whole(served, tmp_path):
+    for layer in range(70):
+        folder = served / f"owner/scope/layer_{layer}/width_16k/average_l0_7"
+        folder.mkdir(parents=True)
+        (folder / "params.npz").write_bytes(b"")
+    with pytest.raises(UserError) as told:
+        load_saes("owner/scope")
+    one_sentence(told, "owner/scope holds 70 SAEs; name a folder in it, such as owner/scope/layer_0/width_16k")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("owner/none", ["owner/none is neither a directory here nor a repository of the hub"]),
+        ("owner/gated", ["owner/gated is gated; accept its terms", "HF_TOKEN"]),
+        ("owner/repo@v9", ["owner/repo has no revision v9"]),
+        ("owner/repo/layers.9", ["owner/repo has no SAE in the folder layers.9; see"]),
+        ("owner/empty", ["owner/empty holds no SAE"]),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_sentence(served, weights, source, words):
+    save_sparsify(served / "owner/repo/layers.2", weights)
+    (served / "owner/empty").mkdir()
+    (served / "owner/empty/README.md").write_text("nothing")
+    (served / "owner/empty/config.json").write_text("{}")
+    with pytest.raises(UserError) as told:
+        load_saes(source)
+    one_sentence(told, *words)
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is odd"), OSError(28, "No space left on device")])
+def test_a_full_disk_is_no_bad_input_but_other_failures_are_one_sentence(error):
+    with pytest.raises(Exception) as told, hub.hub_errors("owner/repo"):
+        raise error
+    if error.errno == 28:
+        assert told.value is error
+    else:
+        one_sentence(told, "cannot download owner/repo from the hub (the disk is odd)")
+        assert isinstance(told.value, UserError)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+    use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    with pytest.raises(UserError) as told:
+        load_saes("owner/repo")
+    one_sentence(told, "the hub cannot be reached")
+
+
+# --------------------------------------------------------------------------- by their names in sae-lens
+
+
+@pytest.fixture
+def releases(monkeypatch):
+    """add(release, ...): rows of the registry, in place of sae-lens's own."""
+    from sae_lens.loading import pretrained_saes_directory as theirs
+
+    rows = {}
+    monkeypatch.setattr(registry, "_releases", lambda: rows)
+
+    def add(release, repo, name, path, form=None, overrides=None, **row):
+        about = {"repo_id": repo, "model": "gpt2-small", "saes": [{"id": name, "path": path, **row}]}
+        rows[release] = {**about, "conversion_func": form, "config_overrides": overrides}
+        lookup = theirs.PretrainedSAELookup(
+            release,
+            repo,
+            "gpt2-small",
+            form,
+            {name: path},
+            {},
+            {},
+            {},
+            {name: row.get("norm_scaling_factor")},
+            overrides,
+        )
+        for place in ("saes.sae", "loading.pretrained_sae_loaders", "loading.pretrained_saes_directory"):
+            monkeypatch.setattr(f"sae_lens.{place}.get_pretrained_saes_directory", lambda: {release: lookup})
+
+    return add
+
+
+def test_a_release_of_sae_lens_is_read_with_what_only_the_registry_knows(offline, releases, weights, same, x):
+    from sae_lens import SAE
+
+    path = "group_gpt2_blocks.3:v1"
+    centring = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    releases("gpt2-tm", "owner/gpt2", "blocks.3.hook_resid_post", path, overrides=centring, norm_scaling_factor=0.4)
+    save_sae_lens(offline("owner/gpt2") / path, weights, normalize_activations=True, model_name="gpt2-small")
+    ours = load_saes("gpt2-tm/blocks.3.hook_resid_post")[0]
+    theirs = SAE.from_pretrained("gpt2-tm", "blocks.3.hook_resid_post")
+    with torch.no_grad():
+        acts = theirs.encode(x - x.mean(1, keepdim=True))
+        same(ours, x, acts, theirs.decode(acts))
+    assert (ours.id, ours.site) == ("gpt2-tm-blocks.3.hook_resid_post", "resid_post@3")
+    again = load_sae(Path(str(ours.record["path"])))  # as an artefact names it
+    assert again.identity == ours.identity
+
+
+def test_a_release_in_the_format_of_sparsify_is_read_as_sparsify_reads_it(offline, releases, weights, same, x):
+    releases("sparse", "owner/sparse", "layers.3.mlp", "layers.3.mlp", form="sparsify")
+    given = save_sparsify(offline("owner/sparse") / "layers.3.mlp", weights)
+    ours = load_sae("sparse/layers.3.mlp")
+    acts = torch.relu((x - given["b_dec"]) @ given["W_enc"] + given["b_enc"])
+    same(ours, x, acts * (acts >= acts.topk(16).values[:, -1:]))
+    assert (ours.site, ours.record["model"]["name"]) == ("layers.3.mlp", "gpt2-small")
+
+
+def test_a_release_in_a_format_of_its_own_is_converted_by_sae_lens(offline, releases, weights, same, x):
+    from sae_lens import SAE
+
+    name = "Llama3_1-8B-Base-L3R-8x"
+    releases("llama", "fnlp/tiny", "l3r", name, form="llama_scope", norm_scaling_factor=0.5)
+    root = offline("fnlp/tiny") / name
+    (root / "checkpoints").mkdir(parents=True)
+    told = {"d_model": D_IN, "d_sae": D_SAE, "jump_relu_threshold": 3.0, "hook_point_in": "blocks.3.hook_resid_post",
+            "dataset_average_activation_norm": {"in": 20.0}}  # fmt: skip
+    (root / "hyperparams.json").write_text(json.dumps(told))
+    given = weights("W_enc", "b_enc", "W_dec", "b_dec")
+    linear = {"encoder.weight": given["W_enc"].T, "encoder.bias": given["b_enc"],
+              "decoder.weight": given["W_dec"].T, "decoder.bias": given["b_dec"]}  # fmt: skip
+    save_file({key: value.contiguous() for key, value in linear.items()}, root / "checkpoints" / "final.safetensors")
+    ours, theirs = load_sae("llama/l3r"), SAE.from_pretrained("llama", "l3r")
+    with torch.no_grad():
+        acts = theirs.encode(x)
+        same(ours, x, acts, theirs.decode(acts))
+    assert (ours.id, ours.site, ours.activation, ours.centred) == ("llama-l3r", "resid_post@3", "jumprelu", False)
+    assert ours.record["model"]["name"] == "meta-llama/Llama-3.1-8B"
+    assert load_sae(Path(str(ours.record["path"]))).identity["fingerprint"] == ours.identity["fingerprint"]
+
+
+@pytest.mark.parametrize("form", ["mwhanna_transcoder", "temporal", "connor_rob_hook_z"])
+def test_a_release_without_a_form_here_is_one_sentence(releases, form):
+    releases("odd", "owner/odd", "layer_0", "layer_0", form=form)
+    with pytest.raises(UserError) as told:
+        load_sae("odd/layer_0")
+    one_sentence(told, "odd/layer_0 is", "cannot be read; choose")
+
+
+@pytest.mark.parametrize("source", ["gemma-scope-2b-pt-res-canonical", "gemma-scope-2b-pt-res-canonical/layer_99"])
+def test_a_release_alone_lists_how_to_name_an_sae(source):
+    with pytest.raises(UserError) as told:
+        load_saes(source)
+    one_sentence(told, "names no SAE of the release", "such as gemma-scope-2b-pt-res-canonical/layer_0/width_16k")
+
+
+def test_damaged_files_of_a_release_that_sae_lens_converts_are_one_sentence(offline, releases):
+    releases("llama", "fnlp/tiny", "l3r", "L3R", form="llama_scope")
+    root = offline("fnlp/tiny") / "L3R"
+    root.mkdir(parents=True)
+    (root / "hyperparams.json").write_text("{}")
+    with pytest.raises(UserError) as told:
+        load_sae("llama/l3r")
+    one_sentence(told, "sae-lens cannot read llama/l3r (KeyError", "clear it")
+
+
+@pytest.mark.parametrize("form", ["llama_scope", None])
+def test_a_release_that_cannot_be_downloaded_is_one_sentence(offline, releases, form):
+    releases("gone", "owner/gone", "a", "a", form=form)
+    with pytest.raises(UserError) as told:
+        load_sae("gone/a")
+    one_sentence(told, "the hub cannot be reached")
+
+
+def test_every_release_of_the_registry_is_read_or_refused_by_its_format():
+    from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
+
+    forms = {about.get("conversion_func") for about in registry._releases().values()}
+    assert forms <= {None, *NAMED_PRETRAINED_SAE_LOADERS} and not any("/" in name for name in registry._releases())

@@ -1,0 +1,96 @@
+"""The gate passes an SAE at the site it was trained at, and refuses it elsewhere: on the embedded model and real text."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from saefeat.corpora import load_corpus, make_plan
+from saefeat.io import UserError
+from saefeat.models import load_model
+from saefeat.sae import gate
+from saefeat.sae.gate import check_saes, describe, fidelity, usual
+from saefeat.sae.train import TrainConfig, train_saes
+
+SITE = "mlp_out@4"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model("embedded:gemma-3-270m", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def text():
+    return load_corpus("embedded:eld", labels=["de", "en", "th"])
+
+
+@pytest.fixture(scope="module")
+def sae(lm, text, tmp_path_factory):
+    plan = make_plan(text, lm, max_tokens=1500, mixed=True)
+    out = tmp_path_factory.mktemp("saes")
+    return train_saes(lm, plan, [SITE], out, TrainConfig(k=32, d_sae=640, batch_size=128))[0]
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch):
+    monkeypatch.setattr(gate, "TOKENS", 600)
+    monkeypatch.setattr(gate, "FEW", 300)
+
+
+def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
+    (found,) = check_saes(lm, [sae], text)
+    assert found["fvu"] < 0.3 and found["fvu"] < 4 * sae.record["fvu"]
+    assert found["l0"] == pytest.approx(32, abs=0.5) and 500 < found["tokens"] <= 600
+    assert found["stated"] == {name: sae.record[name] for name in ("fvu", "l0", "dead")}
+    line = describe(found)
+    assert "\n" not in line and f"{sae.id} at {SITE}, FVU 0." in line and "(stated 32.0)" in line and "far" not in line
+    assert check_saes(lm, [sae], text) == [found]  # the same text every time
+
+
+@pytest.mark.parametrize("site", ["resid_post@4", "mlp_out@3", "mlp_out@5", "resid_post@12"])
+def test_an_sae_fed_from_elsewhere_is_refused_with_the_site_that_fits(lm, text, sae, site):
+    with pytest.raises(UserError) as error:
+        check_saes(lm, [dataclasses.replace(sae, site=site)], text)
+    words = str(error.value)
+    assert f"does not fit {site} of embedded:gemma-3-270m: FVU" in words and "\n" not in words
+    assert f"it fits better at {SITE} 0." in words and "--no-gate" in words
+
+
+def test_an_sae_in_another_scale_is_refused(lm, text, sae):
+    wrong = dataclasses.replace(sae, b_dec=sae.b_dec * 30, W_dec=sae.W_dec * 30)
+    with pytest.raises(UserError, match="it fits at no layer, so look at its base model and normalisation"):
+        check_saes(lm, [wrong], text)
+
+
+def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
+    path = lm.site(SITE).path
+    (found,) = check_saes(lm, [dataclasses.replace(sae, site=path)], text)
+    (own,) = check_saes(lm, [sae], text)
+    assert found["site"] == path and found["fvu"] == own["fvu"] and SITE not in found["better"]
+
+
+def test_a_strange_l0_is_said(lm, text, sae):
+    other = dataclasses.replace(sae, record={**sae.record, "l0": 200.0})
+    (found,) = check_saes(lm, [other], text)
+    assert "(stated 200.0)" in describe(found) and "far from the stated one" in describe(found)
+    assert "stated" not in describe({**found, "stated": {}})
+
+
+def test_fidelity_is_that_of_a_plain_loop(sae):
+    torch.manual_seed(0)
+    x = torch.randn(50, sae.d_in) + sae.b_dec
+    z = sae.encode(x).dense()
+    error = (x - (z @ sae.W_dec + sae.b_dec)).double()
+    found = fidelity(sae, x)
+    assert found.fvu == pytest.approx(float(error.square().sum() / (x - x.mean(0)).double().square().sum()), rel=1e-5)
+    assert found.l0 == float((z > 0).sum(1).double().mean())
+    assert found.silent == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
+
+
+def test_vectors_of_outlier_norm_are_left_out():
+    x = torch.ones(10, 4)
+    x[3] *= 100
+    assert torch.equal(usual(x), torch.ones(9, 4))

@@ -1,0 +1,288 @@
+"""Sites of more families of models: what is read is what a block adds, whatever its modules are called."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from saefeat.hooks import capture, intervene, site_width
+from saefeat.io import UserError
+from saefeat.lens import neuron_directions, promoted_tokens
+from saefeat.models import load_model, load_skeleton, resolve_site, wrap
+from saefeat.models.sites import KINDS, describe_sites, down_projection, feed_forward, find_layers
+
+VOCABULARY, HIDDEN, FFN, LAYERS = 300, 32, 48, 2
+IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
+_BASE = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}  # fmt: skip
+_GATED = {**_BASE, "intermediate_size": FFN, "num_key_value_heads": 1}
+_HEADS = {**_GATED, "head_dim": 16}
+_MOE = {**_GATED, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_experts": 4}
+_OPT = {**_BASE, "ffn_dim": FFN, "word_embed_proj_dim": HIDDEN}
+_FALCON = {**_BASE, "ffn_hidden_size": FFN}
+_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2,
+           "image_size": 28, "patch_size": 14}  # fmt: skip
+_SEEING = {"text_config": _HEADS, "vision_config": _VISION}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma": ("Gemma", _HEADS),
+    "gemma3-seeing": ("Gemma3", {**_SEEING, "mm_tokens_per_image": 4}),
+    "opt": ("OPT", _OPT),
+    "opt-post-norm": ("OPT", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 24}),
+    "bloom": ("Bloom", _BASE),
+    "bloom-post-norm": ("Bloom", {**_BASE, "apply_residual_connection_post_layernorm": True}),
+    "phi": ("Phi", {**_BASE, "intermediate_size": FFN}),
+    "phi3": ("Phi3", _GATED),
+    "falcon": ("Falcon", {**_FALCON, "parallel_attn": True}),
+    "falcon-40b": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 1}),
+    "falcon-rw": ("Falcon", {**_FALCON, "parallel_attn": False, "alibi": True, "multi_query": False}),
+    "olmo2": ("Olmo2", _GATED),
+    "glm4": ("Glm4", _HEADS),
+    "mixtral": ("Mixtral", {**_GATED, "num_experts_per_tok": 2, "num_local_experts": 4}),
+    "qwen2-moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 24}),
+    "qwen3-moe": ("Qwen3Moe", {**_MOE, "head_dim": 16}),
+}  # fmt: skip
+MIXTURES = {"mixtral", "qwen2-moe", "qwen3-moe"}
+GATED = {"gemma", "gemma3-seeing", "phi3", "olmo2", "glm4"}
+
+
+def make_config(name: str) -> Any:
+    family, options = MODELS[name]
+    return getattr(transformers, f"{family}Config")(**options)
+
+
+def make_model(name: str) -> Any:
+    """A random model in float32 whose every weight is moved off its initial value, norms and biases included."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(make_config(name)).float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape), alpha=0.15)
+    return model
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return make_model(name)
+
+
+@pytest.fixture(scope="module")
+def blocks(model):
+    return model.get_submodule(find_layers(model))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def read(model, *sites):
+    paths = tuple(resolve_site(model, site).path for site in sites)
+    with capture(model, paths) as captured:
+        found = captured.run(model, input_ids=IDS)
+    return [found[path] for path in paths]
+
+
+def watch(model, module, inputs=IDS):
+    """Input and output of a module in a whole forward pass, copied, by hooks of this test alone."""
+    seen = []
+
+    def hook(_module, args, kwargs, output):
+        given = args[0] if args else kwargs["hidden_states"]
+        seen.extend(x.clone() for x in (given, output if isinstance(output, torch.Tensor) else output[0]))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        model(input_ids=inputs)
+    finally:
+        handle.remove()
+    return seen
+
+
+def stream(name, model, block):
+    """The residual stream after the feed-forward part was added."""
+    if name == "opt-post-norm":  # the norm comes after the addition
+        return watch(model, block.final_layer_norm)[0].view(*IDS.shape, HIDDEN)
+    return watch(model, block)[1]
+
+
+def close(a, b, tolerance=1e-6):
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def mute(block):
+    """Set the weights so that the feed-forward part adds nothing."""
+    for name, weight in block.named_parameters():
+        if "attn" not in name and any(part in name for part in ("down_proj", "dense_4h_to_h", "fc2")):
+            weight.zero_()
+
+
+def test_mlp_out_is_exactly_what_the_feed_forward_part_adds(name, model, blocks):
+    sites = [f"{kind}@{layer}" for layer in range(LAYERS) for kind in ("mlp_out", "resid_post")]
+    added = read(model, *sites)[::2]
+    for layer, block in enumerate(blocks):
+        silent = copy.deepcopy(model)
+        quiet = silent.get_submodule(find_layers(silent))[layer]
+        mute(quiet)
+        with_it, without = stream(name, model, block), stream(name, silent, quiet)
+        close(added[layer], with_it - without, 5e-6)  # a difference of two float32 numbers of some 5
+        assert added[layer].abs().mean() > 0.01
+
+
+def test_mlp_act_is_what_the_last_projection_reads(name, model, blocks):
+    if name in MIXTURES:
+        return
+    for layer, block in enumerate(blocks):
+        act = read(model, f"mlp_act@{layer}")[0]
+        reads = watch(model, down_projection(block))[0]
+        reads = reads.view(*IDS.shape, -1)
+        if name not in GATED:
+            assert torch.equal(act, reads)
+            continue
+        holder = feed_forward(block)
+        if hasattr(holder, "gate_up_proj"):
+            gate, up = watch(model, holder.gate_up_proj)[1].chunk(2, -1)
+        else:
+            gate, up = watch(model, holder.gate_proj)[1], watch(model, holder.up_proj)[1]
+        function = getattr(holder, "act_fn", None) or holder.activation_fn
+        close(act, function(gate))
+        close(act * up, reads)
+
+
+def test_setting_neurons_to_zero_equals_zeroing_their_columns(name, model):
+    if name in MIXTURES:
+        return
+    neurons = torch.tensor([3, 17, 40])
+    lesioned = copy.deepcopy(model)
+    down_projection(lesioned.get_submodule(find_layers(lesioned))[0]).weight[:, neurons] = 0
+    path = resolve_site(model, "mlp_act@0").path
+    with intervene(model, {path: lambda x, _steps: x.index_fill(-1, neurons, 0.0)}):
+        logits = model(input_ids=IDS).logits
+    close(logits, lesioned(input_ids=IDS).logits, 1e-5)
+    assert (logits - model(input_ids=IDS).logits).abs().max() > 1e-4
+
+
+def test_resid_post_is_the_input_of_the_next_block(model, blocks):
+    assert torch.equal(read(model, "resid_post@0")[0], watch(model, blocks[1])[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_with_an_edit_is_the_same_with_and_without_a_cache(name, model, kind):
+    if kind == "mlp_act" and name in MIXTURES:
+        return
+    path = resolve_site(model, f"{kind}@1").path
+    width = next(row["width"] for row in describe_sites(model) if row["site"] == f"{kind}@1")
+    vector = 0.5 * torch.randn(width, generator=torch.Generator().manual_seed(2))
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    found = []
+    with intervene(model, {path: lambda x, _steps: x + vector}):
+        for cached in (True, False):
+            found.append(model.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=cached, **options))
+        edited = model(input_ids=IDS).logits
+    assert torch.equal(*found)
+    assert (edited - model(input_ids=IDS).logits).abs().max() > 1e-3
+
+
+def test_experts_neurons_are_refused_with_a_sentence(name, model):
+    if name not in MIXTURES:
+        return
+    with pytest.raises(UserError, match=r"mlp_act@1 does not exist: .*\.1\.mlp is a mixture of experts.*mlp_out@1"):
+        resolve_site(model, "mlp_act@1")
+    refused = {row["site"] for row in describe_sites(model) if row["refused"]}
+    assert refused == {"mlp_act@0", "mlp_act@1"}
+
+
+def test_a_dense_layer_among_mixtures_has_its_neurons():
+    config = make_config("qwen2-moe")
+    config.mlp_only_layers = [0]
+    mixed = transformers.AutoModelForCausalLM.from_config(config)
+    rows = {row["site"]: row for row in describe_sites(mixed)}
+    assert rows["mlp_act@0"]["width"] == FFN and rows["mlp_act@0"]["module"] == "model.layers.0.mlp.act_fn"
+    assert rows["mlp_act@1"]["refused"]
+
+
+def test_the_blocks_of_the_text_are_found_not_those_of_the_eyes(name, model, blocks):
+    assert len(blocks) == LAYERS
+    if name == "gemma3-seeing":
+        assert find_layers(model) == "model.language_model.layers"
+        assert any(len(m) > LAYERS for m in model.modules() if isinstance(m, nn.ModuleList))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "text", "vision"), [("Mistral3", "mistral", "pixtral"), ("Llava", "llama", "clip_vision_model")]
+)
+def test_the_blocks_of_other_wrappers_are_those_of_the_text_too(wrapper, text, vision):
+    parts = {"text_config": {**_HEADS, "model_type": text}, "vision_config": {**_VISION, "model_type": vision}}
+    config = getattr(transformers, f"{wrapper}Config")(**parts)
+    with torch.device("meta"):
+        seeing = getattr(transformers, f"{wrapper}ForConditionalGeneration")(config)
+    assert find_layers(seeing) == "model.language_model.layers"
+
+
+def test_a_saved_model_loads_and_its_last_stream_promotes_its_next_token(name, model, tokenizer, tmp_path):
+    copy.deepcopy(model).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lm = load_model(tmp_path, dtype="float32", device="cpu")
+    assert torch.equal(lm.model(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    bias = getattr(model.get_output_embeddings(), "bias", None)  # of Phi: no direction of the stream
+    best = (model(input_ids=IDS).logits[:, -1] - (0 if bias is None else bias)).argmax(-1)
+    last = read(lm.model, f"resid_post@{LAYERS - 1}")[0][:, -1]
+    assert promoted_tokens(lm, last, 1) == [[tokenizer.decode([token])] for token in best.tolist()]
+
+
+def test_described_widths_are_those_seen_and_need_no_weights(name, model, tokenizer, tmp_path):
+    lm = wrap(copy.deepcopy(model), tokenizer, name)
+    make_config(name).save_pretrained(tmp_path)
+    skeleton = load_skeleton(tmp_path)
+    assert all(weight.is_meta for weight in skeleton.parameters())
+    rows = describe_sites(skeleton)
+    assert rows == describe_sites(model) and len(rows) == len(KINDS) * LAYERS
+    for row in rows:
+        if not row["refused"]:
+            assert row["module"] == lm.site(row["site"]).path
+            assert row["width"] == site_width(lm, lm.site(row["site"]))
+            assert resolve_site(model, row["sparsify"]).path == row["module"]
+
+
+def test_what_a_neuron_writes_is_its_column_of_the_projection(name, model, tokenizer):
+    lm = wrap(copy.deepcopy(model), tokenizer, name)
+    if name in MIXTURES:
+        with pytest.raises(UserError, match="mixture of experts"):
+            neuron_directions(lm, "mlp_act@0", [1])
+        return
+    block = lm.model.get_submodule(find_layers(lm.model))[0]
+    expected = down_projection(block).weight[:, [1, 5]].t()
+    assert torch.equal(neuron_directions(lm, "mlp_act@0", [1, 5]), expected)
+
+
+def test_a_module_whose_output_is_no_tensor_is_refused_with_a_sentence():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return {"x": x}
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.pair = nn.Embedding(VOCABULARY, 4), Pair()
+
+        def forward(self, input_ids):
+            return self.pair(self.embed(input_ids))
+
+    odd = Odd()
+    with (
+        pytest.raises(UserError, match="the output of pair is no tensor but dict"),
+        capture(odd, ("pair",)) as captured,
+    ):
+        captured.run(odd, input_ids=IDS)
+    with pytest.raises(UserError, match="the output of pair is no tensor"), intervene(odd, {"pair": lambda x, _: x}):
+        odd(input_ids=IDS)
