@@ -396,12 +396,13 @@ def test_a_directory_without_text_files_is_a_user_error(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hub:org/name", "hub:org/name: corpora on the hub are not supported yet"),
-        ("hub:org/name:config", "not supported yet"),
+        ("hub:org/name", "org/name is not in the cache and HF_HUB_OFFLINE is set"),
+        ("hub:org/name@refs/convert/parquet:config:test#5", "org/name is not in the cache"),
         ("embedded:wili", "unknown embedded corpus embedded:wili; there is embedded:eld"),
         ("nowhere.jsonl", "the corpus nowhere.jsonl does not exist"),
     ],
 )
-def test_a_source_that_cannot_be_had_is_a_user_error(source, message):
+def test_a_source_that_cannot_be_had_is_a_user_error(source, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
         load_corpus(source)
