@@ -21,9 +21,9 @@ from torch import Tensor
 
 from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
-from saefeat.dictionaries import Dictionary
+from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture
-from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, save_tensors
+from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, memory_limit, save_tensors
 from saefeat.models import LanguageModel
 from saefeat.stats import Stats, check_mergeable, comparable
 
@@ -189,6 +189,8 @@ def collect(
         bags: directory for bags by example, `<id>/window-NNNNN.parquet`, of sparse dictionaries.
         examples: directory for the highest-activating examples of SAEs, `<id>.parquet`; default `out/examples`.
 
+    Dictionaries that do not fit in memory together take several passes over the corpus (see `passes`).
+
     Returns the paths of the statistics. Raises UserError when `out` holds statistics of something else, RunFailed
     for activations that are not finite.
     """
@@ -197,7 +199,66 @@ def collect(
         if names.count(name) > 1:
             raise UserError(f"two dictionaries are named {name}; rename the directory of one of them")
     make_dir(out)
-    examples = examples or out / "examples"
+    groups = passes(dictionaries, lm.device, len(plan.corpus.labels))
+    paths: list[Path] = []
+    for number, group in enumerate(groups, 1):
+        if len(groups) > 1:
+            progress(f"collect: pass {number} of {len(groups)}, {', '.join(d.id for d in group)}")
+        here = [on_device(d, lm.device) for d in group]
+        paths += _pass(lm, plan, here, out, shard, bags, examples or out / "examples", progress, checkpoint_seconds)
+    return paths
+
+
+def passes(
+    dictionaries: Sequence[Dictionary], device: str, labels: int = 0, budget: int | None = None
+) -> list[list[Dictionary]]:
+    """Dictionaries in groups that fit in memory together.
+
+    labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of the device's.
+    """
+    budget = memory_limit(device) // 2 if budget is None else budget
+    groups: list[list[Dictionary]] = [[]]
+    used = 0
+    for dictionary in dictionaries:
+        size = working_bytes(dictionary, device, labels)
+        if groups[-1] and used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(dictionary)
+        used += size
+    return groups
+
+
+def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
+    """Memory that a dictionary takes while it is collected: its encoder, and statistics of so many labels.
+
+    On a CPU the weights themselves stay in their file, mapped into memory.
+    """
+    size = labels * dictionary.width * (40 if dictionary.signed else 32)
+    if isinstance(dictionary, SAE):
+        weights = dictionary.d_in * dictionary.width
+        size += weights * (2 if dictionary.dtype == "bfloat16" else 4) + dictionary.width * TOP_EXAMPLES * 12
+        size += weights * 8 if device.startswith("cuda") else 0
+    return size
+
+
+def on_device(dictionary: Dictionary, device: str) -> Dictionary:
+    """The dictionary on a device; of an SAE a copy, so that its encoder goes when the copy does."""
+    return dictionary.to(device) if isinstance(dictionary, SAE) else dictionary
+
+
+def _pass(
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    out: Path,
+    shard: tuple[int, int],
+    bags: Path | None,
+    examples: Path,
+    progress: Progress,
+    checkpoint_seconds: float,
+) -> list[Path]:
+    """Collect dictionaries in one pass over the corpus."""
     windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
     paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
@@ -440,4 +501,4 @@ def _all_or_none(sources: Sequence[Path], part: str | Path) -> Sequence[Path]:
     return have
 
 
-__all__ = ["TopExamples", "collect", "encode_batches", "merge", "merge_examples", "write_bags"]
+__all__ = ["TopExamples", "collect", "encode_batches", "merge", "merge_examples", "on_device", "passes", "write_bags"]

@@ -218,8 +218,10 @@ class SAE:
         return x
 
     def to(self, device: str) -> SAE:
-        """The same SAE with its tensors on a device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
+        """The same SAE with its tensors on a device; what `encode` builds for itself is the copy's own."""
+        moved = replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
+        moved.__dict__["_identity"] = self.identity  # hashing it again would read every weight
+        return moved
 
 
 def finite(x: Tensor) -> Tensor:
@@ -286,33 +288,45 @@ class _DenseEncoder:
     """The other activations: all pre-activations of a few rows, then those that fire, in rising order of unit."""
 
     def __init__(self, sae: SAE, dtype: torch.dtype) -> None:
-        self.sae, self.weight = sae, sae.W_enc.to(dtype)
+        self.sae = sae
+        # Contiguous: weights that their file holds transposed are read row by row here.
+        self.weight = sae.W_enc.to(dtype).contiguous()
+        gated = sae.activation == "gated"
+        self.bias = (torch.zeros_like(sae.b_enc) if gated else sae.b_enc).to(dtype)
+        self.bar = 0.0 if sae.threshold is None else sae.threshold.clamp(min=0)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, d_in] -> values float32 [n, m] (0 after the last that fires) and units int64 [n, m]."""
-        sae, h = self.sae, (x.to(self.weight.dtype) @ self.weight).float()
+        sae = self.sae
+        pre = torch.addmm(self.bias, x.to(self.weight.dtype), self.weight).float()
+        if sae.activation == "groupmax":
+            best, units = pre.unflatten(-1, (sae.k, -1)).max(-1)
+            return best.clamp(min=0), units + torch.arange(sae.k, device=x.device) * (sae.width // sae.k)
         if sae.activation == "gated":
             assert sae.gain is not None and sae.b_gate is not None
-            values = torch.relu(h * sae.gain + sae.b_enc) * (h + sae.b_gate > 0)
-        else:
-            values = torch.relu(h + sae.b_enc)
-        if sae.activation == "jumprelu":
-            assert sae.threshold is not None
-            values = values * (values > sae.threshold)
-        if sae.activation == "groupmax":
-            best, units = values.unflatten(-1, (sae.k, -1)).max(-1)
-            return best, units + torch.arange(sae.k, device=x.device) * (sae.width // sae.k)
-        return _firing(values)
+            values = pre * sae.gain + sae.b_enc
+            return _firing(values, (values > 0) & (pre + sae.b_gate > 0))
+        return _firing(pre, pre > self.bar)
 
 
-def _firing(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Of dense values [n, width] those above 0, as values and units [n, m]; m is the greatest number of a row."""
-    fires = values > 0
-    counts = fires.sum(1)
-    rows, units = fires.nonzero(as_tuple=True)
+def _firing(values: Tensor, fires: Tensor) -> tuple[Tensor, Tensor]:
+    """Of dense values [n, width] those that fire, as values and units [n, m]; m is the greatest number of a row."""
+    rows, units = _true_cells(fires)
+    counts = torch.bincount(rows, minlength=len(values))
     places = torch.arange(len(rows), device=values.device) - (counts.cumsum(0) - counts)[rows]
     out = values.new_zeros(len(values), max(int(counts.max()), 1))
     indices = torch.zeros_like(out, dtype=torch.int64)
     out[rows, places] = values[rows, units]
     indices[rows, places] = units
     return out, indices
+
+
+def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the cells of bool [n, width] that are true, in order: eight are looked at as one number."""
+    n, width = mask.shape
+    if width % 8 or not mask.is_contiguous():
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns
+    rows, words = mask.view(torch.int64).nonzero(as_tuple=True)
+    which, bit = mask.view(n, -1, 8)[rows, words].nonzero(as_tuple=True)
+    return rows[which], words[which] * 8 + bit

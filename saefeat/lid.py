@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.codes import STEP, Bag
-from saefeat.collection import encode_batches
+from saefeat.collection import encode_batches, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
@@ -69,17 +69,23 @@ def featurize(
     token_limit: int = TOKEN_LIMIT,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Features:
-    """Bags of texts. Texts without tokens (blank ones) have empty rows."""
+    """Bags of texts. Texts without tokens (blank ones) have empty rows.
+
+    Dictionaries that do not fit in memory together take several passes over the texts.
+    """
     builder = _Builder({d.id: d.width for d in dictionaries})
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
     special = lm.special_ids
-    for start in range(0, len(ids), WINDOW):
-        rows = {i: ids[i] for i in range(start, min(start + WINDOW, len(ids))) if any(t not in special for t in ids[i])}
-        for batch, results in encode_batches(lm, dictionaries, plan_batches(lm, rows)):
-            positions = np.asarray(batch.positions)
-            for name, (bag, _) in results.items():
-                builder.add(name, bag, positions)
-        progress(f"lid: {min(start + WINDOW, len(ids)):,} of {len(ids):,} texts")
+    for group in passes(dictionaries, lm.device):
+        here = [on_device(dictionary, lm.device) for dictionary in group]
+        for start in range(0, len(ids), WINDOW):
+            window = range(start, min(start + WINDOW, len(ids)))
+            rows = {i: ids[i] for i in window if any(t not in special for t in ids[i])}
+            for batch, results in encode_batches(lm, here, plan_batches(lm, rows)):
+                positions = np.asarray(batch.positions)
+                for name, (bag, _) in results.items():
+                    builder.add(name, bag, positions)
+            progress(f"lid: {window.stop:,} of {len(ids):,} texts")
     return builder.build(len(texts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from saefeat import collection
 from saefeat.codes import STEP
 from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
@@ -164,6 +166,31 @@ def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whol
             kills += 1
     assert kills == 3
     same(tmp_path / "o", whole)
+
+
+def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_files(
+    tmp_path, whole, plan, tiny_lm, monkeypatch
+):
+    monkeypatch.setattr(collection, "memory_limit", lambda device: 1)
+    lines = []
+    for at in (2, 9, 12):  # killed in the first pass, in the second, and not at all
+        progress = Interrupted(at)
+        with contextlib.suppress(KeyboardInterrupt):
+            collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags", progress=progress,
+                    checkpoint_seconds=0)  # fmt: skip
+        lines += progress.lines
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags", checkpoint_seconds=0)
+    assert "collect: pass 1 of 3, wide" in lines
+    same(tmp_path / "out", whole)
+
+
+def test_passes_fill_the_memory_that_there_is_in_the_order_given():
+    a, b, c = DICTIONARIES
+    sizes = [collection.working_bytes(d, "cpu", 3) for d in DICTIONARIES]
+    assert sizes == [3 * 64 * 32 + 32 * 64 * 4 + 64 * 5 * 12, 3 * 48 * 40, 3 * 32 * 40]
+    found = {budget: collection.passes(DICTIONARIES, "cpu", 3, budget) for budget in (1, sum(sizes[1:]), sum(sizes))}
+    assert list(found.values()) == [[[a], [b], [c]], [[a], [b, c]], [[a, b, c]]]
+    assert collection.working_bytes(a, "cuda:0", 3) == sizes[0] + 32 * 64 * 8
 
 
 def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):

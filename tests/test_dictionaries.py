@@ -169,7 +169,7 @@ def test_sae_lens_opens_what_we_save_and_encodes_the_same_codes(sae_lens, tmp_pa
     ours = load_sae(tmp_path / "a", dtype="float32")
     torch.testing.assert_close(theirs.encode(x), ours.encode(x).dense(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(theirs(x), ours.decode(ours.encode(x)), rtol=1e-5, atol=1e-5)
-    assert theirs.cfg.metadata.model_name == "m" and theirs.cfg.metadata.hook_name == "model.layers.1.mlp"
+    assert theirs.cfg.metadata.model_name == "m" and theirs.cfg.metadata.hook_name == "blocks.1.hook_mlp_out"
     again = load_sae(tmp_path / "a")
     assert (again.site, again.dtype, again.max_norm, again.k) == ("mlp_out@1", dtype, 7.0, 8)
     assert again.identity["fingerprint"] == sae.identity["fingerprint"]

@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli import lid, steer
+from saefeat.cli import corpus, export, labels, lid, sites, steer
 from saefeat.cli.common import (
     CorpusName,
     Device,
     DryRun,
     Dtype,
+    Gate,
     IdColumn,
     LabelColumn,
     Labels,
@@ -36,6 +37,7 @@ from saefeat.io import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Find, rank and use the language features inside a language model.")  # fmt: skip
+app.add_typer(corpus.app, name="corpus")
 app.add_typer(lid.app, name="lid")
 app.add_typer(steer.app, name="steer")
 
@@ -77,6 +79,7 @@ def run(
     steer_prompts: Annotated[int, typer.Option(min=0, max=64, help="English prompts to steer; 0: do not steer.")] = 16,
     matrix_texts: Annotated[int, typer.Option(min=0, help="Texts a label of the perplexity matrix; 0: none.")] = 10,
     source: Source = None,
+    gate: Gate = True,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -106,6 +109,7 @@ def run(
         steer_prompts=steer_prompts,
         matrix_texts=matrix_texts,
         source=source,
+        gate=gate,
         seed=seed,
         device=device,
         dtype=dtype,
@@ -213,6 +217,7 @@ def collect(
     count_bos: Annotated[bool, typer.Option("--count-bos", help="Count BOS, as SAE-LAPE was published.")] = False,
     labels: Labels = None,
     max_tokens: MaxTokens = None,
+    gate: Gate = True,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -235,7 +240,8 @@ def collect(
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens))
         return
     paths = collect_all(lm, text, loaded, out=out, with_neurons=neurons, with_bags=bags, split=split,
-                        max_tokens=max_tokens, seed=seed, shard=part, count_bos=count_bos, progress=say)  # fmt: skip
+                        max_tokens=max_tokens, seed=seed, shard=part, count_bos=count_bos, gate=gate,
+                        progress=say)  # fmt: skip
     for path in paths:
         typer.echo(path)
 
@@ -314,7 +320,7 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
         try:
             lm = load_model(selection.header["model"]["name"])
             entries = selection.header["dictionaries"]
-            saes = {n: load_sae(_sae_path(e, stats, n)) for n, e in entries.items() if e.get("kind") == "sae"}
+            saes = {n: load_sae(_sae_source(e, stats, n)) for n, e in entries.items() if e.get("kind") == "sae"}
         except UserError as error:
             say(f"note: no promoted tokens ({error})")
     folder = stats / "examples" if (stats / "examples").is_dir() else stats.parent / "examples"
@@ -327,9 +333,10 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
             typer.echo(f"    fires on [{passage['label']}] {passage['text'][:160]}")
 
 
-def _sae_path(entry: dict[str, Any], stats: Path, name: str) -> Path:
-    path = Path(entry.get("path") or "")
-    return path if (path / "cfg.json").is_file() else stats.parent / "saes" / name
+def _sae_source(entry: dict[str, Any], stats: Path, name: str) -> str:
+    """Where an SAE was loaded from; a run that was moved has those that it trained beside its statistics."""
+    path, own = str(entry.get("path") or ""), stats.parent / "saes" / name
+    return str(own) if own.is_dir() and not Path(path).exists() else path or str(own)
 
 
 def _open(
@@ -342,7 +349,7 @@ def _open(
 
     set_threads()
     text = load_corpus(
-        corpus, labels=by_commas(labels), text_column=columns[0], label_column=columns[1], id_column=columns[2]
+        corpus, labels=by_commas(labels), text_column=columns[0], label_column=columns[1], id_column=columns[2], say=say
     )
     return load_model(model, dtype=dtype, device=device), text
 
@@ -353,6 +360,11 @@ def _say_plan(lm: Any, corpus: Any, plan: Any) -> None:
     skipped = {**corpus.skipped, **plan.skipped}
     if skipped:
         say("rows skipped or mended: " + ", ".join(f"{reason} {n}" for reason, n in skipped.items()))
+
+
+app.command()(sites.sites)
+app.command()(labels.labels)
+app.command()(export.export)
 
 
 def main() -> None:
@@ -404,7 +416,3 @@ def _command() -> str:
 def _fail(message: str, code: int) -> None:
     say(f"saefeat: {message}")
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,9 @@ import typer
 from saefeat.io import UserError
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")]
-CorpusName = Annotated[str, typer.Option("--corpus", help="embedded:eld, a .jsonl/.csv/.tsv/.parquet file, or a "
-                                                          "directory of LABEL.txt.")]  # fmt: skip
+CorpusName = Annotated[str, typer.Option("--corpus", help="embedded:eld, a .jsonl/.csv/.tsv/.parquet file, a "
+                                                          "directory of LABEL.txt, a name of `saefeat corpus list`, or "
+                                                          "hub:OWNER/NAME[:CONFIG].")]  # fmt: skip
 Labels = Annotated[str | None, typer.Option("--labels", help="Only these labels, by commas: de,fr,...")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Run = Annotated[Path, typer.Option("--run", help="Run directory.")]
@@ -23,6 +24,7 @@ MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budg
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the forecast, and stop.")]
 Saes = Annotated[list[str] | None, typer.Option("--saes", help="SAE directory or a folder of them; may be repeated.")]
 Source = Annotated[str | None, typer.Option("--source", help="The label that is steered away from; default English.")]
+Gate = Annotated[bool, typer.Option("--gate/--no-gate", help="Try given SAEs on a little text; refuse misfits.")]
 TextColumn = Annotated[str, typer.Option("--text-column")]
 LabelColumn = Annotated[str, typer.Option("--label-column")]
 IdColumn = Annotated[str, typer.Option("--id-column")]

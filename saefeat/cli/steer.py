@@ -88,9 +88,7 @@ def steer_sweep(
     run: Run,
     out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
     sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
-    strengths: Annotated[
-        str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")
-    ] = None,
+    strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")] = None,
     methods: Annotated[str | None, typer.Option(help="By commas; default all; features always are among them.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
     labels: Labels = None,

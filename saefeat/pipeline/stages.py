@@ -105,15 +105,14 @@ def collect(
     gate: try the SAEs on a little text first (`sae.gate.check_saes`), where nothing has been collected yet.
     """
     out = Path(out)
-    on_device = [sae.to(lm.device) for sae in saes]
-    dictionaries = distinct([*on_device, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
+    dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
     if not dictionaries:
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
     bags = out / "bags" if with_bags else None
     make_dir(out)
     if gate and saes and not any(out.iterdir()):
-        for report in check_saes(lm, on_device, corpus, seed=seed):
+        for report in check_saes(lm, saes, corpus, seed=seed):
             progress(describe(report))
     return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
 

@@ -77,7 +77,8 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     own = {sae.id: lm.site(sae.site).path for sae in saes}
     vectors = _vectors(lm, batches, {*own.values(), *(path for some in near.values() for path in some)})
     reports = []
-    for sae in saes:
+    for given in saes:
+        sae = given.to(lm.device)  # and off it again: all of them may not fit there
         at_home = fidelity(sae, vectors[own[sae.id]])
         few = fidelity(sae, vectors[own[sae.id]][:FEW]).fvu
         others = _errors(sae, {path: name for path, name in near[sae.id].items() if path != own[sae.id]}, vectors)

@@ -8,15 +8,12 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir, write_json
+from saefeat.io import UserError, make_dir
 from saefeat.models import LanguageModel, resolve_site
-from saefeat.sae import formats, hub, registry
+from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
 
@@ -24,7 +21,6 @@ __all__ = ["CFG", "WEIGHTS", "check_fits", "load_sae", "load_saes", "save_sae"]
 _ALIASES = {"gpt2-small": "gpt2"}  # names of TransformerLens, which sae-lens writes
 _GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
 _GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
-_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
@@ -33,39 +29,11 @@ def save_sae(sae: SAE, directory: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     os.chmod(temporary, 0o755)
     try:
-        weights = {name: getattr(sae, name).contiguous().cpu() for name in _NAMES}
-        save_file(weights, temporary / WEIGHTS)
-        os.chmod(temporary / WEIGHTS, 0o644)  # safetensors lets nobody else read it
-        write_json(temporary / CFG, _config(sae))
+        layouts.write_sae("sae-lens", sae, temporary)
         shutil.rmtree(directory, ignore_errors=True)
         os.rename(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _config(sae: SAE) -> dict[str, Any]:
-    record = {key: value for key, value in sae.record.items() if key != "path"}
-    model = record.get("model", {})
-    metadata = {
-        "sae_lens_version": "6.0.0",  # of the format; without it sae-lens takes the file for an older one
-        "model_name": model.get("name"),
-        "model_revision": model.get("revision"),
-        "hook_name": record.get("module"),
-        "saefeat": {**record, "site": sae.site, "max_norm": sae.max_norm, "dtype": sae.dtype},
-    }
-    return {
-        "architecture": "topk",
-        "d_in": sae.d_in,
-        "d_sae": sae.width,
-        "k": sae.k,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": metadata,
-    }
 
 
 def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:

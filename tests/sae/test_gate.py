@@ -1,4 +1,4 @@
-"""The gate passes an SAE at the site it was trained at, and refuses it elsewhere: on the embedded model and real text."""
+"""The gate passes an SAE at the site it was trained at and refuses it elsewhere: real model, real text."""
 
 from __future__ import annotations
 

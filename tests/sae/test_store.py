@@ -66,7 +66,7 @@ def test_the_same_sae_is_saved_as_the_same_bytes(tmp_path, directory):
 def test_the_configuration_names_the_model_its_revision_and_the_module(directory):
     metadata = json.loads((directory / "cfg.json").read_text())["metadata"]
     assert (metadata["model_name"], metadata["model_revision"]) == ("hub/Tiny-Llama-0", "r")
-    assert metadata["hook_name"] == "model.layers.1.mlp"
+    assert metadata["hook_name"] == "blocks.1.hook_mlp_out" and metadata["hf_hook_name"] == "model.layers.1.mlp"
 
 
 @pytest.mark.parametrize(

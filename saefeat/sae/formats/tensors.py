@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saefeat.io import UserError
 
+_ROWS = 4096  # looked at together
 _AXES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}  # the others are [d_sae]
 
 
@@ -71,8 +72,9 @@ def canonical(
         wanted = shape[::-1] if key != theirs else shape
         if tensor is None or tuple(tensor.shape) != wanted:
             raise UserError(f"{where}: {key} is missing or has not the shape {wanted}; fetch or save it again")
-        tensor = (tensor.T if key != theirs else tensor).float().contiguous()
-        if not torch.isfinite(tensor).all():
+        # No copy where none is needed: weights stay in their file, mapped into memory.
+        tensor = (tensor.T if key != theirs else tensor).float()
+        if not all(torch.isfinite(rows).all() for rows in tensor.split(_ROWS)):
             raise UserError(f"{where}: {key} holds values that are not finite; fetch or train the SAE again")
         found[name] = tensor
     return found

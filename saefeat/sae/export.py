@@ -1,0 +1,235 @@
+"""SAEs out again: a directory that sae-lens or sparsify opens, with a model card; one unit's direction as a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saefeat.dictionaries import SAE
+from saefeat.io import (
+    SCHEMA,
+    UserError,
+    atomic_path,
+    kept_json,
+    make_dir,
+    read_header,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
+from saefeat.models import load_skeleton, resolve_site
+from saefeat.sae import card
+from saefeat.sae.formats import sparsify
+from saefeat.sae.layouts import FORMATS, check_holds, write_sae
+from saefeat.sae.store import load_saes
+
+CARD, MANIFEST = "README.md", "export.json"
+_INNER = ("decoder", "language_model")  # parts of base models; any other first name of a path is the base model's own
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """SAEs of one base model.
+
+    Attributes:
+        model: name, revision and fingerprint of the base model, as far as they are recorded.
+        run: the run directory that used them, or None.
+    """
+
+    saes: list[SAE]
+    model: dict[str, Any]
+    run: Path | None = None
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        return load_skeleton(self.model["name"]) if self.run else None
+
+    def hookpoint(self, sae: SAE) -> str | None:
+        """Path in the base model of the module whose output an SAE reads, which sparsify hooks too.
+
+        Of `mlp_out` in a block with a norm after the feed-forward part (Gemma 2 and 3) it is that norm. None where
+        neither the SAE's files nor a run tell it.
+        """
+        module = sae.record.get("module")
+        if module and "hook_" not in module:
+            first, _, rest = module.partition(".")
+            relative = not rest or rest.partition(".")[0].isdecimal() or first in _INNER
+            return module if relative else rest
+        if self._skeleton is None:
+            return None
+        return resolve_site(self._skeleton, sae.site).path.removeprefix(f"{self._skeleton.base_model_prefix}.")
+
+
+def open_source(source: str) -> Exportable:
+    """The SAEs of a run directory, or of anything that `load_saes` takes.
+
+    Raises UserError for a source that holds none or cannot be read, and for SAEs of several base models.
+    """
+    path = Path(source).expanduser()
+    if (path / "run.json").is_file():
+        return _open_run(path)
+    saes = load_saes(source)
+    models = [sae.record.get("model") or {} for sae in saes]
+    names = list(dict.fromkeys(str(model.get("name")) for model in models))
+    if len(names) > 1:
+        raise UserError(f"the SAEs of {source} are of several base models ({', '.join(names)}); export them apart")
+    return Exportable(saes, models[0])
+
+
+def _open_run(run: Path) -> Exportable:
+    index = read_json(run / "run.json")
+    try:
+        model = {"name": index["model"]["name"], **index["model"]}
+        given: list[str] = list(index["arguments"].get("saes") or ())
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{run / 'run.json'} is damaged or of another version; start a new run") from error
+    saes = load_saes(given or str(run / "saes"))
+    for sae in saes:
+        if not (sae.record.get("model") or {}).get("name"):
+            sae.record["model"] = model
+    return Exportable(saes, model, run)
+
+
+def export_saes(source: str, form: str, out: Path) -> list[Path]:
+    """Write a directory with a folder an SAE, README.md (the model card) and export.json; it appears at once.
+
+    Args:
+        source: a run directory, or anything that `load_saes` takes.
+        form: `sae-lens` (folders are named by the SAEs' ids) or `sparsify` (by their hookpoints).
+
+    Returns the folders. Raises UserError for an unknown format or one that cannot hold an SAE, and for an `out` that
+    is something else than an earlier export.
+    """
+    if form not in FORMATS:
+        raise UserError(f"unknown format {form}; there are {', '.join(FORMATS)}")
+    _check_directory(out)
+    given = open_source(source)
+    folders = _folders(given, form)
+    places = {sae.id: given.hookpoint(sae) for sae in given.saes}
+    with _replacing(out) as temporary:
+        for folder, sae in folders.items():
+            (temporary / folder).mkdir()
+            write_sae(form, sae, temporary / folder)
+        if form == "sparsify":
+            write_json(temporary / sparsify.RUN, _sparsify_run(given, list(folders)))
+        facts = card.read_facts(given.saes, given.model, given.run)
+        write_text(temporary / CARD, card.render(form, folders, places, facts))
+        marks = {folder: {"id": s.id, "fingerprint": s.identity["fingerprint"]} for folder, s in folders.items()}
+        write_json(temporary / MANIFEST, {"schema": SCHEMA, "format": form, "saes": marks})
+    return [out / folder for folder in folders]
+
+
+def _folders(given: Exportable, form: str) -> dict[str, SAE]:
+    found: dict[str, SAE] = {}
+    for sae in given.saes:
+        check_holds(form, sae)
+        folder = sae.id if form == "sae-lens" else given.hookpoint(sae)
+        if folder is None:
+            raise UserError(f"the files of {sae.id} name no module of a model, which sparsify needs; run saefeat with "
+                            "the SAE and export the run")  # fmt: skip
+        if folder in found:
+            raise UserError(f"{found[folder].id} and {sae.id} both read {folder}, where sparsify has one SAE; export "
+                            "them apart")  # fmt: skip
+        found[folder] = sae
+    return found
+
+
+def _sparsify_run(given: Exportable, hookpoints: list[str]) -> dict[str, Any]:
+    record = given.saes[0].record
+    length = (record.get("policy") or {}).get("token_limit") or (record.get("tokens") or {}).get("context_size")
+    model = {"model": given.model.get("name"), "revision": given.model.get("revision")}
+    return {**model, "hookpoints": hookpoints, "ctx_len": length}
+
+
+def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
+    """Write a unit's decoder direction, float32 [d_in] in the model's raw units, as `.safetensors` or `.npy`.
+
+    Args:
+        source: a run directory, or anything that `load_saes` takes.
+        feature: `SAE:UNIT`, an SAE's id and the number of a unit.
+
+    Returns what it is of, which is also the header of the `.safetensors` (the tensor is `direction`): sae, site,
+    module, model, unit, norm, normalize. Raises UserError for an unknown SAE or unit, another suffix, and an `out` that
+    is something else.
+    """
+    name, colon, number = feature.rpartition(":")
+    if not colon or not number.isdecimal():
+        raise UserError(f"--feature {feature} should be SAE:UNIT, such as mlp_out@13:42")
+    _check_file(out)
+    saes = {sae.id: sae for sae in open_source(source).saes}
+    if name not in saes:
+        raise UserError(f"{source} has no SAE {name}; it has {', '.join(saes)}")
+    sae, unit = saes[name], int(number)
+    if unit >= sae.width:
+        raise UserError(f"{name} has the units 0 to {sae.width - 1}, and no {unit}")
+    direction = sae.directions[unit].clone()
+    about = {
+        "schema": SCHEMA,
+        "kind": "direction",
+        "sae": name,
+        "site": sae.site,
+        "module": sae.record.get("module"),
+        "model": sae.record.get("model") or {},
+        "unit": unit,
+        "norm": float(direction.norm()),
+        "normalize": sae.normalize,  # unless none, it is to be scaled by `SAE.spread` of the vector that it joins
+    }
+    make_dir(out.absolute().parent)
+    if out.suffix == ".safetensors":
+        save_tensors(out, {"direction": direction}, about)
+    else:
+        import numpy as np
+
+        with atomic_path(out) as temporary:
+            np.save(temporary, direction.numpy())
+    return about
+
+
+def _check_file(out: Path) -> None:
+    if out.suffix not in (".safetensors", ".npy"):
+        raise UserError(f"{out} should end in .safetensors or .npy")
+    if not out.exists():
+        return
+    try:
+        ours = out.suffix == ".safetensors" and read_header(out).get("kind") == "direction"
+    except UserError:
+        ours = False
+    if not ours:  # a .npy does not say what it is
+        raise UserError(f"{out} exists and does not say that it is an exported direction; choose another --out")
+
+
+def _check_directory(out: Path) -> None:
+    """Only an empty directory, and an export to which nothing was added (a `.git`), are written over."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; choose another --out")
+    manifest = kept_json(out / MANIFEST)
+    folders = manifest.get("saes") if manifest.get("format") in FORMATS else None
+    ours = {CARD, MANIFEST, sparsify.RUN, *folders} if isinstance(folders, dict) else set()
+    others = sorted({entry.name for entry in out.iterdir()} - ours)
+    if others:
+        raise UserError(f"{out} exists and holds {others[0]}, which is of no export; choose another --out")
+
+
+@contextmanager
+def _replacing(directory: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside this one; on success it takes its place, on failure it is removed."""
+    directory = directory.absolute()
+    make_dir(directory.parent)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,303 @@
+"""Exported SAEs: sae-lens and sparsify open them and encode equally, and nothing is lost on the way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError, read_json
+from saefeat.sae.export import export_direction, export_saes, open_source
+from saefeat.sae.layouts import write_sae
+from saefeat.sae.store import load_saes, save_sae
+
+D_IN, D_SAE = 640, 384
+EXTRA = {"jumprelu": ("threshold",), "gated": ("b_gate", "r_mag")}
+RECORD = {
+    "model": {"name": "owner/model", "revision": "r1", "fingerprint": "f"},
+    "module": "model.layers.3.mlp",
+    "policy": {"split": "train", "token_limit": 128, "special": "left out", "count_bos": False},
+    "fvu": 0.25,
+    "l0": 15.5,
+    "dead": 0.125,
+}
+
+
+@pytest.fixture
+def make(weights):
+    """make(activation, **changes): an SAE of random weights at mlp_out@3."""
+
+    def build(activation="topk", record=RECORD, **changes):
+        kept = weights("W_enc", "b_enc", "W_dec", "b_dec", *EXTRA.get(activation, ()))
+        if activation == "gated":
+            kept["gain"] = kept.pop("r_mag").exp()
+        k = 16 if activation in ("topk", "groupmax") else 0
+        options = {"id": "mlp_out@3", "site": "mlp_out@3", "k": k, "record": record, "activation": activation}
+        return SAE(**kept, **{**options, **changes})
+
+    return build
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """given(*saes): what every source is taken to hold."""
+    return lambda *saes: monkeypatch.setattr("saefeat.sae.export.load_saes", lambda _: list(saes))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])
+def test_sae_lens_opens_every_architecture(tmp_path, make, given, same, x, activation, centred, normalize):
+    sae_lens = pytest.importorskip("sae_lens")
+    ours = make(activation, centred=centred, normalize=normalize, max_norm=9000.0)
+    given(ours)
+    (folder,) = export_saes("any", "sae-lens", tmp_path / "out")
+    theirs = sae_lens.SAE.load_from_disk(folder)
+    acts = theirs.encode(x)
+    same(ours, x, acts, theirs.decode(acts))
+    meta = theirs.cfg.metadata
+    assert (meta.model_name, meta.model_revision, meta.hook_name) == ("owner/model", "r1", "blocks.3.hook_mlp_out")
+    assert (meta.hf_hook_name, meta.context_size) == ("model.layers.3.mlp", 128)
+    assert meta.exclude_special_tokens is True
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])
+def test_nothing_is_lost_in_the_layout_of_sae_lens(tmp_path, make, given, activation):
+    ours = make(activation, max_norm=9000.0, dtype="bfloat16", centred=activation != "relu", normalize="layer_norm")
+    given(ours)
+    export_saes("any", "sae-lens", tmp_path / "out")
+    (back,) = load_saes(str(tmp_path / "out"))
+    back.record.pop("path")
+    assert (back.id, back.site, back.record) == (ours.id, ours.site, ours.record)
+    for name, tensor in ours.tensors.items():
+        # A gain is kept as its logarithm.
+        torch.testing.assert_close(back.tensors[name], tensor, rtol=1e-6 if name == "gain" else 0, atol=0)
+    if activation != "gated":
+        assert back.identity["fingerprint"] == ours.identity["fingerprint"]
+
+
+@pytest.mark.parametrize("activation", ["topk", "groupmax"])
+def test_sparsify_opens_its_two_activations_and_nothing_is_lost(tmp_path, make, given, same, x, activation):
+    sparsify = pytest.importorskip("sparsify")
+    ours = make(activation)
+    given(ours)
+    assert export_saes("any", "sparsify", tmp_path / "out") == [tmp_path / "out" / "layers.3.mlp"]
+    theirs = sparsify.SparseCoder.load_many(str(tmp_path / "out"), local=True)["layers.3.mlp"]
+    found = theirs.encode(x)
+    acts = torch.zeros(len(x), D_SAE).scatter_(1, found.top_indices, found.top_acts)
+    same(ours, x, acts, theirs(x).sae_out)
+    (back,) = load_saes(str(tmp_path / "out"))
+    assert back.identity["fingerprint"] == ours.identity["fingerprint"]
+    assert (back.site, back.activation) == ("layers.3.mlp", activation)
+    assert back.record["model"] == {"name": "owner/model", "revision": "r1"}
+    assert back.record["tokens"] == {"context_size": 128}
+
+
+def test_an_exported_norm_of_the_decoder_is_that_of_its_rows(tmp_path, make):
+    sae = make()
+    write_sae("sparsify", sae, tmp_path)
+    assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is False
+    write_sae("sparsify", replace(sae, W_dec=sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)), tmp_path)
+    assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is True
+
+
+@pytest.mark.parametrize(
+    ("module", "hookpoint"),
+    [
+        ("model.layers.3.mlp", "layers.3.mlp"),
+        ("model.layers.3", "layers.3"),
+        ("model.layers.3.post_feedforward_layernorm", "layers.3.post_feedforward_layernorm"),
+        ("transformer.h.3.mlp", "h.3.mlp"),
+        ("gpt_neox.layers.3", "layers.3"),
+        ("model.decoder.layers.3.fc2", "decoder.layers.3.fc2"),
+        ("model.language_model.layers.3", "language_model.layers.3"),
+        ("layers.3.mlp", "layers.3.mlp"),
+        ("decoder.layers.3", "decoder.layers.3"),
+        ("embed_tokens", "embed_tokens"),
+    ],
+)
+def test_hookpoints_are_relative_to_the_base_model(make, given, module, hookpoint):
+    given(make(record={**RECORD, "module": module}))
+    source = open_source("any")
+    assert source.hookpoint(source.saes[0]) == hookpoint
+
+
+def test_hookpoints_are_the_modules_that_sites_resolve_to(family_lm, make, given):
+    base = family_lm.model.base_model
+    for name in ("mlp_out@1", "resid_post@0", "mlp_act@1"):
+        path = family_lm.site(name).path
+        given(make(record={**RECORD, "module": path}))
+        source = open_source("any")
+        assert base.get_submodule(source.hookpoint(source.saes[0])) is family_lm.model.get_submodule(path)
+
+
+def test_the_names_of_transformer_lens_are_kept_and_make_no_hookpoint(tmp_path, make, given):
+    given(make(record={**RECORD, "module": "blocks.4.hook_resid_pre"}, site="resid_post@3"))
+    (folder,) = export_saes("any", "sae-lens", tmp_path / "out")
+    meta = read_json(folder / "cfg.json")["metadata"]
+    assert (meta["hook_name"], meta["hf_hook_name"]) == ("blocks.4.hook_resid_pre", None)
+    assert "register_forward_hook" not in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="name no module of a model, which sparsify needs"):
+        export_saes("any", "sparsify", tmp_path / "other")
+
+
+def test_places_without_a_name_in_transformer_lens_go_by_their_module(tmp_path, make, given):
+    given(make(record={**RECORD, "module": "model.layers.3.mlp.act_fn"}, site="mlp_act@3"))
+    (folder,) = export_saes("any", "sae-lens", tmp_path / "out")
+    assert read_json(folder / "cfg.json")["metadata"]["hook_name"] == "model.layers.3.mlp.act_fn"
+
+
+def test_the_card_says_what_the_format_does_not(tmp_path, make, given):
+    module = "model.layers.3.post_feedforward_layernorm"
+    given(make(max_norm=12.5, dtype="bfloat16", record={**RECORD, "module": module}))
+    export_saes("any", "sparsify", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: sparsify\nbase_model: owner/model\ntags:\n")
+    assert "the output of the norm after it (`layers.3.post_feedforward_layernorm`), not of `mlp`" in text
+    assert "those whose norm exceeds the max norm" in text and "products in bfloat16" in text
+    row = "| layers.3.post_feedforward_layernorm | mlp_out@3 | layers.3.post_feedforward_layernorm | blocks.3.hook_mlp"
+    assert f"{row}_out | 384 | topk 16 | 0.250 | 15.5 | 12.5% | 12.50 |" in text
+    assert "`owner/model`, revision r1" in text and "texts are cut at 128 tokens" in text
+    assert "## Languages" not in text
+
+
+def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path, make, given):
+    given(make(record={}))
+    export_saes("any", "sae-lens", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model" not in text and "- Tokens: not recorded" in text and "None" not in text
+    assert "| mlp_out@3 | mlp_out@3 | – | blocks.3.hook_mlp_out | 384 | topk 16 | – | – | – | – |" in text
+
+
+@pytest.mark.parametrize(
+    ("form", "activation", "changes", "message"),
+    [
+        ("sae-lens", "groupmax", {}, "sae-lens has no groupmax SAEs, and mlp_out@3 is one; use --format sparsify"),
+        ("sparsify", "jumprelu", {}, r"holds topk and groupmax SAEs .* mlp_out@3 is jumprelu; use --format sae-lens"),
+        ("sparsify", "relu", {}, "is relu"),
+        ("sparsify", "gated", {}, "is gated"),
+        ("sparsify", "topk", {"centred": False}, "does not subtract it"),
+        ("sparsify", "topk", {"normalize": "layer_norm"}, r"normalises its input \(layer_norm\)"),
+        ("onnx", "topk", {}, "unknown format onnx; there are sae-lens, sparsify"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, make, given, form, activation, changes, message):
+    given(make(activation, **changes))
+    with pytest.raises(UserError, match=message) as told:
+        export_saes("any", form, tmp_path / "out")
+    assert "\n" not in str(told.value) and list(tmp_path.iterdir()) == []
+
+
+def test_saes_of_one_hookpoint_or_of_several_models_are_refused(tmp_path, make, given):
+    given(make(), make(id="b"))
+    with pytest.raises(UserError, match=r"mlp_out@3 and b both read layers\.3\.mlp"):
+        export_saes("any", "sparsify", tmp_path / "out")
+    given(make(), make(id="b", record={"model": {"name": "other"}}))
+    with pytest.raises(UserError, match=r"several base models \(owner/model, other\)"):
+        export_saes("any", "sae-lens", tmp_path / "out")
+
+
+def test_an_export_is_written_over_and_nothing_else(tmp_path, make, given):
+    out = tmp_path / "out"
+    given(make(), make(id="b"))
+    export_saes("any", "sae-lens", out)
+    given(make())
+    export_saes("any", "sparsify", out)
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "export.json", "layers.3.mlp"]
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    export_saes("any", "sparsify", out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    (out / ".git").mkdir()
+    with pytest.raises(UserError, match=r"holds \.git, which is of no export"):
+        export_saes("any", "sparsify", out)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        export_saes("any", "sae-lens", tmp_path / "file")
+    save_sae(make(), tmp_path / "saes" / "a")
+    with pytest.raises(UserError, match="holds a, which is of no export"):
+        export_saes("any", "sae-lens", tmp_path / "saes")
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, make, given, monkeypatch):
+    given(make())
+    export_saes("any", "sae-lens", tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("saefeat.sae.layouts.write_json", full)
+    with pytest.raises(OSError):
+        export_saes("any", "sae-lens", tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_direction_for_other_tools(tmp_path, make, given):
+    sae = make()
+    given(sae)
+    about = export_direction("any", "mlp_out@3:7", tmp_path / "new" / "v.safetensors")
+    export_direction("any", "mlp_out@3:7", tmp_path / "v.npy")
+    with safe_open(tmp_path / "new" / "v.safetensors", "pt") as file:
+        vector, metadata = file.get_tensor("direction"), file.metadata()
+    assert torch.equal(vector, sae.W_dec[7]) and vector.dtype == torch.float32
+    assert list(metadata) == ["saefeat"] and json.loads(metadata["saefeat"]) == about
+    assert (about["site"], about["unit"], about["model"]["name"]) == ("mlp_out@3", 7, "owner/model")
+    assert about["norm"] == pytest.approx(float(vector.norm()))
+    array = np.load(tmp_path / "v.npy")
+    assert array.dtype == np.float32 and np.array_equal(array, vector.numpy())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "v.npy"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "name", "message"),
+    [
+        ("mlp_out@3", "v.npy", "should be SAE:UNIT"),
+        ("mlp_out@3:-1", "v.npy", "should be SAE:UNIT"),
+        ("mlp_out@9:1", "v.npy", "any has no SAE mlp_out@9; it has mlp_out@3"),
+        ("mlp_out@3:384", "v.npy", "mlp_out@3 has the units 0 to 383, and no 384"),
+        ("mlp_out@3:1", "v.txt", r"should end in \.safetensors or \.npy"),
+        ("mlp_out@3:1", "old.npy", "exists and does not say that it is an exported direction"),
+        ("mlp_out@3:1", "old.safetensors", "exists and does not say that it is an exported direction"),
+    ],
+)
+def test_a_direction_that_cannot_be_written_is_one_sentence(tmp_path, make, given, feature, name, message):
+    given(make())
+    before = dict.fromkeys(("old.npy", "old.safetensors"), b"mine")
+    for old, data in before.items():
+        (tmp_path / old).write_bytes(data)
+    with pytest.raises(UserError, match=message) as told:
+        export_direction("any", feature, tmp_path / name)
+    assert "\n" not in str(told.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("old.npy", "old.safetensors"), b"mine"
+    )
+
+
+@pytest.mark.parametrize(("form", "library"), [("sae-lens", "sae_lens"), ("sparsify", "sparsify")])
+def test_the_snippet_of_the_card_runs_and_finds_what_we_find(tmp_path, tiny_run, form, library):
+    pytest.importorskip(library)
+    export_saes(str(tiny_run), form, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0] + "\ntorch.save((x, activations), 'found.pt')\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    x, activations = torch.load(tmp_path / "out" / "found.pt")
+    (first, *_) = load_saes(str(tiny_run / "saes"))
+    codes = replace(first, dtype="float32").encode(x).values.sum(1)
+    assert len(x) > 3
+    torch.testing.assert_close(activations.sum(1), codes, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,61 @@
+"""`saefeat corpus`: the list, what is shown of one, and what cannot be shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from saefeat.corpora.recipes import RECIPES
+
+
+def test_the_list_has_every_recipe_with_its_labels_source_and_licence(saefeat):
+    code, out, err = saefeat("corpus", "list")
+    assert (code, err) == (0, "")
+    for name, recipe in RECIPES.items():
+        assert f"{name}: {recipe.about}" in out
+        assert " ".join(recipe.labels) in out
+        assert recipe.licence in out
+        assert all(source.at in out for source in recipe.sources)
+    assert "gated, see https://huggingface.co/datasets/openlanguagedata/flores_plus" in out
+
+
+def test_a_corpus_is_shown_by_label_with_aligned_numbers_and_cut_examples(saefeat, tmp_path):
+    (tmp_path / "en.txt").write_text("\n".join(["one\ttwo " + "x" * 100, "three", "four \x1b[2J", ""]))
+    (tmp_path / "long-label.txt").write_text("\n".join(f"text {n}" for n in range(1200)) + "\n")
+    code, out, err = saefeat("corpus", "show", tmp_path)
+    title, head, *rows = out.splitlines()
+    assert (code, err) == (0, "")
+    assert title == f"{tmp_path}: 2 labels"
+    assert head.split() == ["label", "texts", "train", "test", "characters", "example"]
+    assert [row.split()[0] for row in rows] == ["en", "long-label", "all"]
+    assert rows[1].split()[1] == "1,200"
+    train, test = (int(number.replace(",", "")) for number in rows[1].split()[2:4])
+    assert train + test == 1200 and 150 < test < 350
+    ends = {row.index("  ", head.index("characters") + 9) for row in (head, *rows[:2])}
+    assert ends == {head.index("characters") + len("characters")}
+    assert rows[0].endswith("x…") and "one two" in rows[0]
+    assert not any("\x1b" in row or "\t" in row for row in rows)
+
+
+def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_told(saefeat, tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("satz,sprache\nein Satz,de\na sentence,en\n ,de\nuna frase,it\n")
+    columns = ["--text-column", "satz", "--label-column", "sprache"]
+    code, out, _ = saefeat("corpus", "show", path, "--labels", "en,de", *columns)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["en", "de", "all"]
+    assert out.splitlines()[-1] == "rows skipped or mended: blank 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "the corpus nowhere does not exist; give a file"),
+        (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
+        (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
+        (["xnli", "--labels", "de"], "name at least two labels"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence(saefeat, words, message):
+    code, out, err = saefeat("corpus", "show", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("saefeat: ") and message in err and err.count("\n") == 1

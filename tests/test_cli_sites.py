@@ -1,0 +1,116 @@
+"""`saefeat sites` and `saefeat labels`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_sites_of_a_model_in_one_row_a_kind(saefeat, tiny_model_dir):
+    code, out, error = saefeat("sites", tiny_model_dir)
+    lines = out.splitlines()
+    assert (code, error) == (0, "")
+    assert [line.split() for line in lines[:4]] == [
+        ["site", "width", "module", "sparsify", "TransformerLens"],
+        ["mlp_out@0-1", "32", "model.layers.L.mlp", "layers.L.mlp", "blocks.L.hook_mlp_out"],
+        ["mlp_act@0-1", "48", "model.layers.L.mlp.act_fn", "layers.L.mlp.act_fn", "-"],
+        ["resid_post@0-1", "32", "model.layers.L", "layers.L", "blocks.L.hook_resid_post"],
+    ]
+    assert [line.split(":")[0] for line in lines[4:]] == ["mlp_out", "mlp_act", "resid_post"]
+
+
+def test_sites_of_each_layer_as_a_table_and_for_machines(saefeat, tiny_model_dir):
+    _, table, _ = saefeat("sites", tiny_model_dir, "--all")
+    _, out, _ = saefeat("sites", tiny_model_dir, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["site"] for row in rows] == [f"{k}@{i}" for k in ("mlp_out", "mlp_act", "resid_post") for i in (0, 1)]
+    assert [line.split()[0] for line in table.splitlines()[1:7]] == [row["site"] for row in rows]
+    assert rows[1] == {
+        "site": "mlp_out@1",
+        "kind": "mlp_out",
+        "layer": 1,
+        "module": "model.layers.1.mlp",
+        "width": 32,
+        "sparsify": "layers.1.mlp",
+        "transformer_lens": "blocks.1.hook_mlp_out",
+        "refused": None,
+        "meaning": "what the feed-forward part adds to the residual stream",
+    }
+
+
+def test_sites_without_gates_have_transformer_lens_neurons(saefeat, save_lm, tmp_path):
+    _, out, _ = saefeat("sites", save_lm(tmp_path / "m", "gpt2"))
+    assert ["mlp_act@0-1", "48", "transformer.h.L.mlp.act", "h.L.mlp.act", "blocks.L.mlp.hook_post"] in [
+        line.split() for line in out.splitlines()
+    ]
+
+
+def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_path):
+    from transformers import Qwen3MoeConfig
+
+    options = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 6, "num_experts": 128,
+               "num_attention_heads": 64, "num_key_value_heads": 4, "mlp_only_layers": [0, 1]}  # fmt: skip
+    Qwen3MoeConfig(**options).save_pretrained(tmp_path)
+    code, out, _ = saefeat("sites", tmp_path)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[1:4]] == [
+        ["mlp_out@0-5", "4096", "model.layers.L.mlp"],
+        ["mlp_act@0-1", "12288", "model.layers.L.mlp.act_fn"],
+        ["resid_post@0-5", "4096", "model.layers.L"],
+    ]
+    assert out.splitlines()[4].startswith("mlp_act@2-5: the site mlp_act@L does not exist: model.layers.L.mlp is a mix")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "holds no model"),
+        ("{", "cannot load the model"),
+        ('{"model_type": "no-such"}', "cannot load the model"),
+        (
+            '{"model_type": "llama", "hidden_size": "x"}',
+            "field 'hidden_size': TypeError: Field 'hidden_size' expected int",
+        ),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "cannot load the model"),
+        ('{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1}', "no list of blocks with an `mlp`"),
+    ],
+)
+def test_sites_of_what_is_no_model_is_one_sentence(saefeat, tmp_path, config, message):
+    if config:
+        (tmp_path / "config.json").write_text(config)
+    code, out, error = saefeat("sites", tmp_path)
+    assert (code, out) == (2, "") and message in error and error.count("\n") == 1
+
+
+def test_labels_in_every_system(saefeat):
+    code, out, error = saefeat("labels", "de", "zh-Hans", "no", "Thai")
+    assert (code, error) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["label", "iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name"],
+        ["de", "de", "deu", "deu_Latn", "deu_Latn", "deu", "de", "German"],
+        ["zh-Hans", "zh", "zho", "cmn_Hans", "zho_Hans", "zho", "zh", "Chinese"],
+        ["no", "no", "nor", "nno_Latn/nob_Latn", "nno_Latn/nob_Latn", "nno/nob", "no", "Norwegian"],
+        ["Thai", "th", "tha", "tha_Thai", "tha_Thai", "tha", "th", "Thai"],
+    ]
+
+
+def test_labels_of_one_system_in_another(saefeat):
+    assert saefeat("labels", "als", "als", "--from", "wili", "--to", "iso639-3")[1].split() == [
+        *("label", "iso639-3", "als", "gsw", "als", "gsw")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no", "--to", "flores"], "no may be nno_Latn or nob_Latn in flores; say which"),
+        (["als"], "als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which"),
+        (["Frensh"], "Frensh is no language code and no English name of a language; did you mean French?"),
+        (["en", "--to", "iso"], "unknown code system iso; there are iso639-1, "),
+        (["en", "--from", "wili"], "en is no code of wili"),
+    ],
+)
+def test_labels_that_cannot_be_converted_are_one_sentence(saefeat, arguments, message):
+    code, out, error = saefeat("labels", *arguments)
+    assert (code, out) == (2, "") and error.startswith(f"saefeat: {message}") and error.count("\n") == 1
