@@ -127,7 +127,7 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
         tensor = tensors[name].detach()
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         for rows in tensor.split(_ROWS) if tensor.dim() else [tensor]:  # a copy of a wide one would not fit in memory
-            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

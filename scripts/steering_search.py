@@ -20,7 +20,7 @@ from saefeat.forcing import row
 from saefeat.generation import Decoding, encode_prompts
 from saefeat.pipeline import open_run, set_threads
 from saefeat.pipeline.steer import Bench, Recipe
-from saefeat.pipeline.sweep import STRENGTHS, english_prompts
+from saefeat.pipeline.sweep import SHARED, STRENGTHS, english_prompts
 from saefeat.steering import CONSTANT, Schedule
 
 LABELS = ("de", "es", "hi", "th", "ru", "ja")
@@ -28,35 +28,30 @@ LABELS = ("de", "es", "hi", "th", "ru", "ja")
 
 def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
     """Name -> recipe and strengths."""
-    here = ("resid_post@5",)
+    one, two = ("resid_post@5",), ("resid_post@0", "resid_post@5")
 
-    def features(first: int, rest: float, sites: tuple[str, ...] = here, **parameters: Any) -> Recipe:
-        return Recipe("features", "add", sites, Schedule(first, rest), 0.0, parameters)
-
-    def diffmean(first: int, rest: float) -> Recipe:
-        return Recipe("diffmean", "add", here, Schedule(first, rest), 0.0)
+    def vector(method: str, sites: tuple[str, ...], first: int, rest: float, **parameters: Any) -> Recipe:
+        return Recipe(method, "add", sites, Schedule(first, rest), 0.0, parameters)
 
     def neurons(rate: float, schedule: Schedule) -> Recipe:
         sites = tuple(f"mlp_act@{layer}" for layer in range(layers))
         return Recipe("neurons", "clamp, source off", sites, schedule, 0.0, {"top_rate": rate})
 
-    two = ("resid_post@0", *here)
-    vectors = {
-        "difference of means; 4 tokens, then .3": diffmean(4, 0.3),
-        "100 features; 4, .3": features(4, 0.3, top=100),
-        "300 features; 4, .3": features(4, 0.3, top=300),
-        "300 features of entropy up to .96 ln K; 4, .3": features(4, 0.3, top=300, entropy_ratio=0.96),
-        "300 features; 4, 0": features(4, 0.0, top=300),
-        "300 features; 4, .15": features(4, 0.15, top=300),
-        "300 features; 8, 0": features(8, 0.0, top=300),
-        "300 features; 2, .15": features(2, 0.15, top=300),
-        "300 features; 2, .3": features(2, 0.3, top=300),
-        "300 features; 1, .3": features(1, 0.3, top=300),
-    }
-    table: dict[str, tuple[Recipe, Sequence[float]]] = {name: (recipe, STRENGTHS) for name, recipe in vectors.items()}
-    table["300 features at each of two sites; 2, .3"] = (features(2, 0.3, two, top=300), (0.6, 0.8, 1.0, 1.2))
-    table["neurons, 5 %, source off"] = (neurons(0.05, CONSTANT), (1.0, 1.5))
-    table["neurons, 5 %, source off; 4, 0"] = (neurons(0.05, Schedule(4, 0.0)), (1.0, 1.5))
+    features = {
+        **{f"{top} features; 2, .3": vector("features", one, 2, 0.3, top=top) for top in (50, 100, 300)},
+        "100 features of entropy up to .96 ln K; 2, .3": vector("features", one, 2, 0.3, top=100, entropy_ratio=0.96),
+        **{f"100 features; {first}, {rest}": vector("features", one, first, rest, top=100)
+           for first, rest in ((1, 0.3), (4, 0.3), (2, 0.15), (4, 0.0))},
+    }  # fmt: skip
+    table: dict[str, tuple[Recipe, Sequence[float]]] = {name: (recipe, STRENGTHS) for name, recipe in features.items()}
+    table["difference of means; 2, .3"] = (vector("diffmean", one, 2, 0.3), STRENGTHS)
+    table["100 random features; 2, .3"] = (vector("random", one, 2, 0.3, top=100), STRENGTHS)
+    for rest in (0.3, 0.15):
+        table[f"100 features at each of two sites; 2, {rest}"] = (vector("features", two, 2, rest, top=100), SHARED)
+    table["difference of means at two sites; 2, .3"] = (vector("diffmean", two, 2, 0.3), SHARED)
+    for rate in (0.01, 0.05, 0.1):
+        table[f"neurons, {rate:.0%}, source off"] = (neurons(rate, CONSTANT), (1.0, 1.5))
+    table["neurons, 5%, source off; 4, 0"] = (neurons(0.05, Schedule(4, 0.0)), (1.0, 1.5))
     return table
 
 
