@@ -501,4 +501,14 @@ def _all_or_none(sources: Sequence[Path], part: str | Path) -> Sequence[Path]:
     return have
 
 
-__all__ = ["TopExamples", "collect", "encode_batches", "merge", "merge_examples", "on_device", "passes", "write_bags"]
+__all__ = [
+    "TopExamples",
+    "collect",
+    "encode_batches",
+    "merge",
+    "merge_examples",
+    "on_device",
+    "passes",
+    "working_bytes",
+    "write_bags",
+]

@@ -176,8 +176,7 @@ class SAE:
         if not len(x):
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
-        rows = max(16, min(_ROWS, _CELLS // self.width))
-        parts = [self._encoder(chunk) for chunk in inputs.split(rows)]
+        parts = [self._encoder(chunk) for chunk in inputs.split(encoded_cells(self.width) // self.width)]
         widest = max(values.shape[1] for values, _ in parts)
         pad = torch.nn.functional.pad
         values, indices = zip(*((pad(v, (0, widest - v.shape[1])), pad(i, (0, widest - i.shape[1]))) for v, i in parts),
@@ -222,6 +221,11 @@ class SAE:
         moved = replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
         moved.__dict__["_identity"] = self.identity  # hashing it again would read every weight
         return moved
+
+
+def encoded_cells(width: int) -> int:
+    """Pre-activations that an SAE of this width holds at once."""
+    return max(16, min(_ROWS, _CELLS // width)) * width
 
 
 def finite(x: Tensor) -> Tensor:

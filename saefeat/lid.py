@@ -34,7 +34,7 @@ SAE_HEADS = ("sae-count", "sae-min-max", "naive-bayes", "linear")
 HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text
-_DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
+DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
 _C = 10.0
 
 
@@ -307,7 +307,7 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
-    dense = x.toarray() if math.prod(x.get_shape()) * 4 <= _DENSE_BYTES else x
+    dense = x.toarray() if math.prod(x.get_shape()) * 4 <= DENSE_BYTES else x
     fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
     order = [list(fitted.classes_).index(label) for label in labels]
     weights, intercept = fitted.coef_, fitted.intercept_

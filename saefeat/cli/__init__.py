@@ -233,11 +233,13 @@ def collect(
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
     from saefeat.pipeline import collect as collect_all
+    from saefeat.pipeline.forecast import forecast_collect
     from saefeat.sae.store import load_saes
 
     loaded = load_saes(list(saes), lm) if saes else []
     if dry_run:
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens))
+        say(forecast_collect(lm, loaded, len(text.labels), with_neurons=neurons))
         return
     paths = collect_all(lm, text, loaded, out=out, with_neurons=neurons, with_bags=bags, split=split,
                         max_tokens=max_tokens, seed=seed, shard=part, count_bos=count_bos, gate=gate,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
 from saefeat import lid
+from saefeat.collection import passes, working_bytes
 from saefeat.corpora import TOKEN_LIMIT, Plan
+from saefeat.dictionaries import SAE, Dictionary, encoded_cells
 from saefeat.generation import Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
 from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.stages import means, neurons
 from saefeat.pipeline.sweep import demo_grid
 from saefeat.sae.train import Trainer
+
+_LIBRARIES = 1.2e9  # bytes
 
 
 def forecast(setting: Setting) -> list[str]:
@@ -39,10 +45,15 @@ def forecast(setting: Setting) -> list[str]:
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
     seconds |= _steering_seconds(setting, plan)
     width = sum(sae.width for sae in setting.given) or sum(setting.training.width(_d(lm, s)) for s in sites)
-    chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
-    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    dense = min(2 * len(plan.tokens) * width * 4, lid._DENSE_BYTES) * 3
-    memory = 1.2e9 + weights + max(chunk + width * _d(lm, sites[0]) * 4 * 10, dense)
+    stages = [_lid_memory(setting, plan, width)]
+    if setting.given:
+        dictionaries = [*setting.given, *means(lm, setting.given), *neurons(lm, setting.layers)]
+        stages.append(collect_memory(lm, dictionaries, len(setting.corpus.labels)))
+    else:
+        chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
+        stages.append(chunk + width * _d(lm, sites[0]) * 4 * 10)
+    mapped = mapped_bytes(setting.given)
+    memory = model_memory(lm) + max(stages) + mapped
     k = len(setting.corpus.labels)
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
     lines = [
@@ -51,13 +62,47 @@ def forecast(setting: Setting) -> list[str]:
         + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
         f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
         + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
-        + f"), {memory / 1e9:.1f} GB of memory, {disk / 1e6:,.0f} MB on disk; "
+        + f"), {memory / 1e9:.1f} GB of memory"
+        + (f" ({mapped / 1e9:.1f} of them weights of SAEs, which can wait in their files)" if mapped else "")
+        + f", {disk / 1e6:,.0f} MB on disk; "
         f"{speed:,.0f} tokens/s forward",
     ]
     if setting.corpus.skipped or plan.skipped:
         counts = ", ".join(f"{reason} {n}" for reason, n in {**setting.corpus.skipped, **plan.skipped}.items())
         lines.append(f"rows skipped or mended: {counts}")
     return lines
+
+
+def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool) -> str:
+    """What a collection takes of memory, and in how many passes over the corpus."""
+    dictionaries = [*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])]
+    mapped, groups = mapped_bytes(saes), len(passes(dictionaries, lm.device, labels))
+    memory = model_memory(lm) + collect_memory(lm, dictionaries, labels) + mapped
+    return (f"forecast: {memory / 1e9:.1f} GB of memory ({mapped / 1e9:.1f} of them weights of SAEs, which can wait in "
+            f"their files), {groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
+
+
+def model_memory(lm: LanguageModel) -> float:
+    """Bytes of the libraries, the model and a batch."""
+    return _LIBRARIES + sum(p.numel() * p.element_size() for p in lm.model.parameters())
+
+
+def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels: int) -> float:
+    """Bytes that the heaviest pass of a collection takes beside the model."""
+    groups = passes(dictionaries, lm.device, labels)
+    heaviest = max(sum(working_bytes(d, lm.device, labels) for d in group) for group in groups)
+    return heaviest + 3 * 4 * max(encoded_cells(d.width) for d in dictionaries)
+
+
+def mapped_bytes(saes: Sequence[SAE]) -> float:
+    """Bytes of the weights of SAEs that stay in their files."""
+    return sum(tensor.numel() * tensor.element_size() for sae in saes for tensor in sae.tensors.values())
+
+
+def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
+    """Bytes of the fit of the linear head: dense rows, or the history of its optimiser over sparse ones."""
+    dense = 2 * len(plan.tokens) * width * 4
+    return dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * width * len(setting.corpus.labels)
 
 
 def _d(lm: LanguageModel, site: str) -> int:
