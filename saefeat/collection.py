@@ -23,7 +23,7 @@ from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture
-from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, memory_limit, save_tensors
+from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, memory_limit, read_header, save_tensors
 from saefeat.models import LanguageModel
 from saefeat.stats import Stats, check_mergeable, comparable
 
@@ -194,19 +194,37 @@ def collect(
     Returns the paths of the statistics. Raises UserError when `out` holds statistics of something else, RunFailed
     for activations that are not finite.
     """
-    names = [d.id for d in dictionaries]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two dictionaries are named {name}; rename the directory of one of them")
+    check_ids(dictionaries)
     make_dir(out)
-    groups = passes(dictionaries, lm.device, len(plan.corpus.labels))
-    paths: list[Path] = []
+    windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
+    paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
+    begun = _begun(out / "partial")
+    # What was killed goes on together, whatever fits in memory now; then what is missing.
+    first = [d for d in dictionaries if d.id in begun]
+    missing = [d for d in dictionaries if d.id not in begun and not _done(lm, d, plan, paths[d.id], windows, bags)]
+    groups = ([first] if first else []) + (passes(missing, lm.device, len(plan.corpus.labels)) if missing else [])
+    if not groups:
+        progress(f"{out} is complete already")
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
             progress(f"collect: pass {number} of {len(groups)}, {', '.join(d.id for d in group)}")
         here = [on_device(d, lm.device) for d in group]
-        paths += _pass(lm, plan, here, out, shard, bags, examples or out / "examples", progress, checkpoint_seconds)
-    return paths
+        _pass(lm, plan, here, out, windows, bags, examples or out / "examples", progress, checkpoint_seconds)
+    return list(paths.values())
+
+
+def check_ids(dictionaries: Sequence[Dictionary]) -> None:
+    """Raises UserError for two dictionaries of one id."""
+    names = [d.id for d in dictionaries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two dictionaries are named {name}; rename the directory of one of them")
+
+
+def _begun(partial: Path) -> set[str]:
+    """Dictionaries whose collection was killed."""
+    path = partial / "state.safetensors"
+    return set(read_header(path)["headers"]) if path.exists() else set()
 
 
 def passes(
@@ -252,19 +270,14 @@ def _pass(
     plan: Plan,
     dictionaries: Sequence[Dictionary],
     out: Path,
-    shard: tuple[int, int],
+    windows: list[int],
     bags: Path | None,
     examples: Path,
     progress: Progress,
     checkpoint_seconds: float,
-) -> list[Path]:
+) -> None:
     """Collect dictionaries in one pass over the corpus."""
-    windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
-    paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    if _finished(paths, headers, windows) and _have_bags(bags, dictionaries, windows):
-        progress(f"{out} is complete already")
-        return list(paths.values())
     state = _resume(lm.device, out / "partial", dictionaries, headers, plan, windows)
     if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
         state = _start(lm.device, dictionaries, headers, plan)
@@ -275,18 +288,20 @@ def _pass(
         if d.id in state.top:
             state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus, d.id)
         state.stats[d.id].header["windows"] = windows
-        state.stats[d.id].checked().save(paths[d.id])
+        state.stats[d.id].checked().save(out / f"{d.id}.safetensors")
     shutil.rmtree(out / "partial", ignore_errors=True)
-    return list(paths.values())
 
 
-def _finished(paths: dict[str, Path], headers: dict[str, dict[str, Any]], windows: list[int]) -> bool:
-    present = [name for name, path in paths.items() if path.exists()]
-    for name in present:
-        header = Stats.read_header(paths[name])
-        if comparable(header) != comparable(headers[name]) or header["windows"] != windows:
-            raise UserError(f"{paths[name]} holds statistics of something else; choose another --out or remove it")
-    return len(present) == len(paths)
+def _done(
+    lm: LanguageModel, dictionary: Dictionary, plan: Plan, path: Path, windows: list[int], bags: Path | None
+) -> bool:
+    """Whether the statistics are written, and the bags where they are wanted; UserError for those of something else."""
+    if not path.exists():
+        return False
+    header = Stats.read_header(path)
+    if comparable(header) != comparable(request_header(lm, dictionary, plan)) or header["windows"] != windows:
+        raise UserError(f"{path} holds statistics of something else; choose another --out or remove it")
+    return _have_bags(bags, [dictionary], windows)
 
 
 def _have_bags(bags: Path | None, dictionaries: Sequence[Dictionary], windows: list[int]) -> bool:
@@ -503,6 +518,7 @@ def _all_or_none(sources: Sequence[Path], part: str | Path) -> Sequence[Path]:
 
 __all__ = [
     "TopExamples",
+    "check_ids",
     "collect",
     "encode_batches",
     "merge",

@@ -67,9 +67,12 @@ def featurize(
     texts: Sequence[str],
     *,
     token_limit: int = TOKEN_LIMIT,
+    count_bos: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Features:
     """Bags of texts. Texts without tokens (blank ones) have empty rows.
+
+    count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
 
     Dictionaries that do not fit in memory together take several passes over the texts.
     """
@@ -81,7 +84,7 @@ def featurize(
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))
             rows = {i: ids[i] for i in window if any(t not in special for t in ids[i])}
-            for batch, results in encode_batches(lm, here, plan_batches(lm, rows)):
+            for batch, results in encode_batches(lm, here, plan_batches(lm, rows, count_bos=count_bos)):
                 positions = np.asarray(batch.positions)
                 for name, (bag, _) in results.items():
                     builder.add(name, bag, positions)

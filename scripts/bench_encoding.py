@@ -25,7 +25,7 @@ from saefeat.sae.store import load_sae
 ROWS = 2048
 
 
-def lens(directory: Path, kind: str, d_in: int, d_sae: int) -> tuple[Path, Callable[[torch.Tensor], Any]]:
+def lens(directory: Path, kind: str, d_in: int, d_sae: int, device: str) -> tuple[Path, Callable[[torch.Tensor], Any]]:
     """A random SAE of sae-lens, saved by it, and its own `encode`."""
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
@@ -39,10 +39,10 @@ def lens(directory: Path, kind: str, d_in: int, d_sae: int) -> tuple[Path, Calla
     made.load_state_dict(state)
     made.cfg.metadata.hook_name = "blocks.0.hook_mlp_out"
     made.save_model(directory)
-    return directory, made.encode
+    return directory, made.to(device).encode
 
 
-def sparse(directory: Path, d_in: int, d_sae: int) -> tuple[Path, Callable[[torch.Tensor], Any]]:
+def sparse(directory: Path, d_in: int, d_sae: int, device: str) -> tuple[Path, Callable[[torch.Tensor], Any]]:
     """A random SAE of eai-sparsify, saved by it, and its own `encode`."""
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -54,6 +54,7 @@ def sparse(directory: Path, d_in: int, d_sae: int) -> tuple[Path, Callable[[torc
         coder.W_dec.copy_(weights["W_dec"])
     place = directory / "layers.0.mlp"
     coder.save_to_disk(place)
+    coder.to(device)
     return place, lambda x: coder.encode(x).top_acts
 
 
@@ -63,23 +64,27 @@ def _weights(d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
     return {"W_enc": 0.02 * rows.T.contiguous(), "b_enc": torch.zeros(d_sae), "W_dec": rows, "b_dec": torch.zeros(d_in)}
 
 
-def measure(name: str, place: Path, theirs: Callable[[torch.Tensor], Any], d_in: int, rounds: int) -> dict[str, Any]:
-    sae, x = load_sae(place), torch.randn(ROWS, d_in)
+def measure(name: str, place: Path, theirs: Callable[[torch.Tensor], Any], rounds: int, device: str) -> dict[str, Any]:
+    sae = load_sae(place).to(device)
+    x = torch.randn(ROWS, sae.d_in, device=device)
     with torch.inference_mode():
         found = theirs(x[:64])
         ours = sae.encode(x[:64])
         assert int((found > 0).sum()) == int((ours.values > 0).sum()) > 0
         torch.testing.assert_close(found.sum(1), ours.values.sum(1), rtol=1e-4, atol=1e-4)
-        times = [(_seconds(lambda: sae.encode(x)), _seconds(lambda: theirs(x))) for _ in range(rounds)]
+        times = [(_seconds(lambda: sae.encode(x), device), _seconds(lambda: theirs(x), device)) for _ in range(rounds)]
     ratio = median(other / own for own, other in times)
     own, other = (ROWS / median(side) for side in zip(*times, strict=True))
-    return {"sae": name, "l0": round(float((ours.values > 0).sum(1).float().mean()), 1), "vectors/s": round(own),
+    l0 = round(float((ours.values > 0).sum(1).float().mean()), 1)
+    return {"sae": name, "d_in": sae.d_in, "d_sae": sae.width, "l0": l0, "vectors/s": round(own),
             "theirs/s": round(other), "times as fast": round(ratio, 2)}  # fmt: skip
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any], device: str) -> float:
     start = time.perf_counter()
     call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -87,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d-in", type=int, default=2048)
     parser.add_argument("--d-sae", type=int, default=32768)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -95,8 +101,9 @@ def main() -> None:
     rows = []
     for name in ("topk", "jumprelu", "standard", "sparsify"):
         with tempfile.TemporaryDirectory() as folder:
-            made = sparse(Path(folder), *size) if name == "sparsify" else lens(Path(folder), name, *size)
-            rows.append({**measure(name, *made, arguments.d_in, arguments.rounds), "d_in": size[0], "d_sae": size[1]})
+            where = (Path(folder), *size, arguments.device)
+            place, encode = sparse(*where) if name == "sparsify" else lens(where[0], name, *where[1:])
+            rows.append(measure(name, place, encode, arguments.rounds, arguments.device))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -5,8 +5,8 @@
 
 The first needs the hub: Llama-3.2-1B and FLORES+ are gated. The second runs the same stages on the embedded model and
 text, with SAEs that it trains; the paper's figures then stand beside others of another model, for their order only.
-Run again, it goes on where it stopped. BOS is counted in the statistics and pushed in the interventions, as published;
-the heads leave it out.
+Run again, it goes on where it stopped. BOS is counted in the statistics and by the heads, and pushed in the
+interventions, as published.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
     embedded = arguments.model.startswith("embedded:")
     data = Data.load(embedded)
     lm = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    saes = [sae.to(lm.device) for sae in (_trained(lm, data, out) if embedded else load_saes(SAES, lm))]
+    saes = _trained(lm, data, out) if embedded else load_saes(SAES, lm)
     corpus, split = data.statistics
     collect(lm, corpus, saes, out=out / "stats", with_neurons=True, split=split, count_bos=True, gate=not embedded,
             max_tokens=20_000 if embedded else None, progress=print)  # fmt: skip
@@ -240,7 +240,7 @@ def heads(
     made.append(lid.selection_head("neuron-count", chosen["neurons"], neurons))
     picks = [Identity(site, site_width(lm, lm.site(site)), torch.from_numpy(units).to(lm.device))
              for site, units in made[-1].units.items()]  # fmt: skip
-    features = lid.featurize(lm, [*saes, *picks], texts, progress=print)
+    features = lid.featurize(lm, [*saes, *picks], texts, count_bos=True, progress=print)
     predicted = {head.name: head.predict(features) for head in made}
     predicted["fasttext"] = list(FastText(fasttext, labels=list(corpus.labels)).fit().predict(texts))
     found = {}

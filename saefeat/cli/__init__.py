@@ -234,11 +234,14 @@ def collect(
     from saefeat.corpora import make_plan
     from saefeat.pipeline import collect as collect_all
     from saefeat.pipeline.forecast import forecast_collect
+    from saefeat.sae.gate import check_saes, describe
     from saefeat.sae.store import load_saes
 
     loaded = load_saes(list(saes), lm) if saes else []
     if dry_run:
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens))
+        for report in check_saes(lm, loaded if gate else [], text, seed=seed):
+            say(describe(report))
         say(forecast_collect(lm, loaded, len(text.labels), with_neurons=neurons))
         return
     paths = collect_all(lm, text, loaded, out=out, with_neurons=neurons, with_bags=bags, split=split,

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.generation import Decoding
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
@@ -130,7 +131,8 @@ def _gate(setting: Setting) -> dict[str, Any]:
                            [sae.identity["fingerprint"] for sae in setting.given]])  # fmt: skip
     if kept_json(setting.out / "gate.json").get("request") == request:
         return {}
-    reports = check_saes(setting.lm, setting.saes, setting.corpus, seed=setting.config.seed)
+    check_ids([*setting.given, *means(setting.lm, setting.given)])
+    reports = check_saes(setting.lm, setting.given, setting.corpus, seed=setting.config.seed)
     for report in reports:
         setting.say(describe(report))
     return {"schema": SCHEMA, "request": request, "saes": reports}

@@ -63,7 +63,7 @@ def forecast(setting: Setting) -> list[str]:
         f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
         + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
         + f"), {memory / 1e9:.1f} GB of memory"
-        + (f" ({mapped / 1e9:.1f} of them weights of SAEs, which can wait in their files)" if mapped else "")
+        + (f" ({mapped / 1e9:.1f} of them weights of SAEs)" if mapped else "")
         + f", {disk / 1e6:,.0f} MB on disk; "
         f"{speed:,.0f} tokens/s forward",
     ]
@@ -78,8 +78,8 @@ def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, wit
     dictionaries = [*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])]
     mapped, groups = mapped_bytes(saes), len(passes(dictionaries, lm.device, labels))
     memory = model_memory(lm) + collect_memory(lm, dictionaries, labels) + mapped
-    return (f"forecast: {memory / 1e9:.1f} GB of memory ({mapped / 1e9:.1f} of them weights of SAEs, which can wait in "
-            f"their files), {groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
+    return (f"forecast: {memory / 1e9:.1f} GB of memory ({mapped / 1e9:.1f} of them weights of SAEs), "
+            f"{groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
 
 
 def model_memory(lm: LanguageModel) -> float:
@@ -95,7 +95,7 @@ def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels
 
 
 def mapped_bytes(saes: Sequence[SAE]) -> float:
-    """Bytes of the weights of SAEs that stay in their files."""
+    """Bytes of the weights of SAEs; where their files hold float32, they are mapped and can be dropped again."""
     return sum(tensor.numel() * tensor.element_size() for sae in saes for tensor in sae.tensors.values())
 
 

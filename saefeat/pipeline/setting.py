@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,9 @@ class Setting:
 
 def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     """Check and load everything; raises UserError before any long work."""
+    # A run is opened again from anywhere.
+    config = replace(config, saes=tuple(str(Path(s).expanduser().resolve()) if Path(s).expanduser().exists() else s
+                                        for s in config.saes))  # fmt: skip
     index = out / "run.json"
     request = json.loads(json.dumps(asdict(config)))
     if index.exists() and {**_defaults(), **read_index(out)["arguments"]} != request:

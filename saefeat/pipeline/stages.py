@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.corpora import Corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
@@ -102,7 +103,7 @@ def collect(
 ) -> list[Path]:
     """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`.
 
-    gate: try the SAEs on a little text first (`sae.gate.check_saes`), where nothing has been collected yet.
+    gate: try those SAEs on a little text first (`sae.gate.check_saes`) that have no statistics yet.
     """
     out = Path(out)
     dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
@@ -110,9 +111,11 @@ def collect(
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
     bags = out / "bags" if with_bags else None
+    check_ids(dictionaries)
     make_dir(out)
-    if gate and saes and not any(out.iterdir()):
-        for report in check_saes(lm, saes, corpus, seed=seed):
+    if gate:
+        new = [sae for sae in saes if not (out / f"{sae.id}.safetensors").exists()]
+        for report in check_saes(lm, new, corpus, seed=seed):
             progress(describe(report))
     return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
 

@@ -6,6 +6,7 @@ An SAE fed from the wrong site, layer or scale still gives codes; only its recon
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,11 +20,13 @@ from saefeat.io import UserError
 from saefeat.models import LanguageModel
 
 TOKENS = 2048  # of text that an SAE is run on
-FEW = 512  # of them that other sites are tried with
+FEW = 512  # of them that the best of the other sites is compared on
+FEWER = 128  # of them that every other site is tried with
 LENGTH = 128  # tokens of a text
 KINDS = ("resid_post", "mlp_out")
 FACTOR = 2.0  # another site that has the error this many times smaller is where the SAE belongs
-STRANGE = 3.0  # an L0 this many times that of the card is worth a warning
+STRANGE = 3.0  # an L0 or FVU this many times the stated one is worth a warning
+SHOWN = 3  # sites that fit better
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,32 @@ def usual(x: Tensor) -> Tensor:
 
 
 def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Run SAEs on a little of the corpus, at their own sites and at those next to them.
+    """Run SAEs on a little of the corpus, at their own sites and at the stream and feed-forward output of every layer.
 
-    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of those beside it that fit better;
-    and `stated`, what its own files say of fvu, l0, dead.
+    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, the site that fits best and its FVU where that
+    is not its own; and `stated`, what its own files say of fvu, l0, dead.
 
     Raises:
         UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less;
             with the sites that fit better.
     """
-    batches = _batches(lm, corpus, seed)
-    near = {sae.id: _near(lm, sae) for sae in saes}
+    if not saes:
+        return []
     own = {sae.id: lm.site(sae.site).path for sae in saes}
-    vectors = _vectors(lm, batches, {*own.values(), *(path for some in near.values() for path in some)})
+    others = {width: _sites(lm, width) for width in {sae.d_in for sae in saes}}
+    paths = {*own.values(), *(path for sites in others.values() for path in sites)}
+    vectors = _vectors(lm, _batches(lm, corpus, seed), paths)
     reports = []
     for given in saes:
         sae = given.to(lm.device)  # and off it again: all of them may not fit there
-        at_home = fidelity(sae, vectors[own[sae.id]])
-        few = fidelity(sae, vectors[own[sae.id]][:FEW]).fvu
-        others = _errors(sae, {path: name for path, name in near[sae.id].items() if path != own[sae.id]}, vectors)
-        if at_home.fvu >= 1 or min(others.values(), default=torch.inf) * FACTOR <= few:
-            raise UserError(_refusal(lm, sae, at_home, few, batches))
-        better = {name: fvu for name, fvu in others.items() if fvu < few}
+        home = own[sae.id]
+        at_home, few = fidelity(sae, vectors[home]), fidelity(sae, vectors[home][:FEW]).fvu
+        errors = {path: fidelity(sae, vectors[path][:FEWER]).fvu for path in others[sae.d_in] if path != home}
+        ranked = sorted(errors, key=errors.__getitem__)[:SHOWN]
+        better = {others[sae.d_in][path]: fidelity(sae, vectors[path][:FEW]).fvu for path in ranked}
+        better = {name: fvu for name, fvu in better.items() if fvu < few}
+        if at_home.fvu >= 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
+            raise UserError(_refusal(lm, sae, at_home, better))
         reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae)})
     return reports
 
@@ -98,12 +105,17 @@ def describe(report: dict[str, Any]) -> str:
 
     line = (f"gate: {report['id']} at {report['site']}, FVU {report['fvu']:.3f}{beside('fvu', '.3f')}, "
             f"L0 {report['l0']:.1f}{beside('l0', '.1f')}, {report['silent']:.1%} silent on {report['tokens']:,} tokens"
-            f"{beside('dead', '.1%')}")  # fmt: skip
-    ratio = report["l0"] / said["l0"] if said.get("l0") else 1.0
+            + (f" (stated dead {said['dead']:.1%})" if "dead" in said else ""))  # fmt: skip
     if report["better"]:
         line += "; better at " + ", ".join(f"{name} ({fvu:.3f})" for name, fvu in report["better"].items())
-    odd = not 1 / STRANGE <= ratio <= STRANGE
-    return line + ("; the L0 is far from the stated one: is this the text and the model it was trained on?" * odd)
+    odd = [name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])]
+    if odd:
+        line += f"; {' and '.join(odd)} far from the stated: are this the model, the site and text it was trained on?"
+    return line
+
+
+def _far(found: float, stated: float) -> bool:
+    return not stated / STRANGE <= found <= stated * STRANGE and abs(found - stated) > 0.1
 
 
 def _batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Any]:
@@ -134,47 +146,24 @@ def _vectors(lm: LanguageModel, batches: Iterable[Any], paths: set[str]) -> dict
     return {path: torch.cat(parts)[order].clone() for path, parts in found.items()}
 
 
-def _near(lm: LanguageModel, sae: SAE) -> dict[str, str]:
-    """Path -> site of the stream and the feed-forward output at the SAE's layer and those beside it."""
-    layer = lm.site(sae.site).layer
-    return {} if layer is None else _sites(lm, sae.d_in, range(layer - 1, layer + 2))
-
-
-def _sites(lm: LanguageModel, width: int, layers: Iterable[int]) -> dict[str, str]:
+def _sites(lm: LanguageModel, width: int) -> dict[str, str]:
+    """Path -> site of the stream and the feed-forward output of every layer, where they have this width."""
     found: dict[str, str] = {}
-    for layer in layers:
-        for kind in KINDS:
-            try:
+    with suppress(UserError):  # a family whose blocks are not known
+        kinds = [kind for kind in KINDS if site_width(lm, lm.site(f"{kind}@0")) == width]
+        for layer in range(lm.n_layers):
+            for kind in kinds:
                 site = lm.site(f"{kind}@{layer}")
-            except UserError:
-                continue
-            if site_width(lm, site) == width:
                 found.setdefault(site.path, site.name)
     return found
 
 
-def _errors(sae: SAE, sites: dict[str, str], vectors: dict[str, Tensor]) -> dict[str, float]:
-    """Site -> FVU on few tokens."""
-    return {name: fidelity(sae, vectors[path][:FEW]).fvu for path, name in sites.items()}
-
-
-def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, few: float, batches: list[Any]) -> str:
-    """One sentence with the numbers and the three sites, of all layers, that fit best."""
-    sites = _sites(lm, sae.d_in, range(lm.n_layers)) if _has_layers(lm) else {}
-    errors = _errors(sae, sites, _vectors(lm, batches, set(sites))) if sites else {}
-    home = lm.site(sae.site).path
-    better = sorted((fvu, name) for name, fvu in errors.items() if fvu * FACTOR <= few and lm.site(name).path != home)
-    where = ", ".join(f"{name} {fvu:.2f}" for fvu, name in better[:3] if fvu < 1)
+def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, better: dict[str, float]) -> str:
+    """One sentence with the numbers and the sites that fit better."""
+    where = ", ".join(f"{name} {fvu:.2f}" for name, fvu in sorted(better.items(), key=lambda b: b[1]) if fvu < 1)
     hint = f"it fits better at {where}" if where else "it fits at no layer, so look at its base model and normalisation"
     return (f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
             f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)")  # fmt: skip
-
-
-def _has_layers(lm: LanguageModel) -> bool:
-    try:
-        return bool(lm.n_layers)
-    except UserError:
-        return False
 
 
 def _stated(sae: SAE) -> dict[str, float]:

@@ -38,6 +38,7 @@ def sae(lm, text, tmp_path_factory):
 def little_text(monkeypatch):
     monkeypatch.setattr(gate, "TOKENS", 600)
     monkeypatch.setattr(gate, "FEW", 300)
+    monkeypatch.setattr(gate, "FEWER", 64)
 
 
 def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
@@ -50,7 +51,7 @@ def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
     assert check_saes(lm, [sae], text) == [found]  # the same text every time
 
 
-@pytest.mark.parametrize("site", ["resid_post@4", "mlp_out@3", "mlp_out@5", "resid_post@12"])
+@pytest.mark.parametrize("site", ["resid_post@4", "mlp_out@3", "mlp_out@5", "mlp_out@9", "mlp_out@14", "resid_post@12"])
 def test_an_sae_fed_from_elsewhere_is_refused_with_the_site_that_fits(lm, text, sae, site):
     with pytest.raises(UserError) as error:
         check_saes(lm, [dataclasses.replace(sae, site=site)], text)
@@ -75,7 +76,7 @@ def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
 def test_a_strange_l0_is_said(lm, text, sae):
     other = dataclasses.replace(sae, record={**sae.record, "l0": 200.0})
     (found,) = check_saes(lm, [other], text)
-    assert "(stated 200.0)" in describe(found) and "far from the stated one" in describe(found)
+    assert "(stated 200.0)" in describe(found) and "L0 far from the stated" in describe(found)
     assert "stated" not in describe({**found, "stated": {}})
 
 
