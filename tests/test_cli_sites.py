@@ -101,6 +101,28 @@ def test_labels_of_one_system_in_another(saefeat):
     ]
 
 
+def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered(saefeat):
+    code, out, error = saefeat("labels", "zh-Hans", "no", "als", "--to", "flores")
+    assert code == 2
+    assert out.splitlines() == [
+        "label    flores",
+        "zh-Hans  cmn_Hans",
+        "no       no may be nno_Latn or nob_Latn in flores; say which",
+        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which system it is of "
+        "(--from)",
+    ]
+    assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
+    code, out, error = saefeat("labels", "de", "KO")
+    assert (code, error) == (2, "saefeat: without a meaning: KO; their rows say why\n")
+    assert out.splitlines()[1].split()[:3] == ["de", "de", "deu"] and out.splitlines()[2].endswith("did you mean ko?")
+
+
+def test_an_unknown_system_is_refused_once(saefeat):
+    for option in ("--to", "--from"):
+        code, out, error = saefeat("labels", "de", "fr", option, "iso")
+        assert (code, out) == (2, "") and error.startswith("saefeat: unknown code system iso;")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

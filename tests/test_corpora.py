@@ -329,6 +329,14 @@ BAD_FILES = {
     "nested too deeply": ("c.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
     "not parquet": ("c.parquet", b"PAR1 but not really", "not a readable Parquet file"),
     "unknown suffix": ("c.txt", GOOD, r"must end in \.jsonl, \.csv, \.tsv, \.parquet"),
+    **{
+        f"a label that is {value}": (
+            "c.jsonl",
+            GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
+            r"the label column label of .* holds numbers without names; name a column of strings with --label-column",
+        )
+        for value in ("0", "1.5", "true")
+    },
     "one label": ("c.jsonl", b'{"text": "a", "label": "x"}\n', r"at least two labels with text \(found: x\)"),
     "a label with blank text": ("c.jsonl", GOOD + b'{"text": " ", "label": "z"}\n', "the label z of .* no usable text"),
 }
@@ -343,6 +351,29 @@ def test_a_bad_file_is_a_user_error_of_one_line(tmp_path, name):
         load_corpus(str(path))
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [True, False], [None, 1]])
+def test_numbers_as_labels_of_a_parquet_file_are_a_user_error(tmp_path, values):
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
+    with pytest.raises(UserError, match=r"the label column label of .* holds numbers without names"):
+        load_corpus(str(path))
+
+
+def test_a_parquet_file_of_datasets_has_the_names_of_its_class_labels(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    data = {"text": ["a", "b", "c", "d"], "label": [1, 0, None, -1]}
+    Dataset.from_dict(data, features).to_parquet(tmp_path / "c.parquet")
+    corpus = load_corpus(str(tmp_path / "c.parquet"))
+    assert corpus.of == ["pos", "neg"]
+    assert corpus.skipped == {"no label": 2}
+
+
+def test_in_csv_a_number_is_a_name_like_others(tmp_path):
+    assert load_corpus(write(tmp_path / "c.csv", [("a", "0"), ("b", "1")], ("text", "label"))).labels == ("0", "1")
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9])

@@ -7,9 +7,10 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from iso639 import iter_langs
 
 from saefeat.io import UserError
-from saefeat.labels import LID176, SYSTEMS, convert, counterparts, fasttext_code, lists, read, to_labels
+from saefeat.labels import LID176, SYSTEMS, _names, convert, counterparts, fasttext_code, lists, read, to_labels
 
 PAPER = ["en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh"]
 
@@ -147,11 +148,12 @@ def test_macrolanguages_scripts_tags_and_names(label: str, system: str, expected
         ("no", "flores", "no may be nno_Latn or nob_Latn in flores; say which"),
         ("no", "wili", "no may be nno or nob in wili; say which"),
         ("sh", "nllb", "sh may be bos_Latn, hrv_Latn or srp_Cyrl in nllb; say which"),
-        ("ar", "flores", "ar may be arb_Arab or arb_Latn in flores; say which"),
+        ("mn", "flores", "mn may be khk_Cyrl or khk_Mong in flores; say which"),
+        ("min", "flores", "min may be min_Arab or min_Latn in flores; say which"),
         ("tw", "flores", "tw may be twi_Latn_akua1239 or twi_Latn_asan1239 in flores; say which"),
         ("arz", "iso639-1", "arz has no code in iso639-1; its macrolanguage Arabic has ar"),
         ("yue", "iso639-1", "yue has no code in iso639-1; its macrolanguage Chinese has zh"),
-        ("srp_Latn", "flores", "srp_Latn has no code in flores; its macrolanguage Serbo-Croatian has hbs"),
+        ("srp_Latn", "flores", "srp_Latn has no code in flores; its macrolanguage Serbo-Croatian has bos_Latn"),
         ("roa-tara", "iso639-3", "roa-tara has no code in iso639-3"),
         ("map-bms", "name", "map-bms has no code in name"),
         ("gsw", "nllb", "gsw has no code in nllb"),
@@ -167,6 +169,43 @@ def test_unknown_and_ambiguous_labels_get_a_sentence(label: str, system: str, me
     with pytest.raises(UserError) as error:
         convert(label, system)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_arabic_is_in_its_own_script_unless_latin_is_asked_for() -> None:
+    assert [convert(label, "flores") for label in ("ar", "ara", "arb", "Arabic")] == ["arb_Arab"] * 4
+    assert convert("ar-Latn", "flores") == convert("arb_Latn", "flores") == "arb_Latn"
+    assert to_labels(["arb_Latn", "arb_Arab"], ["ar"]) == {"arb_Arab": "ar"}
+
+
+ISO_639_1 = sorted(lang.pt1 for lang in iter_langs() if lang.pt1)
+
+
+@pytest.mark.parametrize("code", [*ISO_639_1, "kor", "enc", "sh", "iw"])
+def test_a_code_in_upper_case_is_no_other_language(code: str) -> None:
+    for source in (None, "iso639-3"):
+        with pytest.raises(UserError):
+            convert(code.upper(), "iso639-3", source)
+    with pytest.raises(UserError, match=f"^{code.upper()} is no language code .*; did you mean {code}[?]$"):
+        read(code.upper())
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *[("Farsi", "fas"), ("Persian", "fas"), ("Mandarin", "cmn"), ("Cantonese", "yue"), ("Bangla", "ben")],
+        *[("Slovene", "slv"), ("Chinese", "zho"), ("Norwegian Bokmal", "nob"), ("castilian", "spa"), ("Odia", "ory")],
+        *[("Flemish", "nld"), ("Modern Standard Arabic", "arb"), ("Burmese", "mya"), ("Myanmar", "mya"), ("Ko", "fuj")],
+    ],
+)  # fmt: skip
+def test_names_that_people_use(name: str, code: str) -> None:
+    assert convert(name, "iso639-3") == code
+
+
+def test_the_names_beside_those_of_iso_are_in_no_table_of_it_and_have_a_code() -> None:
+    for name, tag in lists.NAMES.items():
+        assert read(name) == read(tag)
+        assert not any(name in names for names in _names())
+    assert convert("Simplified Chinese", "flores") == "cmn_Hans"
 
 
 def test_a_system_may_be_said_for_the_label() -> None:
@@ -189,8 +228,9 @@ def test_a_code_stays_in_its_own_system(of: tuple[str, str]) -> None:
     assert convert(code, system, system) == code
 
 
-# Dari is Persian where there is no code for it; the others are a spelling and a region that no other system has.
-ONE_WAY = {"prs_Arab", "be-tarask", "nds-nl"}
+# Dari is Persian where there is no code for it; the others are a spelling, a region and a transliteration that no
+# other system has.
+ONE_WAY = {"prs_Arab", "be-tarask", "nds-nl", "arb_Latn"}
 
 
 @given(CODES, SYSTEM)

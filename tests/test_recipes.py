@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from saefeat.corpora import PAPER_LABELS, fetch, load_corpus
+from saefeat.corpora.reading import hub_revision
 from saefeat.corpora.recipes import RECIPES, Recipe, Source
 from saefeat.io import UserError, file_sha256
 
@@ -529,6 +530,58 @@ def test_the_cache_knows_what_was_asked_for(tmp_path, hub_at):
     assert len(load_corpus(f"{name}#1")) == 2
     assert load_corpus(name, text_column="{label}{text}").texts == ["xa", "yb", "xc"]
     assert load_corpus(hub_at(tmp_path / "set", text="{text}!")).texts == ["a!", "b!", "c!"]
+
+
+def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(tmp_path, hub_at, own_cache, monkeypatch):
+    parquet(tmp_path / "set/train.parquet", text=["a", "b"], label=["x", "y"])
+    read_at, told = [], []
+    monkeypatch.setattr(fetch, "hub_revision", lambda source: "abc")
+    monkeypatch.setattr(
+        fetch, "_read", lambda part, most: read_at.append(part.source.revision) or [("a", "x", "1"), ("b", "y", "2")]
+    )
+    first = load_corpus(hub_at(tmp_path / "set"), say=told.append)
+    (kept,) = own_cache.rglob("*.parquet")
+    assert pq.read_schema(kept).metadata == {b"revision": b"abc"}
+    assert load_corpus("here", say=told.append).fingerprint == first.fingerprint
+    assert read_at == ["abc"]
+    assert told == ["fetching x", "hub:x at revision abc", "hub:x at revision abc"]
+
+
+@pytest.mark.parametrize("at", ["a/b", "hf://datasets/a/b@v1"])
+def test_the_revision_of_a_source_is_asked_of_the_hub_once(monkeypatch, at):
+    import huggingface_hub
+
+    asked = []
+
+    def answer(self, repo, **options):
+        asked.append((repo, options["revision"]))
+        return huggingface_hub.hf_api.DatasetInfo(id=repo, sha="abc", tags=[])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", answer)
+    read = "parquet" if "://" in at else "hub"
+    assert hub_revision(Source(name="b", at=at, read=read)) == "abc"
+    assert asked == [("a/b", "v1" if read == "parquet" else None)]
+
+
+def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
+    for source in (*RECIPES["wili-2018"].sources, *RECIPES["tatoeba"].sources, Source("x", str(tmp_path), "hub")):
+        assert hub_revision(source) == ""
+
+
+@pytest.mark.parametrize("source", ["hub:own/er", "hub:own/er@v1:config", "xnli"])
+def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path, source):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "SAEFEAT_CACHE": str(tmp_path)}
+    program = (
+        "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\n"  # of 20 seconds together
+        "from saefeat.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "corpus", "show", source]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20)
+    assert (result.returncode, result.stdout) == (2, "")
+    fetching, told = result.stderr.splitlines()
+    assert fetching.startswith("fetching ")
+    assert "is not in the cache and cannot be fetched (" in told and "run again when the network is there, " in told
+    assert told.endswith("it is kept once it is whole" if "hub:" in source else "what has come is kept")
 
 
 HUB_DOUBLE = """

@@ -22,7 +22,8 @@ Dtype = Annotated[str, typer.Option("--dtype", help="Of the model: auto, float32
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budget of counted tokens a label.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the forecast, and stop.")]
-Saes = Annotated[list[str] | None, typer.Option("--saes", help="SAE directory or a folder of them; may be repeated.")]
+Saes = Annotated[list[str] | None, typer.Option("--saes", help="SAE directory, folder of them, release/sae_id of "
+                                                                "sae-lens, or hub id; may be repeated.")]  # fmt: skip
 Source = Annotated[str | None, typer.Option("--source", help="The label that is steered away from; default English.")]
 Gate = Annotated[bool, typer.Option("--gate/--no-gate", help="Try given SAEs on a little text; refuse misfits.")]
 TextColumn = Annotated[str, typer.Option("--text-column")]

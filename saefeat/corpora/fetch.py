@@ -10,13 +10,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from saefeat.corpora.failures import is_full_disk, is_passing, sentence
-from saefeat.corpora.files import Row, clean_text
-from saefeat.corpora.reading import read_rows
+from saefeat.corpora.files import Row, check_label, clean_text
+from saefeat.corpora.reading import hub_revision, read_rows
 from saefeat.corpora.recipes import Recipe, Request, Source
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, make_dir
 
@@ -97,24 +98,33 @@ def _kept(part: _Part, most: int, say: Say | None) -> list[Row]:
 
     source = part.source
     if "://" not in source.at and source.read != "hub":
-        return _attempts(part, most)
+        return _attempts(part, most)[0]
     path = _place(part, most)
     if path.exists():
         try:
-            return list(zip(*(column.to_pylist() for column in pq.read_table(path).columns), strict=True))
+            table = pq.read_table(path)
         except (pa.ArrowException, OSError):
             path.unlink()  # damaged: fetched again
+        else:
+            _tell(part, (table.schema.metadata or {}).get(b"revision", b"").decode(), say)
+            return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     if _offline():
         raise UserError(f"{_what(part)} is not in the cache and HF_HUB_OFFLINE is set; run once with a network")
     make_dir(path.parent)
     if say is not None:
         say(f"fetching {_what(part)}")
-    rows = _attempts(part, most)
+    rows, revision = _attempts(part, most)
+    _tell(part, revision, say)
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     table = pa.table({n: pa.array(c, pa.string()) for n, c in zip(("text", "label", "id"), columns, strict=True)})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table.replace_schema_metadata({"revision": revision}), temporary)
     return rows
+
+
+def _tell(part: _Part, revision: str, say: Say | None) -> None:
+    if say is not None and revision and part.source.read == "hub":  # a recipe is pinned
+        say(f"hub:{part.source.name} at revision {revision}")
 
 
 def _place(part: _Part, most: int) -> Path:
@@ -141,12 +151,17 @@ def _what(part: _Part) -> str:
 # --------------------------------------------------------------------------- rows
 
 
-def _attempts(part: _Part, most: int) -> list[Row]:
-    """Read a part, again after growing pauses where the network fails; raises UserError when it stays so."""
+def _attempts(part: _Part, most: int) -> tuple[list[Row], str]:
+    """Rows of a part, and the revision of the hub that they are of.
+
+    Tries again after growing pauses where the network fails; raises UserError when it stays so.
+    """
     for pause in (*PAUSES, None):
         try:
             with _quiet_client():
-                return _read(part, most)
+                revision = hub_revision(part.source)
+                pinned = replace(part, source=replace(part.source, revision=revision or part.source.revision))
+                return _read(pinned, most), revision
         except UserError:
             raise
         except Exception as error:  # `datasets` hands on whatever its readers, fsspec and the hub's client raise
@@ -156,9 +171,10 @@ def _attempts(part: _Part, most: int) -> list[Row]:
                 raise UserError(sentence(error, part.source, part.code)) from error
             if pause is None:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                kept = "it is kept once it is whole" if part.source.read == "hub" else "what has come is kept"
                 raise UserError(
                     f"{_what(part)} is not in the cache and cannot be fetched ({reason[:200]}); run again when the "
-                    "network is there, what has come is kept"
+                    f"network is there, {kept}"
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
@@ -166,14 +182,17 @@ def _attempts(part: _Part, most: int) -> list[Row]:
 
 @contextmanager
 def _quiet_client() -> Iterator[None]:
-    # It tells of each of its own attempts; what came of them is told once, by us.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # They tell of each of their own attempts; what came of them is told once, by us.
+    import_module("datasets")  # which sets the levels of both
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _read(part: _Part, most: int) -> list[Row]:
@@ -230,11 +249,7 @@ def _code(source: Source, row: dict[str, Any]) -> str | None:
         columns = ", ".join(map(str, row))
         raise UserError(f"{source.name} has no column {source.label}; there are {columns} (use --label-column)")
     value = row[source.label]
-    if isinstance(value, (int, float)):
-        raise UserError(
-            f"the label column {source.label} of {source.name} holds numbers without names; "
-            "name a column of strings with --label-column"
-        )
+    check_label(value, source.label, source.name)
     if source.by_ending and value is not None:
         name, dot, ending = str(value).rpartition(".")
         return dot + ending if name else None

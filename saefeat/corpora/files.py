@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ Row = tuple[Any, Any, Any]  # text, label, id
 
 
 def local_rows(source: str, columns: tuple[str, str, str], wanted: tuple[str, ...] | None) -> Iterator[Row]:
-    """Rows of `embedded:eld`, of a file or of a directory of LABEL.txt; `columns` name text, label and id."""
+    """Rows of `embedded:eld`, of a file or of a directory of LABEL.txt; `columns` name text, label and id.
+
+    Raises UserError for labels that are numbers, except in .csv and .tsv, where all is text and `1` a name like others.
+    """
     if source.startswith("embedded:"):
         return _embedded(source)
     path = Path(source).expanduser()
@@ -89,6 +93,7 @@ def _jsonl(path: Path, text: str, columns: tuple[str, str, str]) -> Iterator[Row
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         _check_columns(f"{path}: line {number}", row, columns)
+        check_label(row[columns[1]], columns[1], str(path))
         yield row[columns[0]], row[columns[1]], row.get(columns[2])
 
 
@@ -122,7 +127,31 @@ def _parquet(path: Path, columns: tuple[str, str, str]) -> Iterator[Row]:
         raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
     _check_columns(str(path), table.column_names, columns)
     ids = table[columns[2]].to_pylist() if columns[2] in table.column_names else [None] * len(table)
-    return iter(zip(table[columns[0]].to_pylist(), table[columns[1]].to_pylist(), ids, strict=True))
+    labels = table[columns[1]].to_pylist()
+    names = _class_names(table.schema, columns[1])
+    if names and all(label is None or (type(label) is int and label < len(names)) for label in labels):
+        labels = [None if label is None or label < 0 else names[label] for label in labels]
+    for label in labels:
+        check_label(label, columns[1], str(path))
+    return iter(zip(table[columns[0]].to_pylist(), labels, ids, strict=True))
+
+
+def _class_names(schema: Any, column: str) -> list[str] | None:
+    """The names of a ClassLabel, which `datasets` writes beside its numbers."""
+    try:
+        kind = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return [str(name) for name in kind["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def check_label(label: Any, column: str, where: str) -> None:
+    """Refuse a number: which class it stands for is not said."""
+    if isinstance(label, Number):
+        raise UserError(
+            f"the label column {column} of {where} holds numbers without names; "
+            "name a column of strings with --label-column"
+        )
 
 
 def _check_columns(where: str, present: Iterable[str], columns: tuple[str, str, str]) -> None:

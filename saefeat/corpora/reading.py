@@ -19,6 +19,24 @@ from saefeat.corpora.recipes import Source
 from saefeat.io import UserError, cache_dir, file_sha256, make_dir
 
 _TIMEOUT = 60  # seconds without a byte
+_FIRST = 5  # seconds for the one question that is asked before a data set of the hub is read
+
+
+def hub_revision(source: Source) -> str:
+    """The commit that a source of the hub is read at; empty for others.
+
+    One question without the client's own attempts, which take longer than ours: without a network it fails at once.
+    """
+    from huggingface_hub import HfApi
+
+    if source.at.startswith("hf://datasets/"):
+        repo, _, revision = source.at.removeprefix("hf://datasets/").partition("@")
+    elif source.read == "hub" and not Path(source.at).exists():
+        repo, revision = source.at, source.revision
+    else:
+        return ""
+    found = HfApi().dataset_info(repo, revision=revision or None, timeout=_FIRST, expand=["sha"])
+    return found.sha or revision
 
 
 def read_rows(source: Source, code: str, split: str, shard: int) -> Iterator[dict[str, Any]]:

@@ -46,13 +46,14 @@ def convert(label: str, system: str, source: str | None = None) -> str:
 
     Args:
         label: a code of any of the SYSTEMS, a BCP-47 tag (its script counts, its region only for the script), or an
-            English name. Codes are lower-case, so that `DE` and `IN` may be countries.
+            English name. Codes are lower-case: `DE` and `IN` may be countries, and are refused.
         system: one of SYSTEMS. `name` is the reference name of ISO 639-3.
         source: the system of the label, for one that two systems understand differently (`als`).
 
     Raises:
         UserError: for a label that is no language, one that has several meanings, and one for which `system` has no
-            code or several: `no` is Bokmål or Nynorsk in FLORES, `zh` in simplified or traditional script.
+            code or several: `no` is Bokmål or Nynorsk in FLORES, `zh` in simplified or traditional script. `ar` is
+            `arb_Arab`, though: where its likely script is there, a transliteration to Latin does not count.
     """
     found = counterparts(label, system, source)
     if len(found) == 1:
@@ -60,13 +61,14 @@ def convert(label: str, system: str, source: str | None = None) -> str:
     if found:
         raise UserError(f"{label} may be {_either(found)} in {system}; say which")
     macro = _macro(read(label, source).code)
-    wider = f"; its macrolanguage {macro.name} has {macro.pt1 or macro.pt3}" if macro else ""
+    others = _same(Reading(macro.pt3), codes_of(system)) if macro else []
+    wider = f"; its macrolanguage {macro.name} has {_either(others)}" if macro and others else ""
     raise UserError(f"{label} has no code in {system}{wider}")
 
 
 def counterparts(label: str, system: str, source: str | None = None) -> list[str]:
     """All that `convert` chooses from: one code, several where the label leaves it open, or none. UserError alike."""
-    codes = _codes(system)
+    codes = codes_of(system)
     reading = read(label, source)
     bare = label.removeprefix(PREFIX)
     return [bare] if codes.get(bare) == reading else _same(reading, codes)
@@ -104,7 +106,7 @@ def fasttext_code(label: str) -> str | None:
     if bare in LID176:
         return bare
     reading = _read_code(label)
-    found = _same(reading, _codes("fasttext")) if reading else []
+    found = _same(reading, codes_of("fasttext")) if reading else []
     return found[0] if len(found) == 1 else None
 
 
@@ -114,9 +116,9 @@ def read(label: str, source: str | None = None) -> Reading:
     if source is None and label != bare and bare in LID176:
         source = "fasttext"
     if source is not None:
-        if bare not in _codes(source):
+        if bare not in codes_of(source):
             raise UserError(f"{label} is no code of {source}")
-        return _codes(source)[bare]
+        return codes_of(source)[bare]
     meanings = {reading.code: system for system, reading in reversed(_meanings(bare).items())}
     if len(meanings) > 1:
         means = [f"{Lang(code).name} ({code}) in {system}" for code, system in meanings.items()]
@@ -130,7 +132,7 @@ def read(label: str, source: str | None = None) -> Reading:
 def _meanings(bare: str) -> dict[str, Reading]:
     """System -> meaning of a code, for the systems that have it, ISO 639-3 last."""
     systems = ("fasttext", "wili", "iso639-1", "nllb", "flores", "iso639-3")
-    return {system: _codes(system)[bare] for system in systems if bare in _codes(system)}
+    return {system: codes_of(system)[bare] for system in systems if bare in codes_of(system)}
 
 
 def _read_code(label: str) -> Reading | None:
@@ -157,6 +159,8 @@ def _read_tag(tag: str) -> Reading | None:
 
 def _read_name(text: str) -> Reading | None:
     """The language of an English name: of ISO 639-3 before others, and before those without their qualifiers."""
+    if re.fullmatch("[A-Z]{2,3}", text) and _read_code(text.lower()):
+        return None  # `KO` is meant for Korean or a country, not for Ko, a language of Papua New Guinea
     for names in _names():
         found = names.get(text.casefold(), [])
         main = [code for code in found if Lang(code).pt1] if len(found) > 1 else found
@@ -164,7 +168,8 @@ def _read_name(text: str) -> Reading | None:
             return Reading(main[0])
         if found:
             raise UserError(f"{text} may be {_either([Lang(code).name for code in found])}; say which")
-    return None
+    tag = lists.NAMES.get(text.casefold())
+    return _read_tag(tag) if tag else None
 
 
 @cache
@@ -183,7 +188,7 @@ def _names() -> tuple[dict[str, list[str]], ...]:
 
 
 @cache
-def _codes(system: str) -> Mapping[str, Reading]:
+def codes_of(system: str) -> Mapping[str, Reading]:
     """Every code of a system -> what it means there."""
     if system == "iso639-1":
         return {lang.pt1: Reading(lang.pt3) for lang in iter_langs() if lang.pt1 and lang.pt3}
@@ -210,7 +215,18 @@ def _same(reading: Reading, codes: Mapping[str, Reading]) -> list[str]:
         found = [key for key, other in fits.items() if other in members]
     if not found and (macro := _macro(code)) and tag_distance(code, macro.pt3) < _NEAR:
         found = [key for key, other in fits.items() if other == macro.pt3]
-    return [key for key in found if key.count("_") < 2] or found  # plain FLORES+ codes before those of a variety
+    found = [key for key in found if key.count("_") < 2] or found  # plain FLORES+ codes before those of a variety
+    return found if script else _untransliterated(found, codes)
+
+
+def _untransliterated(found: list[str], codes: Mapping[str, Reading]) -> list[str]:
+    """Without the Latin script of one language whose likely script, by CLDR, is another one that is there."""
+    if len({codes[key].code for key in found}) != 1:
+        return found
+    likely = Language.get(_standard(codes[found[0]].code)).maximize().script
+    if likely == "Latn" or all(codes[key].script != likely for key in found):
+        return found
+    return [key for key in found if codes[key].script != "Latn"]
 
 
 @cache
@@ -243,5 +259,5 @@ def _either(names: list[str]) -> str:
 def _near(text: str) -> str:
     """A suggestion to end a sentence with, if there is one."""
     lower = text.lower()
-    found = [lower] if lower != text and _iso(lower) else get_close_matches(text, list(_codes("name")), 2, 0.75)
+    found = [lower] if lower != text and _read_code(lower) else get_close_matches(text, list(codes_of("name")), 2, 0.75)
     return f"; did you mean {_either(found)}?" if found else ""
