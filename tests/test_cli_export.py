@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from saefeat.io import read_json, write_json
-from saefeat.sae.store import load_saes
+from saefeat.sae.store import load_saes, save_sae
 from saefeat.stats import Stats
 
 
@@ -21,7 +23,7 @@ def test_a_run_is_exported_and_read_again(saefeat, tmp_path, tiny_run, form):
     folders = {"sae-lens": [sae.id for sae in ours],
                "sparsify": [str(sae.record["module"]).removeprefix("model.") for sae in ours]}[form]  # fmt: skip
     assert out.split() == [str(tmp_path / "out" / folder) for folder in folders]
-    back = {sae.id: sae for sae in load_saes(str(tmp_path / "out"))}
+    back = {Path(sae.record["path"]).name: sae for sae in load_saes(str(tmp_path / "out"))}
     for sae, folder in zip(ours, folders, strict=True):
         assert all(torch.equal(back[folder].tensors[name], tensor) for name, tensor in sae.tensors.items())
         if form == "sae-lens":
@@ -74,6 +76,43 @@ def test_a_run_tells_what_the_files_of_the_saes_given_to_it_do_not(saefeat, tmp_
         stats = Stats.load(tiny_run / "stats" / f"{sae.id}.safetensors")
         silent = float((stats.fired.sum(0) == 0).float().mean())
         assert f"| 0.500 | {stats.fired.sum() / stats.tokens.sum():.1f} | {silent:.1%} |" in text
+
+
+@pytest.fixture
+def run_of_given(tmp_path, tiny_run):
+    """A run of SAEs that were given to it by their folder, and the folder."""
+    run, folder = tmp_path / "run", tmp_path / "given"
+    shutil.copytree(tiny_run, run)
+    shutil.move(run / "saes", folder)
+    index = read_json(run / "run.json")
+    index["arguments"]["saes"] = [str(folder)]
+    write_json(run / "run.json", index)
+    return run, folder
+
+
+def test_other_saes_than_the_run_used_are_refused(saefeat, tmp_path, run_of_given):
+    run, folder = run_of_given
+    sae = load_saes(str(folder))[0]
+    save_sae(replace(sae, b_enc=sae.b_enc + 1), folder / sae.id)
+    for words in (["--format", "sae-lens", "--out", tmp_path / "out"],
+                  ["--feature", f"{sae.id}:1", "--out", tmp_path / "v.npy"]):  # fmt: skip
+        code, _, error = saefeat("export", run, *words)
+        assert code == 2 and error.count("\n") == 1
+        assert f"the SAE {sae.id} of {folder / sae.id} is another one than {run} used; put that back" in error
+    assert not (tmp_path / "out").exists() and not (tmp_path / "v.npy").exists()
+
+
+@pytest.mark.parametrize("named", ["{folder}", "some/folder"])
+def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(saefeat, tmp_path, run_of_given, monkeypatch, named):
+    run, folder = run_of_given
+    shutil.rmtree(folder)
+    index = read_json(run / "run.json")
+    index["arguments"]["saes"] = [named.format(folder=folder)]
+    write_json(run / "run.json", index)
+    monkeypatch.setattr("saefeat.sae.hub.download", lambda *_: pytest.fail("the hub was asked"))
+    code, _, error = saefeat("export", run, "--format", "sae-lens", "--out", tmp_path / "out")
+    assert code == 2 and error.count("\n") == 1
+    assert f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; put it back" in error
 
 
 def test_one_feature(saefeat, tmp_path, tiny_run):

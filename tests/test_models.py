@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu, silu
@@ -314,6 +315,27 @@ def test_an_explicit_path_works_with_and_without_the_base_models_prefix(tiny_lm)
     assert (full.name, short.name) == ("model.layers.1.mlp.up_proj", "layers.1.mlp.up_proj")
     _, expected = watch(tiny_lm.model, tiny_lm.model.model.layers[1].mlp.up_proj)
     assert torch.equal(read(tiny_lm.model, short.name), expected)
+
+
+@pytest.mark.parametrize("name", ["layers.1.mlp", "h.1.mlp", "model.layers.1.mlp", "transformer.h.1.mlp"])
+def test_a_block_is_found_by_another_models_path_of_it(make_lm, name):
+    site = make_lm("gpt2").site(name)
+    assert (site.name, site.path, site.layer) == (name, "transformer.h.1.mlp", 1)
+    assert make_lm("gpt2").site("layers.0").path == "transformer.h.0"
+    assert make_lm("neox-parallel").site(name).path == "gpt_neox.layers.1.mlp"
+
+
+@pytest.mark.parametrize("name", ["layers.1.mlp", "model.layers.1.mlp", "language_model.layers.1.mlp"])
+def test_a_block_of_the_text_part_of_a_model_that_sees_is_found(name):
+    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert resolve_site(model, name).path == "model.language_model.layers.1.mlp"
+    with pytest.raises(UserError, match=r"unknown site layers\.4"):
+        resolve_site(model, "layers.4")
 
 
 @pytest.mark.parametrize("name", ["mlp_out", "mlp_out@", "mlp_out@x", "mlp_in@0", "model.layers.7", "", "mlp_out@-1"])

@@ -18,6 +18,7 @@ MEANINGS = {
     "resid_post": "the residual stream after the block",
 }
 _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d+)$")
+_BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2 and 3 and OLMo 2, GLM 4
@@ -82,7 +83,14 @@ def resolve_site(model: nn.Module, name: str) -> Site:
 
 
 def _explicit(model: nn.Module, name: str) -> Site:
-    for path in (name, f"{getattr(model, 'base_model_prefix', '')}.{name}") if name else ():
+    paths = [name, f"{getattr(model, 'base_model_prefix', '')}.{name}"] if name else []
+    block = _BLOCK.fullmatch(name)
+    if block:  # another model's path of the blocks, or that of the text part alone
+        try:
+            paths.append(f"{find_layers(model)}.{block[1]}")
+        except UserError:
+            pass
+    for path in paths:
         try:
             model.get_submodule(path)
         except AttributeError:

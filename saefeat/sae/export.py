@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from saefeat.io import (
     write_text,
 )
 from saefeat.models import load_skeleton, resolve_site
-from saefeat.sae import card
+from saefeat.sae import card, registry
 from saefeat.sae.formats import sparsify
 from saefeat.sae.layouts import FORMATS, check_holds, write_sae
 from saefeat.sae.store import load_saes
+from saefeat.stats import Stats
 
 CARD, MANIFEST = "README.md", "export.json"
 _INNER = ("decoder", "language_model")  # parts of base models; any other first name of a path is the base model's own
@@ -42,15 +44,23 @@ class Exportable:
     Attributes:
         model: name, revision and fingerprint of the base model, as far as they are recorded.
         run: the run directory that used them, or None.
+        used: id -> fingerprint of the SAEs that the run's statistics are of.
     """
 
     saes: list[SAE]
     model: dict[str, Any]
     run: Path | None = None
+    used: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def _skeleton(self) -> Any:
         return load_skeleton(self.model["name"]) if self.run else None
+
+    def check(self, sae: SAE) -> None:
+        """Raises UserError for an SAE that is another one than the run used."""
+        if self.used.get(sae.id) not in (None, sae.identity["fingerprint"]):
+            raise UserError(f"the SAE {sae.id} of {sae.record.get('path')} is another one than {self.run} used; put "
+                            "that back, or start a new run")  # fmt: skip
 
     def hookpoint(self, sae: SAE) -> str | None:
         """Path in the base model of the module whose output an SAE reads, which sparsify hooks too.
@@ -59,7 +69,7 @@ class Exportable:
         neither the SAE's files nor a run tell it.
         """
         module = sae.record.get("module")
-        if module and "hook_" not in module:
+        if module and "hook_" not in module and re.fullmatch(r"\w+(\.\w+)*", module):
             first, _, rest = module.partition(".")
             relative = not rest or rest.partition(".")[0].isdecimal() or first in _INNER
             return module if relative else rest
@@ -91,11 +101,24 @@ def _open_run(run: Path) -> Exportable:
         given: list[str] = list(index["arguments"].get("saes") or ())
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{run / 'run.json'} is damaged or of another version; start a new run") from error
+    headers = [Stats.read_header(path)["dictionary"] for path in sorted((run / "stats").glob("[!.]*.safetensors"))]
+    used = [header for header in headers if header.get("kind") == "sae"]
+    for source in given:
+        _check_there(source, run, [str(header.get("path")) for header in used])
     saes = load_saes(given or str(run / "saes"))
     for sae in saes:
         if not (sae.record.get("model") or {}).get("name"):
             sae.record["model"] = model
-    return Exportable(saes, model, run)
+    return Exportable(saes, model, run, {header["id"]: header["fingerprint"] for header in used})
+
+
+def _check_there(source: str, run: Path, paths: list[str]) -> None:
+    """Raises UserError for a directory that is gone: what is left of a relative path may look like a hub id."""
+    if Path(source).expanduser().exists() or registry.names_release(source):
+        return
+    cached = "models--" + "--".join(source.partition("@")[0].split("/")[:2])
+    if os.path.isabs(source) or source.startswith((".", "~")) or (paths and not any(cached in p for p in paths)):
+        raise UserError(f"{source}, whose SAEs the run {run} used, is not there any more; put it back")
 
 
 def export_saes(source: str, form: str, out: Path) -> list[Path]:
@@ -130,6 +153,7 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
 def _folders(given: Exportable, form: str) -> dict[str, SAE]:
     found: dict[str, SAE] = {}
     for sae in given.saes:
+        given.check(sae)
         check_holds(form, sae)
         folder = sae.id if form == "sae-lens" else given.hookpoint(sae)
         if folder is None:
@@ -164,10 +188,12 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     if not colon or not number.isdecimal():
         raise UserError(f"--feature {feature} should be SAE:UNIT, such as mlp_out@13:42")
     _check_file(out)
-    saes = {sae.id: sae for sae in open_source(source).saes}
+    given = open_source(source)
+    saes = {sae.id: sae for sae in given.saes}
     if name not in saes:
         raise UserError(f"{source} has no SAE {name}; it has {', '.join(saes)}")
     sae, unit = saes[name], int(number)
+    given.check(sae)
     if unit >= sae.width:
         raise UserError(f"{name} has the units 0 to {sae.width - 1}, and no {unit}")
     direction = sae.directions[unit].clone()

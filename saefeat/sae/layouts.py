@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, write_json
+from saefeat.io import UserError, tensors_fingerprint, write_json
 from saefeat.sae.formats import sae_lens, sparsify
 
 FORMATS = ("sae-lens", "sparsify")
@@ -46,7 +46,7 @@ def write_sae(form: str, sae: SAE, folder: Path) -> None:
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors lets nobody else read it
 
 
@@ -65,14 +65,14 @@ def _write_sae_lens(sae: SAE, folder: Path) -> None:
         "apply_b_dec_to_input": sae.centred,
         "normalize_activations": sae.normalize,
         "reshape_activations": "none",
-        "metadata": _sae_lens_metadata(sae),
+        "metadata": _sae_lens_metadata(sae, tensors_fingerprint(tensors)),
     }
     if sae.activation == "topk":
         cfg |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     write_json(folder / sae_lens.CFG, cfg)
 
 
-def _sae_lens_metadata(sae: SAE) -> dict[str, Any]:
+def _sae_lens_metadata(sae: SAE, mark: str) -> dict[str, Any]:
     record = {key: value for key, value in sae.record.items() if key != "path"}
     model, module = record.get("model") or {}, record.get("module")
     policy: dict[str, Any] = record.get("policy") or {}
@@ -86,7 +86,7 @@ def _sae_lens_metadata(sae: SAE) -> dict[str, Any]:
         "hf_hook_name": module if module != hook else None,
         **(tokens if policy else {}),
         **(record.get("tokens") or {}),
-        "saefeat": {**record, "site": sae.site, "max_norm": sae.max_norm, "dtype": sae.dtype},
+        "saefeat": {**record, "site": sae.site, "max_norm": sae.max_norm, "dtype": sae.dtype, "fingerprint": mark},
     }
 
 

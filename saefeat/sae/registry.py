@@ -12,11 +12,12 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.sae import formats
 from saefeat.sae.formats import sae_lens
+from saefeat.sae.formats.tensors import figures, rest
 from saefeat.sae.hub import download, hub_errors
 
 # Formats that are read here, without sae-lens and its seven seconds of imports; its reader of sparsify takes another
 # site and forgets b_dec. None is sae-lens's own.
-_OURS = (None, "sparsify", "gemma_2", "gemma_3", "dictionary_learning_1")
+_OURS = (None, "sparsify", "gemma_2", "gemma_3", "dictionary_learning_1", "qwen_scope")
 _REFUSED = {"transcoder": "a transcoder", "temporal": "a temporal SAE", "hook_z": "of attention heads"}
 
 
@@ -30,6 +31,7 @@ class _Entry:
     model: str
     scaling: float | None
     overrides: dict[str, Any]
+    stated: dict[str, float]
 
 
 def names_release(source: str) -> bool:
@@ -57,8 +59,9 @@ def _entry(source: str) -> _Entry:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
         raise UserError(f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as {some}")
     row = rows[name]
+    stated = figures(fvu=rest(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0")))
     return _Entry(about["repo_id"], str(row["path"]), about.get("conversion_func"), about["model"],
-                  row.get("norm_scaling_factor"), about.get("config_overrides") or {})  # fmt: skip
+                  row.get("norm_scaling_factor"), about.get("config_overrides") or {}, stated)  # fmt: skip
 
 
 def read(source: str) -> SAE:
@@ -73,6 +76,7 @@ def read(source: str) -> SAE:
         _, folder = download(entry.repo, None, entry.folder)
         sae = formats.read(folder) if entry.form else sae_lens.read(folder, entry.overrides, entry.scaling)
     sae.record["model"]["name"] = sae.record["model"]["name"] or entry.model
+    sae.record = {**entry.stated, **sae.record}
     sae.record["path"] = source  # reading the files alone would leave out what only the registry knows
     return sae
 

@@ -18,7 +18,11 @@ from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
 
 __all__ = ["CFG", "WEIGHTS", "check_fits", "load_sae", "load_saes", "save_sae"]
-_ALIASES = {"gpt2-small": "gpt2"}  # names of TransformerLens, which sae-lens writes
+_ALIASES = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "gpt-j": "gpt-j-6b", "gpt-neo-small": "gpt-neo-125m",
+            "gpt-neox": "gpt-neox-20b"}  # names of TransformerLens, which sae-lens writes # fmt: skip
+_VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf|v0(\.\d+)?))+$")
+_HUB_NAMES = {"embedded:gemma-3-270m": "google/gemma-3-270m",
+              "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
 _GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
 _GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
 
@@ -70,7 +74,7 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None) -> list
 def _read(source: str) -> list[SAE]:
     """The SAEs of a source, at least one."""
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() or formats.form_of(path):
         return [formats.read(directory) for directory in _directories(path, source)]
     if path.exists() or source.startswith((".", "/", "~")):
         kind = "is no directory" if path.exists() else "does not exist"
@@ -94,7 +98,8 @@ def _of_hub(repo: str, snapshot: Path, directory: Path) -> SAE:
     sae = formats.read(directory)
     place = directory.relative_to(snapshot).as_posix()
     sae.record["source"] = f"{repo}@{snapshot.name}" + ("" if place == "." else f"/{place}")
-    return replace(sae, id=_file_name("/".join([repo.partition("/")[2], place])))
+    name = _file_name("/".join([repo.partition("/")[2], place]))
+    return replace(sae, id=formats.identifier(name, sae.site))
 
 
 def _file_name(source: str) -> str:
@@ -106,8 +111,8 @@ def check_fits(sae: SAE, lm: LanguageModel) -> None:
     model = sae.record.get("model") or {}
     wrong = model.get("fingerprint") not in (None, lm.fingerprint)
     if model.get("name") and not model.get("fingerprint"):  # names are all there is to compare
-        local = lm.name.startswith("embedded:") or os.path.exists(lm.name)
-        wrong = not local and _base_name(str(model["name"])) != _base_name(lm.name)
+        theirs, ours = _base_name(str(model["name"])), _base_name(_hub_name(lm))
+        wrong = theirs != ours and bool(theirs and ours)
     if wrong:
         raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}")
     site = resolve_site(lm.model, sae.site)
@@ -120,6 +125,18 @@ def check_fits(sae: SAE, lm: LanguageModel) -> None:
         raise UserError(f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}")
 
 
+def _hub_name(lm: LanguageModel) -> str:
+    """The model's name on the hub, or "" where it is not known."""
+    name = lm.name
+    if os.path.exists(name):  # a directory may tell where its model is from
+        name = str(getattr(lm.model.config, "_name_or_path", ""))
+    return "" if os.path.exists(name) else name
+
+
 def _base_name(model: str) -> str:
-    name = model.strip().rstrip("/").rpartition("/")[2].lower()
+    """What the spellings and variants (instruct, chat) of a base model have in common; "" for a path."""
+    name = _HUB_NAMES.get(model.strip(), model.strip()).rstrip("/").lower()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return ""
+    name = _VARIANT.sub("", name.rpartition("/")[2].replace("_", "-")).removeprefix("meta-")
     return _ALIASES.get(name, name)

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, read_json
+from saefeat.io import UserError, read_json, write_json
 from saefeat.sae.export import export_direction, export_saes, open_source
 from saefeat.sae.layouts import write_sae
 from saefeat.sae.store import load_saes, save_sae
@@ -40,7 +41,7 @@ def make(weights):
         if activation == "gated":
             kept["gain"] = kept.pop("r_mag").exp()
         k = 16 if activation in ("topk", "groupmax") else 0
-        options = {"id": "mlp_out@3", "site": "mlp_out@3", "k": k, "record": record, "activation": activation}
+        options = {"id": "sae-mlp_out@3", "site": "mlp_out@3", "k": k, "record": record, "activation": activation}
         return SAE(**kept, **{**options, **changes})
 
     return build
@@ -107,6 +108,72 @@ def test_sparsify_opens_its_two_activations_and_nothing_is_lost(tmp_path, make, 
     assert back.record["tokens"] == {"context_size": 128}
 
 
+def foreign(form, directory, weights):
+    """A directory of a format that is read, the SAE of which is TopK where the format has that."""
+    given = weights("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    config = None
+    if form == "scope 1":
+        directory = directory / "gemma-scope-2b-pt-res/layer_3/average_l0_7"
+        directory.mkdir(parents=True)
+        np.savez(directory / "params.npz", **{name: tensor.numpy() for name, tensor in given.items()})
+        return directory
+    directory = directory / ("SAE-Res-Tiny-W1K-L0_16" if form == "qwen" else "layers.3.mlp")
+    directory.mkdir()
+    if form == "scope 2":
+        state = {name.replace("W_", "w_"): tensor for name, tensor in given.items()}
+        save_file(state, directory / "params.safetensors")
+        config = {"hf_hook_point_in": "model.layers.3.output", "model_name": "gemma-3-270m"}
+    elif form.startswith("dictionary"):
+        names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "b_dec": "b_dec"}
+        state = {new: given[old].T if "weight" in new else given[old] for new, old in names.items()}
+        torch.save(state, directory / "ae.pt")
+        trainer = {"dict_class": "AutoEncoderTopK", "k": 16, "submodule_name": form.partition(" ")[2], "lm_name": "m"}
+        config = {"trainer": trainer}
+    elif form == "qwen":
+        state = {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in given.items()}
+        torch.save(state, directory / "layer3.sae.pt")
+    else:
+        sae = SAE("a", "mlp_out@3", **{k: v for k, v in given.items() if k != "threshold"}, k=16,
+                  record={"module": "blocks.3.hook_mlp_out"})  # fmt: skip
+        write_sae(form, sae, directory)
+        write_json(directory.parent / "config.json", {"model": "m"})  # of a run of sparsify
+    if config:
+        write_json(directory / "config.json", config)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("form", "hookpoint", "reason"),
+    [
+        ("sae-lens", None, "name no module of a model"),
+        ("sparsify", "layers.3.mlp", None),
+        ("dictionary resid_post_layer_3", None, "name no module of a model"),
+        ("dictionary mlp_layer_3", "layers.3.mlp", None),
+        ("scope 1", None, "holds topk and groupmax SAEs"),
+        ("scope 2", None, "holds topk and groupmax SAEs"),
+        ("qwen", "layers.3", "does not subtract it"),
+    ],
+)
+def test_every_format_that_is_read_is_exported_or_refused(tmp_path, weights, x, form, hookpoint, reason):
+    directory = foreign(form, tmp_path, weights)
+    (ours,) = load_saes(str(directory))
+    export_saes(str(directory), "sae-lens", tmp_path / "lens")
+    (back,) = load_saes(str(tmp_path / "lens"))
+    assert (back.id, back.site) == (ours.id, ours.site)
+    assert {**back.record, "path": 0} == {**ours.record, "path": 0}
+    assert torch.equal(back.encode(x).dense(), ours.encode(x).dense())
+    text = (tmp_path / "lens" / "README.md").read_text()
+    assert (f'get_submodule("{hookpoint}")' in text) if hookpoint else "get_submodule" not in text
+    if reason:
+        with pytest.raises(UserError, match=reason) as told:
+            export_saes(str(directory), "sparsify", tmp_path / "out")
+        assert "\n" not in str(told.value)
+        return
+    assert export_saes(str(directory), "sparsify", tmp_path / "out") == [tmp_path / "out" / str(hookpoint)]
+    (back,) = load_saes(str(tmp_path / "out"))
+    assert back.site == hookpoint and torch.equal(back.encode(x).dense(), ours.encode(x).dense())
+
+
 def test_an_exported_norm_of_the_decoder_is_that_of_its_rows(tmp_path, make):
     sae = make()
     write_sae("sparsify", sae, tmp_path)
@@ -128,6 +195,8 @@ def test_an_exported_norm_of_the_decoder_is_that_of_its_rows(tmp_path, make):
         ("layers.3.mlp", "layers.3.mlp"),
         ("decoder.layers.3", "decoder.layers.3"),
         ("embed_tokens", "embed_tokens"),
+        ("resid_post@3", None),
+        ("blocks.3.hook_mlp_out", None),
     ],
 )
 def test_hookpoints_are_relative_to_the_base_model(make, given, module, hookpoint):
@@ -180,14 +249,14 @@ def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path
     export_saes("any", "sae-lens", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "base_model" not in text and "- Tokens: not recorded" in text and "None" not in text
-    assert "| mlp_out@3 | mlp_out@3 | – | blocks.3.hook_mlp_out | 384 | topk 16 | – | – | – | – |" in text
+    assert "| sae-mlp_out@3 | mlp_out@3 | – | blocks.3.hook_mlp_out | 384 | topk 16 | – | – | – | – |" in text
 
 
 @pytest.mark.parametrize(
     ("form", "activation", "changes", "message"),
     [
-        ("sae-lens", "groupmax", {}, "sae-lens has no groupmax SAEs, and mlp_out@3 is one; use --format sparsify"),
-        ("sparsify", "jumprelu", {}, r"holds topk and groupmax SAEs .* mlp_out@3 is jumprelu; use --format sae-lens"),
+        ("sae-lens", "groupmax", {}, "sae-lens has no groupmax SAEs, and sae-mlp_out@3 is one; use --format sparsify"),
+        ("sparsify", "jumprelu", {}, "topk and groupmax SAEs .* sae-mlp_out@3 is jumprelu; use --format sae-lens"),
         ("sparsify", "relu", {}, "is relu"),
         ("sparsify", "gated", {}, "is gated"),
         ("sparsify", "topk", {"centred": False}, "does not subtract it"),
@@ -204,7 +273,7 @@ def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, make, given, form, 
 
 def test_saes_of_one_hookpoint_or_of_several_models_are_refused(tmp_path, make, given):
     given(make(), make(id="b"))
-    with pytest.raises(UserError, match=r"mlp_out@3 and b both read layers\.3\.mlp"):
+    with pytest.raises(UserError, match=r"sae-mlp_out@3 and b both read layers\.3\.mlp"):
         export_saes("any", "sparsify", tmp_path / "out")
     given(make(), make(id="b", record={"model": {"name": "other"}}))
     with pytest.raises(UserError, match=r"several base models \(owner/model, other\)"):
@@ -249,8 +318,8 @@ def test_a_failure_leaves_what_was_there(tmp_path, make, given, monkeypatch):
 def test_one_direction_for_other_tools(tmp_path, make, given):
     sae = make()
     given(sae)
-    about = export_direction("any", "mlp_out@3:7", tmp_path / "new" / "v.safetensors")
-    export_direction("any", "mlp_out@3:7", tmp_path / "v.npy")
+    about = export_direction("any", "sae-mlp_out@3:7", tmp_path / "new" / "v.safetensors")
+    export_direction("any", "sae-mlp_out@3:7", tmp_path / "v.npy")
     with safe_open(tmp_path / "new" / "v.safetensors", "pt") as file:
         vector, metadata = file.get_tensor("direction"), file.metadata()
     assert torch.equal(vector, sae.W_dec[7]) and vector.dtype == torch.float32
@@ -265,13 +334,13 @@ def test_one_direction_for_other_tools(tmp_path, make, given):
 @pytest.mark.parametrize(
     ("feature", "name", "message"),
     [
-        ("mlp_out@3", "v.npy", "should be SAE:UNIT"),
-        ("mlp_out@3:-1", "v.npy", "should be SAE:UNIT"),
-        ("mlp_out@9:1", "v.npy", "any has no SAE mlp_out@9; it has mlp_out@3"),
-        ("mlp_out@3:384", "v.npy", "mlp_out@3 has the units 0 to 383, and no 384"),
-        ("mlp_out@3:1", "v.txt", r"should end in \.safetensors or \.npy"),
-        ("mlp_out@3:1", "old.npy", "exists and does not say that it is an exported direction"),
-        ("mlp_out@3:1", "old.safetensors", "exists and does not say that it is an exported direction"),
+        ("sae-mlp_out@3", "v.npy", "should be SAE:UNIT"),
+        ("sae-mlp_out@3:-1", "v.npy", "should be SAE:UNIT"),
+        ("mlp_out@9:1", "v.npy", "any has no SAE mlp_out@9; it has sae-mlp_out@3"),
+        ("sae-mlp_out@3:384", "v.npy", "sae-mlp_out@3 has the units 0 to 383, and no 384"),
+        ("sae-mlp_out@3:1", "v.txt", r"should end in \.safetensors or \.npy"),
+        ("sae-mlp_out@3:1", "old.npy", "exists and does not say that it is an exported direction"),
+        ("sae-mlp_out@3:1", "old.safetensors", "exists and does not say that it is an exported direction"),
     ],
 )
 def test_a_direction_that_cannot_be_written_is_one_sentence(tmp_path, make, given, feature, name, message):

@@ -105,6 +105,31 @@ def test_a_batchtopk_sae_whose_threshold_was_never_set_fires_wherever_it_is_posi
     same(load_sae(tmp_path / "a"), x, relu((x - given["b_dec"]) @ given["W_enc"] + given["b_enc"]))
 
 
+def test_its_evaluation_says_how_good_it_is(tmp_path, weights):
+    save(tmp_path / "a", "AutoEncoderTopK", weights)
+    found = {"l0": 15.5, "frac_variance_explained": 0.75, "frac_alive": 0.875, "cossim": 0.9}
+    (tmp_path / "a" / "eval_results.json").write_text(json.dumps(found))
+    record = load_sae(tmp_path / "a").record
+    assert (record["fvu"], record["l0"], record["dead"]) == (0.25, 15.5, 0.125)
+    for odd in ("NaN", '"all"', "null", "true", "-3", "1" + "0" * 400, "[1]"):
+        text = f'{{"l0": {odd}, "frac_variance_explained": "x", "frac_alive": 1e999}}'
+        (tmp_path / "a" / "eval_results.json").write_text(text)
+        assert not {"fvu", "l0", "dead"} & set(load_sae(tmp_path / "a").record)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("resid_post_layer_3", None),
+        ("mlp_layer_3", "layers.3.mlp"),
+        ("model.layers.3.mlp.act_fn", "model.layers.3.mlp.act_fn"),
+    ],
+)
+def test_the_module_is_a_path_or_none(tmp_path, weights, name, module):
+    save(tmp_path / "a", "AutoEncoderTopK", weights, {"submodule_name": name})
+    assert load_sae(tmp_path / "a").record["module"] == module
+
+
 def test_ids_sites_and_the_model_come_from_the_folders_and_the_trainer(tmp_path, weights):
     for layer in (3, 12):
         for i in range(2):

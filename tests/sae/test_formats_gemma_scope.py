@@ -70,10 +70,11 @@ def test_the_first_scope_fires_as_in_sae_lens(tmp_path, monkeypatch, weights, sa
     assert (ours.id, ours.site) == ("res-layer_3-width_16k-average_l0_71", "resid_post@3")
     assert ours.record["model"]["name"] == "google/gemma-2-2b" and not ours.centred
     assert peer.cfg.metadata.hook_name == "blocks.3.hook_resid_post"
+    assert ours.record["module"] is None and ours.record["l0"] == 71.0
 
 
 def test_the_second_scope_fires_as_in_sae_lens(tmp_path, monkeypatch, weights, same, x):
-    config = {"model_name": "gemma-v3-270m-pt", "hf_hook_point_in": "model.layers.5.output"}
+    config = {"model_name": "gemma-v3-270m-pt", "hf_hook_point_in": "model.layers.5.output", "l0": 60}
     directory = save(tmp_path / SECOND, weights, config)
     repo, _, folder = SECOND.partition("/")
     peer = by_sae_lens(monkeypatch, "gemma_3_sae_huggingface_loader", f"google/{repo}", folder, directory)
@@ -82,6 +83,7 @@ def test_the_second_scope_fires_as_in_sae_lens(tmp_path, monkeypatch, weights, s
     assert (ours.id, ours.site) == ("resid_post-layer_5_width_16k_l0_medium", "resid_post@5")
     assert ours.record["model"]["name"] == peer.cfg.metadata.model_name == "google/gemma-3-270m"
     assert peer.cfg.metadata.hook_name == "blocks.5.hook_resid_post"
+    assert ours.record["module"] is None and ours.record["l0"] == 60.0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -190,9 +191,48 @@ def test_a_folder_of_the_hub_is_downloaded_alone(served, tmp_path, weights):
     assert [p.parent.name for p in (tmp_path / "cache").rglob("sae.safetensors")] == ["layers.2"]
 
 
+@pytest.mark.parametrize("told_by", ["the hub's library", "us"])
+def test_a_repository_that_is_in_the_cache_in_part_is_refused_offline(served, tmp_path, monkeypatch, weights, told_by):
+    for layer in (1, 2, 6):
+        save_sparsify(served / f"owner/sae-tiny/layers.{layer}", weights)
+    load_sae("owner/sae-tiny/layers.2")
+    if told_by == "us":  # not every version of the library remembers what there is
+        shutil.rmtree(tmp_path / "cache/models--owner--sae-tiny/trees", ignore_errors=True)
+        shutil.move(tmp_path / "cache", tmp_path / "moved")  # nor in its memory
+    words = {"us": ["2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's cache"]}
+    alone = {"us": ["owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go online"]}
+    cache = tmp_path / ("moved" if told_by == "us" else "cache")
+    use(monkeypatch, "http://127.0.0.1:9", cache, offline=True)
+    assert load_sae("owner/sae-tiny/layers.2").id == "sae-tiny-layers.2"
+    with pytest.raises(UserError) as told:
+        load_saes("owner/sae-tiny")
+    one_sentence(told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *words.get(told_by, []))
+    with pytest.raises(UserError) as told:
+        load_saes("owner/sae-tiny/layers.6")
+    one_sentence(told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *alone.get(told_by, []))
+    with pytest.raises(UserError) as told:
+        load_saes("owner/sae-tiny/layers.7")
+    one_sentence(told, "owner/sae-tiny has no SAE in the folder layers.7")
+
+
+def test_what_a_cache_of_another_tool_lacks_is_told_by_the_run(offline, weights):
+    snapshot = offline("owner/sae-tiny")
+    save_sparsify(snapshot / "layers.2.mlp", weights)
+    assert len(load_saes("owner/sae-tiny")) == 1
+    (snapshot / "config.json").write_text(json.dumps({"model": "m", "hookpoints": ["layers.2.mlp", "layers.6.mlp"]}))
+    assert load_sae("owner/sae-tiny/layers.2.mlp").site == "layers.2.mlp"
+    with pytest.raises(UserError) as told:
+        load_saes("owner/sae-tiny")
+    one_sentence(told, "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's cache")
+    for folder in ("layers.6.mlp", "layers.7.mlp"):
+        with pytest.raises(UserError) as told:
+            load_saes(f"owner/sae-tiny/{folder}")
+        one_sentence(told, f"owner/sae-tiny/{folder} is not in the hub's cache")
+
+
 def test_a_repository_that_is_one_sae_has_its_name(served, weights):
     save_sae_lens(served / "owner/my.sae", weights)
-    assert load_sae("owner/my.sae").id == "my.sae"
+    assert load_sae("owner/my.sae").id == "sae-my.sae"
 
 
 def test_a_repository_of_very_many_saes_is_not_downloaded_whole(served, tmp_path):
@@ -300,6 +340,70 @@ def test_a_release_in_the_format_of_sparsify_is_read_as_sparsify_reads_it(offlin
     acts = torch.relu((x - given["b_dec"]) @ given["W_enc"] + given["b_enc"])
     same(ours, x, acts * (acts >= acts.topk(16).values[:, -1:]))
     assert (ours.site, ours.record["model"]["name"]) == ("layers.3.mlp", "gpt2-small")
+
+
+@pytest.mark.parametrize(
+    ("row", "stated"),
+    [
+        ({"l0": 12, "variance_explained": 0.75}, {"l0": 12.0, "fvu": 0.25}),
+        ({"expected_l0": 7.5}, {"l0": 7.5}),
+        ({}, {}),
+    ],
+)
+def test_a_release_says_how_good_its_saes_are(offline, releases, weights, row, stated):
+    releases("stating", "owner/stating", "a", "a", **row)
+    save_sae_lens(offline("owner/stating") / "a", weights)
+    record = load_sae("stating/a").record
+    assert {name: record[name] for name in ("fvu", "l0", "dead") if name in record} == stated
+
+
+def test_qwen_scope_is_read_by_its_name_in_sae_lens_and_by_its_file(offline, releases, monkeypatch, weights, same, x):
+    from sae_lens import SAE
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    repo = "Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_50"
+    monkeypatch.setitem(loaders.QWEN_SCOPE_MODEL_INFO, "Qwen3-1.7B-Base", ("Qwen/Qwen3-1.7B-Base", D_IN))
+    releases("qwen", repo, "layer3", "layer3.sae.pt", form="qwen_scope", l0=50)
+    snapshot = offline(repo)
+    snapshot.mkdir(parents=True)
+    parts = [weights("W_enc", "b_enc", "W_dec", seed=seed) for seed in range(3)]
+    kept = {"W_enc": torch.cat([p["W_enc"] for p in parts], 1)[:, :1024].T, "b_dec": weights("b_dec")["b_dec"],
+            "W_dec": torch.cat([p["W_dec"] for p in parts])[:1024].T,
+            "b_enc": torch.cat([p["b_enc"] for p in parts])[:1024]}  # fmt: skip
+    torch.save({name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer3.sae.pt")
+    ours, theirs = load_sae("qwen/layer3"), SAE.from_pretrained("qwen", "layer3")
+    with torch.no_grad():
+        acts = theirs.encode(x)
+        same(ours, x, acts, theirs.decode(acts))
+    assert (ours.id, ours.site, ours.k, ours.record["l0"]) == ("qwen-layer3", "resid_post@3", 50, 50.0)
+    assert ours.record["module"] == theirs.cfg.metadata.hf_hook_name == "model.layers.3"
+    assert ours.record["model"]["name"] == theirs.cfg.metadata.model_name
+    torch.save({}, snapshot / "layer10.sae.pt")
+    with pytest.raises(UserError, match=r"layer10\.sae\.pt: W_enc is missing"):
+        load_saes(str(snapshot))
+    torch.save({name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer10.sae.pt")
+    (three, ten), alone = load_saes(str(snapshot)), load_sae(snapshot / "layer3.sae.pt")
+    assert (three.site, ten.site) == ("resid_post@3", "resid_post@10")
+    assert alone.id == three.id == "SAE-Res-Qwen3-1.7B-Base-W1K-L0_50-layer3"
+    by_hub = load_sae(f"{repo}/layer3.sae.pt")
+    again = load_sae(Path(str(by_hub.record["path"])))  # as an artefact names it
+    assert again.identity["fingerprint"] == by_hub.identity["fingerprint"] == ours.identity["fingerprint"]
+    assert len(load_saes(repo)) == 2
+    (snapshot / "layer3.sae.pt").rename(snapshot.parents[2] / "layer3.sae.pt")
+    with pytest.raises(UserError, match="does not say what it is: keep the name of its repository"):
+        load_sae(snapshot.parents[2] / "layer3.sae.pt")
+
+
+def test_a_file_of_qwen_scope_is_downloaded_alone(served, tmp_path):
+    folder = served / "owner/SAE-Res-Tiny-W1K-L0_2"
+    folder.mkdir(parents=True)
+    made = {"W_enc": torch.ones(6, 4), "W_dec": torch.ones(4, 6), "b_enc": torch.ones(6), "b_dec": torch.ones(4)}
+    for layer in (3, 10):
+        torch.save(made, folder / f"layer{layer}.sae.pt")
+    sae = load_sae("owner/SAE-Res-Tiny-W1K-L0_2/layer10.sae.pt")
+    assert (sae.site, sae.id) == ("resid_post@10", "SAE-Res-Tiny-W1K-L0_2-layer10.sae.pt")
+    assert [p.name for p in (tmp_path / "cache").rglob("layer*.sae.pt")] == ["layer10.sae.pt"]
+    assert load_sae(Path(str(sae.record["path"]))).identity["fingerprint"] == sae.identity["fingerprint"]
 
 
 def test_a_release_in_a_format_of_its_own_is_converted_by_sae_lens(offline, releases, weights, same, x):

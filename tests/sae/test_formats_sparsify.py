@@ -53,7 +53,7 @@ def test_sparse_coders_fire_as_in_sparsify(tmp_path, weights, same, x, activatio
     theirs = sparsify.SparseCoder.load_from_disk(tmp_path / "layers.3.mlp")
     ours = load_sae(tmp_path / "layers.3.mlp")
     same(ours, x, dense(theirs, x), theirs(x).sae_out)
-    assert (ours.id, ours.site, ours.activation, ours.centred) == ("layers.3.mlp", "layers.3.mlp", activation, True)
+    assert (ours.id, ours.site, ours.activation, ours.centred) == ("sae-layers.3.mlp", "layers.3.mlp", activation, True)
 
 
 def test_early_configurations_name_the_width_by_its_factor(tmp_path, same, x):
@@ -74,7 +74,8 @@ def test_a_run_is_read_in_the_order_of_its_layers_with_its_model(tmp_path, weigh
     (tmp_path / "optimizer_0.pt").write_bytes(b"not read")
     saes = load_saes(str(tmp_path))
     assert [(sae.id, sae.site) for sae in saes] == [
-        ("layers.2", "resid_post@2"), ("layers.2.mlp", "layers.2.mlp"), ("layers.10.mlp", "layers.10.mlp")]  # fmt: skip
+        ("sae-layers.2", "resid_post@2"), ("sae-layers.2.mlp", "layers.2.mlp"),
+        ("sae-layers.10.mlp", "layers.10.mlp")]  # fmt: skip
     assert saes[0].record["model"] == {"name": "unsloth/Llama-3.2-1B", "revision": "r1"}
     assert saes[0].record["tokens"] == {"context_size": 2048, "exclude_token_ids": [0]}
     lm = make_lm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
+from saefeat.sae.layouts import write_sae
 from saefeat.sae.store import load_sae, load_saes, save_sae
 
 
@@ -224,7 +226,21 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
         (None, "google/gemma-3-270m", True),
         ("gemma-3-1b", "google/gemma-3-270m", False),
         ("gpt2-medium", "openai-community/gpt2", False),
-        ("gemma-3-1b", "embedded:gemma-3-270m", True),
+        ("gemma-3-1b", "embedded:gemma-3-270m", False),
+        ("meta-llama/Llama-3.2-1B", "embedded:gemma-3-270m", False),
+        ("meta-llama/Llama-3.2-1B", "embedded:smollm2-135m", False),
+        ("google/gemma-3-270m-pt", "embedded:gemma-3-270m", True),
+        ("embedded:gemma-3-270m", "google/gemma-3-270m", True),
+        ("HuggingFaceTB/SmolLM2-135M", "embedded:smollm2-135m", True),
+        ("gemma-2-2b", "google/gemma-2-2b-it", True),
+        ("gemma-2-2b", "google/gemma-2-9b-it", False),
+        ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", True),
+        ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", True),
+        ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", True),
+        ("Qwen/Qwen3-1.7B-Base", "qwen3-1.7b", True),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped", True),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m", False),
+        ("/data/models/mine", "google/gemma-3-270m", True),
         ("gemma-3-1b", "{here}", True),
     ],
 )
@@ -239,11 +255,54 @@ def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name,
             load_saes(str(directory), lm)
 
 
+@pytest.mark.parametrize(("said", "fits"), [("google/gemma-3-1b-pt", True), ("openai-community/gpt2", False)])
+def test_a_directory_may_tell_where_its_model_is_from(directory, make_lm, said, fits):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": "gemma-3-1b"})
+    lm = make_lm()
+    lm.name, lm.model.config._name_or_path = str(directory), said
+    if fits:
+        assert len(load_saes(str(directory), lm)) == 1
+    else:
+        with pytest.raises(UserError, match=f"was trained on gemma-3-1b, not on {directory}"):
+            load_saes(str(directory), lm)
+
+
+def test_a_flipped_byte_in_weights_of_ours_is_one_sentence(directory):
+    path = directory / "sae_weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"sae_weights\.safetensors is not what was saved with cfg\.json") as told:
+        load_sae(directory)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["mlp_out@1", "resid_post@0", "layers.1.mlp", "model.layers.1", "embed_tokens"])
+def test_the_id_of_an_sae_is_never_that_of_a_place(tmp_path, name):
+    save_sae(make_sae(site=name), tmp_path / name)
+    assert load_sae(tmp_path / name).id == f"sae-{name}"
+    save_sae(make_sae(site=name), tmp_path / f"sae-{name}")
+    assert load_sae(tmp_path / f"sae-{name}").id == f"sae-{name}"
+
+
+def test_an_sae_in_a_directory_named_like_its_site_is_collected(tmp_path, tiny_lm, tiny_corpus):
+    from saefeat.pipeline import collect
+
+    sae = make_sae(site="mlp_out@0", module="model.layers.0.mlp")
+    save_sae(sae, tmp_path / "mlp_out@0")
+    (tmp_path / "run" / "layers.1.mlp").mkdir(parents=True)
+    write_sae("sparsify", sae, tmp_path / "run" / "layers.1.mlp")
+    saes = load_saes([str(tmp_path / "mlp_out@0"), str(tmp_path / "run")], tiny_lm)
+    collect(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats")
+    assert sorted(p.stem for p in (tmp_path / "stats").glob("*.safetensors")) == [
+        "layers.1.mlp", "mlp_out@0", "sae-layers.1.mlp", "sae-mlp_out@0"]  # fmt: skip
+
+
 def test_zero_decoder_rows_stay_zero_where_norms_are_folded_in(directory):
     before = load_sae(directory)
     rows = before.W_dec.clone()
     rows[3] = 0
-    change_weights(directory, W_dec=rows)
+    save_sae(replace(before, W_dec=rows), directory)
     change_cfg(directory, rescale_acts_by_decoder_norm=True)
     sae = load_sae(directory)
     norms = rows.norm(dim=1)

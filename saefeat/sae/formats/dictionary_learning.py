@@ -10,10 +10,10 @@ from torch import Tensor
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, json_object, read_weights
+from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest
 
-CFG, WEIGHTS = "config.json", "ae.pt"
-FILES = (CFG, WEIGHTS)
+CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
+FILES = (CFG, WEIGHTS, EVALUATION)
 _LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
 _PLAIN = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "threshold": "threshold"}
 # Class -> activation, whether b_dec is subtracted from the input, names in the file. BatchTopK encodes with its
@@ -59,14 +59,15 @@ def read(directory: Path) -> SAE:
     if activation == "topk":
         kept = {"k": int(tensors["k"])} if "k" in tensors and tensors["k"].numel() == 1 else {}
         k = active({**trainer, **kept}, found["W_enc"].shape[1], where)
+    site = _site(trainer, directory, where)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}"
         if re.fullmatch(r"trainer_\d+", directory.name)
         else directory.name,
-        site=_site(trainer, directory, where),
+        site=site,
         **found,
         k=k,
-        record=_record(trainer, cfg.get("buffer")),
+        record={**_record(trainer, cfg.get("buffer"), site), **_stated(directory)},
         activation=activation,
         centred=centred,
     )
@@ -92,10 +93,17 @@ def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
                     "write resid_post_layer_N or a module path there")  # fmt: skip
 
 
-def _record(trainer: dict[str, Any], buffer: Any) -> dict[str, Any]:
+def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
     length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
     return {
         "model": {"name": trainer.get("lm_name"), "revision": None},
-        "module": trainer.get("submodule_name"),
+        "module": None if "@" in site else site,
         "tokens": {} if length is None else {"context_size": length},
     }
+
+
+def _stated(directory: Path) -> dict[str, float]:
+    """What its evaluation found."""
+    found = kept_json(directory / EVALUATION)
+    return figures(fvu=rest(found.get("frac_variance_explained")), l0=found.get("l0"),
+                   dead=rest(found.get("frac_alive")))  # fmt: skip

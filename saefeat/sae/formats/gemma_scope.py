@@ -8,7 +8,7 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
-from saefeat.sae.formats.tensors import canonical, read_weights
+from saefeat.sae.formats.tensors import canonical, figures, read_weights
 
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 FILES = (FIRST, SECOND, CFG)
@@ -27,6 +27,8 @@ def read(directory: Path) -> SAE:
     """The SAE of a directory; raises UserError for one that is damaged, a transcoder, or at a place without a site."""
     first = (directory / FIRST).is_file()
     identity, site, model = (_first if first else _second)(directory)
+    l0 = re.fullmatch(r"average_l0_(\d+)", directory.name)
+    stated = int(l0[1]) if l0 else kept_json(directory / CFG).get("l0")
     case = "W_{}" if first else "w_{}"
     layout = {"W_enc": case.format("enc"), "W_dec": case.format("dec"), **_BIASES}
     path = directory / (FIRST if first else SECOND)
@@ -39,8 +41,9 @@ def read(directory: Path) -> SAE:
         **canonical(tensors, layout, path),
         record={
             "model": {"name": model, "revision": None},
-            "module": site,
+            "module": None,  # its path depends on the model
             "tokens": {"prepend_bos": True, "context_size": 1024},
+            **figures(l0=stated),
         },
         activation="jumprelu",
         centred=False,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saefeat.dictionaries import NORMALIZATIONS, SAE
-from saefeat.io import UserError, kept_json, read_json
+from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
 from saefeat.sae.formats.tensors import active, canonical, encoding_dtype, json_object, positive, read_weights
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -34,6 +34,8 @@ _REFUSED = {
 _PLACES = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post", "hook_out": "resid_post",
            "mlp.hook_post": "mlp_act"}  # fmt: skip
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}  # by sae-lens, before version 6
+_OWN = ("site", "max_norm", "dtype", "fingerprint")  # of our own entry, what is no part of the record
+_HASHED = 2**30  # bytes of a weights file up to which its fingerprint is compared
 _TOKENS = ("prepend_bos", "exclude_special_tokens", "context_size", "seqpos_slice")
 
 
@@ -53,9 +55,18 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: f
     cfg = _settings({**json_object(read_json(where), where), **(overrides or {})}, where)  # before reading gigabytes
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
-    sae = convert(cfg, read_weights(directory / WEIGHTS), where, directory / WEIGHTS, scaling)
+    weights = directory / WEIGHTS
+    tensors = read_weights(weights)
+    sae = convert(cfg, tensors, where, weights, scaling)
+    mark = _ours(cfg).get("fingerprint")
+    if mark is not None and weights.stat().st_size < _HASHED and mark != tensors_fingerprint(tensors):
+        raise UserError(f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again")
     sae.id = directory.name
     return sae
+
+
+def _ours(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return cfg["saefeat"] if isinstance(cfg.get("saefeat"), dict) else {}
 
 
 def convert(
@@ -74,7 +85,7 @@ def convert(
     if activation == "gated":
         found["gain"] = found["gain"].exp()
     _fold(found, cfg, where, scaling)
-    ours = cfg["saefeat"] if isinstance(cfg.get("saefeat"), dict) else {}
+    ours = _ours(cfg)
     if not isinstance(ours.get("site"), str | None) or not isinstance(ours.get("max_norm"), int | float | None):
         raise UserError(f"{where}: the site or max_norm of its saefeat entry is damaged; save the SAE again")
     return SAE(
@@ -190,7 +201,7 @@ def hook_site(hook: Any, where: Path | str) -> str:
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     if ours:
         return {"model": {"name": cfg.get("model_name"), "revision": cfg.get("model_revision")},
-                **{key: value for key, value in ours.items() if key not in ("site", "max_norm", "dtype")}}  # fmt: skip
+                **{key: value for key, value in ours.items() if key not in _OWN}}  # fmt: skip
     revision = cfg.get("model_revision") or _loaded_with(cfg).get("revision")
     return {
         "model": {"name": cfg.get("model_name"), "revision": revision},

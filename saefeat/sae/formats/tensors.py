@@ -96,6 +96,18 @@ def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
     return k
 
 
+def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, float]:
+    """What files state of an SAE, as far as it can be: a part of its record."""
+    told = {"fvu": fvu, "l0": l0, "dead": dead}
+    return {name: float(value) for name, value in told.items()
+            if type(value) in (int, float) and 0 <= value < 1e9}  # fmt: skip
+
+
+def rest(share: Any) -> Any:
+    """1 minus a share, where it is a number."""
+    return 1 - share if type(share) in (int, float) else None
+
+
 def json_object(value: Any, where: Path) -> dict[str, Any]:
     """The value where it is a JSON object; raises UserError where it is not."""
     if not isinstance(value, dict):
