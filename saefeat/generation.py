@@ -18,7 +18,7 @@ from saefeat.models import LanguageModel
 
 SKIPPED = 5  # new tokens before perplexity is measured: the switch of language itself is not what is judged
 BATCH = 128  # prompts decoded together
-_LOGITS = 2**28  # greatest number of logits held at once
+LOGITS = 2**28  # greatest number of logits held at once
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _by_length(rows: Sequence[Sequence[int]], counts: Sequence[int], vocabulary:
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         longest = max([counts[j] for j in group] + [counts[i]]) + 1
-        if group and (len(group) + 1) * longest * vocabulary > _LOGITS:
+        if group and (len(group) + 1) * longest * vocabulary > LOGITS:
             yield group
             group = []
         group.append(i)

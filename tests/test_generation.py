@@ -210,7 +210,7 @@ def test_losses_do_not_depend_on_how_rows_are_grouped(tiny_lm, monkeypatch):
     handle = tiny_lm.model.register_forward_hook(lambda _m, _i, out: passes.append(out.logits.numel()))
     try:
         for limit, most in ((1, 300 * 8), (300 * 10, 300 * 10), (300 * 25, 300 * 25), (300 * 99, 300 * 32)):
-            monkeypatch.setattr(generation, "_LOGITS", limit)
+            monkeypatch.setattr(generation, "LOGITS", limit)
             passes.clear()
             for found, row in zip(token_losses(tiny_lm, rows, counts), wanted, strict=True):
                 assert found == pytest.approx(row, abs=1e-5)

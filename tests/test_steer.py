@@ -405,6 +405,11 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     assert code == 0 and "features" in text and "de (1 of 2)" in err and target.exists()
     code, text, _ = saefeat("steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5)
     assert code == 0 and "ablate: the own median NLL rises most for" in text
+    one = ["steer", "matrix", "--run", out, "--out", tmp_path / "one.json", "--sentences", 2]
+    code, text, _ = saefeat(*one, "--edits", "amplify")
+    assert code == 0 and text.startswith("amplify: ") and "ablate" not in text
+    code, _, err = saefeat(*one, "--edits", "scale")
+    assert code == 2 and "there is no edit scale for the matrix; there are ablate, amplify" in err
 
 
 REFUSED = {

@@ -149,15 +149,19 @@ def steer_matrix(
     out: Annotated[Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")],
     sentences: Annotated[int, typer.Option(min=1, help="Test texts a label.")] = 100,
     top: Annotated[int, typer.Option(min=1, help="Features of a label at each SAE.")] = 100,
+    edits: Annotated[str, typer.Option(help="By commas: ablate, amplify.")] = "ablate,amplify",
 ) -> None:
     """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
     from saefeat.pipeline import open_run, set_threads
     from saefeat.pipeline.matrix import EDITS, matrix, own_is_most
 
     _check_own(out, "interventions")
+    chosen = by_commas(edits) or ()
+    if unknown := set(chosen) - set(EDITS):
+        raise UserError(f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}")
     set_threads()
-    result = matrix(open_run(run, say), out, sentences=sentences, top=top)
-    for edit in EDITS:
+    result = matrix(open_run(run, say), out, sentences=sentences, top=top, edits=chosen)
+    for edit in chosen:
         own = own_is_most(result, edit)
         typer.echo(f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels")
 

@@ -11,7 +11,7 @@ from saefeat import lid
 from saefeat.collection import passes, working_bytes
 from saefeat.corpora import TOKEN_LIMIT, Plan
 from saefeat.dictionaries import SAE, Dictionary, encoded_cells
-from saefeat.generation import Decoding, generate, text_losses
+from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
@@ -52,8 +52,11 @@ def forecast(setting: Setting) -> list[str]:
     else:
         chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
         stages.append(chunk + width * _d(lm, sites[0]) * 4 * 10)
+    if config.steer_prompts or config.matrix_texts:
+        stages.append(_judging_memory(lm))
     mapped = mapped_bytes(setting.given)
-    memory = model_memory(lm) + max(stages) + mapped
+    # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is what is measured.
+    memory = model_memory(lm) + sum(stages) + mapped
     k = len(setting.corpus.labels)
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
     lines = [
@@ -103,6 +106,12 @@ def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
     """Bytes of the fit of the linear head: dense rows, or the history of its optimiser over sparse ones."""
     dense = 2 * len(plan.tokens) * width * 4
     return dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * width * len(setting.corpus.labels)
+
+
+def _judging_memory(lm: LanguageModel) -> float:
+    """Bytes of the logits over texts: of a group in the model's dtype, of one text in float32."""
+    weight = lm.unembedding()
+    return LOGITS * weight.element_size() + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
 
 
 def _d(lm: LanguageModel, site: str) -> int:
