@@ -68,8 +68,9 @@ def usual(x: Tensor) -> Tensor:
 def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0) -> list[dict[str, Any]]:
     """Run SAEs on a little of the corpus, at their own sites and at the stream and feed-forward output of every layer.
 
-    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, the site that fits best and its FVU where that
-    is not its own; and `stated`, what its own files say of fvu, l0, dead.
+    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three that fit better;
+    `stated`, what its own files say of fvu, l0, dead; and `revisions`, of the base model it was trained on and of the
+    one at hand, where both are known and differ.
 
     Raises:
         UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less;
@@ -92,7 +93,8 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
         better = {name: fvu for name, fvu in better.items() if fvu < few}
         if at_home.fvu >= 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
             raise UserError(_refusal(lm, sae, at_home, better))
-        reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae)})
+        reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
+                        "revisions": _revisions(sae, lm)})  # fmt: skip
     return reports
 
 
@@ -111,7 +113,14 @@ def describe(report: dict[str, Any]) -> str:
     odd = [name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])]
     if odd:
         line += f"; {' and '.join(odd)} far from the stated: are this the model, the site and text it was trained on?"
+    if report["revisions"]:
+        line += "; trained on revision {} of the base model, this is {}".format(*report["revisions"])
     return line
+
+
+def _revisions(sae: SAE, lm: LanguageModel) -> list[str]:
+    known = [(sae.record.get("model") or {}).get("revision"), lm.revision]
+    return known if all(known) and known[0] != known[1] else []
 
 
 def _far(found: float, stated: float) -> bool:

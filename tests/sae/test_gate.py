@@ -80,6 +80,13 @@ def test_a_strange_l0_is_said(lm, text, sae):
     assert "stated" not in describe({**found, "stated": {}})
 
 
+def test_another_revision_of_the_base_model_is_said(lm, text, sae):
+    other = dataclasses.replace(sae, record={**sae.record, "model": {**sae.record["model"], "revision": "abc"}})
+    assert check_saes(lm, [other], text)[0]["revisions"] == []  # the embedded model has none
+    (found,) = check_saes(dataclasses.replace(lm, revision="def"), [other], text)
+    assert describe(found).endswith("; trained on revision abc of the base model, this is def")
+
+
 def test_fidelity_is_that_of_a_plain_loop(sae):
     torch.manual_seed(0)
     x = torch.randn(50, sae.d_in) + sae.b_dec
