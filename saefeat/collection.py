@@ -29,6 +29,7 @@ from saefeat.stats import Stats, check_mergeable, comparable
 
 CHECKPOINT_SECONDS = 30.0
 TOP_EXAMPLES = 5
+_STATE = "state.safetensors"
 Progress = Callable[[str], None]
 
 
@@ -205,11 +206,13 @@ def collect(
     groups = ([first] if first else []) + (passes(missing, lm.device, len(plan.corpus.labels)) if missing else [])
     if not groups:
         progress(f"{out} is complete already")
+        return list(paths.values())
+    make_dir(out / "partial")  # as long as it is there, nobody takes the statistics for whole
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
             progress(f"collect: pass {number} of {len(groups)}, {', '.join(d.id for d in group)}")
-        here = [on_device(d, lm.device) for d in group]
-        _pass(lm, plan, here, out, windows, bags, examples or out / "examples", progress, checkpoint_seconds)
+        _pass(lm, plan, group, out, windows, bags, examples or out / "examples", progress, checkpoint_seconds)
+    shutil.rmtree(out / "partial")
     return list(paths.values())
 
 
@@ -223,7 +226,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 
 def _begun(partial: Path) -> set[str]:
     """Dictionaries whose collection was killed."""
-    path = partial / "state.safetensors"
+    path = partial / _STATE
     return set(read_header(path)["headers"]) if path.exists() else set()
 
 
@@ -277,6 +280,7 @@ def _pass(
     checkpoint_seconds: float,
 ) -> None:
     """Collect dictionaries in one pass over the corpus."""
+    dictionaries = [on_device(d, lm.device) for d in dictionaries]
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
     state = _resume(lm.device, out / "partial", dictionaries, headers, plan, windows)
     if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
@@ -289,7 +293,7 @@ def _pass(
             state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus, d.id)
         state.stats[d.id].header["windows"] = windows
         state.stats[d.id].checked().save(out / f"{d.id}.safetensors")
-    shutil.rmtree(out / "partial", ignore_errors=True)
+    (out / "partial" / _STATE).unlink(missing_ok=True)
 
 
 def _done(
@@ -377,7 +381,7 @@ def _checkpoint(partial: Path, state: _State) -> None:
     for name, top in state.top.items():
         tensors |= {f"top|value|{name}": top.value, f"top|position|{name}": top.position}
     headers = {name: stats.header for name, stats in state.stats.items()}
-    save_tensors(partial / "state.safetensors", tensors, {"headers": headers, "done": state.done})
+    save_tensors(partial / _STATE, tensors, {"headers": headers, "done": state.done})
 
 
 def _start(device: str, dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
@@ -399,7 +403,7 @@ def _resume(
     windows: list[int],
 ) -> _State:
     state = _start(device, dictionaries, headers, plan)
-    path = partial / "state.safetensors"
+    path = partial / _STATE
     if not path.exists():
         return state
     tensors, header = load_tensors(path)

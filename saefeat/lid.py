@@ -80,6 +80,7 @@ def featurize(
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
     special = lm.special_ids
     for group in passes(dictionaries, lm.device):
+        here: list[Dictionary] = []  # of the group before, before this one is made
         here = [on_device(dictionary, lm.device) for dictionary in group]
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))

@@ -239,7 +239,7 @@ def collect(
 
     loaded = load_saes(list(saes), lm) if saes else []
     if dry_run:
-        _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens))
+        _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos))
         for report in check_saes(lm, loaded if gate else [], text, seed=seed):
             say(describe(report))
         say(forecast_collect(lm, loaded, len(text.labels), with_neurons=neurons))

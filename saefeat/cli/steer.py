@@ -97,7 +97,7 @@ def steer_sweep(
     temperature: Temperature = 0.8,
     seed: Seed = 0,
 ) -> None:
-    """Every method, strength and count of units: tuned by label on half of the prompts, reported on the other half."""
+    """Every method, site, schedule and strength: tuned by label on half of the prompts, reported on the other half."""
     from saefeat.labels import fasttext_code
     from saefeat.pipeline.steer import steering_sites, stream_sites
     from saefeat.pipeline.sweep import english_prompts, full_grid, sweep
@@ -121,7 +121,7 @@ def steer_sweep(
         bench.check_label(name)
     grid = full_grid(bench, groups, forces)
     if methods is not None:
-        known = {recipe.method for recipe in grid}
+        known = {"none", *(recipe.method for recipe in grid)}
         if unknown := set(by_commas(methods) or ()) - known:
             raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
         grid = [recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}]
@@ -179,5 +179,7 @@ def print_steering(metrics: dict[str, Any]) -> None:
     typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}")
     for row in metrics["summary"]:
         low, high = row["score_ci"]
+        perplexity, distinct3 = ("-" if row[name] is None else f"{row[name]:.{places}f}"
+                                 for name, places in (("perplexity", 1), ("distinct3", 3)))  # fmt: skip
         typer.echo(f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
-                   f"{row['perplexity'] or 0:>12.1f}{row['distinct3']:>11.3f}{row['reached']:>9}")  # fmt: skip
+                   f"{perplexity:>12}{distinct3:>11}{row['reached']:>9}")  # fmt: skip

@@ -16,7 +16,7 @@ from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
 from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import means, neurons
+from saefeat.pipeline.stages import distinct, means, neurons
 from saefeat.pipeline.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
@@ -31,15 +31,17 @@ def forecast(setting: Setting) -> list[str]:
     texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
     mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
     short = min(mean, 9.0)
-    passes = {
+    dictionaries = distinct([*setting.given, *means(lm, setting.given), *neurons(lm, setting.layers)])
+    rounds = len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
+    tokens_of = {
         "train": training.total if not setting.given else 0,
-        "collect": plan.total,
+        "collect": rounds * plan.total,
         "lid fit": int(len(plan.tokens) * short),
         "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
     }
     neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
     speed = _forward_speed(setting, plan, [*sites, *neurons_at])
-    seconds = {stage: tokens / speed for stage, tokens in passes.items()}
+    seconds = {stage: tokens / speed for stage, tokens in tokens_of.items()}
     if not setting.given:
         seconds["train"] += _training_seconds(setting, training.total)
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
@@ -47,7 +49,6 @@ def forecast(setting: Setting) -> list[str]:
     width = sum(sae.width for sae in setting.given) or sum(setting.training.width(_d(lm, s)) for s in sites)
     stages = [_lid_memory(setting, plan, width)]
     if setting.given:
-        dictionaries = [*setting.given, *means(lm, setting.given), *neurons(lm, setting.layers)]
         stages.append(collect_memory(lm, dictionaries, len(setting.corpus.labels)))
     else:
         chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
@@ -61,7 +62,8 @@ def forecast(setting: Setting) -> list[str]:
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
     lines = [
         f"model {lm.name} ({lm.dtype}), corpus {setting.corpus.name}, {k} labels, "
-        f"SAEs at {', '.join(sites)} (width {width // len(sites)}, k {config.k}), "
+        f"SAEs at {', '.join(sites)} (width {width // len(sites)}"
+        + ("), " if setting.given else f", k {config.k}), ")
         + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
         f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
         + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
@@ -78,7 +80,7 @@ def forecast(setting: Setting) -> list[str]:
 
 def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool) -> str:
     """What a collection takes of memory, and in how many passes over the corpus."""
-    dictionaries = [*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])]
+    dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
     mapped, groups = mapped_bytes(saes), len(passes(dictionaries, lm.device, labels))
     memory = model_memory(lm) + collect_memory(lm, dictionaries, labels) + mapped
     return (f"forecast: {memory / 1e9:.1f} GB of memory ({mapped / 1e9:.1f} of them weights of SAEs), "

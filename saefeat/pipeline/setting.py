@@ -112,7 +112,7 @@ class Setting:
 
 def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     """Check and load everything; raises UserError before any long work."""
-    # A run is opened again from anywhere.
+    # The SAEs of a run are found again from anywhere.
     config = replace(config, saes=tuple(str(Path(s).expanduser().resolve()) if Path(s).expanduser().exists() else s
                                         for s in config.saes))  # fmt: skip
     index = out / "run.json"

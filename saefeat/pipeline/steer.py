@@ -113,8 +113,8 @@ def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
         if method not in ("features", "diffmean"):
             raise UserError(f"there is no setting for {method}; methods are features and diffmean before a sweep")
         sites = tuple(steering_sites(bench.setting))
-        return replace(DEFAULT, sites=sites) if method == "features" else replace(
-            DEFAULT, method=method, sites=sites, parameters={})  # fmt: skip
+        default = replace(DEFAULT, sites=sites, strength=0.7 if len(sites) > 1 else DEFAULT.strength)
+        return default if method == "features" else replace(default, method=method, parameters={})
     settings = read_json(path)
     try:
         if settings["source"] != bench.source:
@@ -232,7 +232,7 @@ class Bench:
             shutil.rmtree(folder / missing[0].id, ignore_errors=True)
 
     def needed(self, recipes: Iterable[Recipe]) -> list[Dictionary]:
-        """The identities whose statistics recipes read: of their sites, or neurons of every layer."""
+        """The identities whose statistics recipes read: those of their sites."""
         lm = self.setting.lm
         sites = dict.fromkeys(site for recipe in recipes if recipe.method != "none" for site in recipe.sites)
         return [Identity(site, site_width(lm, lm.site(site))) for site in sites]
@@ -277,8 +277,9 @@ class Bench:
             here = sum(len(units) for _, units in chosen)
             if here:
                 vector = steering.towards_with(chosen, mean_difference(self.stats(site), label, self.source))
-                changes[site] = [self._add(vector, site)]
-                count += here
+                if vector.any():
+                    changes[site] = [self._add(vector, site)]
+                    count += here
         if not changes:
             raise steering.NoUnits(f"{label} has no features of low entropy at {', '.join(recipe.sites)}; use diffmean")
         return changes, count
@@ -318,13 +319,13 @@ class Bench:
         return changes, count
 
     def _lape(self, rate: float, sites: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-        if rate not in self._chosen:
+        if (rate, *sites) not in self._chosen:
             selection = lape([self.stats(site) for site in sites], top_rate=rate)
-            self._chosen[rate] = {site: selection.units(site) for site in sites}
-        return self._chosen[rate]
+            self._chosen[rate, *sites] = {site: selection.units(site) for site in sites}
+        return self._chosen[rate, *sites]
 
     @cached_property
-    def _chosen(self) -> dict[float, dict[str, dict[str, list[int]]]]:
+    def _chosen(self) -> dict[tuple[Any, ...], dict[str, dict[str, list[int]]]]:
         return {}
 
     def outcomes(

@@ -74,7 +74,7 @@ def demo_grid(sites: Sequence[str]) -> list[Recipe]:
     return [
         Recipe(method, "add", tuple(sites), Schedule(), strength, parameters)
         for method, parameters in (("features", {"top": TOP}), ("diffmean", {}))
-        for strength in STRENGTHS
+        for strength in (SHARED if len(sites) > 1 else STRENGTHS)
     ]
 
 

@@ -5,6 +5,7 @@ An SAE fed from the wrong site, layer or scale still gives codes; only its recon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ TOKENS = 2048  # of text that an SAE is run on
 FEW = 512  # of them that the best of the other sites is compared on
 FEWER = 128  # of them that every other site is tried with
 LENGTH = 128  # tokens of a text
-KINDS = ("resid_post", "mlp_out")
+KINDS = ("resid_post", "mlp_out", "mlp_act")
 FACTOR = 2.0  # another site that has the error this many times smaller is where the SAE belongs
 STRANGE = 3.0  # an L0 or FVU this many times the stated one is worth a warning
 SHOWN = 3  # sites that fit better
@@ -66,7 +67,7 @@ def usual(x: Tensor) -> Tensor:
 
 
 def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Run SAEs on a little of the corpus, at their own sites and at the stream and feed-forward output of every layer.
+    """Run SAEs on a little of the corpus, at their own sites and at those of every layer that are as wide.
 
     Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three that fit better;
     `stated`, what its own files say of fvu, l0, dead; and `revisions`, of the base model it was trained on and of the
@@ -91,7 +92,7 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
         ranked = sorted(errors, key=errors.__getitem__)[:SHOWN]
         better = {others[sae.d_in][path]: fidelity(sae, vectors[path][:FEW]).fvu for path in ranked}
         better = {name: fvu for name, fvu in better.items() if fvu < few}
-        if at_home.fvu >= 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
+        if not at_home.fvu < 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
             raise UserError(_refusal(lm, sae, at_home, better))
         reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
                         "revisions": _revisions(sae, lm)})  # fmt: skip
@@ -119,8 +120,9 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _revisions(sae: SAE, lm: LanguageModel) -> list[str]:
-    known = [(sae.record.get("model") or {}).get("revision"), lm.revision]
-    return known if all(known) and known[0] != known[1] else []
+    known = [str((sae.record.get("model") or {}).get("revision")), str(lm.revision)]
+    # Commits alone are compared: a branch may be at any.
+    return known if known[0] != known[1] and all(re.fullmatch("[0-9a-f]{40}", name) for name in known) else []
 
 
 def _far(found: float, stated: float) -> bool:
@@ -150,20 +152,26 @@ def _vectors(lm: LanguageModel, batches: Iterable[Any], paths: set[str]) -> dict
             for path, tensor in here.items():
                 found[path].append(tensor[batch.counted.to(lm.device)])
     generator = torch.Generator().manual_seed(0)  # batches are sorted by length: few tokens should be of all kinds
+    if not any(map(len, next(iter(found.values())))):
+        raise UserError("the corpus has no token to try the SAEs on; give it text, or use --no-gate")
     n = len(torch.cat(next(iter(found.values()))))
     order = torch.randperm(n, generator=generator)[:TOKENS].to(lm.device)
     return {path: torch.cat(parts)[order].clone() for path, parts in found.items()}
 
 
 def _sites(lm: LanguageModel, width: int) -> dict[str, str]:
-    """Path -> site of the stream and the feed-forward output of every layer, where they have this width."""
+    """Path -> site of the stream, the feed-forward output and the neurons of every layer, where as wide as this."""
     found: dict[str, str] = {}
+    widths: dict[str, int] = {}  # of a kind, equal in all layers
     with suppress(UserError):  # a family whose blocks are not known
-        kinds = [kind for kind in KINDS if site_width(lm, lm.site(f"{kind}@0")) == width]
         for layer in range(lm.n_layers):
-            for kind in kinds:
-                site = lm.site(f"{kind}@{layer}")
-                found.setdefault(site.path, site.name)
+            for kind in KINDS:
+                with suppress(UserError):  # the neurons of experts are not known
+                    site = lm.site(f"{kind}@{layer}")
+                    if kind not in widths:
+                        widths[kind] = site_width(lm, site)
+                    if widths[kind] == width:
+                        found.setdefault(site.path, site.name)
     return found
 
 

@@ -81,10 +81,10 @@ def test_a_strange_l0_is_said(lm, text, sae):
 
 
 def test_another_revision_of_the_base_model_is_said(lm, text, sae):
-    other = dataclasses.replace(sae, record={**sae.record, "model": {**sae.record["model"], "revision": "abc"}})
+    other = dataclasses.replace(sae, record={**sae.record, "model": {**sae.record["model"], "revision": "a" * 40}})
     assert check_saes(lm, [other], text)[0]["revisions"] == []  # the embedded model has none
-    (found,) = check_saes(dataclasses.replace(lm, revision="def"), [other], text)
-    assert describe(found).endswith("; trained on revision abc of the base model, this is def")
+    (found,) = check_saes(dataclasses.replace(lm, revision="b" * 40), [other], text)
+    assert f"trained on revision {'a' * 40} of the base model, this is {'b' * 40}" in describe(found)
 
 
 def test_fidelity_is_that_of_a_plain_loop(sae):
