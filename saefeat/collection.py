@@ -205,6 +205,7 @@ def collect(
     missing = [d for d in dictionaries if d.id not in begun and not _done(lm, d, plan, paths[d.id], windows, bags)]
     groups = ([first] if first else []) + (passes(missing, lm.device, len(plan.corpus.labels)) if missing else [])
     if not groups:
+        shutil.rmtree(out / "partial", ignore_errors=True)  # of a kill between the last file and its removal
         progress(f"{out} is complete already")
         return list(paths.values())
     make_dir(out / "partial")  # as long as it is there, nobody takes the statistics for whole

@@ -79,8 +79,8 @@ def featurize(
     builder = _Builder({d.id: d.width for d in dictionaries})
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
     special = lm.special_ids
-    for group in passes(dictionaries, lm.device):
-        here: list[Dictionary] = []  # of the group before, before this one is made
+
+    def one_pass(group: Sequence[Dictionary]) -> None:  # a function, so that what it has moved goes when it ends
         here = [on_device(dictionary, lm.device) for dictionary in group]
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))
@@ -90,6 +90,9 @@ def featurize(
                 for name, (bag, _) in results.items():
                     builder.add(name, bag, positions)
             progress(f"lid: {window.stop:,} of {len(ids):,} texts")
+
+    for group in passes(dictionaries, lm.device):
+        one_pass(group)
     return builder.build(len(texts))
 
 

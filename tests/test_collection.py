@@ -194,6 +194,14 @@ def test_passes_fill_the_memory_that_there_is_in_the_order_given():
     assert collection.working_bytes(a, "cuda:0", 3) == sizes[0] + 32 * 64 * 8
 
 
+def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(tmp_path, whole, plan, tiny_lm):
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out" / "partial").mkdir()
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags")
+    assert not (tmp_path / "out" / "partial").exists()
+    same(tmp_path / "out", whole)
+
+
 def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):
     first, second = tmp_path / "0", tmp_path / "1"
     with pytest.raises(KeyboardInterrupt):

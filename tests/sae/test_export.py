@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, read_json, write_json
@@ -356,16 +356,23 @@ def test_a_direction_that_cannot_be_written_is_one_sentence(tmp_path, make, give
     )
 
 
+_KEEP = """
+from safetensors.torch import save_file
+save_file({"x": x.contiguous(), "activations": activations.contiguous()}, "found.safetensors")
+"""
+
+
 @pytest.mark.parametrize(("form", "library"), [("sae-lens", "sae_lens"), ("sparsify", "sparsify")])
 def test_the_snippet_of_the_card_runs_and_finds_what_we_find(tmp_path, tiny_run, form, library):
     pytest.importorskip(library)
     export_saes(str(tiny_run), form, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0] + "\ntorch.save((x, activations), 'found.pt')\n"
+    code = text.split("```python\n")[1].split("```")[0] + _KEEP
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    x, activations = torch.load(tmp_path / "out" / "found.pt")
+    found = load_file(tmp_path / "out" / "found.safetensors")
+    x, activations = found["x"], found["activations"]
     (first, *_) = load_saes(str(tiny_run / "saes"))
     codes = replace(first, dtype="float32").encode(x).values.sum(1)
     assert len(x) > 3

@@ -462,8 +462,11 @@ def test_a_release_that_cannot_be_downloaded_is_one_sentence(offline, releases, 
     one_sentence(told, "the hub cannot be reached")
 
 
-def test_every_release_of_the_registry_is_read_or_refused_by_its_format():
-    from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
+def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
+    from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
 
-    forms = {about.get("conversion_func") for about in registry._releases().values()}
-    assert forms <= {None, *NAMED_PRETRAINED_SAE_LOADERS} and not any("/" in name for name in registry._releases())
+    assert len(registry._releases()) > 100
+    for release, about in registry._releases().items():
+        for row in (about["saes"][0], about["saes"][-1]):
+            entry = registry._entry(f"{release}/{row['id']}")
+            assert (entry.repo, entry.folder) == tuple(get_repo_id_and_folder_name(release, row["id"]))
