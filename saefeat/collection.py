@@ -258,9 +258,9 @@ def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
     """
     size = labels * dictionary.width * (40 if dictionary.signed else 32)
     if isinstance(dictionary, SAE):
-        weights = dictionary.d_in * dictionary.width
-        size += weights * (2 if dictionary.dtype == "bfloat16" else 4) + dictionary.width * TOP_EXAMPLES * 12
-        size += weights * 8 if device.startswith("cuda") else 0
+        size += dictionary.encoder_bytes + dictionary.width * TOP_EXAMPLES * 12
+        if device.startswith("cuda"):
+            size += sum(tensor.nbytes for tensor in dictionary.tensors.values())
     return size
 
 

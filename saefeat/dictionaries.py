@@ -96,7 +96,9 @@ class SAE:
     - `gated`: relu(gain * h + b_enc) where h + b_gate > 0, with h = (t(x) - b_dec) @ W_enc.
 
     Attributes:
-        W_enc: [d_in, d_sae]; b_enc: [d_sae]; W_dec: [d_sae, d_in]; b_dec: [d_in]; float32.
+        W_enc: [d_in, d_sae]; W_dec: [d_sae, d_in]; float32, or bfloat16 or float16 where they are stored so, which
+            changes memory and no result: all arithmetic is on their values in `dtype`.
+        b_enc: [d_sae]; b_dec: [d_in]; float32.
         k: greatest number of active units of a token (`topk`, `groupmax`).
         threshold, b_gate, gain: [d_sae] float32, of the activations that have them.
         centred: whether b_dec is subtracted from the input.
@@ -138,7 +140,7 @@ class SAE:
 
     @property
     def directions(self) -> Tensor:
-        """[d_sae, d_in] float32."""
+        """[d_sae, d_in], in the dtype that they are stored in."""
         return self.W_dec
 
     @property
@@ -152,11 +154,20 @@ class SAE:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        parts: list[Any] = [tensors_fingerprint(self.tensors), self.k, self.max_norm, self.dtype]
+        # Of the values: the same weights stored in another dtype give the same codes.
+        mark = tensors_fingerprint(self.tensors, torch.float32)
+        parts: list[Any] = [mark, self.k, self.max_norm, self.dtype]
         if (self.activation, self.centred, self.normalize) != ("topk", True, "none"):
             parts += [self.activation, self.centred, self.normalize]
         return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": fingerprint(parts),
                 "dtype": self.dtype, "path": self.record.get("path")}  # fmt: skip
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Memory that `encode` takes beside the weights themselves."""
+        dtype = getattr(torch, self.dtype)
+        as_stored = self.activation != "topk" and self.W_enc.dtype == dtype and self.W_enc.is_contiguous()
+        return 0 if as_stored else self.W_enc.numel() * dtype.itemsize
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -186,9 +197,13 @@ class SAE:
     def decode(self, codes: Codes) -> Tensor:
         """[n, d_in] float32; of an SAE that normalises its input, the normalised vectors (see `reconstruct`)."""
         if codes.indices is None:
-            return codes.values @ self.W_dec + self.b_dec
+            return codes.values @ self.W_dec.float() + self.b_dec
+        indices, rows = codes.indices, self.W_dec
+        if rows.dtype != torch.float32:  # only those that fire, and not a copy of all
+            units, indices = indices.unique(return_inverse=True)
+            rows = rows[units].float()
         weights = codes.values.clamp(min=0)
-        bags = torch.nn.functional.embedding_bag(codes.indices, self.W_dec, per_sample_weights=weights, mode="sum")
+        bags = torch.nn.functional.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
         return bags + self.b_dec
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -246,15 +261,19 @@ class GroupedEncoder:
     size = 16
 
     def __init__(self, weight: Tensor, bias: Tensor, k: int, dtype: torch.dtype) -> None:
-        width = weight.shape[1]
+        d_in, width = weight.shape
         self.k = min(k, width)
-        self.groups = -(-width // self.size)
-        padded = self.groups * self.size
-        columns = torch.arange(padded, device=weight.device).view(self.groups, self.size).t().reshape(-1)
-        inside = columns < width
-        columns = columns.clamp(max=width - 1)
-        self.weight = (weight[:, columns] * inside).to(dtype).contiguous()
-        self.bias = torch.where(inside, bias[columns], -torch.inf).to(dtype)
+        groups, beyond = width // self.size, width % self.size
+        self.groups = groups + bool(beyond)
+        whole = groups * self.size
+        # Filled in place: a wide dictionary and a copy of it may not fit in memory together.
+        made = torch.zeros(d_in, self.size, self.groups, dtype=dtype, device=weight.device)
+        made[:, :, :groups] = weight[:, :whole].unflatten(1, (groups, self.size)).transpose(1, 2)
+        made[:, :beyond, groups:] = weight[:, whole:, None]
+        padded = torch.full((self.groups * self.size,), -torch.inf, device=weight.device)
+        padded[:width] = bias
+        self.weight = made.flatten(1)
+        self.bias = padded.view(self.groups, self.size).t().flatten().to(dtype)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, d_in] -> values float32 [n, k] (0 where fewer than k are positive) and units int64 [n, k]."""
@@ -294,7 +313,9 @@ class _DenseEncoder:
     def __init__(self, sae: SAE, dtype: torch.dtype) -> None:
         self.sae = sae
         # Contiguous: weights that their file holds transposed are read row by row here.
-        self.weight = sae.W_enc.to(dtype).contiguous()
+        self.weight = sae.W_enc
+        if sae.W_enc.dtype != dtype or not sae.W_enc.is_contiguous():
+            self.weight = torch.empty(sae.W_enc.shape, dtype=dtype, device=sae.W_enc.device).copy_(sae.W_enc)
         gated = sae.activation == "gated"
         self.bias = (torch.zeros_like(sae.b_enc) if gated else sae.b_enc).to(dtype)
         self.bar = 0.0 if sae.threshold is None else sae.threshold.clamp(min=0)

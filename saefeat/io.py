@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch is imported where it is needed: the command line's `-
     import torch
 
 SCHEMA = 1
-_ROWS = 4096  # of a tensor, hashed at once
+_VALUES = 2**24  # of a tensor, looked at together
 _HEADER_KEY = "saefeat"  # one metadata key: safetensors writes several in random order
 
 
@@ -102,15 +102,26 @@ def fingerprint(value: Any) -> str:
 
 
 def memory_limit(device: str = "cpu") -> int:
-    """Bytes of memory of a device; of the machine, or of the control group that this process is in."""
+    """Bytes of memory: of a GPU those that are free; else those of the machine, or of this process's control groups."""
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_properties(device).total_memory
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no such group, or `max`
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))])
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Limits of the control groups that this process is in, those around them included; of both versions of them."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number != "0" and "memory" not in controllers.split(","):
+                continue
+            mount, file = ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
+            for folder in (Path(path), *Path(path).parents):
+                with suppress(OSError, ValueError):  # no such group in this container, or `max`
+                    yield int((root / "sys/fs/cgroup" / mount / folder.relative_to("/") / file).read_text())
 
 
 def file_sha256(path: Path) -> str:
@@ -118,16 +129,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Sixteen hex digits over names, shapes, dtypes and all bytes of the tensors."""
+def in_parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows of a tensor in parts that are small beside it: a copy of a wide one would not fit in memory."""
+    return tensor.split(max(1, _VALUES * len(tensor) // max(tensor.numel(), 1))) if tensor.dim() else [tensor]
+
+
+def tensors_fingerprint(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """Sixteen hex digits over names, shapes, dtypes and bytes of tensors, of their values in `dtype` if given."""
     import torch
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach()
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        for rows in tensor.split(_ROWS) if tensor.dim() else [tensor]:  # a copy of a wide one would not fit in memory
-            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name}|{tuple(tensor.shape)}|{dtype or tensor.dtype}|".encode())
+        for rows in in_parts(tensor):
+            digest.update(rows.to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

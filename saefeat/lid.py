@@ -376,7 +376,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         given = [self.saes] if isinstance(self.saes, str | Path) else list(self.saes)
         paths = [str(s) for s in given if isinstance(s, str | Path)]
         saes = load_saes(paths, self.lm_) if paths else [s for s in given if isinstance(s, SAE)]
-        self.saes_ = [sae.to(self.lm_.device) for sae in saes]
+        self.saes_ = saes
         if not self.saes_:
             raise UserError("give at least one SAE")
 
@@ -384,16 +384,21 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         return featurize(self.lm_, self.saes_, texts)
 
     def _stats(self, corpus: Corpus) -> list[Stats]:
-        device = self.lm_.device
-        found = {
-            d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity)
-            for d in self.saes_
-        }
         ids = self.lm_.tokenize([clean_text(text) for text in corpus.texts], TOKEN_LIMIT)
         special = self.lm_.special_ids
         rows = {i: tokens for i, tokens in enumerate(ids) if any(t not in special for t in tokens)}
+        groups = passes(self.saes_, self.lm_.device, len(corpus.labels))
+        return [stats for group in groups for stats in self._one_pass(group, corpus, rows)]
+
+    def _one_pass(self, group: Sequence[Dictionary], corpus: Corpus, rows: dict[int, list[int]]) -> list[Stats]:
+        device = self.lm_.device
+        here = [on_device(dictionary, device) for dictionary in group]
+        found = {
+            d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity)
+            for d in here
+        }
         row = {label: k for k, label in enumerate(corpus.labels)}
-        for batch, results in encode_batches(self.lm_, self.saes_, plan_batches(self.lm_, rows)):
+        for batch, results in encode_batches(self.lm_, here, plan_batches(self.lm_, rows)):
             labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
             for name, (bag, lengths) in results.items():
                 found[name].add(bag, labels.to(device), lengths.to(device))

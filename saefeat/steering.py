@@ -104,7 +104,7 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
 
         return on_coordinates
     assert isinstance(dictionary, SAE)
-    directions = _directions(dictionary, units)
+    directions = _directions(dictionary, units)  # on the dictionary's device, which is the model's
 
     def on_features(x: Tensor, strength: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
@@ -179,7 +179,7 @@ def _directions(dictionary: Dictionary, units: Sequence[int]) -> Tensor:
     if isinstance(dictionary, Identity):
         return torch.nn.functional.one_hot(index, dictionary.width)
     assert isinstance(dictionary, SAE)
-    return dictionary.directions[index.to(dictionary.directions.device)]
+    return dictionary.directions[index.to(dictionary.directions.device)].float()
 
 
 def of_length(vector: Tensor, length: float) -> Tensor:
@@ -251,8 +251,9 @@ def changes_of(
             dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
             if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
                 raise UserError(f"the dictionary {name} has changed since it was ranked; collect and rank again")
-            on_device = dictionary.to(lm.device) if isinstance(dictionary, SAE) else dictionary
-            chosen.setdefault(entry["site"], []).append((on_device, units))
+            if isinstance(dictionary, SAE) and edit not in ("add", "replace"):  # these two do not encode
+                dictionary = dictionary.to(lm.device)
+            chosen.setdefault(entry["site"], []).append((dictionary, units))
     if edit == "replace":
         means = {site: label_mean(load_stats(folder, site), label).float().to(lm.device) for site in chosen}
         return {site: [replace(mean)] for site, mean in means.items()}

@@ -124,7 +124,7 @@ def _row(
     for edit in edits:
         for units in UNITS:
             changes: dict[str, list[Change]] = {}
-            for sae in setting.saes:
+            for sae in setting.saes_at_hand:
                 picked = chosen[sae.id] if units == "features" else _others(setting, sae.id, label, chosen[sae.id])
                 if picked:
                     change = steering.ablate(sae, picked) if edit == "ablate" else steering.scale(sae, picked)

@@ -94,9 +94,13 @@ class Setting:
 
     @cached_property
     def saes(self) -> list[SAE]:
-        """The SAEs of the run: those given, or those that it has trained."""
-        found = self.given or [load_sae(self.out / "saes" / sae_id(site)) for site in self.sites]
-        return [sae.to(self.lm.device) for sae in found]
+        """The SAEs of the run, on the CPU: those given, or those that it has trained."""
+        return self.given or [load_sae(self.out / "saes" / sae_id(site)) for site in self.sites]
+
+    @cached_property
+    def saes_at_hand(self) -> list[SAE]:
+        """The same on the model's device, all at once: for edits of units at all of their sites."""
+        return [sae.to(self.lm.device) for sae in self.saes]
 
     @cached_property
     def plan(self) -> Plan:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from saefeat.collection import passes
 from saefeat.corpora import TOKEN_LIMIT, Batch, Plan, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture
@@ -54,7 +55,7 @@ def _promoted(
     if lm is None:
         return [[] for _ in units]
     if name in saes:
-        directions = saes[name].directions[units]
+        directions = saes[name].directions[units].float()
     else:
         try:
             directions = neuron_directions(lm, site, units)
@@ -94,7 +95,7 @@ def add_activations(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[st
     asking: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for row, passage in asked:
         asking.setdefault(passage["text"], []).append((row, passage))
-    batches = plan_batches(lm, {at: ids[text] for at, text in enumerate(texts)})
+    batches = list(plan_batches(lm, {at: ids[text] for at, text in enumerate(texts)}))
     for batch, values in _values(lm, saes, wanted, batches):
         for place, position in enumerate(batch.positions):
             text = texts[position]
@@ -102,6 +103,8 @@ def add_activations(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[st
             parts = pieces(lm, ids[text])
             for row, passage in asking[text]:
                 name = row["dictionary"]
+                if name not in values:  # of another group
+                    continue
                 of_tokens = values[name][place, inside, column[name][row["unit"]]].nan_to_num(0).clamp(min=0)
                 passage["pieces"] = parts
                 passage["activations"] = [round(value, 4) for value in of_tokens.tolist()]
@@ -118,7 +121,7 @@ def add_histograms(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str
     per_label, in_all, length = _SAMPLE
     per_label = max(1, min(per_label, in_all // len(plan.corpus.labels)))
     sample = first_by_hash(plan.corpus, sorted(plan.tokens), plan.policy["seed"], per_label)
-    batches = plan_batches(lm, {i: plan.tokens[i][:length] for i in sample})
+    batches = list(plan_batches(lm, {i: plan.tokens[i][:length] for i in sample}))
     firing: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in wanted}
     tokens = dict.fromkeys(wanted, 0)
     for _, values in _values(lm, saes, wanted, batches):
@@ -151,26 +154,27 @@ def _wanted(rows: list[dict[str, Any]], saes: dict[str, SAE]) -> dict[str, list[
 
 
 def _values(
-    lm: LanguageModel, saes: dict[str, SAE], wanted: dict[str, list[int]], batches: Iterable[Batch]
+    lm: LanguageModel, saes: dict[str, SAE], wanted: dict[str, list[int]], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Run batches; for each, by SAE, the values of its wanted units: float32 [rows, tokens, m] on the CPU.
 
-    NaN at tokens that do not count: special ones, padding, outliers. One forward pass serves every site.
+    NaN at tokens that do not count: special ones, padding, outliers. SAEs that do not fit in memory together come one
+    group after another, each with all batches.
     """
-    if not wanted:
-        return
-    here = {name: saes[name].to(lm.device) for name in wanted}
-    paths = {name: lm.site(sae.site).path for name, sae in here.items()}
-    with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
-        for batch in batches:
-            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
-            with torch.inference_mode():
-                inputs = {"input_ids": batch.input_ids.to(lm.device)}
-                inputs["attention_mask"] = batch.attention_mask.to(lm.device)
-                vectors = captured.run(lm.model, **inputs, use_cache=False)
-                counted = batch.counted.to(lm.device)
-                found = {name: _of(here[name], wanted[name], vectors[path], counted) for name, path in paths.items()}
-            yield batch, {name: values.clone() for name, values in found.items()}
+    for group in passes([saes[name] for name in wanted], lm.device) if wanted else []:
+        here = {sae.id: sae.to(lm.device) for sae in group if isinstance(sae, SAE)}
+        paths = {name: lm.site(sae.site).path for name, sae in here.items()}
+        with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
+            for batch in batches:
+                # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
+                with torch.inference_mode():
+                    inputs = {"input_ids": batch.input_ids.to(lm.device)}
+                    inputs["attention_mask"] = batch.attention_mask.to(lm.device)
+                    vectors = captured.run(lm.model, **inputs, use_cache=False)
+                    counted = batch.counted.to(lm.device)
+                    found = {name: _of(here[name], wanted[name], vectors[path], counted)
+                             for name, path in paths.items()}  # fmt: skip
+                yield batch, {name: values.clone() for name, values in found.items()}
 
 
 def _of(sae: SAE, units: list[int], x: Tensor, counted: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     given.check(sae)
     if unit >= sae.width:
         raise UserError(f"{name} has the units 0 to {sae.width - 1}, and no {unit}")
-    direction = sae.directions[unit].clone()
+    direction = sae.directions[unit].float().clone()
     about = {
         "schema": SCHEMA,
         "kind": "direction",

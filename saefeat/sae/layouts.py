@@ -46,7 +46,7 @@ def write_sae(form: str, sae: SAE, folder: Path) -> None:
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path)
     path.chmod(0o644)  # safetensors lets nobody else read it
 
 
@@ -65,7 +65,7 @@ def _write_sae_lens(sae: SAE, folder: Path) -> None:
         "apply_b_dec_to_input": sae.centred,
         "normalize_activations": sae.normalize,
         "reshape_activations": "none",
-        "metadata": _sae_lens_metadata(sae, tensors_fingerprint(tensors)),
+        "metadata": _sae_lens_metadata(sae, tensors_fingerprint(tensors, torch.float32)),
     }
     if sae.activation == "topk":
         cfg |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
@@ -102,7 +102,7 @@ def transformer_lens_hook(sae: SAE) -> str | None:
 def _write_sparsify(sae: SAE, folder: Path) -> None:
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     _write_weights(folder / sparsify.WEIGHTS, tensors)
-    norms = sae.W_dec.norm(dim=1)
+    norms = sae.W_dec.float().norm(dim=1)
     cfg = {
         "activation": sae.activation,
         "normalize_decoder": bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3)),  # in further training

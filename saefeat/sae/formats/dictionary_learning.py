@@ -6,11 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest
+from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest, unit_decoder
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 FILES = (CFG, WEIGHTS, EVALUATION)
@@ -52,7 +50,7 @@ def read(directory: Path) -> SAE:
     tensors = read_weights(directory / WEIGHTS)
     found = canonical(tensors, layout, directory / WEIGHTS)
     if kind == "AutoEncoder":
-        _unit_decoder(found)
+        unit_decoder(found)
     if activation == "gated":
         found["gain"] = found["gain"].exp()
     k = 0
@@ -71,12 +69,6 @@ def read(directory: Path) -> SAE:
         activation=activation,
         centred=centred,
     )
-
-
-def _unit_decoder(found: dict[str, Tensor]) -> None:
-    norms = found["W_dec"].norm(dim=1)
-    found["W_enc"], found["b_enc"] = found["W_enc"] * norms, found["b_enc"] * norms
-    found["W_dec"] = found["W_dec"] / norms.clamp(min=1e-12)[:, None]
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:

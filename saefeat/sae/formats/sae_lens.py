@@ -12,7 +12,16 @@ from torch import Tensor
 
 from saefeat.dictionaries import NORMALIZATIONS, SAE
 from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
-from saefeat.sae.formats.tensors import active, canonical, encoding_dtype, json_object, positive, read_weights
+from saefeat.sae.formats.tensors import (
+    active,
+    canonical,
+    encoding_dtype,
+    json_object,
+    positive,
+    read_weights,
+    settled,
+    unit_decoder,
+)
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training
@@ -149,13 +158,11 @@ def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scal
             raise UserError(f"{where}: normalize_activations is expected_average_only_in, but no {_SCALER} "
                             "holds the factor; fold it into the weights with sae-lens")  # fmt: skip
         cfg["normalize_activations"] = "none"
-        found["W_enc"] = found["W_enc"] * scaling
-        found["W_dec"], found["b_dec"] = found["W_dec"] / scaling, found["b_dec"] / scaling
+        found["W_enc"] = settled(found["W_enc"].float() * scaling)
+        found["W_dec"], found["b_dec"] = settled(found["W_dec"].float() / scaling), found["b_dec"] / scaling
     if cfg.get("rescale_acts_by_decoder_norm"):
         # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder rows.
-        norms = found["W_dec"].norm(dim=-1)
-        found["W_enc"], found["b_enc"] = found["W_enc"] * norms, found["b_enc"] * norms
-        found["W_dec"] = found["W_dec"] / norms.clamp(min=1e-12)[:, None]
+        unit_decoder(found)
     if _loaded_with(cfg).get("center_writing_weights"):
         if cfg["normalize_activations"] == "constant_norm_rescale":
             raise UserError(f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be read; "
@@ -174,8 +181,8 @@ def _read_uncentred(found: dict[str, Tensor], centred: bool) -> None:
     Subtracting a vector's mean is linear and goes into the encoder; that b_dec then loses its mean too is undone in the
     biases. Reconstructions stay those of the vectors of mean 0.
     """
-    mean = found["W_enc"].mean(0)
-    found["W_enc"] = found["W_enc"] - mean
+    mean = found["W_enc"].float().mean(0)
+    found["W_enc"] = settled(found["W_enc"].float() - mean)
     if centred:
         lost = -found["b_dec"].sum() * mean
         for name, gain in (("b_enc", found.get("gain", torch.ones(1))), ("b_gate", torch.ones(1))):

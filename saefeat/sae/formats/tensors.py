@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from saefeat.io import UserError
+from saefeat.io import UserError, cache_dir, in_parts
 
-_ROWS = 4096  # looked at together
+_LARGE = 2**28  # bytes of a tensor that is better in a file than in memory
+_STORED = (torch.float32, torch.bfloat16, torch.float16)  # dtypes in which matrices stay as they are
 _AXES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}  # the others are [d_sae]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a `.safetensors`, `.npz` or `.pt` file; raises UserError where it holds anything else."""
+    """Tensors by name of a `.safetensors`, `.npz` or `.pt` file, mapped into memory where its form allows it.
+
+    Raises UserError where it holds anything else.
+    """
     readers: dict[str, Callable[[Path], Any]] = {".safetensors": load_file, ".npz": _arrays, ".pt": _pickled}
     try:
         found = readers[path.suffix](path)
@@ -36,21 +43,57 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("it is one array and no archive")
-    with file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"{broken} is damaged")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            with np.load(path, allow_pickle=False) as file:
+                return {name: torch.from_numpy(file[name]) for name in file.files}
+        return {entry.filename.removesuffix(".npy"): _mapped(path, archive, entry) for entry in archive.infolist()}
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
+    """An array of an uncompressed archive, at its place in the file."""
+    with path.open("rb") as file, archive.open(entry) as member:
+        file.seek(entry.header_offset + 26)
+        names = np.frombuffer(file.read(4), "<u2")  # lengths of the name and of the extra field before the data
+        version = np.lib.format.read_magic(member)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(member)
+        if dtype.hasobject:
+            raise ValueError(f"{entry.filename} holds objects")
+        start = entry.header_offset + 30 + int(names.sum()) + member.tell()
+    order: Any = "F" if fortran else "C"
+    return torch.from_numpy(
+        np.memmap(path, dtype, "c", start, shape, order)
+    )  # copies what is written to, and it is not
 
 
 def _pickled(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """A large matrix that was made here, in a file: as those of SAEs' own files, it leaves memory where that is short.
+
+    The file has no name and goes with the tensor. Without room for it the tensor stays in memory.
+    """
+    if tensor.nbytes < _LARGE:
+        return tensor
+    with suppress(OSError):
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache_dir()) as file:
+            for part in in_parts(tensor):
+                file.write(part.contiguous().numpy().data)
+            file.flush()
+            return torch.from_file(file.name, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+    return tensor
 
 
 def canonical(
     tensors: Mapping[str, Tensor], layout: Mapping[str, str], where: Path | str, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """The tensors of an `SAE` by its own names, float32: arguments of it.
+    """The tensors of an `SAE` by its own names, arguments of it: float32, matrices in half precision as they are.
 
     Args:
         layout: name of `SAE` -> name in the file, with `.T` at its end where the file has it transposed.
@@ -73,11 +116,20 @@ def canonical(
         if tensor is None or tuple(tensor.shape) != wanted:
             raise UserError(f"{where}: {key} is missing or has not the shape {wanted}; fetch or save it again")
         # No copy where none is needed: weights stay in their file, mapped into memory.
-        tensor = (tensor.T if key != theirs else tensor).float()
-        if not all(torch.isfinite(rows).all() for rows in tensor.split(_ROWS)):
+        if tensor.dim() != 2 or tensor.dtype not in _STORED:
+            tensor = settled(tensor.float())
+        if not all(torch.isfinite(rows).all() for rows in in_parts(tensor)):
             raise UserError(f"{where}: {key} holds values that are not finite; fetch or train the SAE again")
-        found[name] = tensor
+        found[name] = tensor.T if key != theirs else tensor
     return found
+
+
+def unit_decoder(found: dict[str, Tensor]) -> None:
+    """Give decoder rows the length 1, and units their activations in lengths of them: the same reconstructions."""
+    decoder = found["W_dec"].float()
+    norms = decoder.norm(dim=1)
+    found["W_dec"] = settled(decoder / norms.clamp(min=1e-12)[:, None])
+    found["W_enc"], found["b_enc"] = settled(found["W_enc"].float() * norms), found["b_enc"] * norms
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
