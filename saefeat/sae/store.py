@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir
+from saefeat.io import UserError, replacing
 from saefeat.models import LanguageModel, resolve_site
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
@@ -29,15 +27,8 @@ _GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learn
 
 def save_sae(sae: SAE, directory: Path) -> None:
     """Write a directory that `sae_lens.SAE.load_from_disk` opens; the whole directory appears at once."""
-    make_dir(directory.parent)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-    os.chmod(temporary, 0o755)
-    try:
+    with replacing(directory) as temporary:
         layouts.write_sae("sae-lens", sae, temporary)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
