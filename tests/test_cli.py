@@ -326,6 +326,8 @@ BAD_CORPORA = {
     "truncated parquet": ("c.parquet", b"PAR1\0\0\0\0", "is not a readable Parquet file"),
     "no usable text": ("c.csv", b"text,label\na,x\n ,y\nb,z\n", "the label y of "),
     "unknown suffix": ("c.txt", b"text\n", "must end in .jsonl"),
+    "numbers": ("c.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "holds numbers without names"),
+    "numbers in csv": ("c.csv", b"text,label\na,0\nb,1\n", "holds numbers without names"),
 }
 
 
