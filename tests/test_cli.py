@@ -677,6 +677,18 @@ def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(sae
     assert (made["split"], made["n"]) == ("test", own["n"])
 
 
+def test_the_runs_own_corpus_may_be_called_by_another_path(saefeat, on, tiny_jsonl, tmp_path, monkeypatch):
+    small = ["--labels", "de,en", "--d-sae", 64, "--k", 4, "--steer-prompts", 0, "--matrix-texts", 0, "--eval-texts", 3]
+    code, _, err = saefeat("run", *on, *small, "--out", tmp_path / "run")
+    assert code == 0, err
+    monkeypatch.chdir(tiny_jsonl.parent)
+    words = ["--corpus", tiny_jsonl.name, "--max-texts", 2, "--out", tmp_path / "m.json"]
+    code, _, err = saefeat("lid", "evaluate", "--run", tmp_path / "run", *words)
+    assert code == 0, err  # its third label is left out, as in the run
+    made = json.loads((tmp_path / "m.json").read_text())
+    assert (made["split"], made["labels"]) == ("test", ["de", "en"])
+
+
 def test_count_bos_counts_one_more_token_a_text(saefeat, on, tmp_path):
     from saefeat.stats import Stats
 
