@@ -7,9 +7,7 @@ and a merge all are "the windows that are still missing".
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,17 @@ from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture
-from saefeat.io import SCHEMA, UserError, atomic_path, load_tensors, make_dir, memory_limit, read_header, save_tensors
+from saefeat.io import (
+    SCHEMA,
+    UserError,
+    atomic_path,
+    load_tensors,
+    make_dir,
+    memory_limit,
+    read_header,
+    replacing,
+    save_tensors,
+)
 from saefeat.models import LanguageModel
 from saefeat.stats import Stats, check_mergeable, comparable
 
@@ -480,11 +488,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
             raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not empty; choose another --out")
-    out = out.resolve()
-    make_dir(out.parent)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    os.chmod(temporary, 0o755)
-    try:
+    with replacing(out) as temporary:
         for name in names[sources[0]]:
             _merge_one(sources, name, temporary)
         # A shard without windows has no bags to write.
@@ -492,9 +496,6 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
         for source in _all_or_none(full, "bags"):
             shutil.copytree(source / "bags", temporary / "bags", dirs_exist_ok=True)
         header = Stats.read_header(temporary / names[sources[0]][0])
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     gap = sorted(set(range(header["window_count"])) - set(header["windows"]))
     return [f"{len(gap)} of {header['window_count']} windows are in no shard, the first is {gap[0]}"] if gap else []
 

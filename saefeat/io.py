@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -61,6 +62,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside this one; on success it takes its place, on failure it is removed.
+
+    What was there before is gone then: whether it may be is for the caller to check.
+    """
+    directory = directory.resolve()  # a link stays, and what it points to is replaced
+    make_dir(directory.parent)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    temporary.chmod(0o755)  # mkdtemp lets nobody else in
+    try:
+        yield temporary
+        if directory.is_dir() and any(directory.iterdir()):  # the rename itself replaces an empty one
+            shutil.rmtree(directory, ignore_errors=True)
+        os.rename(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -326,6 +326,8 @@ BAD_CORPORA = {
     "truncated parquet": ("c.parquet", b"PAR1\0\0\0\0", "is not a readable Parquet file"),
     "no usable text": ("c.csv", b"text,label\na,x\n ,y\nb,z\n", "the label y of "),
     "unknown suffix": ("c.txt", b"text\n", "must end in .jsonl"),
+    "numbers": ("c.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "holds numbers without names"),
+    "numbers in csv": ("c.csv", b"text,label\na,0\nb,1\n", "holds numbers without names"),
 }
 
 
@@ -673,6 +675,18 @@ def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(sae
     assert code == 0, err
     made, own = json.loads(out.read_text()), json.loads((tiny_run / "lid/metrics.json").read_text())
     assert (made["split"], made["n"]) == ("test", own["n"])
+
+
+def test_the_runs_own_corpus_may_be_called_by_another_path(saefeat, on, tiny_jsonl, tmp_path, monkeypatch):
+    small = ["--labels", "de,en", "--d-sae", 64, "--k", 4, "--steer-prompts", 0, "--matrix-texts", 0, "--eval-texts", 3]
+    code, _, err = saefeat("run", *on, *small, "--out", tmp_path / "run")
+    assert code == 0, err
+    monkeypatch.chdir(tiny_jsonl.parent)
+    words = ["--corpus", tiny_jsonl.name, "--max-texts", 2, "--out", tmp_path / "m.json"]
+    code, _, err = saefeat("lid", "evaluate", "--run", tmp_path / "run", *words)
+    assert code == 0, err  # its third label is left out, as in the run
+    made = json.loads((tmp_path / "m.json").read_text())
+    assert (made["split"], made["labels"]) == ("test", ["de", "en"])
 
 
 def test_count_bos_counts_one_more_token_a_text(saefeat, on, tmp_path):

@@ -482,7 +482,7 @@ def test_shards_that_differ_in_what_they_hold_are_not_merged(tmp_path, plan, tin
     assert not (tmp_path / "m" / part).exists()
 
 
-@pytest.mark.parametrize("place", ["merge_examples", "shutil.copytree", "os.replace"])
+@pytest.mark.parametrize("place", ["saefeat.collection.merge_examples", "shutil.copytree", "os.rename"])
 def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
     tmp_path, whole, plan, tiny_lm, monkeypatch, place
 ):
@@ -493,7 +493,7 @@ def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
 
     (tmp_path / "m").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"saefeat.collection.{place}", interrupt)
+        patch.setattr(place, interrupt)
         merge(shards, tmp_path / "m")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "m", *shards] and not list((tmp_path / "m").iterdir())
     merge(shards, tmp_path / "m")

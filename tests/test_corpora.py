@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -372,8 +373,31 @@ def test_a_parquet_file_of_datasets_has_the_names_of_its_class_labels(tmp_path):
     assert corpus.skipped == {"no label": 2}
 
 
-def test_in_csv_a_number_is_a_name_like_others(tmp_path):
-    assert load_corpus(write(tmp_path / "c.csv", [("a", "0"), ("b", "1")], ("text", "label"))).labels == ("0", "1")
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("values", ["01", ["0", " 1"], ["-1", ""], ["0.0", "1.0"], ["2019", "2020"]])
+def test_a_column_of_nothing_but_numbers_in_csv_is_one_of_numbers(tmp_path, suffix, values):
+    path = write(tmp_path / f"c.{suffix}", list(zip("ab", values, strict=True)), ("text", "label"))
+    for labels in (None, ["0", "1"]):
+        with pytest.raises(UserError, match=r"the label column label of .* holds numbers without names; name a column"):
+            load_corpus(path, labels=labels)
+
+
+def test_among_names_in_csv_a_number_is_a_name_like_others(tmp_path):
+    path = write(tmp_path / "c.csv", [("a", "0"), ("b", "1"), ("c", "none")], ("text", "label"))
+    assert load_corpus(path).labels == ("0", "1", "none")
+    assert load_corpus(path, labels=["0", "1"]).labels == ("0", "1")
+
+
+@pytest.mark.parametrize("label", [0, 1.5, True, np.int64(2), float("nan")])
+def test_numbers_as_labels_of_pairs_are_a_user_error(label):
+    with pytest.raises(UserError, match=r"the second of each pair.* holds numbers without names; give strings"):
+        load_corpus([("a", "x"), ("b", "y"), ("c", label)])
+
+
+def test_strings_of_digits_are_names_where_strings_are_told_from_numbers(tmp_path):
+    rows = [("a", "0", "1"), ("b", "1", "2")]
+    for source in ([row[:2] for row in rows], write(tmp_path / "c.jsonl", rows), write(tmp_path / "c.parquet", rows)):
+        assert load_corpus(source).labels == ("0", "1")
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9])

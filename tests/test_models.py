@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from pathlib import Path
 
 import pytest
@@ -500,6 +501,21 @@ def test_a_damaged_converted_model_is_rebuilt(converter, damage):
     assert models._converted(gguf, "m") == target
     assert len(calls) == 2 and file_sha256(weights) == good
     assert [p.name for p in target.parent.iterdir()] == [target.name]
+
+
+def test_a_conversion_that_another_process_finished_first_is_taken(converter, monkeypatch):
+    gguf, _ = converter
+    target = models._converted(gguf, "m")
+    inode = target.stat().st_ino
+    answers = iter([False, True])  # not there at first, there when the rename fails
+    monkeypatch.setattr(models, "_intact", lambda _: next(answers))
+
+    def taken(*_paths):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr("saefeat.io.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("saefeat.io.os.rename", taken)
+    assert models._converted(gguf, "m") == target and target.stat().st_ino == inode
 
 
 def test_an_interrupted_conversion_leaves_nothing_behind(converter, monkeypatch):

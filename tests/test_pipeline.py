@@ -29,6 +29,7 @@ from saefeat.pipeline import (
     predict,
     run,
 )
+from saefeat.pipeline.setting import located
 from saefeat.pipeline.shown import pieces
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
@@ -282,6 +283,80 @@ def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
 def test_other_arguments_are_refused(tiny_run, config):
     with pytest.raises(UserError, match="holds a run with other arguments"):
         run(RunConfig(**{**config.__dict__, "seed": 1}), tiny_run)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, save_lm, tiny_jsonl):
+    """A directory that we are in, with a model, a corpus and a link to it."""
+    folder = tmp_path / "here"
+    save_lm(folder / "model")
+    shutil.copy(tiny_jsonl, folder / "c.jsonl")
+    (folder / "link.jsonl").symlink_to("c.jsonl")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def relative(config, **changes):
+    return RunConfig(**{**config.__dict__, "model": "model", "corpus": "c.jsonl", **changes})
+
+
+def test_a_run_with_relative_paths_goes_on_from_another_directory(here, tmp_path, config, monkeypatch):
+    out = tmp_path / "run"
+    run(relative(config, eval_texts=3), out)
+    index = json.loads((out / "run.json").read_text())
+    assert (index["arguments"]["model"], index["arguments"]["corpus"]) == (str(here / "model"), str(here / "c.jsonl"))
+    before = without_timings(contents(out))
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    setting = open_run(out)
+    assert (setting.config.corpus, setting.corpus.name) == (str(here / "c.jsonl"), "c.jsonl")
+    for corpus in ("../here/c.jsonl", str(here / "link.jsonl")):  # the same file
+        run(relative(config, eval_texts=3, model="../here/model", corpus=corpus), out)
+        assert without_timings(contents(out)) == before
+    for name in ("lid/metrics.json", "report.html"):  # the corpus is called what it was called
+        assert "c.jsonl" in (out / name).read_text()
+    assert json.loads((out / "lid/metrics.json").read_text())["corpus"] == index["corpus"]["name"] == "c.jsonl"
+    shutil.copy(here / "c.jsonl", "c.jsonl")
+    with pytest.raises(UserError, match="holds a run with other arguments"):
+        run(relative(config, eval_texts=3, model="../here/model"), out)
+
+
+def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_lead(here, config, monkeypatch):
+    asked = relative(config, eval_texts=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("saefeat.pipeline.setting.located", lambda config, place=None: config)  # as it was once
+        run(asked, here / "run")
+    before = without_timings(contents(here / "run"))
+    assert before["run.json"]["arguments"]["corpus"] == "c.jsonl"
+    for config in (asked, relative(asked, model=str(here / "model"), corpus=str(here / "c.jsonl"))):
+        run(config, here / "run")
+        assert without_timings(contents(here / "run")) == before  # its metrics too, which name their run
+    assert open_run(here / "run").config == asked
+
+
+@pytest.mark.parametrize(
+    ("model", "corpus", "saes"),
+    [
+        ("embedded:gemma-3-270m", "embedded:eld", "gpt2-small-res-jb/blocks.1.hook_resid_pre"),
+        ("taken", "xnli", "owner/repo@main/folder"),  # of these there is a file and a directory here
+        ("owner/name", "hub:owner/name:config", "/nowhere"),
+        ("none.gguf", "none.jsonl", "../none"),
+    ],
+)
+def test_names_and_what_is_not_here_are_no_paths(here, model, corpus, saes):
+    (here / "taken").write_text("")
+    (here / "xnli").mkdir()
+    given = RunConfig(model, corpus, saes=(saes,))
+    assert located(given) == given
+
+
+def test_whole_paths_keep_the_names_of_links(here, monkeypatch):
+    (here / "m.gguf").symlink_to("c.jsonl")
+    (here / "mlp_out@1").symlink_to("model")
+    monkeypatch.setenv("HOME", str(here))
+    found = located(RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model")))
+    assert found.saes == (str(here / "mlp_out@1"), str(here / "model"))
+    assert (found.model, found.corpus) == (str(here / "m.gguf"), str(here / "link.jsonl"))
 
 
 @pytest.mark.parametrize("changed", ["model", "corpus"])

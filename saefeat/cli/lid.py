@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ def lid_evaluate(
     """Measure every head and baseline, whole texts and by length."""
     from saefeat.corpora import load_corpus
     from saefeat.pipeline import evaluate, open_run, set_threads
+    from saefeat.pipeline.setting import same_request
 
     if corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
@@ -50,7 +52,7 @@ def lid_evaluate(
     setting = open_run(run, say)
     other = None
     if corpus is not None:
-        own = setting.corpus.labels if corpus == setting.config.corpus else None
+        own = setting.corpus.labels if same_request(replace(setting.config, corpus=corpus), setting.config) else None
         other = load_corpus(corpus, labels=by_commas(labels) or own, **columns)
     if other is not None and other.fingerprint == setting.corpus.fingerprint:
         other = None  # the run's own corpus by its name: only its test split was never seen

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.corpora.fetch import recipe_rows
-from saefeat.corpora.files import Row, clean_text, local_rows
+from saefeat.corpora.files import Row, check_label, clean_text, local_rows
 from saefeat.corpora.recipes import find_recipe
 from saefeat.io import UserError, fingerprint
 
@@ -87,18 +87,23 @@ def load_corpus(
 
     Rows without usable text are skipped and counted. What comes over the network is kept in the cache and read from
     there the next time. Raises UserError for a source that cannot be read, a line that cannot be parsed (with its
-    number), a missing column, or a label without usable text.
+    number), a missing column, labels that are numbers without names, or a label without usable text.
     """
     wanted = _wanted(labels)
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
-        rows: Iterator[Row] = ((text, label, None) for text, label in source)
-        return _build(rows, "python", wanted)
+        return _build(_pairs(source), "python", wanted)
     columns = (text_column, label_column, id_column)
     request = find_recipe(source, columns)
     rows = local_rows(source, columns, wanted) if request is None else recipe_rows(request, wanted, say)
     return _build(rows, source, wanted)
+
+
+def _pairs(source: Iterable[tuple[str, str]]) -> Iterator[Row]:
+    for text, label in source:
+        check_label(label, "(the second of each pair)", "give strings")
+        yield text, label, None
 
 
 def _wanted(labels: Iterable[str] | None) -> tuple[str, ...] | None:

@@ -249,7 +249,7 @@ def _code(source: Source, row: dict[str, Any]) -> str | None:
         columns = ", ".join(map(str, row))
         raise UserError(f"{source.name} has no column {source.label}; there are {columns} (use --label-column)")
     value = row[source.label]
-    check_label(value, source.label, source.name)
+    check_label(value, f"{source.label} of {source.name}")
     if source.by_ending and value is not None:
         name, dot, ending = str(value).rpartition(".")
         return dot + ending if name else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from numbers import Number
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 from saefeat.io import UserError
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+_NUMBER = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*")
 Row = tuple[Any, Any, Any]  # text, label, id
 
 
 def local_rows(source: str, columns: tuple[str, str, str], wanted: tuple[str, ...] | None) -> Iterator[Row]:
     """Rows of `embedded:eld`, of a file or of a directory of LABEL.txt; `columns` name text, label and id.
 
-    Raises UserError for labels that are numbers, except in .csv and .tsv, where all is text and `1` a name like others.
+    Raises UserError for labels that are numbers; in .csv and .tsv, where all is text, for a column of nothing else.
     """
     if source.startswith("embedded:"):
         return _embedded(source)
@@ -93,21 +95,26 @@ def _jsonl(path: Path, text: str, columns: tuple[str, str, str]) -> Iterator[Row
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         _check_columns(f"{path}: line {number}", row, columns)
-        check_label(row[columns[1]], columns[1], str(path))
+        check_label(row[columns[1]], f"{columns[1]} of {path}")
         yield row[columns[0]], row[columns[1]], row.get(columns[2])
 
 
 def _delimited(path: Path, text: str, columns: tuple[str, str, str], delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(_lines_kept(text), delimiter=delimiter, strict=True)
+    labels = set()
     try:
         _check_columns(str(path), reader.fieldnames or [], columns)
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(f"{path}: line {reader.line_num} has another number of columns than the header")
+            labels.add(row[columns[1]])
             yield row[columns[0]], row[columns[1]], row.get(columns[2])
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.reader.line_num} cannot be parsed ({error})") from error
+    named = [label for label in labels if label.strip()]
+    if named and all(map(_NUMBER.fullmatch, named)):  # as `datasets` takes them; among names, a number is one too
+        check_label(float(named[0]), f"{columns[1]} of {path}")
 
 
 def _lines_kept(text: str) -> Iterator[str]:
@@ -132,7 +139,7 @@ def _parquet(path: Path, columns: tuple[str, str, str]) -> Iterator[Row]:
     if names and all(label is None or (type(label) is int and label < len(names)) for label in labels):
         labels = [None if label is None or label < 0 else names[label] for label in labels]
     for label in labels:
-        check_label(label, columns[1], str(path))
+        check_label(label, f"{columns[1]} of {path}")
     return iter(zip(table[columns[0]].to_pylist(), labels, ids, strict=True))
 
 
@@ -145,13 +152,10 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
         return None
 
 
-def check_label(label: Any, column: str, where: str) -> None:
+def check_label(label: Any, column: str, mend: str = "name a column of strings with --label-column") -> None:
     """Refuse a number: which class it stands for is not said."""
     if isinstance(label, Number):
-        raise UserError(
-            f"the label column {column} of {where} holds numbers without names; "
-            "name a column of strings with --label-column"
-        )
+        raise UserError(f"the label column {column} holds numbers without names; {mend}")
 
 
 def _check_columns(where: str, present: Iterable[str], columns: tuple[str, str, str]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, make_dir, read_json, write_json
+from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, read_json, replacing, write_json
 from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 
 # What transformers raises for bad models.
@@ -217,20 +214,14 @@ def _converted(gguf: Path, name: str) -> Path:
     target = cache_dir() / "models" / f"{name}-{digest[:12]}"
     if _intact(target):
         return target
-    make_dir(target.parent)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
     try:
-        _convert(gguf, temporary)
-        files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
-        write_json(temporary / "saefeat.json", {"gguf_sha256": digest, "files": files})
-        shutil.rmtree(target, ignore_errors=True)
-        try:
-            os.rename(temporary, target)
-        except OSError:  # another process was faster
-            if not _intact(target):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing(target) as temporary:
+            _convert(gguf, temporary)
+            files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
+            write_json(temporary / "saefeat.json", {"gguf_sha256": digest, "files": files})
+    except OSError:
+        if not _intact(target):  # no other process was faster
+            raise
     return target
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from saefeat.baselines import FastText
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
+from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json
@@ -116,13 +119,14 @@ class Setting:
 
 def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     """Check and load everything; raises UserError before any long work."""
-    # The SAEs of a run are found again from anywhere.
-    config = replace(config, saes=tuple(str(Path(s).expanduser().resolve()) if Path(s).expanduser().exists() else s
-                                        for s in config.saes))  # fmt: skip
+    name, config = config.corpus, located(config)
     index = out / "run.json"
-    request = json.loads(json.dumps(asdict(config)))
-    if index.exists() and {**_defaults(), **read_index(out)["arguments"]} != request:
-        raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
+    if index.exists():
+        before = read_index(out)
+        kept = _arguments(before)
+        if not same_request(kept, config):
+            raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
+        name, config = _corpus_name(before), kept  # written so, they are what its metrics were measured with
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
     if out.is_dir() and not index.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
@@ -136,6 +140,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         id_column=config.id_column,
         say=say,
     )
+    corpus.name = name  # as given: reports and model cards show it
     if config.source is not None and config.source not in corpus.labels:
         raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
@@ -148,9 +153,39 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     return Setting(config, out, lm, corpus, sites, training, given, say)
 
 
-def _defaults() -> dict[str, Any]:
-    """Of the arguments: a run's index may be from before some of them were there."""
-    return json.loads(json.dumps({f.name: f.default for f in fields(RunConfig) if f.default is not MISSING}))
+def located(config: RunConfig, place: Callable[[str], str] = os.path.abspath) -> RunConfig:
+    """With whole paths of the model, the corpus and the SAEs that are here, so that a run goes on from anywhere.
+
+    `place`: by default links are not followed, for what they are called tells formats and ids.
+    """
+
+    def whole(source: str) -> str:
+        path = os.path.expanduser(source)
+        return place(path) if os.path.exists(path) else source
+
+    model, corpus = config.model, config.corpus
+    if model.endswith(".gguf") or os.path.isdir(os.path.expanduser(model)):  # any other file is none to `load_model`
+        model = whole(model)
+    if find_recipe(corpus, ("text", "label", "id")) is None:
+        corpus = whole(corpus)
+    return replace(config, model=model, corpus=corpus, saes=tuple(map(whole, config.saes)))
+
+
+def same_request(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two ask for the same of the same files, whatever these are called from here."""
+    # In JSON tuples and lists are the same.
+    first, second = (json.dumps(asdict(located(config, os.path.realpath))) for config in (one, other))
+    return first == second
+
+
+def _arguments(index: dict[str, Any]) -> RunConfig:
+    """Those that came later than the run take their defaults."""
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
+    return RunConfig(**found)
+
+
+def _corpus_name(index: dict[str, Any]) -> str:
+    return index["corpus"].get("name") or index["arguments"]["corpus"]
 
 
 def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
@@ -166,7 +201,6 @@ def read_index(out: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("schema") != SCHEMA or any(name not in index for name in sections):
         raise UserError(f"{out / 'run.json'} is damaged or of another version; start a new run")
     names = {f.name for f in fields(RunConfig)}
-    # Those that came later take their defaults.
     if not {"model", "corpus"} <= set(index["arguments"]) <= names:
         raise UserError(f"{out / 'run.json'} is of another version; start a new run")
     return index
@@ -175,15 +209,12 @@ def read_index(out: Path) -> dict[str, Any]:
 def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Setting:
     """Load a run directory's model, SAEs and (where wanted) corpus from its `run.json`."""
     index = read_index(out)
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
-    config = RunConfig(**arguments)
-    columns = {k: arguments[k] for k in ("text_column", "label_column", "id_column")}
-    labels = index["corpus"]["labels"]
-    corpus = (
-        load_corpus(config.corpus, labels=config.labels, **columns)
-        if with_corpus
-        else Corpus([], [], [], tuple(labels), config.corpus)
-    )
+    config = _arguments(index)
+    corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), "")
+    if with_corpus:
+        columns = {name: getattr(config, name) for name in ("text_column", "label_column", "id_column")}
+        corpus = load_corpus(config.corpus, labels=config.labels, **columns)
+    corpus.name = _corpus_name(index)
     if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
         raise UserError(f"the corpus {config.corpus} has changed since the run in {out}; start a new run")
     lm = load_model(config.model, dtype=config.dtype, device=config.device)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +18,7 @@ from saefeat.io import (
     make_dir,
     read_header,
     read_json,
+    replacing,
     save_tensors,
     write_json,
     write_text,
@@ -137,7 +134,7 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
     given = open_source(source)
     folders = _folders(given, form)
     places = {sae.id: given.hookpoint(sae) for sae in given.saes}
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         for folder, sae in folders.items():
             (temporary / folder).mkdir()
             write_sae(form, sae, temporary / folder)
@@ -244,18 +241,3 @@ def _check_directory(out: Path) -> None:
     others = sorted({entry.name for entry in out.iterdir()} - ours)
     if others:
         raise UserError(f"{out} exists and holds {others[0]}, which is of no export; choose another --out")
-
-
-@contextmanager
-def _replacing(directory: Path) -> Iterator[Path]:
-    """Yield a hidden directory beside this one; on success it takes its place, on failure it is removed."""
-    directory = directory.absolute()
-    make_dir(directory.parent)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-    os.chmod(temporary, 0o755)
-    try:
-        yield temporary
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -4,40 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir
+from saefeat.io import UserError, replacing
 from saefeat.models import LanguageModel, resolve_site
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
+from saefeat.sae.names import may_be_same
 
 __all__ = ["CFG", "WEIGHTS", "check_fits", "load_sae", "load_saes", "save_sae"]
-_ALIASES = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "gpt-j": "gpt-j-6b", "gpt-neo-small": "gpt-neo-125m",
-            "gpt-neox": "gpt-neox-20b"}  # names of TransformerLens, which sae-lens writes # fmt: skip
-_VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf|v0(\.\d+)?))+$")
-_HUB_NAMES = {"embedded:gemma-3-270m": "google/gemma-3-270m",
-              "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
 _GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
 _GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
     """Write a directory that `sae_lens.SAE.load_from_disk` opens; the whole directory appears at once."""
-    make_dir(directory.parent)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-    os.chmod(temporary, 0o755)
-    try:
+    with replacing(directory) as temporary:
         layouts.write_sae("sae-lens", sae, temporary)
-        shutil.rmtree(directory, ignore_errors=True)
-        os.rename(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
@@ -111,8 +98,7 @@ def check_fits(sae: SAE, lm: LanguageModel) -> None:
     model = sae.record.get("model") or {}
     wrong = model.get("fingerprint") not in (None, lm.fingerprint)
     if model.get("name") and not model.get("fingerprint"):  # names are all there is to compare
-        theirs, ours = _base_name(str(model["name"])), _base_name(_hub_name(lm))
-        wrong = theirs != ours and bool(theirs and ours)
+        wrong = not may_be_same(str(model["name"]), _hub_name(lm))
     if wrong:
         raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}")
     site = resolve_site(lm.model, sae.site)
@@ -131,12 +117,3 @@ def _hub_name(lm: LanguageModel) -> str:
     if os.path.exists(name):  # a directory may tell where its model is from
         name = str(getattr(lm.model.config, "_name_or_path", ""))
     return "" if os.path.exists(name) else name
-
-
-def _base_name(model: str) -> str:
-    """What the spellings and variants (instruct, chat) of a base model have in common; "" for a path."""
-    name = _HUB_NAMES.get(model.strip(), model.strip()).rstrip("/").lower()
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return ""
-    name = _VARIANT.sub("", name.rpartition("/")[2].replace("_", "-")).removeprefix("meta-")
-    return _ALIASES.get(name, name)

@@ -1,0 +1,88 @@
+"""Names of base models: which spellings are of one model, those of TransformerLens among them, which sae-lens writes.
+
+TransformerLens has a table of them; it takes seconds to import, so what no rule covers is written down here.
+"""
+
+from __future__ import annotations
+
+import re
+
+# What a model was tuned for; a date may follow.
+_VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf))+(?=(-\d{4}|-v\d+\.\d+)?$)")
+_VERSION = re.compile(r"-v(\d+\.\d+)$")
+_OURS = {"embedded:gemma-3-270m": "google/gemma-3-270m",
+         "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
+# The sizes of Pythia before and after the parameters were counted again.
+_SIZES = {"19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b",
+          "13b": "12b"}  # fmt: skip
+_PYTHIA = re.compile(rf"(?<=^pythia-)({'|'.join(map(re.escape, _SIZES))})(?=-|$)")
+_OTHERS = {
+    "gpt2": "gpt2-small",
+    "distilgpt2": "distillgpt2 distill-gpt2 distil-gpt2 gpt2-xs",
+    "gpt-j-6b": "gpt-j gptj",
+    "gpt-neo-125m": "gpt-neo-small neo-small neo",
+    "gpt-neo-1.3b": "gpt-neo-medium neo-medium",
+    "gpt-neo-2.7b": "gpt-neo-large neo-large",
+    "gpt-neox-20b": "gpt-neox neox",
+    "opt-125m": "opt-small opt",
+    "opt-1.3b": "opt-medium",
+    "opt-2.7b": "opt-large",
+    "opt-6.7b": "opt-xl",
+    "opt-13b": "opt-xxl",
+    "opt-30b": "opt-xxxl",
+    "opt-66b": "opt-xxxxl",
+    "pythia-70m": "pythia",
+    "pythia-70m-v0": "pythia-v0",
+    "codellama-7b": "codellamallama-2-7b",
+    "mixtral-8x7b": "mixtral",
+    "phi-3-mini-4k": "phi-3",
+    "gpt-oss-20b": "gpt-oss",
+    "qwen-1-8b": "qwen-1.8b",  # spelled Qwen-1_8B
+    "qwq-32b-preview": "qwen-32b-preview",
+    "olmo-2-0425-1b": "olmo-2-1b",
+    "olmo-2-1124-7b": "olmo-2-7b",
+    "olmoe-1b-7b-0924": "olmoe",
+    "apertus-8b-2509": "apertus-8b apertus",
+    "stablelm-base-alpha-3b": "stablelm-base-3b",
+    "stablelm-base-alpha-7b": "stablelm-base-7b",
+    "stablelm-tuned-alpha-3b": "stablelm-tuned-3b",
+    "stablelm-tuned-alpha-7b": "stablelm-tuned-7b",
+    "tinystories-1layer-21m": "tinystories-1l-21m",
+    "tinystories-2layers-33m": "tinystories-2l-33m",
+    "tinystories-instuct-1layer-21m": "tinystories-instruct-1l-21m",  # so it is spelled
+    "tinystories-instruct-2layers-33m": "tinystories-instruct-2l-33m",
+    "alias-gpt2-small-x21": "stanford-gpt2-small-a gpt2-mistral-small-a gpt2-stanford-small-a",
+    "battlestar-gpt2-small-x49": "stanford-gpt2-small-b gpt2-mistral-small-b",
+    "caprica-gpt2-small-x81": "stanford-gpt2-small-c gpt2-mistral-small-c gpt2-stanford-small-c",
+    "darkmatter-gpt2-small-x343": "stanford-gpt2-small-d gpt2-mistral-small-d",
+    "expanse-gpt2-small-x777": "stanford-gpt2-small-e gpt2-mistral-small-e",
+    "arwen-gpt2-medium-x21": "stanford-gpt2-medium-a gpt2-medium-small-a gpt2-stanford-medium-a",
+    "beren-gpt2-medium-x49": "stanford-gpt2-medium-b gpt2-medium-small-b gpt2-stanford-medium-b",
+    "celebrimbor-gpt2-medium-x81": "stanford-gpt2-medium-c gpt2-medium-small-c",
+    "durin-gpt2-medium-x343": "stanford-gpt2-medium-d gpt2-medium-small-d gpt2-stanford-medium-d",
+    "eowyn-gpt2-medium-x777": "stanford-gpt2-medium-e gpt2-medium-small-e gpt2-stanford-medium-e",
+}
+_ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliases.split()}
+
+
+def may_be_same(one: str, other: str) -> bool:
+    """Whether two names may be of one base model, or of it and what was tuned from it.
+
+    A path says nothing. Versions (v0.1) are compared where both names have one.
+    """
+    (name, version), (other_name, other_version) = _parts(one), _parts(other)
+    if not name or not other_name:
+        return True
+    return name == other_name and (version == other_version or not version or not other_version)
+
+
+def _parts(model: str) -> tuple[str, str]:
+    """Base name and version; of a path both are empty."""
+    name = _OURS.get(model.strip(), model.strip()).rstrip("/").lower()
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return "", ""
+    name = _VARIANT.sub("", name.rpartition("/")[2].replace("_", "-")).removeprefix("meta-")
+    found = _VERSION.search(name)
+    name = _VERSION.sub("", name).replace("tiny-stories", "tinystories")
+    name = _PYTHIA.sub(lambda found: _SIZES[found[0]], name)
+    return _ALIASES.get(name, name), found[1] if found else ""

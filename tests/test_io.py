@@ -1,0 +1,64 @@
+"""A directory that takes another's place: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from saefeat.io import UserError, replacing
+
+
+def names(directory):
+    return sorted(p.name for p in directory.iterdir())
+
+
+def test_a_directory_appears_at_once_for_everybody_to_read(tmp_path):
+    with replacing(tmp_path / "deep" / "a") as made:
+        (made / "x").write_text("new")
+        assert made.parent == tmp_path / "deep" and made.name.startswith(".a-")
+        assert not (tmp_path / "deep/a").exists()
+    assert names(tmp_path / "deep") == ["a"] and names(tmp_path / "deep/a") == ["x"]
+    assert stat.S_IMODE((tmp_path / "deep/a").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("old", [{}, {"y": "old", "z": "old"}])
+def test_what_was_there_stays_until_the_end_and_is_gone_then(tmp_path, old):
+    (tmp_path / "a").mkdir()
+    for name, text in old.items():
+        (tmp_path / "a" / name).write_text(text)
+    with replacing(tmp_path / "a") as made:
+        (made / "x").write_text("new")
+        assert names(tmp_path / "a") == sorted(old)
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["x"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device"), UserError("no")])
+def test_a_failure_leaves_the_old_directory_untouched_and_nothing_beside_it(tmp_path, failure):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/y").write_text("old")
+    before = (tmp_path / "a").stat()
+    with pytest.raises(type(failure) if isinstance(failure, Exception) else failure), replacing(tmp_path / "a") as made:
+        (made / "x").write_text("half")
+        raise failure
+    after = (tmp_path / "a").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert (tmp_path / "a/y").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_the_directory_may_be_the_one_we_are_in_or_a_link(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    os.symlink(tmp_path / "a", tmp_path / "link")
+    monkeypatch.chdir(tmp_path / "a")
+    for place in (tmp_path / "link", tmp_path / "a" / ".." / "a"):
+        with replacing(place) as made:
+            (made / "x").write_text(str(place))
+        assert names(tmp_path) == ["a", "link"] and (tmp_path / "a/x").read_text() == str(place)
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another directory"), replacing(tmp_path / "file" / "a"):
+        raise AssertionError("never reached")
