@@ -262,11 +262,12 @@ def passes(
 def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
     """Memory that a dictionary takes while it is collected: its encoder, and statistics of so many labels.
 
-    On a CPU the weights themselves stay in their file, mapped into memory.
+    On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that reads them there, at
+    every batch, counts.
     """
     size = labels * dictionary.width * (40 if dictionary.signed else 32)
     if isinstance(dictionary, SAE):
-        size += dictionary.encoder_bytes + dictionary.width * TOP_EXAMPLES * 12
+        size += (dictionary.encoder_bytes or dictionary.W_enc.nbytes) + dictionary.width * TOP_EXAMPLES * 12
         if device.startswith("cuda"):
             size += sum(tensor.nbytes for tensor in dictionary.tensors.values())
     return size

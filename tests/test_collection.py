@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -191,7 +192,14 @@ def test_passes_fill_the_memory_that_there_is_in_the_order_given():
     assert sizes == [3 * 64 * 32 + 32 * 64 * 4 + 64 * 5 * 12, 3 * 48 * 40, 3 * 32 * 40]
     found = {budget: collection.passes(DICTIONARIES, "cpu", 3, budget) for budget in (1, sum(sizes[1:]), sum(sizes))}
     assert list(found.values()) == [[[a], [b], [c]], [[a], [b, c]], [[a, b, c]]]
-    assert collection.working_bytes(a, "cuda:0", 3) == sizes[0] + 32 * 64 * 8
+    # An encoder that reads its weights from their file, at every batch, wants them in memory all the same.
+    read = replace(a, activation="relu")
+    assert read.encoder_bytes == 0
+    assert collection.working_bytes(read, "cpu", 3) == sizes[0]
+    half = replace(a, W_enc=a.W_enc.bfloat16(), W_dec=a.W_dec.bfloat16())
+    assert collection.working_bytes(half, "cpu", 3) == sizes[0]
+    assert collection.working_bytes(half, "cuda:0", 3) == sizes[0] + 2 * 2 * 32 * 64 + 4 * (64 + 32)
+    assert collection.working_bytes(a, "cuda:0", 3) == sizes[0] + (2 * 32 * 64 + 64 + 32) * 4  # and the weights
 
 
 def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(tmp_path, whole, plan, tiny_lm):

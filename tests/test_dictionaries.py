@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saefeat import dictionaries
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed
 from saefeat.sae.store import load_sae, save_sae
@@ -55,6 +56,32 @@ def test_encoding_is_a_stable_sort_also_with_ties_and_odd_widths(width, k, seed)
     found, expected = firing(sae.encode(x)), positive(brute_force(sae, x))
     assert found == expected
     assert [list(row) for row in found] == [list(row) for row in expected]  # greatest first, lower unit on ties
+
+
+@pytest.mark.parametrize("tile", [16, 32, 40, 10**6])
+@pytest.mark.parametrize("width", [5, 16, 48, 64, 70])
+def test_tiles_of_units_change_nothing(monkeypatch, tile, width):
+    monkeypatch.setattr(dictionaries, "_TILE", tile)
+    x = vectors(12, 4, whole=True)
+    sae = make_sae(width, 4, 3, whole=True)
+    assert firing(sae.encode(x)) == positive(brute_force(sae, x))
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    bar = torch.arange(width) / width
+    for options, fires in (({"activation": "relu"}, pre > 0), ({"activation": "jumprelu"}, pre > bar)):
+        dense = dataclasses.replace(sae, k=0, threshold=bar if "jumprelu" in options.values() else None, **options)
+        assert torch.equal(dense.encode(x).dense(), pre * fires)
+        expected = [sorted(row.nonzero().flatten().tolist()) for row in fires]
+        assert [list(row) for row in firing(dense.encode(x))] == expected  # in rising order
+    gain, gate = torch.rand(width), torch.randn(width)
+    gated = dataclasses.replace(sae, k=0, activation="gated", gain=gain, b_gate=gate)
+    h = (x - sae.b_dec) @ sae.W_enc
+    values = (h * gain + sae.b_enc) * (h + gate > 0)
+    assert torch.equal(gated.encode(x).dense(), values.clamp(min=0))
+    k = next(n for n in (8, 7, 5) if width % n == 0)
+    best = dataclasses.replace(sae, k=k, activation="groupmax").encode(x)
+    groups = pre.unflatten(1, (k, -1)).max(2)
+    assert torch.equal(best.values, groups.values.clamp(min=0))
+    assert torch.equal(best.indices, groups.indices + torch.arange(k) * (width // k))
 
 
 def test_ties_across_groups_go_to_the_lower_unit():

@@ -10,9 +10,10 @@ import torch
 from saefeat import lid
 from saefeat.collection import passes, working_bytes
 from saefeat.corpora import TOKEN_LIMIT, Plan
-from saefeat.dictionaries import SAE, Dictionary, encoded_cells
+from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
+from saefeat.io import memory_limit
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
 from saefeat.pipeline.setting import Setting
@@ -57,7 +58,7 @@ def forecast(setting: Setting) -> list[str]:
         stages.append(_judging_memory(lm))
     mapped = mapped_bytes(setting.given)
     # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is what is measured.
-    memory = model_memory(lm) + sum(stages) + mapped
+    needed = model_memory(lm) + sum(stages)
     k = len(setting.corpus.labels)
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
     lines = [
@@ -67,9 +68,7 @@ def forecast(setting: Setting) -> list[str]:
         + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
         f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
         + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
-        + f"), {memory / 1e9:.1f} GB of memory"
-        + (f" ({mapped / 1e9:.1f} of them weights of SAEs)" if mapped else "")
-        + f", {disk / 1e6:,.0f} MB on disk; "
+        + f"), {_memory(needed, mapped)}, {disk / 1e6:,.0f} MB on disk; "
         f"{speed:,.0f} tokens/s forward",
     ]
     if setting.corpus.skipped or plan.skipped:
@@ -82,8 +81,8 @@ def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, wit
     """What a collection takes of memory, and in how many passes over the corpus."""
     dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
     mapped, groups = mapped_bytes(saes), len(passes(dictionaries, lm.device, labels))
-    memory = model_memory(lm) + collect_memory(lm, dictionaries, labels) + mapped
-    return (f"forecast: {memory / 1e9:.1f} GB of memory ({mapped / 1e9:.1f} of them weights of SAEs), "
+    needed = model_memory(lm) + collect_memory(lm, dictionaries, labels)
+    return (f"forecast: {_memory(needed, mapped)}, "
             f"{groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
 
 
@@ -93,15 +92,29 @@ def model_memory(lm: LanguageModel) -> float:
 
 
 def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels: int) -> float:
-    """Bytes that the heaviest pass of a collection takes beside the model."""
+    """Bytes that the heaviest pass of a collection takes beside the model and the mapped weights."""
     groups = passes(dictionaries, lm.device, labels)
-    heaviest = max(sum(working_bytes(d, lm.device, labels) for d in group) for group in groups)
-    return heaviest + 3 * 4 * max(encoded_cells(d.width) for d in dictionaries)
+    own = {d.id: working_bytes(d, lm.device, labels) for d in dictionaries}
+    for d in dictionaries:
+        if isinstance(d, SAE) and not d.encoder_bytes:
+            own[d.id] -= d.W_enc.nbytes
+    heaviest = max(sum(own[d.id] for d in group) for group in groups)
+    return heaviest + 3 * 4 * max((d.cells for d in dictionaries if isinstance(d, SAE)), default=0)
 
 
 def mapped_bytes(saes: Sequence[SAE]) -> float:
-    """Bytes of the weights of SAEs; where their files hold float32, they are mapped and can be dropped again."""
-    return sum(tensor.numel() * tensor.element_size() for sae in saes for tensor in sae.tensors.values())
+    """Bytes of the weights of SAEs, which stay in their files, mapped into memory."""
+    return sum(tensor.nbytes for sae in saes for tensor in sae.tensors.values())
+
+
+def _memory(needed: float, mapped: float) -> str:
+    """What will be measured, in words: mapped weights take what room there is, and are read again where it is short."""
+    shown = min(mapped, max(memory_limit() - needed, 0.0))
+    line = f"{(needed + shown) / 1e9:.1f} GB of memory"
+    if mapped:
+        line += f" ({shown / 1e9:.1f} of them weights of SAEs"
+        line += ")" if shown == mapped else f", {mapped / 1e9:.1f} GB in their files, which are read again and again)"
+    return line
 
 
 def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
