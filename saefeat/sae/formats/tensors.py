@@ -118,7 +118,8 @@ def canonical(
         # No copy where none is needed: weights stay in their file, mapped into memory.
         if tensor.dim() != 2 or tensor.dtype not in _STORED:
             tensor = settled(tensor.float())
-        if not all(torch.isfinite(rows).all() for rows in in_parts(tensor)):
+        ends = [end for part in in_parts(tensor) if part.numel() for end in part.aminmax()]  # NaN is both of its ends
+        if not torch.isfinite(torch.stack(ends or [torch.zeros(())])).all():
             raise UserError(f"{where}: {key} holds values that are not finite; fetch or train the SAE again")
         found[name] = tensor.T if key != theirs else tensor
     return found
