@@ -341,14 +341,15 @@ def _run_windows(
 ) -> None:
     todo = sum(plan.counts[i] for w in missing for i in plan.window(w))
     start = saved = time.monotonic()
-    tokens = 0
+    tokens, pause = 0, checkpoint_seconds
     for w in missing:
         tokens += _run_window(lm, plan, dictionaries, state, w, bags)
         state.done.append(w)
         progress(_progress_line(len(state.done), tokens, todo, time.monotonic() - start))
-        if time.monotonic() - saved >= checkpoint_seconds and w != missing[-1]:
+        if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
             _checkpoint(partial, state)
             saved = time.monotonic()
+            pause = checkpoint_seconds * max(1.0, saved - begun)  # wide dictionaries take gigabytes: write them rarely
 
 
 def _progress_line(done: int, tokens: int, todo: int, seconds: float) -> str:

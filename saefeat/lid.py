@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.feature_selection import chi2
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
@@ -35,6 +36,7 @@ HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text
 DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
+WEIGHTS = 2**24  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
 _C = 10.0
 
 
@@ -310,10 +312,16 @@ def naive_bayes_head(stats: Sequence[Stats], labels: Sequence[str], alpha: float
 
 
 def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> Head:
-    """Logistic regression on square-rooted, length-normalised counts of all units of the given dictionaries."""
+    """Logistic regression on square-rooted, length-normalised counts of the units of the given dictionaries.
+
+    All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels by chi-squared.
+    """
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
+    kept = _telling(x, of, WEIGHTS // len(labels))
+    if len(kept) < x.get_shape()[1]:
+        x = sp.csr_matrix(x[:, kept])
     dense = x.toarray() if math.prod(x.get_shape()) * 4 <= DENSE_BYTES else x
     fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
     order = [list(fitted.classes_).index(label) for label in labels]
@@ -325,10 +333,19 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
     start = 0
     for name in names:
         width = rooted[name].get_shape()[1]
-        head.units[name] = np.arange(width)
-        head.counts[name] = np.asarray(weights[order, start : start + width], np.float64).T
+        mine = (kept >= start) & (kept < start + width)
+        head.units[name] = kept[mine] - start
+        head.counts[name] = np.asarray(weights[order][:, mine], np.float64).T
         start += width
     return head
+
+
+def _telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
+    """Columns of x that tell most of the labels by chi-squared, at most so many: int64, rising; ties to the first."""
+    if x.get_shape()[1] <= most:
+        return np.arange(x.get_shape()[1])
+    scores, _ = chi2(x, np.asarray(of))
+    return np.sort(np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:most])  # NaN: of those that never fire
 
 
 # --------------------------------------------------------------------------- estimator

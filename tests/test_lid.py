@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
+from saefeat import lid
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
@@ -371,6 +372,26 @@ def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
     assert np.allclose((x**2).sum(1), 1, atol=1e-5)
     expected = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)  # columns a, b
     assert np.allclose(linear_head(seen, of, ("b", "a")).probabilities(seen), expected[:, ::-1], atol=1e-2)
+
+
+def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
+    labels = ("a", "b", "c")
+    seen, of = separable(list(labels))
+    monkeypatch.setattr(lid, "WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
+    head = linear_head(seen, of, labels)
+    assert {name: units.tolist() for name, units in head.units.items()} == {"d": [0, 1, 2], "e": []}
+    assert {name: weights.shape for name, weights in head.counts.items()} == {"d": (3, 3), "e": (0, 3)}
+    assert head.predict(seen) == of
+    assert head.evidence(seen)[0][0]["unit"] == 0
+
+
+def test_units_that_never_fire_tell_nothing(monkeypatch):
+    labels = ("a", "b")
+    seen, of = separable(list(labels))
+    silent = features_of(d=np.zeros((len(of), 5)), e=seen.counts["d"].toarray())
+    monkeypatch.setattr(lid, "WEIGHTS", 2 * 6)
+    assert {name: units.tolist() for name, units in linear_head(silent, of, labels).units.items()} == {
+        "d": [], "e": [0, 1, 2, 3, 4, 5]}  # fmt: skip
 
 
 # --------------------------------------------------------------------------- scikit-learn

@@ -50,10 +50,11 @@ def feature_diffmean(
         counted = (each.tokens > 0).tolist()
         bar = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING
         specific = (entropy(each.probability().cpu()) <= bar) & (each.fired.cpu() > 0).any(0)
+        means = each.mean().cpu()
         for k, label in enumerate(each.labels):
             if label == source or not counted[k]:
                 continue
-            difference = mean_difference(each, label, source).abs() * specific
+            difference = mean_difference(each, label, source, means).abs() * specific
             order = torch.argsort(difference, descending=True, stable=True)[:top]
             order = order[difference[order] > 0]
             units.append(order)
@@ -66,12 +67,12 @@ def feature_diffmean(
     return Selection.build("feature-diffmean", parameters, parts)
 
 
-def mean_difference(stats: Stats, label: str, source: str | None = None) -> Tensor:
+def mean_difference(stats: Stats, label: str, source: str | None = None, means: Tensor | None = None) -> Tensor:
     """Mean values in the label minus those in the source, over all tokens: float64 [width], on the CPU.
 
     source None: the mean over the other labels that have tokens, each weighing the same. Of the identity at a site this
     is the difference of means that steers it. Raises UserError for a label that is not there or has no tokens, and
-    where there is nothing to compare with.
+    where there is nothing to compare with. `means`: `stats.mean()`, where it is known already.
     """
     counted = {name: n > 0 for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):
@@ -79,7 +80,7 @@ def mean_difference(stats: Stats, label: str, source: str | None = None) -> Tens
             raise UserError(f"there is no label {name!r} in the statistics; they have {', '.join(stats.labels)}")
         if name is not None and not counted[name]:
             raise UserError(f"the label {name} has no tokens in the statistics of {stats.dictionary}")
-    means = stats.mean().cpu()
+    means = stats.mean().cpu() if means is None else means
     others = [k for k, name in enumerate(stats.labels) if name != label and counted[name] and source in (None, name)]
     if not others:
         raise UserError(f"there is nothing to compare {label} with; give statistics of two labels or more")

@@ -118,9 +118,12 @@ def _memory(needed: float, mapped: float) -> str:
 
 
 def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
-    """Bytes of the fit of the linear head: dense rows, or the history of its optimiser over sparse ones."""
-    dense = 2 * len(plan.tokens) * width * 4
-    return dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * width * len(setting.corpus.labels)
+    """Bytes of the heads: the fit of the linear one (dense rows, or the history of its optimiser), and naive Bayes."""
+    labels = len(setting.corpus.labels)
+    kept = min(width, lid.WEIGHTS // labels)
+    dense = 2 * len(plan.tokens) * kept * 4
+    fit = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * kept * labels
+    return fit + 2 * 8 * width * labels
 
 
 def _judging_memory(lm: LanguageModel) -> float:

@@ -18,9 +18,8 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, atomic_path, file_sha256, fingerprint, make_dir, read_json, write_json
 from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import neurons
+from saefeat.pipeline.stages import StatsFiles, neurons
 from saefeat.selection import Selection
-from saefeat.stats import Stats
 
 
 def fit_heads(setting: Setting, *, force: bool = False) -> None:
@@ -38,13 +37,13 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
     of = [setting.corpus.of[i] for i in positions]
     texts = [setting.corpus.texts[i] for i in positions]
     token_nb(setting.lm, plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
-    stats = [Stats.load(setting.out / "stats" / f"{sae.id}.safetensors") for sae in saes]
+    stats = StatsFiles([setting.out / "stats" / f"{sae.id}.safetensors" for sae in saes])
     selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
     heads = [lid.selection_head(name, selection, stats) for name in ("sae-count", "sae-min-max")]
     heads.append(lid.naive_bayes_head(stats, labels))
     if setting.layers:
         chosen = Selection.load(setting.out / "selections" / "lape.parquet")
-        neuron_stats = [Stats.load(setting.out / "stats" / f"mlp_act@{layer}.safetensors") for layer in setting.layers]
+        neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
     whole = lid.features_from_bags(setting.out / "bags", {sae.id: sae.width for sae in saes}, positions)
     short = lid.featurize(setting.lm, saes, [text[: lid.SHORT] for text in texts], progress=setting.say)

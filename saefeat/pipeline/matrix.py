@@ -139,9 +139,9 @@ def own_units(setting: Setting, top: int) -> dict[str, dict[str, list[int]]]:
     found: dict[str, dict[str, list[int]]] = {label: {} for label in setting.corpus.labels}
     for sae in setting.saes:
         stats = _stats(setting, sae.id)
-        ranked = feature_diffmean([stats], top=None).units(sae.id)
+        ranked, means = feature_diffmean([stats], top=None).units(sae.id), stats.mean()
         for label, units in found.items():
-            above = mean_difference(stats, label) > 0
+            above = mean_difference(stats, label, means=means) > 0
             units[sae.id] = [unit for unit in ranked[label] if above[unit]][:top]
     return found
 
