@@ -237,7 +237,7 @@ def collect(
     from saefeat.sae.gate import check_saes, describe
     from saefeat.sae.store import load_saes
 
-    loaded = load_saes(list(saes), lm) if saes else []
+    loaded = load_saes(list(saes), lm, same_model=gate) if saes else []
     if dry_run:
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos))
         for report in check_saes(lm, loaded if gate else [], text, seed=seed):

@@ -144,7 +144,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     if config.source is not None and config.source not in corpus.labels:
         raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
-    given = load_saes(list(config.saes), lm) if config.saes else []
+    given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
@@ -220,6 +220,6 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     if lm.fingerprint != index["model"]["fingerprint"]:
         raise UserError(f"the model {config.model} has changed since the run in {out}; start a new run")
-    given = load_saes(list(config.saes), lm) if config.saes else []
+    given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     training = _training(config, corpus)
     return Setting(config, out, lm, corpus, index["sites"] if not given else [], training, given, say)

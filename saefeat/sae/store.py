@@ -39,11 +39,12 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
     return found[0] if dtype is None else replace(found[0], dtype=encoding_dtype(dtype, source))
 
 
-def load_saes(sources: list[str] | str, lm: LanguageModel | None = None) -> list[SAE]:
+def load_saes(sources: list[str] | str, lm: LanguageModel | None = None, *, same_model: bool = True) -> list[SAE]:
     """Load SAEs, those of a folder in natural order; check that they fit the model.
 
     A source is a directory in the format of sae-lens, sparsify, dictionary_learning or Gemma Scope, a folder of them,
-    a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`.
+    a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`. `same_model` False: of another base model
+    they fit too, where their width does.
     Raises UserError for a source that holds none or cannot be read, two SAEs of one id, or an SAE of another width or
     base model.
     """
@@ -54,7 +55,7 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None) -> list
         if sum(other.id == sae.id for other in saes) > 1:
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
         if lm is not None:
-            check_fits(sae, lm)
+            check_fits(sae, lm, same_model=same_model)
     return saes
 
 
@@ -93,14 +94,15 @@ def _file_name(source: str) -> str:
     return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 
-def check_fits(sae: SAE, lm: LanguageModel) -> None:
-    """Raises UserError when an SAE was made for another model, or for vectors of another width."""
+def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
+    """Raises UserError when an SAE was made for another model (unless that may be), or for vectors of another width."""
     model = sae.record.get("model") or {}
     wrong = model.get("fingerprint") not in (None, lm.fingerprint)
     if model.get("name") and not model.get("fingerprint"):  # names are all there is to compare
         wrong = not may_be_same(str(model["name"]), _hub_name(lm))
-    if wrong:
-        raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}")
+    if wrong and same_model:
+        raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}; give it that model "
+                        "(--no-gate uses it all the same)")  # fmt: skip
     site = resolve_site(lm.model, sae.site)
     gated = any(hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES)
     if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):

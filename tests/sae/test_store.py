@@ -207,6 +207,7 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
     assert len(fits(tiny_lm, model=mine)) == 1
     with pytest.raises(UserError, match="trained on tiny-llama-0, not on tiny-llama-1"):
         fits(make_lm("llama", 1), model=mine)
+    assert len(load_saes(str(tmp_path / "a"), make_lm("llama", 1), same_model=False)) == 1
     with pytest.raises(UserError, match="reads vectors of 31, but mlp_out@1 of tiny-llama-0 has 32"):
         fits(tiny_lm, d_in=31)
     with pytest.raises(UserError, match="reads vectors of 32, but mlp_act@1 of tiny-llama-0 has 48"):
