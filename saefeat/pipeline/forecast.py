@@ -13,7 +13,6 @@ from saefeat.corpora import TOKEN_LIMIT, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
-from saefeat.io import memory_limit
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
 from saefeat.pipeline.setting import Setting
@@ -108,13 +107,9 @@ def mapped_bytes(saes: Sequence[SAE]) -> float:
 
 
 def _memory(needed: float, mapped: float) -> str:
-    """What will be measured, in words: mapped weights take what room there is, and are read again where it is short."""
-    shown = min(mapped, max(memory_limit() - needed, 0.0))
-    line = f"{(needed + shown) / 1e9:.1f} GB of memory"
-    if mapped:
-        line += f" ({shown / 1e9:.1f} of them weights of SAEs"
-        line += ")" if shown == mapped else f", {mapped / 1e9:.1f} GB in their files, which are read again and again)"
-    return line
+    """In words: what a process must have, and what mapped weights take of the rest where there is room for them."""
+    more = f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)" if mapped else ""
+    return f"{needed / 1e9:.1f} GB of memory{more}"
 
 
 def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
