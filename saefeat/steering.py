@@ -77,24 +77,30 @@ def replace(mean: Tensor) -> Change:
 
 
 def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
-    """The units' values times 1 + strength: 1 doubles them, -1 silences them."""
+    """The units' values times 1 + strength: 1 doubles them, -1 silences them. An SAE is on the model's device."""
     return _on_units(dictionary, units, lambda z, strength: z * (1 + strength))
 
 
 def ablate(dictionary: Dictionary, units: Sequence[int]) -> Change:
-    """The units' values times 1 - strength: 1 sets them to zero."""
+    """The units' values times 1 - strength: 1 sets them to zero. An SAE is on the model's device."""
     return _on_units(dictionary, units, lambda z, strength: z * (1 - strength))
 
 
 def clamp(dictionary: Dictionary, units: Sequence[int], values: Tensor, *, least: bool = False) -> Change:
-    """The units' values set to strength * values; `least`: only those that are lower. values float32 [m]."""
+    """The units' values set to strength * values; `least`: only those that are lower. values float32 [m].
+
+    An SAE and the values are on the model's device.
+    """
     if least:
         return _on_units(dictionary, units, lambda z, strength: torch.maximum(z, strength * values))
     return _on_units(dictionary, units, lambda z, strength: (strength * values).expand_as(z))
 
 
 def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]) -> Change:
-    """Change the values z [..., m] of chosen units by a rule, and write the difference back."""
+    """Change the values z [..., m] of chosen units by a rule, and write the difference back.
+
+    An SAE has to be on the model's device (`SAE.to`).
+    """
     index = torch.tensor(list(units), dtype=torch.int64)
     if isinstance(dictionary, Identity):  # its directions are the coordinates themselves
 
@@ -104,7 +110,7 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
 
         return on_coordinates
     assert isinstance(dictionary, SAE)
-    directions = _directions(dictionary, units)  # on the dictionary's device, which is the model's
+    directions = _directions(dictionary, units)
 
     def on_features(x: Tensor, strength: Tensor) -> Tensor:
         flat = x.flatten(0, -2)

@@ -50,7 +50,7 @@ def main() -> None:
     kinds: dict[str, dict[str, list[Change]]] = {
         "plain": {},
         "add at four sites": {f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths},
-        "ablate 100 features at each SAE": {s.site: [steering.ablate(s, range(100))] for s in setting.saes},
+        "ablate 100 features at each SAE": {s.site: [steering.ablate(s, range(100))] for s in setting.saes_at_hand},
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds + 1):

@@ -13,6 +13,7 @@ from statistics import median
 import pytest
 import torch
 
+from saefeat import collection
 from saefeat.forcing import Own, reaches
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
@@ -332,6 +333,18 @@ def test_the_matrix_is_that_of_a_plain_loop(out):
     assert cell["perplexity_mean"] == pytest.approx(sum(map(math.exp, found)) / 3, rel=1e-4)
     assert result["interventions"][1]["units"] == "random"
     assert result["interventions"][0]["counts"][label] == sum(map(len, units.values()))
+
+
+def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, monkeypatch):
+    setting = open_run(out)
+    needed = sum(collection.working_bytes(sae, "cpu", 0) for sae in setting.saes)
+    monkeypatch.setattr("saefeat.pipeline.matrix.memory_limit", lambda device: needed)
+    with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
+        matrix(setting, tmp_path / "m.json", sentences=2, top=5)
+    assert not list(tmp_path.glob("m*.json"))
+    monkeypatch.setattr("saefeat.pipeline.matrix.memory_limit", lambda device: 2 * needed)
+    matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
+    assert "saes_at_hand" not in setting.__dict__  # the encoders are gone
 
 
 def test_a_matrix_that_was_killed_goes_on_to_the_same_bytes(out, tmp_path):

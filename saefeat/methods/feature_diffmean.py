@@ -50,14 +50,15 @@ def feature_diffmean(
         counted = (each.tokens > 0).tolist()
         bar = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING
         specific = (entropy(each.probability().cpu()) <= bar) & (each.fired.cpu() > 0).any(0)
-        means = each.mean().cpu()
+        unit = specific.nonzero().flatten()
+        means = each.mean().cpu()[:, unit]
         for k, label in enumerate(each.labels):
             if label == source or not counted[k]:
                 continue
-            difference = mean_difference(each, label, source, means).abs() * specific
+            difference = mean_difference(each, label, source, means).abs()
             order = torch.argsort(difference, descending=True, stable=True)[:top]
             order = order[difference[order] > 0]
-            units.append(order)
+            units.append(unit[order])
             labels.append(torch.full_like(order, k))
             values.append(-difference[order])
         if not units:
@@ -72,7 +73,7 @@ def mean_difference(stats: Stats, label: str, source: str | None = None, means: 
 
     source None: the mean over the other labels that have tokens, each weighing the same. Of the identity at a site this
     is the difference of means that steers it. Raises UserError for a label that is not there or has no tokens, and
-    where there is nothing to compare with. `means`: `stats.mean()`, where it is known already.
+    where there is nothing to compare with. `means`: columns of `stats.mean()`, where they are known already.
     """
     counted = {name: n > 0 for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):

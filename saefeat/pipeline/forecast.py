@@ -9,7 +9,7 @@ import torch
 
 from saefeat import lid
 from saefeat.collection import passes, working_bytes
-from saefeat.corpora import TOKEN_LIMIT, Plan
+from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
@@ -20,7 +20,8 @@ from saefeat.pipeline.stages import distinct, means, neurons
 from saefeat.pipeline.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
-_LIBRARIES = 1.2e9  # bytes
+_LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more
+_MORE_LIBRARIES = 0.5e9
 
 
 def forecast(setting: Setting) -> list[str]:
@@ -46,28 +47,32 @@ def forecast(setting: Setting) -> list[str]:
         seconds["train"] += _training_seconds(setting, training.total)
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
     seconds |= _steering_seconds(setting, plan)
-    width = sum(sae.width for sae in setting.given) or sum(setting.training.width(_d(lm, s)) for s in sites)
-    stages = [_lid_memory(setting, plan, width)]
+    widths = [sae.width for sae in setting.given] or [setting.training.width(_d(lm, s)) for s in sites]
+    width = sum(widths)
+    there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
     if setting.given:
-        stages.append(collect_memory(lm, dictionaries, len(setting.corpus.labels)))
+        there["collect"] = collect_memory(lm, dictionaries, len(setting.corpus.labels))
     else:
         chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
-        stages.append(chunk + width * _d(lm, sites[0]) * 4 * 10)
+        there["train"] = chunk + width * _d(lm, sites[0]) * 4 * 10
     if config.steer_prompts or config.matrix_texts:
-        stages.append(_judging_memory(lm))
-    mapped = mapped_bytes(setting.given)
+        there["judge"] = _judging_memory(setting, mean)
+    if config.matrix_texts and setting.given:
+        there["matrix"] = sum(sae.encoder_bytes for sae in setting.given)
     # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is what is measured.
-    needed = model_memory(lm) + sum(stages)
+    memory = _memory(lm, sum(there.values()), _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
+                     mapped_bytes(setting.given))  # fmt: skip
     k = len(setting.corpus.labels)
-    disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + width * _d(lm, sites[0]) * 8 + 6e6
+    weights = 0 if setting.given else width * _d(lm, sites[0]) * 8
+    disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + weights + 6e6
     lines = [
         f"model {lm.name} ({lm.dtype}), corpus {setting.corpus.name}, {k} labels, "
-        f"SAEs at {', '.join(sites)} (width {width // len(sites)}"
+        f"SAEs at {', '.join(sites)} (width {' and '.join(str(n) for n in sorted(set(widths)))}"
         + ("), " if setting.given else f", k {config.k}), ")
         + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
         f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
         + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
-        + f"), {_memory(needed, mapped)}, {disk / 1e6:,.0f} MB on disk; "
+        + f"), {memory}, {disk / 1e6:,.0f} MB on disk; "
         f"{speed:,.0f} tokens/s forward",
     ]
     if setting.corpus.skipped or plan.skipped:
@@ -79,15 +84,14 @@ def forecast(setting: Setting) -> list[str]:
 def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool) -> str:
     """What a collection takes of memory, and in how many passes over the corpus."""
     dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
-    mapped, groups = mapped_bytes(saes), len(passes(dictionaries, lm.device, labels))
-    needed = model_memory(lm) + collect_memory(lm, dictionaries, labels)
-    return (f"forecast: {_memory(needed, mapped)}, "
+    there = _parameters(lm) + collect_memory(lm, dictionaries, labels)
+    groups = len(passes(dictionaries, lm.device, labels))
+    return (f"forecast: {_memory(lm, there, _LIBRARIES, mapped_bytes(saes))}, "
             f"{groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
 
 
-def model_memory(lm: LanguageModel) -> float:
-    """Bytes of the libraries, the model and a batch."""
-    return _LIBRARIES + sum(p.numel() * p.element_size() for p in lm.model.parameters())
+def _parameters(lm: LanguageModel) -> float:
+    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
 
 
 def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels: int) -> float:
@@ -98,7 +102,9 @@ def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels
         if isinstance(d, SAE) and not d.encoder_bytes:
             own[d.id] -= d.W_enc.nbytes
     heaviest = max(sum(own[d.id] for d in group) for group in groups)
-    return heaviest + 3 * 4 * max((d.cells for d in dictionaries if isinstance(d, SAE)), default=0)
+    tokens = GPU_BATCH_TOKENS if lm.device.startswith("cuda") else BATCH_TOKENS
+    held = [min(d.cells, tokens * d.width) for d in dictionaries if isinstance(d, SAE)]
+    return heaviest + 2 * 4 * max(held, default=0)  # pre-activations, and what is made of them
 
 
 def mapped_bytes(saes: Sequence[SAE]) -> float:
@@ -106,10 +112,12 @@ def mapped_bytes(saes: Sequence[SAE]) -> float:
     return sum(tensor.nbytes for sae in saes for tensor in sae.tensors.values())
 
 
-def _memory(needed: float, mapped: float) -> str:
-    """In words: what a process must have, and what mapped weights take of the rest where there is room for them."""
+def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
+    """In words: what the model's device and the process must have, and what mapped weights take where there is room."""
     more = f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)" if mapped else ""
-    return f"{needed / 1e9:.1f} GB of memory{more}"
+    if lm.device == "cpu":
+        return f"{(there + here) / 1e9:.1f} GB of memory{more}"
+    return f"{there / 1e9:.1f} GB of GPU memory and {here / 1e9:.1f} GB of memory{more}"
 
 
 def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
@@ -121,10 +129,11 @@ def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
     return fit + 2 * 8 * width * labels
 
 
-def _judging_memory(lm: LanguageModel) -> float:
-    """Bytes of the logits over texts: of a group in the model's dtype, of one text in float32."""
-    weight = lm.unembedding()
-    return LOGITS * weight.element_size() + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
+def _judging_memory(setting: Setting, tokens: float) -> float:
+    """Bytes of the logits over texts, of so many tokens: of a group in the model's dtype, of one text in float32."""
+    weight, config = setting.lm.unembedding(), setting.config
+    rows = max(config.matrix_texts * len(setting.corpus.labels) * tokens, config.steer_prompts * 2 * TOKEN_LIMIT)
+    return min(LOGITS, rows * weight.shape[0]) * weight.element_size() + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
 
 
 def _d(lm: LanguageModel, site: str) -> int:

@@ -12,9 +12,10 @@ from statistics import fmean, median
 from typing import Any
 
 from saefeat import steering
+from saefeat.collection import working_bytes
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.steer import random_units
@@ -25,6 +26,7 @@ EDITS = ("ablate", "amplify")
 UNITS = ("features", "random")
 TOP = 100  # features of a label at each SAE
 _SEED = 23  # of the random units
+_SHARE = 0.7  # of the memory that encoders may take together
 
 Measures = dict[str, float]
 
@@ -39,6 +41,8 @@ def matrix(
         edits: `ablate` sets a label's features to zero, `amplify` doubles them.
         top: features of a label at each SAE: of low entropy, and highest above the mean of the other labels.
 
+    All SAEs are edited together; raises UserError where their encoders do not fit in memory so.
+
     Returns the content of the file: baseline {label: measures}, interventions with rows {label: {label: measures}};
     measures are nll_mean, nll_median (nats a token), perplexity_mean, perplexity_median over texts.
     """
@@ -51,6 +55,7 @@ def matrix(
     if (before := kept_json(out)).get("request") == request:
         setting.say(f"{out} is complete already")
         return before
+    _check_room(setting)
     kept = make_dir(out.parent) / f"{out.stem}-partial.json"
     done = kept_json(kept)
     if done.get("request") != request:
@@ -88,7 +93,16 @@ def matrix(
     }
     write_json(out, result)
     kept.unlink()
+    setting.__dict__.pop("saes_at_hand", None)  # with their encoders; what comes after has no use for them
     return result
+
+
+def _check_room(setting: Setting) -> None:
+    needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
+    if needed > (there := memory_limit(setting.lm.device)) * _SHARE:
+        raise UserError(f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
+                        f"{needed / 1e9:.1f} GB of the {there / 1e9:.1f} GB that there are; measure it over a run with "
+                        "fewer or narrower SAEs")  # fmt: skip
 
 
 def own_is_most(result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median") -> list[str]:

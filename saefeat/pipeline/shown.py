@@ -162,19 +162,25 @@ def _values(
     group after another, each with all batches.
     """
     for group in passes([saes[name] for name in wanted], lm.device) if wanted else []:
-        here = {sae.id: sae.to(lm.device) for sae in group if isinstance(sae, SAE)}
-        paths = {name: lm.site(sae.site).path for name, sae in here.items()}
-        with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
-            for batch in batches:
-                # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
-                with torch.inference_mode():
-                    inputs = {"input_ids": batch.input_ids.to(lm.device)}
-                    inputs["attention_mask"] = batch.attention_mask.to(lm.device)
-                    vectors = captured.run(lm.model, **inputs, use_cache=False)
-                    counted = batch.counted.to(lm.device)
-                    found = {name: _of(here[name], wanted[name], vectors[path], counted)
-                             for name, path in paths.items()}  # fmt: skip
-                yield batch, {name: values.clone() for name, values in found.items()}
+        yield from _values_of(lm, [sae for sae in group if isinstance(sae, SAE)], wanted, batches)
+
+
+def _values_of(
+    lm: LanguageModel, group: Sequence[SAE], wanted: dict[str, list[int]], batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """The same of one group; a function, so that what it has moved goes when it ends."""
+    here = {sae.id: sae.to(lm.device) for sae in group}
+    paths = {name: lm.site(sae.site).path for name, sae in here.items()}
+    with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
+        for batch in batches:
+            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
+            with torch.inference_mode():
+                inputs = {"input_ids": batch.input_ids.to(lm.device)}
+                inputs["attention_mask"] = batch.attention_mask.to(lm.device)
+                vectors = captured.run(lm.model, **inputs, use_cache=False)
+                counted = batch.counted.to(lm.device)
+                found = {name: _of(here[name], wanted[name], vectors[path], counted) for name, path in paths.items()}
+            yield batch, {name: values.clone() for name, values in found.items()}
 
 
 def _of(sae: SAE, units: list[int], x: Tensor, counted: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from saefeat.models import LanguageModel
 TOKENS = 2048  # of text that an SAE is run on
 FEW = 512  # of them that the best of the other sites is compared on
 FEWER = 128  # of them that every other site is tried with
+LEAST = 32  # tokens; of fewer nothing can be told
+OUTLIERS = 0.5  # share of tokens that an SAE may leave out for their norm
 LENGTH = 128  # tokens of a text
 KINDS = ("resid_post", "mlp_out", "mlp_act")
 FACTOR = 2.0  # another site that has the error this many times smaller is where the SAE belongs
@@ -74,8 +76,8 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     one at hand, where both are known and differ.
 
     Raises:
-        UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less;
-            with the sites that fit better.
+        UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less,
+            with the sites that fit better; the SAE leaves out most tokens; or there is too little text to tell.
     """
     if not saes:
         return []
@@ -83,20 +85,30 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     others = {width: _sites(lm, width) for width in {sae.d_in for sae in saes}}
     paths = {*own.values(), *(path for sites in others.values() for path in sites)}
     vectors = _vectors(lm, _batches(lm, corpus, seed), paths)
-    reports = []
-    for given in saes:
-        sae = given.to(lm.device)  # and off it again: all of them may not fit there
-        home = own[sae.id]
-        at_home, few = fidelity(sae, vectors[home]), fidelity(sae, vectors[home][:FEW]).fvu
-        errors = {path: fidelity(sae, vectors[path][:FEWER]).fvu for path in others[sae.d_in] if path != home}
-        ranked = sorted(errors, key=errors.__getitem__)[:SHOWN]
-        better = {others[sae.d_in][path]: fidelity(sae, vectors[path][:FEW]).fvu for path in ranked}
-        better = {name: fvu for name, fvu in better.items() if fvu < few}
-        if not at_home.fvu < 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
-            raise UserError(_refusal(lm, sae, at_home, better))
-        reports.append({"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
-                        "revisions": _revisions(sae, lm)})  # fmt: skip
-    return reports
+    n = len(next(iter(vectors.values())))
+    if n < LEAST:
+        raise UserError(f"the corpus has {n} tokens, too few to try the SAEs on; give it more text, or use --no-gate")
+    return [_tried(lm, sae, vectors, own[sae.id], others[sae.d_in]) for sae in saes]
+
+
+def _tried(
+    lm: LanguageModel, sae: SAE, vectors: dict[str, Tensor], home: str, others: dict[str, str]
+) -> dict[str, Any]:
+    """The report on one SAE; a function, so that it leaves the device when it ends: all may not fit there."""
+    sae = sae.to(lm.device)
+    at_home, few = fidelity(sae, vectors[home]), fidelity(sae, vectors[home][:FEW]).fvu
+    errors = {path: fidelity(sae, vectors[path][:FEWER]).fvu for path in others if path != home}
+    ranked = sorted(errors, key=errors.__getitem__)[:SHOWN]
+    better = {others[path]: fidelity(sae, vectors[path][:FEW]).fvu for path in ranked}
+    better = {name: fvu for name, fvu in better.items() if fvu < few}
+    if not at_home.fvu < 1 or min(better.values(), default=torch.inf) * FACTOR <= few:
+        raise UserError(_refusal(lm, sae, at_home, better))
+    kept = sae.keeps(vectors[home])
+    if kept is not None and (out := len(kept) - int(kept.sum())) > len(kept) * OUTLIERS:
+        raise UserError(f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
+                        f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)")  # fmt: skip
+    return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
+            "revisions": _revisions(sae, lm)}  # fmt: skip
 
 
 def describe(report: dict[str, Any]) -> str:

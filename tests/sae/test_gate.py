@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from saefeat.corpora import load_corpus, make_plan
+from saefeat.corpora import Corpus, load_corpus, make_plan
 from saefeat.io import UserError
 from saefeat.models import load_model
 from saefeat.sae import gate
@@ -64,6 +64,17 @@ def test_an_sae_in_another_scale_is_refused(lm, text, sae):
     wrong = dataclasses.replace(sae, b_dec=sae.b_dec * 30, W_dec=sae.W_dec * 30)
     with pytest.raises(UserError, match="it fits at no layer, so look at its base model and normalisation"):
         check_saes(lm, [wrong], text)
+
+
+def test_an_sae_whose_norm_limit_leaves_most_tokens_out_is_refused(lm, text, sae):
+    with pytest.raises(UserError, match=r"leaves out (\d+) of \1 tokens, whose norms exceed its max_norm 0\.001"):
+        check_saes(lm, [dataclasses.replace(sae, max_norm=1e-3)], text)
+
+
+def test_of_too_little_text_nothing_is_said_of_an_sae(lm, sae):
+    few = Corpus(["a word", "ein Wort"], ["en", "de"], ["0", "1"], ("de", "en"), "few")
+    with pytest.raises(UserError, match=r"the corpus has \d tokens, too few to try the SAEs on"):
+        check_saes(lm, [sae], few)
 
 
 def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
