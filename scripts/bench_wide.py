@@ -25,7 +25,7 @@ from saefeat.corpora import load_corpus
 from saefeat.io import memory_limit, write_json
 from saefeat.models import load_model
 
-CHARACTERS = 40  # of a text
+CHARACTERS = 20  # of a text
 
 
 def make_model(folder: Path, d_in: int, layers: int) -> None:

@@ -15,6 +15,7 @@ from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.pipeline.identify import evaluated
+from saefeat.pipeline.matrix import room
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import distinct, means, neurons
 from saefeat.pipeline.sweep import demo_grid
@@ -58,7 +59,8 @@ def forecast(setting: Setting) -> list[str]:
     if config.steer_prompts or config.matrix_texts:
         there["judge"] = _judging_memory(setting, mean)
     if config.matrix_texts and setting.given:
-        there["matrix"] = sum(sae.encoder_bytes for sae in setting.given)
+        encoders, most = room(setting)
+        there["matrix"] = encoders if encoders <= most else 0  # else it is left out
     # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is what is measured.
     memory = _memory(lm, sum(there.values()), _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
                      mapped_bytes(setting.given))  # fmt: skip

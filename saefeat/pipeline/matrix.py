@@ -26,7 +26,6 @@ EDITS = ("ablate", "amplify")
 UNITS = ("features", "random")
 TOP = 100  # features of a label at each SAE
 _SEED = 23  # of the random units
-_SHARE = 0.7  # of the memory that encoders may take together
 
 Measures = dict[str, float]
 
@@ -97,12 +96,18 @@ def matrix(
     return result
 
 
-def _check_room(setting: Setting) -> None:
+def room(setting: Setting) -> tuple[int, int]:
+    """Bytes that the encoders of all SAEs take together, and those that they may."""
     needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
-    if needed > (there := memory_limit(setting.lm.device)) * _SHARE:
+    return needed, memory_limit(setting.lm.device) // 2
+
+
+def _check_room(setting: Setting) -> None:
+    needed, there = room(setting)
+    if needed > there:
         raise UserError(f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
-                        f"{needed / 1e9:.1f} GB of the {there / 1e9:.1f} GB that there are; measure it over a run with "
-                        "fewer or narrower SAEs")  # fmt: skip
+                        f"{needed / 1e9:.1f} GB, where they may take {there / 1e9:.1f} (half of the memory); measure "
+                        "it over a run with fewer or narrower SAEs")  # fmt: skip
 
 
 def own_is_most(result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median") -> list[str]:
