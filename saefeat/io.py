@@ -33,7 +33,7 @@ def cache_dir() -> Path:
     """Directory of fetched and converted assets: `$SAEFEAT_CACHE`, else `saefeat` in the user's cache."""
     base = os.environ.get("SAEFEAT_CACHE")
     if base:
-        return Path(base).expanduser()
+        return user_path(base)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saefeat"
 
 
