@@ -596,6 +596,22 @@ def test_activations_that_are_not_numbers_from_the_first_exit_with_2(saefeat, on
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("stage", ["run", "collect", "train", "collect --no-gate"])
+def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(saefeat, on, tmp_path, spoil, stage):
+    model = spoil("model.layers.1.mlp.down_proj.weight", 0, 1e6)
+    save_sae(small_sae(), tmp_path / "one")
+    words = {
+        "run": ["run", "--sites", "mlp_out@0", "--d-sae", 64, "--k", 4],
+        "collect": ["collect", "--saes", tmp_path / "one"],
+        "train": ["train", "--sites", "mlp_out@0"],
+        "collect --no-gate": ["collect", "--no-gate", "--saes", tmp_path / "one"],
+    }[stage]
+    on = ["--model", model, *on[2:4], "--dtype", "float16", "--dry-run"]
+    code, _, err = saefeat(*words, *on, "--out", tmp_path / "out")
+    assert code == (2 if stage in ("run", "collect") else 0), err
+    assert ("infinite or not numbers at resid_post@1; use another --dtype" in err) == (code == 2)
+
+
 def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(saefeat, on, saes, tmp_path, monkeypatch):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt

@@ -246,7 +246,8 @@ def collect(
     from saefeat.sae.store import load_saes
 
     loaded = load_saes(list(saes), lm, same_model=gate) if saes else []
-    check_activations(lm, text, [d.site for d in (*loaded, *(identities(lm) if neurons else ()))])
+    sites = [d.site for d in (*loaded, *(identities(lm) if neurons else ()))]
+    check_activations(lm, text, sites, whole=bool(loaded) and gate)
     if dry_run:
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos))
         for report in check_saes(lm, loaded if gate else [], text, seed=seed):

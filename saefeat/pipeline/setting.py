@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -152,7 +153,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
-    check_activations(lm, corpus, [*sites, *(sae.site for sae in given)])
+    check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=True)
     FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
@@ -170,10 +171,15 @@ def _check_splits(corpus: Corpus, config: RunConfig) -> None:
             )
 
 
-def check_activations(lm: LanguageModel, corpus: Corpus, sites: Sequence[str]) -> None:
-    """Run the beginnings of a few texts; raises UserError where a site has what is no number, as in a narrow dtype."""
+def check_activations(lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *, whole: bool = False) -> None:
+    """Run the beginnings of a few texts; raises UserError where a site has what is no number, as in a narrow dtype.
+
+    whole: look at the stream after the last block too, where that of every block ends up: for the gate and steering.
+    """
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)
+    with suppress(UserError):  # a family whose blocks are not known
+        sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if whole else sites
     paths = {lm.site(site).path: site for site in sites}
     for batch in islice(plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row}), 1):
         inputs = {"input_ids": batch.input_ids.to(lm.device), "attention_mask": batch.attention_mask.to(lm.device)}
