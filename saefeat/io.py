@@ -33,8 +33,16 @@ def cache_dir() -> Path:
     """Directory of fetched and converted assets: `$SAEFEAT_CACHE`, else `saefeat` in the user's cache."""
     base = os.environ.get("SAEFEAT_CACHE")
     if base:
-        return Path(base).expanduser()
+        return user_path(base)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saefeat"
+
+
+def user_path(text: str) -> Path:
+    """The path of a text, `~` as the user's home; raises UserError where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such user here; write the whole path") from error
 
 
 def make_dir(path: Path) -> Path:

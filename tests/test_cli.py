@@ -289,8 +289,11 @@ BAD_OPTIONS = {
     "unknown id column": (["collect", "--neurons", "--id-column", "key"], "no column key"),
     "unknown device": (["collect", "--neurons", "--device", "cuda:9"], "--device cuda:9 cannot be used here"),
     "unknown dtype": (["collect", "--neurons", "--dtype", "int8"], "--dtype int8 is unknown"),
+    "a device without values": (["collect", "--neurons", "--device", "meta"], "--device meta cannot be used here"),
     "unknown split": (["collect", "--neurons", "--split", "dev"], "unknown split dev"),
     "shard": (["collect", "--neurons", "--shard", "2/2"], "--shard 2/2 should be i/n"),
+    "endless shard": (["collect", "--neurons", "--shard", "0/" + "9" * 5000], "should be i/n with 0 <= i < n"),
+    "endless layer": (["train", "--sites", "mlp_out@" + "9" * 5000], "unknown site mlp_out@999"),
     "nothing to collect": (["collect"], "give --saes or --neurons"),
     "no SAE": (["collect", "--saes", "/nowhere"], "/nowhere does not exist; give a directory in sae-lens format"),
     "no SAE in a run": (["run", "--saes", "/nowhere"], "/nowhere does not exist"),
@@ -347,6 +350,19 @@ def test_a_label_that_has_text_in_the_other_split_alone_exits_with_2(saefeat, on
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, kept)))
     words = ["run", *on, "--corpus", tmp_path / "c.jsonl", "--d-sae", 64, "--k", 4, "--out", tmp_path / "out"]
     check_refused(saefeat, tmp_path, "the label z of ", *words)
+
+
+@pytest.mark.parametrize(("ids", "empty"), [("0", "test"), ("21", "train")])
+def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path, ids, empty):
+    lines = [{"text": f"{label} {i}", "label": label, "key": ids} for i in range(9) for label in "xyz"]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ["run", *on, "--corpus", tmp_path / "c.jsonl", "--id-column", "key", "--out", tmp_path / "out"]
+    message = (
+        f"has no text in the {empty} split, for its 27 texts have 1 different ids, and those of one id stay together; "
+        "name a column that tells texts apart with --id-column (here key), or give more text"
+    )
+    check_refused(saefeat, tmp_path, message, *words)
+    check_refused(saefeat, tmp_path, message, *words, "--dry-run")
 
 
 def small_sae(d_in=32, **record):
@@ -531,19 +547,69 @@ def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(saefeat, on, s
     assert not [path for path in (tmp_path / "x").rglob("*") if ".tmp" in path.name or path.name == "partial"]
 
 
-def test_activations_that_are_not_numbers_exit_with_1(saefeat, on, tmp_path, tiny_model_dir):
+@pytest.fixture
+def spoil(tiny_model_dir, tmp_path):
+    """spoil(weight, row, value): a copy of the model with a row of a weight set to this value."""
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(tiny_model_dir, tmp_path / "model")
-    weights = load_file(tmp_path / "model/model.safetensors")
-    weights["model.layers.0.mlp.down_proj.weight"][0, 0] = torch.nan
-    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
-    on = ["--model", tmp_path / "model", *on[2:]]
+    def copy_with(name, row, value):
+        shutil.copytree(tiny_model_dir, tmp_path / "model")
+        weights = load_file(tmp_path / "model/model.safetensors")
+        weights[name][row] = value
+        save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+        return tmp_path / "model"
+
+    return copy_with
+
+
+def test_activations_that_are_not_numbers_later_on_exit_with_1(saefeat, on, tmp_path, tiny_lm, tiny_corpus, spoil):
+    rows = [set(row) for row in tiny_lm.tokenize(tiny_corpus.texts, 99)]
+    late = min(set().union(*rows) - set().union(*rows[:3]))  # the first texts of the three labels are without it
+    model = spoil("model.embed_tokens.weight", late, torch.nan)
     save_sae(small_sae(), tmp_path / "one")
-    code, _, err = saefeat("collect", *on, "--saes", tmp_path / "one", "--out", tmp_path / "out")
+    words = ["--model", model, *on[2:], "--saes", tmp_path / "one", "--no-gate"]
+    code, _, err = saefeat("collect", *words, "--out", tmp_path / "out")
     assert code == 1
-    assert "not a number; what is done is kept; to go on, run: saefeat collect --model" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("what is done is kept, but the same command would come to this again")
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("stage", ["run", "run of SAEs", "train", "collect"])
+@pytest.mark.parametrize(
+    ("dtype", "mend"), [("float16", "use another --dtype"), ("float32", "its weights are damaged")]
+)
+def test_activations_that_are_not_numbers_from_the_first_exit_with_2(saefeat, on, tmp_path, spoil, stage, dtype, mend):
+    model = spoil("model.layers.0.mlp.down_proj.weight", 0, 1e6 if dtype == "float16" else torch.nan)
+    save_sae(small_sae(), tmp_path / "one")
+    words = {
+        "run": ["run", "--d-sae", 64, "--k", 4],
+        "run of SAEs": ["run", "--saes", tmp_path / "one"],
+        "train": ["train", "--sites", SITES],
+        "collect": ["collect", "--neurons", "--saes", tmp_path / "one"],
+    }[stage]
+    message = f" in {dtype} are infinite or not numbers at "
+    for more in ((), ("--dry-run",)):
+        on = ["--model", model, *on[2:4], "--dtype", dtype]
+        code, out, err = saefeat(*words, *on, "--out", tmp_path / "out", *more)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err and mend in err
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", ["run", "collect", "train", "collect --no-gate"])
+def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(saefeat, on, tmp_path, spoil, stage):
+    model = spoil("model.layers.1.mlp.down_proj.weight", 0, 1e6)
+    save_sae(small_sae(), tmp_path / "one")
+    words = {
+        "run": ["run", "--sites", "mlp_out@0", "--d-sae", 64, "--k", 4],
+        "collect": ["collect", "--saes", tmp_path / "one"],
+        "train": ["train", "--sites", "mlp_out@0"],
+        "collect --no-gate": ["collect", "--no-gate", "--saes", tmp_path / "one"],
+    }[stage]
+    on = ["--model", model, *on[2:4], "--dtype", "float16", "--dry-run"]
+    code, _, err = saefeat(*words, *on, "--out", tmp_path / "out")
+    assert code == (2 if stage in ("run", "collect") else 0), err
+    assert ("infinite or not numbers at resid_post@1; use another --dtype" in err) == (code == 2)
 
 
 def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(saefeat, on, saes, tmp_path, monkeypatch):
@@ -713,5 +779,7 @@ def test_report_draws_the_page_again(saefeat, tiny_run, tmp_path):
 
 
 def test_saes_and_options_that_train_new_ones_exclude_each_other(saefeat, on, saes, tmp_path):
-    code, _, err = saefeat("run", *on, *saes, "--sites", "mlp_out@0", "--out", tmp_path / "r")
-    assert code == 2 and "one or the other" in err
+    for option, value in (("--sites", "mlp_out@0"), ("--d-sae", 64), ("--k", 32), ("--train-tokens", 100_000)):
+        code, _, err = saefeat("run", *on, *saes, option, value, "--out", tmp_path / "r")
+        assert code == 2 and f"--saes takes SAEs that exist, {option} is for new ones: give one or the other" in err
+    assert saefeat("run", *on, *saes, "--dry-run", "--out", tmp_path / "r")[0] == 0

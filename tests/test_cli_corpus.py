@@ -46,13 +46,34 @@ def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_told(saefeat, tmp
     assert out.splitlines()[-1] == "rows skipped or mended: blank 1"
 
 
+def test_one_label_can_be_shown(saefeat, tmp_path):
+    (tmp_path / "c.csv").write_text("text,label\na,x\nb,y\n")
+    (tmp_path / "one.csv").write_text("text,label\na,x\n")
+    for words in (["c.csv", "--labels", "x"], ["one.csv"]):
+        code, out, err = saefeat("corpus", "show", tmp_path / words[0], *words[1:])
+        assert (code, err) == (0, "")
+        assert out.startswith(f"{tmp_path / words[0]}: 1 label\n") and out.splitlines()[2].split()[:2] == ["x", "1"]
+    (tmp_path / "none.csv").write_text("text,label\n")
+    code, _, err = saefeat("corpus", "show", tmp_path / "none.csv")
+    assert code == 2 and "needs at least one label with text (found: none)" in err
+
+
+def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a", "label": "two\\nlines"}\n{"text": "b", "label": "y"}\n')
+    _, out, _ = saefeat("corpus", "show", tmp_path / "c.jsonl")
+    assert out.splitlines()[2].startswith("two lines") and len(out.splitlines()) == 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nowhere"], "the corpus nowhere does not exist; give a file"),
         (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
         (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
-        (["xnli", "--labels", "de"], "name at least two labels"),
+        ([""], "the corpus has an empty name; give a file"),
+        (["~no-such-user/c.csv"], "~no-such-user/c.csv: there is no such user here"),
+        (["x" * 300], "xxx does not exist; give a file"),
+        (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
     ],
 )
 def test_what_cannot_be_shown_is_one_sentence(saefeat, words, message):

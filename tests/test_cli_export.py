@@ -136,6 +136,7 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
         ),
         (["RUN", "--format", "sae-lens", "--out", "RUN"], "which is of no export; choose another --out"),
         (["OUT", "--format", "sae-lens", "--out", "OUT"], "does not exist; give a directory"),
+        (["RUN", "--feature", "a:" + "9" * 5000, "--out", "OUT.npy"], "should be SAE:UNIT"),
         (["OUT", "--feature", "a:1", "--out", "OUT.npy"], "does not exist; give a directory"),
     ],
 )
@@ -146,7 +147,18 @@ def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_run_is_one_sentence(saefeat, tmp_path):
-    (tmp_path / "run.json").write_text('{"schema": 1}')
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": 1}',
+        '{"schema": 1, "model": [], "arguments": {"saes": []}}',
+        '{"schema": 1, "model": {"name": 1}, "arguments": {"saes": []}}',
+        '{"schema": 1, "model": {"name": "m"}, "arguments": null}',
+        '{"schema": 1, "model": {"name": "m"}, "arguments": {"saes": [5]}}',
+        '{"schema": 1, "model": {"name": "m"}, "arguments": {"saes": "saes"}}',
+    ],
+)
+def test_a_damaged_run_is_one_sentence(saefeat, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
     code, _, error = saefeat("export", tmp_path, "--format", "sae-lens", "--out", tmp_path / "out")
     assert code == 2 and "run.json is damaged or of another version" in error and error.count("\n") == 1

@@ -74,6 +74,10 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
         ),
         ('{"model_type": "llama", "num_attention_heads": 0}', "cannot load the model"),
         ('{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1}', "no list of blocks with an `mlp`"),
+        (
+            '{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 3}',
+            "by their module path, such as backbone.layers.0, backbone.layers.0.norm, backbone.layers.0.mixer (of 3 bl",
+        ),
     ],
 )
 def test_sites_of_what_is_no_model_is_one_sentence(saefeat, tmp_path, config, message):

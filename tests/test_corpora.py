@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections import Counter
+from datetime import date
 
 import numpy as np
 import pyarrow as pa
@@ -338,6 +339,25 @@ BAD_FILES = {
         )
         for value in ("0", "1.5", "true")
     },
+    **{
+        f"labels of the type {kind}": (
+            "c.jsonl",
+            GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
+            rf"the label column label of .* holds values of the type {kind}; name a column of strings with --label",
+        )
+        for kind, value in {"list": '["en"]', "dict": "{}"}.items()
+    },
+    **{
+        f"texts of the type {kind}": (
+            "c.jsonl",
+            GOOD + b'{"text": %s, "label": "z"}\n' % value.encode(),
+            rf"the label z of .* no usable text, but values of the type {kind}; name a column of strings with --text-c",
+        )
+        for kind, value in {"list": '["a"]', "dict": "{}", "int": "7"}.items()
+    },
+    "two label columns": ("c.csv", b"text,label,label\na,x,y\nb,y,x\n", "there are 2 columns label; give each a name"),
+    "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "there are 2 columns text"),
+    "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "there are 2 columns id"),
     "one label": ("c.jsonl", b'{"text": "a", "label": "x"}\n', r"at least two labels with text \(found: x\)"),
     "a label with blank text": ("c.jsonl", GOOD + b'{"text": " ", "label": "z"}\n', "the label z of .* no usable text"),
 }
@@ -360,6 +380,24 @@ def test_numbers_as_labels_of_a_parquet_file_are_a_user_error(tmp_path, values):
     pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
     with pytest.raises(UserError, match=r"the label column label of .* holds numbers without names"):
         load_corpus(str(path))
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([b"x", b"y"], "bytes"), ([date(2020, 1, 1), date(2021, 1, 1)], "date"), ([["x"], []], "list")]
+)
+def test_labels_and_texts_of_a_parquet_file_that_are_no_strings_are_a_user_error(tmp_path, values, kind):
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
+    with pytest.raises(UserError, match=rf"the label column label of .* holds values of the type {kind}; name a col"):
+        load_corpus(path)
+    pq.write_table(pa.table({"text": values, "label": ["x", "y"]}), path)
+    with pytest.raises(UserError, match=rf"the label x of .* has no usable text, but values of the type {kind}; name"):
+        load_corpus(path)
+
+
+def test_columns_of_one_name_that_are_not_used_do_no_harm(tmp_path):
+    (tmp_path / "c.csv").write_text("text,label,note,note\na,x,1,2\nb,y,3,4\n")
+    assert load_corpus(tmp_path / "c.csv").texts == ["a", "b"]
 
 
 def test_a_parquet_file_of_datasets_has_the_names_of_its_class_labels(tmp_path):

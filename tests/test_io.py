@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from saefeat.io import UserError, _group_limits, memory_limit, replacing
+from saefeat.io import UserError, _group_limits, cache_dir, memory_limit, replacing, user_path
 
 
 def names(directory):
@@ -86,3 +87,11 @@ def test_limits_of_control_groups_are_those_of_the_process_and_around_it(tmp_pat
 def test_without_control_groups_the_limit_is_the_machine(tmp_path):
     assert list(_group_limits(tmp_path)) == []
     assert 0 < memory_limit() < 2**50
+
+
+def test_a_home_of_nobody_is_a_user_error(monkeypatch):
+    assert user_path("~/x") == Path.home() / "x"
+    monkeypatch.setenv("SAEFEAT_CACHE", "~no-such-user/cache")
+    for call in (cache_dir, lambda: user_path("~no-such-user/x")):
+        with pytest.raises(UserError, match=r"~no-such-user/.*: there is no such user here"):
+            call()

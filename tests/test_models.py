@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -407,7 +410,10 @@ def test_tokens_are_cut_at_the_limit_and_no_special_token_is_added(tiny_lm):
         ("{tmp}/none.gguf", "does not exist"),
         ("embedded:gemma-9", "unknown embedded model"),
         ("a/b/c", "neither a directory"),
-        ("someone/no-such-model", "cannot load the model someone/no-such-model"),
+        ("", "the model has an empty name"),
+        ("~no-such-user/x", "there is no such user here"),
+        (f"{'x' * 300}.gguf", "does not exist"),
+        ("someone/no-such-model", "someone/no-such-model is neither a directory here nor whole in the hub's cache"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_a_user_error(tmp_path, monkeypatch, name, message):
@@ -415,6 +421,14 @@ def test_a_model_that_cannot_be_loaded_is_a_user_error(tmp_path, monkeypatch, na
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message):
         load_model(name.format(tmp=tmp_path), dtype="float32", device="cpu")
+
+
+def test_without_a_network_the_hub_is_asked_once_and_the_sentence_says_how_to_go_on(tmp_path):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "saefeat", "sites", "own/nope"]  # the client's own attempts take 23 seconds
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "the hub cannot be reached; check the name and the network, or fetch it where" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -439,18 +453,21 @@ def test_a_model_that_lacks_a_weight_is_a_user_error_not_a_random_weight(save_lm
         load_model(str(directory), dtype="float32", device="cpu")
 
 
-def test_a_gguf_file_that_is_none_is_a_user_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("data", [b"not a model at all" * 10, b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\1\0\0\0" * 3])
+def test_a_gguf_file_that_is_none_or_is_cut_is_a_user_error(tmp_path, monkeypatch, data):
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "junk.gguf"
-    path.write_bytes(b"not a model at all" * 10)
+    path.write_bytes(data)
     with pytest.raises(UserError, match=r"junk\.gguf"):
         load_model(str(path), dtype="float32", device="cpu")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
-@pytest.mark.parametrize(("dtype", "device"), [("float8", "cpu"), ("float32", "nonsense"), ("float32", "cuda:99")])
+@pytest.mark.parametrize(
+    ("dtype", "device"), [("float8", "cpu"), ("float32", "nonsense"), ("float32", "cuda:99"), ("auto", "meta")]
+)
 def test_an_unknown_dtype_or_device_is_a_user_error(tmp_path, dtype, device):
-    with pytest.raises(UserError, match=f"{dtype}|{device}"):
+    with pytest.raises(UserError, match=f"--dtype {dtype}|--device {device}"):
         load_model(str(tmp_path), dtype=dtype, device=device)
 
 

@@ -494,6 +494,36 @@ def test_a_damaged_index_of_a_run_is_a_user_error(tmp_path, tiny_run, config, te
         run(config, out)
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("corpus", None, []),
+        ("model", None, []),
+        ("arguments", None, None),
+        ("sites", None, [1]),
+        ("arguments", "saes", [5]),
+        ("arguments", "saes", "saes"),
+        ("arguments", "labels", ["en", 1]),
+        ("arguments", "k", None),
+        ("arguments", "seed", True),
+        ("corpus", "labels", None),
+        ("corpus", "labels", "ende"),
+        ("timings", None, []),
+        ("model", "fingerprint", None),
+    ],
+)
+def test_an_index_with_values_of_other_types_is_a_user_error(tmp_path, tiny_run, config, section, name, value):
+    index = json.loads((tiny_run / "run.json").read_text())
+    if name is None:
+        index[section] = value
+    else:
+        index[section][name] = value
+    (tmp_path / "run.json").write_text(json.dumps(index))
+    for read in (lambda: open_run(tmp_path, with_corpus=False), lambda: run(config, tmp_path)):
+        with pytest.raises(UserError, match=r"run\.json is damaged"):
+            read()
+
+
 def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(tmp_path, make_lm, tiny_jsonl, config):
     import torch
     from transformers import MambaConfig, MambaForCausalLM

@@ -584,6 +584,26 @@ def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path
     assert told.endswith("it is kept once it is whole" if "hub:" in source else "what has come is kept")
 
 
+@pytest.mark.parametrize(("answers", "attempts"), [(False, 3), (True, 4)])
+def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(monkeypatch, answers, attempts):
+    asked = []
+
+    def revision(source):
+        asked.append(source.name)
+        if not answers:
+            raise ConnectionError("no route")
+        return "abc"
+
+    def lost(*_):
+        raise ConnectionError("lost on the way")
+
+    monkeypatch.setattr(fetch, "hub_revision", revision)
+    monkeypatch.setattr(fetch, "read_rows", lost)
+    with pytest.raises(UserError, match="; check the name, or run again when the network is there, it is kept once"):
+        load_corpus("hub:own/er", labels=["a", "b"])
+    assert len(asked) == attempts
+
+
 HUB_DOUBLE = """
 import http.server, sys, threading
 status, code = int(sys.argv[1]), sys.argv[2]

@@ -71,8 +71,10 @@ def run(
     labels: Labels = None,
     sites: Annotated[str | None, typer.Option(help="Where to train SAEs, by commas; default by depth.")] = None,
     d_sae: Annotated[int | None, typer.Option(min=16, help="Width of the SAEs; default 4 times d_in.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Active features of a token.")] = 32,
-    train_tokens: Annotated[int, typer.Option(min=1, help="Tokens a label for SAE training.")] = 100_000,
+    k: Annotated[int | None, typer.Option(min=1, help="Active features of a token; default 32.")] = None,
+    train_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a label for SAE training; default 100000.")
+    ] = None,
     max_tokens: MaxTokens = 50_000,
     eval_texts: Annotated[int | None, typer.Option(min=1, help="Test texts a label; default all.")] = None,
     neuron_layers: Annotated[int | None, typer.Option(min=0, help="Layers whose neurons are counted.")] = None,
@@ -92,8 +94,10 @@ def run(
     from saefeat.pipeline import RunConfig
     from saefeat.pipeline import run as run_all
 
-    if saes and (sites or d_sae):
-        raise UserError("--saes takes SAEs that exist, --sites and --d-sae train new ones: give one or the other")
+    training = {"--sites": sites, "--d-sae": d_sae, "--k": k, "--train-tokens": train_tokens}
+    asked = [name for name, value in training.items() if value is not None]
+    if saes and asked:
+        raise UserError(f"--saes takes SAEs that exist, {asked[0]} is for new ones: give one or the other")
     config = RunConfig(
         model,
         corpus,
@@ -101,8 +105,8 @@ def run(
         labels=by_commas(labels),
         sites=by_commas(sites),
         d_sae=d_sae,
-        k=k,
-        train_tokens=train_tokens,
+        k=k or 32,
+        train_tokens=train_tokens or 100_000,
         max_tokens=max_tokens,
         eval_texts=eval_texts,
         neuron_layers=neuron_layers,
@@ -190,8 +194,10 @@ def train(
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
     from saefeat.hooks import site_width
+    from saefeat.pipeline.setting import check_activations
 
     widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
+    check_activations(lm, text, names)
     plan = make_plan(text, lm, seed=seed, max_tokens=max_tokens, mixed=True)
     _say_plan(lm, text, plan)
     if dry_run:
@@ -233,11 +239,15 @@ def collect(
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
     from saefeat.pipeline import collect as collect_all
+    from saefeat.pipeline import neurons as identities
     from saefeat.pipeline.forecast import forecast_collect
+    from saefeat.pipeline.setting import check_activations
     from saefeat.sae.gate import check_saes, describe
     from saefeat.sae.store import load_saes
 
     loaded = load_saes(list(saes), lm, same_model=gate) if saes else []
+    sites = [d.site for d in (*loaded, *(identities(lm) if neurons else ()))]
+    check_activations(lm, text, sites, whole=bool(loaded) and gate)
     if dry_run:
         _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos))
         for report in check_saes(lm, loaded if gate else [], text, seed=seed):
@@ -253,7 +263,7 @@ def collect(
 
 def _shard(text: str) -> tuple[int, int]:
     i, slash, n = text.partition("/")
-    if slash and i.isdecimal() and n.isdecimal() and int(i) < int(n):
+    if slash and i.isdecimal() and n.isdecimal() and len(n) <= 12 and len(i) <= 12 and int(i) < int(n):
         return int(i), int(n)
     raise UserError(f"--shard {text} should be i/n with 0 <= i < n")
 
@@ -401,7 +411,7 @@ def _other(error: Exception) -> None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         _fail(f"out of memory; give it more, or less to do at once, then run: {_command()}", 1)
     if isinstance(error, RunFailed):
-        _fail(f"{error}; what is done is kept; to go on, run: {_command()}", 1)
+        _fail(f"{error}; what is done is kept, but the same command would come to this again", 1)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     # safetensors tells of the system's error in words only.
     told = any(f"os error {number})" in str(error) for number in full)

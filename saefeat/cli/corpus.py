@@ -48,6 +48,7 @@ def corpus_show(
     found = load_corpus(
         corpus,
         labels=by_commas(labels),
+        least=1,
         text_column=text_column,
         label_column=label_column,
         id_column=id_column,
@@ -64,11 +65,11 @@ def _print(corpus: Any, seed: int) -> None:
     rows: list[tuple[str, ...]] = [("label", "texts", "train", "test", "characters", "example")]
     for label, own in texts.items():
         sizes = (len(own), len(own) - test[label], test[label], round(median(map(len, own))))
-        rows.append((label, *(f"{size:,}" for size in sizes), _cut(own[0])))
+        rows.append((_cut(label), *(f"{size:,}" for size in sizes), _cut(own[0])))
     whole = (len(corpus), len(corpus) - test.total(), test.total())
     rows.append(("all", *(f"{size:,}" for size in whole), f"{round(median(map(len, corpus.texts))):,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    typer.echo(f"{corpus.name}: {len(corpus.labels)} labels")
+    typer.echo(f"{corpus.name}: {len(corpus.labels)} label{'s' * (len(corpus.labels) > 1)}")
     for label, *numbers, example in rows:
         aligned = "".join(f"{number:>{width + 2}}" for number, width in zip(numbers, widths[1:], strict=True))
         typer.echo(f"{label:{widths[0]}}{aligned}  {example}".rstrip())

@@ -48,7 +48,7 @@ def lid_evaluate(
     if corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
     set_threads()
-    columns = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
+    columns: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "id_column": id_column}
     setting = open_run(run, say)
     other = None
     if corpus is not None:

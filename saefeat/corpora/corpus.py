@@ -70,6 +70,7 @@ def load_corpus(
     source: str | Path | Iterable[tuple[str, str]],
     *,
     labels: Iterable[str] | None = None,
+    least: int = 2,
     text_column: str = "text",
     label_column: str = "label",
     id_column: str = "id",
@@ -82,6 +83,7 @@ def load_corpus(
             corpus list`, `NAME[:SPLIT][#N]` with at most N texts a label; `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`,
             any data set of the hub that needs no script; or (text, label) pairs.
         labels: only these, in this order. A recipe takes the source's own codes here too.
+        least: how many labels there must be; one can be looked at, but not told from others.
         text_column: a column, or, for recipes and the hub, a template over columns: "{premise} {hypothesis}".
         say: a function that is told, in one line, what is fetched.
 
@@ -89,15 +91,18 @@ def load_corpus(
     there the next time. Raises UserError for a source that cannot be read, a line that cannot be parsed (with its
     number), a missing column, labels that are numbers without names, or a label without usable text.
     """
-    wanted = _wanted(labels)
+    wanted = _wanted(labels, least)
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
-        return _build(_pairs(source), "python", wanted)
+        return _build(_pairs(source), "python", wanted, least, "give strings")
+    if not source.strip():  # such as a shell's variable that is not set; as a path it would be this directory
+        raise UserError("the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld")
     columns = (text_column, label_column, id_column)
     request = find_recipe(source, columns)
     rows = local_rows(source, columns, wanted) if request is None else recipe_rows(request, wanted, say)
-    return _build(rows, source, wanted)
+    mend = f"name a column of strings with --text-column, which {text_column} is not"
+    return _build(rows, source, wanted, least, mend)
 
 
 def _pairs(source: Iterable[tuple[str, str]]) -> Iterator[Row]:
@@ -106,27 +111,31 @@ def _pairs(source: Iterable[tuple[str, str]]) -> Iterator[Row]:
         yield text, label, None
 
 
-def _wanted(labels: Iterable[str] | None) -> tuple[str, ...] | None:
+def _wanted(labels: Iterable[str] | None, least: int) -> tuple[str, ...] | None:
     if labels is None:
         return None
     wanted = tuple(labels)
     if len(set(wanted)) != len(wanted):
         raise UserError(f"a label is named twice in {','.join(wanted)}")
-    if len(wanted) < 2:
+    if len(wanted) < least:
         raise UserError("name at least two labels; with one there is nothing to tell apart")
     return wanted
 
 
-def _build(rows: Iterator[Row], name: str, wanted: tuple[str, ...] | None) -> Corpus:
+def _build(rows: Iterator[Row], name: str, wanted: tuple[str, ...] | None, least: int, mend: str) -> Corpus:
+    """`mend`: what helps where values that are no strings stand in place of texts."""
     corpus = Corpus([], [], [], (), name)
     skipped: Counter[str] = Counter()
     seen: set[str] = set()
+    odd: dict[str, str] = {}  # label -> type of what stands in place of its text
     for text, label, identity in rows:
         label = "" if label is None else clean_text(str(label)).strip()
         seen.add(label)
         if wanted is not None and label not in wanted:
             continue
         clean = _clean(text, skipped) if label else None
+        if text is not None and not isinstance(text, str):
+            odd[label] = type(text).__name__
         if not label:
             skipped["no label"] += 1
         if clean is None:
@@ -136,7 +145,9 @@ def _build(rows: Iterator[Row], name: str, wanted: tuple[str, ...] | None) -> Co
         corpus.ids.append(fingerprint(clean) if identity in (None, "") else clean_text(str(identity)))
     corpus.labels = wanted if wanted is not None else tuple(sorted(seen - {""}))
     corpus.skipped = dict(sorted(skipped.items()))
-    _check_labels(corpus, seen)
+    _check_labels(
+        corpus, seen, least, {label: f", but values of the type {kind}; {mend}" for label, kind in odd.items()}
+    )
     return corpus
 
 
@@ -153,7 +164,8 @@ def _clean(text: Any, skipped: Counter[str]) -> str | None:
     return text
 
 
-def _check_labels(corpus: Corpus, seen: set[str]) -> None:
+def _check_labels(corpus: Corpus, seen: set[str], least: int, instead: dict[str, str]) -> None:
+    """`instead`: what labels have in place of text, as the end of a sentence."""
     for label in corpus.labels:
         if label not in seen:
             some = ", ".join(sorted(seen)[:70])
@@ -161,7 +173,8 @@ def _check_labels(corpus: Corpus, seen: set[str]) -> None:
     counts = Counter(corpus.of)
     empty = [label for label in corpus.labels if not counts[label]]
     if empty:
-        raise UserError(f"the label {empty[0]} of {corpus.name} has no usable text")
-    if len(corpus.labels) < 2:
+        raise UserError(f"the label {empty[0]} of {corpus.name} has no usable text{instead.get(empty[0], '')}")
+    if len(corpus.labels) < least:
         found = corpus.labels[0] if corpus.labels else "none"
-        raise UserError(f"the corpus {corpus.name} needs at least two labels with text (found: {found})")
+        needed = "one label" if least == 1 else "two labels"
+        raise UserError(f"the corpus {corpus.name} needs at least {needed} with text (found: {found})")

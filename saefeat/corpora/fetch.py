@@ -23,6 +23,7 @@ from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, m
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has a few of its own
 _ROWS = 1_000_000  # of a data set whose labels nobody named
+_UNANSWERED = 2  # further attempts where the hub has not answered at all, as without a network
 Say = Callable[[str], Any]
 
 
@@ -156,10 +157,12 @@ def _attempts(part: _Part, most: int) -> tuple[list[Row], str]:
 
     Tries again after growing pauses where the network fails; raises UserError when it stays so.
     """
-    for pause in (*PAUSES, None):
+    answered = False
+    for attempt, pause in enumerate((*PAUSES, None)):
         try:
             with _quiet_client():
                 revision = hub_revision(part.source)
+                answered = True
                 pinned = replace(part, source=replace(part.source, revision=revision or part.source.revision))
                 return _read(pinned, most), revision
         except UserError:
@@ -169,12 +172,13 @@ def _attempts(part: _Part, most: int) -> tuple[list[Row], str]:
                 raise
             if not is_passing(error):
                 raise UserError(sentence(error, part.source, part.code)) from error
-            if pause is None:
+            if pause is None or (attempt == _UNANSWERED and not answered):
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                kept = "it is kept once it is whole" if part.source.read == "hub" else "what has come is kept"
+                named = part.source.read == "hub"  # by the user
+                kept = "it is kept once it is whole" if named else "what has come is kept"
                 raise UserError(
-                    f"{_what(part)} is not in the cache and cannot be fetched ({reason[:200]}); run again when the "
-                    f"network is there, {kept}"
+                    f"{_what(part)} is not in the cache and cannot be fetched ({reason[:200]}); "
+                    f"{'check the name, or ' * named}run again when the network is there, {kept}"
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from numbers import Number
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, user_path
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*")
@@ -24,10 +25,10 @@ def local_rows(source: str, columns: tuple[str, str, str], wanted: tuple[str, ..
     """
     if source.startswith("embedded:"):
         return _embedded(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = user_path(source)
+    if os.path.isdir(path):  # pathlib's would raise for a name that is too long
         return _directory(path, wanted)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"the corpus {source} does not exist; give a file, a directory of "
             "LABEL.txt, embedded:eld, hub:REPO or a name of `saefeat corpus list`"
@@ -153,9 +154,11 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
 
 
 def check_label(label: Any, column: str, mend: str = "name a column of strings with --label-column") -> None:
-    """Refuse a number: which class it stands for is not said."""
+    """Refuse a number, for which class it stands for is not said, and whatever else is no string."""
     if isinstance(label, Number):
         raise UserError(f"the label column {column} holds numbers without names; {mend}")
+    if label is not None and not isinstance(label, str):
+        raise UserError(f"the label column {column} holds values of the type {type(label).__name__}; {mend}")
 
 
 def _check_columns(where: str, present: Iterable[str], columns: tuple[str, str, str]) -> None:
@@ -165,6 +168,9 @@ def _check_columns(where: str, present: Iterable[str], columns: tuple[str, str, 
             raise UserError(f"{where}: no column {column}; there are {', '.join(map(str, names))} (use {option})")
     if columns[2] != "id" and columns[2] not in names:
         raise UserError(f"{where}: no column {columns[2]}; there are {', '.join(map(str, names))} (use --id-column)")
+    for column in columns:
+        if names.count(column) > 1:
+            raise UserError(f"{where}: there are {names.count(column)} columns {column}; give each a name of its own")
 
 
 def clean_text(text: str) -> str:

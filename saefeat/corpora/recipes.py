@@ -12,6 +12,7 @@ PAPER_LABELS = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr"
 _ISO3 = "eng deu fra ita por hin spa tha bul rus tur vie jpn kor zho"
 _SCRIPTS = "Latn Latn Latn Latn Latn Deva Latn Thai Cyrl Cyrl Latn Latn Jpan Hang Hans"
 _HUB_TEXTS = 10_000
+_DIGITS = 12  # of a number of texts; Python refuses to read thousands of them
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def find_recipe(source: str, columns: tuple[str, str, str]) -> Request | None:
     name, *rest = bare.split(":")
     if name != "hub" and name not in RECIPES:
         return None
-    if hashed and (not number.isdecimal() or not int(number)):
+    if hashed and (not number.isdecimal() or len(number) > _DIGITS or not int(number)):
         raise UserError(f"{source}: after # stands the greatest number of texts a label, such as {bare}#500")
     max_texts = int(number) if hashed else None
     if name == "hub":

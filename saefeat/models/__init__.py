@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, read_json, replacing, write_json
+from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, read_json, replacing, user_path, write_json
 from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 
 # What transformers raises for bad models.
 _LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
+_CUT_OFF = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")  # of any client of the hub
+_FIRST = 5  # seconds for the question whether the hub is there
 EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
 __all__ = [
     "EMBEDDED",
@@ -105,7 +108,7 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has no values
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]})") from error
     return device
@@ -136,10 +139,9 @@ def load_model(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=torch_dtype, output_loading_info=True
-        )
+        where: dict[str, Any] = {"revision": revision, "local_files_only": _is_cut_off(source)}
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, dtype=torch_dtype, output_loading_info=True)
     except (*_LOADING, SafetensorError) as error:
         raise _cannot_load(name, error) from error
     model, info = loaded
@@ -156,17 +158,42 @@ def load_skeleton(name: str | Path) -> nn.Module:
     source = _source(str(name))
     transformers_logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=_is_cut_off(source))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
     except _LOADING as error:
         raise _cannot_load(str(name), error) from error
 
 
+def _is_cut_off(source: str) -> bool:
+    """Whether a model of the hub can come from the cache alone.
+
+    One question without the client's own attempts, which take half a minute for each file.
+    """
+    from huggingface_hub import HfApi
+
+    if os.path.isdir(source):
+        return False
+    try:
+        HfApi().model_info(source, timeout=_FIRST, expand=["sha"])
+    except Exception as error:  # of any other, loading tells
+        return type(error).__name__ in _CUT_OFF
+    return False
+
+
 def _cannot_load(name: str, error: Exception) -> UserError:
+    if "couldn't connect" in str(error):
+        return UserError(
+            f"the model {name} is neither a directory here nor whole in the hub's cache, and the hub cannot be "
+            f"reached; check the name and the network, or fetch it where there is one (hf download {name})"
+        )
+    return UserError(f"cannot load the model {name}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """The first line of a message, with the second where it announces that."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-    return UserError(f"cannot load the model {name}: {said}")
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
@@ -192,12 +219,16 @@ def _source(name: str) -> str:
         if name not in EMBEDDED:
             raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
         return str(_converted(fetch(EMBEDDED[name]), EMBEDDED[name]))
-    path = Path(name).expanduser()
+    if not name.strip():  # such as a shell's variable that is not set; as a path it would be this directory
+        raise UserError(
+            f"the model has an empty name; give a hub id, a directory, a .gguf file or {next(iter(EMBEDDED))}"
+        )
+    path = user_path(name)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):  # pathlib's would raise for a name that is too long
             raise UserError(f"the model file {name} does not exist")
         return str(_converted(path, path.stem))
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise UserError(f"the directory {name} holds no model (no config.json)")
         return str(path)
@@ -248,8 +279,10 @@ def _convert(gguf: Path, out: Path) -> None:
             **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, IndexError) as error:
-        raise UserError(f"cannot read {gguf} as a GGUF model ({str(error).splitlines()[0]})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # its readers check nothing, so damaged files raise anything
+        raise UserError(f"cannot read {gguf} as a GGUF model ({_said(error)}); fetch or write it again") from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(out)

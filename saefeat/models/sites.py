@@ -17,7 +17,7 @@ MEANINGS = {
     "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
     "resid_post": "the residual stream after the block",
 }
-_SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d+)$")
+_SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
@@ -40,16 +40,21 @@ def find_layers(model: nn.Module) -> str:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = set(decoder.modules())  # type: ignore[union-attr]
-    best = ""
-    size = 0
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or module not in inside or len(module) <= size:
-            continue
-        if _holder(module[0]) is not None:
-            best, size = path, len(module)
-    if not best:
-        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path")
-    return best
+    lists = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and m in inside and len(m)}
+    known = {path: len(blocks) for path, blocks in lists.items() if _holder(blocks[0]) is not None}
+    if not known:
+        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path"
+                        + _some_paths(lists))  # fmt: skip
+    return max(known, key=known.__getitem__)  # of equals the first
+
+
+def _some_paths(lists: dict[str, Any]) -> str:
+    """The first block of the longest list and its parts, as the end of a sentence."""
+    if not lists:
+        return ""
+    path = max(lists, key=lambda path: len(lists[path]))
+    paths = [f"{path}.0", *(f"{path}.0.{name}" for name, _ in lists[path][0].named_children())]
+    return f", such as {', '.join(paths)} (of {len(lists[path])} blocks)"
 
 
 def resolve_site(model: nn.Module, name: str) -> Site:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
 
 from saefeat.baselines import FastText
-from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
+from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
-from saefeat.hooks import site_width
+from saefeat.hooks import capture, site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json
 from saefeat.models import LanguageModel, load_model
 from saefeat.pipeline.stages import Say, neuron_layers, quiet
@@ -61,6 +66,7 @@ class RunConfig:
     id_column: str = "id"
 
 
+_SECTIONS = {"arguments": dict, "model": dict, "corpus": dict, "sites": tuple[str, ...]}  # of a run's index
 DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
 
 
@@ -143,14 +149,47 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     corpus.name = name  # as given: reports and model cards show it
     if config.source is not None and config.source not in corpus.labels:
         raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
+    _check_splits(corpus, config)
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
+    check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=True)
     FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
         training.width(site_width(lm, lm.site(site)))
     return Setting(config, out, lm, corpus, sites, training, given, say)
+
+
+def _check_splits(corpus: Corpus, config: RunConfig) -> None:
+    for split in ("train", "test"):
+        if not corpus.positions(split, config.seed):
+            raise UserError(
+                f"{corpus.name} has no text in the {split} split, for its {len(corpus):,} texts have "
+                f"{len(set(corpus.ids)):,} different ids, and those of one id stay together; name a column that tells "
+                f"texts apart with --id-column (here {config.id_column}), or give more text"
+            )
+
+
+def check_activations(lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *, whole: bool = False) -> None:
+    """Run the beginnings of a few texts; raises UserError where a site has what is no number, as in a narrow dtype.
+
+    whole: look at the stream after the last block too, where that of every block ends up: for the gate and steering.
+    """
+    some = [corpus.of.index(label) for label in corpus.labels[:16]]
+    rows = lm.tokenize([corpus.texts[i] for i in some], 32)
+    with suppress(UserError):  # a family whose blocks are not known
+        sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if whole else sites
+    paths = {lm.site(site).path: site for site in sites}
+    for batch in islice(plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row}), 1):
+        inputs = {"input_ids": batch.input_ids.to(lm.device), "attention_mask": batch.attention_mask.to(lm.device)}
+        with torch.inference_mode(), capture(lm.model, tuple(paths)) as captured:
+            found = captured.run(lm.model, **inputs, use_cache=False)
+        for path, tensor in found.items():
+            if not torch.isfinite(tensor[batch.counted.to(lm.device)]).all():
+                mend = "its weights are damaged" if lm.dtype == "float32" else "use another --dtype, such as float32"
+                raise UserError(f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at "
+                                f"{paths[path]}; {mend}")  # fmt: skip
 
 
 def located(config: RunConfig, place: Callable[[str], str] = os.path.abspath) -> RunConfig:
@@ -197,13 +236,27 @@ def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
 def read_index(out: Path) -> dict[str, Any]:
     """A run's `run.json`; raises UserError when it is missing, damaged or of another version."""
     index = read_json(out / "run.json")
-    sections = ("arguments", "model", "corpus", "sites")
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA or any(name not in index for name in sections):
+    whole = isinstance(index, dict) and index.get("schema") == SCHEMA
+    if not whole or not all(_fits(index.get(name), kind) for name, kind in _SECTIONS.items()):
         raise UserError(f"{out / 'run.json'} is damaged or of another version; start a new run")
-    names = {f.name for f in fields(RunConfig)}
-    if not {"model", "corpus"} <= set(index["arguments"]) <= names:
+    arguments, kinds = index["arguments"], get_type_hints(RunConfig)
+    if not {"model", "corpus"} <= set(arguments) <= set(kinds):
         raise UserError(f"{out / 'run.json'} is of another version; start a new run")
+    labels, prints = index["corpus"].get("labels"), [index[part].get("fingerprint") for part in ("model", "corpus")]
+    right = [_fits(value, kinds[name]) for name, value in arguments.items()]
+    right += [_fits(labels, tuple[str, ...]), _fits(index.get("timings", {}), dict), *(_fits(p, str) for p in prints)]
+    if not all(right):
+        raise UserError(f"{out / 'run.json'} is damaged; start a new run")
     return index
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type, which may be a union or `tuple[str, ...]`."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return type(value) is list and all(type(member) is str for member in value)
+    return type(value) is kind  # exactly: true is no number
 
 
 def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Setting:

@@ -92,12 +92,13 @@ def open_source(source: str) -> Exportable:
 
 
 def _open_run(run: Path) -> Exportable:
-    index = read_json(run / "run.json")
-    try:
-        model = {"name": index["model"]["name"], **index["model"]}
-        given: list[str] = list(index["arguments"].get("saes") or ())
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{run / 'run.json'} is damaged or of another version; start a new run") from error
+    match read_json(run / "run.json"):
+        case {"model": {"name": str()} as model, "arguments": {"saes": [*given]}} if all(
+            isinstance(source, str) for source in given
+        ):
+            pass
+        case _:
+            raise UserError(f"{run / 'run.json'} is damaged or of another version; start a new run")
     headers = [Stats.read_header(path)["dictionary"] for path in sorted((run / "stats").glob("[!.]*.safetensors"))]
     used = [header for header in headers if header.get("kind") == "sae"]
     for source in given:
@@ -182,7 +183,7 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     is something else.
     """
     name, colon, number = feature.rpartition(":")
-    if not colon or not number.isdecimal():
+    if not colon or not number.isdecimal() or len(number) > 12:
         raise UserError(f"--feature {feature} should be SAE:UNIT, such as mlp_out@13:42")
     _check_file(out)
     given = open_source(source)
