@@ -86,6 +86,8 @@ def test_the_configuration_names_the_model_its_revision_and_the_module(directory
         ({"metadata": {}}, "names no hook"),
         ({"metadata": {"saefeat": {"site": "mlp_out@1", "dtype": "float7"}}}, "dtype float7"),
     ],
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input should be true or false, and is 'no'"),
+        ({"rescale_acts_by_decoder_norm": "no"}, "rescale_acts_by_decoder_norm should be true or false"),
 )
 def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, changes, message):
     change_cfg(directory, **changes)
@@ -310,3 +312,62 @@ def test_zero_decoder_rows_stay_zero_where_norms_are_folded_in(directory):
     torch.testing.assert_close(sae.W_dec * norms[:, None], rows)
     assert (sae.W_dec[3] == 0).all() and (sae.W_enc[:, 3] == 0).all()
     torch.testing.assert_close(sae.W_enc, before.W_enc * norms)
+@pytest.mark.parametrize("norm", ["NaN", "0", "-1", "true", "Infinity", "-Infinity", '"9"', "[9]", "1" + "0" * 400])
+def test_a_max_norm_that_leaves_out_everything_or_nothing_is_a_user_error(directory, norm):
+    path = directory / "cfg.json"
+    path.write_text(path.read_text().replace('"max_norm": 9.5', f'"max_norm": {norm}'))
+    with pytest.raises(UserError, match=r"cfg\.json: (the )?max_norm .*of its saefeat entry is damaged") as told:
+        load_sae(directory)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "gemma"),
+        ("model", ["gemma"]),
+        ("model", {"name": ["gemma"]}),
+        ("model", {"fingerprint": 3}),
+        ("policy", "train"),
+        ("tokens", 7),
+        ("module", 7),
+        ("corpus", {"labels": 7}),
+        ("training", {"tokens": "many"}),
+        ("training", {"tokens": 7, "lr": float("nan")}),
+        ("site", 7),
+        ("dtype", ["float32"]),
+        ("fingerprint", 7),
+    ],
+)
+def test_an_entry_of_ours_that_we_did_not_write_is_a_user_error(directory, key, value):
+    path = directory / "cfg.json"
+    cfg = json.loads(path.read_text())
+    cfg["metadata"]["saefeat"][key] = value
+    path.write_text(json.dumps(cfg))
+    with pytest.raises(UserError, match=r"cfg\.json: .*(saefeat entry is damaged|dtype)") as told:
+        load_sae(directory)
+    assert "\n" not in str(told.value)
+
+
+def test_an_entry_of_ours_that_is_no_object_is_a_user_error(directory):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "saefeat": "all"})
+    with pytest.raises(UserError, match="all of its saefeat entry is damaged"):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), True, "0.1", -1.0, None])
+def test_figures_of_our_own_that_are_no_numbers_are_left_out(directory, value):
+    save_sae(make_sae(fvu=0.25, l0=15.5), directory)
+    assert load_sae(directory).record["fvu"] == 0.25
+    path = directory / "cfg.json"
+    path.write_text(path.read_text().replace('"fvu": 0.25', f'"fvu": {json.dumps(value)}'))
+    record = load_sae(directory).record
+    assert "fvu" not in record and record["l0"] == 15.5
+
+
+@pytest.mark.parametrize("value", [3, ["gemma"], {"a": 1}, float("nan")])
+def test_a_model_whose_name_is_no_text_is_not_known(directory, value):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": value, "model_revision": value})
+    assert load_sae(directory).record["model"] == {"name": None, "revision": None}
+
+
