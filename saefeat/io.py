@@ -37,6 +37,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saefeat"
 
 
+def user_path(text: str) -> Path:
+    """The path of a text, `~` as the user's home; raises UserError where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text} is in the home of a user who is not known here; write the whole path") from error
+
+
 def make_dir(path: Path) -> Path:
     """Create a directory and check that it can be written; raises UserError otherwise, OSError for a full disk."""
     try:
