@@ -72,12 +72,12 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: f
     """
     where = directory / CFG
     cfg = _settings({**json_object(read_json(where), where), **(overrides or {})}, where)  # before reading gigabytes
+    mark = _ours(cfg, where).get("fingerprint")
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
     weights = directory / WEIGHTS
     tensors = read_weights(weights)
     sae = convert(cfg, tensors, where, weights, scaling)
-    mark = _ours(cfg, where).get("fingerprint")
     if mark is not None and mark != tensors_fingerprint(tensors):
         raise UserError(f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again")
     sae.id = directory.name
@@ -111,7 +111,7 @@ def _wrong(entry: Any) -> str | None:
             return path
     norm = entry.get("max_norm")
     if norm is not None and not (type(norm) in (int, float) and 0 < norm < 1e38):
-        return f"the max_norm {norm}"
+        return f"the max_norm {norm!r}"
     try:  # it is written again when the SAE is exported
         kept = {key: value for key, value in entry.items() if key not in _STATED}
         json.dumps(kept, ensure_ascii=False, allow_nan=False).encode()
