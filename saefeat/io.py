@@ -42,7 +42,7 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{text}: there is no such user here; write the whole path") from error
+        raise UserError(f"{text} is in the home of a user who is not known here; write the whole path") from error
 
 
 def make_dir(path: Path) -> Path:

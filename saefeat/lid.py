@@ -27,7 +27,7 @@ from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
-from saefeat.sae.store import load_saes
+from saefeat.sae.store import check_together, load_saes
 from saefeat.selection import Selection
 from saefeat.stats import Stats
 
@@ -390,12 +390,14 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def _load(self) -> None:
         self.lm_ = load_model(self.model) if isinstance(self.model, str) else self.model
-        given = [self.saes] if isinstance(self.saes, str | Path) else list(self.saes)
-        paths = [str(s) for s in given if isinstance(s, str | Path)]
-        saes = load_saes(paths, self.lm_) if paths else [s for s in given if isinstance(s, SAE)]
-        self.saes_ = saes
+        self.saes_: list[SAE] = []
+        for one in [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes):
+            if not isinstance(one, str | Path | SAE):
+                raise UserError(f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs")
+            self.saes_ += [one] if isinstance(one, SAE) else load_saes(str(one))
         if not self.saes_:
             raise UserError("give at least one SAE")
+        check_together(self.saes_, self.lm_)
 
     def _features(self, texts: Sequence[str]) -> Features:
         return featurize(self.lm_, self.saes_, texts)

@@ -206,8 +206,8 @@ def _pushed(
     for sae in saes:
         units = selection.units(sae.id)[label]
         if units:
-            greatest = stats[sae.id].max[:, units].amax(0).to(sae.W_dec)
-            vector = m * (greatest @ sae.W_dec[units])
+            greatest = stats[sae.id].max[:, units].amax(0).to(sae.W_dec.device)
+            vector = m * (greatest @ sae.W_dec[units].float())  # they may be stored in half precision
             edits[lm.site(sae.site).path] = lambda x, steps, v=vector: x + v.to(x)
     return edits
 

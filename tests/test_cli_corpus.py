@@ -71,7 +71,7 @@ def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
         (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
         (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
         ([""], "the corpus has an empty name; give a file"),
-        (["~no-such-user/c.csv"], "~no-such-user/c.csv: there is no such user here"),
+        (["~no-such-user/c.csv"], "~no-such-user/c.csv is in the home of a user who is not known here"),
         (["x" * 300], "xxx does not exist; give a file"),
         (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
     ],

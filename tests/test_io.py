@@ -93,5 +93,5 @@ def test_a_home_of_nobody_is_a_user_error(monkeypatch):
     assert user_path("~/x") == Path.home() / "x"
     monkeypatch.setenv("SAEFEAT_CACHE", "~no-such-user/cache")
     for call in (cache_dir, lambda: user_path("~no-such-user/x")):
-        with pytest.raises(UserError, match=r"~no-such-user/.*: there is no such user here"):
+        with pytest.raises(UserError, match=r"~no-such-user/.* is in the home of a user who is not known here"):
             call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -464,6 +465,33 @@ def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
 def test_bad_arguments_of_the_identifier_are_user_errors(tiny_lm, options, of, message):
     with pytest.raises(UserError, match=message):
         LanguageIdentifier(**{"model": tiny_lm, "saes": SAES, **options}).fit(TEXTS, of)
+
+
+def test_saes_and_their_sources_may_be_given_together(tiny_lm, tmp_path):
+    from saefeat.sae.store import save_sae
+
+    save_sae(SAES[1], tmp_path / "other")
+    for given in ([SAES[0], str(tmp_path / "other")], [tmp_path / "other", SAES[0]]):
+        made = LanguageIdentifier(tiny_lm, given, head="naive-bayes").fit(TEXTS, OF)
+        assert [sae.id for sae in made.saes_] == [getattr(one, "id", "other") for one in given]
+    assert [sae.id for sae in LanguageIdentifier(tiny_lm, SAES[0]).fit(TEXTS, OF).saes_] == ["wide"]
+
+
+def test_saes_that_are_given_are_checked(tiny_lm, make_lm, tmp_path):
+    from saefeat.sae.store import save_sae
+
+    def say(lm, *given):
+        with pytest.raises(UserError) as told:
+            LanguageIdentifier(lm, list(given)).fit(TEXTS, OF)
+        return str(told.value)
+
+    save_sae(SAES[0], tmp_path / "wide")
+    assert say(tiny_lm, SAES[0], str(tmp_path / "wide")) == "two SAEs are named wide; rename one of the directories"
+    assert "a value of type Identity is neither an SAE nor a source" in say(tiny_lm, SAES[0], NEURONS[0])
+    of_other = replace(SAES[0], record={"model": {"name": "tiny-llama-0", "fingerprint": tiny_lm.fingerprint}})
+    assert "was trained on tiny-llama-0, not on tiny-llama-1" in say(make_lm("llama", 1), of_other)
+    narrow = replace(SAES[0], site="mlp_act@0")
+    assert "reads vectors of 32, but mlp_act@0 of tiny-llama-0 has 48" in say(tiny_lm, narrow)
 
 
 def test_saes_may_be_given_by_directory(tiny_lm, tmp_path):

@@ -411,7 +411,7 @@ def test_tokens_are_cut_at_the_limit_and_no_special_token_is_added(tiny_lm):
         ("embedded:gemma-9", "unknown embedded model"),
         ("a/b/c", "neither a directory"),
         ("", "the model has an empty name"),
-        ("~no-such-user/x", "there is no such user here"),
+        ("~no-such-user/x", "in the home of a user who is not known here"),
         (f"{'x' * 300}.gguf", "does not exist"),
         ("someone/no-such-model", "someone/no-such-model is neither a directory here nor whole in the hub's cache"),
     ],

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from saefeat.dictionaries import SAE
 from saefeat.io import kept_json
 from saefeat.sae.layouts import transformer_lens_hook
+from saefeat.sae.names import on_hub
 from saefeat.stats import Stats
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -76,14 +77,16 @@ def render(form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str |
         keep_trailing_newline=True,
     )
     environment.filters |= {"cell": _cell, "number": _number}
-    name = str(facts.model.get("name") or "")
+    given = str(facts.model.get("name") or "")
+    name = on_hub(given)
     folder, first = next(iter(folders.items()))
     return environment.get_template("card.md").render(
         form=form,
         library=_LIBRARIES[form],
         hub_id=name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None,
-        by_transformers=not (name.startswith("embedded:") or name.endswith(".gguf")),
+        by_transformers=not (name != given or name.endswith(".gguf")),
         model={**dict.fromkeys(("name", "revision", "fingerprint")), **facts.model},
+        name=name,
         rows=[_row(folder, sae, hookpoints[sae.id], facts.figures[sae.id]) for folder, sae in folders.items()],
         policies=dict.fromkeys(map(_policy, folders.values())),
         trained=dict.fromkeys(filter(None, map(_training, folders.values()))),

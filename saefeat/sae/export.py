@@ -20,6 +20,7 @@ from saefeat.io import (
     read_json,
     replacing,
     save_tensors,
+    user_path,
     write_json,
     write_text,
 )
@@ -27,6 +28,7 @@ from saefeat.models import load_skeleton, resolve_site
 from saefeat.sae import card, registry
 from saefeat.sae.formats import sparsify
 from saefeat.sae.layouts import FORMATS, check_holds, write_sae
+from saefeat.sae.names import on_hub
 from saefeat.sae.store import load_saes
 from saefeat.stats import Stats
 
@@ -80,8 +82,8 @@ def open_source(source: str) -> Exportable:
 
     Raises UserError for a source that holds none or cannot be read, and for SAEs of several base models.
     """
-    path = Path(source).expanduser()
-    if (path / "run.json").is_file():
+    path = user_path(source)
+    if source.strip() and (path / "run.json").is_file():
         return _open_run(path)
     saes = load_saes(source)
     models = [sae.record.get("model") or {} for sae in saes]
@@ -112,7 +114,7 @@ def _open_run(run: Path) -> Exportable:
 
 def _check_there(source: str, run: Path, paths: list[str]) -> None:
     """Raises UserError for a directory that is gone: what is left of a relative path may look like a hub id."""
-    if Path(source).expanduser().exists() or registry.names_release(source):
+    if user_path(source).exists() or registry.names_release(source):
         return
     cached = "models--" + "--".join(source.partition("@")[0].split("/")[:2])
     if os.path.isabs(source) or source.startswith((".", "~")) or (paths and not any(cached in p for p in paths)):
@@ -167,7 +169,8 @@ def _folders(given: Exportable, form: str) -> dict[str, SAE]:
 def _sparsify_run(given: Exportable, hookpoints: list[str]) -> dict[str, Any]:
     record = given.saes[0].record
     length = (record.get("policy") or {}).get("token_limit") or (record.get("tokens") or {}).get("context_size")
-    model = {"model": given.model.get("name"), "revision": given.model.get("revision")}
+    name = given.model.get("name")
+    model = {"model": name and on_hub(name), "revision": given.model.get("revision")}
     return {**model, "hookpoints": hookpoints, "ctx_len": length}
 
 
@@ -183,10 +186,10 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     is something else.
     """
     name, colon, number = feature.rpartition(":")
-    if not colon or not number.isdecimal() or len(number) > 12:
-        raise UserError(f"--feature {feature} should be SAE:UNIT, such as mlp_out@13:42")
     _check_file(out)
     given = open_source(source)
+    if not colon or not number.isdecimal() or len(number) > 12:
+        raise UserError(f"--feature {feature} should be SAE:UNIT, such as {given.saes[0].id}:0")
     saes = {sae.id: sae for sae in given.saes}
     if name not in saes:
         raise UserError(f"{source} has no SAE {name}; it has {', '.join(saes)}")

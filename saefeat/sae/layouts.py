@@ -13,6 +13,7 @@ from torch import Tensor
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, tensors_fingerprint, write_json
 from saefeat.sae.formats import sae_lens, sparsify
+from saefeat.sae.names import on_hub
 
 FORMATS = ("sae-lens", "sparsify")
 _ARCHITECTURES = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu", "gated": "gated"}
@@ -77,10 +78,10 @@ def _sae_lens_metadata(sae: SAE, mark: str) -> dict[str, Any]:
     model, module = record.get("model") or {}, record.get("module")
     policy: dict[str, Any] = record.get("policy") or {}
     tokens = {"context_size": policy.get("token_limit"), "exclude_special_tokens": not policy.get("count_bos")}
-    hook = transformer_lens_hook(sae)
+    hook, name = transformer_lens_hook(sae), model.get("name")
     return {
         "sae_lens_version": "6.0.0",  # of the format; without it sae-lens takes the file for an older one
-        "model_name": model.get("name"),
+        "model_name": name and on_hub(name),  # for other libraries; our own entry has it as it is
         "model_revision": model.get("revision"),
         "hook_name": hook or module or sae.site,
         "hf_hook_name": module if module != hook else None,

@@ -65,20 +65,28 @@ _OTHERS = {
 _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliases.split()}
 
 
-def may_be_same(one: str, other: str) -> bool:
-    """Whether two names may be of one base model, or of it and what was tuned from it.
+def on_hub(model: str) -> str:
+    """The name on the hub of a model that is embedded; of any other the name itself."""
+    return _OURS.get(model, model)
 
-    A path says nothing. Versions (v0.1) are compared where both names have one.
+
+def may_be_same(one: str, other: str) -> bool:
+    """Whether two names may be of one base model, or of it and what was tuned from it; a path says nothing."""
+    return not _parts(one)[0] or not _parts(other)[0] or are_same(one, other)
+
+
+def are_same(one: str, other: str) -> bool:
+    """Whether two names are of one base model, or of it and what was tuned from it; paths are of none.
+
+    Versions (v0.1) are compared where both names have one.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
-    if not name or not other_name:
-        return True
-    return name == other_name and (version == other_version or not version or not other_version)
+    return bool(name) and name == other_name and (version == other_version or not version or not other_version)
 
 
 def _parts(model: str) -> tuple[str, str]:
     """Base name and version; of a path both are empty."""
-    name = _OURS.get(model.strip(), model.strip()).rstrip("/").lower()
+    name = on_hub(model.strip()).rstrip("/").lower()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return "", ""
     name = _VARIANT.sub("", name.rpartition("/")[2].replace("_", "-")).removeprefix("meta-")

@@ -75,7 +75,8 @@ def read(source: str) -> SAE:
     else:
         _, folder = download(entry.repo, None, entry.folder)
         sae = formats.read(folder) if entry.form else sae_lens.read(folder, entry.overrides, entry.scaling)
-    sae.record["model"]["name"] = sae.record["model"]["name"] or entry.model
+    model = sae.record.get("model") or {}
+    sae.record["model"] = {**model, "name": model.get("name") or entry.model}
     sae.record = {**entry.stated, **sae.record}
     sae.record["path"] = source  # reading the files alone would leave out what only the registry knows
     return sae

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, replacing
+from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
-from saefeat.sae.names import may_be_same
+from saefeat.sae.names import are_same, may_be_same
 
-__all__ = ["CFG", "WEIGHTS", "check_fits", "load_sae", "load_saes", "save_sae"]
+__all__ = ["CFG", "WEIGHTS", "check_fits", "check_together", "load_sae", "load_saes", "save_sae"]
 _GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
 _GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
 
@@ -51,19 +52,34 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None, *, same
     saes: list[SAE] = []
     for source in [sources] if isinstance(sources, str) else sources:
         saes += _read(str(source))
+    check_together(saes, lm, same_model=same_model)
+    return saes
+
+
+def check_together(saes: Sequence[SAE], lm: LanguageModel | None = None, *, same_model: bool = True) -> None:
+    """Raises UserError for two SAEs of one id, and for one that does not fit the model."""
+    known: dict[str, SAE] = {}
     for sae in saes:
-        if sum(other.id == sae.id for other in saes) > 1:
+        if sae.id in known:
+            path = sae.record.get("path")
+            if path and known[sae.id].record.get("path") == path:
+                raise UserError(f"the SAE {sae.id} of {path} is given twice; give it once")
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
+        known[sae.id] = sae
         if lm is not None:
             check_fits(sae, lm, same_model=same_model)
-    return saes
 
 
 def _read(source: str) -> list[SAE]:
     """The SAEs of a source, at least one."""
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise UserError(f"a source of SAEs is empty; {_GIVE}")
+    path = user_path(source)
     if path.is_dir() or formats.form_of(path):
         return [formats.read(directory) for directory in _directories(path, source)]
+    lost = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
+    if lost:
+        raise UserError(f"{source} cannot be read, because the link {lost} leads nowhere; {_GIVE}")
     if path.exists() or source.startswith((".", "/", "~")):
         kind = "is no directory" if path.exists() else "does not exist"
         raise UserError(f"{source} {kind}; {_GIVE}")
@@ -96,13 +112,8 @@ def _file_name(source: str) -> str:
 
 def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
     """Raises UserError when an SAE was made for another model (unless that may be), or for vectors of another width."""
-    model = sae.record.get("model") or {}
-    wrong = model.get("fingerprint") not in (None, lm.fingerprint)
-    if model.get("name") and not model.get("fingerprint"):  # names are all there is to compare
-        wrong = not may_be_same(str(model["name"]), _hub_name(lm))
-    if wrong and same_model:
-        raise UserError(f"the SAE {sae.id} was trained on {model.get('name')}, not on {lm.name}; give it that model "
-                        "(--no-gate uses it all the same)")  # fmt: skip
+    if same_model:
+        _check_model(sae, lm)
     site = resolve_site(lm.model, sae.site)
     gated = any(hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES)
     if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
@@ -111,6 +122,18 @@ def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
     width = site_width(lm, site)
     if width != sae.d_in:
         raise UserError(f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}")
+
+
+def _check_model(sae: SAE, lm: LanguageModel) -> None:
+    model = sae.record.get("model") or {}
+    name, mark, here = str(model.get("name") or ""), model.get("fingerprint"), _hub_name(lm)
+    if mark == lm.fingerprint or (not mark and may_be_same(name, here)):  # names, where they are all there is
+        return
+    if name == lm.name or are_same(name, here):
+        other = f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it those"
+    else:
+        other = f"{name or 'another model'}, not on {lm.name}; give it that model"
+    raise UserError(f"the SAE {sae.id} was trained on {other} (--no-gate uses it all the same)")
 
 
 def _hub_name(lm: LanguageModel) -> str:

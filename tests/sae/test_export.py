@@ -271,6 +271,35 @@ def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, make, given, form, 
     assert "\n" not in str(told.value) and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("source", ["~nobody-here/x", "", " "])
+def test_a_source_that_names_no_place_is_one_sentence(tmp_path, monkeypatch, source):
+    (tmp_path / "run.json").write_text("{}")  # of the directory one is in
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"in the home of a user who is not known here|a source of SAEs is empty"):
+        export_saes(source, "sae-lens", tmp_path / "out")
+
+
+def test_an_embedded_model_is_named_as_on_the_hub_and_still_fits(tmp_path, make_lm):
+    lm = make_lm()
+    lm.name = "embedded:gemma-3-270m"
+    sae = SAE("a", "mlp_out@1", torch.randn(32, 48), torch.ones(48), torch.randn(48, 32), torch.ones(32), k=4,
+              record={"model": {"name": lm.name, "revision": None, "fingerprint": lm.fingerprint},
+                      "module": "model.layers.1.mlp"})  # fmt: skip
+    save_sae(sae, tmp_path / "a")
+    for form in ("sae-lens", "sparsify"):
+        (folder,) = export_saes(str(tmp_path / "a"), form, tmp_path / form)
+        file = tmp_path / form / "config.json" if form == "sparsify" else folder / "cfg.json"
+        found = read_json(file)
+        assert (found["model"] if form == "sparsify" else found["metadata"]["model_name"]) == "google/gemma-3-270m"
+        card = (tmp_path / form / "README.md").read_text()
+        assert "\nbase_model: google/gemma-3-270m\n" in card
+        assert "# Sparse autoencoders of google/gemma-3-270m\n" in card
+        assert "the weights being those of saefeat's `embedded:gemma-3-270m`, revision –" in card
+        assert 'load_model("embedded:gemma-3-270m")' in card
+        (back,) = load_saes(str(tmp_path / form), lm)
+        assert torch.equal(back.W_dec, sae.W_dec)
+
+
 def test_saes_of_one_hookpoint_or_of_several_models_are_refused(tmp_path, make, given):
     given(make(), make(id="b"))
     with pytest.raises(UserError, match=r"sae-mlp_out@3 and b both read layers\.3\.mlp"):
@@ -334,7 +363,7 @@ def test_one_direction_for_other_tools(tmp_path, make, given):
 @pytest.mark.parametrize(
     ("feature", "name", "message"),
     [
-        ("sae-mlp_out@3", "v.npy", "should be SAE:UNIT"),
+        ("sae-mlp_out@3", "v.npy", "should be SAE:UNIT, such as sae-mlp_out@3:0"),
         ("sae-mlp_out@3:-1", "v.npy", "should be SAE:UNIT"),
         ("mlp_out@9:1", "v.npy", "any has no SAE mlp_out@9; it has sae-mlp_out@3"),
         ("sae-mlp_out@3:384", "v.npy", "sae-mlp_out@3 has the units 0 to 383, and no 384"),

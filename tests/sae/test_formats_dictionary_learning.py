@@ -178,6 +178,28 @@ def test_a_topk_sae_without_k_is_one_sentence(tmp_path, weights):
         load_sae(tmp_path / "a")
 
 
+@pytest.mark.parametrize("k", [float("nan"), 3.7, 4.0, 1j, True])
+def test_a_kept_k_that_is_no_whole_number_is_one_sentence(tmp_path, weights, k):
+    save(tmp_path / "a", "AutoEncoderTopK", weights, k=torch.tensor(k))
+    with pytest.raises(UserError, match=r"ae\.pt: its k is .*, which is no whole number") as told:
+        load_sae(tmp_path / "a")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_parameters_are_read_as_their_values(tmp_path, weights, x, kind):
+    save(tmp_path / "a", kind, weights)
+    save(tmp_path / "b", kind, weights)
+    path = tmp_path / "b" / "ae.pt"
+    state = {name: torch.nn.Parameter(t) if t.is_floating_point() else t for name, t in torch.load(path).items()}
+    torch.save(state, path)
+    with torch.enable_grad():
+        before, after = load_sae(tmp_path / "a"), load_sae(tmp_path / "b")
+        assert torch.equal(after.encode(x).values, before.encode(x).values)
+        assert after.identity["fingerprint"] == before.identity["fingerprint"]
+    assert not any(tensor.requires_grad for tensor in after.tensors.values())
+
+
 class Thing:
     """An object that a pickle may hold."""
 

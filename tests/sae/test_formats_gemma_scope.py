@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -157,6 +158,18 @@ def test_damaged_weights_are_one_sentence(tmp_path, weights, damage):
             np.save(file, np.zeros(3))
     else:
         path.write_bytes({"cut": path.read_bytes()[:-900], "empty": b"", "text": b"<html>"}[damage])
-    with pytest.raises(UserError, match=r"params\.npz cannot be read") as told:
+    message = ": W_enc is missing" if damage == "object" else " cannot be read"
+    with pytest.raises(UserError, match=rf"params\.npz{message}") as told:
         load_sae(path.parent)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_what_else_is_in_an_archive_does_not_matter(tmp_path, weights, write):
+    path = save(tmp_path / FIRST, weights) / "params.npz"
+    before = load_sae(path.parent).identity
+    arrays = {name: tensor.numpy() for name, tensor in weights(*NAMES).items()}
+    write(path, **arrays, note=np.array(["pt"]), things=np.array([None], dtype=object))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "of layer 3")
+    assert load_sae(path.parent).identity == before

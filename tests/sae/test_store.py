@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
+from saefeat.sae import formats
 from saefeat.sae.layouts import write_sae
 from saefeat.sae.store import load_sae, load_saes, save_sae
 
@@ -85,6 +86,8 @@ def test_the_configuration_names_the_model_its_revision_and_the_module(directory
         ({"reshape_activations": "hook_z"}, "reshape_activations = hook_z"),
         ({"metadata": {}}, "names no hook"),
         ({"metadata": {"saefeat": {"site": "mlp_out@1", "dtype": "float7"}}}, "dtype float7"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input should be true or false, and is 'no'"),
+        ({"rescale_acts_by_decoder_norm": "no"}, "rescale_acts_by_decoder_norm should be true or false"),
     ],
 )
 def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, changes, message):
@@ -191,6 +194,47 @@ def test_two_saes_of_one_id_are_a_user_error(tmp_path):
         load_saes([str(tmp_path / "x"), str(tmp_path / "y")])
 
 
+@pytest.mark.parametrize("second", ["a", "", "link/a"])
+def test_a_source_that_is_given_twice_is_said_to_be(tmp_path, second):
+    save_sae(make_sae(), tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"the SAE a of {tmp_path}/a is given twice"):
+        load_saes([str(tmp_path / "a"), f"{tmp_path}/{second}"])
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_source_is_not_the_directory_one_is_in(tmp_path, monkeypatch, source):
+    save_sae(make_sae(), tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a source of SAEs is empty"):
+        load_saes([source])
+    assert len(load_saes(["."])) == 1
+
+
+@pytest.mark.parametrize("source", ["lost", "lost/a", "loop"])
+def test_a_link_that_leads_nowhere_is_said_to_be(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lost").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    name = source.partition("/")[0]
+    for given, link in ((source, name), (str(tmp_path / source), str(tmp_path / name))):
+        with pytest.raises(UserError, match=f"{given} cannot be read, because the link {link} leads nowhere"):
+            load_saes(given)
+
+
+def test_the_home_of_nobody_is_a_user_error():
+    with pytest.raises(UserError, match="~nobody-here/saes is in the home of a user who is not known here"):
+        load_saes("~nobody-here/saes")
+
+
+@pytest.mark.parametrize(("name", "identity"), [(".hid", "hid"), ("..", "sae"), (".mlp_out@1", "sae-mlp_out@1")])
+def test_no_id_is_the_name_of_a_hidden_file(tmp_path, name, identity):
+    assert formats.identifier(name, "mlp_out@1") == identity
+    if name != "..":
+        save_sae(make_sae(), tmp_path / name)
+        assert load_sae(tmp_path / name).id == identity
+
+
 def test_a_source_without_saes_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="holds no SAE"):
         load_saes(str(tmp_path))
@@ -207,6 +251,8 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
     assert len(fits(tiny_lm, model=mine)) == 1
     with pytest.raises(UserError, match="trained on tiny-llama-0, not on tiny-llama-1"):
         fits(make_lm("llama", 1), model=mine)
+    with pytest.raises(UserError, match="trained on another model, not on tiny-llama-1"):
+        fits(make_lm("llama", 1), model={**mine, "name": None})
     assert len(load_saes(str(tmp_path / "a"), make_lm("llama", 1), same_model=False)) == 1
     with pytest.raises(UserError, match="reads vectors of 31, but mlp_out@1 of tiny-llama-0 has 32"):
         fits(tiny_lm, d_in=31)
@@ -256,6 +302,19 @@ def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name,
             load_saes(str(directory), lm)
 
 
+@pytest.mark.parametrize("name", ["tiny", "/data/tiny", "google/gemma-3-270m", "embedded:gemma-3-270m"])
+def test_other_weights_of_the_model_are_told_from_another_model(directory, make_lm, name):
+    lm = make_lm()
+    lm.name = "google/gemma-3-270m" if "gemma" in name else name
+    save_sae(make_sae(model={"name": name, "fingerprint": "other"}), directory)
+    with pytest.raises(UserError, match=f"trained on other weights of {lm.name} \\(another revision, quantisation"):
+        load_saes(str(directory), lm)
+    assert len(load_saes(str(directory), lm, same_model=False)) == 1
+    save_sae(make_sae(model={"name": "/data/mine", "fingerprint": "other"}), directory)
+    with pytest.raises(UserError, match=f"trained on /data/mine, not on {lm.name}"):
+        load_saes(str(directory), lm)
+
+
 @pytest.mark.parametrize(("said", "fits"), [("google/gemma-3-1b-pt", True), ("openai-community/gpt2", False)])
 def test_a_directory_may_tell_where_its_model_is_from(directory, make_lm, said, fits):
     change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": "gemma-3-1b"})
@@ -297,6 +356,65 @@ def test_an_sae_in_a_directory_named_like_its_site_is_collected(tmp_path, tiny_l
     collect(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats")
     assert sorted(p.stem for p in (tmp_path / "stats").glob("*.safetensors")) == [
         "layers.1.mlp", "mlp_out@0", "sae-layers.1.mlp", "sae-mlp_out@0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["NaN", "0", "-1", "true", "Infinity", "-Infinity", '"9"', "[9]", "1" + "0" * 400])
+def test_a_max_norm_that_leaves_out_everything_or_nothing_is_a_user_error(directory, norm):
+    path = directory / "cfg.json"
+    path.write_text(path.read_text().replace('"max_norm": 9.5', f'"max_norm": {norm}'))
+    with pytest.raises(UserError, match=r"cfg\.json: (the )?max_norm .*of its saefeat entry is damaged") as told:
+        load_sae(directory)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "gemma"),
+        ("model", ["gemma"]),
+        ("model", {"name": ["gemma"]}),
+        ("model", {"fingerprint": 3}),
+        ("policy", "train"),
+        ("tokens", 7),
+        ("module", 7),
+        ("corpus", {"labels": 7}),
+        ("training", {"tokens": "many"}),
+        ("training", {"tokens": 7, "lr": float("nan")}),
+        ("site", 7),
+        ("dtype", ["float32"]),
+        ("fingerprint", 7),
+    ],
+)
+def test_an_entry_of_ours_that_we_did_not_write_is_a_user_error(directory, key, value):
+    path = directory / "cfg.json"
+    cfg = json.loads(path.read_text())
+    cfg["metadata"]["saefeat"][key] = value
+    path.write_text(json.dumps(cfg))
+    with pytest.raises(UserError, match=r"cfg\.json: .*(saefeat entry is damaged|dtype)") as told:
+        load_sae(directory)
+    assert "\n" not in str(told.value)
+
+
+def test_an_entry_of_ours_that_is_no_object_is_a_user_error(directory):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "saefeat": "all"})
+    with pytest.raises(UserError, match="all of its saefeat entry is damaged"):
+        load_sae(directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), True, "0.1", -1.0, None])
+def test_figures_of_our_own_that_are_no_numbers_are_left_out(directory, value):
+    save_sae(make_sae(fvu=0.25, l0=15.5), directory)
+    assert load_sae(directory).record["fvu"] == 0.25
+    path = directory / "cfg.json"
+    path.write_text(path.read_text().replace('"fvu": 0.25', f'"fvu": {json.dumps(value)}'))
+    record = load_sae(directory).record
+    assert "fvu" not in record and record["l0"] == 15.5
+
+
+@pytest.mark.parametrize("value", [3, ["gemma"], {"a": 1}, float("nan")])
+def test_a_model_whose_name_is_no_text_is_not_known(directory, value):
+    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": value, "model_revision": value})
+    assert load_sae(directory).record["model"] == {"name": None, "revision": None}
 
 
 def test_zero_decoder_rows_stay_zero_where_norms_are_folded_in(directory):

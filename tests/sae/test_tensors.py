@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from saefeat.dictionaries import ACTIVATIONS, SAE
 from saefeat.io import UserError
 from saefeat.sae.formats import tensors
-from saefeat.sae.formats.tensors import canonical, read_weights, settled
+from saefeat.sae.formats.tensors import canonical, read_weights, settled, unit_decoder
 from saefeat.steering import towards_with
 
 ARRAYS = {
@@ -56,10 +56,60 @@ def test_an_array_with_a_flipped_bit_is_refused(tmp_path):
         read_weights(tmp_path / "a.npz")
 
 
-def test_archives_of_objects_are_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="holds objects"):
-        read_weights(tmp_path / "a.npz")
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_of_an_archive_only_arrays_of_numbers_are_read(tmp_path, write):
+    write(tmp_path / "a.npz", **ARRAYS, text=np.array(["layer 3"]), things=np.array([{}], dtype=object))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("notes.txt", "trained on a Monday")
+        archive.writestr("empty.npy", "")
+        archive.mkdir("folder")
+    assert read_weights(tmp_path / "a.npz").keys() == ARRAYS.keys()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantised", "meta"])
+@pytest.mark.filterwarnings("ignore")
+def test_only_plain_tensors_are_read(tmp_path, kind):
+    odd = {"sparse": torch.eye(3).to_sparse, "meta": lambda: torch.ones(3, device="meta"),
+           "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}[kind]()  # fmt: skip
+    torch.save({"a": torch.ones(3), "b": odd}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: b is sparse, quantised or without data; save it") as told:
+        read_weights(tmp_path / "a.pt")
+    assert "\n" not in str(told.value)
+
+
+def test_parameters_are_read_as_tensors(tmp_path):
+    torch.save({"a": torch.nn.Parameter(torch.ones(3))}, tmp_path / "a.pt")
+    found = read_weights(tmp_path / "a.pt")["a"]
+    assert type(found) is torch.Tensor and not found.requires_grad
+
+
+def test_of_what_torch_says_the_first_sentence_is_told(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2500])
+    with pytest.raises(UserError) as told:
+        read_weights(path)
+    said = "PytorchStreamReader failed reading zip archive: failed finding central directory"
+    assert str(told.value) == f"{path} cannot be read ({said}); fetch or save it again"
+
+
+def test_a_directory_in_place_of_a_file_is_said_to_be(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"a\.safetensors is a directory and should be the file"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
+    given = {"W": torch.ones(3, 5, dtype=dtype), "k": torch.tensor(4)}
+    with pytest.raises(UserError, match=f"a: W is {str(dtype)[6:]}, and weights are floating-point numbers"):
+        canonical(given, {"W_enc": "W"}, "a")
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)])
+def test_weights_without_units_or_coordinates_are_refused(shape):
+    with pytest.raises(UserError, match=r"a: W of the shape .* is empty"):
+        canonical({"W": torch.ones(shape)}, {"W_enc": "W"}, "a")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -96,6 +146,34 @@ def test_a_large_matrix_is_settled_in_a_file_without_a_name(tmp_path, monkeypatc
         found = settled(given)
         assert torch.equal(found, given) and found.data_ptr() != given.data_ptr()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_is_settled_is_made_part_by_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tensors, "_LARGE", 0)
+    monkeypatch.setattr("saefeat.io._VALUES", 10)
+    given, sizes = torch.randn(7, 5).bfloat16(), []
+
+    def twice(rows):
+        sizes.append(rows.numel())
+        return rows * 2
+
+    found = settled(given, twice)
+    assert torch.equal(found, given.float() * 2) and sum(sizes) == 35 and max(sizes) <= 10
+
+
+def test_a_decoder_made_part_by_part_is_the_same(monkeypatch):
+    def made():
+        g = torch.Generator().manual_seed(0)
+        found = {"W_enc": torch.randn(5, 9, generator=g), "W_dec": torch.randn(9, 5, generator=g).half()}
+        found["b_enc"] = torch.randn(9, generator=g)
+        unit_decoder(found)
+        return found
+
+    whole = made()
+    monkeypatch.setattr(tensors, "_LARGE", 0)
+    monkeypatch.setattr("saefeat.io._VALUES", 10)
+    assert all(torch.equal(value, whole[name]) for name, value in made().items())
 
 
 def test_without_room_for_a_file_a_matrix_stays_in_memory(tmp_path, monkeypatch):

@@ -60,5 +60,9 @@ def read(directory: Path) -> SAE:
 
 
 def identifier(name: str, site: str) -> str:
-    """An SAE's id by its name: that of a place in a model is the id of the place's own identity dictionary."""
+    """An SAE's id by its name, which names files too: none of them is hidden.
+
+    The name of a place in a model is the id of the place's own identity dictionary.
+    """
+    name = name.lstrip(".") or "sae"
     return f"sae-{name}" if name == site or _PLACE.fullmatch(name) else name

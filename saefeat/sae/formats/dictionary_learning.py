@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest, unit_decoder
+from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest, text, unit_decoder
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 FILES = (CFG, WEIGHTS, EVALUATION)
@@ -55,8 +59,7 @@ def read(directory: Path) -> SAE:
         found["gain"] = found["gain"].exp()
     k = 0
     if activation == "topk":
-        kept = {"k": int(tensors["k"])} if "k" in tensors and tensors["k"].numel() == 1 else {}
-        k = active({**trainer, **kept}, found["W_enc"].shape[1], where)
+        k = active({**trainer, **_kept_k(tensors, directory / WEIGHTS)}, found["W_enc"].shape[1], where)
     site = _site(trainer, directory, where)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}"
@@ -69,6 +72,15 @@ def read(directory: Path) -> SAE:
         activation=activation,
         centred=centred,
     )
+
+
+def _kept_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
+    k = tensors.get("k")
+    if k is None or k.numel() != 1:
+        return {}
+    if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+        raise UserError(f"{weights}: its k is {k.item()}, which is no whole number; fetch or save it again")
+    return {"k": int(k)}
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
@@ -88,7 +100,7 @@ def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
 def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
     length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
     return {
-        "model": {"name": trainer.get("lm_name"), "revision": None},
+        "model": {"name": text(trainer.get("lm_name")), "revision": None},
         "module": None if "@" in site else site,
         "tokens": {} if length is None else {"context_size": length},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ from saefeat.sae.formats.tensors import (
     active,
     canonical,
     encoding_dtype,
+    figures,
     json_object,
     positive,
     read_weights,
     settled,
+    text,
     unit_decoder,
 )
 
@@ -44,7 +47,11 @@ _PLACES = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post", "hook_out
            "mlp.hook_post": "mlp_act"}  # fmt: skip
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}  # by sae-lens, before version 6
 _OWN = ("site", "max_norm", "dtype", "fingerprint")  # of our own entry, what is no part of the record
-_HASHED = 2**30  # bytes of a weights file up to which its fingerprint is compared
+_STATED = ("fvu", "l0", "dead")
+# In our own entry, where they are there; parents first.
+_KINDS = {"site": str, "module": str, "fingerprint": str, "model": dict, "model.name": str, "model.revision": str,
+          "model.fingerprint": str, "corpus": dict, "corpus.labels": list, "policy": dict, "training": dict,
+          "training.tokens": int, "tokens": dict}  # fmt: skip
 _TOKENS = ("prepend_bos", "exclude_special_tokens", "context_size", "seqpos_slice")
 
 
@@ -56,26 +63,61 @@ def holds(directory: Path) -> bool:
 def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None) -> SAE:
     """The SAE of a directory; raises UserError for one that is damaged or of an architecture without a form here.
 
+    Weights of any size are compared with the fingerprint in our own entry, where that is there. It covers all tensors
+    of the file and nothing else: a configuration may be edited.
+
     Args:
         overrides: of its configuration, by a registry.
         scaling: factor of the vectors that it was trained on, where a registry knows it.
     """
     where = directory / CFG
     cfg = _settings({**json_object(read_json(where), where), **(overrides or {})}, where)  # before reading gigabytes
+    mark = _ours(cfg, where).get("fingerprint")
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
     weights = directory / WEIGHTS
     tensors = read_weights(weights)
     sae = convert(cfg, tensors, where, weights, scaling)
-    mark = _ours(cfg).get("fingerprint")
-    if mark is not None and weights.stat().st_size < _HASHED and mark != tensors_fingerprint(tensors):
+    if mark is not None and mark != tensors_fingerprint(tensors):
         raise UserError(f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again")
     sae.id = directory.name
     return sae
 
 
-def _ours(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    return cfg["saefeat"] if isinstance(cfg.get("saefeat"), dict) else {}
+def _ours(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
+    """Our own entry, or {}; raises UserError for one with other things in it than we write.
+
+    Figures that are no numbers are left out, as of other formats.
+    """
+    entry = cfg.get("saefeat")
+    if entry is None:
+        return {}
+    wrong = _wrong(entry)
+    if wrong:
+        raise UserError(f"{where}: {wrong} of its saefeat entry is damaged; save the SAE again")
+    told = figures(*map(entry.get, _STATED))
+    return {key: told.get(key, value) for key, value in entry.items() if key not in _STATED or key in told}
+
+
+def _wrong(entry: Any) -> str | None:
+    """What in an entry is of another kind than what we write."""
+    if not isinstance(entry, dict):
+        return "all"
+    for path, kind in _KINDS.items():
+        value: Any = entry
+        for key in path.split("."):
+            value = None if value is None else value.get(key)
+        if not isinstance(value, kind | None):
+            return path
+    norm = entry.get("max_norm")
+    if norm is not None and not (type(norm) in (int, float) and 0 < norm < 1e38):
+        return f"the max_norm {norm!r}"
+    try:  # it is written again when the SAE is exported
+        kept = {key: value for key, value in entry.items() if key not in _STATED}
+        json.dumps(kept, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return "a value"
+    return None
 
 
 def convert(
@@ -94,9 +136,7 @@ def convert(
     if activation == "gated":
         found["gain"] = found["gain"].exp()
     _fold(found, cfg, where, scaling)
-    ours = _ours(cfg)
-    if not isinstance(ours.get("site"), str | None) or not isinstance(ours.get("max_norm"), int | float | None):
-        raise UserError(f"{where}: the site or max_norm of its saefeat entry is damaged; save the SAE again")
+    ours = _ours(cfg, where)
     return SAE(
         id="",
         site=ours.get("site") or hook_site(cfg.get("hook_name"), where),
@@ -148,7 +188,11 @@ def _transforms(told: dict[str, Any], where: Path | str) -> None:
         raise UserError(f"{where}: an SAE with normalize_activations = {given} cannot be read; "
                         f"fold it into the weights")  # fmt: skip
     told["normalize_activations"] = given
-    told["apply_b_dec_to_input"] = told.get("apply_b_dec_to_input") in (None, True)
+    for key, usual in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
+        value = usual if told.get(key) is None else told[key]
+        if not isinstance(value, bool):
+            raise UserError(f"{where}: {key} should be true or false, and is {value!r}; correct it")
+        told[key] = value
 
 
 def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scaling: float | None) -> None:
@@ -158,9 +202,10 @@ def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scal
             raise UserError(f"{where}: normalize_activations is expected_average_only_in, but no {_SCALER} "
                             "holds the factor; fold it into the weights with sae-lens")  # fmt: skip
         cfg["normalize_activations"] = "none"
-        found["W_enc"] = settled(found["W_enc"].float() * scaling)
-        found["W_dec"], found["b_dec"] = settled(found["W_dec"].float() / scaling), found["b_dec"] / scaling
-    if cfg.get("rescale_acts_by_decoder_norm"):
+        found["W_enc"] = settled(found["W_enc"], lambda rows: rows * scaling)
+        found["W_dec"] = settled(found["W_dec"], lambda rows: rows / scaling)
+        found["b_dec"] = found["b_dec"] / scaling
+    if cfg["rescale_acts_by_decoder_norm"]:
         # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder rows.
         unit_decoder(found)
     if _loaded_with(cfg).get("center_writing_weights"):
@@ -181,8 +226,8 @@ def _read_uncentred(found: dict[str, Tensor], centred: bool) -> None:
     Subtracting a vector's mean is linear and goes into the encoder; that b_dec then loses its mean too is undone in the
     biases. Reconstructions stay those of the vectors of mean 0.
     """
-    mean = found["W_enc"].float().mean(0)
-    found["W_enc"] = settled(found["W_enc"].float() - mean)
+    mean = found["W_enc"].mean(0, dtype=torch.float32)
+    found["W_enc"] = settled(found["W_enc"], lambda rows: rows - mean)
     if centred:
         lost = -found["b_dec"].sum() * mean
         for name, gain in (("b_enc", found.get("gain", torch.ones(1))), ("b_gate", torch.ones(1))):
@@ -207,11 +252,11 @@ def hook_site(hook: Any, where: Path | str) -> str:
 
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     if ours:
-        return {"model": {"name": cfg.get("model_name"), "revision": cfg.get("model_revision")},
+        return {"model": {"name": text(cfg.get("model_name")), "revision": text(cfg.get("model_revision"))},
                 **{key: value for key, value in ours.items() if key not in _OWN}}  # fmt: skip
     revision = cfg.get("model_revision") or _loaded_with(cfg).get("revision")
     return {
-        "model": {"name": cfg.get("model_name"), "revision": revision},
+        "model": {"name": text(cfg.get("model_name")), "revision": text(revision)},
         "module": cfg.get("hook_name"),
         "tokens": {key: cfg[key] for key in _TOKENS if cfg.get(key) is not None},
     }

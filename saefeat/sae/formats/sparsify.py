@@ -8,7 +8,7 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, json_object, positive, read_weights
+from saefeat.sae.formats.tensors import active, canonical, json_object, positive, read_weights, text
 
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 FILES = (CFG, WEIGHTS, RUN)
@@ -60,7 +60,7 @@ def _record(hookpoint: str, run: dict[str, Any]) -> dict[str, Any]:
     left_out = run.get("exclude_tokens")
     tokens = {"context_size": run.get("ctx_len"), "exclude_token_ids": left_out or None}
     return {
-        "model": {"name": run.get("model"), "revision": run.get("revision")},
+        "model": {"name": text(run.get("model")), "revision": text(run.get("revision"))},
         "module": hookpoint,
         "tokens": {key: value for key, value in tokens.items() if value is not None},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises UserError where it holds anything else.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a directory and should be the file of the weights; fetch or save it again")
     readers: dict[str, Callable[[Path], Any]] = {".safetensors": load_file, ".npz": _arrays, ".pt": _pickled}
     try:
         found = readers[path.suffix](path)
@@ -35,59 +38,69 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its state_dict"
         ) from error
     except Exception as error:  # a damaged pickle or archive raises anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__)[0].rstrip(".")
         raise UserError(f"{path} cannot be read ({first}); fetch or save it again") from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
-    return found
+    odd = next((name for name, value in found.items() if not _is_plain(value)), None)
+    if odd is not None:
+        raise UserError(f"{path}: {odd} is sparse, quantised or without data; save it as a plain tensor")
+    return {name: value.detach() for name, value in found.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of numbers of an archive, which may hold other things beside them."""
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            with np.load(path, allow_pickle=False) as file:
-                return {name: torch.from_numpy(file[name]) for name in file.files}
-        return {entry.filename.removesuffix(".npy"): _mapped(path, archive, entry) for entry in archive.infolist()}
+        found = {entry.filename.removesuffix(".npy"): _array(path, archive, entry) for entry in archive.infolist()}
+    return {name: torch.from_numpy(array) for name, array in found.items() if array is not None}
 
 
-def _mapped(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
-    """An array of an uncompressed archive, at its place in the file."""
+def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
+    """An array of numbers, that of an uncompressed archive at its place in the file; None for what is none."""
     with path.open("rb") as file, archive.open(entry) as member:
-        file.seek(entry.header_offset + 26)
-        names = np.frombuffer(file.read(4), "<u2")  # lengths of the name and of the extra field before the data
+        if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return None
+        member.seek(0)
         version = np.lib.format.read_magic(member)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(member)
-        if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds objects")
+        if dtype.kind not in "biufc":
+            return None
+        if entry.compress_type != zipfile.ZIP_STORED:
+            member.seek(0)
+            return np.lib.format.read_array(member, allow_pickle=False)
+        file.seek(entry.header_offset + 26)
+        names = np.frombuffer(file.read(4), "<u2")  # lengths of the name and of the extra field before the data
         start = entry.header_offset + 30 + int(names.sum()) + member.tell()
     order: Any = "F" if fortran else "C"
-    return torch.from_numpy(
-        np.memmap(path, dtype, "c", start, shape, order)
-    )  # copies what is written to, and it is not
+    return np.memmap(path, dtype, "c", start, shape, order)  # torch wants it writable; nobody writes
 
 
 def _pickled(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def settled(tensor: Tensor) -> Tensor:
-    """A large matrix that was made here, in a file: as those of SAEs' own files, it leaves memory where that is short.
+def settled(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
+    """A tensor in float32, its rows changed; a large one in a file, as those of SAEs' own files.
 
-    The file has no name and goes with the tensor. Without room for it the tensor stays in memory.
+    There it leaves memory where that is short, and it is made part by part. The file has no name and goes with the
+    tensor. Without room for it the tensor is made in memory.
     """
-    if tensor.nbytes < _LARGE:
-        return tensor
-    with suppress(OSError):
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir()) as file:
-            for part in in_parts(tensor):
-                file.write(part.contiguous().numpy().data)
-            file.flush()
-            return torch.from_file(file.name, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
-    return tensor
+    if tensor.numel() * 4 >= _LARGE:
+        with suppress(OSError, RuntimeError):  # the latter of torch, where it cannot map the file
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=cache_dir()) as file:
+                for rows in in_parts(tensor):
+                    file.write(change(rows.float()).contiguous().numpy().data)
+                file.flush()
+                return torch.from_file(file.name, size=tensor.numel(), dtype=torch.float32).view(tensor.shape)
+    return change(tensor.float())
 
 
 def canonical(
@@ -100,7 +113,8 @@ def canonical(
         where: of the tensors, for messages.
         size: d_in and d_sae; those of W_enc unless given.
 
-    Raises UserError for one that is missing, of another shape or not finite. A lone number stands for all units.
+    Raises UserError for one that is missing, of another shape, empty, of no floating-point dtype or not finite. A lone
+    number stands for all units.
     """
     found: dict[str, Any] = {}
     sizes = dict(zip(("d_in", "d_sae"), size, strict=True)) if size else {}
@@ -115,11 +129,16 @@ def canonical(
         wanted = shape[::-1] if key != theirs else shape
         if tensor is None or tuple(tensor.shape) != wanted:
             raise UserError(f"{where}: {key} is missing or has not the shape {wanted}; fetch or save it again")
+        if 0 in wanted:
+            raise UserError(f"{where}: {key} of the shape {wanted} is empty; fetch or save it again")
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: {key} is {kind}, and weights are floating-point numbers; fetch or save it again")
         # No copy where none is needed: weights stay in their file, mapped into memory.
         if tensor.dim() != 2 or tensor.dtype not in _STORED:
-            tensor = settled(tensor.float())
-        ends = [end for part in in_parts(tensor) if part.numel() for end in part.aminmax()]  # NaN is both of its ends
-        if not torch.isfinite(torch.stack(ends or [torch.zeros(())])).all():
+            tensor = settled(tensor)
+        ends = [end for part in in_parts(tensor) for end in part.aminmax()]  # NaN is both of its ends
+        if not torch.isfinite(torch.stack(ends)).all():
             raise UserError(f"{where}: {key} holds values that are not finite; fetch or train the SAE again")
         found[name] = tensor.T if key != theirs else tensor
     return found
@@ -127,10 +146,9 @@ def canonical(
 
 def unit_decoder(found: dict[str, Tensor]) -> None:
     """Give decoder rows the length 1, and units their activations in lengths of them: the same reconstructions."""
-    decoder = found["W_dec"].float()
-    norms = decoder.norm(dim=1)
-    found["W_dec"] = settled(decoder / norms.clamp(min=1e-12)[:, None])
-    found["W_enc"], found["b_enc"] = settled(found["W_enc"].float() * norms), found["b_enc"] * norms
+    norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
+    found["W_dec"] = settled(found["W_dec"], lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    found["W_enc"], found["b_enc"] = settled(found["W_enc"], lambda rows: rows * norms), found["b_enc"] * norms
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
@@ -159,6 +177,11 @@ def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, floa
 def rest(share: Any) -> Any:
     """1 minus a share, where it is a number."""
     return 1 - share if type(share) in (int, float) else None
+
+
+def text(value: Any) -> str | None:
+    """The value where it is a text."""
+    return value if isinstance(value, str) else None
 
 
 def json_object(value: Any, where: Path) -> dict[str, Any]:
