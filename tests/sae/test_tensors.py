@@ -46,6 +46,14 @@ def test_archives_are_mapped_and_never_written_to(tmp_path):
     assert found["matrix"][0, 0] == 7
 
 
+def test_arrays_at_odd_places_of_an_archive_are_copied_to_even_ones(tmp_path):
+    for name in ("a", "ab", "abc", "abcd"):
+        np.savez(tmp_path / "a.npz", **{name: ARRAYS["matrix"]})
+        found = read_weights(tmp_path / "a.npz")[name]
+        assert found.data_ptr() % 4 == 0
+        assert torch.equal(found, torch.from_numpy(ARRAYS["matrix"]))
+
+
 def test_an_array_with_a_flipped_bit_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS)
     data = bytearray((tmp_path / "a.npz").read_bytes())

@@ -58,11 +58,17 @@ def _arrays(path: Path) -> dict[str, Tensor]:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
         found = {entry.filename.removesuffix(".npy"): _array(path, archive, entry) for entry in archive.infolist()}
-    return {name: torch.from_numpy(array) for name, array in found.items() if array is not None}
+    return {name: _kept(array) for name, array in found.items() if array is not None}
+
+
+def _kept(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array)
+    copied = tensor.is_floating_point() and tensor.nbytes >= _LARGE and not isinstance(array, np.memmap)
+    return settled(tensor) if copied else tensor
 
 
 def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
-    """An array of numbers, that of an uncompressed archive at its place in the file; None for what is none."""
+    """An array of numbers, at its place in the file where that can be; None for what is none."""
     with path.open("rb") as file, archive.open(entry) as member:
         if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
             return None
@@ -72,12 +78,14 @@ def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.n
         shape, fortran, dtype = header(member)
         if dtype.kind not in "biufc":
             return None
-        if entry.compress_type != zipfile.ZIP_STORED:
-            member.seek(0)
-            return np.lib.format.read_array(member, allow_pickle=False)
         file.seek(entry.header_offset + 26)
         names = np.frombuffer(file.read(4), "<u2")  # lengths of the name and of the extra field before the data
         start = entry.header_offset + 30 + int(names.sum()) + member.tell()
+        if (
+            entry.compress_type != zipfile.ZIP_STORED or start % dtype.itemsize
+        ):  # numbers lie at multiples of their size
+            member.seek(0)
+            return np.lib.format.read_array(member, allow_pickle=False)
     order: Any = "F" if fortran else "C"
     return np.memmap(path, dtype, "c", start, shape, order)  # torch wants it writable; nobody writes
 
