@@ -267,9 +267,11 @@ def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
     """
     size = labels * dictionary.width * (40 if dictionary.signed else 32)
     if isinstance(dictionary, SAE):
-        size += (dictionary.encoder_bytes or dictionary.W_enc.nbytes) + dictionary.width * TOP_EXAMPLES * 12
+        size += dictionary.encoder_bytes + dictionary.width * TOP_EXAMPLES * 12
         if device.startswith("cuda"):
             size += sum(tensor.nbytes for tensor in dictionary.tensors.values())
+        elif not dictionary.encoder_bytes:
+            size += dictionary.W_enc.nbytes
     return size
 
 
@@ -349,7 +351,8 @@ def _run_windows(
         if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
             _checkpoint(partial, state)
             saved = time.monotonic()
-            pause = checkpoint_seconds * max(1.0, saved - begun)  # wide dictionaries take gigabytes: write them rarely
+            # Wide dictionaries take gigabytes: writing them may take a twentieth of the time.
+            pause = max(pause, 20 * (saved - begun)) if checkpoint_seconds else 0.0
 
 
 def _progress_line(done: int, tokens: int, todo: int, seconds: float) -> str:

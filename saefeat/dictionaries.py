@@ -16,9 +16,8 @@ from saefeat.io import RunFailed, fingerprint, tensors_fingerprint
 OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of the training sample are left out
 _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
 _CELLS = 2**25  # pre-activations held at once
-_TILE = (
-    2048  # units whose pre-activations are computed together: a product by tiles is several per cent faster on a CPU
-)
+# Units whose pre-activations are computed together: a product by tiles is several per cent faster on a CPU.
+_TILE = 2048
 
 
 class Dictionary(Protocol):
@@ -165,18 +164,15 @@ class SAE:
         return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": fingerprint(parts),
                 "dtype": self.dtype, "path": self.record.get("path")}  # fmt: skip
 
-    @property
-    def cells(self) -> int:
-        """Pre-activations that `encode` holds at once."""
-        return self._rows * self._units_held
+    def cells(self, device: str) -> int:
+        """Pre-activations that `encode` holds at once on a device."""
+        return self._rows(device) * self._units_held(device)
 
-    @property
-    def _rows(self) -> int:
-        return max(16, min(_ROWS, _CELLS // self._units_held))
+    def _rows(self, device: str) -> int:
+        return max(16, min(_ROWS, _CELLS // self._units_held(device)))
 
-    @property
-    def _units_held(self) -> int:
-        tiled = self.activation != "topk" and _tiles(self.width, self.W_enc.device) > 1
+    def _units_held(self, device: str) -> int:
+        tiled = self.activation != "topk" and _tiles(self.width, torch.device(device)) > 1
         return _TILE if tiled else self.width
 
     @property
@@ -204,7 +200,7 @@ class SAE:
         if not len(x):
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
-        parts = [self._encoder(chunk) for chunk in inputs.split(self._rows)]
+        parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
         widest = max(values.shape[1] for values, _ in parts)
         pad = torch.nn.functional.pad
         values, indices = zip(*((pad(v, (0, widest - v.shape[1])), pad(i, (0, widest - i.shape[1]))) for v, i in parts),

@@ -45,6 +45,11 @@ def user_path(text: str) -> Path:
         raise UserError(f"{text} is in the home of a user who is not known here; write the whole path") from error
 
 
+def whole_path(path: str) -> str:
+    """The absolute path, by the names that were given: links are followed only where `..` leads out of them."""
+    return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)
+
+
 def make_dir(path: Path) -> Path:
     """Create a directory and check that it can be written; raises UserError otherwise, OSError for a full disk."""
     try:
@@ -82,13 +87,20 @@ def replacing(directory: Path) -> Iterator[Path]:
     make_dir(directory.parent)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     temporary.chmod(0o755)  # mkdtemp lets nobody else in
+    before = temporary.with_name(f"{temporary.name}-before")
     try:
         yield temporary
         if directory.is_dir() and any(directory.iterdir()):  # the rename itself replaces an empty one
-            shutil.rmtree(directory, ignore_errors=True)
-        os.rename(temporary, directory)
+            os.rename(directory, before)
+        try:
+            os.rename(temporary, directory)
+        except BaseException:
+            if before.exists():
+                os.rename(before, directory)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -141,7 +153,7 @@ def memory_limit(device: str = "cpu") -> int:
 
 def _group_limits(root: Path) -> Iterator[int]:
     """Limits of the control groups that this process is in, those around them included; of both versions of them."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             if number != "0" and "memory" not in controllers.split(","):

@@ -319,8 +319,9 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
-    kept = _telling(x, of, WEIGHTS // len(labels))
-    if len(kept) < x.get_shape()[1]:
+    kept, most = np.arange(x.get_shape()[1]), WEIGHTS // len(labels)
+    if len(kept) > most:
+        kept = _telling(x, of, most)
         x = sp.csr_matrix(x[:, kept])
     dense = x.toarray() if math.prod(x.get_shape()) * 4 <= DENSE_BYTES else x
     fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
@@ -341,9 +342,7 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
 
 
 def _telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
-    """Columns of x that tell most of the labels by chi-squared, at most so many: int64, rising; ties to the first."""
-    if x.get_shape()[1] <= most:
-        return np.arange(x.get_shape()[1])
+    """So many columns of x that tell most of the labels by chi-squared: int64, rising; ties to the first."""
     scores, _ = chi2(x, np.asarray(of))
     return np.sort(np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:most])  # NaN: of those that never fire
 
@@ -394,10 +393,10 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         for one in [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes):
             if not isinstance(one, str | Path | SAE):
                 raise UserError(f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs")
-            self.saes_ += [one] if isinstance(one, SAE) else load_saes(str(one))
+            self.saes_ += [one] if isinstance(one, SAE) else load_saes(str(one), self.lm_)
         if not self.saes_:
             raise UserError("give at least one SAE")
-        check_together(self.saes_, self.lm_)
+        check_together(self.saes_, self.lm_, same_model=False)  # whoever loaded an SAE has chosen its model
 
     def _features(self, texts: Sequence[str]) -> Features:
         return featurize(self.lm_, self.saes_, texts)

@@ -570,7 +570,8 @@ def test_activations_that_are_not_numbers_later_on_exit_with_1(saefeat, on, tmp_
     words = ["--model", model, *on[2:], "--saes", tmp_path / "one", "--no-gate"]
     code, _, err = saefeat("collect", *words, "--out", tmp_path / "out")
     assert code == 1
-    assert err.splitlines()[-1].endswith("what is done is kept, but the same command would come to this again")
+    last = err.splitlines()[-1]
+    assert "what is done is kept; mend that (another --dtype, whole weights), then run: saefeat collect " in last
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 

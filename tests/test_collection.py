@@ -196,6 +196,7 @@ def test_passes_fill_the_memory_that_there_is_in_the_order_given():
     read = replace(a, activation="relu")
     assert read.encoder_bytes == 0
     assert collection.working_bytes(read, "cpu", 3) == sizes[0]
+    assert collection.working_bytes(read, "cuda:0", 3) == sizes[0] + (32 * 64 + 64 + 32) * 4  # once
     half = replace(a, W_enc=a.W_enc.bfloat16(), W_dec=a.W_dec.bfloat16())
     assert collection.working_bytes(half, "cpu", 3) == sizes[0]
     assert collection.working_bytes(half, "cuda:0", 3) == sizes[0] + 2 * 2 * 32 * 64 + 4 * (64 + 32)

@@ -95,3 +95,20 @@ def test_a_home_of_nobody_is_a_user_error(monkeypatch):
     for call in (cache_dir, lambda: user_path("~no-such-user/x")):
         with pytest.raises(UserError, match=r"~no-such-user/.* is in the home of a user who is not known here"):
             call()
+
+
+def test_where_the_new_cannot_take_the_place_the_old_comes_back(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/old").touch()
+    rename, calls = os.rename, []
+
+    def once(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", once)
+    with pytest.raises(OSError, match="no"), replacing(tmp_path / "a") as made:
+        (made / "new").touch()
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old"]

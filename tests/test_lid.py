@@ -489,7 +489,10 @@ def test_saes_that_are_given_are_checked(tiny_lm, make_lm, tmp_path):
     assert say(tiny_lm, SAES[0], str(tmp_path / "wide")) == "two SAEs are named wide; rename one of the directories"
     assert "a value of type Identity is neither an SAE nor a source" in say(tiny_lm, SAES[0], NEURONS[0])
     of_other = replace(SAES[0], record={"model": {"name": "tiny-llama-0", "fingerprint": tiny_lm.fingerprint}})
-    assert "was trained on tiny-llama-0, not on tiny-llama-1" in say(make_lm("llama", 1), of_other)
+    save_sae(replace(of_other, id="of_other"), tmp_path / "of_other")
+    other_lm = make_lm("llama", 1)
+    assert "was trained on tiny-llama-0, not on tiny-llama-1" in say(other_lm, str(tmp_path / "of_other"))
+    LanguageIdentifier(other_lm, [of_other]).fit(TEXTS, OF)  # whoever loaded it has chosen
     narrow = replace(SAES[0], site="mlp_act@0")
     assert "reads vectors of 32, but mlp_act@0 of tiny-llama-0 has 48" in say(tiny_lm, narrow)
 

@@ -356,6 +356,10 @@ def test_whole_paths_keep_the_names_of_links(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     found = located(RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model")))
     assert found.saes == (str(here / "mlp_out@1"), str(here / "model"))
+    (here / "else/deep").mkdir(parents=True)
+    (here / "else/c.jsonl").touch()
+    (here / "away").symlink_to("else/deep")
+    assert located(RunConfig("m", "away/../c.jsonl")).corpus == str((here / "else/c.jsonl").resolve())
     assert (found.model, found.corpus) == (str(here / "m.gguf"), str(here / "link.jsonl"))
 
 

@@ -411,7 +411,7 @@ def _other(error: Exception) -> None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         _fail(f"out of memory; give it more, or less to do at once, then run: {_command()}", 1)
     if isinstance(error, RunFailed):
-        _fail(f"{error}; what is done is kept, but the same command would come to this again", 1)
+        _fail(f"{error}; what is done is kept; mend that (another --dtype, whole weights), then run: {_command()}", 1)
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     # safetensors tells of the system's error in words only.
     told = any(f"os error {number})" in str(error) for number in full)

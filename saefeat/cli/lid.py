@@ -52,7 +52,8 @@ def lid_evaluate(
     setting = open_run(run, say)
     other = None
     if corpus is not None:
-        own = setting.corpus.labels if same_request(replace(setting.config, corpus=corpus), setting.config) else None
+        asked = replace(setting.config, corpus=corpus, **columns)
+        own = setting.corpus.labels if same_request(asked, setting.config) else None
         other = load_corpus(corpus, labels=by_commas(labels) or own, **columns)
     if other is not None and other.fingerprint == setting.corpus.fingerprint:
         other = None  # the run's own corpus by its name: only its test split was never seen

@@ -138,12 +138,13 @@ def load_model(
     source = _source(name)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    cut_off = _cut_off(source)
     try:
-        where: dict[str, Any] = {"revision": revision, "local_files_only": _is_cut_off(source)}
+        where: dict[str, Any] = {"revision": revision, "local_files_only": bool(cut_off)}
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, dtype=torch_dtype, output_loading_info=True)
     except (*_LOADING, SafetensorError) as error:
-        raise _cannot_load(name, error) from error
+        raise _cannot_load(name, error, cut_off) from error
     model, info = loaded
     if info["missing_keys"]:  # transformers would go on with random ones
         raise UserError(f"cannot load the model {name}: its weights lack {min(info['missing_keys'])}")
@@ -157,35 +158,36 @@ def load_skeleton(name: str | Path) -> nn.Module:
 
     source = _source(str(name))
     transformers_logging.set_verbosity_error()
+    cut_off = _cut_off(source)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=_is_cut_off(source))
+        config = AutoConfig.from_pretrained(source, local_files_only=bool(cut_off))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
     except _LOADING as error:
-        raise _cannot_load(str(name), error) from error
+        raise _cannot_load(str(name), error, cut_off) from error
 
 
-def _is_cut_off(source: str) -> bool:
-    """Whether a model of the hub can come from the cache alone.
+def _cut_off(source: str) -> str:
+    """Why a model of the hub can come from the cache alone; "" where it need not.
 
     One question without the client's own attempts, which take half a minute for each file.
     """
     from huggingface_hub import HfApi
 
     if os.path.isdir(source):
-        return False
+        return ""
     try:
         HfApi().model_info(source, timeout=_FIRST, expand=["sha"])
     except Exception as error:  # of any other, loading tells
-        return type(error).__name__ in _CUT_OFF
-    return False
+        return _said(error) if type(error).__name__ in _CUT_OFF else ""
+    return ""
 
 
-def _cannot_load(name: str, error: Exception) -> UserError:
-    if "couldn't connect" in str(error):
+def _cannot_load(name: str, error: Exception, cut_off: str) -> UserError:
+    if cut_off and "couldn't connect" in str(error):
         return UserError(
             f"the model {name} is neither a directory here nor whole in the hub's cache, and the hub cannot be "
-            f"reached; check the name and the network, or fetch it where there is one (hf download {name})"
+            f"reached ({cut_off}); check the name and the network, or fetch it where there is one (hf download {name})"
         )
     return UserError(f"cannot load the model {name}: {_said(error)}")
 
@@ -250,8 +252,10 @@ def _converted(gguf: Path, name: str) -> Path:
             _convert(gguf, temporary)
             files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
             write_json(temporary / "saefeat.json", {"gguf_sha256": digest, "files": files})
+            if _intact(target):
+                raise FileExistsError(target)  # another process was faster, and may be reading it
     except OSError:
-        if not _intact(target):  # no other process was faster
+        if not _intact(target):
             raise
     return target
 

@@ -101,11 +101,11 @@ def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels
     groups = passes(dictionaries, lm.device, labels)
     own = {d.id: working_bytes(d, lm.device, labels) for d in dictionaries}
     for d in dictionaries:
-        if isinstance(d, SAE) and not d.encoder_bytes:
+        if isinstance(d, SAE) and not d.encoder_bytes and lm.device == "cpu":
             own[d.id] -= d.W_enc.nbytes
     heaviest = max(sum(own[d.id] for d in group) for group in groups)
     tokens = GPU_BATCH_TOKENS if lm.device.startswith("cuda") else BATCH_TOKENS
-    held = [min(d.cells, tokens * d.width) for d in dictionaries if isinstance(d, SAE)]
+    held = [min(d.cells(lm.device), tokens * d.width) for d in dictionaries if isinstance(d, SAE)]
     return heaviest + 2 * 4 * max(held, default=0)  # pre-activations, and what is made of them
 
 

@@ -20,7 +20,7 @@ from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture, site_width
-from saefeat.io import SCHEMA, UserError, make_dir, read_json
+from saefeat.io import SCHEMA, UserError, make_dir, read_json, whole_path
 from saefeat.models import LanguageModel, load_model
 from saefeat.pipeline.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
@@ -153,7 +153,8 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
-    check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=True)
+    whole = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
+    check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=whole)
     FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
@@ -192,7 +193,7 @@ def check_activations(lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *
                                 f"{paths[path]}; {mend}")  # fmt: skip
 
 
-def located(config: RunConfig, place: Callable[[str], str] = os.path.abspath) -> RunConfig:
+def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunConfig:
     """With whole paths of the model, the corpus and the SAEs that are here, so that a run goes on from anywhere.
 
     `place`: by default links are not followed, for what they are called tells formats and ids.

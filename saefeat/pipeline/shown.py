@@ -100,11 +100,10 @@ def add_activations(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[st
         for place, position in enumerate(batch.positions):
             text = texts[position]
             inside = slice(len(lm.prefix), len(lm.prefix) + len(ids[text]))
-            parts = pieces(lm, ids[text])
-            for row, passage in asking[text]:
+            here = [(row, passage) for row, passage in asking[text] if row["dictionary"] in values]
+            parts = pieces(lm, ids[text]) if here else []
+            for row, passage in here:
                 name = row["dictionary"]
-                if name not in values:  # of another group
-                    continue
                 of_tokens = values[name][place, inside, column[name][row["unit"]]].nan_to_num(0).clamp(min=0)
                 passage["pieces"] = parts
                 passage["activations"] = [round(value, 4) for value in of_tokens.tolist()]

@@ -83,7 +83,7 @@ def open_source(source: str) -> Exportable:
     Raises UserError for a source that holds none or cannot be read, and for SAEs of several base models.
     """
     path = user_path(source)
-    if source.strip() and (path / "run.json").is_file():
+    if source.strip() and os.path.isfile(path / "run.json"):  # pathlib's would raise for a name that is too long
         return _open_run(path)
     saes = load_saes(source)
     models = [sae.record.get("model") or {} for sae in saes]

@@ -75,6 +75,8 @@ def _read(source: str) -> list[SAE]:
     if not source.strip():
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise UserError(f"{source[:40]}... does not exist, for no name of a file is so long; {_GIVE}")
     if path.is_dir() or formats.form_of(path):
         return [formats.read(directory) for directory in _directories(path, source)]
     lost = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
@@ -133,7 +135,8 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
         other = f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it those"
     else:
         other = f"{name or 'another model'}, not on {lm.name}; give it that model"
-    raise UserError(f"the SAE {sae.id} was trained on {other} (--no-gate uses it all the same)")
+    raise UserError(f"the SAE {sae.id} was trained on {other} "
+                    "(--no-gate, same_model=False in Python, uses it all the same)")  # fmt: skip
 
 
 def _hub_name(lm: LanguageModel) -> str:

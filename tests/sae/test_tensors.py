@@ -224,7 +224,7 @@ def test_weights_stored_in_half_precision_give_the_results_of_their_values(activ
     assert half.encode(x).values.dtype == half.decode(ours).dtype == torch.float32
 
 
-def test_the_fingerprint_is_of_values(tmp_path):
+def test_other_values_have_another_fingerprint():
     half, _ = halved("topk", torch.bfloat16)
     other = dataclasses.replace(half, W_dec=half.W_dec * 2)
     assert other.identity["fingerprint"] != half.identity["fingerprint"]

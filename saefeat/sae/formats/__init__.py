@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError
+from saefeat.io import UserError, whole_path
 from saefeat.models import KINDS
 from saefeat.sae.formats import dictionary_learning, gemma_scope, qwen_scope, sae_lens, sparsify
 
@@ -47,7 +47,7 @@ def read(directory: Path) -> SAE:
 
     Its id is the directory's name (see `identifier`).
     """
-    directory = Path(os.path.abspath(directory))  # names tell ids and sites, those of links too
+    directory = Path(whole_path(str(directory)))  # names tell ids and sites, those of links too
     form = form_of(directory)
     if form is None:
         raise UserError(f"{directory} holds no SAE; give a directory in one of the formats of sae-lens, sparsify, "

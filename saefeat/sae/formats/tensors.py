@@ -76,7 +76,7 @@ def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.n
         version = np.lib.format.read_magic(member)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(member)
-        if dtype.kind not in "biufc":
+        if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 8:  # of those torch has none
             return None
         file.seek(entry.header_offset + 26)
         names = np.frombuffer(file.read(4), "<u2")  # lengths of the name and of the extra field before the data
@@ -101,13 +101,13 @@ def settled(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: ro
     tensor. Without room for it the tensor is made in memory.
     """
     if tensor.numel() * 4 >= _LARGE:
-        with suppress(OSError, RuntimeError):  # the latter of torch, where it cannot map the file
+        with suppress(OSError):
             cache_dir().mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=cache_dir()) as file:
+            with tempfile.TemporaryFile(dir=cache_dir()) as file:
                 for rows in in_parts(tensor):
                     file.write(change(rows.float()).contiguous().numpy().data)
                 file.flush()
-                return torch.from_file(file.name, size=tensor.numel(), dtype=torch.float32).view(tensor.shape)
+                return torch.from_numpy(np.memmap(file, np.float32, "c", shape=tuple(tensor.shape)))
     return change(tensor.float())
 
 
