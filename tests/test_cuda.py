@@ -38,19 +38,21 @@ def gpu_lm(make_lm):
     return wrap(lm.model.to(DEVICE), lm.tokenizer, lm.name)
 
 
-def dictionaries(device):
+def dictionaries():
+    """On the CPU, as they are loaded."""
     g = torch.Generator().manual_seed(0)
     rows, bias = torch.randn(64, 32, generator=g), 0.3 * torch.randn(64, generator=g)
     sae = SAE("wide", "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=4)
-    return [sae.to(device), Identity("mlp_act@1", 48)]
+    half = dataclasses.replace(sae, id="half", W_enc=sae.W_enc.bfloat16(), W_dec=rows.bfloat16(), activation="relu")
+    return [sae, half, Identity("mlp_act@1", 48)]
 
 
 def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm, small_windows):
     places = {"cpu": tiny_lm, DEVICE: gpu_lm}
     for device, lm in places.items():
         out = tmp_path / device
-        collect(lm, make_plan(tiny_corpus, lm), dictionaries(lm.device), out, bags=out / "bags")
-    for name in ("wide", "mlp_act@1"):
+        collect(lm, make_plan(tiny_corpus, lm), dictionaries(), out, bags=out / "bags")
+    for name in ("wide", "half", "mlp_act@1"):
         cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
         assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)
         assert cpu.tensors.keys() == gpu.tensors.keys()
@@ -62,7 +64,7 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
 
 def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(tmp_path, tiny_corpus, gpu_lm, small_windows):
     plan = make_plan(tiny_corpus, gpu_lm)
-    made = dictionaries(gpu_lm.device)
+    made = dictionaries()
     collect(gpu_lm, plan, made, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         collect(gpu_lm, plan, made, tmp_path / "cut", progress=Interrupted(3), checkpoint_seconds=0)
