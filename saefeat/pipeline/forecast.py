@@ -116,7 +116,7 @@ def mapped_bytes(saes: Sequence[SAE]) -> float:
 
 def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
     """In words: what the model's device and the process must have, and what mapped weights take where there is room."""
-    more = f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)" if mapped else ""
+    more = f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)" if mapped > 5e7 else ""
     if lm.device == "cpu":
         return f"{(there + here) / 1e9:.1f} GB of memory{more}"
     return f"{there / 1e9:.1f} GB of GPU memory and {here / 1e9:.1f} GB of memory{more}"
