@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import Codes
+from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
 from saefeat.io import RunFailed, fingerprint, tensors_fingerprint
 
 OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of the training sample are left out
 _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
 _CELLS = 2**25  # pre-activations held at once
-# Units whose pre-activations are computed together: a product by tiles is several per cent faster on a CPU.
-_TILE = 2048
 
 
 class Dictionary(Protocol):
@@ -172,8 +171,8 @@ class SAE:
         return max(16, min(_ROWS, _CELLS // self._units_held(device)))
 
     def _units_held(self, device: str) -> int:
-        tiled = self.activation != "topk" and _tiles(self.width, torch.device(device)) > 1
-        return _TILE if tiled else self.width
+        tiled = self.activation != "topk" and tiles(self.width, torch.device(device)) > 1
+        return TILE if tiled else self.width
 
     @property
     def encoder_bytes(self) -> int:
@@ -187,7 +186,9 @@ class SAE:
         dtype = getattr(torch, self.dtype)
         if self.activation == "topk":
             return GroupedEncoder(self.W_enc, self.b_enc, self.k, dtype)
-        return _DenseEncoder(self, dtype)
+        runs = self.k if self.activation == "groupmax" else None
+        parts = {"threshold": self.threshold, "b_gate": self.b_gate, "gain": self.gain}
+        return DenseEncoder(self.W_enc, self.b_enc, dtype, runs=runs, **parts)
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
@@ -256,166 +257,3 @@ def finite(x: Tensor) -> Tensor:
     if not torch.isfinite(x.sum()):
         raise RunFailed("an activation is infinite or not a number")
     return x
-
-
-class GroupedEncoder:
-    """`TopK(relu(x @ W + b))` with an exact two-stage top-k, several times faster than one over all columns.
-
-    Units are put in groups of consecutive units; the k units sought lie in the k groups with the greatest maxima.
-    Selecting by keys (value, then lower unit) makes ties exact. Groups are in tiles of columns, laid out so that the
-    maximum runs over whole rows: unit j of group i of a tile stands in column j * groups + i of the tile.
-    """
-
-    size = 16
-
-    def __init__(self, weight: Tensor, bias: Tensor, k: int, dtype: torch.dtype) -> None:
-        d_in, width = weight.shape
-        self.k = min(k, width)
-        groups = -(-width // self.size)
-        tiles = _tiles(width, weight.device)
-        wide = -(-groups // tiles) * self.size
-        # Filled in place: a wide dictionary and a copy of it may not fit in memory together.
-        self.weight = torch.zeros(tiles, d_in, wide, dtype=dtype, device=weight.device)
-        self.bias = torch.full((tiles, wide), -torch.inf, dtype=dtype, device=weight.device)
-        for start, columns, least in zip(range(0, width, wide), self.weight, self.bias, strict=False):
-            _lay_out(weight[:, start : start + wide], columns, self.size)
-            _lay_out(bias[None, start : start + wide], least[None], self.size)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [n, d_in] -> values float32 [n, k] (0 where fewer than k are positive) and units int64 [n, k]."""
-        x = x.to(self.weight.dtype)
-        pre = x.new_empty(len(self.weight), len(x), self.weight.shape[2])
-        best = []
-        for out, weight, bias in zip(pre, self.weight, self.bias, strict=True):
-            torch.addmm(bias, x, weight, out=out)
-            best.append(out.unflatten(1, (self.size, -1)).amax(1))  # while they are in the cache
-        return self._top(pre, torch.cat(best, 1), self.k)
-
-    @classmethod
-    def top(cls, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k greatest of pre-activations [n, columns] of one tile, as values and units, greatest first."""
-        return cls._top(pre[None], pre.unflatten(1, (cls.size, -1)).amax(1), k)
-
-    @classmethod
-    def _top(cls, pre: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The same of tiles [tiles, n, columns], given the maxima of all groups [n, groups]."""
-        _, n, columns = pre.shape
-        groups = columns // cls.size
-        best = _keys(best, torch.arange(best.shape[1], device=pre.device))
-        chosen = _LOW - (best.topk(min(k, best.shape[1]), sorted=False).values & _LOW)  # [n, k]
-        inner = torch.arange(cls.size, device=pre.device)[:, None]
-        row = torch.arange(n, device=pre.device)[:, None]
-        start = ((chosen // groups) * n + row) * columns + chosen % groups
-        values = pre.view(-1)[start[:, None, :] + inner * groups]
-        units = chosen[:, None, :] * cls.size + inner
-        top = _keys(values.flatten(1), units.flatten(1)).topk(k).values
-        return (top >> 32).to(torch.int32).view(torch.float32), _LOW - (top & _LOW)
-
-
-def _tiles(width: int, device: torch.device) -> int:
-    return -(-width // _TILE) if device.type == "cpu" else 1
-
-
-def _lay_out(columns: Tensor, out: Tensor, size: int) -> None:
-    """Put columns [rows, m], groups of `size` of them after each other, into the layout of a tile, `out` [rows, wide].
-
-    What m lacks of `wide` stays as it is.
-    """
-    groups, beyond = columns.shape[1] // size, columns.shape[1] % size
-    laid = out.unflatten(1, (size, -1))
-    laid[:, :, :groups] = columns[:, : groups * size].unflatten(1, (groups, size)).transpose(1, 2)
-    laid[:, :beyond, groups : groups + 1] = columns[:, groups * size :, None]
-
-
-_LOW = 2**32 - 1
-
-
-def _keys(values: Tensor, units: Tensor) -> Tensor:
-    """int64 keys that sort by value (negative ones as 0), then by lower unit.
-
-    As integers, floats that are not negative sort as their values do.
-    """
-    keys = values.float().view(torch.int32).clamp(min=0).long()
-    return keys.bitwise_left_shift_(32).bitwise_or_(_LOW - units)
-
-
-class _DenseEncoder:
-    """The other activations: pre-activations of a tile of units at a time, then those that fire, in rising order."""
-
-    def __init__(self, sae: SAE, dtype: torch.dtype) -> None:
-        self.sae = sae
-        # Contiguous: weights that their file holds transposed are read row by row here.
-        self.weight = sae.W_enc
-        if sae.W_enc.dtype != dtype or not sae.W_enc.is_contiguous():
-            self.weight = torch.empty(sae.W_enc.shape, dtype=dtype, device=sae.W_enc.device).copy_(sae.W_enc)
-        gated = sae.activation == "gated"
-        self.bias = (torch.zeros_like(sae.b_enc) if gated else sae.b_enc).to(dtype)
-        self.bar = None if sae.threshold is None else sae.threshold.clamp(min=0)
-        group = sae.width // sae.k if sae.activation == "groupmax" else 8  # see `_true_cells`
-        self.tile = max(1, -(-sae.width // _tiles(sae.width, sae.W_enc.device)) // group) * group
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [n, d_in] -> values float32 [n, m] (0 after the last that fires) and units int64 [n, m]."""
-        x = x.to(self.weight.dtype)
-        if self.sae.activation == "groupmax":
-            values, units = zip(*(self._greatest(pre, start) for pre, start in self._products(x)), strict=True)
-            return torch.cat(values, 1), torch.cat(units, 1)
-        found = _Firing(len(x), x.device)
-        for pre, start in self._products(x):
-            found.add(*self._fires(pre, slice(start, start + pre.shape[1])), start)
-        return found.padded()
-
-    def _products(self, x: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Pre-activations of the units of a tile, and the first of these."""
-        for start in range(0, self.sae.width, self.tile):
-            here = slice(start, start + self.tile)
-            yield torch.addmm(self.bias[here], x, self.weight[:, here]).float(), start
-
-    def _greatest(self, pre: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        group = self.sae.width // self.sae.k
-        best, units = pre.unflatten(-1, (-1, group)).max(-1)
-        return best.clamp(min=0), units + torch.arange(start, start + pre.shape[1], group, device=pre.device)
-
-    def _fires(self, pre: Tensor, here: slice) -> tuple[Tensor, Tensor]:
-        """Values of some units, and whether they fire."""
-        if self.sae.gain is None or self.sae.b_gate is None:
-            return pre, pre > (0.0 if self.bar is None else self.bar[here])
-        values = pre * self.sae.gain[here] + self.sae.b_enc[here]
-        return values, (values > 0) & (pre + self.sae.b_gate[here] > 0)
-
-
-class _Firing:
-    """The cells that fire in n rows, taken a tile of units at a time, in rising order of unit."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.counts = torch.zeros(n, dtype=torch.int64, device=device)
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def add(self, values: Tensor, fires: Tensor, start: int) -> None:
-        """values, fires [n, m], of units start, start + 1, ..."""
-        rows, units = _true_cells(fires)
-        counts = torch.bincount(rows, minlength=len(values))
-        first = self.counts - (counts.cumsum(0) - counts)  # what to add to a cell's number for its place in its row
-        places = torch.arange(len(rows), device=values.device) + first[rows]
-        self.parts.append((rows, places, units + start, values[rows, units]))
-        self.counts += counts
-
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Values float32 and units int64 [n, m]; m is the greatest number of a row, at least 1."""
-        rows, places, units, values = (torch.cat(part) for part in zip(*self.parts, strict=True))
-        out = values.new_zeros(len(self.counts), max(int(self.counts.max()), 1))
-        indices = torch.zeros_like(out, dtype=torch.int64)
-        out[rows, places] = values
-        indices[rows, places] = units
-        return out, indices
-
-
-def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the cells of bool [n, width] that are true, in order: eight are looked at as one number."""
-    n, width = mask.shape
-    if width % 8 or not mask.is_contiguous():
-        rows, columns = mask.nonzero(as_tuple=True)
-        return rows, columns
-    rows, words = mask.view(torch.int64).nonzero(as_tuple=True)
-    which, bit = mask.view(n, -1, 8)[rows, words].nonzero(as_tuple=True)
-    return rows[which], words[which] * 8 + bit

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saefeat import dictionaries
+from saefeat import encoders
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed
 from saefeat.sae.store import load_sae, save_sae
@@ -61,7 +61,7 @@ def test_encoding_is_a_stable_sort_also_with_ties_and_odd_widths(width, k, seed)
 @pytest.mark.parametrize("tile", [16, 32, 40, 10**6])
 @pytest.mark.parametrize("width", [5, 16, 48, 64, 70])
 def test_tiles_of_units_change_nothing(monkeypatch, tile, width):
-    monkeypatch.setattr(dictionaries, "_TILE", tile)
+    monkeypatch.setattr(encoders, "TILE", tile)
     x = vectors(12, 4, whole=True)
     sae = make_sae(width, 4, 3, whole=True)
     assert firing(sae.encode(x)) == positive(brute_force(sae, x))

@@ -23,7 +23,7 @@ ROOMS = [
     ["selection"],
     ["collection"],
     ["sae"],
-    ["dictionaries", "stats", "codes"],
+    ["dictionaries", "stats", "codes", "encoders"],
     ["hooks", "generation"],
     ["models", "corpora"],
     ["labels", "assets", "io"],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, linear
 
-from saefeat.dictionaries import GroupedEncoder
+from saefeat.encoders import GroupedEncoder
 
 _ROWS = 512  # tokens selected at once, so that the pre-activations stay in cache
 TINY = 1e-8  # least norm of a decoder row that is divided by

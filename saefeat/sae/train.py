@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from saefeat.corpora import WINDOW, Plan
-from saefeat.dictionaries import OUTLIER_FACTOR, SAE, GroupedEncoder
+from saefeat.dictionaries import OUTLIER_FACTOR, SAE
+from saefeat.encoders import GroupedEncoder
 from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
