@@ -90,17 +90,17 @@ def replacing(directory: Path) -> Iterator[Path]:
     before = temporary.with_name(f"{temporary.name}-before")
     try:
         yield temporary
-        if directory.is_dir() and any(directory.iterdir()):  # the rename itself replaces an empty one
-            os.rename(directory, before)
         try:
+            if directory.is_dir() and any(directory.iterdir()):  # the rename itself replaces an empty one
+                os.rename(directory, before)
             os.rename(temporary, directory)
         except BaseException:
-            if before.exists():
+            if before.exists() and not directory.exists():
                 os.rename(before, directory)
             raise
+        shutil.rmtree(before, ignore_errors=True)  # only now: until the new is there, it is all there is
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

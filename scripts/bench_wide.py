@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,6 @@ def watched(*command: str) -> dict[str, Any]:
     start, peaks = time.monotonic(), {"VmRSS": 0, "RssAnon": 0}
     with subprocess.Popen([sys.executable, "-m", "saefeat", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, bufsize=1) as process:  # fmt: skip
-        import threading
-
         lines: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))

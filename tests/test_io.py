@@ -112,3 +112,20 @@ def test_where_the_new_cannot_take_the_place_the_old_comes_back(tmp_path, monkey
     with pytest.raises(OSError, match="no"), replacing(tmp_path / "a") as made:
         (made / "new").touch()
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old"]
+
+
+def test_stopped_between_the_renames_the_old_comes_back(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/old").touch()
+    rename, calls = os.rename, []
+
+    def stopped_after_the_first(source, target):
+        calls.append(target)
+        rename(source, target)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", stopped_after_the_first)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as made:
+        (made / "new").touch()
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old"]
