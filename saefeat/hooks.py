@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, Site
+from saefeat.steps import Steps
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(activations [batch, tokens, d], steps int64 [batch, tokens]) -> replacement of the same shape.
@@ -69,6 +73,7 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
 
     Use `captured.run(model, input_ids=...)` inside the block. Hooks are removed when it ends, whatever happens.
     """
+    _check_not_compiled(model)
     captured = Captured(paths)
     handles = []
     family = getattr(getattr(model, "config", None), "model_type", None)
@@ -100,23 +105,48 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
         edits: module path -> edit. An edit returns the replacement; positions at step -1 keep their value.
         special_ids: token ids that are never edited on the prompt; padding is not edited either. Generated tokens
             always are, with a cache and without.
-    """
-    handles = []
-    steps = _Steps(special_ids)
 
-    def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        past = None if cache is None else int(cache.get_seq_length())
-        by_token = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None  # static caches bring others
-        steps.read(kwargs.get("input_ids", args[0] if args else None), by_token, past)
+    While the block runs, `model.generate` tells how long its prompt is, and does not compile the model.
+
+    Raises:
+        UserError: the model is compiled (edits would not run), an edited module does not run in a forward pass, or
+            the steps of a pass cannot be told (a cache of unknown kind, `generate_batch`).
+    """
+    _check_not_compiled(model)
+    handles = []
+    steps = Steps(special_ids)
+    ran = set[str]()
+    passes = 0
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal passes
+        _check_not_tracing()
+        passes += 1
+        steps.read(module.forward, args, kwargs)
+
+    def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+        steps.now = None
+        silent = [path for path in edits if path not in ran]
+        if silent and not steps.nested:  # an early exit leaves later layers out
+            raise UserError(
+                f"the edit of {silent[0]} did not run in a forward pass; {_COMPILED}, and name a module that is run"
+            )
 
     def hook_for(path: str, edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            given = _tensor(output, path)
-            at = steps.now
-            old = given if at is None else _by_row(given, at.shape)
-            if at is None or at.shape != old.shape[:2]:  # a forward pass on vectors: all of it is prompt
-                at = torch.zeros(old.shape[:2], dtype=torch.int64, device=old.device)
+            _check_not_tracing()
+            ran.add(path)
+            given, at = _tensor(output, path), steps.now
+            if at is None:
+                raise UserError(
+                    f"{path} was run outside a forward pass of the model; call the model itself, and not a compiled part"
+                )
+            old = _by_row(given, at.shape)
+            if at.shape != old.shape[:2]:
+                raise UserError(
+                    f"the output of {path} has shape {list(given.shape)} in a pass of {list(at.shape)} rows and "
+                    "tokens; edit a module that gives one vector per token"
+                )
             new = torch.where(at[..., None] >= 0, edit(old, at).to(old.dtype), old).view_as(given)
             return new if isinstance(output, Tensor) else (new, *output[1:])
 
@@ -124,55 +154,69 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
 
     try:
         handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+        handles.append(model.register_forward_hook(after))
         for path, edit in edits.items():
             handles.append(model.get_submodule(path).register_forward_hook(hook_for(path, edit)))
-        yield
+        with _telling_generate(model, steps):
+            yield
+        if not passes:  # as where a compiled copy of the model was called
+            warnings.warn("no forward pass of the model was seen under an edit", RuntimeWarning, stacklevel=4)
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Steps:
-    """The step of every position of the present forward pass (see `Edit`), from its token ids."""
+_COMPILED = "edits and captures need a model that is not compiled (load it anew, or compile it afterwards)"
+_BATCHED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
-    def __init__(self, special_ids: frozenset[int]) -> None:
-        self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
-        self.text: Tensor | None = None  # ids of the last pass, where it had no cache
-        self.start: int | None = None  # tokens before the first generated one
-        self.length = 0  # of all tokens in the last pass, with those in the cache
-        self.now: Tensor | None = None  # int64 [batch, tokens]
 
-    def read(self, ids: Tensor | None, mask: Tensor | None, past: int | None) -> None:
-        """Look at one forward pass; mask [batch, tokens with those in the cache]; past: tokens in its cache, if any."""
-        if ids is None:
-            self.now = self.text = self.start = None
-            return
-        total = (past or 0) + ids.shape[1] if mask is None else mask.shape[1]
-        if ids.shape[1] == 1 and total > 1:  # a step with a cache
-            if self.start is None or total != self.length + 1:  # of a text whose beginning was not seen
-                self.start = total - 1
-            self.now = torch.full_like(ids, total - self.start)
-        elif past is None and self.start is not None and self._goes_on(ids):
-            step = torch.arange(ids.shape[1], device=ids.device) - self.start + 1
-            self.now = torch.where(step > 0, step, self._prompt_steps(ids, mask))
+def _check_not_compiled(model: nn.Module) -> None:
+    """Raises UserError for a compiled module: what was compiled runs without hooks that come later."""
+    for path, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UserError(f"{path or 'the model'} is compiled (torch.compile): {_COMPILED}")
+
+
+def _check_not_tracing() -> None:
+    """Raises UserError while torch.compile traces a hook: the trace would outlive the block."""
+    if torch.compiler.is_compiling():
+        raise UserError(f"the model is being compiled (torch.compile): {_COMPILED}")
+
+
+@contextmanager
+def _telling_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
+    """While the block runs, calls of `model.generate` are told to `steps`, and continuous batching is refused."""
+    plain = getattr(model, "generate", None)
+    if plain is None:
+        yield
+        return
+
+    @functools.wraps(plain)
+    def generate(inputs: Any = None, *args: Any, **options: Any) -> Any:
+        # On a GPU, a static cache would have the forward pass compiled.
+        if options.get("generation_config") is None:
+            options["disable_compile"] = True
         else:
-            self.start = total
-            self.now = self._prompt_steps(ids, mask)
-        self.text = ids if past is None else None
-        self.length = total
+            options["generation_config"] = copy.deepcopy(options["generation_config"])
+            options["generation_config"].disable_compile = True
+        with steps.generation(inputs, options):
+            return plain(inputs, *args, **options)
 
-    def _goes_on(self, ids: Tensor) -> bool:
-        """Whether this is the last pass's text with one more token, run without a cache."""
-        if self.text is None or (len(ids), ids.shape[1] - 1) != self.text.shape:
-            return False
-        begun = (ids[:, None, :-1] == self.text).all(-1)  # beam search lets rows change places
-        return bool(begun.any(1).all())
+    def refuse(*_args: Any, **_options: Any) -> Any:
+        raise UserError("continuous batching (generate_batch) cannot be edited; use generate with a list of prompts")
 
-    def _prompt_steps(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        kept = torch.isin(ids, self.special.to(ids.device, ids.dtype))
-        if mask is not None:
-            kept |= ~mask[:, -ids.shape[1] :].bool()
-        return -kept.long()
+    own = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}
+    before = {name: vars(model)[name] for name in own if name in vars(model)}
+    try:
+        for name, function in own.items():
+            setattr(model, name, function)
+        yield
+    finally:
+        for name in own:
+            delattr(model, name)
+            if name in before:
+                setattr(model, name, before[name])
 
 
 def site_width(lm: LanguageModel, site: Site) -> int:

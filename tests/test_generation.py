@@ -234,8 +234,8 @@ def test_logits_are_computed_only_where_they_are_needed(tiny_lm):
 class Old(LlamaForCausalLM):
     """A model whose forward has neither `logits_to_keep` nor `position_ids`."""
 
-    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, return_dict=True):
-        return super().forward(input_ids, attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None, return_dict=True, **cache):
+        return super().forward(input_ids, attention_mask, use_cache=use_cache, **cache)
 
 
 def test_a_model_that_gives_all_logits_gives_the_same(tiny_lm):

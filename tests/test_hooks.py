@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
 from saefeat.hooks import capture, intervene
+from saefeat.io import UserError
 
 SPECIAL = frozenset({0, 1, 2})
 SHORT, LONG = [0, 40, 41], [0, 50, 51, 52, 53, 54]
@@ -293,3 +298,242 @@ def test_an_interrupted_generation_leaves_no_hook_and_no_trace(tiny_lm, mode):
         go(tiny_lm.model, [SHORT, LONG], **mode)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()] == hooks
     assert torch.equal(go(tiny_lm.model, [SHORT, LONG], **mode), plain)
+
+
+# --------------------------------------------------------------------------- ways of decoding
+
+
+def weights_by_step(model, watch_to=None):
+    """An edit whose effect depends on the step, so that tokens differ where steps do."""
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    path = next(name for name, module in model.named_modules() if name.endswith(".0.mlp"))
+
+    def edit(x, steps):
+        if watch_to is not None:
+            watch_to.append(steps)
+        return x + vector * (1 + steps[..., None] % 3)
+
+    return intervene(model, {path: edit}, SPECIAL)
+
+
+def steered(model, rows, passes=None, **options):
+    with weights_by_step(model, passes):
+        return go(model, rows, **options).tolist()
+
+
+REPEATED = [0, *[40, 41, 42, 43] * 4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_lookup_num_tokens": 3},
+        {"prefill_chunk_size": 4},  # leaves a chunk of one token
+        {"prefill_chunk_size": 1},
+        {"prefill_chunk_size": 4, "use_cache": True, "num_beams": 1},
+        {"cache_implementation": "static"},
+        {"assistant": True},
+    ],
+    ids=str,
+)
+def test_every_way_of_decoding_gives_the_tokens_of_plain_steered_decoding(tiny_lm, make_lm, options):
+    new = 12
+    plain = steered(tiny_lm.model, [REPEATED], new=new)
+    if options.pop("assistant", False):
+        options["assistant_model"] = make_lm("llama", seed=3).model
+    passes = []
+    assert steered(tiny_lm.model, [REPEATED], passes, new=new, **options) == plain
+    seen = sorted({step for steps in passes for step in steps.flatten().tolist()})
+    assert seen[:2] == [-1, 0] and seen[-1] >= new - 1
+    assert plain != steered(tiny_lm.model, [REPEATED], new=new - 1) and plain != go(tiny_lm.model, [REPEATED], new=new)
+
+
+def test_candidates_have_the_steps_of_their_places(tiny_lm):
+    passes = []
+    steered(tiny_lm.model, [REPEATED], passes, new=12, prompt_lookup_num_tokens=3)
+    for steps in passes[1:]:
+        row = steps[0].tolist()
+        assert row == list(range(row[0], row[0] + len(row))) and row[0] >= 1
+    assert any(steps.shape[1] > 1 for steps in passes[1:])
+
+
+def test_a_draft_by_the_models_own_first_layers_goes_on_from_the_same_prompt(tiny_lm):
+    passes = []
+    plain = steered(tiny_lm.model, [SHORT], new=6)
+    assert steered(tiny_lm.model, [SHORT], passes, new=6, assistant_early_exit=1) == plain
+    assert all(steps[0, -1] >= 1 for steps in passes[1:])
+
+
+def test_two_threads_count_their_own_steps(tiny_lm):
+    prompts = [SHORT, LONG, [*LONG, *SHORT[1:]]]
+    alone = [steered(tiny_lm.model, [prompt], new=8) for prompt in prompts]
+    together = threading.Barrier(len(prompts))
+
+    def run(prompt):
+        together.wait()
+        with torch.no_grad():
+            return [go(tiny_lm.model, [prompt], new=8).tolist() for _ in range(5)]
+
+    with weights_by_step(tiny_lm.model), ThreadPoolExecutor(len(prompts)) as pool:
+        found = list(pool.map(run, prompts))
+    assert found == [[rows] * 5 for rows in alone]
+
+
+def test_continuous_batching_is_refused_and_comes_back(tiny_lm):
+    with weights_by_step(tiny_lm.model):
+        for name in ("generate_batch", "init_continuous_batching"):
+            with pytest.raises(UserError, match="continuous batching"):
+                getattr(tiny_lm.model, name)([SHORT])
+        go(tiny_lm.model, [SHORT])
+    assert "generate" not in vars(tiny_lm.model) and "generate_batch" not in vars(tiny_lm.model)
+
+
+def test_nested_edits_give_back_the_generate_that_they_found(tiny_lm):
+    with weights_by_step(tiny_lm.model):
+        found = tiny_lm.model.generate
+        with weights_by_step(tiny_lm.model):
+            assert tiny_lm.model.generate is not found
+            go(tiny_lm.model, [SHORT])
+        assert tiny_lm.model.generate is found
+        go(tiny_lm.model, [SHORT])
+
+
+class Opaque:
+    """A cache of a remote model: it does not tell how many tokens it holds."""
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "cache_params"])
+def test_a_cache_that_does_not_tell_its_length_is_refused(tiny_lm, name):
+    _, steering = watched(tiny_lm.model)
+    with steering, pytest.raises(UserError, match="does not tell how many tokens it holds"):
+        tiny_lm.model(input_ids=torch.tensor([SHORT]), **{name: Opaque()})
+
+
+def test_positions_come_from_the_signature_and_not_from_names_of_keywords(tiny_lm):
+    ids, mask = padded([SHORT, LONG])
+    watch, steering = watched(tiny_lm.model)
+    with steering:
+        tiny_lm.model(ids, mask)
+        cache = DynamicCache(config=tiny_lm.model.config)
+        tiny_lm.model(ids, mask, None, cache)  # the fourth argument, whatever its name
+        tiny_lm.model(ids[:, -1:], torch.ones(2, 7), None, cache)
+    assert watch.passes[0].tolist() == watch.passes[1].tolist() == [[-1, -1, -1, -1, 0, 0], [-1, 0, 0, 0, 0, 0]]
+    assert watch.passes[2].tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_generation_whose_cache_cannot_be_read_is_refused(tiny_lm, length, monkeypatch):
+    """As with a remote model that keeps its cache to itself: each decoded token looks like a prompt of one."""
+    model = copy.deepcopy(tiny_lm.model)
+    plain = model.prepare_inputs_for_generation
+
+    def last_token(ids, attention_mask=None, **options):
+        given = plain(ids, attention_mask=attention_mask, **options)
+        return {"input_ids": ids[:, -1:] if ids.shape[1] > length else given["input_ids"]}
+
+    monkeypatch.setattr(model, "prepare_inputs_for_generation", last_token)
+    _, steering = watched(model)
+    with steering, pytest.raises(UserError, match="no cache that can be read"):
+        go(model, [[0, 40, 41][:length]])
+
+
+# --------------------------------------------------------------------------- compiled models
+
+
+def compiled_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def compiled_call(model):
+    model.compile(backend="eager")
+
+
+def compiled_layer(model):
+    model.model.layers[0].compile(backend="eager")
+
+
+@pytest.fixture
+def own_model(tiny_lm):
+    torch._dynamo.reset()
+    yield copy.deepcopy(tiny_lm.model)
+    torch._dynamo.reset()
+
+
+COMPILED = [compiled_forward, compiled_call, compiled_layer]
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_compiled_model_is_refused_before_any_work(own_model, compiled):
+    compiled(own_model)
+    go(own_model, [SHORT], new=2)
+    with pytest.raises(UserError, match=r"is compiled \(torch\.compile\)"), weights_by_step(own_model):
+        raise AssertionError
+    with pytest.raises(UserError, match="is compiled"), capture(own_model, ("model.layers.0",)):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_model_compiled_inside_a_block_is_steered_or_refused(own_model, compiled):
+    plain, expected = go(own_model, [SHORT]).tolist(), steered(own_model, [SHORT])
+    assert plain != expected
+    try:
+        with weights_by_step(own_model):
+            compiled(own_model)
+            assert go(own_model, [SHORT]).tolist() == expected
+    except UserError as error:
+        assert "compiled" in str(error)
+    vars(own_model).pop("forward", None)
+    for module in own_model.modules():
+        module._compiled_call_impl = None
+    assert go(own_model, [SHORT]).tolist() == plain
+    assert steered(own_model, [SHORT]) == expected  # a later block does not run the first one's trace
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_compiled_copy_is_steered_or_noticed(own_model, before):
+    ids = torch.tensor([LONG])
+    plain = own_model(ids).logits
+    with weights_by_step(own_model):
+        expected = own_model(ids).logits
+    compiled = torch.compile(own_model, backend="eager")
+    if before:
+        compiled(ids)
+    try:
+        with weights_by_step(own_model):
+            torch.testing.assert_close(compiled(ids).logits, expected)
+    except UserError as error:
+        assert "compiled" in str(error)
+    torch.testing.assert_close(compiled(ids).logits, plain)
+
+
+def test_generate_does_not_compile_under_an_edit(own_model, monkeypatch):
+    """As it does by itself on a GPU with a static cache."""
+    from transformers import CompileConfig, GenerationConfig
+
+    everywhere = CompileConfig(backend="eager", fullgraph=False)
+    everywhere._compile_all_devices = True
+    expected = steered(own_model, [SHORT])
+    monkeypatch.setattr(own_model, "get_compiled_call", lambda _: pytest.fail("compiled"))
+    options = {"cache_implementation": "static", "compile_config": everywhere}
+    assert steered(own_model, [SHORT], **options) == expected
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=2, **options)
+    with weights_by_step(own_model):
+        assert own_model.generate(torch.tensor([SHORT]), generation_config=config).tolist() == expected
+    assert not config.disable_compile
+
+
+def test_an_edit_that_does_not_run_is_an_error(tiny_lm):
+    model = copy.deepcopy(tiny_lm.model)
+    model.never = torch.nn.Identity()
+    with intervene(model, {"never": lambda x, _: x}), pytest.raises(UserError, match="edit of never did not run"):
+        go(model, [SHORT])
+
+
+def test_a_block_without_a_forward_pass_warns(tiny_lm):
+    with pytest.warns(RuntimeWarning, match="no forward pass"), weights_by_step(tiny_lm.model):
+        pass
+
+
+def test_a_part_of_the_model_that_is_run_alone_is_refused(tiny_lm):
+    with weights_by_step(tiny_lm.model), pytest.raises(UserError, match="outside a forward pass of the model"):
+        tiny_lm.model.model(input_ids=torch.tensor([SHORT]))

@@ -25,6 +25,7 @@ ROOMS = [
     ["sae"],
     ["dictionaries", "stats", "codes", "encoders"],
     ["hooks", "generation"],
+    ["steps"],
     ["models", "corpora"],
     ["labels", "assets", "io"],
 ]
