@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefeat.activations import counted_vectors
 from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
 from saefeat.dictionaries import SAE, Dictionary
-from saefeat.hooks import capture
 from saefeat.io import (
     SCHEMA,
     UserError,
@@ -46,20 +46,10 @@ def encode_batches(
 ) -> Iterator[tuple[Batch, dict[str, tuple[Bag, Tensor]]]]:
     """Run batches; for each, every dictionary's bag and the counted tokens [rows] behind it."""
     paths = {d.id: lm.site(d.site).path for d in dictionaries}
-    with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
-        for batch in batches:
-            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
-            with torch.inference_mode():
-                vectors = captured.run(
-                    lm.model,
-                    input_ids=batch.input_ids.to(lm.device),
-                    attention_mask=batch.attention_mask.to(lm.device),
-                    use_cache=False,
-                )
-                counted = batch.counted.to(lm.device)
-                flat = {path: tensor[counted] for path, tensor in vectors.items()}
-                bags = {d.id: _bag(d, flat[paths[d.id]], batch.counted) for d in dictionaries}
-            yield batch, bags
+    for batch, vectors in counted_vectors(lm, batches, list(paths.values())):
+        with torch.inference_mode():
+            bags = {d.id: _bag(d, vectors[paths[d.id]], batch.counted) for d in dictionaries}
+        yield batch, bags
 
 
 def _bag(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Bag, Tensor]:
@@ -166,7 +156,7 @@ def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dic
         "model": lm.identity,
         "dictionary": dictionary.identity,
         "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "skipped": corpus.skipped},
-        "policy": plan.policy,
+        "policy": {**plan.policy, "prefix": lm.prefix, "suffix": lm.suffix},
         "chosen": {"examples": len(plan.tokens), "tokens": plan.total, "skipped": plan.skipped},
         "window_count": plan.window_count,
     }

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from saefeat.activations import finite, inliers
 from saefeat.codes import Codes
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
-from saefeat.io import RunFailed, fingerprint, tensors_fingerprint
+from saefeat.io import fingerprint, tensors_fingerprint
 
-OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of the training sample are left out
 _ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
 _CELLS = 2**25  # pre-activations held at once
 
@@ -32,6 +32,8 @@ class Dictionary(Protocol):
     def signed(self) -> bool: ...
     @property
     def identity(self) -> dict[str, Any]: ...
+    @property
+    def max_norm(self) -> float | None: ...
     def keeps(self, x: Tensor) -> Tensor | None: ...
     def encode(self, x: Tensor) -> Codes: ...
     def decode(self, codes: Codes) -> Tensor: ...
@@ -41,12 +43,16 @@ class Dictionary(Protocol):
 class Identity:
     """The neurons of a site, or the coordinates of its vectors: every unit is one coordinate.
 
-    `units`: int64 [m], encode only these coordinates (heads read a few neurons of many).
+    Attributes:
+        units: int64 [m], encode only these coordinates (heads read a few neurons of many).
+        max_norm: tokens with a greater norm are left out of statistics and edits, or None: all count, as LAPE counts
+            neurons.
     """
 
     site: str
     width: int
     units: Tensor | None = None
+    max_norm: float | None = None
 
     @property
     def signed(self) -> bool:
@@ -58,12 +64,13 @@ class Identity:
 
     @property
     def identity(self) -> dict[str, Any]:
-        mark = fingerprint(["identity", self.site, self.width])
-        return {"id": self.id, "kind": "identity", "site": self.site, "width": self.width, "fingerprint": mark}
+        limit = {} if self.max_norm is None else {"max_norm": self.max_norm}
+        mark = fingerprint(["identity", self.site, self.width, *limit.values()])
+        return {"id": self.id, "kind": "identity", "site": self.site, "width": self.width, "fingerprint": mark, **limit}
 
     def keeps(self, x: Tensor) -> Tensor | None:
-        """Identities leave no token out."""
-        return None
+        """Which of the vectors [n, width] count: those of no outlier norm. None: all of them."""
+        return inliers(x, self.max_norm)
 
     def encode(self, x: Tensor) -> Codes:
         """x [n, width] -> dense codes float32, or sparse ones of the chosen `units`."""
@@ -192,7 +199,7 @@ class SAE:
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
-        return None if self.max_norm is None else finite(x.float().norm(dim=-1)) <= self.max_norm
+        return inliers(x, self.max_norm)
 
     def encode(self, x: Tensor) -> Codes:
         """x [n, d_in] -> values and units [n, m]; of `topk` m is k, of greatest value first."""
@@ -250,10 +257,3 @@ class SAE:
         moved = replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
         moved.__dict__["_identity"] = self.identity  # hashing it again would read every weight
         return moved
-
-
-def finite(x: Tensor) -> Tensor:
-    """Return x; raises RunFailed where it is not finite, which would pass for an outlier or a silent unit."""
-    if not torch.isfinite(x.sum()):
-        raise RunFailed("an activation is infinite or not a number")
-    return x

@@ -138,9 +138,7 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
             ran.add(path)
             given, at = _tensor(output, path), steps.now
             if at is None:
-                raise UserError(
-                    f"{path} was run outside a forward pass of the model; call the model itself, and not a compiled part"
-                )
+                raise UserError(f"{path} was run outside a forward pass of the model; call the model, not compiled")
             old = _by_row(given, at.shape)
             if at.shape != old.shape[:2]:
                 raise UserError(

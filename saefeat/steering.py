@@ -65,15 +65,20 @@ class NoUnits(UserError):
 
 
 def add(vector: Tensor, max_norm: float | None = None) -> Change:
-    """x + strength * vector; vector float32 [d]. Tokens whose norm exceeds `max_norm` (of a site's SAE) keep theirs."""
+    """x + strength * vector; vector float32 [d]. Tokens whose norm exceeds `max_norm` keep their vector."""
+    return _sparing(max_norm, lambda x, strength: x + strength * vector)
+
+
+def replace(mean: Tensor, max_norm: float | None = None) -> Change:
+    """The whole vector replaced by strength * mean; mean float32 [d], of a label at the site. max_norm as in `add`."""
+    return _sparing(max_norm, lambda x, strength: (strength * mean).expand_as(x))
+
+
+def _sparing(max_norm: float | None, change: Change) -> Change:
+    """The change without tokens of outlier norm, which are left out of the means that make it."""
     if max_norm is None:
-        return lambda x, strength: x + strength * vector
-    return lambda x, strength: torch.where(x.norm(dim=-1, keepdim=True) > max_norm, x, x + strength * vector)
-
-
-def replace(mean: Tensor) -> Change:
-    """The whole vector replaced by strength * mean; mean float32 [d], of a label at this site."""
-    return lambda x, strength: (strength * mean).expand_as(x)
+        return change
+    return lambda x, strength: torch.where(x.norm(dim=-1, keepdim=True) > max_norm, x, change(x, strength))
 
 
 def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
@@ -108,7 +113,7 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
             at = index.to(x.device)
             return x.index_copy(-1, at, rule(x[..., at], strength))
 
-        return on_coordinates
+        return _sparing(dictionary.max_norm, on_coordinates)
     assert isinstance(dictionary, SAE)
     directions = _directions(dictionary, units)
 
@@ -117,11 +122,9 @@ def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tens
         z = dictionary.encode(flat).of(index.to(x.device)).view(*x.shape[:-1], -1)
         moved = (rule(z, strength) - z) @ directions
         size = dictionary.spread(x)
-        changed = x + (moved if size is None else moved * size)
-        keeps = dictionary.keeps(flat)  # tokens of outlier norm are left alone, as in the statistics
-        return changed if keeps is None else torch.where(keeps.view(*x.shape[:-1], 1), changed, x)
+        return x + (moved if size is None else moved * size)
 
-    return on_features
+    return _sparing(dictionary.max_norm, on_features)
 
 
 def scheduled(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
@@ -261,23 +264,30 @@ def changes_of(
                 dictionary = dictionary.to(lm.device)
             chosen.setdefault(entry["site"], []).append((dictionary, units))
     if edit == "replace":
-        means = {site: label_mean(load_stats(folder, site), label).float().to(lm.device) for site in chosen}
-        return {site: [replace(mean)] for site, mean in means.items()}
-    if edit == "add":
-        forces = {
-            site: towards_with(here, mean_difference(load_stats(folder, site), label, source))
-            for site, here in chosen.items()
-        }
+        found = {site: load_stats(folder, site) for site in chosen}
         return {
-            site: [add(force.to(lm.device), norm_limit(d for d, _ in chosen[site]))] for site, force in forces.items()
+            site: [
+                replace(label_mean(stats, label).float().to(lm.device), limit_of(stats, [d for d, _ in chosen[site]]))
+            ]
+            for site, stats in found.items()
         }
+    if edit == "add":
+        forces = {}
+        for site, here in chosen.items():
+            means = load_stats(folder, site)
+            force = towards_with(here, mean_difference(means, label, source)).to(lm.device)
+            forces[site] = [add(force, limit_of(means, [d for d, _ in here]))]
+        return forces
     return {site: [_patch(lm, folder, *each, label, edit) for each in here] for site, here in chosen.items()}
 
 
 def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
     """The dictionary that a header entry speaks of; raises UserError when its directory is gone."""
     if entry.get("kind") == "identity":
-        return Identity(str(entry["site"]), int(str(entry["width"])))
+        limit = entry.get("max_norm")
+        return Identity(
+            str(entry["site"]), int(str(entry["width"])), max_norm=None if limit is None else float(str(limit))
+        )
     from saefeat.sae.store import load_sae
 
     dtype = entry.get("dtype")
@@ -295,9 +305,13 @@ def _patch(
 
 
 def norm_limit(dictionaries: Iterable[Dictionary]) -> float | None:
-    """The greatest norm of a token that the SAEs of a site count; None: they count all, as identities do."""
-    limits = [d.max_norm for d in dictionaries if isinstance(d, SAE) and d.max_norm is not None]
-    return min(limits, default=None)
+    """The greatest norm of a token that all the dictionaries of a site count; None: they count all tokens."""
+    return min((d.max_norm for d in dictionaries if d.max_norm is not None), default=None)
+
+
+def limit_of(means: Stats, saes: Iterable[Dictionary]) -> float | None:
+    """The greatest norm of a token that a force moves: of those in its means and in the statistics of its SAEs."""
+    return norm_limit([open_dictionary(means.header["dictionary"]), *saes])
 
 
 def label_mean(stats: Stats, label: str) -> Tensor:

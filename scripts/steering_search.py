@@ -69,7 +69,7 @@ def main() -> None:
     for name, (recipe, strengths) in settings(bench.setting.lm.n_layers).items():
         if arguments.only and arguments.only not in name:
             continue
-        bench.need(bench.needed([recipe]))
+        bench.need([recipe])
         best = []
         for label in LABELS:
             outcomes, _ = bench.outcomes(recipe, label, ids, strengths)

@@ -24,6 +24,7 @@ ROOMS = [
     ["collection"],
     ["sae"],
     ["dictionaries", "stats", "codes", "encoders"],
+    ["activations"],
     ["hooks", "generation"],
     ["steps"],
     ["models", "corpora"],

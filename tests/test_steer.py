@@ -168,10 +168,10 @@ def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench,
     shutil.rmtree(out / "steering", ignore_errors=True)
     (out / "stats" / "mlp_act@1.safetensors").unlink(missing_ok=True)
     recipe = Recipe("neurons", "clamp", ("mlp_act@0", "mlp_act@1"), CONSTANT, 1.0, {"top_rate": 0.5})
-    bench.need(bench.needed([recipe]))
+    bench.need([recipe])
     made = out / "steering" / "stats" / "mlp_act@1.safetensors"
     before = made.stat().st_mtime_ns
-    bench.need(bench.needed([recipe]))
+    bench.need([recipe])
     assert made.stat().st_mtime_ns == before
     assert bench.stats("mlp_act@1").width == 48
 
@@ -179,7 +179,7 @@ def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench,
 def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
     sites = ("mlp_act@0", "mlp_act@1")
     recipe = Recipe("neurons", "clamp, source off", sites, CONSTANT, 1.0, {"top_rate": 0.5})
-    bench.need(bench.needed([recipe]))
+    bench.need([recipe])
     changes, count = bench.changes(recipe, "de")
     chosen = bench._lape(0.5, sites)
     x, one = torch.full((1, 1, 48), 7.0), torch.ones(1, 1, 1)

@@ -70,7 +70,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         if not setting.given:
             train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
     lm, saes = setting.lm, setting.saes
-    dictionaries = distinct([*saes, *means(lm, saes), *neurons(lm, setting.layers)])
+    dictionaries = distinct([*saes, *means(lm, saes, setting.plan), *neurons(lm, setting.layers)])
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,
@@ -131,7 +131,7 @@ def _gate(setting: Setting) -> dict[str, Any]:
                            [sae.identity["fingerprint"] for sae in setting.given]])  # fmt: skip
     if kept_json(setting.out / "gate.json").get("request") == request:
         return {}
-    check_ids([*setting.given, *means(setting.lm, setting.given)])
+    check_ids([*setting.given, *means(setting.lm, setting.given, None)])
     reports = check_saes(setting.lm, setting.given, setting.corpus, seed=setting.config.seed)
     for report in reports:
         setting.say(describe(report))

@@ -33,7 +33,7 @@ def forecast(setting: Setting) -> list[str]:
     texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
     mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
     short = min(mean, 9.0)
-    dictionaries = distinct([*setting.given, *means(lm, setting.given), *neurons(lm, setting.layers)])
+    dictionaries = distinct([*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)])
     rounds = len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
     tokens_of = {
         "train": training.total if not setting.given else 0,
@@ -85,7 +85,7 @@ def forecast(setting: Setting) -> list[str]:
 
 def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool) -> str:
     """What a collection takes of memory, and in how many passes over the corpus."""
-    dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
+    dictionaries = distinct([*saes, *means(lm, saes, None), *(neurons(lm) if with_neurons else [])])
     there = _parameters(lm) + collect_memory(lm, dictionaries, labels)
     groups = len(passes(dictionaries, lm.device, labels))
     return (f"forecast: {_memory(lm, there, _LIBRARIES, mapped_bytes(saes))}, "

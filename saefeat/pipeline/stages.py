@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from saefeat.activations import norm_limits
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.corpora import Corpus, make_plan
+from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
@@ -20,6 +21,7 @@ from saefeat.models import LanguageModel
 from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.stats import Stats
+from saefeat.steering import norm_limit
 
 Say = Callable[[str], None]
 
@@ -79,10 +81,20 @@ def distinct(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     return found
 
 
-def means(lm: LanguageModel, saes: Sequence[SAE]) -> list[Identity]:
-    """Identities of the sites of SAEs: the difference of means, in whose force features steer, is read from them."""
-    sites = [lm.site(name) for name in dict.fromkeys(sae.site for sae in saes)]
-    return [Identity(site.name, site_width(lm, site)) for site in sites]
+def means(lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, sites: Iterable[str] = ()) -> list[Identity]:
+    """Identities of the sites of SAEs and of others: the difference of means, the force of steering, is read from them.
+
+    They leave out the tokens that the SAEs of the site leave out; where these leave none out, or there is none, those
+    of more than 8 times the median norm in a sample of the plan. Neurons (`mlp_act`) are all counted, as LAPE counts
+    them: first tokens are no outliers there. plan None: no limits, where only sizes are asked for.
+    """
+    names = dict.fromkeys([*(sae.site for sae in saes), *sites])
+    limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
+    unknown = [name for name, limit in limits.items() if limit is None and not name.startswith("mlp_act@")]
+    if plan is not None and unknown:
+        limits |= norm_limits(lm, plan, unknown)
+    found = [lm.site(name) for name in names]
+    return [Identity(site.name, site_width(lm, site), max_norm=limits[site.name]) for site in found]
 
 
 def collect(
@@ -106,10 +118,11 @@ def collect(
     gate: try those SAEs on a little text first (`sae.gate.check_saes`) that have no statistics yet.
     """
     out = Path(out)
-    dictionaries = distinct([*saes, *means(lm, saes), *(neurons(lm) if with_neurons else [])])
-    if not dictionaries:
+    if not saes and not with_neurons:
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
+    check_ids([*saes, *means(lm, saes, None)])
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
+    dictionaries = distinct([*saes, *means(lm, saes, plan), *(neurons(lm) if with_neurons else [])])
     bags = out / "bags" if with_bags else None
     check_ids(dictionaries)
     make_dir(out)

@@ -17,15 +17,15 @@ from saefeat import steering
 from saefeat.baselines import FastText
 from saefeat.collection import collect
 from saefeat.corpora import first_by_hash
-from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.dictionaries import SAE, Identity
 from saefeat.forcing import Outcome, Own, measure, own_text
 from saefeat.generation import BATCH, Decoding, encode_prompts, generate
-from saefeat.hooks import site_width
 from saefeat.io import UserError, read_json
 from saefeat.labels import LID176, fasttext_code, to_labels
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.methods.lape import lape
 from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.stages import means
 from saefeat.stats import Stats
 from saefeat.steering import CONSTANT, Change, Schedule
 
@@ -138,7 +138,7 @@ def continuations(
         for site in recipe.sites:
             for sae in bench.saes_at(site):
                 bench.stats(sae.id)  # refused before anything is collected
-    bench.need(bench.needed([recipe]))
+    bench.need([recipe])
     ((steered,), _), ((twin,), _) = (bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE))
     rows = beside(steered, twin)
     head = {"label": label, "strength": recipe.strength}
@@ -219,9 +219,9 @@ class Bench:
     def _stats(self) -> _StatsOf:
         return _StatsOf((self.setting.out / "stats", self.setting.out / "steering" / "stats"))
 
-    def need(self, dictionaries: Iterable[Dictionary]) -> None:
-        """Collect the statistics that are missing."""
-        missing = [d for d in dictionaries if not self._stats.has(d.id)]
+    def need(self, recipes: Iterable[Recipe]) -> None:
+        """Collect the statistics that recipes read and that are missing: those of the identities of their sites."""
+        missing = self._missing(recipes)
         if missing:
             self.setting.say("steering: collecting " + ", ".join(d.id for d in missing))
             # Each collection is a directory of its own, so that it resumes and later ones do not collide.
@@ -231,11 +231,11 @@ class Bench:
                 (folder / missing[0].id / f"{d.id}.safetensors").replace(folder / f"{d.id}.safetensors")
             shutil.rmtree(folder / missing[0].id, ignore_errors=True)
 
-    def needed(self, recipes: Iterable[Recipe]) -> list[Dictionary]:
-        """The identities whose statistics recipes read: those of their sites."""
-        lm = self.setting.lm
+    def _missing(self, recipes: Iterable[Recipe]) -> list[Identity]:
         sites = dict.fromkeys(site for recipe in recipes if recipe.method != "none" for site in recipe.sites)
-        return [Identity(site, site_width(lm, lm.site(site))) for site in sites]
+        missing = [site for site in sites if not self._stats.has(site)]
+        saes = [sae for sae in self.setting.saes if sae.site in missing]
+        return means(self.setting.lm, saes, self.setting.plan, missing)
 
     def saes_at(self, site: str) -> list[SAE]:
         found = [sae for sae in self.setting.saes if sae.site == site]
@@ -262,8 +262,8 @@ class Bench:
             raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
 
     def _add(self, vector: torch.Tensor, site: str) -> Change:
-        limit = steering.norm_limit(sae for sae in self.setting.saes if sae.site == site)
-        return steering.add(vector.to(self.setting.lm.device), limit)
+        saes = [sae for sae in self.setting.saes if sae.site == site]
+        return steering.add(vector.to(self.setting.lm.device), steering.limit_of(self.stats(site), saes))
 
     def _difference(self, site: str, label: str) -> torch.Tensor:
         return mean_difference(self.stats(site), label, self.source).float()

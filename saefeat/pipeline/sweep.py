@@ -130,7 +130,7 @@ def sweep(
     if kept_json(out).get("request") == whole:
         bench.setting.say(f"{out} is complete already")
         return out
-    bench.need(bench.needed(grid))
+    bench.need(grid)
     ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens)
     parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
     texts = list(prompts[1::2] if halves else prompts)

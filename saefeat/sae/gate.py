@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefeat.activations import OUTLIER_FACTOR, finite
 from saefeat.corpora import Corpus, first_by_hash, plan_batches
-from saefeat.dictionaries import OUTLIER_FACTOR, SAE, finite
+from saefeat.dictionaries import SAE
 from saefeat.hooks import capture, site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefeat.activations import OUTLIER_FACTOR
 from saefeat.corpora import WINDOW, Plan
-from saefeat.dictionaries import OUTLIER_FACTOR, SAE
+from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
 from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
