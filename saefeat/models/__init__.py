@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,12 +295,21 @@ def _convert(gguf: Path, out: Path) -> None:
 
 
 def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
+    """Tokens that the tokenizer puts before and after a text, seen on the first text that has tokens of its own."""
+    for text in _probes(tokenizer):
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        full = tokenizer(text)["input_ids"]
+        for start in range(len(full) - len(bare) + 1 if bare else 0):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
     return [], []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Short texts: "a", and tokens of the vocabulary, for alphabets without it (DNA, proteins)."""
+    yield from ("a", "A", "1")
+    special = set(tokenizer.all_special_ids)
+    yield from (tokenizer.decode([token]) for token in range(min(len(tokenizer), 1000)) if token not in special)
 
 
 def _weights_fingerprint(model: nn.Module) -> str:

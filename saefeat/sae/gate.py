@@ -73,8 +73,8 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     """Run SAEs on a little of the corpus, at their own sites and at those of every layer that are as wide.
 
     Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three that fit better;
-    `stated`, what its own files say of fvu, l0, dead; and `revisions`, of the base model it was trained on and of the
-    one at hand, where both are known and differ.
+    `stated`, what its own files say of fvu, l0, dead; `revisions`, of the base model it was trained on and of the one
+    at hand, where both are known and differ; and `bos`, how its files and the tokenizer differ in it, or "".
 
     Raises:
         UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less,
@@ -109,7 +109,7 @@ def _tried(
         raise UserError(f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
                         f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)")  # fmt: skip
     return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
-            "revisions": _revisions(sae, lm)}  # fmt: skip
+            "revisions": _revisions(sae, lm), "bos": _bos(sae, lm)}  # fmt: skip
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -127,9 +127,21 @@ def describe(report: dict[str, Any]) -> str:
     odd = [name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])]
     if odd:
         line += f"; {' and '.join(odd)} far from the stated: are this the model, the site and text it was trained on?"
+    if report["bos"]:
+        line += f"; {report['bos']}"
     if report["revisions"]:
         line += "; trained on revision {} of the base model, this is {}".format(*report["revisions"])
     return line
+
+
+def _bos(sae: SAE, lm: LanguageModel) -> str:
+    """How the SAE's training differs from the tokenizer in what stands before a text; "" where it does not."""
+    recorded = (sae.record.get("tokens") or {}).get("prepend_bos")
+    if recorded is None or bool(recorded) == bool(lm.prefix):
+        return ""
+    if recorded:
+        return "trained on texts with BOS before them, which this tokenizer does not add"
+    return "trained on texts without BOS before them, which this tokenizer adds"
 
 
 def _revisions(sae: SAE, lm: LanguageModel) -> list[str]:

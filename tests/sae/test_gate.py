@@ -113,3 +113,15 @@ def test_vectors_of_outlier_norm_are_left_out():
     x = torch.ones(10, 4)
     x[3] *= 100
     assert torch.equal(usual(x), torch.ones(9, 4))
+
+
+def test_what_stands_before_a_text_is_compared_with_the_training(lm, text, sae):
+    assert lm.prefix
+    for recorded, said in ((None, ""), (True, ""), (False, "without BOS")):
+        other = dataclasses.replace(sae, record={**sae.record, "tokens": {"prepend_bos": recorded}})
+        report = check_saes(lm, [other], text)[0]
+        assert said in report["bos"] and bool(said) == bool(report["bos"])
+        assert ("without BOS" in describe(report)) == bool(said)
+    bare = dataclasses.replace(lm, prefix=[])
+    other = dataclasses.replace(sae, record={**sae.record, "tokens": {"prepend_bos": True}})
+    assert "which this tokenizer does not add" in gate._bos(other, bare)
