@@ -92,6 +92,11 @@ def in_codes(labels: Iterable[str], codes: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def own_label(label: str, labels: Iterable[str]) -> str | None:
+    """The one of `labels` that is equal to a label or of its language, as by `in_codes`; None where there is none."""
+    return in_codes([label], labels).get(label)
+
+
 def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
     """Which of `labels` each of `codes` stands for: code -> label. Codes are matched as by `in_codes`.
 
