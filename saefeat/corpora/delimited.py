@@ -20,7 +20,7 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
-    """Rows of comma-separated text, or of another delimiter where only with it the header has the columns.
+    """Rows of comma-separated text, or of another delimiter where with it the header has the columns.
 
     Raises UserError for a row that cannot be parsed, or has another number of columns than the header.
     """
@@ -108,14 +108,14 @@ def _rows(path: Path, header: list[str], columns: Columns, rows: Iterable[tuple[
 
 
 def _delimiter(text: str, columns: Columns) -> str:
-    """The comma, unless another delimiter alone gives the header a text and a label column."""
+    """The delimiter with which the header has most of the text and label columns; of equals, the comma."""
     line = text.partition("\n")[0].removesuffix("\r")
 
-    def has_both(delimiter: str) -> bool:
+    def columns_found(delimiter: str) -> int:
         header = next(csv.reader([line], delimiter=delimiter), [])
-        return columns[0] in header and columns[1] in header
+        return (columns[0] in header) + (columns[1] in header)
 
-    return next(filter(has_both, _DELIMITERS), ",")
+    return max(_DELIMITERS, key=columns_found)
 
 
 def _lines_kept(text: str) -> Iterator[str]:

@@ -7,8 +7,10 @@ pandas or polars, an Arrow table.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
+
+import numpy as np
 
 from saefeat.corpora.columns import (
     OPTIONS,
@@ -37,7 +39,7 @@ def listed(values: Any, what: str) -> list[Any]:
     """Values as a list; raises UserError for one string, whose characters nobody means, and for what is no list."""
     if isinstance(values, str | bytes):
         raise UserError(f"{what} should be a list of strings, not one string; write [{values[:20]!r}]")
-    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+    if not _in_order(values) or getattr(values, "ndim", 1) != 1:
         raise UserError(f"{what} should be a list of strings, not a value of the type {type(values).__name__}")
     return _plain(values)
 
@@ -82,15 +84,20 @@ def given_rows(source: Any, columns: Columns, options: Columns = ARGUMENTS) -> I
     """
     if _names(source) is not None:
         return table_rows(source, columns, "the table", options)
-    if isinstance(source, str | bytes) or not isinstance(source, Iterable):
+    if isinstance(source, str | bytes) or not _in_order(source):
         raise UserError(f"a value of the type {type(source).__name__} is no labelled text; give (text, label) pairs, "
                         "or a table with columns text and label")  # fmt: skip
     return _each(source, columns, options)
 
 
+def _in_order(values: Any) -> bool:
+    # A set has another order in every process.
+    return isinstance(values, Iterable) and not isinstance(values, Mapping | Set)
+
+
 def _each(source: Iterable[Any], columns: Columns, options: Columns) -> Iterator[Row]:
     classes = class_names(_features(source), columns[1])
-    for number, row in enumerate(source):
+    for number, row in enumerate(source.tolist() if isinstance(source, np.ndarray) else source):
         where = f"row {number}"
         if isinstance(row, Mapping):
             text, label, identity = row_values(where, row, columns, options)
@@ -117,7 +124,7 @@ def table_rows(table: Any, columns: Columns, where: str, options: Columns = OPTI
     has_ids = keys_to(columns[2], names) is not None
     ids = _column(table, names, columns[2], options[2], where) if has_ids else [None] * len(labels)
     if not len(texts) == len(labels) == len(ids):
-        raise UserError(f"{where} has {len(texts):,} texts, {len(labels):,} labels and {len(ids):,} ids")
+        raise UserError(f"the columns of {where} have different lengths: {len(texts):,} texts, {len(labels):,} labels")
     classes = class_names(_features(table), columns[1])
     of = [named(label, classes) for label in labels]
     for label in of:
