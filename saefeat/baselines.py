@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.naive_bayes import MultinomialNB
 
 from saefeat import assets
+from saefeat.corpora.given import given_examples, given_texts, listed
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.labels import PREFIX, to_labels
 
@@ -37,16 +38,20 @@ class _TextClassifier(ClassifierMixin, BaseEstimator):
     classes_: list[str]
 
     @abstractmethod
-    def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Probabilities [n, K], columns as in `classes_`; a row of zeros where nothing can be said."""
+    def scores(self, texts: Any) -> NDArray[np.float64]:
+        """Probabilities [n, K], columns as in `classes_`; a row of zeros where nothing can be said.
 
-    def predict(self, texts: Sequence[str]) -> list[str | None]:
+        Texts, here and in all methods, are a list of strings, or a table with a column `text`.
+        """
+
+    def predict(self, texts: Any) -> list[str | None]:
         """The best label of each text (the first of equals), None where nothing can be said."""
         scores = self.scores(texts)
         return [self.classes_[best] if row[best] > 0 else None for row, best in zip(scores, _best(scores), strict=True)]
 
-    def score(self, X: Sequence[str], y: Sequence[str], sample_weight: Any = None) -> float:
-        """Accuracy on texts X with labels y; None counts as wrong."""
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on texts X with labels y, which a table or pairs may hold instead; None counts as wrong."""
+        X, y = given_examples(X, y)
         right = [a == b for a, b in zip(self.predict(X), y, strict=True)]
         return float(np.average(right, weights=sample_weight)) if right else 0.0
 
@@ -68,16 +73,20 @@ class FastText(_TextClassifier):
         self.path = path
         self.labels = labels
 
-    def fit(self, texts: Sequence[str] | None = None, labels: Sequence[str] | None = None) -> FastText:
+    def fit(self, texts: Any = None, labels: Sequence[str] | None = None) -> FastText:
         """Load the model and settle the candidates; nothing is learnt.
 
         Raises:
-            UserError: the model file is missing or damaged, or (as in `assets.fetch`) cannot be had.
+            UserError: the model file is missing or damaged, or (as in `assets.fetch`) cannot be had; one string
+                stands where labels are expected.
             ValueError: neither labels here nor in the constructor.
         """
         candidates = self.labels if self.labels is not None else labels
         if candidates is None:
-            raise ValueError("FastText needs candidate labels, in its constructor or in fit")
+            if texts is None:
+                raise ValueError("FastText needs candidate labels, in its constructor or in fit")
+            _, candidates = given_examples(texts)
+        candidates = listed(candidates, "labels")
         self.classes_ = list(dict.fromkeys(candidates)) if self.labels is not None else sorted(set(candidates))
         column = {label: index for index, label in enumerate(self.classes_)}
         codes = [code.removeprefix(PREFIX) for code in _codes(self._model())]
@@ -85,8 +94,9 @@ class FastText(_TextClassifier):
         self._columns = {PREFIX + code: column[label] for code, label in found.items()}
         return self
 
-    def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
+    def scores(self, texts: Any) -> NDArray[np.float64]:
         """The model's probabilities of the candidates [n, K] (not scaled to sum to 1); zeros for a blank text."""
+        texts = given_texts(texts)
         if not hasattr(self, "_columns"):
             self.fit()
         scores = np.zeros((len(texts), len(self.classes_)))
@@ -96,9 +106,9 @@ class FastText(_TextClassifier):
                     scores[row, self._columns[code]] = min(score, 1.0)
         return scores
 
-    def judge(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+    def judge(self, texts: Any) -> list[tuple[str, float] | None]:
         """The best of all the model's codes and its probability, None for a blank text. Needs no labels."""
-        judged = [self._predictions(text, 1) for text in texts]
+        judged = [self._predictions(text, 1) for text in given_texts(texts)]
         return [(best[0][1].removeprefix(PREFIX), min(best[0][0], 1.0)) if best else None for best in judged]
 
     def _predictions(self, text: str, k: int) -> list[tuple[float, str]]:
@@ -175,12 +185,14 @@ class TokenNaiveBayes(_TextClassifier):
         self.vocabulary = vocabulary
         self.alpha = alpha
 
-    def fit(self, texts: Sequence[str], labels: Sequence[str]) -> TokenNaiveBayes:
+    def fit(self, texts: Any, labels: Any = None) -> TokenNaiveBayes:
         """Count; keeps the log-probabilities of the S tokens seen and, per label, that of any other.
 
         Raises:
-            ValueError: no texts, lengths differ, or an id is not below V.
+            UserError: texts are no list of strings, or there is another number of labels.
+            ValueError: no texts, or an id is not below V.
         """
+        texts, labels = given_examples(texts, labels)
         rows, ids = self._tokens(texts)
         if len(ids) and ids.max() >= self.vocabulary:
             raise ValueError(f"token {ids.max()} is outside the vocabulary of {self.vocabulary}")
@@ -194,14 +206,14 @@ class TokenNaiveBayes(_TextClassifier):
         self.unseen_ = np.log(self.alpha / totals).astype(np.float32)
         return self
 
-    def scores(self, texts: Sequence[str]) -> NDArray[np.float64]:
+    def scores(self, texts: Any) -> NDArray[np.float64]:
         """Posterior probabilities [n, K] (over-confident, as naive Bayes is); zeros for a text without tokens."""
-        joint, tokens = self._joint(texts)
+        joint, tokens = self._joint(given_texts(texts))
         return np.where(tokens[:, None] > 0, softmax(joint, axis=1), 0.0)
 
-    def predict_joint_log_proba(self, texts: Sequence[str]) -> NDArray[np.float64]:
+    def predict_joint_log_proba(self, texts: Any) -> NDArray[np.float64]:
         """ln p(text, label) [n, K], in nats."""
-        return self._joint(texts)[0]
+        return self._joint(given_texts(texts))[0]
 
     def save(self, path: Path) -> None:
         """Write the fitted head as safetensors (everything but the tokenizer)."""

@@ -7,7 +7,7 @@ fired, and for `sae-min-max` one on the sum of its values. So all are stored, ap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from saefeat.codes import STEP, Bag
 from saefeat.collection import encode_batches, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
+from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.methods import METHODS
@@ -366,11 +367,15 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.model, self.saes, self.head, self.seed = model, saes, head, seed
 
-    def fit(self, texts: Sequence[str], labels: Sequence[str]) -> LanguageIdentifier:
-        """Raises UserError for an unknown head, no SAE, or fewer than two labels."""
+    def fit(self, texts: Any, labels: Any = None) -> LanguageIdentifier:
+        """Fit the head on texts and their labels, or on pairs or a table with the columns `text` and `label`.
+
+        Raises UserError for an unknown head, no SAE, fewer than two labels, or texts that are no list of strings.
+        """
         if self.head not in SAE_HEADS:
             raise UserError(f"unknown head {self.head}; use {', '.join(SAE_HEADS)}")
-        texts, of = list(texts), [str(label) for label in labels]
+        texts, of = given_examples(texts, labels)
+        of = [str(label) for label in of]
         names = tuple(sorted(set(of)))
         if len(names) < 2:
             raise UserError("fitting needs texts of at least two labels")
@@ -422,22 +427,23 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
                 found[name].add(bag, labels.to(device), lengths.to(device))
         return [Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header) for s in found.values()]
 
-    def decision_function(self, texts: Iterable[str]) -> np.ndarray:
-        """[n, K] scores."""
+    def decision_function(self, texts: Any) -> np.ndarray:
+        """[n, K] scores. Texts are a list of strings, or a table with a column `text`, here and below."""
         check_is_fitted(self)
-        return self.head_.scores(self._features(list(texts)))
+        return self.head_.scores(self._features(given_texts(texts)))
 
-    def predict_proba(self, texts: Iterable[str]) -> np.ndarray:
+    def predict_proba(self, texts: Any) -> np.ndarray:
         """[n, K]."""
         check_is_fitted(self)
-        return self.head_.probabilities(self._features(list(texts)))
+        return self.head_.probabilities(self._features(given_texts(texts)))
 
-    def predict(self, texts: Iterable[str]) -> np.ndarray:
+    def predict(self, texts: Any) -> np.ndarray:
         """Labels; None where nothing can be said."""
         check_is_fitted(self)
-        return np.array(self.head_.predict(self._features(list(texts))), dtype=object)
+        return np.array(self.head_.predict(self._features(given_texts(texts))), dtype=object)
 
-    def score(self, X: Sequence[str], y: Sequence[str], sample_weight: Any = None) -> float:
-        """Accuracy on texts X with labels y; None counts as wrong."""
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on texts X with labels y, which a table or pairs may hold instead; None counts as wrong."""
+        X, y = given_examples(X, y)
         right = [a == str(b) for a, b in zip(self.predict(X), y, strict=True)]
         return float(np.average(right, weights=sample_weight)) if right else 0.0

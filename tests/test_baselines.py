@@ -151,3 +151,26 @@ def test_bad_input(tmp_path: Path) -> None:
         TokenNaiveBayes.load(tmp_path / "other.safetensors", tokenize)
     with pytest.raises(UserError, match="does not exist"):
         TokenNaiveBayes.load(tmp_path / "none.safetensors", tokenize)
+
+
+def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:
+    import pandas as pd
+    from datasets import Dataset
+
+    head, columns = FastText(model_path, CODES), {"text": TEXTS, "label": CODES}
+    tokens = TokenNaiveBayes(lambda texts: [[ord(c) % 64 for c in text] for text in texts], 64).fit(TEXTS, CODES)
+    for table in (columns, pd.DataFrame(columns), Dataset.from_dict(columns)):
+        assert head.predict(table) == CODES and head.score(table) == 1
+        assert FastText(model_path).fit(table).classes_ == sorted(CODES)
+        again = TokenNaiveBayes(tokens.tokenize, 64).fit(table)
+        assert np.array_equal(again.scores(table), tokens.scores(TEXTS))
+    assert [best[0] for best in head.judge(pd.Series(TEXTS)) if best] == CODES
+    assert head.predict(["\ufeff" + text for text in TEXTS]) == CODES
+    for method in (head.predict, head.scores, head.judge, tokens.predict, tokens.scores):
+        with pytest.raises(UserError, match="texts should be a list of strings, not one string"):
+            method(TEXTS[0])
+    for labels in ("de", b"de"):
+        with pytest.raises(UserError, match="labels should be a list of strings, not one string"):
+            FastText(model_path, labels).predict(TEXTS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="texts should be a list of strings, not one string"):
+        TokenNaiveBayes(tokens.tokenize, 64).fit("abc", list("dee"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -185,6 +186,23 @@ def test_another_corpus_is_evaluated_whole_by_its_own_columns(saefeat, tiny_run,
     assert [sum(row) for row in made["heads"]["linear"]["confusion_matrix"]] == [2, 1, 0]
     assert "linear" in out
     assert contents(tiny_run) == before
+
+
+def test_another_corpus_may_have_other_codes_and_be_packed(saefeat, tiny_run, tmp_path):
+    rows = [("ein Haus", "deu"), ("a house", "eng"), ("zwei Hunde", "deu"), ("due", "ita")]
+    lines = [json.dumps({"text": text, "metadata": {"language": label}}) for text, label in rows]
+    (tmp_path / "other.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode("utf-16")))
+    corpus, out = tmp_path / "other.jsonl.gz", tmp_path / "m.json"
+    words = ["lid", "evaluate", "--run", tiny_run, "--corpus", corpus, "--out", out]
+    code, _, err = saefeat(*words, "--label-column", "metadata.language")
+    assert code == 2 and "has the label ita, which the run does not know; use --labels" in err
+    for labels in ("de,en", "deu,eng", "deu,en"):
+        code, _, err = saefeat(*words, "--label-column", "metadata.language", "--labels", labels)
+        assert code == 0, err
+        made = json.loads(out.read_text())
+        assert (made["n"], made["labels"]) == (3, ["de", "en", "th"])
+        assert [sum(row) for row in made["heads"]["linear"]["confusion_matrix"]] == [2, 1, 0]
+        assert "deu as de" in err
 
 
 def test_evaluating_the_own_corpus_prints_what_is_there_already(saefeat, tiny_run):

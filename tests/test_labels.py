@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from iso639 import iter_langs
 
 from saefeat.io import UserError
-from saefeat.labels import LID176, SYSTEMS, _names, convert, counterparts, fasttext_code, lists, read, to_labels
+from saefeat.labels import (
+    LID176,
+    SYSTEMS,
+    _names,
+    convert,
+    counterparts,
+    fasttext_code,
+    in_codes,
+    lists,
+    own_label,
+    read,
+    to_labels,
+)
 
 PAPER = ["en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh"]
 
@@ -273,3 +285,14 @@ def test_to_labels_between_any_two_systems() -> None:
     assert to_labels(["gsw"], ["als", "python"]) == {"gsw": "als"}
     assert to_labels(lists.WILI, PAPER) == {convert(label, "wili"): label for label in PAPER}
     assert to_labels(["python"], ["python", "de"]) == {"python": "python"}
+
+
+def test_in_codes_gives_each_label_the_code_of_its_language() -> None:
+    labels = ["deu_Latn", "eng", "__label__fr", "cmn_Hans", "cmn_Hant", "th", "python", "deu"]
+    found = in_codes(labels, ["de", "en", "fr", "zh", "th", "java"])
+    assert found == {
+        "deu_Latn": "de", "eng": "en", "__label__fr": "fr", "cmn_Hans": "zh", "cmn_Hant": "zh", "th": "th", "deu": "de",
+    }  # fmt: skip
+    assert in_codes(["no"], ["nob", "nno"]) == {}
+    assert in_codes(["java", "de"], ["java", "deu", "de"]) == {"java": "java", "de": "de"}
+    assert own_label("deu", ["en", "de"]) == "de" and own_label("deu", ["en", "fr"]) is None

@@ -511,3 +511,29 @@ def test_a_selection_of_another_order_of_labels_keeps_its_columns(stats):
     parts = METHODS["sae-lape"].rank([stats["wide"]], example_rate=0.3, high_frequency_rate=0.05)
     turned = Selection(parts.table, {**parts.header, "labels": list(order)})
     assert selection_head("sae-count", turned, [stats["wide"]]).labels == order
+
+
+def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
+    import pandas as pd
+    from datasets import Dataset
+
+    columns = {"text": TEXTS, "label": OF}
+    by_list = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)
+    expected = by_list.predict_proba(TEXTS)
+    for table in (columns, pd.DataFrame(columns), Dataset.from_dict(columns), list(zip(TEXTS, OF, strict=True))):
+        made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(table)
+        assert np.array_equal(made.predict_proba(TEXTS), expected)
+        assert made.score(table) == by_list.score(TEXTS, OF)
+    for table in (columns, pd.Series(TEXTS), Dataset.from_dict(columns)["text"], iter(TEXTS)):
+        assert np.array_equal(by_list.decision_function(table), by_list.decision_function(TEXTS))
+    one = "one string; write"
+    for method in (by_list.predict, by_list.predict_proba, by_list.decision_function, by_list.score):
+        with pytest.raises(UserError, match=r"one string|no labelled text"):
+            method("the cat")
+    with pytest.raises(UserError, match=one):
+        by_list.score("the cat", ["en"])
+    for texts, labels in (("abc", "dee"), (TEXTS, "en"), ("abc", list("dee"))):
+        with pytest.raises(UserError, match=one):
+            LanguageIdentifier(tiny_lm, SAES).fit(texts, labels)
+    with pytest.raises(UserError, match="24 texts but 23 labels"):
+        LanguageIdentifier(tiny_lm, SAES).fit(TEXTS, OF[1:])

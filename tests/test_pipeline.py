@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -430,6 +431,21 @@ def test_another_corpus_is_measured_without_touching_the_runs_own_results(tiny_r
     for name in [name for name in after if name not in before]:
         (tiny_run / name).unlink()
     assert {name: after[name] for name in before} == before
+
+
+def test_labels_of_another_code_system_are_the_runs_own(setting, other, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(setting, "say", told.append)
+    names = {"de": "deu_Latn", "en": "eng"}
+    coded = replace(other, of=[names[label] for label in other.of], labels=("deu_Latn", "eng"))
+    made, own = (
+        evaluate(setting, corpus, split="all", out=tmp_path / f"{n}.json") for n, corpus in enumerate((coded, other))
+    )
+    assert made == own  # also the fingerprint of what was measured
+    assert told[0] == "labels of python: deu_Latn as de, eng as en"
+    assert set(pq.read_table(tmp_path / "0-predictions.parquet")["label"].to_pylist()) == {"de", "en"}
+    split = replace(other, of=["de", "deu"] * 4 + ["en"] * 8, labels=("de", "deu", "en"))  # two names of one label
+    assert evaluate(setting, split, split="all", out=tmp_path / "2.json")["heads"] == own["heads"]
 
 
 def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):

@@ -398,9 +398,9 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
     ("changes", "message"),
     [
         ({"label": "number"}, "the label column number of x holds numbers without names; name a column of strings"),
-        ({"label": "lang"}, "x has no column lang; there are text, number, label .use --label-column"),
-        ({"text": "{satz}"}, "x has no column satz; there are text, number, label .use --text-column"),
-        ({"identity": "{key}"}, "x has no column key; there are text, number, label .use --id-column"),
+        ({"label": "lang"}, "x: no column lang; there are text, number, label .use --label-column"),
+        ({"text": "{satz}"}, "x: no column satz; there are text, number, label .use --text-column"),
+        ({"identity": "{key}"}, "x: no column key; there are text, number, label .use --id-column"),
     ],
 )
 def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message):

@@ -20,7 +20,7 @@ from saefeat.hooks import intervene
 from saefeat.io import UserError
 from saefeat.pipeline import open_run, run
 from saefeat.pipeline.matrix import matrix, own_is_most, own_units
-from saefeat.pipeline.steer import Bench, Recipe, recipe_for, source_of, steering_sites
+from saefeat.pipeline.steer import Bench, Recipe, continuations, recipe_for, source_of, steering_sites
 from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
 from saefeat.steering import CONSTANT, Schedule
 
@@ -76,6 +76,22 @@ def test_the_source_is_english_unless_named(out):
     assert source_of(setting, None) == "en" and source_of(setting, "th") == "th"
     with pytest.raises(UserError, match="no label 'xx'"):
         source_of(setting, "xx")
+
+
+def test_labels_may_be_named_in_any_code_system(out):
+    setting = open_run(out)
+    assert source_of(setting, "tha_Thai") == "th"
+    setting.config = replace(setting.config, source="eng")
+    assert source_of(setting, None) == "en"
+    bench = Bench(setting, "en", Decoding(max_new_tokens=8))
+    assert bench.target("deu_Latn") == "de"
+    recipe = recipe_for(bench, "de")
+    rows = [continuations(bench, label, ["the cat"], recipe) for label in ("deu", "de")]
+    assert rows[0] == rows[1] and rows[0][0]["label"] == "de"
+    with pytest.raises(UserError, match="en is the source that is steered away from"):
+        bench.target("eng")
+    with pytest.raises(UserError, match="there is no label 'fra' in this run; it has de, en, th"):
+        bench.target("fra")
 
 
 def test_random_units_are_as_many_and_as_long_as_the_features(bench):

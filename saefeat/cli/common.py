@@ -61,15 +61,8 @@ def by_commas(text: str | None) -> tuple[str, ...] | None:
 
 
 def input_lines(file: Path | None) -> list[str]:
-    from saefeat.corpora import clean_text
+    """Lines of a file, which may be packed, or of standard input. Every line counts, whatever its bytes are."""
+    from saefeat.corpora.text import clean_text, decode_anyhow, read_bytes, split_lines
 
-    if file is None or str(file) == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {file} ({error.strerror})") from error
-    # Every line is answered: bytes that are not UTF-8 show as replacement characters.
-    lines = data.decode("utf-8", errors="replace").split("\n")
-    return [clean_text(line.removesuffix("\r")) for line in (lines[:-1] if not lines[-1] else lines)]
+    data = sys.stdin.buffer.read() if file is None or str(file) == "-" else read_bytes(file)
+    return [clean_text(line) for line in split_lines(decode_anyhow(data))]

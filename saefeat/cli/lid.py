@@ -54,7 +54,7 @@ def lid_evaluate(
     if corpus is not None:
         asked = replace(setting.config, corpus=corpus, **columns)
         own = setting.corpus.labels if same_request(asked, setting.config) else None
-        other = load_corpus(corpus, labels=by_commas(labels) or own, **columns)
+        other = load_corpus(corpus, labels=by_commas(labels) or own, say=say, **columns)
     if other is not None and other.fingerprint == setting.corpus.fingerprint:
         other = None  # the run's own corpus by its name: only its test split was never seen
     chosen = split or ("test" if other is None else "all")

@@ -116,9 +116,7 @@ def steer_sweep(
     groups = [given] if given else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
     for site in given or ():
         bench.saes_at(site)
-    names = by_commas(labels)
-    for name in names or ():
-        bench.check_label(name)
+    names = None if labels is None else [bench.target(name) for name in by_commas(labels) or ()]
     grid = full_grid(bench, groups, forces)
     if methods is not None:
         known = {"none", *(recipe.method for recipe in grid)}

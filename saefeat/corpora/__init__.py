@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from saefeat.corpora.corpus import Corpus, hashed, load_corpus
-from saefeat.corpora.files import clean_text
 from saefeat.corpora.recipes import PAPER_LABELS
+from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 

@@ -15,10 +15,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from saefeat.corpora.columns import Row, check_label, required
 from saefeat.corpora.failures import is_full_disk, is_passing, sentence
-from saefeat.corpora.files import Row, check_label, clean_text
-from saefeat.corpora.reading import hub_revision, read_rows
+from saefeat.corpora.reading import hub_revision, is_local, read_rows
 from saefeat.corpora.recipes import Recipe, Request, Source
+from saefeat.corpora.text import clean_text
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, make_dir
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has a few of its own
@@ -98,17 +99,20 @@ def _kept(part: _Part, most: int, say: Say | None) -> list[Row]:
     import pyarrow.parquet as pq
 
     source = part.source
-    if "://" not in source.at and source.read != "hub":
+    if is_local(source) and source.read != "hub":
         return _attempts(part, most)[0]
     path = _place(part, most)
     if path.exists():
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError):
-            path.unlink()  # damaged: fetched again
-        else:
-            _tell(part, (table.schema.metadata or {}).get(b"revision", b"").decode(), say)
+            table = pa.table({})  # damaged
+        revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
+        # Without a revision, rows of the hub are those of a folder of that name, which earlier versions read.
+        if table.num_columns and (revision or source.read != "hub" or is_local(source)):
+            _tell(part, revision, say)
             return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        path.unlink()
     if _offline():
         raise UserError(f"{_what(part)} is not in the cache and HF_HUB_OFFLINE is set; run once with a network")
     make_dir(path.parent)
@@ -226,7 +230,6 @@ def _examples(part: _Part) -> Iterator[Row]:
     source = part.source
     own = next(iter(part.need)) if part.need and not source.label else None
     labels = _by_code(source, part.need)
-    named = {"code": part.code, "split": part.split}
     for number, row in enumerate(read_rows(source, part.code, part.split, part.shard)):
         if own is None:
             code = _code(source, row)
@@ -235,9 +238,9 @@ def _examples(part: _Part) -> Iterator[Row]:
             label = own
         if label is None:
             continue
-        values = {"row": number, **named, **row}
-        identity = _identity(source, values)
-        text = clean_text(_fill(source, source.text, values) or "")
+        known = {"row": number, "code": part.code, "split": part.split}
+        identity = _identity(source, row, known)
+        text = clean_text(_fill(source, source.text, row, known) or "")
         yield text, label, identity if identity is None else clean_text(identity)
 
 
@@ -249,10 +252,7 @@ def _by_code(source: Source, need: dict[str, int] | None) -> dict[str, str] | No
 
 
 def _code(source: Source, row: dict[str, Any]) -> str | None:
-    if source.label not in row:
-        columns = ", ".join(map(str, row))
-        raise UserError(f"{source.name} has no column {source.label}; there are {columns} (use --label-column)")
-    value = row[source.label]
+    value = required(source.name, row, source.label, "--label-column")
     check_label(value, f"{source.label} of {source.name}")
     if source.by_ending and value is not None:
         name, dot, ending = str(value).rpartition(".")
@@ -260,21 +260,22 @@ def _code(source: Source, row: dict[str, Any]) -> str | None:
     return None if value is None else str(value)
 
 
-def _fill(source: Source, template: str, values: dict[str, Any], option: str = "--text-column") -> str | None:
-    """A template with a row's values; None where one of them is missing in this row."""
-    names = re.findall(r"{([^{}]+)}", template)
-    for name in names:
-        if name not in values:
-            columns = ", ".join(str(column) for column in values if column not in ("row", "code", "split"))
-            raise UserError(f"{source.name} has no column {name}; there are {columns} (use {option})")
-    if any(values[name] is None for name in names):
+def _fill(
+    source: Source, template: str, row: dict[str, Any], known: dict[str, Any], option: str = "--text-column"
+) -> str | None:
+    """A template with a row's values, and with what else is known of it; None where one of the values is null."""
+    found = {
+        name: known[name] if name in known and name not in row else required(source.name, row, name, option)
+        for name in re.findall(r"{([^{}]+)}", template)
+    }
+    if any(value is None for value in found.values()):
         return None
-    return re.sub(r"{([^{}]+)}", lambda found: str(values[found[1]]), template)
+    return re.sub(r"{([^{}]+)}", lambda match: str(found[match[1]]), template)
 
 
-def _identity(source: Source, values: dict[str, Any]) -> str | None:
+def _identity(source: Source, row: dict[str, Any], known: dict[str, Any]) -> str | None:
     """The id, which a recipe begins with the source's name; None: the text's hash will do."""
-    if source.read == "hub" and source.identity == "{id}" and "id" not in values:
+    if source.read == "hub" and source.identity == "{id}" and "id" not in row:
         return None
-    filled = _fill(source, source.identity, values, "--id-column") if source.identity else None
+    filled = _fill(source, source.identity, row, known, "--id-column") if source.identity else None
     return filled if filled is None or source.read == "hub" else f"{source.name}/{filled}"

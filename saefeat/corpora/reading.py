@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from saefeat.corpora.columns import class_names, keys_to, named, one_split, walk
 from saefeat.corpora.recipes import Source
 from saefeat.io import UserError, cache_dir, file_sha256, make_dir
 
 _TIMEOUT = 60  # seconds without a byte
 _FIRST = 5  # seconds for the one question that is asked before a data set of the hub is read
+
+
+def is_local(source: Source) -> bool:
+    """Whether a source lies on this machine. An id of the hub does not, whatever folder of that name there is."""
+    return "://" not in source.at and (source.read != "hub" or os.path.isabs(source.at))
 
 
 def hub_revision(source: Source) -> str:
@@ -31,7 +37,7 @@ def hub_revision(source: Source) -> str:
 
     if source.at.startswith("hf://datasets/"):
         repo, _, revision = source.at.removeprefix("hf://datasets/").partition("@")
-    elif source.read == "hub" and not Path(source.at).exists():
+    elif source.read == "hub" and not is_local(source):
         repo, revision = source.at, source.revision
     else:
         return ""
@@ -70,20 +76,18 @@ def _tabbed(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
-    from datasets import ClassLabel, load_dataset
+    from datasets import load_dataset
 
-    streams = load_dataset(source.at, source.files or None, revision=source.revision or None, streaming=True)
+    # Without the scheme, `datasets` would read a folder of that name in its place.
+    at = source.at if is_local(source) else f"hf://datasets/{source.at}"
+    streams = load_dataset(at, source.files or None, revision=source.revision or None, streaming=True)
     names = [str(name) for name in streams]
-    chosen = split or ("train" if "train" in names else names[0])
-    if chosen not in names or (not split and chosen != "train" and len(names) > 1):
-        config = source.files or "default"
-        own = f"hub:{source.name}:{config}:{names[0]}"
-        raise UserError(f"{source.name} has the splits {', '.join(names)}; name one: {own}")
-    stream = streams[chosen]
-    kind = (stream.features or {}).get(source.label)
+    stream = streams[one_split(names, source.name, f"hub:{source.name}:{source.files or 'default'}:", split)]
+    classes = class_names(stream.features, source.label)
     for row in stream:
-        if isinstance(kind, ClassLabel) and isinstance(row[source.label], int):
-            row[source.label] = kind.int2str(row[source.label]) if row[source.label] >= 0 else None
+        if classes is not None:
+            # Beside its column, under the whole name, which is looked for first: the column may be nested.
+            row[source.label] = named(walk(row, keys_to(source.label, row) or ()), classes)
         yield row
 
 

@@ -74,21 +74,38 @@ def counterparts(label: str, system: str, source: str | None = None) -> list[str
     return [bare] if codes.get(bare) == reading else _same(reading, codes)
 
 
-def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
-    """Which of `labels` each of `codes` stands for: code -> label. Either may be of any system, even mixed.
+def in_codes(labels: Iterable[str], codes: Iterable[str]) -> dict[str, str]:
+    """Which of `codes` has the language of each of `labels`: label -> code. Either may be of any system, even mixed.
 
-    A label equal to a code takes it; the others take the code of their language if it is still free, earlier ones
-    first. What two systems read differently is read as fastText does. A label that leaves its code open (`no` among
-    `nob`, `nno`), or for which none is left, has none.
+    A label equal to a code takes it, whatever it means. Several labels may have one code (`cmn_Hans` and `cmn_Hant`
+    among codes that have `zh` alone). What two systems read differently is read as fastText does. A label that leaves
+    its code open (`no` among `nob`, `nno`), or whose language has none, is left out.
     """
-    codes, labels = list(codes), list(labels)
+    codes = list(codes)
     readings = {code: reading for code in codes if (reading := _read_code(code)) is not None}
-    found = {label: label for label in labels if label in set(codes)}
+    found: dict[str, str] = {}
     for label in labels:
         reading = _read_code(label)
-        of = _same(reading, readings) if reading and label not in found else []
-        if len(of) == 1:
-            found.setdefault(of[0], label)
+        same = [label] if label in codes else _same(reading, readings) if reading else []
+        if len(same) == 1:
+            found[label] = same[0]
+    return found
+
+
+def own_label(label: str, labels: Iterable[str]) -> str | None:
+    """The one of `labels` that is equal to a label or of its language, as by `in_codes`; None where there is none."""
+    return in_codes([label], labels).get(label)
+
+
+def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
+    """Which of `labels` each of `codes` stands for: code -> label. Codes are matched as by `in_codes`.
+
+    One label a code: an equal one before others, else the earliest. A label for which no code is left has none.
+    """
+    by_label = in_codes(labels, codes)
+    found = {label: label for label, code in by_label.items() if label == code}
+    for label, code in by_label.items():
+        found.setdefault(code, label)
     return found
 
 

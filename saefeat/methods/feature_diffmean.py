@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saefeat.io import UserError
+from saefeat.labels import own_label
 from saefeat.methods.lape import entropy
 from saefeat.selection import Selection, part
 from saefeat.stats import Stats
@@ -27,7 +28,8 @@ def feature_diffmean(
 
     Args:
         stats: one item a dictionary; gone through once, so it may load each item when asked.
-        source: the label that is compared with; None: the mean over the other labels. It has no units itself.
+        source: the label that is compared with, in any code system; None: the mean over the other labels. It has no
+            units itself.
         top: at most this many units a label and dictionary, None for all.
         entropy_ratio: keep units whose entropy of firing probabilities over labels is at most this share of the
             greatest possible one, ln K.
@@ -44,8 +46,11 @@ def feature_diffmean(
     """
     parts = []
     for each in stats:
-        if source is not None and source not in each.labels:
-            raise UserError(f"there is no label {source!r} in the statistics; they have {', '.join(each.labels)}")
+        if source is not None:
+            own = own_label(source, each.labels)
+            if own is None:
+                raise UserError(f"there is no label {source!r} in the statistics; they have {', '.join(each.labels)}")
+            source = own
         units, labels, values = [], [], []
         counted = (each.tokens > 0).tolist()
         bar = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import site_width
 from saefeat.io import UserError, atomic_path, file_sha256, fingerprint, make_dir, read_json, write_json
+from saefeat.labels import in_codes
 from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import StatsFiles, neurons
@@ -107,13 +108,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every head and baseline, whole texts and by length; write the metrics and the predictions.
 
-    other: another corpus than the run's own; its labels must be among the run's.
+    other: another corpus than the run's own; its labels must be among the run's, in any code system.
     fasttext: a fastText model; default the embedded lid.176.ftz.
     """
-    corpus = other or setting.corpus
-    unknown = [label for label in corpus.labels if label not in setting.corpus.labels]
-    if unknown:
-        raise UserError(f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels")
+    corpus = setting.corpus if other is None else _in_labels(setting, other)
     request: dict[str, Any] = {"corpus": corpus.fingerprint, "split": split, "max_texts": max_texts}
     request["fasttext"] = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
     request["run"] = fingerprint(asdict(setting.config))
@@ -146,6 +144,20 @@ def evaluate(
     _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, by_length)
     write_json(out, metrics)
     return metrics
+
+
+def _in_labels(setting: Setting, corpus: Corpus) -> Corpus:
+    """A corpus with the run's labels in place of its own, which may be of another code system."""
+    names = in_codes(corpus.labels, setting.corpus.labels)
+    unknown = [label for label in corpus.labels if label not in names]
+    if unknown:
+        raise UserError(f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels")
+    others = [f"{label} as {own}" for label, own in names.items() if label != own]
+    if not others:
+        return corpus
+    setting.say(f"labels of {corpus.name}: {', '.join(others)}")
+    labels = tuple(dict.fromkeys(names.values()))
+    return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
 
 
 def _measured(out: Path, run: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture, site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json, whole_path
+from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.pipeline.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
@@ -147,7 +148,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         say=say,
     )
     corpus.name = name  # as given: reports and model cards show it
-    if config.source is not None and config.source not in corpus.labels:
+    if config.source is not None and own_label(config.source, corpus.labels) is None:
         raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
     _check_splits(corpus, config)
     lm = load_model(config.model, dtype=config.dtype, device=config.device)

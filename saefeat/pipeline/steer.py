@@ -21,7 +21,7 @@ from saefeat.dictionaries import SAE, Identity
 from saefeat.forcing import Outcome, Own, measure, own_text
 from saefeat.generation import BATCH, Decoding, encode_prompts, generate
 from saefeat.io import UserError, read_json
-from saefeat.labels import LID176, fasttext_code, to_labels
+from saefeat.labels import LID176, fasttext_code, own_label, to_labels
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.methods.lape import lape
 from saefeat.pipeline.setting import Setting
@@ -96,9 +96,9 @@ def stream_sites(setting: Setting) -> list[str]:
 def source_of(setting: Setting, source: str | None) -> str:
     """The label that is steered away from: the one asked for, or English; raises UserError where it is not there."""
     labels = setting.corpus.labels
-    if source is not None and source not in labels:
-        raise UserError(f"there is no label {source!r} in this run; it has {', '.join(labels)}")
-    found = source or setting.config.source or next((label for label in labels if fasttext_code(label) == "en"), None)
+    asked = setting.config.source if source is None else source
+    english = next((label for label in labels if fasttext_code(label) == "en"), None)
+    found = english if asked is None else known_label(setting, asked)
     if found is None:
         raise UserError(f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source")
     if len(labels) < 2:
@@ -106,9 +106,18 @@ def source_of(setting: Setting, source: str | None) -> str:
     return found
 
 
+def known_label(setting: Setting, label: str) -> str:
+    """The run's own label for one of any code system; raises UserError where there is none."""
+    own = own_label(label, setting.corpus.labels)
+    if own is None:
+        raise UserError(f"there is no label {label!r} in this run; it has {', '.join(setting.corpus.labels)}")
+    return own
+
+
 def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
     """The best setting of a label by the last sweep (or demo), or the default one where there was none."""
     path = bench.setting.out / "steering" / "settings.json"
+    label = bench.target(label)
     if not path.exists():
         if method not in ("features", "diffmean"):
             raise UserError(f"there is no setting for {method}; methods are features and diffmean before a sweep")
@@ -123,7 +132,6 @@ def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} has no settings for {method}; run saefeat steer sweep again") from error
     if entry is None:
-        bench.check_label(label)
         raise steering.NoUnits(f"{path} has no setting for {label}; run saefeat steer sweep --labels {label}")
     return Recipe.read(entry)
 
@@ -132,7 +140,7 @@ def continuations(
     bench: Bench, label: str, prompts: Sequence[str], recipe: Recipe, *, chat: bool = False
 ) -> list[dict[str, Any]]:
     """One object a prompt: the steered continuation beside its unsteered twin, judged, with perplexities."""
-    bench.check_label(label)
+    label = bench.target(label)
     ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
     if recipe.method in ("features", "random"):
         for site in recipe.sites:
@@ -246,7 +254,7 @@ class Bench:
 
     def changes(self, recipe: Recipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Site -> changes of a recipe for a label, and the number of units that they are made of."""
-        self.check_label(label)
+        label = self.target(label)
         make = {"features": self._features, "random": self._features, "neurons": self._neurons}
         if recipe.method == "none":
             return {}, 0
@@ -254,12 +262,12 @@ class Bench:
             return {site: [self._add(self._difference(site, label), site)] for site in recipe.sites}, 0
         return make[recipe.method](recipe, label)
 
-    def check_label(self, label: str) -> None:
-        """Raises UserError for a label that cannot be steered towards."""
-        if label not in self.setting.corpus.labels:
-            raise UserError(f"there is no label {label!r} in this run; it has {', '.join(self.setting.corpus.labels)}")
-        if label == self.source:
-            raise UserError(f"{label} is the source that is steered away from; choose another label or --source")
+    def target(self, label: str) -> str:
+        """The run's own label for one of any code system; raises UserError where it cannot be steered towards."""
+        own = known_label(self.setting, label)
+        if own == self.source:
+            raise UserError(f"{own} is the source that is steered away from; choose another label or --source")
+        return own
 
     def _add(self, vector: torch.Tensor, site: str) -> Change:
         saes = [sae for sae in self.setting.saes if sae.site == site]

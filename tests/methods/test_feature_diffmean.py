@@ -16,9 +16,9 @@ from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.stats import Stats
 
 
-def make_stats(name, tokens, fired, total, *, signed=False, **header):
+def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):
     """tokens[K], fired[K][width], total[K][width] in whole numbers: sums of values; labels L0, L1, ..."""
-    labels = tuple(f"L{i}" for i in range(len(tokens)))
+    labels = labels or tuple(f"L{i}" for i in range(len(tokens)))
     dictionary = {"id": name, "site": f"mlp_out@{name}", "width": len(fired[0]), "fingerprint": name, "kind": "sae"}
     stats = Stats.zeros(labels, len(fired[0]), signed=signed, dictionary=dictionary, **header)
     stats.tensors["tokens"] += torch.tensor(tokens)
@@ -171,6 +171,14 @@ def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
         own = units(chosen)[f"L{k}"][: len(got)]
         assert got == pytest.approx(cells, abs=1e-8) and got == sorted(got)
         assert [want[k][u] for u in own] == pytest.approx(got, abs=1e-8) and len(set(own)) == len(own)
+
+
+def test_the_source_may_be_named_in_another_code_system():
+    tokens, fired = [5, 4, 6], [[2, 1], [0, 3], [1, 1]]
+    stats = make_stats("a", tokens, fired, [[3, 3], [0, 9], [2, 2]], labels=("de", "en", "fr"))
+    by_code, by_own = (feature_diffmean([stats], source=source, entropy_ratio=1.0) for source in ("eng", "en"))
+    assert len(by_own) and by_code.table.equals(by_own.table)
+    assert by_code.header["parameters"]["source"] == "en"
 
 
 def test_sources_and_labels_that_are_not_there_are_refused():

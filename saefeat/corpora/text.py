@@ -1,0 +1,106 @@
+"""From the bytes of a file to its lines: compression, encodings, and characters that no tokenizer takes."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from saefeat.io import UserError
+
+_PACKED = {".zip": "unzip", ".tar": "tar xf", ".tgz": "tar xf", ".7z": "7z x", ".lz4": "lz4 -d", ".Z": "uncompress"}
+_MARKS = (  # byte-order marks; that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def _unpack_zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+
+
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _unpack_zstd,
+}
+
+
+def plain_name(path: Path) -> Path:
+    """The path without the ending of a compression that is read: `c.jsonl` of `c.jsonl.gz`."""
+    return path.with_suffix("") if path.suffix in _UNPACK else path
+
+
+def refuse_archive(path: Path) -> None:
+    """Raise UserError for a file that is packed in a way that is not read, with the command that unpacks it."""
+    command = _PACKED.get(path.suffix) or _PACKED.get(plain_name(path).suffix)
+    if command:
+        raise UserError(f"{path} is packed in a way that is not read; unpack it first: {command} {path}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, unpacked by its ending (.gz, .bz2, .xz, .zst).
+
+    Raises UserError for a file that cannot be read or unpacked.
+    """
+    refuse_archive(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    if path.suffix not in _UNPACK or not data:
+        return data
+    try:
+        return _UNPACK[path.suffix](data)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); it may be cut off, or have another format") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file: unpacked, UTF-8, or UTF-16 or UTF-32 with a byte-order mark; raises UserError otherwise."""
+    data = read_bytes(path)
+    encoding = _encoding(data)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding.startswith("utf-8"):
+            line = data[: error.start].count(b"\n") + 1
+            raise UserError(f"{path} is not UTF-8 text (line {line}); convert it to UTF-8") from error
+        raise UserError(f"{path} begins as {encoding.upper()} text but is not ({error.reason})") from error
+    if text[:4096].count("\0") * 4 > len(text[:4096]):
+        raise UserError(
+            f"{path} is not UTF-8 text but looks like UTF-16 without a byte-order mark; convert it to UTF-8"
+        )
+    return text
+
+
+def decode_anyhow(data: bytes) -> str:
+    """Text whatever the bytes are: what cannot be decoded shows as replacement characters."""
+    return data.decode(_encoding(data), errors="replace")
+
+
+def _encoding(data: bytes) -> str:
+    return next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines, cut at line feeds alone, without their ends: sentences contain other separators such as U+2028."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+
+
+def clean_text(text: str) -> str:
+    """Drop a byte-order mark at the head; replace NUL and lone surrogates, which no tokenizer takes, by spaces."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return "".join(" " if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text.lstrip("\ufeff"))
