@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu, silu
 
-from saefeat import models
 from saefeat.hooks import capture, intervene, site_width
 from saefeat.io import UserError, file_sha256
-from saefeat.models import load_model, resolve_site, wrap
+from saefeat.models import conversion, load_model, resolve_site, wrap
 
 HIDDEN, FFN, LAYERS = 32, 48, 2  # of the models in conftest.py
 IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
@@ -476,16 +475,16 @@ def test_an_unknown_dtype_or_device_is_a_user_error(tmp_path, dtype, device):
 
 @pytest.fixture
 def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A GGUF stand-in and the number of its conversions."""
+    """A GGUF stand-in and the number of its conversion."""
     calls = []
 
-    def convert(gguf: Path, out: Path) -> None:
-        calls.append(gguf)
+    def convert(files: list[Path], out: Path) -> None:
+        calls.append(files)
         (out / "config.json").write_text("{}")
-        (out / "model.safetensors").write_bytes(b"weights of " + gguf.read_bytes())
+        (out / "model.safetensors").write_bytes(b"weights of " + files[0].read_bytes())
 
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(conversion, "_convert", convert)
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"first")
     return gguf, calls
@@ -493,18 +492,19 @@ def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_gguf_file_is_converted_once_and_again_when_it_changes(converter):
     gguf, calls = converter
-    first = models._converted(gguf, "m")
-    assert models._converted(gguf, "m") == first and len(calls) == 1
+    first = conversion.converted(gguf, "m")
+    assert conversion.converted(gguf, "m") == first and len(calls) == 1
     gguf.write_bytes(b"second")
-    second = models._converted(gguf, "m")
+    second = conversion.converted(gguf, "m")
     assert second != first and len(calls) == 2
     assert (second / "model.safetensors").read_bytes() == b"weights of second"
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "removed", "no record", "bad record", "record of another kind"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "removed", "no record", "bad record", "record of another kind",
+                                    "record of an earlier version"])  # fmt: skip
 def test_a_damaged_converted_model_is_rebuilt(converter, damage):
     gguf, calls = converter
-    target = models._converted(gguf, "m")
+    target = conversion.converted(gguf, "m")
     weights, record = target / "model.safetensors", target / "saefeat.json"
     good = file_sha256(weights)
     {
@@ -514,23 +514,24 @@ def test_a_damaged_converted_model_is_rebuilt(converter, damage):
         "no record": record.unlink,
         "bad record": lambda: record.write_text('{"files": '),
         "record of another kind": lambda: record.write_text('{"files": []}'),
+        "record of an earlier version": lambda: record.write_text(record.read_text().replace("complete", "x")),
     }[damage]()
-    assert models._converted(gguf, "m") == target
+    assert conversion.converted(gguf, "m") == target
     assert len(calls) == 2 and file_sha256(weights) == good
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 
 def test_a_conversion_that_another_process_finished_first_is_taken(converter, monkeypatch):
     gguf, _ = converter
-    convert, inodes = models._convert, []
+    convert, inodes = conversion._convert, []
 
     def while_another_does(source, out):
-        monkeypatch.setattr(models, "_convert", convert)
-        inodes.append(models._converted(source, "m").stat().st_ino)
+        monkeypatch.setattr(conversion, "_convert", convert)
+        inodes.append(conversion.converted(source[0], "m").stat().st_ino)
         convert(source, out)
 
-    monkeypatch.setattr(models, "_convert", while_another_does)
-    target = models._converted(gguf, "m")
+    monkeypatch.setattr(conversion, "_convert", while_another_does)
+    target = conversion.converted(gguf, "m")
     assert [target.stat().st_ino] == inodes  # it stays where the other may be reading it
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
@@ -538,13 +539,13 @@ def test_a_conversion_that_another_process_finished_first_is_taken(converter, mo
 def test_an_interrupted_conversion_leaves_nothing_behind(converter, monkeypatch):
     gguf, _ = converter
 
-    def interrupted(_gguf: Path, out: Path) -> None:
+    def interrupted(_files: list[Path], out: Path) -> None:
         (out / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_convert", interrupted)
+        patch.setattr(conversion, "_convert", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            models._converted(gguf, "m")
-    assert list((models.cache_dir() / "models").iterdir()) == []
-    assert (models._converted(gguf, "m") / "model.safetensors").exists()
+            conversion.converted(gguf, "m")
+    assert list((conversion.cache_dir() / "models").iterdir()) == []
+    assert (conversion.converted(gguf, "m") / "model.safetensors").exists()

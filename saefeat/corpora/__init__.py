@@ -106,9 +106,7 @@ def make_batch(lm: LanguageModel, positions: list[int], tokens: list[list[int]],
     """Pad token lists on the right, with the model's special tokens around them."""
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
-    pad = lm.tokenizer.pad_token_id
-    pad = 0 if pad is None else pad
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     counted = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=ids.dtype))
     if count_bos:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from saefeat.io import UserError, cache_dir, file_sha256, fingerprint, read_json, replacing, user_path, write_json
+from saefeat.io import UserError, user_path
+from saefeat.models.conversion import check_complete, converted, said
 from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
+from saefeat.models.weights import devices, weights_fingerprint
 
 # What transformers raises for bad models.
 _LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
@@ -83,13 +86,41 @@ class LanguageModel:
         return resolve_site(self.model, name)
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
-        """Token ids of each text without special tokens added, cut at `limit` tokens."""
+        """Token ids of each text without special tokens added, cut at `limit` tokens.
+
+        Added tokens for which the model has no embedding ([PAD] in a text, where the embeddings were never resized)
+        are left out; raises UserError for any other such token, because tokenizer and model do not belong together.
+        """
         if not texts:
             return []
         # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
         cut = [text[: 64 * limit] for text in texts]
         ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [row[:limit] for row in ids]
+        return [self._embedded(row)[:limit] for row in ids]
+
+    def _embedded(self, row: list[int]) -> list[int]:
+        rows = self.embedding_rows
+        if max(row, default=0) < rows:
+            return row
+        added = self.tokenizer.added_tokens_decoder
+        odd = next((token for token in row if token >= rows and token not in added), None)
+        if odd is not None:
+            raise UserError(
+                f"the tokenizer of {self.name} gives the token {odd}, but the model has embeddings of {rows} tokens "
+                "alone; give it the tokenizer that it was trained with"
+            )
+        return [token for token in row if token < rows]
+
+    @cached_property
+    def embedding_rows(self) -> int:
+        """Number of rows of the embedding matrix: a greater token id cannot be given to the model."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def pad_id(self) -> int:
+        """A token id for positions that are masked: any that has an embedding will do."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in known if token is not None and token < self.embedding_rows), 0)
 
     def unembedding(self) -> Tensor:
         """[vocabulary, d] weight of the output projection."""
@@ -147,8 +178,7 @@ def load_model(
     except (*_LOADING, SafetensorError) as error:
         raise _cannot_load(name, error, cut_off) from error
     model, info = loaded
-    if info["missing_keys"]:  # transformers would go on with random ones
-        raise UserError(f"cannot load the model {name}: its weights lack {min(info['missing_keys'])}")
+    check_complete(f"the model {name}", info)
     return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
 
 
@@ -180,7 +210,7 @@ def _cut_off(source: str) -> str:
     try:
         HfApi().model_info(source, timeout=_FIRST, expand=["sha"])
     except Exception as error:  # of any other, loading tells
-        return _said(error) if type(error).__name__ in _CUT_OFF else ""
+        return said(error) if type(error).__name__ in _CUT_OFF else ""
     return ""
 
 
@@ -190,29 +220,21 @@ def _cannot_load(name: str, error: Exception, cut_off: str) -> UserError:
             f"the model {name} is neither a directory here nor whole in the hub's cache, and the hub cannot be "
             f"reached ({cut_off}); check the name and the network, or fetch it where there is one (hf download {name})"
         )
-    return UserError(f"cannot load the model {name}: {_said(error)}")
-
-
-def _said(error: Exception) -> str:
-    """The first line of a message, with the second where it announces that."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return UserError(f"cannot load the model {name}: {said(error)}")
 
 
 def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
     """Make a LanguageModel of a transformers model that is loaded already."""
     model.requires_grad_(False)
     prefix, suffix = _added_tokens(tokenizer)
-    weight = next(model.parameters())
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return LanguageModel(
-        model, tokenizer, name, revision, _weights_fingerprint(model), dtype, str(weight.device), prefix, suffix
-    )
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    device = str(next(devices(model), "cpu"))
+    return LanguageModel(model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix)
 
 
 def convert_embedded(asset: str, gguf: Path) -> Path:
     """The safetensors directory of an embedded model in the cache."""
-    return _converted(gguf, asset)
+    return converted(gguf, asset)
 
 
 def _source(name: str) -> str:
@@ -221,7 +243,7 @@ def _source(name: str) -> str:
 
         if name not in EMBEDDED:
             raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
-        return str(_converted(fetch(EMBEDDED[name]), EMBEDDED[name]))
+        return str(converted(fetch(EMBEDDED[name]), EMBEDDED[name]))
     if not name.strip():  # such as a shell's variable that is not set; as a path it would be this directory
         raise UserError(
             f"the model has an empty name; give a hub id, a directory, a .gguf file or {next(iter(EMBEDDED))}"
@@ -230,7 +252,7 @@ def _source(name: str) -> str:
     if path.suffix == ".gguf":
         if not os.path.isfile(path):  # pathlib's would raise for a name that is too long
             raise UserError(f"the model file {name} does not exist")
-        return str(_converted(path, path.stem))
+        return str(converted(path))
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise UserError(f"the directory {name} holds no model (no config.json)")
@@ -240,58 +262,6 @@ def _source(name: str) -> str:
     if name.count("/") > 1:
         raise UserError(f"the model {name} is neither a directory here nor a hub id (owner/name)")
     return name
-
-
-def _converted(gguf: Path, name: str) -> Path:
-    """The GGUF file as a safetensors directory in the cache: made once, verified, rebuilt when damaged."""
-    digest = file_sha256(gguf)
-    target = cache_dir() / "models" / f"{name}-{digest[:12]}"
-    if _intact(target):
-        return target
-    try:
-        with replacing(target) as temporary:
-            _convert(gguf, temporary)
-            files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
-            write_json(temporary / "saefeat.json", {"gguf_sha256": digest, "files": files})
-            if _intact(target):
-                raise FileExistsError(target)  # another process was faster, and may be reading it
-    except OSError:
-        if not _intact(target):
-            raise
-    return target
-
-
-def _intact(directory: Path) -> bool:
-    try:
-        files = read_json(directory / "saefeat.json")["files"]
-        return all(file_sha256(directory / name) == digest for name, digest in files.items())
-    except (UserError, OSError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise UserError("reading a .gguf model needs the package gguf; install saefeat[demo]") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-    except MemoryError:
-        raise
-    except Exception as error:  # its readers check nothing, so damaged files raise anything
-        raise UserError(f"cannot read {gguf} as a GGUF model ({_said(error)}); fetch or write it again") from error
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -310,13 +280,3 @@ def _probes(tokenizer: Any) -> Iterator[str]:
     yield from ("a", "A", "1")
     special = set(tokenizer.all_special_ids)
     yield from (tokenizer.decode([token]) for token in range(min(len(tokenizer), 1000)) if token not in special)
-
-
-def _weights_fingerprint(model: nn.Module) -> str:
-    """Of the names, shapes and 16 sampled entries of every weight: equal for the same model in any dtype or place."""
-    rows = []
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
-        picks = torch.tensor([i * (flat.numel() - 1) // 15 for i in range(16)], device=flat.device)
-        rows.append([name, list(weight.shape), flat[picks].to(torch.bfloat16).float().tolist()])
-    return fingerprint(rows)

@@ -73,8 +73,9 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     """Run SAEs on a little of the corpus, at their own sites and at those of every layer that are as wide.
 
     Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three that fit better;
-    `stated`, what its own files say of fvu, l0, dead; `revisions`, of the base model it was trained on and of the one
-    at hand, where both are known and differ; and `bos`, how its files and the tokenizer differ in it, or "".
+    `stated`, what its own files say of fvu, l0, dead; `doubt`, why its files may be wrong; `revisions`, of the base
+    model it was trained on and of the one at hand, where both are known and differ; and `bos`, how its files and the
+    tokenizer differ in it, or "".
 
     Raises:
         UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less,
@@ -109,7 +110,7 @@ def _tried(
         raise UserError(f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
                         f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)")  # fmt: skip
     return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
-            "revisions": _revisions(sae, lm), "bos": _bos(sae, lm)}  # fmt: skip
+            "doubt": sae.record.get("doubt"), "revisions": _revisions(sae, lm), "bos": _bos(sae, lm)}  # fmt: skip
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -127,8 +128,8 @@ def describe(report: dict[str, Any]) -> str:
     odd = [name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])]
     if odd:
         line += f"; {' and '.join(odd)} far from the stated: are this the model, the site and text it was trained on?"
-    if report["bos"]:
-        line += f"; {report['bos']}"
+    for remark in (report["doubt"], report["bos"]):
+        line += f"; {remark}" if remark else ""
     if report["revisions"]:
         line += "; trained on revision {} of the base model, this is {}".format(*report["revisions"])
     return line
@@ -204,6 +205,8 @@ def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, better: dict[str, f
     """One sentence with the numbers and the sites that fit better."""
     where = ", ".join(f"{name} {fvu:.2f}" for name, fvu in sorted(better.items(), key=lambda b: b[1]) if fvu < 1)
     hint = f"it fits better at {where}" if where else "it fits at no layer, so look at its base model and normalisation"
+    if sae.record.get("doubt"):
+        hint += f"; {sae.record['doubt']}"
     return (f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
             f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)")  # fmt: skip
 

@@ -9,6 +9,11 @@ import re
 
 # What a model was tuned for; a date may follow.
 _VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf))+(?=(-\d{4}|-v\d+\.\d+)?$)")
+# How the weights of a model are stored; several may follow each other.
+_STORED = re.compile(
+    r"([-.](unsloth|dynamic|bnb|gptq|awq|hqq|gguf|qat|quantized|torchao|quanto|marlin|mlx|autoround|unquantized"
+    r"|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
+)
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
 _OURS = {"embedded:gemma-3-270m": "google/gemma-3-270m",
          "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
@@ -70,6 +75,11 @@ def on_hub(model: str) -> str:
     return _OURS.get(model, model)
 
 
+def is_quantised(model: str) -> bool:
+    """Whether a name says that the weights are stored in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
+    return bool(_STORED.search(_spelled(model)))
+
+
 def may_be_same(one: str, other: str) -> bool:
     """Whether two names may be of one base model, or of it and what was tuned from it; a path says nothing."""
     return not _parts(one)[0] or not _parts(other)[0] or are_same(one, other)
@@ -84,12 +94,16 @@ def are_same(one: str, other: str) -> bool:
     return bool(name) and name == other_name and (version == other_version or not version or not other_version)
 
 
+def _spelled(model: str) -> str:
+    return model.strip().rstrip("/").lower().rpartition("/")[2].replace("_", "-")
+
+
 def _parts(model: str) -> tuple[str, str]:
     """Base name and version; of a path both are empty."""
     name = on_hub(model.strip()).rstrip("/").lower()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return "", ""
-    name = _VARIANT.sub("", name.rpartition("/")[2].replace("_", "-")).removeprefix("meta-")
+    name = _VARIANT.sub("", _STORED.sub("", _spelled(name))).removeprefix("meta-")
     found = _VERSION.search(name)
     name = _VERSION.sub("", name).replace("tiny-stories", "tinystories")
     name = _PYTHIA.sub(lambda found: _SIZES[found[0]], name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from saefeat.sae.hub import download, hub_errors
 # Formats that are read here, without sae-lens and its seven seconds of imports; its reader of sparsify takes another
 # site and forgets b_dec. None is sae-lens's own.
 _OURS = (None, "sparsify", "gemma_2", "gemma_3", "dictionary_learning_1", "qwen_scope")
+_CACHED = re.compile(r".*/models--([^/]+)/snapshots/[^/]+/(.+)")
 _REFUSED = {"transcoder": "a transcoder", "temporal": "a temporal SAE", "hook_z": "of attention heads"}
 
 
@@ -58,10 +60,36 @@ def _entry(source: str) -> _Entry:
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
         raise UserError(f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as {some}")
-    row = rows[name]
+    return _row(about, rows[name])
+
+
+def _row(about: dict[str, Any], row: dict[str, Any]) -> _Entry:
     stated = figures(fvu=rest(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0")))
     return _Entry(about["repo_id"], str(row["path"]), about.get("conversion_func"), about["model"],
                   row.get("norm_scaling_factor"), about.get("config_overrides") or {}, stated)  # fmt: skip
+
+
+def read_place(directory: Path) -> SAE:
+    """The SAE of a directory; of one in the hub's cache, with what only the registry knows of that place.
+
+    So a hub id, and the path that artefacts record of it, give the same SAE as its name in sae-lens.
+    """
+    match = _CACHED.fullmatch(directory.as_posix())
+    rows = [(about, row) for about in _releases().values() if match and about["repo_id"] == match[1].replace("--", "/")
+            for row in about["saes"] if row["path"] == match[2]]  # fmt: skip
+    return _told(_row(*rows[0]), directory) if rows else formats.read(directory)
+
+
+def _told(entry: _Entry, directory: Path) -> SAE:
+    """The SAE of a directory, with what a row says of it."""
+    return _named(formats.read(directory, entry.overrides, entry.scaling), entry)
+
+
+def _named(sae: SAE, entry: _Entry) -> SAE:
+    model = sae.record.get("model") or {}
+    sae.record["model"] = {**model, "name": model.get("name") or entry.model}
+    sae.record = {**entry.stated, **sae.record}
+    return sae
 
 
 def read(source: str) -> SAE:
@@ -70,14 +98,10 @@ def read(source: str) -> SAE:
     reason = next((why for name, why in _REFUSED.items() if name in (entry.form or "")), None)
     if reason:
         raise UserError(f"{source} is {reason}, which cannot be read; choose an SAE of whole vectors")
-    if entry.form not in _OURS:
-        sae = _by_sae_lens(source)
+    if entry.form in _OURS:
+        sae = _told(entry, download(entry.repo, None, entry.folder)[1])
     else:
-        _, folder = download(entry.repo, None, entry.folder)
-        sae = formats.read(folder) if entry.form else sae_lens.read(folder, entry.overrides, entry.scaling)
-    model = sae.record.get("model") or {}
-    sae.record["model"] = {**model, "name": model.get("name") or entry.model}
-    sae.record = {**entry.stated, **sae.record}
+        sae = _named(_by_sae_lens(source), entry)
     sae.record["path"] = source  # reading the files alone would leave out what only the registry knows
     return sae
 

@@ -15,7 +15,7 @@ from saefeat.models import LanguageModel, resolve_site
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
-from saefeat.sae.names import are_same, may_be_same
+from saefeat.sae.names import are_same, is_quantised, may_be_same
 
 __all__ = ["CFG", "WEIGHTS", "check_fits", "check_together", "load_sae", "load_saes", "save_sae"]
 _GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
@@ -59,11 +59,14 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None, *, same
 def check_together(saes: Sequence[SAE], lm: LanguageModel | None = None, *, same_model: bool = True) -> None:
     """Raises UserError for two SAEs of one id, and for one that does not fit the model."""
     known: dict[str, SAE] = {}
+    places: dict[str, SAE] = {}
     for sae in saes:
+        path = sae.record.get("path")
+        twin = path and places.setdefault(os.path.realpath(path), sae)
+        if twin and twin is not sae:
+            also = "" if sae.id == twin.id else f", as {twin.id} and as {sae.id}"
+            raise UserError(f"the SAE {twin.id} of {twin.record['path']} is given twice{also}; give it once")
         if sae.id in known:
-            path = sae.record.get("path")
-            if path and known[sae.id].record.get("path") == path:
-                raise UserError(f"the SAE {sae.id} of {path} is given twice; give it once")
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
         known[sae.id] = sae
         if lm is not None:
@@ -78,7 +81,7 @@ def _read(source: str) -> list[SAE]:
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise UserError(f"{source[:40]}... does not exist, for no name of a file is so long; {_GIVE}")
     if path.is_dir() or formats.form_of(path):
-        return [formats.read(directory) for directory in _directories(path, source)]
+        return [registry.read_place(directory) for directory in _directories(path, source)]
     lost = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
     if lost:
         raise UserError(f"{source} cannot be read, because the link {lost} leads nowhere; {_GIVE}")
@@ -101,7 +104,7 @@ def _directories(root: Path, source: str) -> list[Path]:
 
 def _of_hub(repo: str, snapshot: Path, directory: Path) -> SAE:
     """Its id holds the repository's name, because the folders of many have the same names."""
-    sae = formats.read(directory)
+    sae = registry.read_place(directory)
     place = directory.relative_to(snapshot).as_posix()
     sae.record["source"] = f"{repo}@{snapshot.name}" + ("" if place == "." else f"/{place}")
     name = _file_name("/".join([repo.partition("/")[2], place]))
@@ -131,12 +134,18 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     name, mark, here = str(model.get("name") or ""), model.get("fingerprint"), _hub_name(lm)
     if mark == lm.fingerprint or (not mark and may_be_same(name, here)):  # names, where they are all there is
         return
+    if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):
+        return  # its weights are others by necessity: the gate tells whether the SAE still fits
     if name == lm.name or are_same(name, here):
         other = f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it those"
     else:
         other = f"{name or 'another model'}, not on {lm.name}; give it that model"
     raise UserError(f"the SAE {sae.id} was trained on {other} "
                     "(--no-gate, same_model=False in Python, uses it all the same)")  # fmt: skip
+
+
+def _is_quantised(lm: LanguageModel) -> bool:
+    return getattr(lm.model.config, "quantization_config", None) is not None
 
 
 def _hub_name(lm: LanguageModel) -> str:

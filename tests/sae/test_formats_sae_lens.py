@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from saefeat.io import UserError
-from saefeat.sae.store import load_sae
+from saefeat.sae.store import load_sae, save_sae
 
 sae_lens = pytest.importorskip("sae_lens")
 
@@ -126,7 +127,7 @@ def test_the_scale_of_the_vectors_in_training_is_folded_in(tmp_path, weights, sa
     theirs = make(kind, weights, **({"rescale_acts_by_decoder_norm": True} if rescale else {}))
     theirs.save_model(tmp_path / "a")
     change(tmp_path / "a", normalize_activations="expected_average_only_in")
-    with pytest.raises(UserError, match=r"but no activation_scaler\.json holds the factor"):
+    with pytest.raises(UserError, match=r"but no activation_scaler\.json beside it holds the factor; copy"):
         load_sae(tmp_path / "a")
     (tmp_path / "a" / "activation_scaler.json").write_text('{"scaling_factor": 0.3}')
     theirs.fold_activation_norm_scaling_factor(0.3)
@@ -184,3 +185,95 @@ def test_a_scaling_factor_of_fine_tuning_is_refused_unless_it_is_one(tmp_path, w
     save_file(load_file(path) | {"scaling_factor": torch.full((D_SAE,), 1.5)}, path)
     with pytest.raises(UserError, match="fine-tuned scaling_factor cannot be read"):
         load_sae(tmp_path / "a")
+
+
+def save_batchtopk(directory, weights, kind="BatchTopK", version="6.54.8", **run):
+    """A BatchTopK SAE as sae-lens 6.54.8 saves it after training on vectors times 0.1; its run's configuration."""
+    from sae_lens import saes
+
+    options = {"k": 16.0, "normalize_activations": "expected_average_only_in"}
+    options |= {"matryoshka_widths": [64, D_SAE]} if kind.startswith("Matryoshka") else {}
+    config = getattr(saes, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **options)
+    config.metadata.model_name, config.metadata.hook_name = "m", "blocks.3.hook_resid_post"
+    config.metadata.sae_lens_version = version
+    training = fill(getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc"))
+    training.topk_threshold.fill_(0.7)
+    training.fold_activation_norm_scaling_factor(0.1)
+    if version == "6.54.8":  # from 6.54.9 on the fold mends the threshold too
+        training.topk_threshold.fill_(0.7)
+    training.save_inference_model(directory)
+    if run:
+        (directory / "runner_cfg.json").write_text(json.dumps(run))
+
+
+def doubt(directory):
+    """What is said of an SAE when it is read, which its record keeps."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sae = load_sae(directory)
+    told = [str(warning.message) for warning in caught if "BatchTopK" in str(warning.message)]
+    assert told == ([f"the SAE in {directory}: {sae.record['doubt']}"] if "doubt" in sae.record else [])
+    return sae.record.get("doubt")
+
+
+@pytest.mark.parametrize("kind", ["BatchTopK", "MatryoshkaBatchTopK"])
+def test_a_batchtopk_sae_whose_threshold_was_not_scaled_is_named(tmp_path, weights, x, kind):
+    save_batchtopk(tmp_path / "old", weights, kind, sae={"normalize_activations": "expected_average_only_in"})
+    save_batchtopk(tmp_path / "new", weights, kind, "6.54.9", sae={"normalize_activations": "expected_average_only_in"})
+    assert "sae-lens 6.54.8 saved this BatchTopK SAE, which was trained on scaled" in doubt(tmp_path / "old")
+    assert doubt(tmp_path / "new") is None
+    old, new = load_sae(tmp_path / "old"), load_sae(tmp_path / "new")
+    torch.testing.assert_close(old.threshold / 0.1, new.threshold)  # as the advice says
+    assert (old.encode(x).values > 0).sum() > (new.encode(x).values > 0).sum()
+    assert old.record["l0"] == 16.0  # what BatchTopK aims at, for the gate
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({}, "which may have been trained (no runner_cfg.json tells) on scaled activations"),
+        ({"sae": {"normalize_activations": "none"}}, None),
+        ({"saes": {"a": {"normalize_activations": "expected_average_only_in"}}}, "which was trained on scaled"),
+        ({"saes": {"a": {"normalize_activations": "none"}}}, None),
+        ({"saes": "all", "sae": 3}, "may have been trained"),
+    ],
+)
+def test_the_configuration_of_a_training_tells_whether_it_scaled(tmp_path, weights, run, said):
+    save_batchtopk(tmp_path / "a", weights)
+    (tmp_path / ("runner_cfg.json" if "saes" in run else "a/runner_cfg.json")).write_text(json.dumps(run))
+    found = doubt(tmp_path / "a")
+    assert found is None if said is None else said in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubted"),
+    [
+        ({}, True),
+        ({"sae_lens_version": "6.54.9"}, False),
+        ({"sae_lens_version": "6.55.0"}, False),
+        ({"sae_lens_version": "6.9.1"}, True),
+        ({"sae_lens_version": "6.0.0-rc.1"}, True),
+        ({"sae_lens_version": None}, False),
+        ({"training_architecture": "jumprelu"}, False),
+        ({"training_architecture_details": {"rescale_acts_by_decoder_norm": False}}, False),
+        ({"training_architecture": None, "training_architecture_details": None}, True),  # an early version
+    ],
+)
+def test_only_those_of_which_it_can_be_true_are_named(tmp_path, weights, changes, doubted):
+    save_batchtopk(tmp_path / "a", weights)
+    cfg = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    change(tmp_path / "a", metadata=cfg["metadata"] | changes)
+    assert (doubt(tmp_path / "a") is not None) == doubted
+
+
+def test_a_jumprelu_sae_with_thresholds_of_its_own_is_not_named(tmp_path, weights):
+    make("jumprelu", weights).save_model(tmp_path / "a")
+    cfg = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    change(tmp_path / "a", metadata=cfg["metadata"] | {"sae_lens_version": "6.20.0"})
+    assert doubt(tmp_path / "a") is None
+
+
+def test_what_is_doubted_stays_doubted_where_it_is_saved_again(tmp_path, weights):
+    save_batchtopk(tmp_path / "a", weights)
+    save_sae(load_sae(tmp_path / "a"), tmp_path / "b")
+    assert doubt(tmp_path / "b") == doubt(tmp_path / "a")

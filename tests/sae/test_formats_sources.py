@@ -333,6 +333,30 @@ def test_a_release_of_sae_lens_is_read_with_what_only_the_registry_knows(offline
     assert again.identity == ours.identity
 
 
+@pytest.mark.parametrize(
+    ("overrides", "row", "cfg"),
+    [
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, {}, {}),
+        ({"normalize_activations": "constant_norm_rescale"}, {}, {}),
+        (None, {"norm_scaling_factor": 0.4}, {"normalize_activations": "expected_average_only_in"}),
+    ],
+)
+def test_a_hub_id_gives_what_its_name_in_sae_lens_gives(served, releases, weights, overrides, row, cfg):
+    place = "some/blocks.3.hook_resid_pre"
+    releases("corrected", "owner/gpt2", "blocks.3.hook_resid_pre", place, overrides=overrides, l0=12, **row)
+    releases("other", "owner/other", "blocks.3.hook_resid_pre", place, overrides={"d_in": 1})
+    save_sae_lens(served / "owner/gpt2" / place, weights, model_name=None, **cfg)
+    by_name = load_sae("corrected/blocks.3.hook_resid_pre")
+    by_hub, whole = load_sae(f"owner/gpt2@v1/{place}"), load_sae("owner/gpt2")
+    again = load_sae(Path(str(by_hub.record["path"])))  # as an artefact names it
+    marks = {sae.identity["fingerprint"] for sae in (by_name, by_hub, whole, again)}
+    assert len(marks) == 1
+    assert {(sae.record["model"]["name"], sae.record["l0"]) for sae in (by_hub, whole, again)} == {("gpt2-small", 12.0)}
+    if not cfg:  # without the registry it would be another
+        copy = shutil.copytree(by_hub.record["path"], served / "copy")
+        assert load_sae(copy).identity["fingerprint"] not in marks
+
+
 def test_a_release_in_the_format_of_sparsify_is_read_as_sparsify_reads_it(offline, releases, weights, same, x):
     releases("sparse", "owner/sparse", "layers.3.mlp", "layers.3.mlp", form="sparsify")
     given = save_sparsify(offline("owner/sparse") / "layers.3.mlp", weights)
@@ -390,8 +414,52 @@ def test_qwen_scope_is_read_by_its_name_in_sae_lens_and_by_its_file(offline, rel
     assert again.identity["fingerprint"] == by_hub.identity["fingerprint"] == ours.identity["fingerprint"]
     assert len(load_saes(repo)) == 2
     (snapshot / "layer3.sae.pt").rename(snapshot.parents[2] / "layer3.sae.pt")
-    with pytest.raises(UserError, match="does not say what it is: keep the name of its repository"):
+    with pytest.raises(UserError, match=r"does not say what it is: keep the config\.json beside it, or the name"):
         load_sae(snapshot.parents[2] / "layer3.sae.pt")
+
+
+def save_qwen_scope(folder, **changes):
+    """Files of Qwen-Scope with the configuration that its repositories have."""
+    folder.mkdir(parents=True)
+    made = {"W_enc": torch.eye(6)[:, :4], "W_dec": torch.eye(6)[:4], "b_enc": torch.zeros(6), "b_dec": torch.zeros(4)}
+    torch.save({name: tensor.clone() for name, tensor in made.items()}, folder / "layer3.sae.pt")
+    cfg = {"model_type": "topk_sae", "base_model": "Qwen/Qwen3-1.7B-Base", "d_model": 4, "d_sae": 6, "k": 2,
+           "num_layers": 28, "hook_point": "resid_post", "dtype": "float32"}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(cfg | changes))
+
+
+def test_qwen_scope_in_a_folder_of_another_name_is_read_by_its_configuration(tmp_path):
+    save_qwen_scope(tmp_path / "my-saes")
+    for source in ("my-saes", "my-saes/layer3.sae.pt"):
+        sae = load_sae(tmp_path / source)
+        assert (sae.id, sae.site, sae.k) == ("my-saes-layer3", "resid_post@3", 2)
+        assert sae.record["model"]["name"] == "Qwen/Qwen3-1.7B-Base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 7}, "k 7 is greater than d_sae 6"),
+        ({"k": "2"}, "k is missing or not a positive number"),
+        ({"hook_point": "mlp_out"}, "SAEs of the hook_point mlp_out cannot be read"),
+        ({"model_type": "qwen3"}, "does not say what it is: keep the config.json beside it"),
+        ({"base_model": ["a"]}, None),
+    ],
+)
+def test_another_configuration_beside_files_of_qwen_scope(tmp_path, changes, message):
+    save_qwen_scope(tmp_path / "my-saes", **changes)
+    if message is None:
+        assert load_sae(tmp_path / "my-saes").record["model"]["name"] is None
+    else:
+        with pytest.raises(UserError, match=message):
+            load_sae(tmp_path / "my-saes")
+
+
+def test_qwen_scope_in_a_repository_of_another_name_is_downloaded_with_its_configuration(served):
+    save_qwen_scope(served / "owner/mirror")
+    for source in ("owner/mirror", "owner/mirror/layer3.sae.pt"):
+        sae = load_sae(source)
+        assert (sae.site, sae.k, sae.record["model"]["name"]) == ("resid_post@3", 2, "Qwen/Qwen3-1.7B-Base")
 
 
 def test_a_file_of_qwen_scope_is_downloaded_alone(served, tmp_path):

@@ -98,6 +98,15 @@ def test_another_revision_of_the_base_model_is_said(lm, text, sae):
     assert f"trained on revision {'a' * 40} of the base model, this is {'b' * 40}" in describe(found)
 
 
+def test_what_is_known_to_be_wrong_with_the_files_is_said(lm, text, sae):
+    other = dataclasses.replace(sae, record={**sae.record, "doubt": "its threshold may be wrong"})
+    (found,) = check_saes(lm, [other], text)
+    assert "; its threshold may be wrong" in describe(found)
+    wrong = dataclasses.replace(other, b_dec=sae.b_dec * 30, W_dec=sae.W_dec * 30)
+    with pytest.raises(UserError, match=r"it fits at no layer.*; its threshold may be wrong"):
+        check_saes(lm, [wrong], text)
+
+
 def test_fidelity_is_that_of_a_plain_loop(sae):
     torch.manual_seed(0)
     x = torch.randn(50, sae.d_in) + sae.b_dec

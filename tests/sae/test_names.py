@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saefeat.sae.names import may_be_same
+from saefeat.sae.names import is_quantised, may_be_same
 from saefeat.sae.registry import _releases
 
 # Of these TransformerLens has its own weights; transformers cannot load them, or they write no text.
@@ -86,6 +86,12 @@ def test_another_model_is_another(model, other):
     assert not may_be_same(model, other) and not may_be_same(other, model)
 
 
+@pytest.mark.parametrize(("name", "stored"), [("Qwen/Qwen3-0.6B", False), ("openai/gpt-oss-20b", False),
+                                              ("Qwen/Qwen3-0.6B-FP8", True), ("x/y-bnb-4bit", True)])  # fmt: skip
+def test_a_name_says_whether_weights_are_quantised(name, stored):
+    assert is_quantised(name) == stored
+
+
 @pytest.mark.parametrize(
     ("model", "hub"),
     [
@@ -97,6 +103,14 @@ def test_another_model_is_another(model, other):
         ("tiny-stories-1L-21M", "roneneldan/TinyStories-1Layer-21M"),
         ("swiss-ai/Apertus-8B-2509", "swiss-ai/Apertus-8B-Instruct-2509"),
         ("/somewhere/model", "gpt2"),
+        ("meta-llama/Llama-3.2-3B", "unsloth/Llama-3.2-3B-Instruct-unsloth-bnb-4bit"),
+        ("mistralai/Mistral-7B-v0.1", "TheBloke/Mistral-7B-v0.1-AWQ"),
+        ("llama-3-8b-instruct", "neuralmagic/Meta-Llama-3-8B-Instruct-FP8-dynamic"),
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B-FP8"),
+        ("google/gemma-3-1b-it", "google/gemma-3-1b-it-qat-q4_0-gguf"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16"),
+        ("Qwen/Qwen3-4B-Instruct-2507", "mlx-community/Qwen3-4B-Instruct-2507-4bit"),
         ("gpt2", ""),
     ],
 )

@@ -202,6 +202,48 @@ def test_a_source_that_is_given_twice_is_said_to_be(tmp_path, second):
         load_saes([str(tmp_path / "a"), f"{tmp_path}/{second}"])
 
 
+def test_saes_in_linked_folders_are_read_by_the_names_of_their_links(tmp_path, tiny_lm):
+    for name in ("step-9000", "step-100"):
+        save_sae(make_sae(), tmp_path / "elsewhere" / name)
+    (tmp_path / "saes").mkdir()
+    save_sae(make_sae(), tmp_path / "saes" / "own")
+    (tmp_path / "saes" / "layer-1").symlink_to(tmp_path / "elsewhere" / "step-9000")
+    (tmp_path / "saes" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "saes" / "latest").symlink_to("own")  # it is found under its own name
+    (tmp_path / "saes" / "round").symlink_to(tmp_path / "saes")
+    with pytest.raises(UserError, match=r"the SAE layer-1 of .*/layer-1 is given twice, as layer-1 and as step-9000"):
+        load_saes(str(tmp_path / "saes"), tiny_lm)
+    (tmp_path / "saes" / "layer-1").unlink()
+    saes = load_saes(str(tmp_path / "saes"), tiny_lm)
+    assert [sae.id for sae in saes] == ["step-100", "step-9000", "own"]
+    for sae in saes:
+        assert load_sae(sae.record["path"]).id == sae.id  # as an artefact names it
+
+
+def test_a_link_is_read_again_by_its_own_name(tmp_path):
+    """sparsify's site is the folder's name, which what a link leads to need not have."""
+    (tmp_path / "blob").mkdir()
+    write_sae("sparsify", make_sae(), tmp_path / "blob")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "layers.1.mlp").symlink_to(tmp_path / "blob")
+    sae = load_sae(tmp_path / "run")
+    assert sae.site == "layers.1.mlp"
+    assert load_sae(sae.record["path"]).site == "layers.1.mlp"
+
+
+@pytest.mark.parametrize("place", ["lost", "a/sae_weights.safetensors", "deep/er/lost"])
+def test_a_folder_with_a_link_that_leads_nowhere_is_not_read_without_it(tmp_path, place):
+    save_sae(make_sae(), tmp_path / "a")
+    link = tmp_path / place
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"the link {link} leads nowhere; mend or remove it"):
+        load_saes(str(tmp_path))
+    if place == "lost":
+        assert load_sae(tmp_path / "a").id == "a"
+
+
 @pytest.mark.parametrize("source", ["", " "])
 def test_an_empty_source_is_not_the_directory_one_is_in(tmp_path, monkeypatch, source):
     save_sae(make_sae(), tmp_path / "a")
@@ -287,6 +329,10 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
         ("Qwen/Qwen3-1.7B-Base", "qwen3-1.7b", True),
         ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped", True),
         ("pythia-70m-deduped", "EleutherAI/pythia-70m", False),
+        ("meta-llama/Llama-3.2-1B", "unsloth/Llama-3.2-1B-bnb-4bit", True),
+        ("meta-llama/Llama-3.1-8B-Instruct", "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8", True),
+        ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-7B-Instruct-AWQ", True),
+        ("qwen2.5-7b-instruct", "Qwen/Qwen2.5-1.5B-Instruct-AWQ", False),
         ("/data/models/mine", "google/gemma-3-270m", True),
         ("gemma-3-1b", "{here}", True),
     ],
@@ -312,6 +358,22 @@ def test_other_weights_of_the_model_are_told_from_another_model(directory, make_
     assert len(load_saes(str(directory), lm, same_model=False)) == 1
     save_sae(make_sae(model={"name": "/data/mine", "fingerprint": "other"}), directory)
     with pytest.raises(UserError, match=f"trained on /data/mine, not on {lm.name}"):
+        load_saes(str(directory), lm)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("owner/tiny-bnb-4bit", None), ("owner/tiny-AWQ", None), ("owner/tiny-FP8", None), ("owner/tiny", "torchao")],
+)
+def test_quantised_weights_of_the_model_are_for_the_gate_to_judge(directory, make_lm, name, config):
+    lm = make_lm()
+    lm.name = name
+    if config:
+        lm.model.config.quantization_config = {"quant_method": config}
+    save_sae(make_sae(model={"name": "owner/tiny", "fingerprint": "of its float weights"}), directory)
+    assert len(load_saes(str(directory), lm)) == 1
+    save_sae(make_sae(model={"name": "owner/large", "fingerprint": "other"}), directory)
+    with pytest.raises(UserError, match=f"trained on owner/large, not on {name}"):
         load_saes(str(directory), lm)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from saefeat.dictionaries import NORMALIZATIONS, SAE
 from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
+from saefeat.sae.formats import batchtopk
+from saefeat.sae.formats.batchtopk import SCALED
 from saefeat.sae.formats.tensors import (
     active,
     canonical,
@@ -28,7 +31,7 @@ from saefeat.sae.formats.tensors import (
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training
-FILES = (CFG, WEIGHTS, _SCALER)
+FILES = (CFG, WEIGHTS, _SCALER, batchtopk.RUN)
 _COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _LAYOUTS = {
     "standard": ("relu", {**_COMMON, "b_enc": "b_enc"}),
@@ -81,6 +84,10 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: f
     if mark is not None and mark != tensors_fingerprint(tensors):
         raise UserError(f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again")
     sae.id = directory.name
+    doubt = sae.record.get("doubt") if _ours(cfg, where) else batchtopk.doubt(cfg, sae, directory)
+    if doubt:
+        sae.record["doubt"] = doubt
+        warnings.warn(f"the SAE in {directory}: {doubt}", stacklevel=2)
     return sae
 
 
@@ -183,8 +190,8 @@ def _transforms(told: dict[str, Any], where: Path | str) -> None:
                         "only SAEs of whole vectors can")  # fmt: skip
     given = told.get("normalize_activations")
     if given is None or isinstance(given, bool):  # early versions said yes or no
-        given = "expected_average_only_in" if given else "none"
-    if given not in (*NORMALIZATIONS, "expected_average_only_in"):
+        given = SCALED if given else "none"
+    if given not in (*NORMALIZATIONS, SCALED):
         raise UserError(f"{where}: an SAE with normalize_activations = {given} cannot be read; "
                         f"fold it into the weights")  # fmt: skip
     told["normalize_activations"] = given
@@ -197,10 +204,12 @@ def _transforms(told: dict[str, Any], where: Path | str) -> None:
 
 def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scaling: float | None) -> None:
     """Bring the weights into the model's raw units, with decoder rows of length 1 where units compete by it."""
-    if cfg["normalize_activations"] == "expected_average_only_in":
+    if cfg["normalize_activations"] == SCALED:
         if not isinstance(scaling, int | float) or not 0 < scaling < float("inf"):
-            raise UserError(f"{where}: normalize_activations is expected_average_only_in, but no {_SCALER} "
-                            "holds the factor; fold it into the weights with sae-lens")  # fmt: skip
+            raise UserError(f"{where}: normalize_activations is {SCALED}, but no {_SCALER} beside it holds the factor; "
+                            "copy that file from a checkpoint of the training, or write one with "
+                            '{"scaling_factor": F}, where F is sqrt(d_in) / mean norm of the vectors of the '
+                            "training")  # fmt: skip
         cfg["normalize_activations"] = "none"
         found["W_enc"] = settled(found["W_enc"], lambda rows: rows * scaling)
         found["W_dec"] = settled(found["W_dec"], lambda rows: rows / scaling)
@@ -259,4 +268,5 @@ def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
         "model": {"name": text(cfg.get("model_name")), "revision": text(revision)},
         "module": cfg.get("hook_name"),
         "tokens": {key: cfg[key] for key in _TOKENS if cfg.get(key) is not None},
+        **figures(l0=batchtopk.stated_l0(cfg)),
     }
