@@ -17,6 +17,7 @@ from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 # What transformers raises for bad models.
 _LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
 _CUT_OFF = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")  # of any client of the hub
+_TEXTS = 1024  # tokenised in one call, whose result is many times their size
 _FIRST = 5  # seconds for the question whether the hub is there
 EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
 __all__ = [
@@ -83,12 +84,13 @@ class LanguageModel:
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
         """Token ids of each text without special tokens added, cut at `limit` tokens."""
-        if not texts:
-            return []
-        # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
-        cut = [text[: 64 * limit] for text in texts]
-        ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [row[:limit] for row in ids]
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS):
+            # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
+            cut = [text[: 64 * limit] for text in texts[start : start + _TEXTS]]
+            ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            rows += [row[:limit] for row in ids]
+        return rows
 
     def unembedding(self) -> Tensor:
         """[vocabulary, d] weight of the output projection."""
