@@ -27,7 +27,9 @@ __all__ = [
     "Corpus",
     "Plan",
     "clean_text",
+    "fill_budget",
     "first_by_hash",
+    "in_hashed_order",
     "load_corpus",
     "make_batch",
     "make_plan",
@@ -135,7 +137,7 @@ def make_plan(
     `count_bos`: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
     Raises UserError when a label has no usable text in the split.
     """
-    by_hash = _in_hashed_order(corpus, corpus.positions(split, seed), seed)
+    by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
     tokens, counts, skipped = fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
     for label in corpus.labels:
         if not any(corpus.of[i] == label for i in tokens):
@@ -182,7 +184,8 @@ def fill_budget(
     return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}
 
 
-def _in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
+def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
+    """Positions in the order of their hashed ids, in which budgets are filled."""
     return sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
 
 
@@ -190,7 +193,7 @@ def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> li
     """At most n examples of each label, chosen by hashed id, in the corpus's order."""
     taken: Counter[str] = Counter()
     chosen = []
-    for i in _in_hashed_order(corpus, positions, seed):
+    for i in in_hashed_order(corpus, positions, seed):
         if taken[corpus.of[i]] < n:
             taken[corpus.of[i]] += 1
             chosen.append(i)

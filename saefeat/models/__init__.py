@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ class LanguageModel:
     @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.all_special_ids) | set(self.prefix) | set(self.suffix)
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads its sums are split over, which changes their last bits; None on a GPU."""
+        return torch.get_num_threads() if self.device == "cpu" else None
+
+    def say_threads(self, header: dict[str, Any], what: str, say: Callable[[str], None]) -> None:
+        """Say so where a stage goes on with another number of threads than its checkpoint's header records."""
+        then = header.get("threads")
+        if then not in (None, self.threads):
+            say(f"note: {what} goes on with {self.threads} threads where {then} were used before; its last digits may "
+                "differ from those of one that was not stopped")  # fmt: skip
 
     @property
     def layers_path(self) -> str:
