@@ -19,8 +19,7 @@ import torch
 
 from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
-from saefeat.sae.store import save_sae
-from saefeat.sae.store import load_sae
+from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
 

@@ -86,7 +86,7 @@ def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
 
 
 def test_a_strange_l0_is_said(lm, text, sae):
-    other = dataclasses.replace(sae, record={**sae.record, "l0": 200.0})
+    other = dataclasses.replace(sae, record={**sae.record, "held_out": {**sae.record["held_out"], "l0": 200.0}})
     (found,) = check_saes(lm, [other], text)
     assert "(stated 200.0)" in describe(found) and "L0 far from the stated" in describe(found)
     assert "stated" not in describe({**found, "stated": {}})
