@@ -195,7 +195,7 @@ class SAE:
         return None if self.max_norm is None else finite(x.float().norm(dim=-1)) <= self.max_norm
 
     def encode(self, x: Tensor) -> Codes:
-        """x [n, d_in] -> values and units, [n, k] of `topk` and `groupmax`, else flat, of those that fire (see `Codes`).
+        """x [n, d_in] -> values and units, [n, k] of `topk` and `groupmax`, else flat of those that fire (see `Codes`).
 
         Of `topk` the greatest value is first, of the others the lowest unit.
         """
@@ -205,9 +205,9 @@ class SAE:
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
         parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
-        values, indices = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        values, units = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         counts = [each for _, _, each in parts if each is not None]
-        return Codes(values, indices, self.width, counts=torch.cat(counts) if counts else None)
+        return Codes(values, units, self.width, counts=torch.cat(counts) if counts else None)
 
     def decode(self, codes: Codes) -> Tensor:
         """[n, d_in] float32; of an SAE that normalises its input, the normalised vectors (see `reconstruct`)."""

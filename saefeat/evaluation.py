@@ -155,12 +155,12 @@ def _with_slips(cells: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[ND
     true, guesses, share = cells[0], cells[1:], slip(int(counts.sum()))
     present = np.unique(true)
     after = present[(np.searchsorted(present, true) + 1) % max(len(present), 1)]
-    parts, weights = [cells], [counts * (1 - share * len(guesses))]
+    parts, weights = [cells], [counts.astype(np.float64) * (1 - share * len(guesses))]
     for head, guess in enumerate(guesses, 1):
         slipped = cells.copy()
         slipped[head] = np.where(guess == true, after, true)
         parts.append(slipped)
-        weights.append(counts * share)
+        weights.append(counts.astype(np.float64) * share)
     return np.concatenate(parts, axis=1), np.concatenate(weights)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from saefeat import evaluation, forcing
 from saefeat.forcing import Outcome, Own
 
-SETS = 400
+SETS = 200
 RESAMPLES = 500
 _ROW = tuple[str, float, int, Callable[[np.random.Generator], tuple[list[float], list[float]]]]
 
@@ -47,7 +47,9 @@ class _Labels:
     def true(self, measure: str, head: int) -> float:
         cells = self.rates[head] * np.bincount(self.truth)[:, None]
         hit = np.diag(cells)
-        return float(hit.sum() / cells.sum() if measure == "accuracy" else np.mean(2 * hit / (cells.sum(0) + cells.sum(1))))
+        return float(
+            hit.sum() / cells.sum() if measure == "accuracy" else np.mean(2 * hit / (cells.sum(0) + cells.sum(1)))
+        )
 
     def guesses(self, head: int, rng: np.random.Generator) -> NDArray[np.int64]:
         ends = self.rates[head].cumsum(1)[self.truth]
@@ -107,7 +109,7 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
     own, names = Own(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
 
     def outcome(label: str, rate: float, rng: np.random.Generator) -> Outcome:
-        judged = [label if hit else "en" for hit in rng.random(n) < rate]
+        judged: list[str | None] = [label if hit else "en" for hit in rng.random(n) < rate]
         return Outcome([""] * n, judged, 10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)), np.full(n, 0.9))
 
     def score(rate: float) -> float:
@@ -117,11 +119,13 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
     def one(rng: np.random.Generator) -> tuple[list[float], list[float]]:
         found = outcome("l0", force[0], rng)
         picks = rng.integers(0, n, (RESAMPLES, n))
-        return forcing.row(found, "l0", own)["score_ci"], evaluation.percentiles(forcing.scores(found, "l0", own, picks))
+        return forcing.row(found, "l0", own)["score_ci"], evaluation.percentiles(
+            forcing.scores(found, "l0", own, picks)
+        )
 
     def both(key: str, rng: np.random.Generator) -> tuple[list[float], list[float]]:
         sides = [{name: outcome(name, rate, rng) for name in names} for rate in force]
-        found = forcing.compare(*sides, dict.fromkeys(names, own))
+        found = forcing.compare(sides[0], sides[1], dict.fromkeys(names, own))
         picks = rng.integers(0, n, (RESAMPLES, n))
         draws = [np.mean([forcing.scores(side[name], name, own, picks) for name in names], axis=0) for side in sides]
         plain = draws[0] if key == "score_ci" else draws[0] - draws[1]
@@ -157,7 +161,7 @@ def main() -> None:
         rng = np.random.default_rng(number)
         found = np.array([draw(rng) for _ in range(arguments.sets)])  # [sets, ours and percentile, ends]
         holds = ((found[:, :, 0] <= truth + 1e-9) & (found[:, :, 1] >= truth - 1e-9)).mean(0)
-        width = (found[:, :, 1] - found[:, :, 0])
+        width = found[:, :, 1] - found[:, :, 0]
         rows.append({"measure": name, "truth": round(truth, 4), "n": n, "ours": round(float(holds[0]), 3),
                      "percentile": round(float(holds[1]), 3), "width": round(float(width[:, 0].mean()), 4),
                      "width of percentile": round(float(width[:, 1].mean()), 4),

@@ -113,9 +113,9 @@ def sweep(
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`; run again to resume.
 
-    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. Those that were measured
-    with another number of threads, whose figures differ in bfloat16, are measured again. A label that cannot be measured
-    (no test text, no features) is said and left out.
+    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. Those that were
+    measured with another number of threads, whose figures differ in bfloat16, are measured again. A label that cannot
+    be measured (no test text, no features) is said and left out.
 
     halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
     method that has something to tune.

@@ -299,7 +299,11 @@ def train_saes(
         trainer = trainers[site.name]
         sae = trainer.sae(sae_id(site.name), site.name, records[site.name])
         average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
-        sae.record |= {"held_out": measured(sae, held, buffers), "training_average": average, "dead": trainer.dead_share}
+        sae.record |= {
+            "held_out": measured(sae, held, buffers),
+            "training_average": average,
+            "dead": trainer.dead_share,
+        }
         save_sae(sae, out / sae_id(site.name))
     shutil.rmtree(out / "partial", ignore_errors=True)
     return [load_sae(out / sae_id(site)) for site in sites]
@@ -331,9 +335,7 @@ def _checkpoint(partial: Path, trainers: dict[str, Trainer], state: dict[str, An
     save_tensors(partial / "state.safetensors", tensors, {**state, "step": step})
 
 
-def _resume(
-    lm: LanguageModel, partial: Path, trainers: dict[str, Trainer], request: str, progress: Progress
-) -> int:
+def _resume(lm: LanguageModel, partial: Path, trainers: dict[str, Trainer], request: str, progress: Progress) -> int:
     path = partial / "state.safetensors"
     if not path.exists():
         return 0

@@ -143,7 +143,9 @@ def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
 
 
 def test_a_training_on_all_text_states_no_held_out_figures(tiny_lm, tmp_path):
-    corpus = load_corpus([(f"der Hund {i} lief", "de") for i in range(90)] + [(f"dogs ran {i}", "en") for i in range(90)])
+    corpus = load_corpus(
+        [(f"der Hund {i} lief", "de") for i in range(90)] + [(f"dogs ran {i}", "en") for i in range(90)]
+    )
     plan = make_plan(corpus, tiny_lm, split="all", mixed=True)
     (sae,) = train_saes(tiny_lm, plan, SITES[:1], tmp_path, CONFIG)
     assert sae.record["held_out"] == {} and sae.record["training_average"]["fvu"] > 0
