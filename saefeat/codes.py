@@ -25,21 +25,33 @@ def to_steps(values: Tensor) -> Tensor:
 class Codes:
     """Units of n tokens.
 
-    values: float32 [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not fire, and only with value 0
-        may one stand twice), or [n, width] with `indices` None.
+    values: float32, in one of three layouts. [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not
+        fire, and only with value 0 may one stand twice); [m] with `indices` int64 [m] and `counts` int64 [n], the codes
+        of the first token, then those of the next, `counts` of each, so that memory is as many as they are and not the
+        most that one token has; or [n, width] with `indices` None.
     """
 
     values: Tensor
     indices: Tensor | None
     width: int
     signed: bool = False
+    counts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values if self.counts is None else self.counts)
+
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Token and unit (int64 [m]) and value (float32 [m]) of sparse codes, token by token."""
+        assert self.indices is not None
+        each = self.values.shape[1] if self.counts is None else self.counts
+        token = torch.arange(len(self), device=self.values.device).repeat_interleave(each)
+        return token, self.indices.reshape(-1), self.values.reshape(-1)
 
     def dense(self) -> Tensor:
         """[n, width] float32."""
         if self.indices is None:
             return self.values
-        out = self.values.new_zeros(self.values.shape[0], self.width)
-        return out.scatter_add_(1, self.indices, self.values)
+        return self._spread(self.width)
 
     def of(self, units: Tensor) -> Tensor:
         """Values float32 [n, m] of chosen units int64 [m], firing or not; 0 for those that are not among the codes."""
@@ -47,14 +59,20 @@ class Codes:
             return self.values[:, units]
         place = torch.full((self.width,), len(units), dtype=torch.int64, device=units.device)
         place[units] = torch.arange(len(units), device=units.device)
-        out = self.values.new_zeros(len(self.values), len(units) + 1)
-        return out.scatter_add_(1, place[self.indices], self.values)[:, :-1]
+        return self._spread(len(units) + 1, place)[:, :-1]
+
+    def _spread(self, columns: int, place: Tensor | None = None) -> Tensor:
+        """[n, columns] of sparse codes; place [width]: the column of each unit."""
+        token, unit, value = self.pairs()
+        out = value.new_zeros(len(self), columns)
+        out.view(-1).index_add_(0, token * columns + (unit if place is None else place[unit]), value)
+        return out
 
     def bag(self, lengths: Tensor) -> Bag:
         """Sum by example. lengths[E] int64 on the CPU: tokens of each consecutive example, sum(lengths) == n."""
         if self.indices is None:
             return _dense_bag(self, lengths)
-        return _sparse_bag(self.values, self.indices, lengths, self.width)
+        return _sparse_bag(self, lengths)
 
 
 @dataclass
@@ -113,13 +131,14 @@ def concat(bags: list[Bag]) -> Bag:
     return Bag(starts[-1], bags[0].width, **fields)  # type: ignore[arg-type]
 
 
-def _sparse_bag(values: Tensor, indices: Tensor, lengths: Tensor, width: int) -> Bag:
+def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:
+    token, unit, values = codes.pairs()
     if not torch.isfinite(values).all():
         raise RunFailed("an activation is infinite or not a number")
-    count = len(lengths)
+    count, width = len(lengths), codes.width
     example = torch.repeat_interleave(torch.arange(count), lengths).to(values.device)
     firing = values > 0
-    cell = (example[:, None] * width + indices)[firing]
+    cell = (example[token] * width + unit)[firing]
     value = values[firing]
     cell, order = torch.sort(cell)
     value = value[order]

@@ -284,7 +284,7 @@ def _pass(
     """Collect dictionaries in one pass over the corpus."""
     dictionaries = [on_device(d, lm.device) for d in dictionaries]
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    state = _resume(lm.device, out / "partial", dictionaries, headers, plan, windows)
+    state = _resume(lm, out / "partial", dictionaries, headers, plan, windows, progress)
     if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
         state = _start(lm.device, dictionaries, headers, plan)
     done = set(state.done)
@@ -339,7 +339,7 @@ def _run_windows(
         state.done.append(w)
         progress(_progress_line(len(state.done), tokens, todo, time.monotonic() - start))
         if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
-            _checkpoint(partial, state)
+            _checkpoint(partial, state, lm.threads)
             saved = time.monotonic()
             # Wide dictionaries take gigabytes: writing them may take a twentieth of the time.
             pause = max(pause, 20 * (saved - begun)) if checkpoint_seconds else 0.0
@@ -379,13 +379,13 @@ def _add(device: str, state: _State, corpus: Corpus, batch: Batch, results: dict
         state.stats[name].add(bag, labels, lengths.to(device))
 
 
-def _checkpoint(partial: Path, state: _State) -> None:
+def _checkpoint(partial: Path, state: _State, threads: int | None) -> None:
     """One file, renamed into place: statistics, top examples and the windows behind them always agree."""
     tensors = {f"stats|{f}|{n}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()}
     for name, top in state.top.items():
         tensors |= {f"top|value|{name}": top.value, f"top|position|{name}": top.position}
     headers = {name: stats.header for name, stats in state.stats.items()}
-    save_tensors(partial / _STATE, tensors, {"headers": headers, "done": state.done})
+    save_tensors(partial / _STATE, tensors, {"headers": headers, "done": state.done, "threads": threads})
 
 
 def _start(device: str, dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
@@ -399,14 +399,15 @@ def _start(device: str, dictionaries: Sequence[Dictionary], headers: dict[str, d
 
 
 def _resume(
-    device: str,
+    lm: LanguageModel,
     partial: Path,
     dictionaries: Sequence[Dictionary],
     headers: dict[str, dict[str, Any]],
     plan: Plan,
     windows: list[int],
+    progress: Progress,
 ) -> _State:
-    state = _start(device, dictionaries, headers, plan)
+    state = _start(lm.device, dictionaries, headers, plan)
     path = partial / _STATE
     if not path.exists():
         return state
@@ -415,6 +416,7 @@ def _resume(
     now = {name: comparable(one) for name, one in headers.items()}
     if before != now or not set(header["done"]) <= set(windows):
         raise UserError(f"{partial.parent} holds an unfinished collection of something else; choose another --out")
+    lm.say_threads(header, "the collection", progress)
     state.done = header["done"]
     for key, tensor in tensors.items():
         kind, field, name = key.split("|", 2)

@@ -189,7 +189,7 @@ class SAE:
         return 0 if as_stored else self.W_enc.numel() * dtype.itemsize
 
     @cached_property
-    def _encoder(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _encoder(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
         dtype = getattr(torch, self.dtype)
         if self.activation == "topk":
             return GroupedEncoder(self.W_enc, self.b_enc, self.k, dtype)
@@ -202,18 +202,19 @@ class SAE:
         return inliers(x, self.max_norm)
 
     def encode(self, x: Tensor) -> Codes:
-        """x [n, d_in] -> values and units [n, m]; of `topk` m is k, of greatest value first."""
+        """x [n, d_in] -> values and units, [n, k] of `topk` and `groupmax`, else flat of those that fire (see `Codes`).
+
+        Of `topk` the greatest value is first, of the others the lowest unit.
+        """
         given = self._normalized(x.float())
         inputs = finite(given - self.b_dec if self.centred else given)
         if not len(x):
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
         parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
-        widest = max(values.shape[1] for values, _ in parts)
-        pad = torch.nn.functional.pad
-        values, indices = zip(*((pad(v, (0, widest - v.shape[1])), pad(i, (0, widest - i.shape[1]))) for v, i in parts),
-                              strict=True)  # fmt: skip
-        return Codes(torch.cat(values), torch.cat(indices), self.width)
+        values, units = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        counts = [each for _, _, each in parts if each is not None]
+        return Codes(values, units, self.width, counts=torch.cat(counts) if counts else None)
 
     def decode(self, codes: Codes) -> Tensor:
         """[n, d_in] float32; of an SAE that normalises its input, the normalised vectors (see `reconstruct`)."""
@@ -224,7 +225,8 @@ class SAE:
             units, indices = indices.unique(return_inverse=True)
             rows = rows[units].float()
         weights = codes.values.clamp(min=0)
-        bags = torch.nn.functional.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
+        starts = None if codes.counts is None else codes.counts.cumsum(0) - codes.counts
+        bags = torch.nn.functional.embedding_bag(indices, rows, starts, per_sample_weights=weights, mode="sum")
         return bags + self.b_dec
 
     def reconstruct(self, x: Tensor) -> Tensor:

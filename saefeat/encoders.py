@@ -34,7 +34,7 @@ class GroupedEncoder:
             _lay_out(weight[:, start : start + wide], columns, self.size)
             _lay_out(bias[None, start : start + wide], least[None], self.size)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
         """x [n, d_in] -> values float32 [n, k] (0 where fewer than k are positive) and units int64 [n, k]."""
         x = x.to(self.weight.dtype)
         pre = x.new_empty(len(self.weight), len(x), self.weight.shape[2])
@@ -42,7 +42,7 @@ class GroupedEncoder:
         for out, weight, bias in zip(pre, self.weight, self.bias, strict=True):
             torch.addmm(bias, x, weight, out=out)
             best.append(out.unflatten(1, (self.size, -1)).amax(1))  # while they are in the cache
-        return self._top(pre, torch.cat(best, 1), self.k)
+        return *self._top(pre, torch.cat(best, 1), self.k), None
 
     @classmethod
     def top(cls, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -119,16 +119,19 @@ class DenseEncoder:
         step = self.run or 8  # see `_true_cells`
         self.tile = max(1, -(-self.width // tiles(self.width, weight.device)) // step) * step
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [n, d_in] -> values float32 [n, m] (0 after the last that fires) and units int64 [n, m]."""
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x [n, d_in] -> values float32 [n, runs], units int64 [n, runs] and None; without runs, those that fire.
+
+        These are values [m], units [m] and how many each vector has, int64 [n]; see `Codes`.
+        """
         x = x.to(self.weight.dtype)
         if self.run is not None:
             values, units = zip(*(_greatest(pre, self.run, at) for pre, at in self._products(x)), strict=True)
-            return torch.cat(values, 1), torch.cat(units, 1)
+            return torch.cat(values, 1), torch.cat(units, 1), None
         found = _Firing(len(x), x.device)
         for pre, start in self._products(x):
             found.add(*self._fires(pre, slice(start, start + pre.shape[1])), start)
-        return found.padded()
+        return found.flat()
 
     def _products(self, x: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Pre-activations of the units of a tile, and the first of these."""
@@ -166,14 +169,17 @@ class _Firing:
         self.parts.append((rows, places, units + start, values[rows, units]))
         self.counts += counts
 
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Values float32 and units int64 [n, m]; m is the greatest number of a row, at least 1."""
-        rows, places, units, values = (torch.cat(part) for part in zip(*self.parts, strict=True))
-        out = values.new_zeros(len(self.counts), max(int(self.counts.max()), 1))
-        indices = torch.zeros_like(out, dtype=torch.int64)
-        out[rows, places] = values
-        indices[rows, places] = units
-        return out, indices
+    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values float32 [m] and units int64 [m], row by row, and how many each row has, int64 [n]."""
+        first = self.counts.cumsum(0) - self.counts
+        total = sum(len(part[0]) for part in self.parts)
+        out = torch.empty(total, device=first.device)
+        indices = torch.empty(total, dtype=torch.int64, device=first.device)
+        for rows, places, units, values in self.parts:
+            at = first[rows] + places
+            out[at] = values
+            indices[at] = units
+        return out, indices, self.counts
 
 
 def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:

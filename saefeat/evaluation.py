@@ -1,4 +1,11 @@
-"""How good: the metrics of language identification with bootstrap intervals, in the format of `lid/metrics.json`."""
+"""How good: the metrics of language identification with intervals, in the format of `lid/metrics.json`.
+
+Intervals hold near 0 and 1, where those of a percentile bootstrap are too narrow, and have no width where nothing is
+wrong. A share has Wilson's interval. So has any other measure between 0 and 1, for the number of examples whose share
+would vary as the measure does over bootstrap samples in which each judgement slips, from right to wrong or back, with
+probability 1 / (n + 2): one in n is expected to. A difference has the percentiles over such samples.
+`scripts/interval_coverage.py` measures how often these hold the truth.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +17,14 @@ from numpy.typing import NDArray
 
 Predictions = Sequence[str | None]
 Measure = Literal["accuracy", "f1_macro"]
-_ENDS = (0.025, 0.975)  # of a 95 % percentile interval
+_ENDS = (0.025, 0.975)  # of a 95 % interval
+_Z = 1.959964  # the normal quantile of the upper end
 
 
 def head_metrics(
     truth: Sequence[str], predicted: Predictions, labels: Sequence[str], *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Any]:
-    """Metrics of one head on n examples, 0/0 taken as 0, intervals by percentile bootstrap over the examples.
+    """Metrics of one head on n examples, 0/0 taken as 0, with 95 % intervals.
 
     Args:
         truth: n labels.
@@ -38,11 +46,11 @@ def head_metrics(
     matrix[cells[0], cells[1]] = counts
     hit, actual, called = np.diagonal(matrix), matrix.sum(1), matrix[:, :k].sum(0)
     scores = zip(_ratio(hit, called), _ratio(hit, actual), _f1(hit, actual, called), strict=True)
-    sampled = _resample(counts, seed, resamples)
-    metrics: dict[str, Any] = {}
-    for measure in ("accuracy", "f1_macro"):
-        metrics[measure] = float(_measure(measure, cells[0], cells[1], counts[None, :], k)[0])
-        metrics[f"{measure}_ci"] = _interval(_measure(measure, cells[0], cells[1], sampled, k))
+    accuracy, f1 = (float(_measure(m, cells[0], cells[1], counts[None, :], k)[0]) for m in ("accuracy", "f1_macro"))
+    metrics: dict[str, Any] = {"accuracy": accuracy, "accuracy_ci": wilson(accuracy, len(true)), "f1_macro": f1}
+    slipping, weights = _with_slips(cells, counts)
+    sampled = _resample(weights, len(true), seed, resamples)
+    metrics["f1_macro_ci"] = interval(f1, _measure("f1_macro", slipping[0], slipping[1], sampled, k), len(true))
     metrics["per_label"] = {
         label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
         for label, (precision, recall, f1) in zip(labels, scores, strict=True)
@@ -73,11 +81,12 @@ def paired_difference(
     _, guess_b = _indices(truth, pred_b, labels)
     cells, counts = np.unique(np.stack([true, guess_a, guess_b]), axis=1, return_counts=True)
 
-    def difference(sampled: NDArray[np.int64]) -> NDArray[np.float64]:
+    def difference(cells: NDArray[np.int64], sampled: NDArray[np.int64]) -> NDArray[np.float64]:
         return _measure(measure, cells[0], cells[1], sampled, k) - _measure(measure, cells[0], cells[2], sampled, k)
 
-    low, high = _interval(difference(_resample(counts, seed, resamples)))
-    return float(difference(counts[None, :])[0]), low, high
+    slipping, weights = _with_slips(cells, counts)
+    low, high = percentiles(difference(slipping, _resample(weights, len(true), seed, resamples)))
+    return float(difference(cells, counts[None, :])[0]), low, high
 
 
 def lid_metrics(
@@ -133,15 +142,36 @@ def _indices(
     return true, np.fromiter((columns[label] for label in predicted), np.int64, len(predicted))
 
 
-def _resample(counts: NDArray[np.int64], seed: int, resamples: int) -> NDArray[np.int64]:
-    """Cell counts of `resamples` samples of the examples with replacement: [resamples, cells].
+def slip(n: int) -> float:
+    """The probability with which each of n judgements slips in a bootstrap sample."""
+    return 1 / (n + 2)
+
+
+def _with_slips(cells: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Cells [1 + heads, m] (true label, guess of each head) and their weights where any one of the guesses may slip.
+
+    A right guess slips to the next label that has examples, a wrong one to the right label.
+    """
+    true, guesses, share = cells[0], cells[1:], slip(int(counts.sum()))
+    present = np.unique(true)
+    after = present[(np.searchsorted(present, true) + 1) % max(len(present), 1)]
+    parts, weights = [cells], [counts.astype(np.float64) * (1 - share * len(guesses))]
+    for head, guess in enumerate(guesses, 1):
+        slipped = cells.copy()
+        slipped[head] = np.where(guess == true, after, true)
+        parts.append(slipped)
+        weights.append(counts.astype(np.float64) * share)
+    return np.concatenate(parts, axis=1), np.concatenate(weights)
+
+
+def _resample(weights: NDArray[np.float64], n: int, seed: int, resamples: int) -> NDArray[np.int64]:
+    """Cell counts of `resamples` samples of n examples with replacement: [resamples, cells].
 
     Examples of one cell are alike, so drawing counts of cells is drawing examples, and far cheaper.
     """
-    total = counts.sum()
-    if total == 0:
+    if not n:
         return np.zeros((resamples, 0), np.int64)
-    return np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+    return np.random.default_rng(seed).multinomial(n, weights / weights.sum(), size=resamples)
 
 
 def _measure(
@@ -167,5 +197,24 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
-    return [float(end) for end in np.quantile(values, _ENDS)]
+def wilson(share: float, n: float) -> list[float]:
+    """Wilson's 95 % interval of a share of n independent judgements (JASA 22, 1927): [low, high]; of none, [0, 1]."""
+    if not n:
+        return [0.0, 1.0]
+    middle, extra = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n), _Z**2 / (4 * n**2)
+    half = _Z / (1 + _Z**2 / n) * (share * (1 - share) / n + extra) ** 0.5
+    return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]
+
+
+def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
+    """95 % interval of a measure between 0 and 1 of n examples: [low, high].
+
+    draws: the measure of bootstrap samples in which judgements slip; see the top of this module.
+    """
+    mean, variance = float(draws.mean()), float(draws.var())
+    return wilson(measure, mean * (1 - mean) / variance if n and variance > 0 else n)
+
+
+def percentiles(draws: NDArray[np.float64]) -> list[float]:
+    """[low, high], between which 95 % of the draws lie."""
+    return [float(end) for end in np.quantile(draws, _ENDS)]

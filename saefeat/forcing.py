@@ -1,6 +1,7 @@
 """How well a model was steered: forcing, fluency and their harmonic mean, with intervals over the prompts.
 
 The same prompts stand behind every setting, so differences are paired: both sides see the same resampled prompts.
+Intervals are those of `saefeat.evaluation`: in each sample a judgement of the language slips with a small probability.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saefeat.evaluation import interval, percentiles, slip
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 from saefeat.models import LanguageModel
 
@@ -88,12 +90,11 @@ def row(outcome: Outcome, label: str, own: Own, *, seed: int = 0) -> dict[str, A
     """forcing, perplexity (median, None where nothing can be measured), distinct3, score and score_ci (95 %)."""
     found = _measures(outcome, label, _all(outcome))
     numbers: dict[str, Any] = {name: _plain(value[0]) for name, value in found.items()}
-    sampled = scores(outcome, label, own, _resampled(len(outcome.texts), seed))
-    return {
-        **numbers,
-        "score": float(scores(outcome, label, own, _all(outcome))[0]),
-        "score_ci": [float(end) for end in np.quantile(sampled, (0.025, 0.975))],
-    }
+    n, rng = len(outcome.texts), np.random.default_rng(seed)
+    picks = _resampled(n, rng)
+    score = float(scores(outcome, label, own, _all(outcome))[0])
+    sampled = scores(outcome, label, own, picks, _slips(picks, rng))
+    return {**numbers, "score": score, "score_ci": interval(score, sampled, n)}
 
 
 def reaches(row: Mapping[str, Any], own: Own) -> bool:
@@ -112,34 +113,39 @@ def compare(
     ones: Mapping[str, Outcome], others: Mapping[str, Outcome], own: Mapping[str, Own], *, seed: int = 0
 ) -> dict[str, Any]:
     """Mean score over labels of two methods and how much the first is ahead, with 95 % intervals, paired by prompt."""
-    n = len(next(iter(ones.values())).texts)
-    plain, drawn = np.arange(n)[None], _resampled(n, seed)
-    one, other = (
-        [np.mean([scores(of[label], label, own[label], picks) for label in of], axis=0) for picks in (plain, drawn)]
+    n, rng = len(next(iter(ones.values())).texts), np.random.default_rng(seed)
+    plain, drawn = np.arange(n)[None], _resampled(n, rng)
+    one, other = (np.mean([scores(of[name], name, own[name], plain)[0] for name in of]) for of in (ones, others))
+    draws = [
+        np.mean([scores(of[name], name, own[name], drawn, _slips(drawn, rng)) for name in sorted(of)], axis=0)
         for of in (ones, others)
-    )
-    ends = [[float(end) for end in np.quantile(values, (0.025, 0.975))] for values in (one[1], one[1] - other[1])]
-    return {"score": float(one[0][0]), "score_ci": ends[0],
-            "difference": float(one[0][0] - other[0][0]), "difference_ci": ends[1]}  # fmt: skip
+    ]
+    return {"score": float(one), "score_ci": interval(float(one), draws[0], n * len(ones)),
+            "difference": float(one - other), "difference_ci": percentiles(draws[0] - draws[1])}  # fmt: skip
 
 
-def scores(outcome: Outcome, label: str, own: Own, picks: NDArray[np.int64]) -> NDArray[np.float64]:
+def scores(
+    outcome: Outcome, label: str, own: Own, picks: NDArray[np.int64], slips: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """Score of each sample of prompts picks [samples, n]: harmonic mean of forcing and fluency, [samples].
 
+    slips: bool [samples, n], which of them are judged the other way.
     Fluency = min(1, own perplexity / perplexity) * min(1, distinct3 / own distinct3); 0 where nothing is measured.
     """
-    found = _measures(outcome, label, picks)
+    found = _measures(outcome, label, picks, slips)
     with np.errstate(invalid="ignore", divide="ignore"):
         fluent = np.minimum(1, own.perplexity / found["perplexity"])
         fluent = np.nan_to_num(fluent * np.minimum(1, found["distinct3"] / max(own.distinct3, 1e-9)))
         return np.nan_to_num(2 * found["forcing"] * fluent / (found["forcing"] + fluent))
 
 
-def _measures(outcome: Outcome, label: str, picks: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """forcing, median perplexity and mean distinct3 of each sample of prompts picks [samples, n]."""
-    hit = np.array([judged == label for judged in outcome.judged], np.float64)
+def _measures(
+    outcome: Outcome, label: str, picks: NDArray[np.int64], slips: NDArray[np.bool_] | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """forcing, median perplexity and mean distinct3 of each sample of prompts picks [samples, n]; see `scores`."""
+    hit = np.array([judged == label for judged in outcome.judged], np.bool_)[picks]
     return {
-        "forcing": hit[picks].mean(1),
+        "forcing": (hit if slips is None else hit ^ slips).mean(1),
         "perplexity": _over(np.nanmedian, outcome.perplexity[picks]),
         "distinct3": _over(np.nanmean, outcome.distinct3[picks]),
     }
@@ -158,8 +164,12 @@ def _all(outcome: Outcome) -> NDArray[np.int64]:
     return np.arange(len(outcome.texts))[None]
 
 
-def _resampled(n: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+def _resampled(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.integers(0, n, (RESAMPLES, n))
+
+
+def _slips(picks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    return rng.random(picks.shape) < slip(picks.shape[1])
 
 
 def _plain(value: float) -> float | None:

@@ -86,7 +86,7 @@ def generate(
                     max_new_tokens=decoding.max_new_tokens,
                     do_sample=False,
                     eos_token_id=sorted(ends) or None,
-                    pad_token_id=_pad(lm),
+                    pad_token_id=lm.pad_id,
                 ),
                 logits_processor=[sampler] if decoding.temperature > 0 else [],
                 **_last(lm, 1),
@@ -184,7 +184,7 @@ def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
 
 def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, padded on the left."""
-    longest, pad = max(map(len, rows)), _pad(lm)
+    longest, pad = max(map(len, rows)), lm.pad_id
     gaps = [[pad] * (longest - len(row)) for row in rows]
     ids = [[*gap, *row] for gap, row in zip(gaps, rows, strict=True)]
     mask = [[0] * len(gap) + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
@@ -206,11 +206,6 @@ def _last(lm: LanguageModel, n: int) -> dict[str, Tensor]:
     if "logits_to_keep" not in inspect.signature(lm.model.forward).parameters:
         return {}
     return {"logits_to_keep": torch.arange(-n, 0, device=lm.device)}
-
-
-def _pad(lm: LanguageModel) -> int:
-    known = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
-    return next((token for token in known if token is not None), 0)
 
 
 def _as_list(value: int | Sequence[int] | None) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, find_layers, resolve_site
-from saefeat.models.sites import down_projection
+from saefeat.models.sites import down_projection, norm_after
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")  # Llama and its kin, GPT-2, OPT and NeoX, Phi
 
@@ -40,12 +40,30 @@ def _final_norm(lm: LanguageModel) -> nn.Module:
 
 
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
-    """[m, d]: what hidden neurons of `mlp_act@l` write, rows of the down projection. UserError for other sites."""
+    """[m, d]: what hidden neurons of `mlp_act@l` add to the residual stream, of any length. UserError for other sites.
+
+    Rows of the down projection, times the gain of the norm after the feed-forward part where the block has one: the
+    first-order effect of a neuron but for what the norm takes from it along the vector of each token. Where a gate
+    multiplies neurons, its sign, which changes from token to token, is left out.
+    """
     resolved = resolve_site(lm.model, site)
     block: Any = lm.model.get_submodule(find_layers(lm.model))[resolved.layer or 0]  # type: ignore[index]
     module = down_projection(block)
-    if site.startswith("mlp_act@") and module is not None:
-        weight = module.weight.detach()
-        # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
-        return weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
-    raise UserError(f"the units of {site} have no known direction in the residual stream")
+    if not site.startswith("mlp_act@") or module is None:
+        raise UserError(f"the units of {site} have no known direction in the residual stream")
+    weight = module.weight.detach()
+    # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
+    rows = weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
+    norm = norm_after(block)
+    return rows if norm is None else rows * _gain(norm, rows)
+
+
+def _gain(norm: nn.Module, like: Tensor) -> Tensor:
+    """[d]: what a norm multiplies each coordinate by, whether it keeps that factor or how far it is from 1.
+
+    Read from a vector of mean 0 and mean square 1 and its negative, so that a bias falls out.
+    """
+    signs = torch.ones_like(like[0])
+    signs[1::2] = -1
+    with torch.inference_mode():
+        return signs * (norm(signs) - norm(-signs)) / 2

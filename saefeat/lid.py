@@ -20,7 +20,7 @@ from sklearn.feature_selection import chi2
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from saefeat.codes import STEP, Bag
+from saefeat.codes import STEP, Bag, to_steps
 from saefeat.collection import encode_batches, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.corpora.given import given_examples, given_texts
@@ -277,7 +277,9 @@ def selection_head(name: str, selection: Selection, stats: Sequence[Stats]) -> H
     """`sae-count`, `sae-min-max` and `neuron-count` of SAE-LAPE (arXiv 2507.11230), on selected units.
 
     sae-count and neuron-count: tokens on which units of the label fire. sae-min-max: their values, scaled by the
-    least and greatest value that the unit has over all labels.
+    least and greatest value that the unit has over all labels: (value - least) / (greatest - least + 1e-6), unclamped.
+    `least` is rounded to the steps that sums are kept in, as the values in them are: else a unit whose values are all
+    equal, which scores 0, would have the rounding of its sum divided by 1e-6.
     """
     head = Head(name, tuple(selection.labels), {}, {})
     for s in stats:
@@ -291,9 +293,10 @@ def selection_head(name: str, selection: Selection, stats: Sequence[Stats]) -> H
             member[[where[u] for u in chosen.get(label, [])], k] = 1
         head.units[s.dictionary] = units
         if name == "sae-min-max":
-            low = s.min[:, units].amin(0).double().numpy()
-            scale = 1 / (s.max[:, units].amax(0).double().numpy() - low + 1e-6)
-            head.counts[s.dictionary] = member * (-low * scale)[:, None]
+            low, high = s.min[:, units].amin(0), s.max[:, units].amax(0)
+            scale = 1 / ((high.double() - low.double()).numpy() + 1e-6)
+            least = to_steps(low).double().numpy() * STEP
+            head.counts[s.dictionary] = member * (-least * scale)[:, None]
             head.sums[s.dictionary] = member * scale[:, None]
         else:
             head.counts[s.dictionary] = member

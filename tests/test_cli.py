@@ -20,7 +20,7 @@ import torch
 
 from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
-from saefeat.sae.store import save_sae
+from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
 
@@ -66,7 +66,11 @@ def test_training_by_hand_gives_the_saes_of_the_run(saefeat, on, tiny_run, tmp_p
     assert [line.split(": ")[0] for line in out.splitlines()] == [
         str(tmp_path / "saes" / sae_id(site)) for site in SITES.split(",")
     ]
-    assert all("d_sae 64, FVU " in line and ", L0 " in line for line in out.splitlines())
+    for line, site in zip(out.splitlines(), SITES.split(","), strict=True):
+        record = load_sae(tmp_path / "saes" / sae_id(site)).record
+        held, average = record["held_out"], record["training_average"]
+        assert f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens" in line
+        assert f"(average over training: FVU {average['fvu']:.3f}" in line and held["fvu"] != average["fvu"]
 
 
 def test_collecting_and_ranking_by_hand_gives_the_statistics_and_the_selection_of_the_run(

@@ -40,10 +40,10 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     head = next(line for line in text.splitlines() if line.startswith("| label |")).strip("| ").split(" | ")
     for sae in load_saes(str(tiny_run / "saes")):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {sae.id} |")]
-        record = sae.record
+        record, held = sae.record, sae.record["held_out"]
         cells = [cell.strip() for cell in row.split("|")[1:-1]]
         assert cells[1:3] == [sae.site, record["module"].removeprefix("model.")]
-        assert cells[4:8] == ["64", "topk 4", f"{record['fvu']:.3f}", f"{record['l0']:.1f}"]
+        assert cells[4:8] == ["64", "topk 4", f"{held['fvu']:.3f}", f"{held['l0']:.1f}"]
         assert cells[8:] == [f"{record['dead']:.1%}", f"{sae.max_norm:.2f}"]
         stats = Stats.load(tiny_run / "stats" / f"{sae.id}.safetensors")
         for label, texts, tokens in zip(stats.labels, stats.examples.tolist(), stats.tokens.tolist(), strict=True):

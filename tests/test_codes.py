@@ -57,6 +57,27 @@ def sparse(dense, seed=0):
     return Codes(dense.gather(1, indices), indices, dense.shape[1])
 
 
+def flat(dense):
+    """The same codes token by token, those that fire alone, in rising order of unit."""
+    token, unit = (dense > 0).nonzero(as_tuple=True)
+    return Codes(dense[token, unit], unit, dense.shape[1], counts=(dense > 0).sum(1))
+
+
+@settings(deadline=None, max_examples=80)
+@given(examples(), st.integers(0, 9))
+def test_flat_codes_are_the_padded_ones(case, seed):
+    dense, lengths = tensors(*case)
+    dense = dense.clamp(min=0)
+    one, other = flat(dense), sparse(dense, seed)
+    assert len(one) == len(other) == len(dense)
+    assert torch.equal(one.dense(), dense) and torch.equal(other.dense(), dense)
+    units = torch.randperm(case[2], generator=torch.Generator().manual_seed(seed))[:2]
+    assert torch.equal(one.of(units), dense[:, units])
+    ours, theirs = one.bag(lengths), other.bag(lengths)
+    for name in ("example", "unit", "tokens", "sum", "min", "max"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
 @settings(deadline=None, max_examples=80)
 @given(examples())
 def test_a_dense_bag_is_what_counting_by_hand_gives(case):

@@ -40,8 +40,11 @@ def brute_force(sae, x):
 
 def firing(codes):
     """The firing units of each token, in the order given."""
-    rows = zip(codes.values.tolist(), codes.indices.tolist(), strict=True)
-    return [{u: v for v, u in zip(*row, strict=True) if v > 0} for row in rows]
+    rows = [{} for _ in range(len(codes))]
+    for token, unit, value in zip(*(part.tolist() for part in codes.pairs()), strict=True):
+        if value > 0:
+            rows[token][unit] = value
+    return rows
 
 
 def positive(rows):
@@ -113,6 +116,24 @@ def test_real_vectors_give_the_codes_of_float64():
     for found, expected in zip(firing(sae.encode(x)), positive(brute_force(sae, x)), strict=True):
         assert list(found) == list(expected)
         torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "gated"])
+def test_one_token_of_a_great_norm_takes_memory_for_itself_alone(activation):
+    width, n = 4096, 600
+    parts = {"relu": {}, "jumprelu": {"threshold": torch.full((width,), 0.5)},
+             "gated": {"gain": torch.ones(width), "b_gate": torch.full((width,), -15.0)}}[activation]  # fmt: skip
+    sae = dataclasses.replace(make_sae(width, 16, 0), activation=activation, b_enc=torch.full((width,), -15.0), **parts)
+    x = vectors(n, 16)
+    usual = sae.encode(x)
+    x[7] *= 200
+    codes = sae.encode(x)
+    most = int(codes.counts.max())
+    assert most > width / 3 and len(usual.values) < 0.05 * n * width
+    assert len(codes.values) == len(codes.indices) == int((codes.dense() > 0).sum()) <= len(usual.values) + most
+    others = torch.arange(n) != 7
+    assert torch.equal(codes.dense()[others], usual.dense()[others])
+    torch.testing.assert_close(sae.decode(codes), codes.dense() @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-2)
 
 
 def test_decoding_sparse_codes_is_decoding_the_dense_ones():

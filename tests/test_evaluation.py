@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from saefeat.evaluation import head_metrics, lid_metrics, paired_difference
+from saefeat.evaluation import head_metrics, interval, lid_metrics, paired_difference, percentiles, wilson
 
 LABELS = ["de", "fr", "xx"]
 TRUTH = ["de", "de", "de", "fr", "fr"]
@@ -62,29 +63,72 @@ def noisy(truth: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.where(wrong, rng.choice(["a", "b", "c"], len(truth)), truth)
 
 
-def test_intervals_are_those_of_a_plain_bootstrap_over_examples() -> None:
+def slipped(truth: np.ndarray, guess: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Guesses of which each slips with probability 1 / (n + 2): a right one to the next label, a wrong one to right."""
+    after = {"a": "b", "b": "c", "c": "a"}
+    slips = rng.random(len(truth)) < 1 / (len(truth) + 2)
+    return np.where(slips, np.where(guess == truth, [after[t] for t in truth], truth), guess)
+
+
+def test_intervals_are_those_of_a_bootstrap_over_examples_with_slips() -> None:
     rng = np.random.default_rng(1)
     truth = rng.choice(["a", "b", "c"], 300, p=[0.6, 0.3, 0.1])
     one, two = noisy(truth, 0.3, 2), noisy(truth, 0.4, 3)
     plain = []
     for _ in range(1000):
         pick = rng.integers(0, 300, 300)
-        f1 = [f1_score(truth[pick], guess[pick], average="macro") for guess in (one, two)]
+        f1 = [f1_score(truth[pick], slipped(truth, guess, rng)[pick], average="macro") for guess in (one, two)]
         plain.append((f1[0], f1[0] - f1[1]))
-    expected = np.quantile(plain, (0.025, 0.975), axis=0).T.tolist()
+    draws = np.array(plain)
     metrics = head_metrics(truth.tolist(), one.tolist(), ["a", "b", "c"], resamples=4000)
-    assert metrics["f1_macro_ci"] == pytest.approx(expected[0], abs=0.015)
-    difference, *interval = paired_difference(
-        truth.tolist(), one.tolist(), two.tolist(), ["a", "b", "c"], resamples=4000
-    )
-    assert interval == pytest.approx(expected[1], abs=0.015)
-    assert interval[0] < difference < interval[1]
+    assert metrics["f1_macro_ci"] == pytest.approx(interval(metrics["f1_macro"], draws[:, 0], 300), abs=0.006)
+    # Far from 0 and 1 it is about that of a plain bootstrap.
+    assert metrics["f1_macro_ci"] == pytest.approx(percentiles(draws[:, 0]), abs=0.02)
+    difference, *ends = paired_difference(truth.tolist(), one.tolist(), two.tolist(), ["a", "b", "c"], resamples=4000)
+    assert ends == pytest.approx(percentiles(draws[:, 1]), abs=0.015)
+    assert ends[0] < difference < ends[1]
+
+
+def test_the_interval_of_a_share_is_that_of_scipy() -> None:
+    for hits, n in ((0, 5), (3, 7), (32, 32), (599, 600), (1, 2)):
+        expected = binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson(hits / n, n) == pytest.approx([expected.low, expected.high], abs=1e-7)
+    assert wilson(0.0, 0) == [0, 1]
+
+
+def test_intervals_have_a_width_where_nothing_is_wrong() -> None:
+    truth = [label for label in "abc" for _ in range(50)]
+    metrics = head_metrics(truth, truth, list("abc"))
+    assert metrics["accuracy_ci"] == pytest.approx(list(binomtest(150, 150).proportion_ci(method="wilson")))
+    assert metrics["f1_macro"] == metrics["f1_macro_ci"][1] == 1 and metrics["f1_macro_ci"][0] == pytest.approx(
+        metrics["accuracy_ci"][0], abs=0.004)  # fmt: skip
+    # A label of few examples makes the macro-F1 less certain than the accuracy.
+    uneven = ["a"] * 140 + ["b"] * 10
+    found = head_metrics(uneven, uneven, ["a", "b"])
+    assert found["f1_macro_ci"][0] < found["accuracy_ci"][0] - 0.02
+
+
+@pytest.mark.parametrize("errors", [0.005, 0.02])
+def test_intervals_near_1_hold_the_truth_where_percentiles_do_not(errors: float) -> None:
+    """5 labels of 20 texts, errors spread evenly, so that the true macro-F1 is 1 - errors."""
+    rng = np.random.default_rng(0)
+    labels, truth = list("abcde"), np.repeat(list("abcde"), 20)
+    ours, plain = [], []
+    for _ in range(250):
+        wrong = rng.random(100) < errors
+        guess = np.where(wrong, np.roll(truth, 20 * int(rng.integers(1, 5))), truth)
+        low, high = head_metrics(truth.tolist(), guess.tolist(), labels, resamples=200)["f1_macro_ci"]
+        ours.append(low <= 1 - errors <= high)
+        shares = rng.binomial(100, (guess == truth).mean(), 200) / 100  # of accuracy, which is the same here
+        plain.append(np.quantile(shares, 0.025) <= 1 - errors <= np.quantile(shares, 0.975))
+    assert np.mean(ours) > 0.9 > np.mean(plain)
 
 
 def test_paired_difference() -> None:
-    assert paired_difference(TRUTH, GUESS, GUESS, LABELS) == (0.0, 0.0, 0.0)
+    same = paired_difference(TRUTH, GUESS, GUESS, LABELS)
+    assert same[0] == 0 and same[1] < 0 < same[2]  # five examples do not show that two heads are alike
     difference, low, high = paired_difference(TRUTH, TRUTH, GUESS, LABELS, "accuracy")
-    assert difference == pytest.approx(0.4) and 0 <= low <= difference <= high <= 1
+    assert difference == pytest.approx(0.4) and low <= difference <= high <= 1
     reverse = paired_difference(TRUTH, GUESS, TRUTH, LABELS, "accuracy")
     assert reverse[0] == -difference
     assert paired_difference([], [], [], LABELS) == (0.0, 0.0, 0.0)

@@ -14,7 +14,7 @@ from saefeat.hooks import capture, intervene, site_width
 from saefeat.io import UserError
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.models import load_model, load_skeleton, resolve_site, wrap
-from saefeat.models.sites import KINDS, describe_sites, down_projection, feed_forward, find_layers
+from saefeat.models.sites import KINDS, describe_sites, down_projection, feed_forward, find_layers, norm_after
 
 VOCABULARY, HIDDEN, FFN, LAYERS = 300, 32, 48, 2
 IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
@@ -254,15 +254,79 @@ def test_described_widths_are_those_seen_and_need_no_weights(name, model, tokeni
             assert resolve_site(model, row["sparsify"]).path == row["module"]
 
 
-def test_what_a_neuron_writes_is_its_column_of_the_projection(name, model, tokenizer):
+def first_order_effects(model, layer, units, inputs=IDS):
+    """[units, tokens, d]: what the block's output gains from neurons that hidden states really have, by jvp.
+
+    Also [tokens, d], what the norm after them gives, or None. Special tokens, which are outliers, are left out.
+    """
+    block = model.get_submodule(find_layers(model))[layer]
+    down, norm = down_projection(block), norm_after(block)
+    text = inputs.flatten() > 2
+    hidden, written = (x.flatten(0, -2)[text] for x in watch(model, down, inputs))
+    beside, normed = 0.0, None
+    if norm is not None:
+        reads, normed = (x.flatten(0, -2)[text] for x in watch(model, norm, inputs))
+        beside = reads - written  # the residual stream, where the norm comes after the addition
+    effects = []
+    for unit in units:
+        tangent = torch.zeros_like(hidden)
+        tangent[:, unit] = 1
+        effects.append(torch.func.jvp(lambda x: (norm or nn.Identity())(down(x) + beside), (hidden,), (tangent,))[1])
+    return torch.stack(effects), normed
+
+
+def check_directions(lm, layer, units):
+    """First-order effects are the directions, but for what a norm takes along the vector of a token (and the mean)."""
+    effects, normed = first_order_effects(lm.model, layer, units)
+    found = neuron_directions(lm, f"mlp_act@{layer}", units)
+    cosines = torch.cosine_similarity(effects, found[:, None], dim=-1)
+    assert cosines.mean() > 0.9  # the vector of a token is one of 32 dimensions here
+    if normed is None:
+        assert cosines.min() > 1 - 1e-6
+        return
+    norm = norm_after(lm.model.get_submodule(find_layers(lm.model))[layer])
+    layer_norm = isinstance(norm, nn.LayerNorm)
+    along = normed - norm.bias if layer_norm else normed
+    for direction, rows in zip(found, effects, strict=True):
+        for effect, token in zip(rows, along, strict=True):
+            basis = torch.stack([direction, token, *([norm.weight] if layer_norm else [])], 1).double()
+            weights = torch.linalg.lstsq(basis, effect.double()[:, None]).solution
+            close(basis @ weights, effect.double()[:, None], 1e-4)
+            assert weights[0] > 0
+
+
+def test_what_a_neuron_writes_is_its_first_order_effect(name, model, tokenizer):
     lm = wrap(copy.deepcopy(model), tokenizer, name)
     if name in MIXTURES:
         with pytest.raises(UserError, match="mixture of experts"):
             neuron_directions(lm, "mlp_act@0", [1])
         return
-    block = lm.model.get_submodule(find_layers(lm.model))[0]
-    expected = down_projection(block).weight[:, [1, 5]].t()
-    assert torch.equal(neuron_directions(lm, "mlp_act@0", [1, 5]), expected)
+    plain = norm_after(lm.model.get_submodule(find_layers(lm.model))[0]) is None
+    assert plain is (name not in ("gemma3-seeing", "olmo2", "glm4", "opt-post-norm"))
+    for layer in range(LAYERS):
+        check_directions(lm, layer, [1, 5, 40])
+
+
+def test_what_a_neuron_writes_in_the_families_of_the_other_tests(family, family_lm):
+    for layer in range(LAYERS):
+        check_directions(family_lm, layer, [1, 5, 40])
+
+
+def test_what_neurons_of_the_real_gemma_write_and_promote():
+    lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
+    ids = torch.tensor([[*lm.prefix, *lm.tokenize(["Der alte Leuchtturmwärter sah auf das Meer, and slept."], 32)[0]]])
+    units = list(range(0, 2048, 256))
+    for layer in (0, 9, 17):
+        effects, _ = first_order_effects(lm.model, layer, units, ids)
+        directions = neuron_directions(lm, f"mlp_act@{layer}", units)
+        assert torch.cosine_similarity(effects, directions[:, None], dim=-1).mean() > 0.95
+        columns = down_projection(lm.model.get_submodule(find_layers(lm.model))[layer]).weight[:, units].t()
+        wanted = [set(row) for row in promoted_tokens(lm, effects[:, 3])]
+        shares = [
+            sum(len(set(row) & want) for row, want in zip(promoted_tokens(lm, d), wanted, strict=True)) / 8 / len(units)
+            for d in (directions, columns)
+        ]
+        assert shares[0] > 0.7 and shares[0] > shares[1] + 0.3
 
 
 def test_a_module_whose_output_is_no_tensor_is_refused_with_a_sentence():

@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
 from saefeat import lid
+from saefeat.codes import Codes
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
@@ -29,7 +30,7 @@ from saefeat.lid import (
     selection_head,
 )
 from saefeat.methods import METHODS
-from saefeat.selection import Selection
+from saefeat.selection import Selection, part
 from saefeat.stats import Stats
 
 WIDTH, K = 64, 4
@@ -170,6 +171,21 @@ def test_min_max_scales_each_firing_value_by_the_units_extremes_over_all_labels_
     head = selection_head("sae-min-max", chosen, read_by(chosen, stats))
     assert np.allclose(head.scores(features), expected, atol=1e-3)
     assert head.predict(features)[-1] is None
+
+
+@pytest.mark.parametrize("value", [0.1, 1.2345678, 3.3333333])
+def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
+    n = 5
+    stats = stats_of([[n]], (n,))
+    codes = Codes(torch.full((n, 1), value), torch.zeros(n, 1, dtype=torch.int64), 1)
+    bag = codes.bag(torch.tensor([n]))
+    bag.reduce_into(stats.tensors, torch.tensor([0]))
+    selection = Selection.build("any", {}, [part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))])
+    total = float(bag.sum[0]) * 2.0**-20
+    assert total != n * float(bag.min[0])  # it was rounded, and 1e-6 is what it is divided by
+    features = Features({"d": sp.csr_matrix([[float(n)]])}, {"d": sp.csr_matrix([[total]])})
+    head = selection_head("sae-min-max", selection, [stats])
+    assert head.scores(features)[0, 0] == pytest.approx(0, abs=1e-5)
 
 
 def stats_of(fired, tokens=(10, 10), dictionary="d"):

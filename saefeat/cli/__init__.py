@@ -205,9 +205,12 @@ def train(
         say(f"d_sae {widths}, {len(chunks)} chunks, {sum(chunk.steps for chunk in chunks)} steps")
         return
     for sae in train_saes(lm, plan, list(names), out, config, progress=say):
-        record = sae.record
-        typer.echo(f"{out / sae.id}: d_sae {sae.width}, FVU {record['fvu']:.3f}, L0 {record['l0']:.1f}, "
-                   f"dead {record['dead']:.1%}")  # fmt: skip
+        record, held = sae.record, sae.record.get("held_out")
+        average = record.get("training_average", record)  # older files have these figures alone
+        found = f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens" if held else (
+            "FVU not measured, as no text is held out")  # fmt: skip
+        typer.echo(f"{out / sae.id}: d_sae {sae.width}, {found} (average over training: FVU {average['fvu']:.3f}, "
+                   f"L0 {average['l0']:.1f}), dead {record['dead']:.1%}")  # fmt: skip
 
 
 @app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ __all__ = [
     "Corpus",
     "Plan",
     "clean_text",
+    "fill_budget",
     "first_by_hash",
+    "in_hashed_order",
     "load_corpus",
     "make_batch",
     "make_plan",
@@ -37,6 +40,7 @@ WINDOW = 1024
 TOKEN_LIMIT = 256
 BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger ones only add padding
 GPU_BATCH_TOKENS = 16_384
+_SLICE = 256  # texts that are tokenised before the budgets are looked at again
 
 
 @dataclass
@@ -131,49 +135,63 @@ def make_plan(
     `count_bos`: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
     Raises UserError when a label has no usable text in the split.
     """
-    positions = corpus.positions(split, seed)
-    ids = lm.tokenize([corpus.texts[i] for i in positions], token_limit + 1)
-    special = lm.special_ids
-    tokens = {i: row[:token_limit] for i, row in zip(positions, ids, strict=True)}
-    counts = {i: sum(t not in special for t in row) for i, row in tokens.items()}
-    skipped = Counter({"no tokens": sum(not n for n in counts.values())})
-    skipped["cut at the token limit"] = sum(len(row) > token_limit for row in ids)
-    if count_bos:
-        counts = {i: n + len(lm.prefix) if n else 0 for i, n in counts.items()}
-    by_hash = sorted((i for i in positions if counts[i]), key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
-    chosen = _within_budget(corpus, by_hash, counts, max_tokens)
+    by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
+    tokens, counts, skipped = fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
     for label in corpus.labels:
-        if not any(corpus.of[i] == label for i in chosen):
+        if not any(corpus.of[i] == label for i in tokens):
             raise UserError(f"the label {label} of {corpus.name} has no usable text in the {split} split")
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
-    order = [i for i in by_hash if i in chosen] if mixed else None
-    return Plan(
-        corpus,
-        {i: tokens[i] for i in chosen},
-        {i: counts[i] for i in chosen},
-        policy,
-        {reason: n for reason, n in sorted(skipped.items()) if n},
-        order,
-    )
+    return Plan(corpus, tokens, counts, policy, skipped, list(tokens) if mixed else None)
 
 
-def _within_budget(corpus: Corpus, by_hash: list[int], counts: dict[int, int], budget: int | None) -> set[int]:
+def fill_budget(
+    corpus: Corpus,
+    lm: LanguageModel,
+    positions: Iterable[int],
+    budget: int | None,
+    token_limit: int = TOKEN_LIMIT,
+    *,
+    count_bos: bool = False,
+) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
+    """Token ids and counted tokens of examples, taken in this order until each label has `budget` counted tokens.
+
+    Also how many were left out or cut, and why, of those that came before their label was full. Texts are read in
+    slices, and none beyond: a small budget costs as much for a large corpus as for a small one.
+    """
+    tokens: dict[int, list[int]] = {}
+    counts: dict[int, int] = {}
+    skipped: Counter[str] = Counter()
     used: Counter[str] = Counter()
-    chosen = set()
-    for i in by_hash:
-        label = corpus.of[i]
-        if budget is None or used[label] < budget:
-            used[label] += counts[i]
-            chosen.add(i)
-    return chosen
+
+    def open_to(position: int) -> bool:
+        return budget is None or used[corpus.of[position]] < budget
+
+    special, waiting = lm.special_ids, iter(positions)
+    while some := list(islice(filter(open_to, waiting), _SLICE)):
+        for i, row in zip(some, lm.tokenize([corpus.texts[i] for i in some], token_limit + 1), strict=True):
+            if not open_to(i):
+                continue
+            count = sum(t not in special for t in row[:token_limit])
+            skipped["cut at the token limit"] += len(row) > token_limit
+            skipped["no tokens"] += not count
+            if count:
+                tokens[i] = row[:token_limit]
+                counts[i] = count + (len(lm.prefix) if count_bos else 0)
+                used[corpus.of[i]] += counts[i]
+    return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}
+
+
+def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
+    """Positions in the order of their hashed ids, in which budgets are filled."""
+    return sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
 
 
 def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> list[int]:
     """At most n examples of each label, chosen by hashed id, in the corpus's order."""
     taken: Counter[str] = Counter()
     chosen = []
-    for i in sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i)):
+    for i in in_hashed_order(corpus, positions, seed):
         if taken[corpus.of[i]] < n:
             taken[corpus.of[i]] += 1
             chosen.append(i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from saefeat.models.weights import devices, weights_fingerprint
 # What transformers raises for bad models.
 _LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
 _CUT_OFF = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")  # of any client of the hub
+_TEXTS = 1024  # tokenised in one call, whose result is many times their size
 _FIRST = 5  # seconds for the question whether the hub is there
 EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
 __all__ = [
@@ -70,6 +71,18 @@ class LanguageModel:
         return frozenset(self.tokenizer.all_special_ids) | set(self.prefix) | set(self.suffix)
 
     @property
+    def threads(self) -> int | None:
+        """How many threads its sums are split over, which changes their last bits; None on a GPU."""
+        return torch.get_num_threads() if self.device == "cpu" else None
+
+    def say_threads(self, header: dict[str, Any], what: str, say: Callable[[str], None]) -> None:
+        """Say so where a stage goes on with another number of threads than its checkpoint's header records."""
+        then = header.get("threads")
+        if then not in (None, self.threads):
+            say(f"note: {what} goes on with {self.threads} threads where {then} were used before; its last digits may "
+                "differ from those of one that was not stopped")  # fmt: skip
+
+    @property
     def layers_path(self) -> str:
         return find_layers(self.model)
 
@@ -91,12 +104,13 @@ class LanguageModel:
         Added tokens for which the model has no embedding ([PAD] in a text, where the embeddings were never resized)
         are left out; raises UserError for any other such token, because tokenizer and model do not belong together.
         """
-        if not texts:
-            return []
-        # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
-        cut = [text[: 64 * limit] for text in texts]
-        ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [self._embedded(row)[:limit] for row in ids]
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS):
+            # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
+            cut = [text[: 64 * limit] for text in texts[start : start + _TEXTS]]
+            ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            rows += [self._embedded(row)[:limit] for row in ids]
+        return rows
 
     def _embedded(self, row: list[int]) -> list[int]:
         rows = self.embedding_rows

@@ -116,6 +116,21 @@ def down_projection(block: nn.Module) -> Any:
     return next((getattr(holder, name) for name in _DOWN if isinstance(getattr(holder, name, None), nn.Module)), None)
 
 
+def norm_after(block: nn.Module) -> nn.Module | None:
+    """The norm that what the feed-forward part writes goes through before the next block reads it; None: there is none.
+
+    Gemma 2 and 3, OLMo 2 and GLM 4 have it before the addition to the residual stream, OPT-350m after it.
+    """
+    if names := _post_norms(block):
+        return getattr(block, names[0])
+    late = getattr(block, "do_layer_norm_before", True) is False
+    return getattr(block, "final_layer_norm", None) if late else None
+
+
+def _post_norms(block: nn.Module) -> list[str]:
+    return [name for name in _POST_NORMS if hasattr(block, name)]
+
+
 def is_mixture(block: nn.Module) -> bool:
     """Whether the feed-forward part of a block is a mixture of experts."""
     return hasattr(feed_forward(block), "experts")
@@ -129,8 +144,7 @@ def _holder(block: nn.Module) -> str | None:
 
 
 def _added(block: nn.Module) -> str | None:
-    norms = [name for name in _POST_NORMS if hasattr(block, name)]
-    if norms:
+    if norms := _post_norms(block):
         return f".{norms[0]}"
     holder = _holder(block)
     if holder and "residual" not in inspect.signature(feed_forward(block).forward).parameters:

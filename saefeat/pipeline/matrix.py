@@ -18,6 +18,7 @@ from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.pipeline.setting import Setting
+from saefeat.pipeline.stages import same_threads
 from saefeat.pipeline.steer import random_units
 from saefeat.stats import Stats
 from saefeat.steering import Change
@@ -34,6 +35,8 @@ def matrix(
     setting: Setting, out: Path, *, sentences: int = 100, edits: Sequence[str] = EDITS, top: int = TOP
 ) -> dict[str, Any]:
     """Write the matrix to `out`; run again, it goes on with the label at which it was killed.
+
+    With another number of threads, whose figures differ in bfloat16, it starts again.
 
     Args:
         sentences: texts of each label's test split that are measured.
@@ -57,8 +60,9 @@ def matrix(
     _check_room(setting)
     kept = make_dir(out.parent) / f"{out.stem}-partial.json"
     done = kept_json(kept)
-    if done.get("request") != request:
-        done = {"request": request, "baseline": _measured(setting, texts), "rows": {}, "counts": {}}
+    if done.get("request") != request or not same_threads(setting.lm, done, "the matrix", setting.say):
+        done = {"request": request, "threads": setting.lm.threads, "baseline": _measured(setting, texts), "rows": {},
+                "counts": {}}  # fmt: skip
     units = own_units(setting, top) if len(done["counts"]) < len(labels) else {}
     for number, label in enumerate(labels, 1):
         if label in done["counts"]:
@@ -74,6 +78,7 @@ def matrix(
     result = {
         "schema": SCHEMA,
         "request": request,
+        "threads": setting.lm.threads,
         "corpus": setting.corpus.name,
         "split": "test",
         "labels": labels,

@@ -15,7 +15,7 @@ from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
 from saefeat.models import LanguageModel
-from saefeat.pipeline.stages import neuron_layers
+from saefeat.pipeline.stages import neuron_layers, same_threads
 from saefeat.pipeline.steer import NONE, Bench, Recipe, beside
 from saefeat.steering import CONSTANT, NoUnits, Schedule
 
@@ -113,7 +113,8 @@ def sweep(
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`; run again to resume.
 
-    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. A label that cannot
+    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. Those that were
+    measured with another number of threads, whose figures differ in bfloat16, are measured again. A label that cannot
     be measured (no test text, no features) is said and left out.
 
     halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
@@ -137,7 +138,7 @@ def sweep(
     found: dict[str, _Label] = {}
     kept = {label: folder / "partial" / f"{request}-{fingerprint(label)}.json" for label in wanted}
     for number, label in enumerate(wanted, 1):
-        if before := kept_json(kept[label]):
+        if (before := kept_json(kept[label])) and same_threads(bench.setting.lm, before, label, bench.setting.say):
             found[label] = _Label.read(before)
             continue
         try:
@@ -145,13 +146,13 @@ def sweep(
         except UserError as error:
             bench.setting.say(f"note: {label} is left out: {error}")
             continue
-        write_json(kept[label], found[label].plain())
+        write_json(kept[label], {"threads": bench.setting.lm.threads, **found[label].plain()})
         best = found[label].rows[-1]
         bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), {best['method']} forcing "
                           f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
     if not found:
         raise UserError(f"none of {', '.join(wanted)} can be steered; the notes above say why")
-    _write(bench, found, texts, out, {"request": whole, "prompts": len(prompts)})
+    _write(bench, found, texts, out, {"request": whole, "prompts": len(prompts), "threads": bench.setting.lm.threads})
     for path in kept.values():
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another sweep's labels are still there

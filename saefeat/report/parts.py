@@ -14,6 +14,7 @@ from saefeat.report.reading import natural, parsed
 from saefeat.report.spread import overlap_view, read_spread
 from saefeat.report.steering import read_samples, read_steering
 from saefeat.report.units import method_view, read_selections, read_shown
+from saefeat.sae.formats.tensors import stated
 from saefeat.selection import Selection
 
 Values = dict[str, Any]
@@ -126,7 +127,7 @@ def _sae(path: Path) -> Values:
             "id": path.parent.name,
             "site": ours.get("site") or (cfg.get("metadata") or {}).get("hook_name"),
             **{key: cfg.get(key) for key in ("d_in", "d_sae", "k")},
-            **{key: ours.get(key) for key in ("fvu", "l0", "dead")},
+            **{**dict.fromkeys(("fvu", "l0", "dead")), **stated(ours)},
             "tokens": (ours.get("training") or {}).get("tokens"),
         }
 

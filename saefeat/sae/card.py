@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from saefeat.dictionaries import SAE
 from saefeat.io import kept_json
+from saefeat.sae.formats.tensors import stated
 from saefeat.sae.layouts import transformer_lens_hook
 from saefeat.sae.names import on_hub
 from saefeat.stats import Stats
@@ -56,8 +57,7 @@ def read_facts(saes: Sequence[SAE], model: dict[str, Any], run: Path | None) -> 
                 counts.setdefault(label, (texts, {}))[1][sae.id] = tokens
             counted = f"{stats.header['corpus']['name']}, {stats.header['policy']['split']} split"
         names = ("fvu", "l0", "dead")
-        known = {name: sae.record.get(name) for name in names}
-        figures[sae.id] = {name: measured.get(name) if known[name] is None else known[name] for name in names}
+        figures[sae.id] = {name: {**measured, **stated(sae.record)}.get(name) for name in names}
     return Facts(model, figures, counts, counted)
 
 

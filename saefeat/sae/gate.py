@@ -20,6 +20,7 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import capture, site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
+from saefeat.sae.formats.tensors import stated
 
 TOKENS = 2048  # of text that an SAE is run on
 FEW = 512  # of them that the best of the other sites is compared on
@@ -109,7 +110,7 @@ def _tried(
     if kept is not None and (out := len(kept) - int(kept.sum())) > len(kept) * OUTLIERS:
         raise UserError(f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
                         f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)")  # fmt: skip
-    return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": _stated(sae),
+    return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": stated(sae.record),
             "doubt": sae.record.get("doubt"), "revisions": _revisions(sae, lm), "bos": _bos(sae, lm)}  # fmt: skip
 
 
@@ -209,9 +210,3 @@ def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, better: dict[str, f
         hint += f"; {sae.record['doubt']}"
     return (f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
             f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)")  # fmt: skip
-
-
-def _stated(sae: SAE) -> dict[str, float]:
-    """What its own files say of it."""
-    return {name: float(sae.record[name]) for name in ("fvu", "l0", "dead")
-            if isinstance(sae.record.get(name), int | float)}  # fmt: skip

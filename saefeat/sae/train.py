@@ -23,6 +23,7 @@ from saefeat.encoders import GroupedEncoder
 from saefeat.hooks import capture, site_width
 from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
+from saefeat.sae.held_out import held_out_plan, measured
 from saefeat.sae.kernels import TINY, Gradients, aux_step, topk_step
 from saefeat.sae.store import load_sae, save_sae
 
@@ -263,7 +264,9 @@ def train_saes(
 ) -> list[SAE]:
     """Train one SAE a site and write each to `out/<id>/`; run again, it goes on where it was killed.
 
-    `plan` should be mixed, so that every chunk holds every label. Raises UserError for unknown sites or an `out`
+    `plan` should be mixed, so that every chunk holds every label. The record of each SAE holds, as `held_out`, its FVU
+    and L0 on text of the corpus that the plan keeps out (empty where there is none), and as `training_average` those of
+    the SAE in training, averaged over the last steps. Raises UserError for unknown sites or an `out`
     that holds other SAEs, RunFailed when training diverges.
     """
     out = Path(out)
@@ -282,18 +285,27 @@ def train_saes(
         return [load_sae(out / sae_id(site)) for site in sites]
     trainers = {site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved}
     request = fingerprint(records)
-    done = _resume(out / "partial", trainers, request)
+    done = _resume(lm, out / "partial", trainers, request, progress)
     meter = _Meter(chunks[done:], trainers, progress)
     for number, chunk in enumerate(chunks[done:], done):
         _train_chunk(lm, plan, resolved, trainers, chunk, number, config, meter)
         meter.tell()
         _check(trainers)
         if number + 1 < len(chunks):
-            _checkpoint(out / "partial", trainers, request, number + 1)
+            state = {"request": request, "done": number + 1, "threads": lm.threads}
+            _checkpoint(out / "partial", trainers, state)
+    held = held_out_plan(lm, plan)
+    buffers = fill(lm, held, resolved, whole(held)) if held else {}
     for site in resolved:
         trainer = trainers[site.name]
-        record = {**records[site.name], "fvu": float(trainer.fvu), "l0": float(trainer.l0), "dead": trainer.dead_share}
-        save_sae(trainer.sae(sae_id(site.name), site.name, record), out / sae_id(site.name))
+        sae = trainer.sae(sae_id(site.name), site.name, records[site.name])
+        average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
+        sae.record |= {
+            "held_out": measured(sae, held, buffers),
+            "training_average": average,
+            "dead": trainer.dead_share,
+        }
+        save_sae(sae, out / sae_id(site.name))
     shutil.rmtree(out / "partial", ignore_errors=True)
     return [load_sae(out / sae_id(site)) for site in sites]
 
@@ -318,19 +330,20 @@ def _finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     return len(present) == len(records)
 
 
-def _checkpoint(partial: Path, trainers: dict[str, Trainer], request: str, done: int) -> None:
+def _checkpoint(partial: Path, trainers: dict[str, Trainer], state: dict[str, Any]) -> None:
     tensors = {f"{name}|{key}": value.cpu() for name, t in trainers.items() for key, value in t.state().items()}
     step = next(iter(trainers.values())).step
-    save_tensors(partial / "state.safetensors", tensors, {"request": request, "done": done, "step": step})
+    save_tensors(partial / "state.safetensors", tensors, {**state, "step": step})
 
 
-def _resume(partial: Path, trainers: dict[str, Trainer], request: str) -> int:
+def _resume(lm: LanguageModel, partial: Path, trainers: dict[str, Trainer], request: str, progress: Progress) -> int:
     path = partial / "state.safetensors"
     if not path.exists():
         return 0
     tensors, header = load_tensors(path)
     if header["request"] != request:
         raise UserError(f"{partial.parent} holds an unfinished training of something else; choose another --out")
+    lm.say_threads(header, "the training", progress)
     for name, trainer in trainers.items():
         mine = {key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name}
         trainer.restore(mine, header["step"])

@@ -178,6 +178,15 @@ def test_truncation_is_as_published():
     assert truncated(0.29, torch.tensor([100])).tolist() == [29]  # int(0.29 * 100) is 28
 
 
+def test_the_published_float32_truncates_otherwise_from_the_documented_counts_on():
+    for rate, first in ((0.98, 267_501), (0.1, 16_777_219)):
+        counts = torch.arange(first + 1)
+        published = (counts * rate).long()  # float32, as torch multiplies an int64 tensor by a Python float
+        assert published.dtype == torch.int64 and (counts * rate).dtype == torch.float32
+        differs = (published != truncated(rate, counts)).nonzero().flatten()
+        assert differs.tolist() == [first]
+
+
 def test_goes_through_the_statistics_once_and_records_its_parameters():
     class Once:
         made = 0

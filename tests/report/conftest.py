@@ -176,7 +176,8 @@ def run(tmp_path: Path) -> Path:
     record |= {"versions": {"torch": "2.11"}, "seeds": {"seed": 7}, "corpus": corpus, "complete": True}
     write_json(run / "run.json", record)
     for layer in (12, 3):
-        ours = {"site": f"mlp_out@{layer}", "fvu": 0.25, "l0": 31.7, "dead": 0.031, "training": {"tokens": 400_000}}
+        ours = {"site": f"mlp_out@{layer}", "dead": 0.031, "training": {"tokens": 400_000}}
+        ours |= {"held_out": {"fvu": 0.25, "l0": 31.7}, "training_average": {"fvu": 0.75, "l0": 31.9}}
         cfg = {"architecture": "topk", "d_in": 640, "d_sae": 5120, "k": 32, "metadata": {"saefeat": ours}}
         write_json(run / "saes" / f"mlp_out@{layer}" / "cfg.json", cfg)
     saes = [make_stats(name, "sae", seed) for seed, name in enumerate(("mlp_out@12", "mlp_out@3"))]

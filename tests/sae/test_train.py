@@ -8,9 +8,11 @@ import re
 import pytest
 import torch
 
-from saefeat.corpora import make_plan
+from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
+from saefeat.sae import held_out
+from saefeat.sae.formats.tensors import stated
 from saefeat.sae.store import WEIGHTS, load_sae
 from saefeat.sae.train import (
     INITIAL_NORM,
@@ -117,12 +119,45 @@ def test_the_loss_falls_and_the_progress_line_says_so(trained):
         assert all(part in line for line in lines)
 
 
+def test_figures_on_held_out_text_are_those_of_the_saved_sae(trained, plan, tiny_corpus, tiny_lm):
+    test = make_plan(tiny_corpus, tiny_lm, split="test")
+    for site in SITES:
+        sae = load_sae(trained[0] / sae_id(site))
+        x = activations(tiny_lm, test, site)
+        held = sae.record["held_out"]
+        assert held["split"] == "test" and held["tokens"] <= len(x) == test.total < held_out.TOKENS
+        assert held["fvu"] == pytest.approx(fvu(sae, x), rel=0.02)  # in bfloat16, and without its outliers
+        assert stated(sae.record) == {**{name: held[name] for name in ("fvu", "l0")}, "dead": sae.record["dead"]}
+
+
+def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
+    texts = [(f"der Hund {i} lief", "de") for i in range(60)] + [(f"the dog {i} ran", "en") for i in range(60)]
+    corpus = load_corpus(texts)
+    corpus.ids = [str(i % 60) for i in range(120)]  # translations
+    everything = make_plan(corpus, tiny_lm, split="all", mixed=True)
+    assert held_out.held_out_plan(tiny_lm, everything) is None
+    some = make_plan(corpus, tiny_lm, split="all", mixed=True, max_tokens=60)
+    held = held_out.held_out_plan(tiny_lm, some)
+    assert held is not None and held.total >= 32
+    assert not {corpus.ids[i] for i in held.tokens} & {corpus.ids[i] for i in some.tokens}
+
+
+def test_a_training_on_all_text_states_no_held_out_figures(tiny_lm, tmp_path):
+    corpus = load_corpus(
+        [(f"der Hund {i} lief", "de") for i in range(90)] + [(f"dogs ran {i}", "en") for i in range(90)]
+    )
+    plan = make_plan(corpus, tiny_lm, split="all", mixed=True)
+    (sae,) = train_saes(tiny_lm, plan, SITES[:1], tmp_path, CONFIG)
+    assert sae.record["held_out"] == {} and sae.record["training_average"]["fvu"] > 0
+    assert set(stated(sae.record)) == {"dead"}
+
+
 def test_the_saved_sae_reconstructs_raw_activations_as_the_trainer_reports(trained, plan, tiny_lm):
     for site in SITES:
         sae = load_sae(trained[0] / sae_id(site))
         x = activations(tiny_lm, plan, site)
         # The trainer's number is a running mean over the last steps of SGD: near, not equal.
-        assert fvu(sae, x) == pytest.approx(sae.record["fvu"], rel=0.15)
+        assert fvu(sae, x) == pytest.approx(sae.record["training_average"]["fvu"], rel=0.15)
         assert fvu(sae, x + 1.0) > 2 * fvu(sae, x)  # a wrong mean would be seen
 
 

@@ -54,7 +54,7 @@ _STATED = ("fvu", "l0", "dead")
 # In our own entry, where they are there; parents first.
 _KINDS = {"site": str, "module": str, "fingerprint": str, "model": dict, "model.name": str, "model.revision": str,
           "model.fingerprint": str, "corpus": dict, "corpus.labels": list, "policy": dict, "training": dict,
-          "training.tokens": int, "tokens": dict}  # fmt: skip
+          "training.tokens": int, "tokens": dict, "held_out": dict, "training_average": dict}  # fmt: skip
 _TOKENS = ("prepend_bos", "exclude_special_tokens", "context_size", "seqpos_slice")
 
 

@@ -182,6 +182,16 @@ def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, floa
             if type(value) in (int, float) and 0 <= value < 1e9}  # fmt: skip
 
 
+def stated(record: Mapping[str, Any]) -> dict[str, float]:
+    """fvu, l0 and dead that an SAE's own files state, as far as they do, of the SAE as it was saved.
+
+    Of one that saefeat trained, FVU and L0 on held-out text; `training_average` is of the SAE as it was meanwhile.
+    """
+    held = record.get("held_out")
+    found = {**record, **(held if isinstance(held, dict) else {})}
+    return figures(found.get("fvu"), found.get("l0"), found.get("dead"))
+
+
 def rest(share: Any) -> Any:
     """1 minus a share, where it is a number."""
     return 1 - share if type(share) in (int, float) else None

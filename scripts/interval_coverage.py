@@ -1,0 +1,175 @@
+"""How often 95 % intervals hold the truth: those of `saefeat.evaluation` beside those of a percentile bootstrap.
+
+    python scripts/interval_coverage.py --out scripts/results/interval_coverage.json
+
+Heads with known error rates answer many made-up test sets, and steering with known rates of forcing and fluency many
+made-up halves of prompts. A row: which measure, its true value, how many examples, the share of test sets whose
+interval holds it (`ours`, `percentile`), the mean width of both, and how often the percentile interval has no width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saefeat import evaluation, forcing
+from saefeat.forcing import Outcome, Own
+
+SETS = 200
+RESAMPLES = 500
+_ROW = tuple[str, float, int, Callable[[np.random.Generator], tuple[list[float], list[float]]]]
+
+
+class _Labels:
+    """Labels of given sizes, and heads that are wrong at given rates by label, half of it to one neighbour."""
+
+    def __init__(self, sizes: Sequence[int], errors: Sequence[Sequence[float]]) -> None:
+        self.k, self.truth = len(sizes), np.repeat(np.arange(len(sizes)), sizes)
+        self.names = [str(i) for i in range(self.k)]
+        self.rates = [self._rates(error) for error in errors]
+
+    def _rates(self, errors: Sequence[float]) -> NDArray[np.float64]:
+        """[K, K] probabilities of the guesses for each true label."""
+        rates = np.zeros((self.k, self.k))
+        for i, error in enumerate(errors):
+            rates[i] = error / 2 / max(self.k - 1, 1)
+            rates[i, (i + 1) % self.k] += error / 2
+            rates[i, i] = 0
+            rates[i, i] = 1 - rates[i].sum()
+        return rates
+
+    def true(self, measure: str, head: int) -> float:
+        cells = self.rates[head] * np.bincount(self.truth)[:, None]
+        hit = np.diag(cells)
+        return float(
+            hit.sum() / cells.sum() if measure == "accuracy" else np.mean(2 * hit / (cells.sum(0) + cells.sum(1)))
+        )
+
+    def guesses(self, head: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        ends = self.rates[head].cumsum(1)[self.truth]
+        return (rng.random(len(self.truth))[:, None] > ends).sum(1).clip(max=self.k - 1)
+
+    def name(self, guesses: NDArray[np.int64]) -> list[str]:
+        return [self.names[i] for i in guesses]
+
+
+def identification(labels: _Labels) -> Iterator[_ROW]:
+    """Rows of one set of heads: accuracy, macro-F1, and the difference of both heads."""
+    truth, n = labels.name(labels.truth), len(labels.truth)
+
+    def measured(measure: str, rng: np.random.Generator) -> tuple[list[float], list[float]]:
+        guesses = labels.guesses(0, rng)
+        found = evaluation.head_metrics(truth, labels.name(guesses), labels.names, resamples=RESAMPLES)
+        return found[f"{measure}_ci"], evaluation.percentiles(_draws(measure, labels, [guesses], rng)[0])
+
+    def difference(rng: np.random.Generator) -> tuple[list[float], list[float]]:
+        one, two = labels.guesses(0, rng), labels.guesses(1, rng)
+        _, low, high = evaluation.paired_difference(truth, labels.name(one), labels.name(two), labels.names,
+                                                    resamples=RESAMPLES)  # fmt: skip
+        draws = _draws("f1_macro", labels, [one, two], rng)
+        return [low, high], evaluation.percentiles(draws[0] - draws[1])
+
+    kind = f"{labels.k} labels, smallest {np.bincount(labels.truth).min()}"
+    for measure in ("accuracy", "f1_macro"):
+        yield f"{measure}, {kind}", labels.true(measure, 0), n, lambda rng, m=measure: measured(m, rng)
+    ahead = labels.true("f1_macro", 0) - labels.true("f1_macro", 1)
+    yield f"difference of f1_macro, {kind}", ahead, n, difference
+
+
+def _draws(
+    measure: str, labels: _Labels, heads: Sequence[NDArray[np.int64]], rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """The measure of each head on the same plain bootstrap samples of the examples."""
+    k, n = labels.k, len(labels.truth)
+    cells, counts = np.unique(np.stack([labels.truth, *heads]), axis=1, return_counts=True)
+    sampled = rng.multinomial(n, counts / n, size=RESAMPLES)
+    found = []
+    for guess in cells[1:]:
+        if measure == "accuracy":
+            found.append(sampled[:, cells[0] == guess].sum(1) / n)
+            continue
+        rows, columns = np.eye(k)[cells[0]], np.eye(k)[guess]
+        actual, called, hit = sampled @ rows, sampled @ columns, sampled @ (rows * columns)
+        f1 = 2 * hit / np.maximum(actual + called, 1)
+        found.append((f1 * (actual > 0)).sum(1) / (actual > 0).sum(1))
+    return found
+
+
+def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
+    """Rows of two methods on n prompts, that force each label alike: a label's score, their mean, and the difference.
+
+    slowness: median perplexity over the model's own. The first method forces at the first rate, the second at the next.
+    """
+    own, names = Own(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
+
+    def outcome(label: str, rate: float, rng: np.random.Generator) -> Outcome:
+        judged: list[str | None] = [label if hit else "en" for hit in rng.random(n) < rate]
+        return Outcome([""] * n, judged, 10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)), np.full(n, 0.9))
+
+    def score(rate: float) -> float:
+        fluency = min(1.0, 1 / slowness)
+        return 2 * rate * fluency / (rate + fluency)
+
+    def one(rng: np.random.Generator) -> tuple[list[float], list[float]]:
+        found = outcome("l0", force[0], rng)
+        picks = rng.integers(0, n, (RESAMPLES, n))
+        return forcing.row(found, "l0", own)["score_ci"], evaluation.percentiles(
+            forcing.scores(found, "l0", own, picks)
+        )
+
+    def both(key: str, rng: np.random.Generator) -> tuple[list[float], list[float]]:
+        sides = [{name: outcome(name, rate, rng) for name in names} for rate in force]
+        found = forcing.compare(sides[0], sides[1], dict.fromkeys(names, own))
+        picks = rng.integers(0, n, (RESAMPLES, n))
+        draws = [np.mean([forcing.scores(side[name], name, own, picks) for name in names], axis=0) for side in sides]
+        plain = draws[0] if key == "score_ci" else draws[0] - draws[1]
+        return found[key], evaluation.percentiles(plain)
+
+    kind = f"forcing {force[0]} and {force[1]}, perplexity {slowness} of its own"
+    yield f"score of a label, {kind}", score(force[0]), n, one
+    yield f"mean score of 14 labels, {kind}", score(force[0]), n, lambda rng: both("score_ci", rng)
+    yield f"difference of mean scores, {kind}", score(force[0]) - score(force[1]), n, (
+        lambda rng: both("difference_ci", rng))  # fmt: skip
+
+
+def cases() -> Iterator[_ROW]:
+    yield from identification(_Labels([40] * 15, [[0.005] * 15, [0.01] * 15]))
+    yield from identification(_Labels([200] * 15, [[0.002] * 15, [0.004] * 15]))
+    yield from identification(_Labels([20] * 5, [[0.01] * 5, [0.02] * 5]))
+    yield from identification(_Labels([300, 100, 15], [[0.005, 0.01, 0.05], [0.005, 0.02, 0.1]]))
+    yield from identification(_Labels([60] * 15, [[0.0] * 12 + [0.1] * 3, [0.05] * 15]))
+    yield from identification(_Labels([60] * 3, [[0.3] * 3, [0.4] * 3]))
+    for n in (16, 32):
+        yield from steering(n, (0.97, 0.9), 0.7)
+        yield from steering(n, (0.97, 0.9), 1.4)
+        yield from steering(n, (0.6, 0.4), 1.4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=SETS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for number, (name, truth, n, draw) in enumerate(cases()):
+        rng = np.random.default_rng(number)
+        found = np.array([draw(rng) for _ in range(arguments.sets)])  # [sets, ours and percentile, ends]
+        holds = ((found[:, :, 0] <= truth + 1e-9) & (found[:, :, 1] >= truth - 1e-9)).mean(0)
+        width = found[:, :, 1] - found[:, :, 0]
+        rows.append({"measure": name, "truth": round(truth, 4), "n": n, "ours": round(float(holds[0]), 3),
+                     "percentile": round(float(holds[1]), 3), "width": round(float(width[:, 0].mean()), 4),
+                     "width of percentile": round(float(width[:, 1].mean()), 4),
+                     "percentile without width": round(float((width[:, 1] == 0).mean()), 3)})  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

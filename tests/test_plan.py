@@ -1,0 +1,79 @@
+"""Plans choose the same examples as when all texts are tokenised first, and tokenise no more than they need."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saefeat import corpora
+from saefeat.corpora import Corpus, make_plan
+from saefeat.corpora.corpus import hashed
+from saefeat.io import UserError
+
+
+class Watched:
+    """A tokenizer whose calls go to a function."""
+
+    def __init__(self, tokenizer, call):
+        self.tokenizer, self.call = tokenizer, call
+
+    def __call__(self, *args, **options):
+        return self.call(*args, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+def planned_at_once(corpus, lm, budget, limit, count_bos):
+    """The chosen examples in their hashed order, with tokens and counts: all texts are tokenised first."""
+    positions = corpus.positions("train", 0)
+    rows = dict(zip(positions, lm.tokenize([corpus.texts[i] for i in positions], limit), strict=True))
+    counts = {i: sum(t not in lm.special_ids for t in row) for i, row in rows.items()}
+    used, chosen = Counter(), []
+    for i in sorted(positions, key=lambda i: (hashed(0, "budget", corpus.ids[i]), i)):
+        if counts[i] and (budget is None or used[corpus.of[i]] < budget):
+            counts[i] += len(lm.prefix) * count_bos
+            used[corpus.of[i]] += counts[i]
+            chosen.append((i, rows[i], counts[i]))
+    return chosen
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(["a cat", "Haus " * 9, "x", "</s>", "der Hund ist"]), st.sampled_from("abc"),
+                       st.integers(0, 30)), min_size=1, max_size=60),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.integers(1, 7),
+    st.booleans(),
+)  # fmt: skip
+def test_slices_choose_what_tokenising_all_texts_at_once_chooses(monkeypatch, tiny_lm, rows, budget, size, count_bos):
+    texts, of, ids = map(list, zip(*rows, strict=True))
+    corpus = Corpus(texts, of, [str(i) for i in ids], tuple(sorted(set(of))), "some")
+    expected = planned_at_once(corpus, tiny_lm, budget, 12, count_bos)
+    monkeypatch.setattr(corpora, "_SLICE", size)
+    options = {"max_tokens": budget, "token_limit": 12, "mixed": True, "count_bos": count_bos}
+    if {corpus.of[i] for i, _, _ in expected} < set(of):
+        with pytest.raises(UserError, match="has no usable text in the train split"):
+            make_plan(corpus, tiny_lm, **options)
+        return
+    plan = make_plan(corpus, tiny_lm, **options)
+    assert [(i, plan.tokens[i], plan.counts[i]) for i in plan.order] == expected
+    monkeypatch.setattr(corpora, "_SLICE", 256)
+    assert make_plan(corpus, tiny_lm, **options).skipped == plan.skipped
+
+
+def test_a_small_budget_tokenises_few_of_many_texts(tiny_corpus, tiny_lm, monkeypatch):
+    many = Corpus(*([*getattr(tiny_corpus, name)] * 20 for name in ("texts", "of")),
+                  [str(i) for i in range(20 * len(tiny_corpus))], tiny_corpus.labels, "many")  # fmt: skip
+    read = []
+
+    def tokenize(texts, **options):
+        read.extend(texts)
+        return tiny_lm.tokenizer(texts, **options)
+
+    make_plan(many, replace(tiny_lm, tokenizer=Watched(tiny_lm.tokenizer, tokenize)), max_tokens=10)
+    assert 0 < len(read) <= 256 < len(many)

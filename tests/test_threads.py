@@ -1,0 +1,113 @@
+"""A stage that is resumed with another number of threads does not mix two kinds of figures, or says that it does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from saefeat.collection import collect
+from saefeat.corpora import make_plan
+from saefeat.dictionaries import Identity
+from saefeat.generation import Decoding
+from saefeat.pipeline import open_run
+from saefeat.pipeline.matrix import matrix
+from saefeat.pipeline.steer import Bench
+from saefeat.pipeline.sweep import demo_grid, sweep
+from saefeat.sae.train import TrainConfig, train_saes
+
+PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
+SITE = "resid_post@0"
+
+
+class StopAt:
+    """A function that is told lines, and raises Ctrl-C at one that holds some words."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, line):
+        if self.words in line:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def setting(tiny_run, tmp_path):
+    return open_run(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def interrupted(setting, words, call):
+    setting.say = StopAt(words)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    lines = []
+    setting.say = lines.append
+    return lines
+
+
+def test_a_sweep_measures_labels_again_that_were_measured_with_other_threads(setting):
+    out = setting.out / "steering" / "m.json"
+    bench = Bench(setting, "en", Decoding(max_new_tokens=8))
+
+    def call():
+        return sweep(bench, demo_grid([SITE]), PROMPTS, out)
+
+    lines = interrupted(setting, "1 of 2", call)
+    torch.set_num_threads(2)
+    call()
+    assert any(line.startswith("note: de is measured again: the number of threads") for line in lines)
+    assert any("1 of 2" in line for line in lines) and json.loads(out.read_text())["threads"] == 2
+    resumed = out.read_bytes()
+    out.unlink()
+    call()
+    assert out.read_bytes() == resumed
+    torch.set_num_threads(1)
+    call()
+    assert out.read_bytes() == resumed and "is complete already" in lines[-1]  # a whole file is of one kind
+
+
+def test_a_matrix_starts_again_with_other_threads(setting):
+    out = setting.out / "m.json"
+
+    def call():
+        return matrix(setting, out, sentences=2, edits=("ablate",), top=5)
+
+    lines = interrupted(setting, "2 of 3", call)
+    torch.set_num_threads(2)
+    assert call()["threads"] == 2
+    assert lines[0].startswith("note: the matrix is measured again") and "matrix: de (1 of 3)" in lines
+    resumed = out.read_bytes()
+    out.unlink()
+    call()
+    assert out.read_bytes() == resumed
+
+
+def test_collecting_and_training_say_that_they_go_on_with_other_threads(tmp_path, tiny_corpus, tiny_lm, small_windows):
+    plan = make_plan(tiny_corpus, tiny_lm, mixed=True)
+    config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
+    neurons = [Identity("mlp_act@0", 48)]
+
+    def train(say):
+        train_saes(tiny_lm, plan, ["mlp_out@0"], tmp_path / "saes", config, progress=say)
+
+    def count(say):
+        collect(tiny_lm, plan, neurons, tmp_path / "stats", progress=say, checkpoint_seconds=0)
+
+    for call, words, name in ((train, "step", "training"), (count, "window 3", "collection")):
+        seen = []
+
+        def stop(line, seen=seen, words=words):
+            seen.append(line)
+            if len(seen) == 3 and words in line:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            call(stop)
+        torch.set_num_threads(2)
+        lines = []
+        call(lines.append)
+        note = f"note: the {name} goes on with 2 threads where 1 were used before"
+        assert [line for line in lines if line.startswith("note")] == [lines[0]] and lines[0].startswith(note)
+        torch.set_num_threads(1)
