@@ -1,6 +1,7 @@
-"""What a feature must beat: fastText's lid.176, and naive Bayes on the model's own tokens, as scikit-learn estimators.
+"""What a feature must beat: fastText's lid.176, and naive Bayes on the model's own tokens and on characters.
 
-Both read raw texts and share one interface: `fit(texts, labels)`, `predict(texts)`, `scores(texts)`, `classes_`.
+All are scikit-learn estimators that read raw texts and share one interface: `fit(texts, labels)`, `predict(texts)`,
+`scores(texts)`, `classes_`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,22 +21,30 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.naive_bayes import MultinomialNB
+from sklearn.feature_extraction.text import HashingVectorizer
 
 from saefeat import assets
+from saefeat.corpora import clean_text
+from saefeat.corpora.examples import UNKNOWN, check_examples, check_labels, need_letters, or_unknown, says_something
 from saefeat.corpora.given import given_examples, given_texts, listed
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.labels import PREFIX, to_labels
 
+_COLUMNS = 2**20  # of runs of characters
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 # fastText reads a line: these end it, or (lone surrogates) cannot be written in UTF-8.
 _NOT_IN_A_LINE = re.compile("[\n\r\x00\ud800-\udfff]|</s>")
 
 
 class _TextClassifier(ClassifierMixin, BaseEstimator):
-    """A head on raw texts: the best of `scores`, or None where no label has any."""
+    """A head on raw texts: the best of `scores`, or `unknown` where no label has any.
+
+    Nothing can be said of a text without a letter (`says_something`). `unknown` is then what `predict` gives, a string
+    as scikit-learn's metrics need it, or None. It is no label.
+    """
 
     classes_: list[str]
+    unknown: str | None
 
     @abstractmethod
     def scores(self, texts: Any) -> NDArray[np.float64]:
@@ -45,12 +54,13 @@ class _TextClassifier(ClassifierMixin, BaseEstimator):
         """
 
     def predict(self, texts: Any) -> list[str | None]:
-        """The best label of each text (the first of equals), None where nothing can be said."""
+        """The best label of each text (the first of equals), `unknown` where nothing can be said."""
         scores = self.scores(texts)
-        return [self.classes_[best] if row[best] > 0 else None for row, best in zip(scores, _best(scores), strict=True)]
+        best = [self.classes_[k] if row[k] > 0 else None for row, k in zip(scores, _best(scores), strict=True)]
+        return or_unknown(best, self.unknown)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy on texts X with labels y, which a table or pairs may hold instead; None counts as wrong."""
+        """Accuracy on texts X with labels y, which may stand in X; what is unknown counts as wrong."""
         X, y = given_examples(X, y)
         right = [a == b for a, b in zip(self.predict(X), y, strict=True)]
         return float(np.average(right, weights=sample_weight)) if right else 0.0
@@ -67,18 +77,22 @@ class FastText(_TextClassifier):
         path: a model (lid.176.ftz, lid.176.bin or another of fastText's); the embedded lid.176.ftz if None.
         labels: the candidates, in any code system of `saefeat.labels`; if None, those that `fit` sees, sorted. With
             them given, `fit` is not needed. A label that the model has no code for always scores 0.
+        unknown: what `predict` gives where nothing can be said.
     """
 
-    def __init__(self, path: str | Path | None = None, labels: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None = None, labels: Sequence[str] | None = None, unknown: str | None = UNKNOWN
+    ) -> None:
         self.path = path
         self.labels = labels
+        self.unknown = unknown
 
     def fit(self, texts: Any = None, labels: Sequence[str] | None = None) -> FastText:
         """Load the model and settle the candidates; nothing is learnt.
 
         Raises:
             UserError: the model file is missing or damaged, or (as in `assets.fetch`) cannot be had; one string
-                stands where labels are expected.
+                stands where labels are expected; or what `check_labels` refuses.
             ValueError: neither labels here nor in the constructor.
         """
         candidates = self.labels if self.labels is not None else labels
@@ -86,7 +100,7 @@ class FastText(_TextClassifier):
             if texts is None:
                 raise ValueError("FastText needs candidate labels, in its constructor or in fit")
             _, candidates = given_examples(texts)
-        candidates = listed(candidates, "labels")
+        candidates = check_labels(listed(candidates, "labels"), self.unknown)
         self.classes_ = list(dict.fromkeys(candidates)) if self.labels is not None else sorted(set(candidates))
         column = {label: index for index, label in enumerate(self.classes_)}
         codes = [code.removeprefix(PREFIX) for code in _codes(self._model())]
@@ -95,7 +109,7 @@ class FastText(_TextClassifier):
         return self
 
     def scores(self, texts: Any) -> NDArray[np.float64]:
-        """The model's probabilities of the candidates [n, K] (not scaled to sum to 1); zeros for a blank text."""
+        """The model's probabilities of the candidates [n, K] (not scaled to sum to 1); zeros where none can be said."""
         texts = given_texts(texts)
         if not hasattr(self, "_columns"):
             self.fit()
@@ -107,14 +121,14 @@ class FastText(_TextClassifier):
         return scores
 
     def judge(self, texts: Any) -> list[tuple[str, float] | None]:
-        """The best of all the model's codes and its probability, None for a blank text. Needs no labels."""
+        """The best of all the model's codes and its probability, None where nothing can be said. Needs no labels."""
         judged = [self._predictions(text, 1) for text in given_texts(texts)]
         return [(best[0][1].removeprefix(PREFIX), min(best[0][0], 1.0)) if best else None for best in judged]
 
     def _predictions(self, text: str, k: int) -> list[tuple[float, str]]:
         """(score, `__label__xx`), best first, of the k best codes, all for -1; scores may pass 1 by some 1e-5."""
         line = _NOT_IN_A_LINE.sub(" ", text)
-        if not line.strip():
+        if not says_something(line):
             return []
         # The binding itself: fasttext-wheel's `predict` fails under numpy 2. Like it, end the line. A threshold
         # below 0 because 0 drops probabilities under 1e-5, among which the best candidate may be.
@@ -169,58 +183,99 @@ def _load(path: Path) -> _FastText:
     return model
 
 
-class TokenNaiveBayes(_TextClassifier):
-    """Multinomial naive Bayes on the counts of the model's own tokens: no forward pass.
+class _NaiveBayes(_TextClassifier):
+    """Multinomial naive Bayes on counts of what a text holds, with a uniform prior over labels.
 
-    log p(t | k) = ln((n[k, t] + a) / (N_k + a V)), uniform prior over labels.
-
-    Args:
-        tokenize: texts -> token ids, special tokens left out.
-        vocabulary: V, the size of the tokenizer's vocabulary.
-        alpha: a.
+    log p(j | k) = ln((n[k, j] + alpha) / (N_k + alpha V)) for the j-th of V outcomes, of which label k has n[k, j], in
+    all N_k. Kept sparse, so that many labels and outcomes fit in memory.
     """
 
-    def __init__(self, tokenize: Tokenize, vocabulary: int, alpha: float = 1.0) -> None:
-        self.tokenize = tokenize
-        self.vocabulary = vocabulary
-        self.alpha = alpha
+    alpha: float
+    name: ClassVar[str]
 
-    def fit(self, texts: Any, labels: Any = None) -> TokenNaiveBayes:
-        """Count; keeps the log-probabilities of the S tokens seen and, per label, that of any other.
+    @abstractmethod
+    def _counts(self, texts: Sequence[str]) -> csr_matrix:
+        """Counts [n, columns] of texts."""
+
+    @abstractmethod
+    def _outcomes(self) -> NDArray[np.bool_]:
+        """bool [columns]: which are outcomes; any other is left out of a text."""
+
+    def fit(self, texts: Any, labels: Any = None) -> Self:
+        """Count n texts with their n labels, which a table or pairs may hold; texts that say nothing are left out.
 
         Raises:
-            UserError: texts are no list of strings, or there is another number of labels.
-            ValueError: no texts, or an id is not below V.
+            UserError: what `given_examples` and `check_examples` refuse.
         """
         texts, labels = given_examples(texts, labels)
-        rows, ids = self._tokens(texts)
-        if len(ids) and ids.max() >= self.vocabulary:
-            raise ValueError(f"token {ids.max()} is outside the vocabulary of {self.vocabulary}")
-        counts = csr_matrix((np.ones(len(ids)), (rows, ids)), shape=(len(texts), self.vocabulary))
-        model: Any = MultinomialNB(alpha=self.alpha, fit_prior=False)
-        model.fit(counts, np.asarray(labels, dtype=object))
-        self.classes_ = [str(label) for label in model.classes_]
-        self.seen_ = np.unique(ids)
-        self.log_prob_ = model.feature_log_prob_[:, self.seen_].astype(np.float32)
-        totals = model.feature_count_.sum(1) + self.alpha * self.vocabulary
-        self.unseen_ = np.log(self.alpha / totals).astype(np.float32)
+        of = check_examples(texts, labels, self.unknown)
+        self.letters_ = need_letters(texts, of)
+        self.classes_ = sorted(set(of))
+        row = {label: k for k, label in enumerate(self.classes_)}
+        shape = (len(row), len(of))
+        member = csr_matrix((np.ones(len(of)), ([row[label] for label in of], range(len(of)))), shape=shape)
+        self.counts_ = csr_matrix(member @ self._told(texts))
         return self
 
     def scores(self, texts: Any) -> NDArray[np.float64]:
-        """Posterior probabilities [n, K] (over-confident, as naive Bayes is); zeros for a text without tokens."""
-        joint, tokens = self._joint(given_texts(texts))
-        return np.where(tokens[:, None] > 0, softmax(joint, axis=1), 0.0)
+        """Posterior probabilities [n, K] (over-confident, as naive Bayes is); zeros where nothing can be said."""
+        joint, amount = self._joint(given_texts(texts))
+        return np.where(amount[:, None] > 0, softmax(joint, axis=1), 0.0)
 
     def predict_joint_log_proba(self, texts: Any) -> NDArray[np.float64]:
         """ln p(text, label) [n, K], in nats."""
         return self._joint(given_texts(texts))[0]
 
+    def _joint(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """ln p(text, label) [n, K] and how many outcomes each text has [n]."""
+        outcomes, counts = self._outcomes(), self._told(texts)
+        totals = np.asarray(self.counts_.sum(1)).ravel() + self.alpha * outcomes.sum()
+        gain = self.counts_.copy()  # what a count adds to the ln p of an outcome that the label never had
+        gain.data = np.log1p(gain.data / self.alpha)
+        amount = counts @ outcomes.astype(np.float64)
+        joint = (counts @ gain.T).toarray() + amount[:, None] * np.log(self.alpha / totals)
+        return joint - np.log(len(self.classes_)), amount
+
+    def _told(self, texts: Sequence[str]) -> csr_matrix:
+        """Counts of texts, none for those that say nothing."""
+        return self._counts([text if says_something(text, letters=self.letters_) else "" for text in texts])
+
     def save(self, path: Path) -> None:
-        """Write the fitted head as safetensors (everything but the tokenizer)."""
-        header = {"schema": SCHEMA, "head": "token-naive-bayes", "labels": self.classes_}
-        header |= {"vocabulary": self.vocabulary, "alpha": self.alpha}
-        tensors = {"seen": self.seen_, "log_prob": self.log_prob_, "unseen": self.unseen_}
-        save_tensors(path, {name: torch.from_numpy(value) for name, value in tensors.items()}, header)
+        """Write the fitted head as safetensors (of a tokenizer nothing)."""
+        header = {"schema": SCHEMA, "head": self.name, "labels": self.classes_, "letters": self.letters_}
+        header |= {"columns": self.counts_.get_shape()[1], "alpha": self.alpha}
+        parts = {"counts": self.counts_.data, "indices": self.counts_.indices, "starts": self.counts_.indptr}
+        save_tensors(path, {name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()}, header)
+
+    def _read(self, path: Path) -> Self:
+        """Take what `save` wrote; raises UserError where the file is missing, damaged or another head's."""
+        tensors, header = load_tensors(path)
+        if (header.get("head"), header.get("schema")) != (self.name, SCHEMA) or "counts" not in tensors:
+            raise UserError(f"{path} is not a {self.name} head of this version; fit it again")
+        self.alpha, self.classes_, self.letters_ = header["alpha"], header["labels"], header["letters"]
+        parts = [tensors[name].numpy() for name in ("counts", "indices", "starts")]
+        parts[0] = parts[0].astype(np.float64)
+        self.counts_ = csr_matrix(tuple(parts), shape=(len(self.classes_), header["columns"]))
+        return self
+
+
+class TokenNaiveBayes(_NaiveBayes):
+    """Naive Bayes on the counts of the model's own tokens: no forward pass.
+
+    Args:
+        tokenize: texts -> token ids, special tokens left out.
+        vocabulary: V, the size of the tokenizer's vocabulary.
+        alpha: what is added to each count.
+        unknown: what `predict` gives where nothing can be said.
+    """
+
+    name = "token-naive-bayes"
+
+    def __init__(self, tokenize: Tokenize, vocabulary: int, alpha: float = 1.0, unknown: str | None = UNKNOWN) -> None:
+        self.tokenize = tokenize
+        self.vocabulary = vocabulary
+        self.alpha = alpha
+        self.unknown = unknown
 
     @classmethod
     def load(cls, path: Path, tokenize: Tokenize) -> TokenNaiveBayes:
@@ -229,30 +284,52 @@ class TokenNaiveBayes(_TextClassifier):
         Raises:
             UserError: the file is missing, damaged or another head's.
         """
-        tensors, header = load_tensors(path)
-        if header.get("head") != "token-naive-bayes" or header.get("schema") != SCHEMA:
-            raise UserError(f"{path} is not a token-naive-bayes head of this version; fit it again")
-        head = cls(tokenize, header["vocabulary"], header["alpha"])
-        head.classes_ = header["labels"]
-        head.seen_, head.log_prob_, head.unseen_ = (tensors[name].numpy() for name in ("seen", "log_prob", "unseen"))
+        head = cls(tokenize, 0)._read(path)
+        head.vocabulary = head.counts_.get_shape()[1]
         return head
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and id of every token of every text."""
+    def _counts(self, texts: Sequence[str]) -> csr_matrix:
+        """Raises ValueError for an id that is not below V."""
         tokens = self.tokenize(list(texts)) if len(texts) else []
         lengths = [len(ids) for ids in tokens]
         ids = np.fromiter((token for ids in tokens for token in ids), np.int64, sum(lengths))
-        return np.repeat(np.arange(len(texts)), lengths), ids
+        if len(ids) and ids.max() >= self.vocabulary:
+            raise ValueError(f"token {ids.max()} is outside the vocabulary of {self.vocabulary}")
+        rows = np.repeat(np.arange(len(texts)), lengths)
+        return csr_matrix((np.ones(len(ids)), (rows, ids)), shape=(len(texts), self.vocabulary))
 
-    def _joint(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """ln p(text, label) [n, K] and the number of tokens [n]."""
-        rows, ids = self._tokens(texts)
-        place = np.searchsorted(self.seen_, ids)
-        known = np.isin(ids, self.seen_)
-        lengths = np.bincount(rows, minlength=len(texts))
-        others = lengths - np.bincount(rows[known], minlength=len(texts))
-        counts = csr_matrix(
-            (np.ones(int(known.sum())), (rows[known], place[known])), shape=(len(texts), len(self.seen_))
-        )
-        joint = counts @ self.log_prob_.T.astype(np.float64) + others[:, None] * self.unseen_.astype(np.float64)
-        return joint - np.log(len(self.classes_)), lengths
+    def _outcomes(self) -> NDArray[np.bool_]:
+        return np.ones(self.vocabulary, bool)
+
+
+class CharNaiveBayes(_NaiveBayes):
+    """Naive Bayes on the counts of the characters of a text and of their runs of up to four, in small letters.
+
+    V is the number of different runs in the fit; others are left out of a text. They are hashed into 2^20 columns
+    (murmur3), so that memory is bounded and nothing but counts is kept.
+
+    Args:
+        alpha: what is added to each count.
+        unknown: what `predict` gives where nothing can be said.
+    """
+
+    name = "char-naive-bayes"
+
+    def __init__(self, alpha: float = 0.1, unknown: str | None = UNKNOWN) -> None:
+        self.alpha = alpha
+        self.unknown = unknown
+
+    @classmethod
+    def load(cls, path: Path) -> CharNaiveBayes:
+        """Read what `save` wrote; raises UserError where the file is missing, damaged or another head's."""
+        return cls()._read(path)
+
+    def _counts(self, texts: Sequence[str]) -> csr_matrix:
+        plain: dict[str, Any] = {"norm": None, "alternate_sign": False}  # counts
+        runs = HashingVectorizer(analyzer="char", ngram_range=(1, 4), n_features=_COLUMNS, **plain)
+        return csr_matrix(runs.transform([clean_text(text) for text in texts]))
+
+    def _outcomes(self) -> NDArray[np.bool_]:
+        seen = np.zeros(_COLUMNS, bool)
+        seen[self.counts_.indices] = True
+        return seen

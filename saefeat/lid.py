@@ -7,8 +7,9 @@ fired, and for `sae-min-max` one on the sum of its values. So all are stored, ap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,21 @@ from sklearn.utils.validation import check_is_fitted
 from saefeat.codes import STEP, Bag, to_steps
 from saefeat.collection import encode_batches, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
+from saefeat.corpora.examples import UNKNOWN, check_examples, need_letters, or_unknown, says_something
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE, Dictionary
-from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
+from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors, whole_path
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
-from saefeat.sae.store import check_together, load_saes
+from saefeat.sae.store import check_together, load_sae, load_saes
 from saefeat.selection import Selection
 from saefeat.stats import Stats
 
 SAE_HEADS = ("sae-count", "sae-min-max", "naive-bayes", "linear")
 HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
-SHORT = 20  # `linear` also learns from the first 20 characters of each text
+SHORT = 20  # `linear` also learns from the first 20 characters of each text,
+CAPITALS = 0.2  # and from the texts and those beginnings in capitals; such a copy weighs so much, for they are rare
 DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
 WEIGHTS = 2**24  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
 _C = 10.0
@@ -71,23 +74,26 @@ def featurize(
     *,
     token_limit: int = TOKEN_LIMIT,
     count_bos: bool = False,
+    letters: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Features:
-    """Bags of texts. Texts without tokens (blank ones) have empty rows.
+    """Bags of texts. Texts that say nothing (`says_something`), and those without tokens, have empty rows.
 
     count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
+    letters: whether a text needs a letter to say something; False for heads whose `letters` is.
 
     Dictionaries that do not fit in memory together take several passes over the texts.
     """
     builder = _Builder({d.id: d.width for d in dictionaries})
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
     special = lm.special_ids
+    told = [says_something(text, letters=letters) for text in texts]
 
     def one_pass(group: Sequence[Dictionary]) -> None:  # a function, so that what it has moved goes when it ends
         here = [on_device(dictionary, lm.device) for dictionary in group]
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))
-            rows = {i: ids[i] for i in window if any(t not in special for t in ids[i])}
+            rows = {i: ids[i] for i in window if told[i] and any(t not in special for t in ids[i])}
             for batch, results in encode_batches(lm, here, plan_batches(lm, rows, count_bos=count_bos)):
                 positions = np.asarray(batch.positions)
                 for name, (bag, _) in results.items():
@@ -159,6 +165,7 @@ class Head:
         root: take square roots of the counts and divide each row by its length, over all dictionaries together.
         probabilistic: scores are logarithms of probabilities up to a constant.
         reads: dictionary id -> fingerprint of the dictionary that it was fitted on.
+        letters: whether a text needs a letter to say something; False where some label is written without any.
     """
 
     name: str
@@ -170,6 +177,7 @@ class Head:
     root: bool = False
     probabilistic: bool = False
     reads: dict[str, str] = field(default_factory=dict)
+    letters: bool = True
 
     def scores(self, features: Features) -> np.ndarray:
         """float64 [n, K]."""
@@ -196,11 +204,14 @@ class Head:
         return [self.labels[k] if ok else None for k, ok in zip(best, self.known(features), strict=True)]
 
     def probabilities(self, features: Features) -> np.ndarray:
-        """[n, K]: softmax of the scores where they are logarithms, else each label's share of the positive scores."""
+        """[n, K]: softmax of the scores where they are logarithms, else each label's share of the positive scores.
+
+        Rows sum to 1, but to 0 where nothing can be said (`predict` gives None).
+        """
         scores = self.scores(features)
         if self.probabilistic:
-            shifted = np.exp(scores - scores.max(1, keepdims=True))
-            return shifted / shifted.sum(1, keepdims=True)
+            shifted = np.exp(scores - scores.max(1, keepdims=True)) * self.known(features)[:, None]
+            return shifted / np.maximum(shifted.sum(1, keepdims=True), 1.0)  # the greatest is 1, or all are 0
         positive = np.clip(scores, 0, None)
         total = positive.sum(1, keepdims=True)
         return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
@@ -236,7 +247,7 @@ class Head:
         tensors |= {f"counts|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.counts.items()}
         tensors |= {f"sums|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.sums.items()}
         tensors["intercept"] = torch.from_numpy(self.intercept.astype(np.float64))
-        flags = {"root": self.root, "probabilistic": self.probabilistic, "reads": self.reads}
+        flags = {"root": self.root, "probabilistic": self.probabilistic, "reads": self.reads, "letters": self.letters}
         save_tensors(path, tensors, {"schema": SCHEMA, "head": self.name, "labels": list(self.labels), **flags})
 
     @classmethod
@@ -258,6 +269,7 @@ class Head:
             root=header["root"],
             probabilistic=header["probabilistic"],
             reads=header["reads"],
+            letters=header.get("letters", True),  # heads of older runs lack it
         )
 
 
@@ -315,10 +327,37 @@ def naive_bayes_head(stats: Sequence[Stats], labels: Sequence[str], alpha: float
     return head
 
 
-def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *, seed: int = 0) -> Head:
+def linear_copies(
+    texts: Sequence[str], of: Sequence[str], *, letters: bool = True
+) -> tuple[list[str], list[str], np.ndarray]:
+    """What the linear head learns from beside n whole texts: beginnings and capitals.
+
+    Copies that say nothing are left out, and copies in capitals of what has no small letters.
+
+    Returns:
+        texts; their labels; the weights of the n whole texts (1) and then of these copies, float64.
+    """
+    short = [text[:SHORT] for text in texts]
+    capitals = [(text.upper(), label) for kind in (texts, short) for text, label in zip(kind, of, strict=True)
+                if text.upper() != text]  # fmt: skip
+    rows = [(*row, 1.0) for row in zip(short, of, strict=True)] + [(*row, CAPITALS) for row in capitals]
+    rows = [row for row in rows if says_something(row[0], letters=letters)]
+    weights = np.array([1.0] * len(texts) + [weight for _, _, weight in rows])
+    return [text for text, _, _ in rows], [label for _, label, _ in rows], weights
+
+
+def linear_head(
+    features: Features,
+    of: Sequence[str],
+    labels: Sequence[str],
+    *,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> Head:
     """Logistic regression on square-rooted, length-normalised counts of the units of the given dictionaries.
 
     All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels by chi-squared.
+    weights: of the rows, float64 [n]; default 1 (see `linear_copies`).
     """
     rooted = _rooted(features.counts)
     names = sorted(rooted)
@@ -328,11 +367,13 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
         kept = _telling(x, of, most)
         x = sp.csr_matrix(x[:, kept])
     dense = x.toarray() if math.prod(x.get_shape()) * 4 <= DENSE_BYTES else x
-    fitted = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed).fit(dense, np.asarray(of))
+    model = LogisticRegression(C=_C, max_iter=200, tol=1e-3, random_state=seed)
+    fitted = model.fit(dense, np.asarray(of), sample_weight=weights)
     order = [list(fitted.classes_).index(label) for label in labels]
-    weights, intercept = fitted.coef_, fitted.intercept_
+    coefficients, intercept = fitted.coef_, fitted.intercept_
     if len(labels) == 2:  # scikit-learn keeps one row for two classes
-        weights, intercept = np.vstack([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
+        coefficients = np.vstack([-coefficients, coefficients]) / 2
+        intercept = np.concatenate([-intercept, intercept]) / 2
     head = Head("linear", tuple(labels), {}, {}, root=True, probabilistic=True)
     head.intercept = np.asarray(intercept, np.float64)[order]
     start = 0
@@ -340,7 +381,7 @@ def linear_head(features: Features, of: Sequence[str], labels: Sequence[str], *,
         width = rooted[name].get_shape()[1]
         mine = (kept >= start) & (kept < start + width)
         head.units[name] = kept[mine] - start
-        head.counts[name] = np.asarray(weights[order][:, mine], np.float64).T
+        head.counts[name] = np.asarray(coefficients[order][:, mine], np.float64).T
         start += width
     return head
 
@@ -357,57 +398,124 @@ def _telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
 class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     """A scikit-learn classifier of texts on the features of SAEs of a language model.
 
+    Nothing can be said of a text without a letter (`says_something`: blank, digits, punctuation, emoji), nor of one
+    on which no unit of the head fires. It is predicted as `unknown`, and its row of `predict_proba` sums to 0, those of
+    all other texts to 1.
+
+    A pickle (joblib too) holds the head, the model's name and the sources of the SAEs, not their weights; these are
+    loaded again when they are needed, and must be the same. So the name of a model that `wrap` made must be one that
+    `load_model` takes. An SAE that was made in memory has no source and is held whole.
+
     Parameters:
         model: a `LanguageModel`, or a name that `load_model` takes.
-        saes: SAEs, or directories of them.
+        saes: SAEs, or sources of them.
         head: sae-count, sae-min-max, naive-bayes or linear.
+        unknown: what `predict` gives where nothing can be said. It is no label, and not in `classes_`. A string, as
+            scikit-learn's metrics need it, or None.
 
     Attributes after `fit`: `classes_`, `head_`.
     """
 
+    # Of an estimator from a pickle: what its model was, and its SAEs by their sources.
+    _model_was: Mapping[str, Any] = {}
+    _saes_were: Mapping[str, Any] = {}
+
     def __init__(
-        self, model: Any = "embedded:gemma-3-270m", saes: Any = (), head: str = "linear", seed: int = 0
+        self,
+        model: Any = "embedded:gemma-3-270m",
+        saes: Any = (),
+        head: str = "linear",
+        seed: int = 0,
+        unknown: str | None = UNKNOWN,
     ) -> None:
-        self.model, self.saes, self.head, self.seed = model, saes, head, seed
+        self.model, self.saes, self.head, self.seed, self.unknown = model, saes, head, seed, unknown
 
     def fit(self, texts: Any, labels: Any = None) -> LanguageIdentifier:
-        """Fit the head on texts and their labels, or on pairs or a table with the columns `text` and `label`.
+        """Fit the head on n texts and their n labels, or on pairs or a table with the columns `text` and `label`.
 
-        Raises UserError for an unknown head, no SAE, fewer than two labels, or texts that are no list of strings.
+        Texts that say nothing are left out.
+
+        Raises:
+            UserError: an unknown head, no SAE, fewer than two labels, or what `given_examples` and `check_examples`
+                refuse.
         """
         if self.head not in SAE_HEADS:
             raise UserError(f"unknown head {self.head}; use {', '.join(SAE_HEADS)}")
-        texts, of = given_examples(texts, labels)
-        of = [str(label) for label in of]
+        texts, labels = given_examples(texts, labels)
+        of = check_examples(texts, labels, self.unknown)
         names = tuple(sorted(set(of)))
         if len(names) < 2:
             raise UserError("fitting needs texts of at least two labels")
+        letters = need_letters(texts, of)
+        told = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
         self._load()
-        if self.head == "linear":
-            short = [text[:SHORT] for text in texts]
-            self.head_ = linear_head(self._features(texts + short), of + of, names, seed=self.seed)
-        else:
-            stats = self._stats(Corpus(texts, of, [""] * len(texts), names, "python"))
-            if self.head == "naive-bayes":
-                self.head_ = naive_bayes_head(stats, names)
-            else:
-                self.head_ = selection_head(self.head, METHODS["sae-lape"].rank(stats), stats)
+        self.head_ = self._fitted([texts[i] for i in told], [of[i] for i in told], names, letters)
+        self.head_.letters = letters
         self.classes_ = np.array(names)
         return self
 
+    def _fitted(self, texts: list[str], of: list[str], names: tuple[str, ...], letters: bool) -> Head:
+        if self.head == "linear":
+            copies, copies_of, weights = linear_copies(texts, of, letters=letters)
+            features = featurize(self.lm_, self.saes_, texts + copies, letters=letters)
+            return linear_head(features, of + copies_of, names, weights=weights, seed=self.seed)
+        stats = self._stats(Corpus(texts, of, [""] * len(texts), names, "python"))
+        if self.head == "naive-bayes":
+            return naive_bayes_head(stats, names)
+        return selection_head(self.head, METHODS["sae-lape"].rank(stats), stats)
+
     def _load(self) -> None:
-        self.lm_ = load_model(self.model) if isinstance(self.model, str) else self.model
+        """Load the model and the SAEs; those of a pickle in the dtypes and by the ids that they had."""
+        was = self._model_was if self._model_was.get("name") == self.model else {}
+        load = {name: was[name] for name in ("dtype", "revision") if name in was}
+        self.lm_ = load_model(self.model, **load) if isinstance(self.model, str) else self.model
         self.saes_: list[SAE] = []
-        for one in [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes):
-            if not isinstance(one, str | Path | SAE):
+        for one in self._given():
+            if isinstance(one, SAE):
+                self.saes_.append(one)
+            elif not isinstance(one, str | Path):
                 raise UserError(f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs")
-            self.saes_ += [one] if isinstance(one, SAE) else load_saes(str(one), self.lm_)
+            elif had := self._saes_were.get(str(one)):
+                self.saes_.append(replace(load_sae(one, dtype=had["dtype"]), id=had["id"]))
+            else:
+                self.saes_ += load_saes(str(one), self.lm_)
         if not self.saes_:
             raise UserError("give at least one SAE")
         check_together(self.saes_, self.lm_, same_model=False)  # whoever loaded an SAE has chosen its model
 
-    def _features(self, texts: Sequence[str]) -> Features:
-        return featurize(self.lm_, self.saes_, texts)
+    def _given(self) -> list[Any]:
+        return [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state with names and sources in the place of the model and the SAEs, and what these were."""
+        state: dict[str, Any] = dict(self.__dict__)
+        lm, saes = state.pop("lm_", self.model), state.pop("saes_", self._given())
+        if isinstance(lm, LanguageModel):
+            state["model"] = _absolute(lm.name)
+            state["_model_was"] = {**lm.identity, "name": state["model"]}
+        state["saes"] = [_source(one) for one in saes]
+        pairs = [(source, one) for source, one in zip(state["saes"], saes, strict=True) if isinstance(one, SAE)]
+        known = {source if isinstance(source, str) else one.id: one.identity for source, one in pairs}
+        return {**state, "_saes_were": {**self._saes_were, **known}}
+
+    def _ready(self) -> None:
+        """Load what a pickle left out; raises NotFittedError, or UserError where something has changed since."""
+        check_is_fitted(self)
+        if hasattr(self, "lm_"):
+            return
+        self._load()
+        before = {was["id"]: was["fingerprint"] for was in self._saes_were.values()}
+        changed = [sae.id for sae in self.saes_ if sae.identity["fingerprint"] != before.get(sae.id)]
+        if self.lm_.fingerprint != self._model_was["fingerprint"]:
+            changed = [self.lm_.name]
+        if changed:
+            del self.lm_, self.saes_  # the next call looks again
+            raise UserError(f"{changed[0]} has changed since the identifier was fitted; fit it again")
+
+    def _features(self, texts: Any) -> Features:
+        strings = given_texts(texts)
+        self._ready()
+        return featurize(self.lm_, self.saes_, strings, letters=self.head_.letters)
 
     def _stats(self, corpus: Corpus) -> list[Stats]:
         ids = self.lm_.tokenize([clean_text(text) for text in corpus.texts], TOKEN_LIMIT)
@@ -431,22 +539,37 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         return [Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header) for s in found.values()]
 
     def decision_function(self, texts: Any) -> np.ndarray:
-        """[n, K] scores. Texts are a list of strings, or a table with a column `text`, here and below."""
-        check_is_fitted(self)
-        return self.head_.scores(self._features(given_texts(texts)))
+        """[n, K] scores; of a text that says nothing, what the head has without evidence.
+
+        Texts are a list of strings, or a table with a column `text`, here and below.
+        """
+        features = self._features(texts)
+        return self.head_.scores(features)
 
     def predict_proba(self, texts: Any) -> np.ndarray:
-        """[n, K]."""
-        check_is_fitted(self)
-        return self.head_.probabilities(self._features(given_texts(texts)))
+        """[n, K], columns as `classes_`; a row sums to 1, but to 0 where nothing can be said."""
+        features = self._features(texts)
+        return self.head_.probabilities(features)
 
     def predict(self, texts: Any) -> np.ndarray:
-        """Labels; None where nothing can be said."""
-        check_is_fitted(self)
-        return np.array(self.head_.predict(self._features(given_texts(texts))), dtype=object)
+        """Labels, and `unknown` where nothing can be said: an array of objects [n]."""
+        features = self._features(texts)
+        return np.array(or_unknown(self.head_.predict(features), self.unknown), dtype=object)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy on texts X with labels y, which a table or pairs may hold instead; None counts as wrong."""
+        """Accuracy on texts X with labels y, which may stand in X; what is unknown counts as wrong."""
         X, y = given_examples(X, y)
         right = [a == str(b) for a, b in zip(self.predict(X), y, strict=True)]
         return float(np.average(right, weights=sample_weight)) if right else 0.0
+
+
+def _absolute(source: str) -> str:
+    """A path that is here as one that holds from everywhere; any other name as it is."""
+    return whole_path(os.path.expanduser(source)) if os.path.exists(os.path.expanduser(source)) else source
+
+
+def _source(one: Any) -> Any:
+    """Where an SAE can be loaded again: a source as `load_sae` takes it, or the SAE itself where it has none."""
+    if isinstance(one, SAE):
+        return one.record.get("source") or one.record.get("path") or one
+    return _absolute(str(one))

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--head", default="linear")
-    parser.add_argument("--baselines", default="fasttext,token-naive-bayes")
+    parser.add_argument("--baselines", default="char-naive-bayes,fasttext,token-naive-bayes")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     table = pq.read_table(arguments.predictions).to_pandas()

@@ -1,4 +1,4 @@
-"""The two baselines: known sentences and odd texts for fastText; hand-worked counts and scikit-learn for the tokens."""
+"""The baselines: known sentences and odd texts for fastText; hand-worked counts and scikit-learn for naive Bayes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import classification_report
 from sklearn.naive_bayes import MultinomialNB
 
 from saefeat import assets
-from saefeat.baselines import FastText, TokenNaiveBayes
+from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
 from saefeat.io import UserError, save_tensors
 
 SENTENCES = {
@@ -24,7 +26,7 @@ SENTENCES = {
     "th": "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
 }
 TEXTS, CODES = list(SENTENCES.values()), list(SENTENCES)
-ODD = ["", "  ", "\n", "\x00", "\ud800", "\n\x00\udfff\r", "</s>"]
+ODD = ["", "  ", "\n", "\x00", "\ud800", "\n\x00\udfff\r", "</s>", "\u200b", "12345 67890", "?!", "😀", "❤️"]
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +51,19 @@ def test_the_set_is_closed(model_path: Path) -> None:
     # German is neither, and lies below fastText's own cut-off for both; yet one of them is the better.
     assert head.predict([SENTENCES["de"]]) == ["fr"]
     assert not head.scores(TEXTS)[:, 0].any()
-    assert FastText(model_path, ["python", "java"]).predict(TEXTS) == [None] * 6
+    assert FastText(model_path, ["python", "java"], unknown=None).predict(TEXTS) == [None] * 6
 
 
 def test_judge_says_the_best_of_all(model_path: Path) -> None:
-    judged = FastText(model_path).judge([*TEXTS, ""])
-    assert [best[0] for best in judged[:-1] if best] == CODES and judged[-1] is None
+    judged = FastText(model_path).judge([*TEXTS, *ODD])
+    assert [best[0] for best in judged[:6] if best] == CODES and judged[6:] == [None] * len(ODD)
     assert all(0.3 < best[1] <= 1 for best in judged if best)
 
 
 def test_odd_texts(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     head = FastText(model_path, CODES)
-    assert head.predict(ODD) == [None] * len(ODD) and not head.scores(ODD).any()
+    assert head.predict(ODD) == ["unknown"] * len(ODD) and not head.scores(ODD).any()
+    assert head.set_params(unknown=None).predict(ODD) == [None] * len(ODD)
     # The scores of what is a space to us are those of a space.
     odd = [text.replace(" ", space, 1) for text in TEXTS[:3] for space in ("\n", "\x00", "\udc80", "\r\n")]
     plain = [text for text in TEXTS[:3] for _ in range(4)]
@@ -78,6 +81,8 @@ def test_it_is_an_estimator(model_path: Path) -> None:
     assert FastText(model_path, ["fr", "de"]).fit(TEXTS, CODES).classes_ == ["fr", "de"]
     with pytest.raises(ValueError, match="needs candidate labels"):
         FastText(model_path).predict(TEXTS)
+    with pytest.raises(UserError, match=r"label 1 .* is None"):
+        FastText(model_path).fit(TEXTS, ["de", None])
 
 
 @pytest.mark.parametrize("size", [0, 3, 60, 100, 1000, 50_000, 500_000])
@@ -104,7 +109,7 @@ def test_by_hand() -> None:
     for row, (x, y) in zip(joint, expected.values(), strict=True):
         assert row == pytest.approx([math.log(x / 2), math.log(y / 2)], abs=1e-6)
     assert head.scores(["ad"])[0] == pytest.approx([(3 / 49) / (3 / 49 + 1 / 36), (1 / 36) / (3 / 49 + 1 / 36)])
-    assert head.predict(["a", "c", ""]) == ["x", "y", None]
+    assert head.predict(["a", "c", ""]) == ["x", "y", "unknown"]
     assert not head.scores([""]).any()
     assert head.predict([]) == [] and head.score(["a", ""], ["x", "x"]) == 0.5
 
@@ -128,6 +133,43 @@ def test_agrees_with_sklearn() -> None:
         oracle = MultinomialNB(alpha=alpha, fit_prior=False).fit(counts(texts), labels)
         assert head.predict(unseen) == oracle.predict(counts(unseen)).tolist()
         np.testing.assert_allclose(head.scores(unseen), oracle.predict_proba(counts(unseen)), atol=1e-5)
+
+
+def test_characters_agree_with_sklearn() -> None:
+    texts, labels = [*TEXTS, *(text[:20] for text in TEXTS)], [*CODES, *CODES]
+    unseen = ["ein Haus ist ein Haus", "LE CHIEN EST PARESSEUX", "собака 12", "犬 и hund", "una casa\n\nblanca"]
+    head = CharNaiveBayes().fit(texts, labels)
+    runs = CountVectorizer(analyzer="char", ngram_range=(1, 4)).fit(texts)
+    oracle = MultinomialNB(alpha=0.1, fit_prior=False).fit(runs.transform(texts), labels)
+    assert head.classes_ == oracle.classes_.tolist()
+    np.testing.assert_allclose(head.scores(unseen), oracle.predict_proba(runs.transform(unseen)), atol=1e-9)
+    joint = oracle.predict_joint_log_proba(runs.transform(unseen))
+    np.testing.assert_allclose(head.predict_joint_log_proba(unseen), joint, atol=1e-6)  # no two runs share a column
+    assert head.predict([text.upper() for text in TEXTS]) == CODES
+
+
+def test_characters_say_nothing_of_odd_texts_and_of_scripts_never_seen() -> None:
+    head = CharNaiveBayes().fit(TEXTS, CODES)
+    odd = [*ODD[:6], *ODD[7:], "ሀለሐ"]
+    assert head.predict(odd) == ["unknown"] * len(odd) and not head.scores(odd).any()
+    assert head.predict(["de\ud800 braune\0Hund", "</s>"])[0] == "de"
+    report = classification_report([*CODES, "de"], head.predict([*TEXTS, "123"]), output_dict=True, zero_division=0)
+    assert report["de"]["recall"] == 0.5
+    with pytest.raises(UserError, match="all texts of the label xx are blank"):
+        CharNaiveBayes().fit([*TEXTS, " "], [*CODES, "xx"])
+
+
+def test_characters_saved_and_loaded_say_the_same(tmp_path: Path) -> None:
+    head = CharNaiveBayes().fit(TEXTS, CODES)
+    head.save(tmp_path / "head.safetensors")
+    head.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "head.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert (tmp_path / "head.safetensors").stat().st_size < 50_000
+    loaded = CharNaiveBayes.load(tmp_path / "head.safetensors")
+    assert loaded.classes_ == head.classes_ and loaded.get_params() == head.get_params()
+    assert np.array_equal(loaded.scores([*TEXTS, *ODD]), head.scores([*TEXTS, *ODD]))
+    with pytest.raises(UserError, match="is not a token-naive-bayes head"):
+        TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import pickle
+import warnings
 from dataclasses import replace
 
+import joblib
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from sklearn.model_selection import GridSearchCV
 
 from saefeat import lid
@@ -25,6 +29,7 @@ from saefeat.lid import (
     LanguageIdentifier,
     features_from_bags,
     featurize,
+    linear_copies,
     linear_head,
     naive_bayes_head,
     selection_head,
@@ -348,6 +353,15 @@ def test_odd_texts_have_a_row_each(tiny_lm):
     assert total[5] > 50 * total[6] > 0
 
 
+SILENT = [" ", "\u200b", "12345 67890", "?!", "😀", "❤️"]
+
+
+def test_texts_without_a_letter_have_empty_rows_unless_labels_are_written_without(tiny_lm):
+    for letters, rows in ((True, [0]), (False, [0, 3, 4, 5, 6])):
+        made = featurize(tiny_lm, SAES[:1], ["cat", *SILENT], letters=letters)
+        assert np.flatnonzero(made.counts["wide"].sum(1)).tolist() == rows
+
+
 def test_a_selection_of_neurons_gives_their_columns_alone(tiny_lm, features, texts):
     picked = Identity("mlp_act@1", 48, units=torch.tensor([7, 3]))
     made = featurize(tiny_lm, [picked], texts)
@@ -402,6 +416,26 @@ def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
     assert head.evidence(seen)[0][0]["unit"] == 0
 
 
+def test_the_copies_are_beginnings_and_capitals_and_none_says_nothing():
+    texts, of = ["1234567890 1234567890 ja", "der Hund und die Katze", "น้ำ"], ["de", "de", "th"]
+    copies, labels, weights = linear_copies(texts, of)
+    assert copies == ["der Hund und die Kat", "น้ำ", "1234567890 1234567890 JA", "DER HUND UND DIE KATZE",
+                      "DER HUND UND DIE KAT"]  # fmt: skip
+    assert labels == ["de", "th", "de", "de", "de"]
+    assert weights.tolist() == [1, 1, 1, 1, 1, lid.CAPITALS, lid.CAPITALS, lid.CAPITALS]
+    assert linear_copies(texts, of, letters=False)[0][0] == "1234567890 123456789"
+
+
+def test_a_row_of_weight_nothing_is_not_learnt_from():
+    seen, of = separable(["a", "b"])
+    wrong = [*of, *("b" if label == "a" else "a" for label in of)]
+    twice = Features.stack([seen, seen])
+    weights = np.repeat([1.0, 0.0], len(of))
+    plain, weighed = linear_head(seen, of, ("a", "b")), linear_head(twice, wrong, ("a", "b"), weights=weights)
+    assert np.allclose(plain.scores(seen), weighed.scores(seen), atol=0.05)
+    assert linear_head(twice, wrong, ("a", "b")).predict(seen) != of
+
+
 def test_units_that_never_fire_tell_nothing(monkeypatch):
     labels = ("a", "b")
     seen, of = separable(list(labels))
@@ -433,10 +467,116 @@ def test_the_identifier_fits_predicts_and_scores(tiny_lm, head):
         assert made.decision_function(TEXTS).shape == (24, 2)
 
 
-def test_a_text_where_nothing_can_be_said_is_none_and_counts_as_wrong(tiny_lm):
+@pytest.mark.parametrize("head", lid.SAE_HEADS)
+def test_a_text_where_nothing_can_be_said_is_unknown_has_no_probabilities_and_counts_as_wrong(tiny_lm, head):
+    made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(TEXTS, OF)
+    assert made.predict(SILENT).tolist() == ["unknown"] * len(SILENT)
+    assert not made.predict_proba(SILENT).any()
+    assert "unknown" not in made.classes_
+    assert made.set_params(unknown=None).predict(SILENT).tolist() == [None] * len(SILENT)
+    if head in ("linear", "naive-bayes"):
+        rows = made.predict_proba([*SILENT, "the cat"])
+        assert np.allclose(rows.sum(1), [0] * len(SILENT) + [1])
+        assert made.score([*SILENT[:1], "the cat"], ["en", "en"]) == 0.5
+
+
+def test_the_metrics_of_scikit_learn_take_what_is_unknown(tiny_lm):
     made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)
-    assert made.predict(["", "the cat"]).tolist() == [None, "en"]
-    assert made.score(["", "the cat"], ["en", "en"]) == 0.5
+    texts, of = [*TEXTS, *SILENT], [*OF, *["en"] * len(SILENT)]
+    predicted = made.predict(texts)
+    assert confusion_matrix(of, predicted, labels=[*made.classes_, "unknown"])[0, 2] == len(SILENT)
+    assert f1_score(of, predicted, average="macro", labels=made.classes_) < 1
+    report = classification_report(of, predicted, output_dict=True, zero_division=0)
+    assert report["unknown"]["support"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a score that fails and becomes nan
+        search = GridSearchCV(made, {"seed": [0]}, cv=2, scoring="f1_micro").fit(texts, of)
+    assert 0.5 < search.best_score_ < 1
+
+
+def test_labels_that_are_written_without_letters_can_be_told_apart(tiny_lm):
+    sums, smiles = [f"{i} + {i} = {2 * i}" for i in range(20)], ["😀" * (1 + i % 5) for i in range(20)]
+    for head in ("linear", "naive-bayes"):
+        made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(sums + smiles, ["sum"] * 20 + ["smile"] * 20)
+        assert made.predict(["7 + 7 = 14", "😀😀", " ", "\u200b"]).tolist() == ["sum", "smile", "unknown", "unknown"]
+
+
+def test_the_linear_head_knows_its_labels_in_capitals(tiny_lm):
+    english = [f"the cat number {i} sat on the mat and the dog ran after it" for i in "abcdefghijklmnop"]
+    thai = [f"น้ำ {i} แมว" for i in "กขคงจฉชซ"] * 2
+    german = [f"der Hund {i} und die Katze sind in dem Haus" for i in "abcdefghijklmnop"]
+    made = LanguageIdentifier(tiny_lm, SAES).fit(english + german + thai, ["en"] * 16 + ["de"] * 16 + ["th"] * 16)
+    assert made.score([text.upper() for text in english + german], ["en"] * 16 + ["de"] * 16) > 0.9
+
+
+# --------------------------------------------------------------------------- pickles
+
+
+@pytest.fixture
+def stored(tmp_path, tiny_model_dir):
+    """A model and two SAEs on disk."""
+    from saefeat.models import load_model
+    from saefeat.sae.store import load_saes, save_sae
+
+    for sae in SAES:
+        save_sae(sae, tmp_path / "saes" / sae.id)
+    lm = load_model(tiny_model_dir, dtype="float32")
+    return lm, load_saes(str(tmp_path / "saes"), lm), tmp_path
+
+
+@pytest.mark.parametrize("objects", [True, False])
+def test_a_pickle_holds_names_and_paths_and_predicts_the_same(stored, objects, monkeypatch):
+    lm, saes, folder = stored
+    monkeypatch.chdir(folder)
+    given = (lm, [replace(saes[0], id="renamed"), saes[1]]) if objects else (lm.name, "saes")
+    made = LanguageIdentifier(*given).fit(TEXTS, OF)
+    joblib.dump(made, folder / "identifier.joblib")
+    weights = sum(p.numel() * p.element_size() for p in lm.model.parameters())
+    heads = sum(w.nbytes for w in made.head_.counts.values())
+    assert (folder / "identifier.joblib").stat().st_size < heads + 10_000 < weights
+    assert made.predict_proba(TEXTS).shape == (24, 2)  # what was pickled still holds all
+    monkeypatch.chdir("/")
+    loaded = joblib.load(folder / "identifier.joblib")
+    assert loaded.model == lm.name and loaded.saes == [str(folder / "saes" / sae.id) for sae in saes]
+    assert not hasattr(loaded, "lm_")
+    again = pickle.loads(pickle.dumps(loaded))  # before it was used
+    for one in (loaded, again):
+        assert np.array_equal(one.predict_proba(TEXTS), made.predict_proba(TEXTS))
+        assert one.lm_.dtype == made.lm_.dtype == (lm.dtype if objects else one.lm_.dtype)
+        assert [sae.id for sae in one.saes_] == [sae.id for sae in made.saes_]
+    assert pickle.loads(pickle.dumps(loaded)).fit(TEXTS, OF).score(TEXTS, OF) > 0.9
+
+
+def test_what_has_changed_since_is_not_used(stored):
+    from saefeat.sae.store import save_sae
+
+    lm, saes, folder = stored
+    made = pickle.dumps(LanguageIdentifier(lm, saes, head="naive-bayes").fit(TEXTS, OF))
+    save_sae(make_sae(seed=7), folder / "saes" / "wide")
+    loaded = pickle.loads(made)
+    for _ in range(2):
+        with pytest.raises(UserError, match="wide has changed since the identifier was fitted; fit it again"):
+            loaded.predict(TEXTS)
+    assert loaded.fit(TEXTS, OF).predict(TEXTS[:1]) == ["en"]
+
+
+def test_saes_made_in_memory_are_held_whole_and_a_model_must_have_its_name(tiny_lm, stored):
+    lm = stored[0]
+    made = LanguageIdentifier(lm, SAES).fit(TEXTS, OF)
+    loaded = pickle.loads(pickle.dumps(made))
+    assert np.array_equal(loaded.predict_proba(TEXTS), made.predict_proba(TEXTS))
+    nameless = pickle.loads(pickle.dumps(LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)))
+    with pytest.raises(UserError, match="the model tiny-llama-0"):
+        nameless.predict(TEXTS)
+    assert nameless.set_params(model=tiny_lm).predict(TEXTS[:1]) == ["en"]  # or it is given again
+
+
+def test_an_identifier_that_is_not_fitted_can_be_pickled(stored):
+    lm, saes, folder = stored
+    loaded = pickle.loads(pickle.dumps(LanguageIdentifier(lm, saes, seed=3)))
+    assert loaded.get_params() == {"head": "linear", "model": lm.name, "seed": 3, "unknown": "unknown",
+                                   "saes": [str(folder / "saes" / sae.id) for sae in saes]}  # fmt: skip
+    assert loaded.fit(TEXTS, OF).score(TEXTS, OF) > 0.9
 
 
 @pytest.mark.parametrize("head", ["linear", "naive-bayes", "sae-count"])
@@ -456,7 +596,13 @@ def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(
 
 def test_the_identifier_can_be_cloned_and_searched_over(tiny_lm):
     made = LanguageIdentifier(tiny_lm, [SAES[0]], head="naive-bayes", seed=3)
-    assert made.get_params() == {"model": tiny_lm, "saes": [SAES[0]], "head": "naive-bayes", "seed": 3}
+    assert made.get_params() == {
+        "model": tiny_lm,
+        "saes": [SAES[0]],
+        "head": "naive-bayes",
+        "seed": 3,
+        "unknown": "unknown",
+    }
     assert clone(made).get_params()["seed"] == 3
     assert not hasattr(clone(made.fit(TEXTS, OF)), "head_")
     search = GridSearchCV(made, {"head": ["naive-bayes", "linear"]}, cv=2).fit(TEXTS, OF)
@@ -476,11 +622,21 @@ def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
         ({"saes": []}, OF, "give at least one SAE"),
         ({"saes": ["/nowhere"]}, OF, "/nowhere does not exist"),
         ({}, ["en"] * 24, "at least two labels"),
+        ({}, OF[:-1], "there are 24 texts but 23 labels"),
+        ({}, [*OF[:-1], None], "label 23 .* is None"),
+        ({}, [*OF[:-1], float("nan")], "label 23 .* is nan"),
+        ({}, [*OF[:-1], "unknown"], "a label is 'unknown'"),
+        ({"unknown": "en"}, OF, "a label is 'en'"),
     ],
 )
 def test_bad_arguments_of_the_identifier_are_user_errors(tiny_lm, options, of, message):
     with pytest.raises(UserError, match=message):
         LanguageIdentifier(**{"model": tiny_lm, "saes": SAES, **options}).fit(TEXTS, of)
+
+
+def test_a_label_with_blank_texts_only_is_refused(tiny_lm):
+    with pytest.raises(UserError, match="all texts of the label fr are blank"):
+        LanguageIdentifier(tiny_lm, SAES).fit([*TEXTS, "", " \u200b"], [*OF, "fr", "fr"])
 
 
 def test_saes_and_their_sources_may_be_given_together(tiny_lm, tmp_path):

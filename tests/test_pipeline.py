@@ -39,7 +39,8 @@ from saefeat.stats import Stats
 
 SITES = ["resid_post@0", "mlp_out@0"]  # by depth, of two layers
 SAES = [sae_id(site) for site in SITES]
-NAMES = [*HEADS, "token-naive-bayes", "fasttext"]
+FITTED = ["token-naive-bayes", "char-naive-bayes"]
+NAMES = [*HEADS, *FITTED, "fasttext"]
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_r
     expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
     expected |= {f"examples/{site}.parquet" for site in SAES}
     expected |= {f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")}
-    expected |= {f"lid/{name}.safetensors" for name in [*HEADS, "token-naive-bayes"]}
+    expected |= {f"lid/{name}.safetensors" for name in [*HEADS, *FITTED]}
     expected |= {f"tables/{name}.csv" for name in ("lid", "errors", "features", "overlap")}
     assert set(contents(tiny_run)) == expected
 
@@ -142,7 +143,7 @@ def test_the_report_is_one_page_that_loads_nothing(tiny_run):
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     Page().feed(page)
     assert loads == []
-    for name in ("sae-count", "token-naive-bayes", "resid_post@0"):
+    for name in ("sae-count", *FITTED, "resid_post@0"):
         assert name in page
 
 
@@ -216,10 +217,52 @@ def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, t
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_nothing_is_said_of_a_text_without_tokens(setting, head):
-    assert predict(setting, [""], choose_head(setting, head)) == [
-        {"text": "", "label": None, "score": 0.0, "units": []}
+def test_nothing_is_said_of_a_text_without_a_letter(setting, head):
+    silent = ["", " ", "\u200b", "12345 67890", "?!", "😀"]
+    assert predict(setting, silent, choose_head(setting, head)) == [
+        {"text": text, "label": None, "score": 0.0, "units": []} for text in silent
     ]
+
+
+def test_a_text_without_a_letter_is_unknown_to_every_head_and_baseline_that_is_measured(tiny_run, tmp_path):
+    texts = [("the cat sat", "en"), ("12345", "en"), ("der Hund", "de")]
+    rows = [{"text": text, "label": label} for text, label in texts]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = load_corpus(str(tmp_path / "few.jsonl"))
+    made = evaluate(open_run(tiny_run), few, split="all", out=tmp_path / "few.json")
+    for head in made["heads"].values():
+        assert head["confusion_matrix"][1][3] >= 1
+    found = pq.read_table(tmp_path / "few-predictions.parquet").to_pandas()
+    assert found[found.text == "12345"].predicted.isna().all()
+    assert sorted(set(found["head"])) == sorted(NAMES)
+
+
+def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config):
+    rows = [{"text": f"{i} + {i} = {2 * i}", "label": "sum"} for i in range(100)]
+    rows += [{"text": f"the cat number {i} sat on the mat", "label": "en"} for i in range(100)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = []
+    run(RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}), tmp_path / "run", say=lines.append)
+    assert any("some label is written without letters" in line for line in lines)
+    made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
+    assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
+    setting = open_run(tmp_path / "run", with_corpus=False)
+    found = predict(setting, ["7 + 7 = 14", " "], choose_head(setting, "linear"))
+    assert [row["label"] for row in found] == ["sum", None]
+
+
+def test_a_run_of_an_older_version_is_fitted_and_measured_again(tmp_path, tiny_run, config):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    (out / "lid/char-naive-bayes.safetensors").unlink()
+    other = open_run(out)
+    with pytest.raises(UserError, match="has no char-naive-bayes; run `saefeat lid fit --run"):
+        evaluate(other, None, split="test", out=tmp_path / "metrics.json")
+    old = json.loads((out / "lid/metrics.json").read_text())
+    old["request"]["heads"].remove("char-naive-bayes")
+    (out / "lid/metrics.json").write_text(json.dumps(old))
+    run(config, out)
+    assert (out / "lid/metrics.json").read_bytes() == (tiny_run / "lid/metrics.json").read_bytes()
 
 
 # --------------------------------------------------------------------------- again, otherwise, interrupted

@@ -38,7 +38,7 @@ def forecast(setting: Setting) -> list[str]:
     tokens_of = {
         "train": training.total if not setting.given else 0,
         "collect": rounds * plan.total,
-        "lid fit": int(len(plan.tokens) * short),
+        "lid fit": int(len(plan.tokens) * 2.3 * short + 1.3 * plan.total),  # beginnings, and both in capitals
         "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
     }
     neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
@@ -46,7 +46,8 @@ def forecast(setting: Setting) -> list[str]:
     seconds = {stage: tokens / speed for stage, tokens in tokens_of.items()}
     if not setting.given:
         seconds["train"] += _training_seconds(setting, training.total)
-    seconds["lid fit"] += 1e-3 * len(plan.tokens) * len(sites)
+    seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(sites) + 1)
+    seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     seconds |= _steering_seconds(setting, plan)
     widths = [sae.width for sae in setting.given] or [setting.training.width(_d(lm, s)) for s in sites]
     width = sum(widths)
@@ -123,12 +124,15 @@ def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
 
 
 def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
-    """Bytes of the heads: the fit of the linear one (dense rows, or the history of its optimiser), and naive Bayes."""
+    """Bytes of the heads: the fit of the linear one (dense rows, or the history of its optimiser), and naive Bayes.
+
+    Of the baselines: counts of runs of characters, some 20 a token.
+    """
     labels = len(setting.corpus.labels)
     kept = min(width, lid.WEIGHTS // labels)
-    dense = 2 * len(plan.tokens) * kept * 4
+    dense = 4 * len(plan.tokens) * kept * 4
     fit = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * kept * labels
-    return fit + 2 * 8 * width * labels
+    return fit + 2 * 8 * width * labels + 20 * 12 * plan.total
 
 
 def _judging_memory(setting: Setting, tokens: float) -> float:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from saefeat import lid
-from saefeat.baselines import FastText, TokenNaiveBayes
+from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
+from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import site_width
@@ -22,12 +23,13 @@ from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import StatsFiles, neurons
 from saefeat.selection import Selection
 
+FITTED = ("token-naive-bayes", "char-naive-bayes")  # baselines that are fitted on the run's texts
+
 
 def fit_heads(setting: Setting, *, force: bool = False) -> None:
     """Fit every head and baseline of a run and save them in `RUN/lid`."""
     out, labels = setting.out / "lid", setting.corpus.labels
-    names = [*lid.HEADS, "token-naive-bayes"] if setting.layers else [
-        *(name for name in lid.HEADS if name != "neuron-count"), "token-naive-bayes"]  # fmt: skip
+    names = [*(name for name in lid.HEADS if setting.layers or name != "neuron-count"), *FITTED]
     if not force and all((out / f"{name}.safetensors").exists() for name in names):
         setting.say("lid: the heads are fitted already")
         return
@@ -37,7 +39,10 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
     positions = sorted(plan.tokens)
     of = [setting.corpus.of[i] for i in positions]
     texts = [setting.corpus.texts[i] for i in positions]
-    token_nb(setting.lm, plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
+    letters = need_letters(texts, of)
+    if not letters:
+        setting.say("lid: some label is written without letters, so digits, punctuation and symbols say something too")
+    _fit_baselines(setting, texts, of)
     stats = StatsFiles([setting.out / "stats" / f"{sae.id}.safetensors" for sae in saes])
     selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
     heads = [lid.selection_head(name, selection, stats) for name in ("sae-count", "sae-min-max")]
@@ -47,13 +52,41 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
     whole = lid.features_from_bags(setting.out / "bags", {sae.id: sae.width for sae in saes}, positions)
-    short = lid.featurize(setting.lm, saes, [text[: lid.SHORT] for text in texts], progress=setting.say)
+    copies, copies_of, weights = lid.linear_copies(texts, of, letters=letters)
+    beside = lid.featurize(setting.lm, saes, copies, letters=letters, progress=setting.say)
     setting.say("lid: fitting the linear head")
-    heads.append(lid.linear_head(lid.Features.stack([whole, short]), of + of, labels, seed=setting.config.seed))
+    features = lid.Features.stack([whole, beside])
+    heads.append(lid.linear_head(features, of + copies_of, labels, weights=weights, seed=setting.config.seed))
     marks = {d.id: d.identity["fingerprint"] for d in (*saes, *neurons(setting.lm, setting.layers))}
     for head in heads:
         head.reads = {name: marks[name] for name in head.units}
+        head.letters = letters
         head.save(out / f"{head.name}.safetensors")
+
+
+def _fit_baselines(setting: Setting, texts: list[str], of: list[str]) -> None:
+    """Fit what the heads must beat, on the same texts; the characters, as `linear`, on their beginnings too."""
+    out = setting.out / "lid"
+    token_nb(setting.lm, setting.plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
+    short = [text[: lid.SHORT] for text in texts]
+    CharNaiveBayes().fit(texts + short, of + of).save(out / "char-naive-bayes.safetensors")
+
+
+def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, Any]:
+    """What the heads of a run must beat, by name; they predict None where nothing can be said.
+
+    Raises UserError where one is missing, as in runs of older versions.
+    """
+    for name in FITTED:
+        if not (setting.out / "lid" / f"{name}.safetensors").exists():
+            raise UserError(f"{setting.out} has no {name}; run `saefeat lid fit --run {setting.out}` first")
+    tokens, characters = (setting.out / "lid" / f"{name}.safetensors" for name in FITTED)
+    found = {
+        "token-naive-bayes": TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize),
+        "char-naive-bayes": CharNaiveBayes.load(characters),
+        "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels)).fit(),
+    }
+    return {name: baseline.set_params(unknown=None) for name, baseline in found.items()}
 
 
 def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
@@ -115,6 +148,8 @@ def evaluate(
     request: dict[str, Any] = {"corpus": corpus.fingerprint, "split": split, "max_texts": max_texts}
     request["fasttext"] = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
     request["run"] = fingerprint(asdict(setting.config))
+    heads = load_heads(setting.out)
+    request["heads"] = sorted([*heads, *FITTED])  # metrics of an older version lack some of them
     before = _measured(out, request["run"])
     if before is not None and before["request"] == request and other is None:
         setting.say("lid: evaluated already")
@@ -123,20 +158,17 @@ def evaluate(
     positions = evaluated(corpus, split, setting.config.seed, max_texts)
     truth = [corpus.of[i] for i in positions]
     labels = list(setting.corpus.labels)
-    heads = load_heads(setting.out)
     dictionaries = head_dictionaries(setting, heads)
-    judge = FastText(path=fasttext, labels=labels).fit()
-    tokens = TokenNaiveBayes.load(setting.out / "lid" / "token-naive-bayes.safetensors", token_nb(setting.lm).tokenize)
+    baselines = load_baselines(setting, fasttext)
+    letters = all(head.letters for head in heads.values())
     by_length: dict[str, dict[str, list[str | None]]] = {}
     for length in lid.LENGTHS:
         key = "all" if length is None else str(length)
         texts = [corpus.texts[i][:length] for i in positions]
         setting.say(f"lid: evaluating {len(texts):,} texts, {'whole' if length is None else f'first {length}'}")
-        features = lid.featurize(setting.lm, dictionaries, texts, progress=setting.say)
+        features = lid.featurize(setting.lm, dictionaries, texts, letters=letters, progress=setting.say)
         predicted = {name: head.predict(features) for name, head in heads.items()}
-        predicted["token-naive-bayes"] = list(tokens.predict(texts))
-        predicted["fasttext"] = list(judge.predict(texts))
-        by_length[key] = predicted
+        by_length[key] = predicted | {name: baseline.predict(texts) for name, baseline in baselines.items()}
     metrics = lid_metrics(corpus.name, split, labels, truth, by_length, seed=setting.config.seed)
     metrics["request"] = request
     # Beside the run's own metrics others may stand; each has its own predictions.
@@ -213,7 +245,7 @@ def predict(setting: Setting, texts: Sequence[str], head: lid.Head) -> list[dict
     """One object a text: text, label (None where nothing can be said), score, and the units that decided."""
     # A head that was given no units reads nothing and says nothing; the features still need their rows.
     dictionaries = head_dictionaries(setting, {head.name: head}) or setting.saes[:1]
-    features = lid.featurize(setting.lm, dictionaries, texts)
+    features = lid.featurize(setting.lm, dictionaries, texts, letters=head.letters)
     labels, scores, evidence = head.predict(features), head.probabilities(features).max(1), head.evidence(features)
     return [
         {"text": text, "label": label, "score": round(float(s), 6) if label else 0.0, "units": e if label else []}

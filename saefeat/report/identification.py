@@ -20,6 +20,7 @@ HEADS = {
     "sae-count": "which selected features fire, counted",
     "sae-min-max": "selected features, scaled firing values",
     "neuron-count": "which selected neurons fire, counted",
+    "char-naive-bayes": "baseline: counts of runs of 1 to 4 characters",
     "token-naive-bayes": "baseline: counts of the model's tokens",
     "fasttext": "baseline: fastText, closed set",
 }

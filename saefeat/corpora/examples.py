@@ -1,0 +1,73 @@
+"""Examples as Python hands them in: which texts say something, and labels that a head can be fitted on."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from saefeat.io import UserError
+
+UNKNOWN = "unknown"  # what estimators predict where nothing can be said; `lid/metrics.json` calls that column so
+# Letters by their category alone: the Hangul fillers, which are invisible, and the information sign, an emoji.
+_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139")
+_MISSING = ("NAType", "NaTType")  # of pandas, which is not imported for them
+
+
+def says_something(text: str, *, letters: bool = True) -> bool:
+    """Whether a label can be told from a text: it holds a letter of any script (a Unicode category L).
+
+    Spaces, control and format characters (U+200B), digits, punctuation, symbols, emoji and combining marks without a
+    letter say nothing.
+
+    letters: False for labels that are written without letters (see `need_letters`). Then digits, punctuation and
+    symbols (N, P, S) are enough.
+    """
+    if letters:
+        return any(c.isalpha() and c not in _NO_LETTERS for c in text)
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in _NO_LETTERS for c in text)
+
+
+def need_letters(texts: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether every label has a text with a letter; it is not so for sums, emoji or some programming languages."""
+    written = {label for text, label in zip(texts, labels, strict=True) if says_something(text)}
+    return written == set(labels)
+
+
+def check_examples(texts: Sequence[str], labels: Iterable[Any], unknown: str | None = None) -> list[str]:
+    """The labels of n texts as strings.
+
+    Raises:
+        UserError: the lengths differ, there is no text, `check_labels` refuses a label, or all texts of a label are
+            blank.
+    """
+    of = check_labels(labels, unknown)
+    if len(texts) != len(of):
+        raise UserError(f"there are {len(texts):,} texts but {len(of):,} labels; give one label for each text")
+    if not of:
+        raise UserError("there is no text to fit on; give texts and their labels")
+    told = {label for text, label in zip(texts, of, strict=True) if says_something(text, letters=False)}
+    blank = next((label for label in of if label not in told), None)
+    if blank is not None:
+        raise UserError(f"all texts of the label {blank} are blank; leave it out or give it texts")
+    return of
+
+
+def check_labels(labels: Iterable[Any], unknown: str | None = None) -> list[str]:
+    """Labels as strings; raises UserError for one that is missing (None, NaN), blank, or the string `unknown`."""
+    given = list(labels)
+    for at, label in enumerate(given):
+        if label is None or type(label).__name__ in _MISSING or label != label:
+            raise UserError(f"label {at} (counted from 0) is {label}; leave its text out or give it a label")
+        if not str(label).strip():
+            raise UserError(f"label {at} (counted from 0) is blank; leave its text out or give it a label")
+        if str(label) == unknown:
+            raise UserError(
+                f"a label is {unknown!r}, which stands for texts that say nothing; choose another `unknown`"
+            )
+    return [str(label) for label in given]
+
+
+def or_unknown(labels: Iterable[str | None], unknown: str | None) -> list[str | None]:
+    """Predicted labels, `unknown` where a head says nothing (None)."""
+    return [unknown if label is None else label for label in labels]
