@@ -25,6 +25,7 @@ from saefeat.io import (
     SCHEMA,
     UserError,
     atomic_path,
+    claim,
     load_tensors,
     make_dir,
     memory_limit,
@@ -194,7 +195,22 @@ def collect(
     for activations that are not finite.
     """
     check_ids(dictionaries)
-    make_dir(out)
+    with claim(out):
+        _collect(lm, plan, dictionaries, out, shard, bags, examples or out / "examples", progress, checkpoint_seconds)
+    return [out / f"{d.id}.safetensors" for d in dictionaries]
+
+
+def _collect(
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    out: Path,
+    shard: tuple[int, int],
+    bags: Path | None,
+    examples: Path,
+    progress: Progress,
+    checkpoint_seconds: float,
+) -> None:
     windows = [w for w in range(plan.window_count) if w % shard[1] == shard[0]]
     paths = {d.id: out / f"{d.id}.safetensors" for d in dictionaries}
     begun = _begun(out / "partial")
@@ -205,14 +221,13 @@ def collect(
     if not groups:
         shutil.rmtree(out / "partial", ignore_errors=True)  # of a kill between the last file and its removal
         progress(f"{out} is complete already")
-        return list(paths.values())
+        return
     make_dir(out / "partial")  # as long as it is there, nobody takes the statistics for whole
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
             progress(f"collect: pass {number} of {len(groups)}, {', '.join(d.id for d in group)}")
-        _pass(lm, plan, group, out, windows, bags, examples or out / "examples", progress, checkpoint_seconds)
+        _pass(lm, plan, group, out, windows, bags, examples, progress, checkpoint_seconds)
     shutil.rmtree(out / "partial")
-    return list(paths.values())
 
 
 def check_ids(dictionaries: Sequence[Dictionary]) -> None:

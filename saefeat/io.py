@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # torch is imported where it is needed: the command line's `--help` does not wait for it
     import torch
 
+T = TypeVar("T")
 SCHEMA = 1
 _VALUES = 2**24  # of a tensor, looked at together
+_TEMPORARY = ".saefeat-tmp"  # in the name of what is being written, which begins with a dot
 _HEADER_KEY = "saefeat"  # one metadata key: safetensors writes several in random order
 
 
@@ -63,12 +66,56 @@ def make_dir(path: Path) -> Path:
     return path
 
 
+_claimed: set[Path] = set()  # by this process
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Make a directory this process's own to write in, for as long as the block runs, and clear what a kill left there.
+
+    Claims of the same directory inside one another are one claim. Raises UserError where another process has it.
+    """
+    place = make_dir(directory).resolve()
+    if place in _claimed:
+        yield
+        return
+    handle = os.open(place, os.O_RDONLY)
+    _claimed.add(place)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is writing in {directory}; wait until it ends, or choose another "
+                            "--out") from error  # fmt: skip
+        except OSError:  # a file system without locks
+            pass
+        else:
+            _clear(place)
+        yield
+    finally:
+        _claimed.discard(place)
+        os.close(handle)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what killed processes were writing; a directory that was being replaced comes back."""
+    for path in sorted(directory.rglob(f".*{_TEMPORARY}*"), reverse=True):
+        if path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            name = path.stem.removeprefix(".").removesuffix("-before").rpartition("-")[0]
+            if path.stem.endswith("-before") and not path.with_name(name).exists():
+                path.rename(path.with_name(name))
+            else:
+                shutil.rmtree(path)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success rename it to `path`, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays, because some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_TEMPORARY}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -85,9 +132,9 @@ def replacing(directory: Path) -> Iterator[Path]:
     """
     directory = directory.resolve()  # a link stays, and what it points to is replaced
     make_dir(directory.parent)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=_TEMPORARY))
     temporary.chmod(0o755)  # mkdtemp lets nobody else in
-    before = temporary.with_name(f"{temporary.name}-before")
+    before = temporary.with_name(f"{temporary.stem}-before{_TEMPORARY}")
     try:
         yield temporary
         try:
@@ -124,6 +171,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable JSON file ({error})") from error
+
+
+def understood(path: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a file; raises UserError when it is not what saefeat writes there."""
+    try:
+        return read()
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{path} is not what saefeat writes there ({_told(error)}); write it again") from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
 
 
 def kept_json(path: Path) -> dict[str, Any]:

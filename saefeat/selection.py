@@ -160,6 +160,8 @@ class Selection:
         schema = header.pop("schema", None)
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; rank again")
+        if not _is_whole(table, header):
+            raise UserError(f"{path} is damaged; rank again")
         return cls(table.replace_schema_metadata(None), header)
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -228,6 +230,25 @@ class Selection:
     def _cells(self) -> list[tuple[str, int, str]]:
         columns = [self.table[name].to_pylist() for name in ("dictionary", "unit", "label")]
         return list(zip(*columns, strict=True))
+
+
+def _is_whole(table: pa.Table, header: dict[str, Any]) -> bool:
+    """Whether the header says what a selection's says, and every row is of a label and a dictionary that it names."""
+    labels, dictionaries = header.get("labels"), header.get("dictionaries")
+    if not isinstance(labels, list) or not isinstance(dictionaries, dict):
+        return False
+    texts = [header["method"], header.get("stats", ""), *labels]
+    inside = [header.get("parameters", {}), *dictionaries.values()]
+    widths = {name: one.get("width") for name, one in dictionaries.items() if isinstance(one, dict)}
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(one, dict) for one in inside):
+        return False
+    if len(set(labels)) < len(labels) or not all(type(width) is int for width in widths.values()):
+        return False
+    if any(table[name].null_count for name in COLUMNS):
+        return False
+    columns = (table[name].to_pylist() for name in ("dictionary", "label", "unit", "rank"))
+    rows = zip(*columns, strict=True)
+    return all(label in labels and 0 <= unit < widths.get(name, 0) and rank > 0 for name, label, unit, rank in rows)
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

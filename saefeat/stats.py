@@ -130,24 +130,43 @@ class Stats:
     def load(cls, path: Path) -> Stats:
         """Read statistics; raises UserError when the file is damaged or of another schema or step."""
         tensors, header = load_tensors(path)
-        _check_schema(header, path)
-        if "fired" not in tensors:
-            raise UserError(f"{path} holds no statistics; it was written for something else")
+        _check_header(header, path)
+        _check_tensors(tensors, len(header["labels"]), path)
         return cls(tuple(header["labels"]), tensors, _bare(header))
 
     @classmethod
     def read_header(cls, path: Path) -> dict[str, Any]:
         """The `header` of statistics in a file, without its tensors; raises UserError as `load` does."""
         header = read_header(path)
-        _check_schema(header, path)
+        _check_header(header, path)
         return _bare(header)
 
 
-def _check_schema(header: dict[str, Any], path: Path) -> None:
+def _check_header(header: dict[str, Any], path: Path) -> None:
     if header.get("schema") != SCHEMA or header.get("step") != STEP:
         raise UserError(f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again")
     if "labels" not in header:
         raise UserError(f"{path} holds no statistics; it was written for something else")
+    labels, windows, dictionary = header["labels"], header.get("windows", []), header.get("dictionary", {})
+    names = [dictionary.get(key, "") for key in ("id", "site")] if isinstance(dictionary, dict) else [None]
+    lists = isinstance(labels, list) and isinstance(windows, list)
+    whole = lists and all(isinstance(name, str) for name in [*labels, *names]) and len(set(labels)) == len(labels)
+    if not whole or not all(type(w) is int for w in windows):
+        raise UserError(f"the header of {path} is damaged; collect it again")
+
+
+def _check_tensors(tensors: dict[str, Tensor], labels: int, path: Path) -> None:
+    """Raises UserError where a tensor is missing, of another shape or of another type than `Stats` says."""
+    if "fired" not in tensors:
+        raise UserError(f"{path} holds no statistics; it was written for something else")
+    shape = (labels, *tensors["fired"].shape[1:])
+    wanted = {name: (labels,) if name in ("tokens", "examples") else shape for name in REDUCTIONS}
+    if "total" not in tensors:  # of codes that are never negative
+        wanted.pop("total")
+    kinds = {name: torch.float32 if name in ("min", "max") else torch.int64 for name in wanted}
+    found = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+    if len(shape) != 2 or found != {name: (wanted[name], kinds[name]) for name in wanted}:
+        raise UserError(f"the tensors of {path} are not those of statistics of {labels} labels; collect it again")
 
 
 def _bare(header: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ FVU from the float32 run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -100,6 +101,37 @@ def theirs(
     with torch.no_grad():
         error = fvu(test, sae(test))
     return {"tokens_per_s": steps * BATCH / seconds, "fvu": error}
+
+
+def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[], None]:
+    """One step of EleutherAI's sparsify at a call, as its trainer makes it (`Trainer.fit`, Adam, TF32 products).
+
+    x: vectors [n, d_in] on the device, taken in turn. Raises ImportError where sparsify is not installed.
+    """
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    torch.set_float32_matmul_precision("high")
+    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=d_sae, k=K), device, dtype=torch.float32)
+    adam = torch.optim.Adam(coder.parameters(), lr=2e-4 / (d_sae / 2**14) ** 0.5)
+    fired, silent = (torch.zeros(d_sae, dtype=kind, device=device) for kind in (torch.bool, torch.int64))
+    turns = itertools.cycle(x.split(batch))
+
+    def step() -> None:
+        rows = next(turns)
+        if coder.cfg.normalize_decoder:
+            coder.set_decoder_norm_to_unit_norm()
+        found = coder(rows, total_variance=(rows - rows.mean(0)).pow(2).sum())  # AuxK is off by default
+        fired[found.latent_indices.flatten()] = True
+        found.fvu.backward()
+        if coder.cfg.normalize_decoder:
+            coder.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        adam.zero_grad()
+        silent.add_(len(rows))
+        silent[fired] = 0
+        fired.zero_()
+
+    return step
 
 
 def main() -> None:

@@ -336,7 +336,7 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
     if lens:
         say("loading the model for the tokens that units promote (--no-lens leaves them out)")
         try:
-            lm = load_model(selection.header["model"]["name"])
+            lm = load_model(_model_name(selection))
             entries = selection.header["dictionaries"]
             saes = {n: load_sae(_sae_source(e, stats, n)) for n, e in entries.items() if e.get("kind") == "sae"}
         except UserError as error:
@@ -349,6 +349,13 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
             typer.echo("    promotes " + " ".join(json.dumps(t, ensure_ascii=False) for t in row["tokens"]))
         for passage in row["passages"][:1]:
             typer.echo(f"    fires on [{passage['label']}] {passage['text'][:160]}")
+
+
+def _model_name(selection: Any) -> str:
+    try:
+        return selection.header["model"]["name"]
+    except (KeyError, TypeError) as error:
+        raise UserError("the statistics name no model") from error
 
 
 def _sae_source(entry: dict[str, Any], stats: Path, name: str) -> str:

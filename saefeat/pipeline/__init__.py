@@ -15,7 +15,7 @@ from typing import Any
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
+from saefeat.io import SCHEMA, UserError, claim, fingerprint, kept_json, read_json, write_json
 from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.pipeline.matrix import matrix as measure_matrix
@@ -63,7 +63,12 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         say(line)
     if dry_run:
         return None
-    index = _index(setting, threads)
+    with claim(out):
+        return _stages(setting, _index(setting, threads), gates)
+
+
+def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> Path:
+    config, out, say = setting.config, setting.out, setting.say
     if gates:
         write_json(out / "gate.json", gates)
     with _timed(index, out, "train"):

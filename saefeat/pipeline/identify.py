@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from saefeat import lid
@@ -16,7 +17,16 @@ from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import site_width
-from saefeat.io import UserError, atomic_path, file_sha256, fingerprint, make_dir, read_json, write_json
+from saefeat.io import (
+    UserError,
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    make_dir,
+    read_json,
+    understood,
+    write_json,
+)
 from saefeat.labels import in_codes
 from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
@@ -51,7 +61,8 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         chosen = Selection.load(setting.out / "selections" / "lape.parquet")
         neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
-    whole = lid.features_from_bags(setting.out / "bags", {sae.id: sae.width for sae in saes}, positions)
+    bags, widths = setting.out / "bags", {sae.id: sae.width for sae in saes}
+    whole = understood(bags, lambda: lid.features_from_bags(bags, widths, positions))
     copies, copies_of, weights = lid.linear_copies(texts, of, letters=letters)
     beside = lid.featurize(setting.lm, saes, copies, letters=letters, progress=setting.say)
     setting.say("lid: fitting the linear head")
@@ -103,10 +114,31 @@ def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
 def load_heads(out: Path) -> dict[str, lid.Head]:
     """The fitted heads of a run; raises UserError when there are none."""
     found = {name: out / "lid" / f"{name}.safetensors" for name in lid.HEADS}
-    heads = {name: lid.Head.load(path) for name, path in found.items() if path.exists()}
+    heads = {name: understood(path, lambda path=path: _whole(lid.Head.load(path)))
+             for name, path in found.items() if path.exists()}  # fmt: skip
     if not heads:
         raise UserError(f"{out} has no fitted heads; run `saefeat lid fit --run {out}` first")
     return heads
+
+
+def _whole(head: lid.Head) -> lid.Head:
+    """The head; raises ValueError where its parts do not fit together."""
+    k = len(head.labels)
+    shapes = [(part[name].shape, (len(head.units[name]), k)) for part in (head.counts, head.sums) for name in part]
+    shapes += [(units.shape, (units.size,)) for units in head.units.values()]
+    if head.counts.keys() != head.units.keys() or any(one != two for one, two in shapes):
+        raise ValueError("its tensors do not fit together")
+    if head.intercept.shape not in ((0,), (k,)) or not all(map(_is_finite, [*head.counts.values(), head.intercept])):
+        raise ValueError("its weights are damaged")
+    if any(units.dtype.kind != "i" or (units < 0).any() for units in head.units.values()):
+        raise ValueError("its units are damaged")
+    if not all(isinstance(text, str) for text in [*head.labels, *head.reads, *head.reads.values()]):
+        raise ValueError("its labels or dictionaries are damaged")
+    return head
+
+
+def _is_finite(weights: np.ndarray) -> bool:
+    return weights.dtype.kind == "f" and bool(np.isfinite(weights).all())
 
 
 def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dictionary]:
@@ -121,6 +153,12 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
         picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
     found: list[Dictionary] = [*saes, *picked]
     marks = {d.id: d.identity["fingerprint"] for d in found}
+    widths = {sae.id: sae.width for sae in saes}
+    for head in heads.values():
+        if any(
+            units.max(initial=0) >= widths.get(name, units.max(initial=0) + 1) for name, units in head.units.items()
+        ):
+            raise UserError(f"the head {head.name} is damaged; fit it again with --force")
     for head in heads.values():
         changed = [name for name, mark in head.reads.items() if marks.get(name, mark) != mark]
         if changed:

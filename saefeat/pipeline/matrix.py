@@ -96,7 +96,7 @@ def matrix(
         ],
     }
     write_json(out, result)
-    kept.unlink()
+    kept.unlink(missing_ok=True)
     setting.__dict__.pop("saes_at_hand", None)  # with their encoders; what comes after has no use for them
     return result
 

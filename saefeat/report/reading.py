@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saefeat.io import UserError, read_json
+from saefeat.io import read_json, understood
 
 T = TypeVar("T")
 
@@ -18,14 +18,6 @@ T = TypeVar("T")
 def parsed(path: Path, parse: Callable[[Any], T]) -> T | None:
     """`parse` of a JSON file; None when there is no file. Raises UserError when it is not what saefeat writes."""
     return understood(path, lambda: parse(read_json(path))) if path.exists() else None
-
-
-def understood(path: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a file; raises UserError when it is not what saefeat writes there."""
-    try:
-        return read()
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is not what saefeat writes there ({error!r}); write it again") from error
 
 
 def natural(path: Path | str) -> list[Any]:

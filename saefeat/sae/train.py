@@ -21,7 +21,7 @@ from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
 from saefeat.hooks import capture, site_width
-from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, make_dir, save_tensors
+from saefeat.io import RunFailed, UserError, claim, fingerprint, load_tensors, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
 from saefeat.sae.held_out import held_out_plan, measured
 from saefeat.sae.kernels import TINY, Gradients, aux_step, topk_step
@@ -276,13 +276,26 @@ def train_saes(
     widths = {site.name: site_width(lm, site) for site in resolved}
     for width in widths.values():
         config.width(width)
-    make_dir(out)
+    with claim(out):
+        _train(lm, plan, resolved, widths, out, config, progress)
+    return [load_sae(out / sae_id(site)) for site in sites]
+
+
+def _train(
+    lm: LanguageModel,
+    plan: Plan,
+    resolved: list[Site],
+    widths: dict[str, int],
+    out: Path,
+    config: TrainConfig,
+    progress: Progress,
+) -> None:
     chunks = plan_chunks(plan, config)
     total = sum(chunk.steps for chunk in chunks)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if _finished(out, records):
         progress(f"{out} is complete already")
-        return [load_sae(out / sae_id(site)) for site in sites]
+        return
     trainers = {site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved}
     request = fingerprint(records)
     done = _resume(lm, out / "partial", trainers, request, progress)
@@ -307,7 +320,6 @@ def train_saes(
         }
         save_sae(sae, out / sae_id(site.name))
     shutil.rmtree(out / "partial", ignore_errors=True)
-    return [load_sae(out / sae_id(site)) for site in sites]
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,483 @@
+"""Checks and figures on a GPU, as one table and one JSON file. Started by `scripts/gpu.sh`.
+
+    scripts/gpu.sh --pack                       # where there is a network: fill gpu-pack/
+    scripts/gpu.sh --out gpu.json               # on a GPU, offline, under eight minutes
+    scripts/gpu.sh --cpu --out gpu.json         # the same path in small
+
+gpu-pack/ holds, in less than 60 MiB together, what a machine without a network lacks:
+
+- cache/: fastText's lid.176.ftz, where saefeat looks for it;
+- wheels/: eld (the text), fasttext-wheel, iso639-lang, langcodes;
+- rival/: eai-sparsify and what it needs, used for its encoder and its training step alone;
+- model/: SmolLM2-135M cut to its first 5 of 30 blocks and its first 8,192 of 49,152 tokens. The whole model (269 MB, or
+  98 MB quantised) and Gemma-3-270m (536 MB) are over the 64 MiB that travel. The weights that are left are the real
+  ones, but the model writes no sensible text: the figures compare devices, and say nothing of quality.
+
+The CPU's figures are made beside the GPU's in the same run. `share` of training is that of the encoder's product (2 x
+batch x d_in x d_sae operations a step) in the measured bfloat16 matrix rate of the card. A check that fails is marked
+in the table, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from bench_training import sparsify_steps
+from torch import Tensor
+
+from saefeat import collection
+from saefeat.corpora import load_corpus, make_plan
+from saefeat.dictionaries import SAE
+from saefeat.io import read_json
+from saefeat.models import LanguageModel, load_model
+from saefeat.sae.store import load_saes
+from saefeat.sae.train import TrainConfig, Trainer
+from saefeat.stats import Stats
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = ROOT / "gpu-pack"
+LABELS = ("en", "de", "fr", "ru")
+BLOCKS, TOKENS = 5, 8192  # of the model that travels
+WHEELS = ("eld==1.0.6", "fasttext-wheel", "iso639-lang", "langcodes")
+RIVAL = ("eai-sparsify", "datasets", "dill", "docstring-parser", "multiprocess", "natsort", "schedulefree",
+         "simple-parsing")  # fmt: skip
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PARTS = ("tests", "matrix", "run", "encoding", "training", "groups")
+LIMITS = {  # of a difference to the CPU in float32: (float32, bfloat16) on the device
+    "counts": (1e-3, 0.05),  # firing tokens of features, as a share of all
+    "fvu": (0.02, 0.05),  # of SAEs trained there: sums on a GPU have no fixed order
+    "accuracy": (0.03, 0.05),
+    "loss": (1e-4, 1e-2),  # mean loss of texts, unsteered and edited, as a share; mean over labels and edits
+    "steered tokens": (0.1, 0.7),  # share of greedily decoded tokens that differ
+}
+
+
+@dataclass
+class Report:
+    """Rows of the table and the same in full."""
+
+    device: str
+    small: bool
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, part: str, what: str, value: Any, against: Any = "", ok: bool | None = None) -> None:
+        shown = {None: "", True: "ok", False: "FAILED"}[ok]
+        self.rows.append((f"{part}: {what}", _shown(value), _shown(against), shown))
+        self.found.setdefault(part, []).append({"what": what, "value": value, "against": against, "ok": ok})
+        print("   ".join(self.rows[-1]).rstrip(), flush=True)
+
+    @property
+    def failed(self) -> int:
+        return sum(row[3] == "FAILED" for row in self.rows)
+
+    def table(self) -> str:
+        widths = [max(len(row[i]) for row in self.rows) for i in range(4)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in self.rows)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# --------------------------------------------------------------------------- what travels
+
+
+def pack() -> None:
+    """Fill gpu-pack/. Needs a network, or the assets and wheels in the caches of saefeat and pip."""
+    from saefeat.assets import ASSETS, fetch
+
+    shutil.rmtree(PACK, ignore_errors=True)
+    for folder, names in (("wheels", WHEELS), ("rival", RIVAL)):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", "3.12", "--implementation", "cp", "--disable-pip-version-check"]
+        command += [part for name in PLATFORMS for part in ("--platform", name)]
+        subprocess.run([*command, "-d", str(PACK / folder), *names], check=True)
+    lid = PACK / "cache" / "assets" / ASSETS["lid.176"].sha256[:8]
+    lid.mkdir(parents=True)
+    shutil.copy(fetch("lid.176"), lid)
+    cut_model("embedded:smollm2-135m", PACK / "model")
+    size = sum(path.stat().st_size for path in PACK.rglob("*") if path.is_file())
+    print(f"{PACK}: {size / 2**20:.1f} MiB")
+
+
+def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) -> None:
+    """The first blocks and the first tokens of a model whose tokens are numbered in the order of its merges."""
+    lm = load_model(name, dtype="bfloat16", device="cpu")
+    model = lm.model
+    kept = {"model.embed_tokens.weight": model.get_input_embeddings().weight[:tokens]}
+    state = {key: kept.get(key, value) for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    config = type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": blocks, "vocab_size": tokens})
+    small = type(model)(config).to(torch.bfloat16)
+    wanted = small.state_dict().keys()
+    small.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+    small.tie_weights()
+    small.save_pretrained(out)
+    lm.tokenizer.save_pretrained(out)
+    path = out / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    inner = whole["model"]
+    inner["vocab"] = {token: number for token, number in inner["vocab"].items() if number < tokens}
+    inner["merges"] = [pair for pair in inner["merges"] if "".join(pair) in inner["vocab"]]
+    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------- parts
+
+
+def check_tests(report: Report) -> None:
+    """`tests/test_cuda.py`; on a CPU its tests are collected and skipped."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+    wanted = "skipped" if report.small else "passed"
+    if done.returncode or set(counts) != {wanted}:
+        print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
+    told = ", ".join(f"{n} {word}" for word, n in counts.items())
+    report.add("tests", "tests/test_cuda.py", told, f"all {wanted}", set(counts) == {wanted} and not done.returncode)
+
+
+def measure_matrix_rate(report: Report) -> float:
+    """bfloat16 operations/s of a square matrix product on random data."""
+    n = 1024 if report.small else 8192
+    a, b = (torch.randn(n, n, device=report.device).bfloat16() for _ in range(2))
+    seconds = _median_seconds(lambda: a @ b, report.device, 3 if report.small else 20)
+    rate = 2 * n**3 / seconds
+    report.add("matrix", f"bfloat16 product of {n} x {n}, TFLOP/s", rate / 1e12)
+    return rate
+
+
+def check_run(report: Report, work: Path) -> None:
+    """`saefeat run` on both devices, and the device's figures beside the CPU's."""
+    model, small = str(PACK / "model"), report.small
+    kinds = {"cpu float32": ("cpu", "float32"), "float32": (report.device, "float32"),
+             "bfloat16": (report.device, "bfloat16")}  # fmt: skip
+    for name, (device, dtype) in kinds.items():
+        trained = work / name / "trained"
+        _run(model, trained, device, dtype, small)
+        if name != "cpu float32":  # the CPU's own SAEs, so that only the device differs
+            given = ("--saes", str(work / "cpu float32" / "trained" / "saes"), "--no-gate")
+            _run(model, work / name / "given", device, dtype, small, *given)
+    cpu = work / "cpu float32" / "trained"
+    for place, name in enumerate(("float32", "bfloat16")):
+        _compare(report, place, name, cpu, work / name)
+    _compare_steering(report, work, model, kinds)
+    for name in kinds:
+        times = read_json(work / name / "trained" / "run.json")["timings"]
+        report.add("run", f"{name}, seconds a stage", " ".join(f"{stage} {s}" for stage, s in times.items()))
+
+
+def _run(model: str, out: Path, device: str, dtype: str, small: bool, *more: str) -> None:
+    size = ["--train-tokens", "600", "--max-tokens", "600"] if small else ["--train-tokens", "6000",
+                                                                            "--max-tokens", "6000"]  # fmt: skip
+    train = [] if more else ["--d-sae", "1152", "--k", "32", "--sites", "resid_post@1,mlp_out@2", *size[:2]]
+    command = ["run", "--model", model, "--corpus", "embedded:eld", "--labels", ",".join(LABELS), "--device", device]
+    command += ["--dtype", dtype, "--eval-texts", "10" if small else "60", "--steer-prompts", "2" if small else "4"]
+    command += ["--matrix-texts", "2" if small else "5", *size[2:], *train, *more, "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "saefeat", *command], cwd=ROOT, capture_output=True, text=True,
+                          check=False, timeout=150)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"saefeat {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def _compare(report: Report, place: int, name: str, cpu: Path, folder: Path) -> None:
+    def row(what: str, value: float, kind: str) -> None:
+        limit = LIMITS[kind][place]
+        report.add("run", f"{name}, {what}", value, f"at most {limit}", value <= limit)
+
+    for source in ("given", "trained"):
+        one, two = (_stats(where / "stats") for where in (cpu, folder / source))
+        same = all(torch.equal(one[i].tokens, two[i].tokens) for i in one)
+        report.add("run", f"{name}, counted tokens, SAEs {source}", "equal" if same else "differ", "equal", same)
+    one, two = (_stats(where / "stats") for where in (cpu, folder / "given"))
+    fired = sum(int(stats.fired.sum()) for stats in one.values())
+    moved = sum(int((one[i].fired - two[i].fired).abs().sum()) for i in one)
+    row("firing tokens that differ, the CPU's SAEs", moved / max(fired, 1), "counts")
+    errors = [_fvu(where) for where in (cpu, folder / "trained")]
+    row("FVU of trained SAEs, greatest difference", max(abs(a - b) for a, b in zip(*errors, strict=True)), "fvu")
+    scores = [read_json(where / "lid" / "metrics.json")["heads"] for where in (cpu, folder / "given")]
+    worst = max(abs(scores[0][head]["accuracy"] - scores[1][head]["accuracy"]) for head in scores[0])
+    row("accuracy of heads, greatest difference", worst, "accuracy")
+    matrices = [read_json(where / "steering" / "matrix.json") for where in (cpu, folder / "given")]
+    losses = [_losses(matrix) for matrix in matrices]
+    row("loss of texts, unsteered and edited, mean difference",
+        mean(abs(losses[0][key] - losses[1][key]) / losses[0][key] for key in losses[0]), "loss")  # fmt: skip
+    forcing = [{m["method"]: round(m["forcing"], 2) for m in read_json(where / "steering" / "metrics.json")["summary"]}
+               for where in (cpu, folder / "given")]  # fmt: skip
+    report.add("run", f"{name}, forcing by method", forcing[1], forcing[0])
+
+
+def _stats(folder: Path) -> dict[str, Stats]:
+    return {path.stem: Stats.load(path) for path in sorted(folder.glob("sae-*.safetensors"))}
+
+
+def _fvu(run: Path) -> list[float]:
+    return [float(sae.record["fvu"]) for sae in load_saes(str(run / "saes"))]
+
+
+def _losses(matrix: dict[str, Any]) -> dict[str, float]:
+    found = {f"baseline {label}": m["nll_mean"] for label, m in matrix["baseline"].items()}
+    for one in matrix["interventions"]:
+        for label, row in one["rows"].items():
+            found |= {f"{one['edit']} {one['units']} {label} {of}": m["nll_mean"] for of, m in row.items()}
+    return found
+
+
+def _compare_steering(report: Report, work: Path, model: str, kinds: dict[str, tuple[str, str]]) -> None:
+    """Greedy steered text of each kind beside the CPU's, and with the cache beside without."""
+    stats = work / "cpu float32" / "trained" / "stats"
+    prompts = ["The old lighthouse keeper", "In the morning we", "My sister told me that"]
+    with torch.inference_mode():
+        made = {}
+        for name, (device, dtype) in kinds.items():
+            lm = load_model(model, device=device, dtype=dtype)
+            made[name] = [_steered(lm, stats, prompt, use_cache=True) for prompt in prompts]
+            if dtype == "float32":
+                slow = [_steered(lm, stats, prompt, use_cache=False) for prompt in prompts]
+                same = slow == made[name]
+                report.add("run", f"{name}, steered tokens with and without cache", "equal" if same else "differ",
+                           "equal", same)  # fmt: skip
+    for place, name in enumerate(("float32", "bfloat16")):
+        pairs = [pair for one, two in zip(made["cpu float32"], made[name], strict=True)
+                 for pair in zip(one, two, strict=False)]  # fmt: skip
+        share, limit = sum(a != b for a, b in pairs) / len(pairs), LIMITS["steered tokens"][place]
+        report.add("run", f"{name}, steered tokens that differ", share, f"at most {limit}", share <= limit)
+
+
+def _steered(lm: LanguageModel, stats: Path, prompt: str, *, use_cache: bool) -> list[int]:
+    from saefeat import rank, steer
+
+    features = rank(stats, "feature-diffmean", source="en", top=50, dictionaries=["sae-resid_post*"])
+    inputs = lm.tokenizer(prompt, return_tensors="pt").to(lm.device)
+    with steer(lm, features, "de", strength=1.5, source="en"):
+        tokens = lm.model.generate(**inputs, max_new_tokens=16, do_sample=False, use_cache=use_cache)
+    return tokens[0].tolist()
+
+
+def measure_encoding(report: Report, work: Path) -> None:
+    """`scripts/bench_encoding.py` at two widths."""
+    sizes = [(256, 2048)] if report.small else [(2048, 32_768), (2048, 131_072)]
+    for d_in, d_sae in sizes:
+        out = work / f"encoding-{d_sae}.json"
+        options = {"device": report.device, "out": out, "d-in": d_in, "d-sae": d_sae,
+                   "rounds": 2 if report.small else 7,
+                   "kinds": "topk,sparsify" if d_sae > 65_536 else "topk,jumprelu,standard,sparsify"}  # fmt: skip
+        given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        command = [sys.executable, str(ROOT / "scripts" / "bench_encoding.py"), *given]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=150,
+                              env=_with_rival())  # fmt: skip
+        if done.returncode:
+            print(done.stdout[-1000:], done.stderr[-3000:], sep="\n")
+            report.add("encoding", f"bench_encoding.py, d_sae {d_sae}", "failed", "", False)
+            continue
+        for entry in json.loads(out.read_text()):
+            report.add("encoding", f"{entry['sae']}, d_in {d_in}, d_sae {d_sae}, vectors/s", entry["vectors/s"],
+                       f"{entry['theirs/s']:,} ({entry['against']})")  # fmt: skip
+
+
+def _with_rival() -> dict[str, str]:
+    """The environment of a process that may import sparsify."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), _rival_site()]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _rival_site() -> str:
+    """A folder with sparsify's packages, unpacked once; "" where they did not travel."""
+    target = PACK / "rival-site"
+    if not target.is_dir() and (wheels := sorted((PACK / "rival").glob("*.whl"))):
+        for wheel in wheels:
+            shutil.unpack_archive(wheel, target, "zip")
+    return str(target) if target.is_dir() else ""
+
+
+def measure_training(report: Report, rate: float) -> None:
+    """Steps of our trainer and of sparsify's on the same random vectors."""
+    d_in, d_sae, batch, steps = (128, 1024, 256, 3) if report.small else (2048, 131_072, 8192, 12)
+    directions = torch.randn(4 * d_in, d_in, generator=torch.Generator().manual_seed(0)).to(report.device)
+    chosen = torch.rand(4 * batch, 4 * d_in, device=report.device)
+    x = (chosen * (chosen > 0.99)) @ directions  # sparse sums of directions, so that there is something to learn
+    del chosen, directions
+    where = f"d_in {d_in}, d_sae {d_sae}, k 32, batch {batch}"
+    config = TrainConfig(k=32, d_sae=d_sae, batch_size=batch, dtype="bfloat16")
+    for name, make in (("saefeat", lambda: _our_steps(x, config, report.device)),
+                       ("sparsify", lambda: _their_steps(x, d_sae, batch, report.device))):  # fmt: skip
+        _free(report.device)
+        try:
+            step = make()
+        except ImportError as error:
+            report.add("training", f"{name}, {where}", f"not measured ({error})")
+            continue
+        seconds = _median_seconds(step, report.device, steps)
+        share = 2 * batch * d_in * d_sae / seconds / rate
+        report.add("training", f"{name}, {where}, tokens/s", batch / seconds)
+        report.add("training", f"{name}, encoder product's share of the matrix rate", share)
+        if report.device.startswith("cuda"):
+            report.add("training", f"{name}, peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
+        del step
+
+
+def _our_steps(x: Tensor, config: TrainConfig, device: str) -> Callable[[], None]:
+    batches = x.split(config.batch_size)
+    with torch.inference_mode():
+        trainer = Trainer(x.shape[1], config, 1000, device)
+        trainer.set_frame(x)
+
+    def step() -> None:
+        with torch.inference_mode():
+            trainer.train_on(batches[trainer.step % len(batches)])
+
+    return step
+
+
+def _their_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[], None]:
+    if site := _rival_site():
+        sys.path.append(site)
+    if device == "cpu":
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    with redirect_stdout(sys.stderr):  # it tells of Triton
+        return sparsify_steps(x, d_sae, batch, device)
+
+
+def check_groups(report: Report, work: Path) -> None:
+    """SAEs that do not fit together: collected in groups, with the bytes of one pass, and memory given back."""
+    lm = load_model(str(PACK / "model"), device=report.device, dtype="float32")
+    corpus = load_corpus("embedded:eld", labels=LABELS)
+    plan = make_plan(corpus, lm, max_tokens=200 if report.small else 2000)
+    d_in, width = lm.model.config.hidden_size, 1024 if report.small else 65_536
+    saes = [_random_sae(f"sae-{i}", f"resid_post@{i}", d_in, width) for i in range(4)]
+    room = collection.working_bytes(saes[0], lm.device, len(corpus.labels))
+    held: list[int] = []
+
+    def note(line: str) -> None:
+        if "pass" in line:
+            _free(lm.device)
+            held.append(torch.cuda.memory_allocated() if lm.device.startswith("cuda") else 0)
+
+    together, apart = work / "together", work / "apart"
+    start = time.perf_counter()
+    collection.collect(lm, plan, saes, together)
+    whole = time.perf_counter() - start
+    before, collection.memory_limit = collection.memory_limit, lambda device="cpu": int(2.5 * 2 * room)
+    try:
+        start = time.perf_counter()
+        collection.collect(lm, plan, saes, apart, progress=note)
+        in_groups = time.perf_counter() - start
+    finally:
+        collection.memory_limit = before
+    same = all(path.read_bytes() == (apart / path.name).read_bytes() for path in together.glob("*.safetensors"))
+    report.add("groups", "4 SAEs in 2 passes: bytes", "equal" if same else "differ", "equal", same and len(held) == 2)
+    report.add("groups", f"seconds in 2 passes, d_sae {width}", in_groups, whole)
+    growth = max(held) - min(held)
+    report.add("groups", "memory held more at the second pass, bytes", growth, f"at most {room // 4:,}",
+               growth <= room // 4)  # fmt: skip
+    moved = _median_seconds(lambda: saes[0].to(lm.device), report.device, 3)
+    size = sum(tensor.nbytes for tensor in saes[0].tensors.values())
+    report.add("groups", "an SAE onto the device, GB/s", size / moved / 1e9)
+
+
+def _random_sae(identity: str, site: str, d_in: int, width: int) -> SAE:
+    g = torch.Generator().manual_seed(len(identity))
+    rows = torch.randn(width, d_in, generator=g) / d_in**0.5
+    return SAE(identity, site, rows.t().contiguous(), torch.zeros(width), rows, torch.zeros(d_in), k=32)
+
+
+# --------------------------------------------------------------------------- timing
+
+
+def _median_seconds(call: Callable[[], Any], device: str, rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 2):  # the first two warm up
+        start = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return median(times[2:])
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def machine(device: str) -> dict[str, Any]:
+    import transformers
+
+    found = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
+             "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+    if device.startswith("cuda"):
+        found |= {"gpu": torch.cuda.get_device_name(), "bytes": torch.cuda.mem_get_info()[1]}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", action="store_true", help="fill gpu-pack/ and stop")
+    parser.add_argument("--cpu", action="store_true", help="the same path in small on the CPU")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    arguments = parser.parse_args()
+    if arguments.pack:
+        return pack()
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no part {min(unknown)}; there are {', '.join(PARTS)}")
+    if not PACK.is_dir():
+        parser.error("gpu-pack/ is not here; run scripts/gpu.sh --pack where there is a network")
+    if not arguments.cpu and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --cpu runs the same path in small")
+    report = Report("cpu" if arguments.cpu else "cuda", arguments.cpu)
+    rate, seconds = 0.0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for part in parts:
+            start = time.monotonic()
+            try:
+                if part == "tests":
+                    check_tests(report)
+                elif part == "matrix":
+                    rate = measure_matrix_rate(report)
+                elif part == "run":
+                    check_run(report, work)
+                elif part == "encoding":
+                    measure_encoding(report, work)
+                elif part == "training":
+                    measure_training(report, rate or measure_matrix_rate(report))
+                else:
+                    check_groups(report, work)
+            except Exception as error:  # the other parts are measured all the same
+                report.add(part, "ended early", f"{type(error).__name__}: {error}", "", False)
+            _free(report.device)
+            seconds[part] = round(time.monotonic() - start, 1)
+            _write(arguments.out, report, seconds)
+    print(f"\n{report.table()}\n{seconds}, {sum(seconds.values()):.0f} s\n{arguments.out}")
+    sys.exit(1 if report.failed else 0)
+
+
+def _write(out: Path, report: Report, seconds: dict[str, float]) -> None:
+    result = {"machine": machine(report.device), "small": report.small, "failed": report.failed, "seconds": seconds,
+              "parts": report.found}  # fmt: skip
+    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
