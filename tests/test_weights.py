@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from saefeat.corpora import Corpus, make_plan
@@ -313,3 +314,21 @@ def test_a_tokenizer_of_a_larger_model_is_one_sentence(make_lm, tokenizer):
     lm.model.resize_token_embeddings(60)
     with pytest.raises(UserError, match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens alone"):
         wrap(lm.model, tokenizer, "small").tokenize(["the mat"], 16)
+
+
+def test_prompts_of_several_lengths_are_decoded_without_an_embedding_of_padding(padded, tiny_lm):
+    from saefeat.generation import Decoding, generate, perplexities
+
+    rows, greedy = [[0, 40, 41], [0, 50, 51, 52, 53]], Decoding(max_new_tokens=8, temperature=0)
+    new = generate(padded, rows, greedy)
+    assert new == generate(tiny_lm, rows, greedy)
+    assert perplexities(padded, rows, new) == perplexities(tiny_lm, rows, new)
+
+
+def test_bos_without_an_embedding_is_one_sentence(make_lm, tokenizer):
+    lm = make_lm("llama")
+    lm.model.resize_token_embeddings(200)
+    bare = copy.deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="<far> $A", special_tokens=[("<far>", 299)])
+    with pytest.raises(UserError, match="puts the token 299 around a text, but the model has embeddings of 200"):
+        wrap(lm.model, bare, "short")

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -395,6 +396,7 @@ app.command()(export.export)
 def main() -> None:
     """Entry point: turns failures into the exit codes of the contract."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's pre-emption ends like Ctrl-C
+    warnings.formatwarning = lambda message, *_args, **_options: f"warning: {message}\n"  # not where in the code
     started = time.monotonic()
     try:
         if app(standalone_mode=False) == 130:  # typer makes it of Ctrl-C

@@ -243,7 +243,14 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     prefix, suffix = _added_tokens(tokenizer)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     device = str(next(devices(model), "cpu"))
-    return LanguageModel(model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix)
+    lm = LanguageModel(model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix)
+    greatest = max([*prefix, *suffix], default=0)
+    if greatest >= lm.embedding_rows:
+        raise UserError(
+            f"the tokenizer of {name} puts the token {greatest} around a text, but the model has embeddings of "
+            f"{lm.embedding_rows} tokens alone; give it the tokenizer that it was trained with"
+        )
+    return lm
 
 
 def convert_embedded(asset: str, gguf: Path) -> Path:
