@@ -571,5 +571,5 @@ def _absolute(source: str) -> str:
 def _source(one: Any) -> Any:
     """Where an SAE can be loaded again: a source as `load_sae` takes it, or the SAE itself where it has none."""
     if isinstance(one, SAE):
-        return one.record.get("source") or one.record.get("path") or one
+        return one.record.get("source") or one.record.get("path") or one.to("cpu")  # without what it built to encode
     return _absolute(str(one))

@@ -69,7 +69,7 @@ def predictions(
     short = [text[: lid.SHORT] for text in texts]
     baselines = {
         "char-naive-bayes": CharNaiveBayes(unknown=None).fit(texts + short, of + of),
-        "token-naive-bayes": token_nb(setting.lm, setting.plan).set_params(unknown=None).fit(texts, of),
+        "token-naive-bayes": token_nb(setting.lm, setting.plan).fit(texts, of),
     }
     found = {name: [one.predict(texts) for texts in measured.values()] for name, one in baselines.items()}
     return {"linear": [linear.predict(row) for row in bags.values()]} | found

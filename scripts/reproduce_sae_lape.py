@@ -242,7 +242,7 @@ def heads(
              for site, units in made[-1].units.items()]  # fmt: skip
     features = lid.featurize(lm, [*saes, *picks], texts, count_bos=True, progress=print)
     predicted = {head.name: head.predict(features) for head in made}
-    predicted["fasttext"] = list(FastText(fasttext, labels=list(corpus.labels)).fit().predict(texts))
+    predicted["fasttext"] = list(FastText(fasttext, labels=list(corpus.labels), unknown=None).fit().predict(texts))
     found = {}
     for name in HEADS:
         metrics = head_metrics(truth, predicted[name], list(corpus.labels))

@@ -239,7 +239,7 @@ def test_a_text_without_a_letter_is_unknown_to_every_head_and_baseline_that_is_m
 
 def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config):
     rows = [{"text": f"{i} + {i} = {2 * i}", "label": "sum"} for i in range(100)]
-    rows += [{"text": f"the cat number {i} sat on the mat", "label": "en"} for i in range(100)]
+    rows += [{"text": f"the cat number {i} sat on the mat", "label": "unknown"} for i in range(100)]  # any string
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
     run(RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}), tmp_path / "run", say=lines.append)

@@ -80,7 +80,7 @@ def _fit_baselines(setting: Setting, texts: list[str], of: list[str]) -> None:
     out = setting.out / "lid"
     token_nb(setting.lm, setting.plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
     short = [text[: lid.SHORT] for text in texts]
-    CharNaiveBayes().fit(texts + short, of + of).save(out / "char-naive-bayes.safetensors")
+    CharNaiveBayes(unknown=None).fit(texts + short, of + of).save(out / "char-naive-bayes.safetensors")
 
 
 def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, Any]:
@@ -92,12 +92,11 @@ def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, 
         if not (setting.out / "lid" / f"{name}.safetensors").exists():
             raise UserError(f"{setting.out} has no {name}; run `saefeat lid fit --run {setting.out}` first")
     tokens, characters = (setting.out / "lid" / f"{name}.safetensors" for name in FITTED)
-    found = {
-        "token-naive-bayes": TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize),
-        "char-naive-bayes": CharNaiveBayes.load(characters),
-        "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels)).fit(),
+    return {
+        "token-naive-bayes": TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize).set_params(unknown=None),
+        "char-naive-bayes": CharNaiveBayes.load(characters).set_params(unknown=None),
+        "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels), unknown=None).fit(),
     }
-    return {name: baseline.set_params(unknown=None) for name, baseline in found.items()}
 
 
 def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
@@ -108,7 +107,7 @@ def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
     def tokenize(texts: list[str]) -> list[list[int]]:
         return [[t for t in row if t not in special] for row in lm.tokenize(texts, limit)]
 
-    return TokenNaiveBayes(tokenize, vocabulary=max(len(lm.tokenizer), lm.unembedding().shape[0]))
+    return TokenNaiveBayes(tokenize, max(len(lm.tokenizer), lm.unembedding().shape[0]), unknown=None)
 
 
 def load_heads(out: Path) -> dict[str, lid.Head]:

@@ -156,7 +156,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     whole = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=whole)
-    FastText(labels=list(corpus.labels)).fit()  # the evaluation needs it: fetch it before the long work
+    FastText(labels=list(corpus.labels), unknown=None).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
         training.width(site_width(lm, lm.site(site)))

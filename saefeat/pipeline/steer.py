@@ -200,7 +200,7 @@ class Bench:
 
     @cached_property
     def _judge(self) -> FastText:
-        return FastText(labels=list(self.setting.corpus.labels)).fit()
+        return FastText(labels=list(self.setting.corpus.labels), unknown=None).fit()
 
     def judge(self, texts: Sequence[str]) -> list[str | None]:
         """fastText's best of 176, in the run's codes where they meet."""
