@@ -191,7 +191,8 @@ def comparable(header: dict[str, Any]) -> dict[str, Any]:
 def check_mergeable(first: Stats, other: Stats, where: str) -> None:
     """Raises UserError when two statistics are of different things or share a window."""
     one, two = comparable(first.header), comparable(other.header)
-    for key in sorted(one.keys() | two.keys()):
+    # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
+    for key in sorted(one.keys() | two.keys(), key=lambda key: (key == "dictionary", key)):
         if one.get(key) != two.get(key):
             raise UserError(
                 f"{where}: cannot merge, its {key} differs: {first.header.get(key)} / {other.header.get(key)}"
