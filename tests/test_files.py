@@ -5,14 +5,18 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import http.server
 import json
 import lzma
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -322,3 +326,57 @@ def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name,
     assert (told.returncode, told.stdout) == (2, "")
     assert f"{name} is not in the cache and cannot be fetched" in told.stderr
     assert not list(Path(tmp_path / "c").rglob("*.parquet"))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's interface as a data set of one file, `train.jsonl`, takes to be read."""
+
+    data = JSONL.replace(b"eins", b"vom Hub")
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        if path.endswith("train.jsonl"):
+            return self.answer(200, self.data)
+        if "/tree/" in path:
+            file = {"type": "file", "oid": "b" * 40, "size": len(self.data), "path": "train.jsonl"}
+            return self.answer(200, json.dumps([] if path.endswith("/data") else [file]).encode())
+        if path.startswith("/api/datasets/own/er"):
+            return self.answer(200, json.dumps({"id": "own/er", "sha": "a" * 40, "siblings": [], "tags": []}).encode())
+        return self.answer(404, b'{"error": "Entry not found"}', {"X-Error-Code": "EntryNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status, body, headers=None):
+        self.send_response(status)
+        own = {"Content-Length": len(body), "ETag": '"x"', "X-Repo-Commit": "a" * 40}
+        for name, value in {**own, **(headers or {})}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
+    (tmp_path / "own/er").mkdir(parents=True)
+    (tmp_path / "own/er/train.jsonl").write_bytes(JSONL)
+    kept = tmp_path / "c/corpora/own-er"  # as an earlier version kept it of the folder
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "h")}
+        there |= {"SAEFEAT_CACHE": str(tmp_path / "c"), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-m", "saefeat", "corpus", "show", "hub:own/er"]
+
+        def show():
+            env = {**os.environ, **there}
+            return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100, env=env)
+
+        told = show()
+        assert told.returncode == 0, told.stderr
+        assert "vom Hub" in told.stdout and f"at revision {'a' * 40}" in told.stderr
+        (path,) = kept.glob("*.parquet")
+        pq.write_table(pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path)
+        assert "vom Hub" in show().stdout  # fetched again: what is kept has no revision
+        server.shutdown()

@@ -16,7 +16,7 @@ from saefeat.corpora.fetch import recipe_rows
 from saefeat.corpora.files import local_rows
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.recipes import find_recipe
-from saefeat.corpora.text import clean_text
+from saefeat.corpora.text import UNFIT, clean_text
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import to_labels
 
@@ -168,7 +168,7 @@ def _clean(text: Any, skipped: Counter[str]) -> str | None:
         return None
     if text.startswith("\ufeff"):
         skipped["mended: byte-order mark"] += 1
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if UNFIT.search(text):
         skipped["mended: NUL or lone surrogate"] += 1
     text = clean_text(text)
     if not text.strip():

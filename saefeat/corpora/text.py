@@ -6,6 +6,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from saefeat.io import UserError
 
 _PACKED = {".zip": "unzip", ".tar": "tar xf", ".tgz": "tar xf", ".7z": "7z x", ".lz4": "lz4 -d", ".Z": "uncompress"}
+UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no tokenizer takes
 _MARKS = (  # byte-order marks; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -100,7 +102,5 @@ def split_lines(text: str) -> list[str]:
 
 
 def clean_text(text: str) -> str:
-    """Drop a byte-order mark at the head; replace NUL and lone surrogates, which no tokenizer takes, by spaces."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return "".join(" " if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text.lstrip("\ufeff"))
+    """Drop a byte-order mark at the head; replace each character that is UNFIT by a space."""
+    return UNFIT.sub(" ", text.lstrip("\ufeff"))
