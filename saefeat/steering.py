@@ -19,6 +19,7 @@ from torch import Tensor
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import Edit, intervene
 from saefeat.io import UserError
+from saefeat.labels import own_label
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import LanguageModel
 from saefeat.selection import Selection
@@ -212,6 +213,7 @@ def steer(
     """Steer `lm.model` towards a label with the units that a selection has for it, while the block runs.
 
     Args:
+        label: of the selection, in any code system of `saefeat.labels`; so is `source`.
         strength: 1 is the force of the difference of means (`add`) or the label's mean (`clamp`); negative
             suppresses; 0 changes no bit.
         edit: add, scale, clamp, raise (clamp to at least), ablate, replace.
@@ -244,6 +246,8 @@ def changes_of(
     """Site -> changes that the units of a label make; see `steer`. Each site gets the force of its own means."""
     if edit not in EDITS:
         raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}")
+    label = own_label(label, selection.labels) or label
+    source = None if source is None else own_label(source, selection.labels) or source
     rows = selection.for_label(label)
     if not len(rows):
         raise NoUnits(

@@ -500,6 +500,15 @@ def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(tiny_lm, se
         torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-4)
 
 
+def test_labels_of_another_code_system_steer_alike(tiny_lm, selection):
+    _, moved = shift(tiny_lm, SITE)
+    found = []
+    for label, source in (("de", "en"), ("deu_Latn", "eng")):
+        with steer(tiny_lm, selection, label, source=source):
+            found.append(moved())
+    assert torch.equal(*found) and found[0].any()
+
+
 def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_directions(
     tiny_lm, world, selection, means
 ):
