@@ -183,12 +183,14 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
         ("steering", config.steer_prompts, "metrics.json", sweep_few),
         ("matrix", config.matrix_texts, "matrix.json", matrix_of_few),
     ):
-        if wanted and not (folder / file).exists():
-            with _timed(index, setting.out, name):
-                try:
+        if not wanted:
+            continue
+        with _timed(index, setting.out, name):  # a kill may have come after the file and before its time
+            try:
+                if not (folder / file).exists():
                     make()
-                except UserError as error:
-                    setting.say(f"note: {name} is left out: {error}")
+            except UserError as error:
+                setting.say(f"note: {name} is left out: {error}")
 
 
 def _rank_all(setting: Setting) -> None:

@@ -16,7 +16,7 @@ from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import lid_metrics
 from saefeat.hooks import site_width
-from saefeat.io import UserError, atomic_path, claim, file_sha256, fingerprint, make_dir, read_json, understood, write_json
+from saefeat.io import UserError, atomic_path, file_sha256, fingerprint, make_dir, read_json, understood, write_json
 from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import StatsFiles, neurons
@@ -68,6 +68,14 @@ def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
     return TokenNaiveBayes(tokenize, vocabulary=max(len(lm.tokenizer), lm.unembedding().shape[0]))
 
 
+def _load_token_nb(setting: Setting) -> TokenNaiveBayes:
+    """The fitted baseline of a run, tried on one text: what is damaged shows before the long work."""
+    path = setting.out / "lid" / "token-naive-bayes.safetensors"
+    baseline = understood(path, lambda: TokenNaiveBayes.load(path, token_nb(setting.lm).tokenize))
+    understood(path, lambda: baseline.predict(["a"]))
+    return baseline
+
+
 def load_heads(out: Path) -> dict[str, lid.Head]:
     """The fitted heads of a run; raises UserError when there are none."""
     found = {name: out / "lid" / f"{name}.safetensors" for name in lid.HEADS}
@@ -110,9 +118,8 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
         picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
     found: list[Dictionary] = [*saes, *picked]
     marks = {d.id: d.identity["fingerprint"] for d in found}
-    widths = {sae.id: sae.width for sae in saes}
     for head in heads.values():
-        if any(units.max(initial=0) >= widths.get(name, units.max(initial=0) + 1) for name, units in head.units.items()):
+        if any((head.units[sae.id] >= sae.width).any() for sae in saes if sae.id in head.units):
             raise UserError(f"the head {head.name} is damaged; fit it again with --force")
     for head in heads.values():
         changed = [name for name, mark in head.reads.items() if marks.get(name, mark) != mark]
@@ -155,7 +162,7 @@ def evaluate(
     heads = load_heads(setting.out)
     dictionaries = head_dictionaries(setting, heads)
     judge = FastText(path=fasttext, labels=labels).fit()
-    tokens = TokenNaiveBayes.load(setting.out / "lid" / "token-naive-bayes.safetensors", token_nb(setting.lm).tokenize)
+    tokens = _load_token_nb(setting)
     by_length: dict[str, dict[str, list[str | None]]] = {}
     for length in lid.LENGTHS:
         key = "all" if length is None else str(length)
