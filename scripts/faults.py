@@ -363,7 +363,7 @@ def remount(place: Path, options: str) -> bool:
 
 def pages(directory: Path) -> int:
     """Bytes that a directory takes on a tmpfs."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 if path.is_file() else 4096 for path in directory.rglob("*"))
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())
 
 
 def disk(bench: Bench, rounds: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -539,6 +540,7 @@ HEADS = {
     "weights that are not numbers": lambda t, h: ({k: v * torch.nan if "counts" in k else v for k, v in t.items()}, h),
     "no intercept": lambda t, h: ({k: v for k, v in t.items() if k != "intercept"}, h),
     "another intercept": lambda t, h: ({**t, "intercept": t["intercept"][:-1]}, h),
+    "a flag that is a list": lambda t, h: (t, {**h, "root": []}),
     "fingerprints that are a list": lambda t, h: (t, {**h, "reads": []}),
 }
 
@@ -562,23 +564,27 @@ def test_a_damaged_token_baseline_exits_with_2(saefeat, tiny_run, tmp_path):
     assert code == 2 and path.name in err.splitlines()[-1] and not (tmp_path / "m.json").exists()
 
 
-def test_damaged_passages_exit_with_2(saefeat, tiny_run, tmp_path):
+@pytest.mark.parametrize("damage", ["no units", "not a number"])
+def test_damaged_passages_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for path in (run / "examples").glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns(["unit"]), path)
+        table = pq.read_table(path)
+        odd = table.set_column(2, table.schema.field(2), pa.array([float("nan")] * len(table), pa.float32()))
+        pq.write_table(table.drop_columns(["unit"]) if damage == "no units" else odd, path)
     code, _, err = saefeat("rank", run / "stats", "--no-lens", "--out", tmp_path / "s.parquet", "-p", "top=5")
     assert code == 2 and "examples" in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("damage", ["missing column", "empty", "link to nothing", "cut"])
+@pytest.mark.parametrize("damage", ["missing column", "empty", "link to nothing", "cut", "gone"])
 def test_damaged_bags_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     path = min((run / "bags").rglob("*.parquet"))
     if damage == "missing column":
         pq.write_table(pq.read_table(path).drop_columns(["unit"]), path)
-    elif damage == "link to nothing":
+    elif damage in ("link to nothing", "gone"):
         path.unlink()
-        path.symlink_to("nowhere")
+        if damage != "gone":
+            path.symlink_to("nowhere")
     else:
         path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-20])
     code, _, err = saefeat("lid", "fit", "--force", "--run", run)

@@ -12,6 +12,7 @@ import torch
 
 from saefeat import lid
 from saefeat.baselines import FastText, TokenNaiveBayes
+from saefeat.collection import bags_path
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import lid_metrics
@@ -21,6 +22,7 @@ from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import StatsFiles, neurons
 from saefeat.selection import Selection
+from saefeat.stats import Stats
 
 
 def fit_heads(setting: Setting, *, force: bool = False) -> None:
@@ -47,6 +49,11 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
     bags, widths = out.parent / "bags", {sae.id: sae.width for sae in saes}
+    for sae in saes:
+        windows = Stats.read_header(out.parent / "stats" / f"{sae.id}.safetensors").get("windows", [])
+        lost = [path for w in windows if not (path := bags_path(bags, sae.id, w)).is_file()]
+        if lost:
+            raise UserError(f"{lost[0]} is missing; remove {bags.parent / 'stats'} and give the run's command again")
     whole = understood(bags, lambda: lid.features_from_bags(bags, widths, positions))
     short = lid.featurize(setting.lm, saes, [text[: lid.SHORT] for text in texts], progress=setting.say)
     setting.say("lid: fitting the linear head")
@@ -95,6 +102,8 @@ def _whole(head: lid.Head) -> lid.Head:
         raise ValueError("its tensors do not fit together")
     if head.intercept.shape not in ((0,), (k,)) or not all(map(_is_finite, [*head.counts.values(), head.intercept])):
         raise ValueError("its weights are damaged")
+    if not isinstance(head.root, bool) or not isinstance(head.probabilistic, bool):
+        raise ValueError("its flags are damaged")
     if any(units.dtype.kind != "i" or (units < 0).any() for units in head.units.values()):
         raise ValueError("its units are damaged")
     if not all(isinstance(text, str) for text in [*head.labels, *head.reads, *head.reads.values()]):

@@ -74,6 +74,8 @@ def _read_passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     rows = pq.read_table(path, filters=[("unit", "in", sorted(set(units)))]).to_pylist()
+    if not all(math.isfinite(row["value"]) for row in rows):
+        raise ValueError("a value is not a number")
     found: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (r["unit"], r["place"])):
         found.setdefault(row["unit"], []).append({key: row[key] for key in ("text", "label", "value")})
