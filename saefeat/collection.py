@@ -328,10 +328,10 @@ def _done(
 def _have_bags(bags: Path | None, dictionaries: Sequence[Dictionary], windows: list[int]) -> bool:
     """Whether the bags of these windows are written, or none are wanted."""
     names = [d.id for d in dictionaries if not d.signed and bags]
-    return all(_bags_path(bags, name, w).exists() for name in names for w in windows if bags)
+    return all(bags_path(bags, name, w).exists() for name in names for w in windows if bags)
 
 
-def _bags_path(bags: Path, name: str, window: int) -> Path:
+def bags_path(bags: Path, name: str, window: int) -> Path:
     return bags / name / f"window-{window:05d}.parquet"
 
 
@@ -383,7 +383,7 @@ def _run_window(
         if parts:
             state.top[name].add(concat(parts), torch.tensor(positions))
         if bags:
-            write_bags(_bags_path(bags, name, w), parts, positions, plan.corpus, name)
+            write_bags(bags_path(bags, name, w), parts, positions, plan.corpus, name)
     return tokens
 
 
@@ -536,6 +536,7 @@ def _all_or_none(sources: Sequence[Path], part: str | Path) -> Sequence[Path]:
 
 __all__ = [
     "TopExamples",
+    "bags_path",
     "check_ids",
     "collect",
     "encode_batches",

@@ -66,7 +66,7 @@ def make_dir(path: Path) -> Path:
     return path
 
 
-_claimed: set[Path] = set()  # by this process
+_claimed: set[tuple[int, Path]] = set()  # by process: a fork inherits the set, and no claim
 
 
 @contextmanager
@@ -76,11 +76,12 @@ def claim(directory: Path) -> Iterator[None]:
     Claims of the same directory inside one another are one claim. Raises UserError where another process has it.
     """
     place = make_dir(directory).resolve()
-    if place in _claimed:
+    mine = (os.getpid(), place)
+    if mine in _claimed:
         yield
         return
     handle = os.open(place, os.O_RDONLY)
-    _claimed.add(place)
+    _claimed.add(mine)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +94,7 @@ def claim(directory: Path) -> Iterator[None]:
             _clear(place)
         yield
     finally:
-        _claimed.discard(place)
+        _claimed.discard(mine)
         os.close(handle)
 
 

@@ -269,17 +269,15 @@ def prepare(work: Path, seed: int) -> Bench:
         raise SystemExit(f"two undisturbed runs differ: {told}")
     bench.overhead = bench.run(bench.out).seconds
     shutil.rmtree(bench.out)
-    print(
-        f"undisturbed: {bench.seconds:.1f} s, done already: {bench.overhead:.1f} s, {bench.operations} operations on files",
-        flush=True,
-    )
+    print(f"undisturbed: {bench.seconds:.1f} s, {bench.operations} operations on files; again: {bench.overhead:.1f} s",
+          flush=True)  # fmt: skip
     return bench
 
 
 def _small_steps() -> None:
     """Several windows, chunks and checkpoints in a small run."""
     corpora.WINDOW = 32
-    collection.collect.__kwdefaults__["checkpoint_seconds"] = 0.0
+    collection.collect.__kwdefaults__ = {**(collection.collect.__kwdefaults__ or {}), "checkpoint_seconds": 0.0}
     told = parts.fact_groups  # the report shows timings
     parts.fact_groups = lambda record: told({k: v for k, v in record.items() if k != "timings"})
     setting._training = lambda config, corpus: TrainConfig(  # type: ignore[assignment]
@@ -365,13 +363,13 @@ def remount(place: Path, options: str) -> bool:
 
 def pages(directory: Path) -> int:
     """Bytes that a directory takes on a tmpfs."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 if path.is_file() else 4096 for path in directory.rglob("*"))
+    return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())
 
 
 def disk(bench: Bench, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage, after in zip(STAGES, [*STAGES[1:], ""], strict=True):
-        for turn in range(rounds):
+        for _ in range(rounds):
             before = pages(bench.snapshots[stage])
             growth = pages(bench.snapshots[after] if after else bench.reference) - before
             size = before + 4096 * 3 + int(bench.draw.random() * max(growth - 4096 * 3, 0))
@@ -467,7 +465,7 @@ def together(bench: Bench, rounds: int) -> dict[str, Any]:
 # --------------------------------------------------------------------------- malformed input
 
 
-def inputs(bench: Bench, count: int, first: int, seed: int) -> dict[str, Any]:
+def inputs(bench: Bench, count: int, first: int, seed: int, verbose: bool) -> dict[str, Any]:
     found: dict[str, Counter[str]] = {}
     makers = cases(bench)
     for number in range(first, first + count):
@@ -483,6 +481,8 @@ def inputs(bench: Bench, count: int, first: int, seed: int) -> dict[str, Any]:
         ended = call(argv, timeout=60, stdin="Wo ist der Bahnhof?\n")
         key = {0: "accepted", 2: "refused"}.get(ended.code, "wrong")
         found.setdefault(kind, Counter())[key] += 1
+        if verbose:
+            print(f"{key}: {case}\n    {ended.err.strip().splitlines()[-1:]}", flush=True)
         if key == "wrong" or ended.traceback:
             bench.fault("inputs", case, f"ended with {ended.code}", ended)
         elif ended.code == 2 and not ended.sentence:
@@ -629,6 +629,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--inputs", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--verbose", action="store_true", help="print every input and what was said of it")
     parser.add_argument("--rounds", type=int, default=2, help="of disk and readonly, for each stage")
     parser.add_argument("--pairs", type=int, default=8, help="of two processes")
     parser.add_argument("--seed", type=int, default=0)
@@ -668,7 +669,7 @@ def campaign(given: argparse.Namespace, chosen: list[str], work: Path) -> int:
         "disk": lambda: disk(bench, given.rounds) if root else no_root,
         "readonly": lambda: readonly(bench, given.rounds) if root else no_root,
         "together": lambda: together(bench, given.pairs),
-        "inputs": lambda: inputs(bench, given.inputs, given.first, given.seed),
+        "inputs": lambda: inputs(bench, given.inputs, given.first, given.seed, given.verbose),
     }
     for part in chosen:
         begun = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gzip
 import json
 import os
@@ -15,11 +16,14 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
+from saefeat.io import load_tensors, save_tensors
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
@@ -519,9 +523,94 @@ def test_damaged_statistics_exit_with_2(saefeat, tiny_run, tmp_path, damage):
 
 def test_what_a_killed_process_left_in_a_directory_of_statistics_does_not_matter(saefeat, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "stats", tmp_path / "stats")
-    (tmp_path / "stats/.mlp_out@0.123.tmp.safetensors").write_bytes(b"half")
+    (tmp_path / "stats/.mlp_out@0.123.saefeat-tmp.safetensors").write_bytes(b"half")
     assert saefeat("rank", tmp_path / "stats", "--out", tmp_path / "s.csv", "--show", 0)[0] == 0
     assert saefeat("merge", tmp_path / "stats", "--out", tmp_path / "merged")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["train", "collect", "run"])
+def test_a_second_process_on_the_same_output_exits_with_2(saefeat, on, saes, tmp_path, stage):
+    words = {
+        "train": ["train", *on, "--sites", "mlp_out@0", "--d-sae", 64, "--k", 4, "--max-tokens", 100],
+        "collect": ["collect", *on, *saes, "--max-tokens", 100],
+        "run": ["run", *on, *saes, "--max-tokens", 100, "--steer-prompts", 0, "--matrix-texts", 0],
+    }[stage]
+    (tmp_path / "out").mkdir()
+    other = os.open(tmp_path / "out", os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, _, err = saefeat(*words, "--out", tmp_path / "out")
+    finally:
+        os.close(other)
+    assert code == 2 and err.splitlines()[-1].startswith("saefeat: another process is writing in ")
+    assert contents(tmp_path / "out") == {}
+    assert saefeat(*words, "--out", tmp_path / "out")[0] == 0
+
+
+def rewrite(path, change):
+    """Change the tensors and the header of one of our files."""
+    tensors, header = load_tensors(path)
+    save_tensors(path, *change(tensors, header))
+
+
+HEADS = {
+    "no labels": lambda t, h: (t, {k: v for k, v in h.items() if k != "labels"}),
+    "labels that are numbers": lambda t, h: (t, {**h, "labels": [1, 2, 3]}),
+    "fewer units than weights": lambda t, h: ({k: v[:-1] if "units" in k else v for k, v in t.items()}, h),
+    "units beyond the SAE": lambda t, h: ({k: v + 64 if "units" in k else v for k, v in t.items()}, h),
+    "negative units": lambda t, h: ({k: v - 64 if "units" in k else v for k, v in t.items()}, h),
+    "weights that are not numbers": lambda t, h: ({k: v * torch.nan if "counts" in k else v for k, v in t.items()}, h),
+    "no intercept": lambda t, h: ({k: v for k, v in t.items() if k != "intercept"}, h),
+    "another intercept": lambda t, h: ({**t, "intercept": t["intercept"][:-1]}, h),
+    "a flag that is a list": lambda t, h: (t, {**h, "root": []}),
+    "fingerprints that are a list": lambda t, h: (t, {**h, "reads": []}),
+}
+
+
+@pytest.mark.parametrize("damage", HEADS)
+def test_a_damaged_head_exits_with_2(saefeat, tiny_run, tmp_path, damage):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    rewrite(run / "lid" / "linear.safetensors", HEADS[damage])
+    before = contents(run)
+    for words in (["predict", "--run", run, "-"], ["evaluate", "--run", run, "--out", tmp_path / "m.json"]):
+        code, out, err = saefeat("lid", *words, stdin=b"der Hund\n")
+        assert code == 2 and "linear" in err.splitlines()[-1] and not out
+    assert contents(run) == before and not (tmp_path / "m.json").exists()
+
+
+def test_a_damaged_token_baseline_exits_with_2(saefeat, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = run / "lid" / "token-naive-bayes.safetensors"
+    rewrite(path, lambda t, h: ({name: value.reshape(-1) for name, value in t.items()}, h))
+    code, _, err = saefeat("lid", "evaluate", "--run", run, "--out", tmp_path / "m.json")
+    assert code == 2 and path.name in err.splitlines()[-1] and not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["no units", "not a number"])
+def test_damaged_passages_exit_with_2(saefeat, tiny_run, tmp_path, damage):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for path in (run / "examples").glob("*.parquet"):
+        table = pq.read_table(path)
+        odd = table.set_column(2, table.schema.field(2), pa.array([float("nan")] * len(table), pa.float32()))
+        pq.write_table(table.drop_columns(["unit"]) if damage == "no units" else odd, path)
+    code, _, err = saefeat("rank", run / "stats", "--no-lens", "--out", tmp_path / "s.parquet", "-p", "top=5")
+    assert code == 2 and "examples" in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize("damage", ["missing column", "empty", "link to nothing", "cut", "gone"])
+def test_damaged_bags_exit_with_2(saefeat, tiny_run, tmp_path, damage):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = min((run / "bags").rglob("*.parquet"))
+    if damage == "missing column":
+        pq.write_table(pq.read_table(path).drop_columns(["unit"]), path)
+    elif damage in ("link to nothing", "gone"):
+        path.unlink()
+        if damage != "gone":
+            path.symlink_to("nowhere")
+    else:
+        path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-20])
+    code, _, err = saefeat("lid", "fit", "--force", "--run", run)
+    assert code == 2 and "bags" in err.splitlines()[-1] and "Traceback" not in err
 
 
 def test_usage_errors_exit_with_2_as_well(saefeat):

@@ -299,6 +299,25 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     assert without_timings(contents(out)) == whole
 
 
+def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_rest(tmp_path, config, tiny_run):
+    out = tmp_path / "run"
+    asked = replace(config, saes=(str(tiny_run / "saes"),), eval_texts=3, matrix_texts=2)
+    run(asked, out)
+    whole, path = contents(out), out / "run.json"
+    index = json.loads(path.read_text())
+    index["timings"].pop("matrix")
+    path.write_text(json.dumps(index))
+    result = json.loads((out / "steering" / "matrix.json").read_text())
+    kept = out / "steering" / "matrix-partial.json"
+    kept.write_text(json.dumps({"request": result["request"]}))
+    run(asked, out)
+    assert contents(out).keys() == whole.keys()
+    assert "matrix" in json.loads(path.read_text())["timings"]
+    kept.write_text(json.dumps({"request": "another"}))  # of a matrix with other options, which may go on
+    run(asked, out)
+    assert kept.exists()
+
+
 def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, metrics):
     given = RunConfig(**{**config.__dict__, "saes": (str(tiny_run / "saes"),)})
     run(given, tmp_path / "run")

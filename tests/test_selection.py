@@ -128,6 +128,29 @@ def test_save_and_load_give_the_same_bytes(tmp_path, selection, empty):
     assert header["schema"] == 1 and header["labels"] == list(LABELS)
 
 
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_with_nulls_is_refused(tmp_path, selection, column):
+    at = COLUMNS.index(column)
+    kind = selection.table.schema.field(at)
+    holes = pa.array([None, *selection.table[column].to_pylist()[1:]], kind.type)
+    Selection(selection.table.set_column(at, kind, holes), selection.header).save(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet is damaged; rank again"):
+        Selection.load(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": None}, {"labels": ["de"]}, {"labels": ["de", "de", "fr"]}, {"labels": [1]}, {"dictionaries": []},
+     {"dictionaries": {}}, {"dictionaries": {"sae-a": 1, "sae-b": 1}}, {"dictionaries": {"sae-a": {}, "sae-b": {}}},
+     {"dictionaries": {"sae-a": {"width": 4}, "sae-b": {"width": 4}}}, {"parameters": 3}, {"method": 1},
+     {"stats": 1}],
+)  # fmt: skip
+def test_a_header_that_does_not_fit_the_rows_is_refused(tmp_path, selection, change):
+    Selection(selection.table, {**selection.header, **change}).save(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet is damaged; rank again"):
+        Selection.load(tmp_path / "x.parquet")
+
+
 def test_a_file_that_is_no_selection_is_refused(tmp_path, selection):
     whole, path = tmp_path / "whole", tmp_path / "x.parquet"
     selection.save(whole)

@@ -274,6 +274,43 @@ def test_another_step_or_schema_is_a_user_error(tmp_path, change):
             read(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("max", None),
+        ("fired", lambda t: t[:, :-1]),
+        ("sum", lambda t: t.reshape(-1)),
+        ("tokens", lambda t: t[:-1]),
+        ("min", lambda t: t.half()),
+        ("fired_examples", lambda t: t.float()),
+        ("more", lambda t: torch.zeros(2)),
+    ],
+)
+def test_tensors_that_are_not_those_of_statistics_are_a_user_error(tmp_path, name, change):
+    path = tmp_path / "a.safetensors"
+    Stats.zeros(("de", "fr"), 4, signed=True, dictionary={"id": "a", "site": "s"}).save(path)
+    tensors, header = load_tensors(path)
+    tensors = {k: v for k, v in tensors.items() if k != name} | ({name: change(tensors.get(name))} if change else {})
+    save_tensors(path, tensors, header)
+    with pytest.raises(UserError, match=r"a\.safetensors .*collect it again|holds no statistics"):
+        Stats.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": None}, {"labels": "de"}, {"labels": ["de", "de"]}, {"labels": ["de", 1]}, {"windows": 3},
+     {"windows": ["a"]}, {"dictionary": None}, {"dictionary": []}, {"dictionary": {"id": 1, "site": "s"}}],
+)  # fmt: skip
+def test_a_header_that_is_damaged_is_a_user_error(tmp_path, change):
+    path = tmp_path / "a.safetensors"
+    Stats.zeros(("de", "fr"), 4, signed=True, dictionary={"id": "a", "site": "s"}, windows=[0]).save(path)
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, {**header, **change})
+    for read in (Stats.load, Stats.read_header):
+        with pytest.raises(UserError, match=r"a\.safetensors is damaged; collect it again"):
+            read(path)
+
+
 def test_the_header_alone_is_that_of_the_statistics(tmp_path):
     path = tmp_path / "a.safetensors"
     Stats.zeros(LABELS, WIDTH, signed=False, **header()).save(path)

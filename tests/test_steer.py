@@ -17,7 +17,7 @@ from saefeat import collection
 from saefeat.forcing import Own, reaches
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.pipeline import open_run, run
 from saefeat.pipeline.matrix import matrix, own_is_most, own_units
 from saefeat.pipeline.steer import Bench, Recipe, continuations, recipe_for, source_of, steering_sites
@@ -170,6 +170,21 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
     lines.clear()
     sweep(again, grid, PROMPTS, target)
     assert lines == [f"{target} is complete already"]
+
+
+def test_what_a_kill_left_beside_whole_metrics_goes_and_what_is_of_another_sweep_stays(bench, out):
+    target, grid = out / "steering" / "metrics.json", small_grid(bench)
+    sweep(bench, grid, PROMPTS, target)
+    mine = json.loads(target.read_text())["grid"]
+    label = next(iter(json.loads(target.read_text())["own"]))
+    kept = [out / "steering" / "partial" / f"{name}-{fingerprint(label)}.json" for name in (mine, "another")]
+    kept[0].parent.mkdir()
+    for path in kept:
+        path.write_text("{}")
+    sweep(bench, grid, PROMPTS, target)
+    assert [path.exists() for path in kept] == [False, True]
+    kept[1].unlink()
+    kept[1].parent.rmdir()
 
 
 def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from saefeat.generation import Decoding
 from saefeat.io import SCHEMA, UserError, claim, fingerprint, kept_json, read_json, write_json
 from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.pipeline.matrix import clear_kept as clear_matrix
 from saefeat.pipeline.matrix import matrix as measure_matrix
 from saefeat.pipeline.setting import RunConfig, Setting, default_sites, open_run, open_setting, read_index
 from saefeat.pipeline.shown import add_activations, add_histograms, shown_units
 from saefeat.pipeline.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
 from saefeat.pipeline.steer import Bench, source_of, steering_sites
+from saefeat.pipeline.sweep import clear_kept as clear_sweep
 from saefeat.pipeline.sweep import demo_grid, english_prompts
 from saefeat.pipeline.sweep import sweep as sweep_grid
 from saefeat.sae.gate import check_saes, describe
@@ -179,16 +182,19 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
     def matrix_of_few() -> None:
         measure_matrix(setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",))
 
-    for name, wanted, file, make in (
-        ("steering", config.steer_prompts, "metrics.json", sweep_few),
-        ("matrix", config.matrix_texts, "matrix.json", matrix_of_few),
+    for name, wanted, file, make, clear in (
+        ("steering", config.steer_prompts, "metrics.json", sweep_few, partial(clear_sweep, folder=folder)),
+        ("matrix", config.matrix_texts, "matrix.json", matrix_of_few, clear_matrix),
     ):
-        if wanted and not (folder / file).exists():
-            with _timed(index, setting.out, name):
-                try:
+        if not wanted:
+            continue
+        with _timed(index, setting.out, name):  # a kill may have come after the file and before its time
+            try:
+                if not (folder / file).exists():
                     make()
-                except UserError as error:
-                    setting.say(f"note: {name} is left out: {error}")
+                clear(folder / file)
+            except UserError as error:
+                setting.say(f"note: {name} is left out: {error}")
 
 
 def _rank_all(setting: Setting) -> None:

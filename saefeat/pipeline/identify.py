@@ -12,6 +12,7 @@ import torch
 
 from saefeat import lid
 from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
+from saefeat.collection import bags_path
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
 from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
@@ -32,6 +33,7 @@ from saefeat.models import LanguageModel
 from saefeat.pipeline.setting import Setting
 from saefeat.pipeline.stages import StatsFiles, neurons
 from saefeat.selection import Selection
+from saefeat.stats import Stats
 
 FITTED = ("token-naive-bayes", "char-naive-bayes")  # baselines that are fitted on the run's texts
 
@@ -62,6 +64,11 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
     bags, widths = setting.out / "bags", {sae.id: sae.width for sae in saes}
+    for sae in saes:
+        windows = Stats.read_header(setting.out / "stats" / f"{sae.id}.safetensors").get("windows", [])
+        lost = [path for w in windows if not (path := bags_path(bags, sae.id, w)).is_file()]
+        if lost:
+            raise UserError(f"{lost[0]} is missing; remove {setting.out / 'stats'} and give the run's command again")
     whole = understood(bags, lambda: lid.features_from_bags(bags, widths, positions))
     copies, copies_of, weights = lid.linear_copies(texts, of, letters=letters)
     beside = lid.featurize(setting.lm, saes, copies, letters=letters, progress=setting.say)
@@ -92,11 +99,14 @@ def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, 
         if not (setting.out / "lid" / f"{name}.safetensors").exists():
             raise UserError(f"{setting.out} has no {name}; run `saefeat lid fit --run {setting.out}` first")
     tokens, characters = (setting.out / "lid" / f"{name}.safetensors" for name in FITTED)
-    return {
-        "token-naive-bayes": TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize).set_params(unknown=None),
-        "char-naive-bayes": CharNaiveBayes.load(characters).set_params(unknown=None),
-        "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels), unknown=None).fit(),
+    fitted = {
+        tokens: lambda: TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize),
+        characters: lambda: CharNaiveBayes.load(characters),
     }
+    found = {path.stem: understood(path, read).set_params(unknown=None) for path, read in fitted.items()}
+    for path in fitted:  # what is damaged shows before the long work
+        understood(path, lambda path=path: found[path.stem].predict(["a"]))
+    return {**found, "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels), unknown=None).fit()}
 
 
 def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
@@ -129,6 +139,8 @@ def _whole(head: lid.Head) -> lid.Head:
         raise ValueError("its tensors do not fit together")
     if head.intercept.shape not in ((0,), (k,)) or not all(map(_is_finite, [*head.counts.values(), head.intercept])):
         raise ValueError("its weights are damaged")
+    if not isinstance(head.root, bool) or not isinstance(head.probabilistic, bool):
+        raise ValueError("its flags are damaged")
     if any(units.dtype.kind != "i" or (units < 0).any() for units in head.units.values()):
         raise ValueError("its units are damaged")
     if not all(isinstance(text, str) for text in [*head.labels, *head.reads, *head.reads.values()]):
@@ -152,11 +164,8 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
         picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
     found: list[Dictionary] = [*saes, *picked]
     marks = {d.id: d.identity["fingerprint"] for d in found}
-    widths = {sae.id: sae.width for sae in saes}
     for head in heads.values():
-        if any(
-            units.max(initial=0) >= widths.get(name, units.max(initial=0) + 1) for name, units in head.units.items()
-        ):
+        if any((head.units[sae.id] >= sae.width).any() for sae in saes if sae.id in head.units):
             raise UserError(f"the head {head.name} is damaged; fit it again with --force")
     for head in heads.values():
         changed = [name for name, mark in head.reads.items() if marks.get(name, mark) != mark]

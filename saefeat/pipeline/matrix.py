@@ -55,10 +55,12 @@ def matrix(
     request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top,
                            [sae.identity["fingerprint"] for sae in setting.saes]])  # fmt: skip
     if (before := kept_json(out)).get("request") == request:
+        clear_kept(out)
         setting.say(f"{out} is complete already")
         return before
     _check_room(setting)
-    kept = make_dir(out.parent) / f"{out.stem}-partial.json"
+    make_dir(out.parent)
+    kept = _kept(out)
     done = kept_json(kept)
     if done.get("request") != request or not same_threads(setting.lm, done, "the matrix", setting.say):
         done = {"request": request, "threads": setting.lm.threads, "baseline": _measured(setting, texts), "rows": {},
@@ -96,9 +98,19 @@ def matrix(
         ],
     }
     write_json(out, result)
-    kept.unlink(missing_ok=True)
+    clear_kept(out)
     setting.__dict__.pop("saes_at_hand", None)  # with their encoders; what comes after has no use for them
     return result
+
+
+def clear_kept(out: Path) -> None:
+    """Remove what was kept of a matrix that is whole; a kill may have come before."""
+    if kept_json(_kept(out)).get("request") == kept_json(out).get("request"):
+        _kept(out).unlink(missing_ok=True)
+
+
+def _kept(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-partial.json")
 
 
 def room(setting: Setting) -> tuple[int, int]:

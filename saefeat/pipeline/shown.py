@@ -14,7 +14,7 @@ from saefeat.collection import passes
 from saefeat.corpora import TOKEN_LIMIT, Batch, Plan, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture
-from saefeat.io import UserError
+from saefeat.io import UserError, understood
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.models import LanguageModel
 from saefeat.selection import Selection
@@ -67,11 +67,15 @@ def _promoted(
 
 
 def _passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
-    if not path.exists():
-        return [[] for _ in units]
+    return understood(path, lambda: _read_passages(path, units)) if path.exists() else [[] for _ in units]
+
+
+def _read_passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     rows = pq.read_table(path, filters=[("unit", "in", sorted(set(units)))]).to_pylist()
+    if not all(math.isfinite(row["value"]) for row in rows):
+        raise ValueError("a value is not a number")
     found: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (r["unit"], r["place"])):
         found.setdefault(row["unit"], []).append({key: row[key] for key in ("text", "label", "value")})

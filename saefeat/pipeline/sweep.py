@@ -129,6 +129,7 @@ def sweep(
     request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), halves, bench.request])
     whole = fingerprint([request, wanted])
     if kept_json(out).get("request") == whole:
+        clear_kept(out, folder)
         bench.setting.say(f"{out} is complete already")
         return out
     bench.need(grid)
@@ -136,7 +137,7 @@ def sweep(
     parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
     texts = list(prompts[1::2] if halves else prompts)
     found: dict[str, _Label] = {}
-    kept = {label: folder / "partial" / f"{request}-{fingerprint(label)}.json" for label in wanted}
+    kept = {label: _kept(folder, request, label) for label in wanted}
     for number, label in enumerate(wanted, 1):
         if (before := kept_json(kept[label])) and same_threads(bench.setting.lm, before, label, bench.setting.say):
             found[label] = _Label.read(before)
@@ -152,12 +153,23 @@ def sweep(
                           f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
     if not found:
         raise UserError(f"none of {', '.join(wanted)} can be steered; the notes above say why")
-    _write(bench, found, texts, out, {"request": whole, "prompts": len(prompts), "threads": bench.setting.lm.threads})
-    for path in kept.values():
-        path.unlink(missing_ok=True)
+    numbers = {"prompts": len(prompts), "threads": bench.setting.lm.threads}
+    _write(bench, found, texts, out, {"request": whole, "grid": request, **numbers})
+    clear_kept(out, folder)
+    return out
+
+
+def clear_kept(out: Path, folder: Path) -> None:
+    """Remove what was kept of the labels that are in the metrics `out`; a kill may have come before."""
+    done = kept_json(out)
+    for label in done.get("own", {}):
+        _kept(folder, str(done.get("grid")), label).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another sweep's labels are still there
         (folder / "partial").rmdir()
-    return out
+
+
+def _kept(folder: Path, grid: str, label: str) -> Path:
+    return folder / "partial" / f"{grid}-{fingerprint(label)}.json"
 
 
 def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[str, list[list[int]]]) -> _Label:
