@@ -189,7 +189,8 @@ def _become(
         flags = os.O_WRONLY | os.O_CREAT
         for number, (name, mode) in enumerate((("in", os.O_RDONLY), ("out", flags), ("err", flags))):
             os.dup2(os.open(folder / name, mode, 0o600), number)
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(os.dup(n), m) for n, m in ((0, "r"), (1, "w"), (2, "w")))
+        sys.stdin, sys.stdout = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+        sys.stderr = os.fdopen(os.dup(2), "w", errors="backslashreplace")  # as Python's own
         count = _count_operations(watched, before_operation) if watched else [0]
         if snapshots and watched:
             _take_snapshots(watched, snapshots)

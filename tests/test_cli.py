@@ -578,10 +578,28 @@ def test_a_damaged_head_exits_with_2(saefeat, tiny_run, tmp_path, damage):
     assert contents(run) == before and not (tmp_path / "m.json").exists()
 
 
-def test_a_damaged_token_baseline_exits_with_2(saefeat, tiny_run, tmp_path):
+def test_a_head_with_neurons_that_are_not_there_exits_with_2(saefeat, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    path = run / "lid" / "token-naive-bayes.safetensors"
-    rewrite(path, lambda t, h: ({name: value.reshape(-1) for name, value in t.items()}, h))
+    beyond = {"units|mlp_act@0": torch.tensor([10**6]), "counts|mlp_act@0": torch.ones(1, 3).double()}
+    rewrite(run / "lid" / "neuron-count.safetensors", lambda t, h: ({**beyond, "intercept": t["intercept"]}, h))
+    code, _, err = saefeat("lid", "predict", "--run", run, "--head", "neuron-count", "-", stdin=b"der Hund\n")
+    assert code == 2 and "neuron-count" in err.splitlines()[-1]
+
+
+def test_damaged_metrics_exit_with_2(saefeat, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = run / "lid" / "metrics.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "n"}))
+    code, _, err = saefeat("lid", "evaluate", "--run", run)
+    assert code == 2 and "metrics.json is not what saefeat writes there" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["token-naive-bayes", "char-naive-bayes"])
+@pytest.mark.parametrize("part", ["counts", "indices", "starts"])
+def test_a_damaged_baseline_exits_with_2(saefeat, tiny_run, tmp_path, name, part):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    path = run / "lid" / f"{name}.safetensors"
+    rewrite(path, lambda t, h: (t | {part: t[part][: len(t[part]) // 2]}, h))
     code, _, err = saefeat("lid", "evaluate", "--run", run, "--out", tmp_path / "m.json")
     assert code == 2 and path.name in err.splitlines()[-1] and not (tmp_path / "m.json").exists()
 
@@ -597,12 +615,17 @@ def test_damaged_passages_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     assert code == 2 and "examples" in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("damage", ["missing column", "empty", "link to nothing", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["missing column", "empty", "nulls", "link to nothing", "cut", "gone"])
 def test_damaged_bags_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     path = min((run / "bags").rglob("*.parquet"))
     if damage == "missing column":
         pq.write_table(pq.read_table(path).drop_columns(["unit"]), path)
+    elif damage == "nulls":
+        table = pq.read_table(path)
+        at = table.column_names.index("tokens")
+        holes = pa.nulls(len(table), table.schema.field(at).type)
+        pq.write_table(table.set_column(at, table.schema.field(at), holes), path)
     elif damage in ("link to nothing", "gone"):
         path.unlink()
         if damage != "gone":

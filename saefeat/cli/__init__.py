@@ -128,11 +128,12 @@ def run(
 def _finish(report: Path | None, out: Path) -> None:
     if report is None:
         return
-    from saefeat.io import read_json
+    from saefeat.io import read_json, understood
 
-    lid.print_metrics(read_json(out / "lid" / "metrics.json"))
-    if (out / "steering" / "metrics.json").exists():
-        steer.print_steering(read_json(out / "steering" / "metrics.json"))
+    metrics, steering = (out / folder / "metrics.json" for folder in ("lid", "steering"))
+    understood(metrics, lambda: lid.print_metrics(read_json(metrics)))
+    if steering.exists():
+        understood(steering, lambda: steer.print_steering(read_json(steering)))
     typer.echo(f"report: {report}")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from saefeat.cli.common import IdColumn, LabelColumn, Labels, Run, TextColumn, by_commas, input_lines, say
-from saefeat.io import UserError
+from saefeat.io import UserError, understood
 
 app = typer.Typer(no_args_is_help=True, help="Identify languages with features, and measure it.")
 
@@ -60,7 +60,7 @@ def lid_evaluate(
     chosen = split or ("test" if other is None else "all")
     target = out or run / "lid" / "metrics.json"
     metrics = evaluate(setting, other, split=chosen, out=target, max_texts=max_texts, fasttext=fasttext)
-    print_metrics(metrics)
+    understood(target, lambda: print_metrics(metrics))  # an earlier call may have written them
     if out is None:
         from saefeat.report import write_report
 

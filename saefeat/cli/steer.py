@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saefeat.cli.common import Labels, Run, Seed, Source, by_commas, input_lines, say
-from saefeat.io import UserError, read_json
+from saefeat.io import UserError, read_json, understood
 
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
@@ -123,7 +123,8 @@ def steer_sweep(
         if unknown := set(by_commas(methods) or ()) - known:
             raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
         grid = [recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}]
-    print_steering(read_json(sweep(bench, grid, lines, out, labels=names)))
+    path = sweep(bench, grid, lines, out, labels=names)
+    understood(path, lambda: print_steering(read_json(path)))
 
 
 def _distinct(groups: list[list[str]]) -> list[list[str]]:

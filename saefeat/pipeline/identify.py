@@ -69,7 +69,7 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         lost = [path for w in windows if not (path := bags_path(bags, sae.id, w)).is_file()]
         if lost:
             raise UserError(f"{lost[0]} is missing; remove {setting.out / 'stats'} and give the run's command again")
-    whole = understood(bags, lambda: lid.features_from_bags(bags, widths, positions))
+    whole = understood(bags, lambda: _finite(lid.features_from_bags(bags, widths, positions)))
     copies, copies_of, weights = lid.linear_copies(texts, of, letters=letters)
     beside = lid.featurize(setting.lm, saes, copies, letters=letters, progress=setting.say)
     setting.say("lid: fitting the linear head")
@@ -120,6 +120,14 @@ def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
     return TokenNaiveBayes(tokenize, max(len(lm.tokenizer), lm.unembedding().shape[0]), unknown=None)
 
 
+def _finite(features: lid.Features) -> lid.Features:
+    """The features; raises ValueError where a value is not a number."""
+    for matrix in (*features.counts.values(), *features.sums.values()):
+        if not np.isfinite(matrix.data).all():
+            raise ValueError("a value is not a number")
+    return features
+
+
 def load_heads(out: Path) -> dict[str, lid.Head]:
     """The fitted heads of a run; raises UserError when there are none."""
     found = {name: out / "lid" / f"{name}.safetensors" for name in lid.HEADS}
@@ -161,12 +169,13 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
     for name in sorted(wanted - known):
         head = next(h for h in heads.values() if name in h.units)
         width = site_width(setting.lm, setting.lm.site(name))
+        _check_units(head, name, width)
         picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
     found: list[Dictionary] = [*saes, *picked]
     marks = {d.id: d.identity["fingerprint"] for d in found}
     for head in heads.values():
-        if any((head.units[sae.id] >= sae.width).any() for sae in saes if sae.id in head.units):
-            raise UserError(f"the head {head.name} is damaged; fit it again with --force")
+        for sae in saes:
+            _check_units(head, sae.id, sae.width)
     for head in heads.values():
         changed = [name for name, mark in head.reads.items() if marks.get(name, mark) != mark]
         if changed:
@@ -174,6 +183,12 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
                 f"{changed[0]} has changed since the head {head.name} was fitted; fit it again with --force"
             )
     return found
+
+
+def _check_units(head: lid.Head, name: str, width: int) -> None:
+    """Raises UserError where a head reads units that its dictionary does not have."""
+    if name in head.units and (head.units[name] >= width).any():
+        raise UserError(f"the head {head.name} is damaged; fit it again with --force")
 
 
 def evaluate(
