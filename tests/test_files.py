@@ -380,3 +380,14 @@ def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
         pq.write_table(pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path)
         assert "vom Hub" in show().stdout  # fetched again: what is kept has no revision
         server.shutdown()
+
+
+def test_parquet_with_text_that_is_not_utf8_is_one_sentence(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "c.parquet"
+    broken = pa.array([b"a text", b"\xff\xfe broken"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": broken, "label": ["a", "b"]}), path)
+    with pytest.raises(UserError, match="is not a readable Parquet file"):
+        load_corpus(path)

@@ -123,6 +123,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
 
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(path)) if plain_name(path) != path else path)
+        table.validate(full=True)  # such as strings that are not UTF-8
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
     return table_rows(table, columns, str(path))
