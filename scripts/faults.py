@@ -642,6 +642,8 @@ def main() -> None:
         parser.error(f"there is no part {min(unknown)}; there are {', '.join(PARTS)}")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # bytes are compared at one thread
     torch.set_num_threads(1)
+    if given.work is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="faults-", dir=given.work))
     try:
         code = campaign(given, chosen, work)
