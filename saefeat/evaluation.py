@@ -1,10 +1,11 @@
 """How good: the metrics of language identification with intervals, in the format of `lid/metrics.json`.
 
-Intervals hold near 0 and 1, where those of a percentile bootstrap are too narrow, and have no width where nothing is
-wrong. A share has Wilson's interval. So has any other measure between 0 and 1, for the number of examples whose share
-would vary as the measure does over bootstrap samples in which each judgement slips, from right to wrong or back, with
-probability 1 / (n + 2): one in n is expected to. A difference has the percentiles over such samples.
-`scripts/interval_coverage.py` measures how often these hold the truth.
+Near 0 and 1, the intervals of a percentile bootstrap are too narrow, and have no width where nothing is wrong. So other
+rules are used here. A share has Wilson's interval. Any other measure between 0 and 1 has Wilson's interval with an
+effective number of examples: the number for which a share would have the variance that the measure has over bootstrap
+samples. A difference has the percentiles of such samples, moved so that their mean is the difference. In a bootstrap
+sample, each judgement slips (from right to wrong or back) with probability 1 / (n + 2).
+`scripts/interval_coverage.py` measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ def paired_difference(
         return _measure(measure, cells[0], cells[1], sampled, k) - _measure(measure, cells[0], cells[2], sampled, k)
 
     slipping, weights = _with_slips(cells, counts)
-    low, high = percentiles(difference(slipping, _resample(weights, len(true), seed, resamples)))
-    return float(difference(cells, counts[None, :])[0]), low, high
+    ahead = float(difference(cells, counts[None, :])[0])
+    low, high = difference_interval(ahead, difference(slipping, _resample(weights, len(true), seed, resamples)))
+    return ahead, low, high
 
 
 def lid_metrics(
@@ -213,6 +215,16 @@ def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
     """
     mean, variance = float(draws.mean()), float(draws.var())
     return wilson(measure, mean * (1 - mean) / variance if n and variance > 0 else n)
+
+
+def difference_interval(difference: float, draws: NDArray[np.float64]) -> list[float]:
+    """95 % interval of a difference of two measures between 0 and 1: [low, high].
+
+    draws: the difference in bootstrap samples in which judgements slip. Slips draw both measures away from 0 and 1, so
+    the samples tell how far the difference varies, but not around what.
+    """
+    low, high = percentiles(draws - draws.mean() + difference)
+    return [max(-1.0, min(low, difference)), min(1.0, max(high, difference))]
 
 
 def percentiles(draws: NDArray[np.float64]) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saefeat.evaluation import interval, percentiles, slip
+from saefeat.evaluation import difference_interval, interval, slip
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 from saefeat.models import LanguageModel
 
@@ -121,7 +121,8 @@ def compare(
         for of in (ones, others)
     ]
     return {"score": float(one), "score_ci": interval(float(one), draws[0], n * len(ones)),
-            "difference": float(one - other), "difference_ci": percentiles(draws[0] - draws[1])}  # fmt: skip
+            "difference": float(one - other),
+            "difference_ci": difference_interval(float(one - other), draws[0] - draws[1])}  # fmt: skip
 
 
 def scores(

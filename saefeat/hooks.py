@@ -106,7 +106,9 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
         special_ids: token ids that are never edited on the prompt; padding is not edited either. Generated tokens
             always are, with a cache and without.
 
-    While the block runs, `model.generate` tells how long its prompt is, and does not compile the model.
+    While the block runs, `model.generate` tells how long its prompt is, and does not compile the model. A compiled
+    function that was made outside the block (`torch.compile(model.forward)`) and is called inside it runs no hook of
+    the model: that is noticed by a warning alone, where no other pass was seen.
 
     Raises:
         UserError: the model is compiled (edits would not run), an edited module does not run in a forward pass, or
@@ -115,7 +117,6 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
     _check_not_compiled(model)
     handles = []
     steps = Steps(special_ids)
-    ran = set[str]()
     passes = 0
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,16 +127,17 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
         steps.now = None
-        silent = [path for path in edits if path not in ran]
+        silent = [path for path in edits if path not in steps.ran]
         if silent and not steps.nested:  # an early exit leaves later layers out
             raise UserError(
-                f"the edit of {silent[0]} did not run in a forward pass; {_COMPILED}, and name a module that is run"
+                f"the edit of {silent[0]} did not run in a forward pass; name a module that every pass runs; "
+                f"and {_COMPILED}"
             )
 
     def hook_for(path: str, edit: Edit) -> Callable[..., Any]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             _check_not_tracing()
-            ran.add(path)
+            steps.ran.add(path)
             given, at = _tensor(output, path), steps.now
             if at is None:
                 raise UserError(f"{path} was run outside a forward pass of the model; call the model, not compiled")

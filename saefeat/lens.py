@@ -42,9 +42,9 @@ def _final_norm(lm: LanguageModel) -> nn.Module:
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
     """[m, d]: what hidden neurons of `mlp_act@l` add to the residual stream, of any length. UserError for other sites.
 
-    Rows of the down projection, times the gain of the norm after the feed-forward part where the block has one: the
-    first-order effect of a neuron but for what the norm takes from it along the vector of each token. Where a gate
-    multiplies neurons, its sign, which changes from token to token, is left out.
+    They are rows of the down projection, times the gain of the norm after the feed-forward part where there is one. The
+    norm also takes away the part of a neuron's effect that lies along the token's own vector. It is left out here, for
+    it differs from token to token. So is the sign of the gate, where a gate multiplies the neurons.
     """
     resolved = resolve_site(lm.model, site)
     block: Any = lm.model.get_submodule(find_layers(lm.model))[resolved.layer or 0]  # type: ignore[index]

@@ -22,6 +22,7 @@ from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import LanguageModel
+from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
 from saefeat.stats import Stats
 
@@ -254,6 +255,8 @@ def changes_of(
             f"the selection has no units for {label}: rank with looser parameters, or with --method feature-diffmean"
         )
     model = selection.header.get("model") or {}
+    if is_outdated(model.get("fingerprint")):
+        raise UserError("the selection was made by an older version of saefeat; collect and rank again")
     if model.get("fingerprint") not in (None, lm.fingerprint):
         raise UserError(f"the selection is of the model {model.get('name')}, not of {lm.name}")
     folder = Path(stats or selection.header.get("stats") or "")

@@ -55,12 +55,14 @@ class Steps(threading.local):
 
     Attributes:
         now: int64 [rows, tokens], steps of the present forward pass; None outside of one.
+        ran: paths of the modules that were edited in it.
         nested: whether the present pass is inside a `generate` that another `generate` has called.
     """
 
     def __init__(self, special_ids: frozenset[int]) -> None:
         self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
         self.now: Tensor | None = None
+        self.ran: set[str] = set()
         self._generations: list[_Generation] = []
         self._starts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache -> length of its prompt
         self._ends: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache -> tokens that went into it
@@ -91,6 +93,7 @@ class Steps(threading.local):
 
     def read(self, forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         """Look at a call of the model's forward. Raises UserError where its positions cannot be told."""
+        self.ran.clear()
         call = self._pass(_arguments(forward, args, options))
         inside = self._generations[-1] if self._generations else None
         start = self._start_outside(call) if inside is None else _start_inside(inside, call)

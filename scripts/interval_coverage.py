@@ -145,10 +145,12 @@ def cases() -> Iterator[_ROW]:
     yield from identification(_Labels([300, 100, 15], [[0.005, 0.01, 0.05], [0.005, 0.02, 0.1]]))
     yield from identification(_Labels([60] * 15, [[0.0] * 12 + [0.1] * 3, [0.05] * 15]))
     yield from identification(_Labels([60] * 3, [[0.3] * 3, [0.4] * 3]))
+    yield from identification(_Labels([4] * 50, [[0.05] * 50, [0.3] * 50]))
     for n in (16, 32):
         yield from steering(n, (0.97, 0.9), 0.7)
         yield from steering(n, (0.97, 0.9), 1.4)
         yield from steering(n, (0.6, 0.4), 1.4)
+        yield from steering(n, (0.95, 0.02), 0.7)
 
 
 def main() -> None:

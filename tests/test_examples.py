@@ -17,6 +17,7 @@ NOTHING = {
     "a date": "2010-05-21 07:30:00", "punctuation": "... — «» !? 。、", "a price": "€ 5,00 (+3 %)", "emoji": "😀",
     "a family": "👨‍👩‍👧", "a heart": "❤️", "a keycap": "1️⃣", "a flag": "🇩🇪", "Scotland": "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "information": "ℹ️",
     "a mark alone": "\u0301", "a vowel sign alone": "\u093f", "Hangul filler": "\u3164\uffa0", "private": "\ue000",
+    "a modifier apostrophe": "\u02bc", "ordinals": "1\u00aa 2\u00ba",
 }  # fmt: skip
 SOMETHING = {
     "Latin": "a", "one letter among digits": "12 h", "Cyrillic": "Я", "Hindi": "हि", "Thai": "น้ำ", "Tamil": "கி",

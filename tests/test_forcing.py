@@ -150,7 +150,23 @@ def test_methods_are_compared_on_the_same_resampled_prompts(seed):
     ours, theirs = (np.mean([draws.scores(of[name], name, OWNS[name]) for name in ("de", "fr")], 0)
                     for of in (ONES, OTHERS))  # fmt: skip
     assert found["score_ci"] == close_to(interval(one, ours, 10))
-    assert found["difference_ci"] == close_to(percentiles(ours - theirs))
+    moved = ours - theirs - np.mean(ours - theirs) + one - other
+    assert found["difference_ci"] == close_to([max(percentiles(moved)[0], -1), min(percentiles(moved)[1], 1)])
+
+
+@pytest.mark.parametrize(("rate", "n"), [(0.0, 8), (0.0, 32), (0.06, 32), (0.5, 16)])
+def test_a_difference_lies_within_its_interval(rate, n):
+    """Slips raise the score of a method that forces nothing, steeply: they tell of the spread, not of the place."""
+
+    def made(hits):
+        judged = ["de"] * hits + ["en"] * (n - hits)
+        return {f"{i}": outcome([f"{i}" if j == "de" else j for j in judged], [12.0] * n, [0.9] * n) for i in range(14)}
+
+    owns = {f"{i}": Own(1.0, 15.0, 0.9) for i in range(14)}
+    found = compare(made(n), made(round(rate * n)), owns)
+    low, high = found["difference_ci"]
+    assert low <= found["difference"] <= high <= 1 and low < high
+    assert found["difference"] - low < 0.3
 
 
 def test_a_method_is_not_ahead_of_itself():

@@ -506,6 +506,18 @@ def test_a_compiled_copy_is_steered_or_noticed(own_model, before):
     torch.testing.assert_close(compiled(ids).logits, plain)
 
 
+def test_a_compiled_copy_is_noticed_after_a_pass_that_was_edited(own_model):
+    ids = torch.tensor([LONG])
+    compiled = torch.compile(own_model, backend="eager")
+    compiled(ids)
+    with weights_by_step(own_model):
+        expected = own_model(ids).logits
+        try:
+            torch.testing.assert_close(compiled(ids).logits, expected)
+        except UserError as error:
+            assert "compiled" in str(error)
+
+
 def test_generate_does_not_compile_under_an_edit(own_model, monkeypatch):
     """As it does by itself on a GPU with a static cache."""
     from transformers import CompileConfig, GenerationConfig

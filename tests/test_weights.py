@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from saefeat.corpora import Corpus, make_plan
+from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.models import load_model, wrap
 from saefeat.models.weights import weights_fingerprint
@@ -332,3 +333,16 @@ def test_bos_without_an_embedding_is_one_sentence(make_lm, tokenizer):
     bare.backend_tokenizer.post_processor = TemplateProcessing(single="<far> $A", special_tokens=[("<far>", 299)])
     with pytest.raises(UserError, match="puts the token 299 around a text, but the model has embeddings of 200"):
         wrap(lm.model, bare, "short")
+
+
+def test_fingerprints_of_an_older_version_are_told_apart(make_lm, tmp_path):
+    from saefeat.models.weights import is_outdated
+    from saefeat.sae.store import load_saes, save_sae
+
+    lm = make_lm()
+    assert not is_outdated(lm.fingerprint) and not is_outdated(None) and is_outdated("04b24b0674fd5446")
+    rows = torch.randn(8, 32)
+    sae = SAE("sae", "mlp_out@0", rows.t().contiguous(), torch.zeros(8), rows, torch.zeros(32), k=2,
+              record={"model": {"name": lm.name, "fingerprint": "04b24b0674fd5446"}})  # fmt: skip
+    save_sae(sae, tmp_path / "sae")
+    assert load_saes(str(tmp_path / "sae"), lm)[0].width == 8  # by its name, as an SAE without a fingerprint

@@ -9,16 +9,17 @@ from typing import Any
 from saefeat.io import UserError
 
 UNKNOWN = "unknown"  # what estimators predict where nothing can be said; `lid/metrics.json` calls that column so
-# Letters by their category alone: the Hangul fillers, which are invisible, and the information sign, an emoji.
-_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139")
+# Letters by their category alone: the Hangul fillers, which are invisible, the information sign, an emoji, the ordinal
+# indicators, and the modifiers of other letters.
+_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | {chr(c) for c in range(0x2B0, 0x300)}
 _MISSING = ("NAType", "NaTType")  # of pandas, which is not imported for them
 
 
 def says_something(text: str, *, letters: bool = True) -> bool:
     """Whether a label can be told from a text: it holds a letter of any script (a Unicode category L).
 
-    Spaces, control and format characters (U+200B), digits, punctuation, symbols, emoji and combining marks without a
-    letter say nothing.
+    Spaces, control and format characters (U+200B), digits, punctuation, symbols and emoji say nothing. Nor do combining
+    marks and modifiers of letters (U+02BC) without a letter.
 
     letters: False for labels that are written without letters (see `need_letters`). Then digits, punctuation and
     symbols (N, P, S) are enough.

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 
+_VERSION = "2:"
 _ENTRIES = 4096  # of a weight
 _STEP = 2_654_435_761  # a prime: the entries are of all rows and columns
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Sixteen hex digits of the names, the shapes and the signs of up to 4,096 entries of every weight.
+    """A mark of the names, the shapes and the signs of up to 4,096 entries of every weight: "2:" and 16 hex digits.
 
-    Rounding to another floating-point dtype moves values by different steps, but keeps every sign, that of a zero
-    included. So a model has one fingerprint in float32, float16 and bfloat16, however often it was rounded. Training
-    changes some of the signs, of a model of 100 million weights of a million that are looked at. A change that keeps
-    all of them does not show. Weights that are stored as integers count by their values, and those that a library
-    keeps in a tensor class of its own (torchao) as what they stand for.
+    Rounding to another floating-point dtype keeps the sign of every value, zeros included, and nothing else for sure.
+    So a model has one fingerprint in float32, float16 and bfloat16, however often it was rounded. Training changes some
+    signs. A change that keeps all signs, such as a module scaled by a positive factor, does not show. Weights that are
+    stored as integers count by their values, and those of a tensor class of a library (torchao) as what they stand for.
 
     Raises UserError for weights that cannot be read: of an unknown tensor class, or without data.
     """
@@ -38,7 +38,12 @@ def weights_fingerprint(model: nn.Module) -> str:
                 weight = getattr(module, name)
                 digest.update(f"{whole}|{tuple(weight.shape)}|".encode())
                 digest.update(_sample(whole, weight))
-    return digest.hexdigest()[:16]
+    return _VERSION + digest.hexdigest()[:16]
+
+
+def is_outdated(mark: object) -> bool:
+    """Whether a fingerprint was made by an older version of saefeat, so that it says nothing of the weights at hand."""
+    return isinstance(mark, str) and not mark.startswith(_VERSION)
 
 
 def devices(model: nn.Module) -> Iterator[torch.device]:

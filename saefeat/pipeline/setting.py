@@ -23,6 +23,7 @@ from saefeat.hooks import capture, site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json, whole_path
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
+from saefeat.models.weights import is_outdated
 from saefeat.pipeline.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import TrainConfig, sae_id
@@ -273,6 +274,8 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
         raise UserError(f"the corpus {config.corpus} has changed since the run in {out}; start a new run")
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    if is_outdated(index["model"]["fingerprint"]):
+        raise UserError(f"the run in {out} was made by an older version of saefeat; start a new run")
     if lm.fingerprint != index["model"]["fingerprint"]:
         raise UserError(f"the model {config.model} has changed since the run in {out}; start a new run")
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []

@@ -12,6 +12,7 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
+from saefeat.models.weights import is_outdated
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.tensors import encoding_dtype
@@ -132,6 +133,7 @@ def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
 def _check_model(sae: SAE, lm: LanguageModel) -> None:
     model = sae.record.get("model") or {}
     name, mark, here = str(model.get("name") or ""), model.get("fingerprint"), _hub_name(lm)
+    mark = None if is_outdated(mark) else mark
     if mark == lm.fingerprint or (not mark and may_be_same(name, here)):  # names, where they are all there is
         return
     if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):

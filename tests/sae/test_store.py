@@ -352,11 +352,11 @@ def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name,
 def test_other_weights_of_the_model_are_told_from_another_model(directory, make_lm, name):
     lm = make_lm()
     lm.name = "google/gemma-3-270m" if "gemma" in name else name
-    save_sae(make_sae(model={"name": name, "fingerprint": "other"}), directory)
+    save_sae(make_sae(model={"name": name, "fingerprint": "2:other"}), directory)
     with pytest.raises(UserError, match=f"trained on other weights of {lm.name} \\(another revision, quantisation"):
         load_saes(str(directory), lm)
     assert len(load_saes(str(directory), lm, same_model=False)) == 1
-    save_sae(make_sae(model={"name": "/data/mine", "fingerprint": "other"}), directory)
+    save_sae(make_sae(model={"name": "/data/mine", "fingerprint": "2:other"}), directory)
     with pytest.raises(UserError, match=f"trained on /data/mine, not on {lm.name}"):
         load_saes(str(directory), lm)
 
@@ -370,9 +370,9 @@ def test_quantised_weights_of_the_model_are_for_the_gate_to_judge(directory, mak
     lm.name = name
     if config:
         lm.model.config.quantization_config = {"quant_method": config}
-    save_sae(make_sae(model={"name": "owner/tiny", "fingerprint": "of its float weights"}), directory)
+    save_sae(make_sae(model={"name": "owner/tiny", "fingerprint": "2:of its float weights"}), directory)
     assert len(load_saes(str(directory), lm)) == 1
-    save_sae(make_sae(model={"name": "owner/large", "fingerprint": "other"}), directory)
+    save_sae(make_sae(model={"name": "owner/large", "fingerprint": "2:other"}), directory)
     with pytest.raises(UserError, match=f"trained on owner/large, not on {name}"):
         load_saes(str(directory), lm)
 
