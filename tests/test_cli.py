@@ -401,7 +401,7 @@ def small_sae(d_in=32, **record):
     ("sae", "message"),
     [
         (small_sae(16), "reads vectors of 16, but mlp_out@0 of "),
-        (small_sae(model={"name": "gpt-9", "fingerprint": "0" * 16}), "was trained on gpt-9, not on "),
+        (small_sae(model={"name": "gpt-9", "fingerprint": "2:" + "0" * 16}), "was trained on gpt-9, not on "),
     ],
 )
 @pytest.mark.parametrize("stage", ["run", "collect"])
