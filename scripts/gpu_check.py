@@ -47,6 +47,7 @@ from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.io import read_json
 from saefeat.models import LanguageModel, load_model
+from saefeat.sae.formats.tensors import stated
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import TrainConfig, Trainer
 from saefeat.stats import Stats
@@ -229,7 +230,7 @@ def _stats(folder: Path) -> dict[str, Stats]:
 
 
 def _fvu(run: Path) -> list[float]:
-    return [float(sae.record["fvu"]) for sae in load_saes(str(run / "saes"))]
+    return [stated(sae.record)["fvu"] for sae in load_saes(str(run / "saes"))]
 
 
 def _losses(matrix: dict[str, Any]) -> dict[str, float]:
