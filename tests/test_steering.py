@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from saefeat import assets
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
@@ -17,7 +16,7 @@ from saefeat.generation import Decoding, generate
 from saefeat.hooks import capture
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
-from saefeat.models import load_model, wrap
+from saefeat.models import wrap
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.selection import Selection
 from saefeat.stats import Stats
@@ -735,51 +734,42 @@ def test_an_sae_collected_in_another_dtype_is_opened_in_that_dtype(tiny_lm, worl
 # --------------------------------------------------------------------------- an instruct model
 
 
-@pytest.fixture(scope="module")
-def instruct():
-    try:
-        assets.fetch("smollm2-135m")
-    except UserError as error:
-        pytest.skip(f"the asset cannot be had: {error}")
-    return load_model("embedded:smollm2-135m", dtype="float32", device="cpu")
-
-
-def test_an_instruct_model_is_steered_through_its_chat_template(instruct):
+def test_an_instruct_model_is_steered_through_its_chat_template(smollm):
     from saefeat.generation import encode_prompts
 
     prompts = ["What is the capital of France?", "Name a colour."]
-    rows = encode_prompts(instruct, prompts, 4, chat=True)
-    layer = instruct.n_layers // 3
-    site = instruct.site(f"resid_post@{layer}").name
-    path = instruct.site(site).path
-    with capture(instruct.model, (path,)) as captured:
+    rows = encode_prompts(smollm, prompts, 4, chat=True)
+    layer = smollm.n_layers // 3
+    site = smollm.site(f"resid_post@{layer}").name
+    path = smollm.site(site).path
+    with capture(smollm.model, (path,)) as captured:
         german, english = (
-            captured.run(instruct.model, input_ids=torch.tensor(instruct.tokenize([text], 64)))[path][0, 1:].mean(0)
+            captured.run(smollm.model, input_ids=torch.tensor(smollm.tokenize([text], 64)))[path][0, 1:].mean(0)
             for text in ("Die Hauptstadt ist eine sehr schöne Stadt.", "The capital is a very beautiful city.")
         )
     changes = {site: [add(german - english)]}
-    turn, end = (instruct.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    turn, end = (smollm.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
     assert rows[0].count(turn) >= 2 and rows[0][-1] != end
     decoding = Decoding(max_new_tokens=4, temperature=0)
-    plain = generate(instruct, rows, decoding)
-    with apply(instruct, changes, 0.0):
-        assert generate(instruct, rows[:1], decoding) == plain[:1]
-    before = vectors(instruct, site, rows[1])[0]
-    with apply(instruct, changes, 2.0, Schedule(first=2, rest=0.3)):
-        moved = (vectors(instruct, site, rows[1])[0] - before).norm(dim=1)
-        special = torch.tensor([token in instruct.special_ids for token in rows[1]])
+    plain = generate(smollm, rows, decoding)
+    with apply(smollm, changes, 0.0):
+        assert generate(smollm, rows[:1], decoding) == plain[:1]
+    before = vectors(smollm, site, rows[1])[0]
+    with apply(smollm, changes, 2.0, Schedule(first=2, rest=0.3)):
+        moved = (vectors(smollm, site, rows[1])[0] - before).norm(dim=1)
+        special = torch.tensor([token in smollm.special_ids for token in rows[1]])
         assert special.sum() >= 4 and (moved[special] == 0).all()  # the template's own tokens
         assert moved[~special].tolist() == pytest.approx(
             [2 * float((german - english).norm())] * len(moved[~special]), rel=1e-2
         )
-        batched = generate(instruct, rows, decoding)
-        assert generate(instruct, rows[1:], decoding) == batched[1:]
+        batched = generate(smollm, rows, decoding)
+        assert generate(smollm, rows[1:], decoding) == batched[1:]
         assert [
-            instruct.model.generate(
+            smollm.model.generate(
                 torch.tensor([row]), attention_mask=torch.ones(1, len(row)), max_new_tokens=4, do_sample=False,
                 use_cache=False, pad_token_id=end,
             )[0, len(row) :].tolist()[: len(new)]
             for row, new in zip(rows[1:], batched[1:], strict=True)
         ] == batched[1:]  # fmt: skip
     assert batched != plain
-    assert generate(instruct, rows[:1], decoding) == plain[:1]
+    assert generate(smollm, rows[:1], decoding) == plain[:1]

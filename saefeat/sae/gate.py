@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.activations import OUTLIER_FACTOR, finite
+from saefeat.activations import OUTLIER_FACTOR, counted_vectors, finite
 from saefeat.corpora import Corpus, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
-from saefeat.hooks import capture, site_width
+from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.sae.formats.tensors import stated
@@ -172,12 +172,9 @@ def _batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Any]:
 def _vectors(lm: LanguageModel, batches: Iterable[Any], paths: set[str]) -> dict[str, Tensor]:
     """Path -> vectors of counted tokens [n, d], at most TOKENS."""
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
-    with torch.inference_mode(), capture(lm.model, tuple(sorted(paths))) as captured:
-        for batch in batches:
-            inputs = {"input_ids": batch.input_ids.to(lm.device), "attention_mask": batch.attention_mask.to(lm.device)}
-            here = captured.run(lm.model, **inputs, use_cache=False)
-            for path, tensor in here.items():
-                found[path].append(tensor[batch.counted.to(lm.device)])
+    for _, here in counted_vectors(lm, batches, sorted(paths)):
+        for path, x in here.items():
+            found[path].append(x)
     generator = torch.Generator().manual_seed(0)  # batches are sorted by length: few tokens should be of all kinds
     if not any(map(len, next(iter(found.values())))):
         raise UserError("the corpus has no token to try the SAEs on; give it text, or use --no-gate")

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.activations import OUTLIER_FACTOR
+from saefeat.activations import OUTLIER_FACTOR, counted_vectors
 from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
-from saefeat.hooks import capture, site_width
+from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, claim, fingerprint, load_tensors, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
 from saefeat.sae.held_out import held_out_plan, measured
@@ -409,25 +409,19 @@ def fill(
     """Activations bfloat16 [chunk.tokens, d_in] of each site; `read` is told the tokens of every batch."""
     buffers: dict[str, Tensor] = {}
     filled = 0
-    with capture(lm.model, tuple(site.path for site in sites)) as captured, torch.inference_mode():
-        for start in range(0, len(chunk.positions), WINDOW):  # sorted by length within these, and mixed over all
-            for batch in plan.batches(lm, list(chunk.positions[start : start + WINDOW])):
-                vectors = captured.run(
-                    lm.model,
-                    input_ids=batch.input_ids.to(lm.device),
-                    attention_mask=batch.attention_mask.to(lm.device),
-                    use_cache=False,
-                )
-                counted = batch.counted.to(lm.device)
-                count = int(batch.counted.sum())
-                for site in sites:
-                    x = vectors[site.path][counted]
-                    if site.name not in buffers:
-                        shape = (chunk.tokens, x.shape[-1])
-                        buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
-                    buffers[site.name][filled : filled + count] = x
-                filled += count
-                read(count)
+    # Sorted by length within a window, and mixed over all.
+    windows = (list(chunk.positions[start : start + WINDOW]) for start in range(0, len(chunk.positions), WINDOW))
+    batches = (batch for window in windows for batch in plan.batches(lm, window))
+    for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
+        count = int(batch.counted.sum())
+        for site in sites:
+            x = vectors[site.path]
+            if site.name not in buffers:
+                shape = (chunk.tokens, x.shape[-1])
+                buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
+            buffers[site.name][filled : filled + count] = x
+        filled += count
+        read(count)
     return buffers
 
 
