@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # torch is imported where it is needed: the command line's `--help` does not wait for it
     import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -77,7 +81,7 @@ def claim(directory: Path) -> Iterator[None]:
     """
     place = make_dir(directory).resolve()
     mine = (os.getpid(), place)
-    if mine in _claimed:
+    if mine in _claimed or fcntl is None:
         yield
         return
     handle = os.open(place, os.O_RDONLY)
