@@ -25,10 +25,13 @@ def to_steps(values: Tensor) -> Tensor:
 class Codes:
     """Units of n tokens.
 
-    values: float32, in one of three layouts. [n, k] with `indices` int64 [n, k] (units; those with value <= 0 do not
-        fire, and only with value 0 may one stand twice); [m] with `indices` int64 [m] and `counts` int64 [n], the codes
-        of the first token, then those of the next, `counts` of each, so that memory is as many as they are and not the
-        most that one token has; or [n, width] with `indices` None.
+    `values` are float32, in one of three layouts:
+
+    - as many for each token: values [n, k], with `indices` int64 [n, k], their units. A value of 0 or less does not
+      fire. A unit may repeat in a row only as zero padding.
+    - flat: values [m], with `indices` int64 [m] and `counts` int64 [n]. The codes of the first token come first;
+      `counts` holds the number of codes of each token. Memory follows the number of codes in all.
+    - dense: values [n, width], with `indices` None.
     """
 
     values: Tensor
