@@ -1,7 +1,8 @@
 """Which tokens count, and the vectors of those that do.
 
 Special tokens and padding never count (`corpora.Batch.counted`). Tokens of outlier norm, such as the first token of a
-text where the tokenizer puts no BOS before it, are left out by a limit on the norm, at all sites but hidden neurons (`mlp_act`).
+text where the tokenizer puts no BOS before it, are left out by a limit on the norm, at all sites but hidden neurons
+(`mlp_act`).
 """
 
 from __future__ import annotations
