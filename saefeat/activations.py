@@ -1,8 +1,8 @@
 """Which tokens count, and the vectors of those that do.
 
-Special tokens and padding never count (`corpora.Batch.counted`). Tokens of outlier norm, such as the first token of a
-text where the tokenizer puts no BOS before it, are left out by a limit on the norm, at all sites but hidden neurons
-(`mlp_act`).
+Special tokens and padding never count (`corpora.Batch.counted`). Tokens of outlier norm, such as
+the first token of a text where the tokenizer puts no BOS before it, are left out by a limit on the
+norm, at all sites but hidden neurons (`mlp_act`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from saefeat.models import LanguageModel
 
 OUTLIER_FACTOR = 8.0  # tokens whose norm exceeds this many medians of a sample are left out
 SAMPLE_TOKENS = 4096  # of which the median is taken where no SAE brings one
-DIGITS = 3  # of a limit: the last bits of a median differ between machines, and shards have to agree
+DIGITS = (
+    3  # of a limit: the last bits of a median differ between machines, and shards have to agree
+)
 
 
 def counted_vectors(
@@ -29,7 +31,8 @@ def counted_vectors(
     """Run batches; for each, the vectors [counted tokens, d] of every module path."""
     with capture(lm.model, tuple(dict.fromkeys(paths))) as captured:
         for batch in batches:
-            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
+            # The inner block ends before the yield: the caller's own tensors are not made in
+            # inference mode.
             with torch.inference_mode():
                 vectors = captured.run(
                     lm.model,
@@ -59,7 +62,9 @@ def norm_limits(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> dict[str
         for _, vectors in counted_vectors(lm, plan.batches(lm, _sample(plan, seed)), list(norms)):
             for path, x in vectors.items():
                 norms[path].append(finite(x.float().norm(dim=-1)))
-    limits = {path: OUTLIER_FACTOR * float(torch.cat(parts).median()) for path, parts in norms.items()}
+    limits = {
+        path: OUTLIER_FACTOR * float(torch.cat(parts).median()) for path, parts in norms.items()
+    }
     return {site: float(f"{limits[path]:.{DIGITS}g}") for site, path in paths.items()}
 
 

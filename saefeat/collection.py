@@ -1,7 +1,7 @@
 """Stream a corpus through a model and its dictionaries: bags, statistics and highest-activating examples.
 
-The unit of work is a window of 1,024 examples. Windows that are done are listed in the header, so a shard, a resume
-and a merge all are "the windows that are still missing".
+The unit of work is a window of 1,024 examples. Windows that are done are listed in the header, so a
+shard, a resume and a merge all are "the windows that are still missing".
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _bag(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Bag, Tenso
     return dictionary.encode(x).bag(lengths), lengths
 
 
-# --------------------------------------------------------------------------- highest-activating examples
+# --------------------------------------------------------------------------- highest-activating
+# examples
 
 
 @dataclass
@@ -78,7 +79,9 @@ class TopExamples:
 
     @classmethod
     def zeros(cls, width: int, n: int = TOP_EXAMPLES) -> TopExamples:
-        return cls(torch.full((width, n), -torch.inf), torch.full((width, n), -1, dtype=torch.int64))
+        return cls(
+            torch.full((width, n), -torch.inf), torch.full((width, n), -1, dtype=torch.int64)
+        )
 
     def add(self, bag: Bag, positions: Tensor) -> None:
         """Take the examples of a sparse bag, which stand at `positions` in the corpus."""
@@ -125,7 +128,9 @@ class TopExamples:
         _write_table(path, pa.table(columns), dictionary, corpus.labels)
 
 
-def merge_examples(files: Sequence[Path], path: Path, dictionary: str, labels: tuple[str, ...]) -> None:
+def merge_examples(
+    files: Sequence[Path], path: Path, dictionary: str, labels: tuple[str, ...]
+) -> None:
     """Merge highest-activating examples of different windows: the bytes that one collection of all would write."""
     import numpy as np
     import pyarrow as pa
@@ -142,9 +147,13 @@ def merge_examples(files: Sequence[Path], path: Path, dictionary: str, labels: t
 def _write_table(path: Path, table: Any, dictionary: str, labels: tuple[str, ...]) -> None:
     import pyarrow.parquet as pq
 
-    manifest = json.dumps({"schema": SCHEMA, "dictionary": dictionary, "labels": list(labels)}, sort_keys=True)
+    manifest = json.dumps(
+        {"schema": SCHEMA, "dictionary": dictionary, "labels": list(labels)}, sort_keys=True
+    )
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({"saefeat": manifest}), temporary, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata({"saefeat": manifest}), temporary, compression="zstd"
+        )
 
 
 # --------------------------------------------------------------------------- the stage
@@ -156,7 +165,11 @@ def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dic
     return {
         "model": lm.identity,
         "dictionary": dictionary.identity,
-        "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "skipped": corpus.skipped},
+        "corpus": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "skipped": corpus.skipped,
+        },
         "policy": {**plan.policy, "prefix": lm.prefix, "suffix": lm.suffix},
         "chosen": {"examples": len(plan.tokens), "tokens": plan.total, "skipped": plan.skipped},
         "window_count": plan.window_count,
@@ -187,16 +200,28 @@ def collect(
     Args:
         shard: (i, n) takes the windows w with w mod n = i.
         bags: directory for bags by example, `<id>/window-NNNNN.parquet`, of sparse dictionaries.
-        examples: directory for the highest-activating examples of SAEs, `<id>.parquet`; default `out/examples`.
+        examples: directory for the highest-activating examples of SAEs, `<id>.parquet`; default
+            `out/examples`.
 
-    Dictionaries that do not fit in memory together take several passes over the corpus (see `passes`).
+    Dictionaries that do not fit in memory together take several passes over the corpus (see
+    `passes`).
 
-    Returns the paths of the statistics. Raises UserError when `out` holds statistics of something else, RunFailed
-    for activations that are not finite.
+    Returns the paths of the statistics. Raises UserError when `out` holds statistics of something
+    else, RunFailed for activations that are not finite.
     """
     check_ids(dictionaries)
     with claim(out):
-        _collect(lm, plan, dictionaries, out, shard, bags, examples or out / "examples", progress, checkpoint_seconds)
+        _collect(
+            lm,
+            plan,
+            dictionaries,
+            out,
+            shard,
+            bags,
+            examples or out / "examples",
+            progress,
+            checkpoint_seconds,
+        )
     return [out / f"{d.id}.safetensors" for d in dictionaries]
 
 
@@ -216,10 +241,18 @@ def _collect(
     begun = _begun(out / "partial")
     # What was killed goes on together, whatever fits in memory now; then what is missing.
     first = [d for d in dictionaries if d.id in begun]
-    missing = [d for d in dictionaries if d.id not in begun and not _done(lm, d, plan, paths[d.id], windows, bags)]
-    groups = ([first] if first else []) + (passes(missing, lm.device, len(plan.corpus.labels)) if missing else [])
+    missing = [
+        d
+        for d in dictionaries
+        if d.id not in begun and not _done(lm, d, plan, paths[d.id], windows, bags)
+    ]
+    groups = ([first] if first else []) + (
+        passes(missing, lm.device, len(plan.corpus.labels)) if missing else []
+    )
     if not groups:
-        shutil.rmtree(out / "partial", ignore_errors=True)  # of a kill between the last file and its removal
+        shutil.rmtree(
+            out / "partial", ignore_errors=True
+        )  # of a kill between the last file and its removal
         progress(f"{out} is complete already")
         return
     make_dir(out / "partial")  # as long as it is there, nobody takes the statistics for whole
@@ -235,7 +268,9 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
     names = [d.id for d in dictionaries]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two dictionaries are named {name}; rename the directory of one of them")
+            raise UserError(
+                f"two dictionaries are named {name}; rename the directory of one of them"
+            )
 
 
 def _begun(partial: Path) -> set[str]:
@@ -249,7 +284,8 @@ def passes(
 ) -> list[list[Dictionary]]:
     """Dictionaries in groups that fit in memory together.
 
-    labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of the device's.
+    labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of
+    the device's.
     """
     budget = memory_limit(device) // 2 if budget is None else budget
     groups: list[list[Dictionary]] = [[]]
@@ -267,8 +303,8 @@ def passes(
 def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
     """Memory that a dictionary takes while it is collected: its encoder, and statistics of so many labels.
 
-    On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that reads them there, at
-    every batch, counts.
+    On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that
+    reads them there, at every batch, counts.
     """
     size = labels * dictionary.width * (40 if dictionary.signed else 32)
     if isinstance(dictionary, SAE):
@@ -304,7 +340,9 @@ def _pass(
         state = _start(lm.device, dictionaries, headers, plan)
     done = set(state.done)
     missing = [w for w in windows if w not in done]
-    _run_windows(lm, plan, dictionaries, state, missing, out / "partial", bags, progress, checkpoint_seconds)
+    _run_windows(
+        lm, plan, dictionaries, state, missing, out / "partial", bags, progress, checkpoint_seconds
+    )
     for d in dictionaries:
         if d.id in state.top:
             state.top[d.id].save(examples / f"{d.id}.parquet", plan.corpus, d.id)
@@ -314,14 +352,24 @@ def _pass(
 
 
 def _done(
-    lm: LanguageModel, dictionary: Dictionary, plan: Plan, path: Path, windows: list[int], bags: Path | None
+    lm: LanguageModel,
+    dictionary: Dictionary,
+    plan: Plan,
+    path: Path,
+    windows: list[int],
+    bags: Path | None,
 ) -> bool:
     """Whether the statistics are written, and the bags where they are wanted; UserError for those of something else."""
     if not path.exists():
         return False
     header = Stats.read_header(path)
-    if comparable(header) != comparable(request_header(lm, dictionary, plan)) or header["windows"] != windows:
-        raise UserError(f"{path} holds statistics of something else; choose another --out or remove it")
+    if (
+        comparable(header) != comparable(request_header(lm, dictionary, plan))
+        or header["windows"] != windows
+    ):
+        raise UserError(
+            f"{path} holds statistics of something else; choose another --out or remove it"
+        )
     return _have_bags(bags, [dictionary], windows)
 
 
@@ -367,7 +415,12 @@ def _progress_line(done: int, tokens: int, todo: int, seconds: float) -> str:
 
 
 def _run_window(
-    lm: LanguageModel, plan: Plan, dictionaries: Sequence[Dictionary], state: _State, w: int, bags: Path | None
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    state: _State,
+    w: int,
+    bags: Path | None,
 ) -> int:
     """Add one window to the state and write its bags. Returns its counted tokens."""
     sparse: dict[str, list[Bag]] = {d.id: [] for d in dictionaries if not d.signed}
@@ -387,7 +440,9 @@ def _run_window(
     return tokens
 
 
-def _add(device: str, state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]) -> None:
+def _add(
+    device: str, state: _State, corpus: Corpus, batch: Batch, results: dict[str, tuple[Bag, Tensor]]
+) -> None:
     rows = {label: k for k, label in enumerate(corpus.labels)}
     labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions], device=device)
     for name, (bag, lengths) in results.items():
@@ -396,14 +451,20 @@ def _add(device: str, state: _State, corpus: Corpus, batch: Batch, results: dict
 
 def _checkpoint(partial: Path, state: _State, threads: int | None) -> None:
     """One file, renamed into place: statistics, top examples and the windows behind them always agree."""
-    tensors = {f"stats|{f}|{n}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()}
+    tensors = {
+        f"stats|{f}|{n}": t.cpu() for n, s in state.stats.items() for f, t in s.tensors.items()
+    }
     for name, top in state.top.items():
         tensors |= {f"top|value|{name}": top.value, f"top|position|{name}": top.position}
     headers = {name: stats.header for name, stats in state.stats.items()}
-    save_tensors(partial / _STATE, tensors, {"headers": headers, "done": state.done, "threads": threads})
+    save_tensors(
+        partial / _STATE, tensors, {"headers": headers, "done": state.done, "threads": threads}
+    )
 
 
-def _start(device: str, dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan) -> _State:
+def _start(
+    device: str, dictionaries: Sequence[Dictionary], headers: dict[str, dict[str, Any]], plan: Plan
+) -> _State:
     state = _State({}, {}, [])
     for d in dictionaries:
         labels, header = plan.corpus.labels, headers[d.id]
@@ -430,7 +491,9 @@ def _resume(
     before = {name: comparable(one) for name, one in header["headers"].items()}
     now = {name: comparable(one) for name, one in headers.items()}
     if before != now or not set(header["done"]) <= set(windows):
-        raise UserError(f"{partial.parent} holds an unfinished collection of something else; choose another --out")
+        raise UserError(
+            f"{partial.parent} holds an unfinished collection of something else; choose another --out"
+        )
     lm.say_threads(header, "the collection", progress)
     state.done = header["done"]
     for key, tensor in tensors.items():
@@ -455,26 +518,42 @@ _BAG_TYPES = {
 }
 
 
-def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpus, dictionary: str) -> None:
+def write_bags(
+    path: Path, parts: list[Bag], positions: list[int], corpus: Corpus, dictionary: str
+) -> None:
     """Parquet rows example (position in the corpus), label, unit, tokens, sum, min, max of one window.
 
-    `sum` is float64, exact in steps of 2^-20. `positions`: of the examples of all parts, in their order.
+    `sum` is float64, exact in steps of 2^-20. `positions`: of the examples of all parts, in their
+    order.
     """
     import pyarrow as pa
 
-    columns: dict[str, Tensor] = {name: torch.zeros(0, dtype=kind) for name, kind in _BAG_TYPES.items()}
+    columns: dict[str, Tensor] = {
+        name: torch.zeros(0, dtype=kind) for name, kind in _BAG_TYPES.items()
+    }
     if parts:
         rows = concat([part.rows() for part in parts])
         assert rows.example is not None and rows.unit is not None
         at = torch.tensor(positions, dtype=torch.int64)
-        found = (at[rows.example.cpu()], rows.unit, rows.tokens, rows.sum.double() * STEP, rows.min, rows.max)
-        columns = {name: c.to("cpu", _BAG_TYPES[name]) for name, c in zip(_BAG_TYPES, found, strict=True)}
+        found = (
+            at[rows.example.cpu()],
+            rows.unit,
+            rows.tokens,
+            rows.sum.double() * STEP,
+            rows.min,
+            rows.max,
+        )
+        columns = {
+            name: c.to("cpu", _BAG_TYPES[name]) for name, c in zip(_BAG_TYPES, found, strict=True)
+        }
     arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
     rows_of = {label: k for k, label in enumerate(corpus.labels)}
     code_of = torch.zeros(len(corpus), dtype=torch.int32)
     code_of[positions] = torch.tensor([rows_of[corpus.of[i]] for i in positions], dtype=torch.int32)
     codes = pa.array(code_of[columns["example"]].numpy())
-    arrays["label"] = pa.DictionaryArray.from_arrays(codes, pa.array(list(corpus.labels), pa.string()))
+    arrays["label"] = pa.DictionaryArray.from_arrays(
+        codes, pa.array(list(corpus.labels), pa.string())
+    )
     order = ("example", "label", "unit", "tokens", "sum", "min", "max")
     _write_table(path, pa.table({name: arrays[name] for name in order}), dictionary, corpus.labels)
 
@@ -485,8 +564,8 @@ def write_bags(path: Path, parts: list[Bag], positions: list[int], corpus: Corpu
 def merge(sources: Sequence[Path], out: Path) -> list[str]:
     """Merge directories of statistics of shards into `out`, which appears at once. Returns warnings (missing windows).
 
-    Raises UserError for statistics of different models, dictionaries or corpora, for windows counted twice, and for
-    bags or examples that some of them lack.
+    Raises UserError for statistics of different models, dictionaries or corpora, for windows
+    counted twice, and for bags or examples that some of them lack.
     """
     if not sources:
         raise UserError("name at least one directory of statistics to merge")
@@ -504,12 +583,18 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
         for name in names[sources[0]]:
             _merge_one(sources, name, temporary)
         # A shard without windows has no bags to write.
-        full = [source for source in sources if Stats.read_header(source / names[source][0])["windows"]]
+        full = [
+            source for source in sources if Stats.read_header(source / names[source][0])["windows"]
+        ]
         for source in _all_or_none(full, "bags"):
             shutil.copytree(source / "bags", temporary / "bags", dirs_exist_ok=True)
         header = Stats.read_header(temporary / names[sources[0]][0])
     gap = sorted(set(range(header["window_count"])) - set(header["windows"]))
-    return [f"{len(gap)} of {header['window_count']} windows are in no shard, the first is {gap[0]}"] if gap else []
+    return (
+        [f"{len(gap)} of {header['window_count']} windows are in no shard, the first is {gap[0]}"]
+        if gap
+        else []
+    )
 
 
 def _merge_one(sources: Sequence[Path], name: str, out: Path) -> None:

@@ -45,8 +45,8 @@ class Identity:
 
     Attributes:
         units: int64 [m], encode only these coordinates (heads read a few neurons of many).
-        max_norm: tokens with a greater norm are left out of statistics and edits, or None: all count, as LAPE counts
-            neurons.
+        max_norm: tokens with a greater norm are left out of statistics and edits, or None: all
+            count, as LAPE counts neurons.
     """
 
     site: str
@@ -66,7 +66,14 @@ class Identity:
     def identity(self) -> dict[str, Any]:
         limit = {} if self.max_norm is None else {"max_norm": self.max_norm}
         mark = fingerprint(["identity", self.site, self.width, *limit.values()])
-        return {"id": self.id, "kind": "identity", "site": self.site, "width": self.width, "fingerprint": mark, **limit}
+        return {
+            "id": self.id,
+            "kind": "identity",
+            "site": self.site,
+            "width": self.width,
+            "fingerprint": mark,
+            **limit,
+        }
 
     def keeps(self, x: Tensor) -> Tensor | None:
         """Which of the vectors [n, width] count: those of no outlier norm. None: all of them."""
@@ -96,7 +103,8 @@ _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "gain")
 class SAE:
     """A sparse autoencoder in the model's raw units.
 
-    `pre = (t(x) - b_dec) @ W_enc + b_enc`, `z = activation(pre)`, `x' = t^-1(z @ W_dec + b_dec)`. The activations:
+    `pre = (t(x) - b_dec) @ W_enc + b_enc`, `z = activation(pre)`, `x' = t^-1(z @ W_dec + b_dec)`.
+    The activations:
 
     - `topk`: the k greatest of relu(pre), ties to the lower unit;
     - `groupmax`: the greatest of relu(pre) of each of k runs of consecutive units;
@@ -104,15 +112,17 @@ class SAE:
     - `gated`: relu(gain * h + b_enc) where h + b_gate > 0, with h = (t(x) - b_dec) @ W_enc.
 
     Attributes:
-        W_enc: [d_in, d_sae]; W_dec: [d_sae, d_in]; float32, or bfloat16 or float16 where they are stored so, which
+        W_enc: [d_in, d_sae]; W_dec: [d_sae, d_in]; float32, or bfloat16 or float16 where they are
+        stored so, which
             changes memory and no result: all arithmetic is on their values in `dtype`.
         b_enc: [d_sae]; b_dec: [d_in]; float32.
         k: greatest number of active units of a token (`topk`, `groupmax`).
         threshold, b_gate, gain: [d_sae] float32, of the activations that have them.
         centred: whether b_dec is subtracted from the input.
-        normalize: t, which depends on the vector: none, layer_norm (mean 0, standard deviation 1) or
-            constant_norm_rescale (norm sqrt(d_in)), as sae-lens defines them.
-        max_norm: tokens with a greater norm are left out of statistics (8 medians of the training sample), or None.
+        normalize: t, which depends on the vector: none, layer_norm (mean 0, standard deviation 1)
+            or constant_norm_rescale (norm sqrt(d_in)), as sae-lens defines them.
+        max_norm: tokens with a greater norm are left out of statistics (8 medians of the training
+            sample), or None.
         dtype: of the products in `encode`, "float32" or "bfloat16" (then accumulated in float32).
         record: what else its directory says: model, revision, module path, token policy.
     """
@@ -167,8 +177,15 @@ class SAE:
         parts: list[Any] = [mark, self.k, self.max_norm, self.dtype]
         if (self.activation, self.centred, self.normalize) != ("topk", True, "none"):
             parts += [self.activation, self.centred, self.normalize]
-        return {"id": self.id, "kind": "sae", "site": self.site, "width": self.width, "fingerprint": fingerprint(parts),
-                "dtype": self.dtype, "path": self.record.get("path")}  # fmt: skip
+        return {
+            "id": self.id,
+            "kind": "sae",
+            "site": self.site,
+            "width": self.width,
+            "fingerprint": fingerprint(parts),
+            "dtype": self.dtype,
+            "path": self.record.get("path"),
+        }
 
     def cells(self, device: str) -> int:
         """Pre-activations that `encode` holds at once on a device."""
@@ -185,7 +202,9 @@ class SAE:
     def encoder_bytes(self) -> int:
         """Memory that `encode` takes beside the weights themselves."""
         dtype = getattr(torch, self.dtype)
-        as_stored = self.activation != "topk" and self.W_enc.dtype == dtype and self.W_enc.is_contiguous()
+        as_stored = (
+            self.activation != "topk" and self.W_enc.dtype == dtype and self.W_enc.is_contiguous()
+        )
         return 0 if as_stored else self.W_enc.numel() * dtype.itemsize
 
     @cached_property
@@ -212,7 +231,10 @@ class SAE:
             empty = torch.zeros(0, max(self.k, 1), device=x.device)
             return Codes(empty, empty.long(), self.width)
         parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
-        values, units = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        values, units = (
+            torch.cat([part[0] for part in parts]),
+            torch.cat([part[1] for part in parts]),
+        )
         counts = [each for _, _, each in parts if each is not None]
         return Codes(values, units, self.width, counts=torch.cat(counts) if counts else None)
 
@@ -226,7 +248,9 @@ class SAE:
             rows = rows[units].float()
         weights = codes.values.clamp(min=0)
         starts = None if codes.counts is None else codes.counts.cumsum(0) - codes.counts
-        bags = torch.nn.functional.embedding_bag(indices, rows, starts, per_sample_weights=weights, mode="sum")
+        bags = torch.nn.functional.embedding_bag(
+            indices, rows, starts, per_sample_weights=weights, mode="sum"
+        )
         return bags + self.b_dec
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -235,7 +259,9 @@ class SAE:
         size = self.spread(x)
         if size is None:
             return out
-        return out * size + (x.float().mean(-1, keepdim=True) if self.normalize == "layer_norm" else 0)
+        return out * size + (
+            x.float().mean(-1, keepdim=True) if self.normalize == "layer_norm" else 0
+        )
 
     def spread(self, x: Tensor) -> Tensor | None:
         """What a unit of the SAE's own scale is at each vector, in raw units: float32 [..., 1]; None: 1 everywhere."""
@@ -249,7 +275,9 @@ class SAE:
     def _normalized(self, x: Tensor) -> Tensor:
         if self.normalize == "layer_norm":
             centred = x - x.mean(-1, keepdim=True)
-            return centred / (centred.std(-1, keepdim=True) + 1e-5)  # sae-lens adds the 1e-5 on the way in only
+            return centred / (
+                centred.std(-1, keepdim=True) + 1e-5
+            )  # sae-lens adds the 1e-5 on the way in only
         if self.normalize == "constant_norm_rescale":
             return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
         return x

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Units whose pre-activations are computed together: a product by tiles is several per cent faster on a CPU.
+# Units whose pre-activations are computed together: a product by tiles is several per cent faster
+# on a CPU.
 TILE = 2048
 
 
 class GroupedEncoder:
     """`TopK(relu(x @ W + b))` with an exact two-stage top-k, several times faster than one over all columns.
 
-    Units are put in groups of consecutive units; the k units sought lie in the k groups with the greatest maxima.
-    Selecting by keys (value, then lower unit) makes ties exact. Groups are in tiles of columns, laid out so that the
-    maximum runs over whole rows: unit j of group i of a tile stands in column j * groups + i of the tile.
+    Units are put in groups of consecutive units; the k units sought lie in the k groups with the
+    greatest maxima. Selecting by keys (value, then lower unit) makes ties exact. Groups are in
+    tiles of columns, laid out so that the
+    maximum runs over whole rows: unit j of group i of a tile stands in column j * groups + i of the
+    tile.
     """
 
     size = 16
@@ -30,7 +33,9 @@ class GroupedEncoder:
         # Filled in place: a wide dictionary and a copy of it may not fit in memory together.
         self.weight = torch.zeros(count, d_in, wide, dtype=dtype, device=weight.device)
         self.bias = torch.full((count, wide), -torch.inf, dtype=dtype, device=weight.device)
-        for start, columns, least in zip(range(0, width, wide), self.weight, self.bias, strict=False):
+        for start, columns, least in zip(
+            range(0, width, wide), self.weight, self.bias, strict=False
+        ):
             _lay_out(weight[:, start : start + wide], columns, self.size)
             _lay_out(bias[None, start : start + wide], least[None], self.size)
 
@@ -126,7 +131,9 @@ class DenseEncoder:
         """
         x = x.to(self.weight.dtype)
         if self.run is not None:
-            values, units = zip(*(_greatest(pre, self.run, at) for pre, at in self._products(x)), strict=True)
+            values, units = zip(
+                *(_greatest(pre, self.run, at) for pre, at in self._products(x)), strict=True
+            )
             return torch.cat(values, 1), torch.cat(units, 1), None
         found = _Firing(len(x), x.device)
         for pre, start in self._products(x):
@@ -150,7 +157,9 @@ class DenseEncoder:
 def _greatest(pre: Tensor, run: int, start: int) -> tuple[Tensor, Tensor]:
     """The greatest of each run of pre-activations [n, m] of units start, start + 1, ..., as values and units."""
     best, units = pre.unflatten(-1, (-1, run)).max(-1)
-    return best.clamp(min=0), units + torch.arange(start, start + pre.shape[1], run, device=pre.device)
+    return best.clamp(min=0), units + torch.arange(
+        start, start + pre.shape[1], run, device=pre.device
+    )
 
 
 class _Firing:
@@ -164,7 +173,9 @@ class _Firing:
         """values, fires [n, m], of units start, start + 1, ..."""
         rows, units = _true_cells(fires)
         counts = torch.bincount(rows, minlength=len(values))
-        first = self.counts - (counts.cumsum(0) - counts)  # what to add to a cell's number for its place in its row
+        first = self.counts - (
+            counts.cumsum(0) - counts
+        )  # what to add to a cell's number for its place in its row
         places = torch.arange(len(rows), device=values.device) + first[rows]
         self.parts.append((rows, places, units + start, values[rows, units]))
         self.counts += counts

@@ -1,11 +1,13 @@
 """How good: the metrics of language identification with intervals, in the format of `lid/metrics.json`.
 
-Near 0 and 1, the intervals of a percentile bootstrap are too narrow, and have no width where nothing is wrong. So other
-rules are used here. A share has Wilson's interval. Any other measure between 0 and 1 has Wilson's interval with an
-effective number of examples: the number for which a share would have the variance that the measure has over bootstrap
-samples. A difference has the percentiles of such samples, moved so that their mean is the difference. In a bootstrap
-sample, each judgement slips (from right to wrong or back) with probability 1 / (n + 2).
-`scripts/interval_coverage.py` measures how often the intervals hold the truth.
+Near 0 and 1, the intervals of a percentile bootstrap are too narrow, and have no width where
+nothing is wrong. So other rules are used here. A share has Wilson's interval. Any other measure
+between 0 and 1 has Wilson's interval with an
+effective number of examples: the number for which a share would have the variance that the measure
+has over bootstrap samples. A difference has the percentiles of such samples, moved so that their
+mean is the difference. In a bootstrap sample, each judgement slips (from right to wrong or back)
+with probability 1 / (n + 2). `scripts/interval_coverage.py` measures how often the intervals hold
+the truth.
 """
 
 from __future__ import annotations
@@ -23,19 +25,25 @@ _Z = 1.959964  # the normal quantile of the upper end
 
 
 def head_metrics(
-    truth: Sequence[str], predicted: Predictions, labels: Sequence[str], *, seed: int = 0, resamples: int = 1000
+    truth: Sequence[str],
+    predicted: Predictions,
+    labels: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> dict[str, Any]:
     """Metrics of one head on n examples, 0/0 taken as 0, with 95 % intervals.
 
     Args:
         truth: n labels.
-        predicted: n labels, None where the head says nothing; that counts as wrong, in the column `unknown`.
+        predicted: n labels, None where the head says nothing; that counts as wrong, in the column
+            `unknown`.
         labels: the K labels, in the order of the confusion matrix.
 
     Returns:
-        accuracy, accuracy_ci [lo, hi], f1_macro (over labels with at least one true example), f1_macro_ci,
-        per_label {label: {precision, recall, f1}} and confusion_matrix (K rows of true labels, K + 1 columns:
-        `labels`, then `unknown`).
+        accuracy, accuracy_ci [lo, hi], f1_macro (over labels with at least one true example),
+        f1_macro_ci, per_label {label: {precision, recall, f1}} and confusion_matrix (K rows of true
+        labels, K + 1 columns: `labels`, then `unknown`).
 
     Raises:
         ValueError: lengths differ, or a label is not among `labels`.
@@ -47,11 +55,20 @@ def head_metrics(
     matrix[cells[0], cells[1]] = counts
     hit, actual, called = np.diagonal(matrix), matrix.sum(1), matrix[:, :k].sum(0)
     scores = zip(_ratio(hit, called), _ratio(hit, actual), _f1(hit, actual, called), strict=True)
-    accuracy, f1 = (float(_measure(m, cells[0], cells[1], counts[None, :], k)[0]) for m in ("accuracy", "f1_macro"))
-    metrics: dict[str, Any] = {"accuracy": accuracy, "accuracy_ci": wilson(accuracy, len(true)), "f1_macro": f1}
+    accuracy, f1 = (
+        float(_measure(m, cells[0], cells[1], counts[None, :], k)[0])
+        for m in ("accuracy", "f1_macro")
+    )
+    metrics: dict[str, Any] = {
+        "accuracy": accuracy,
+        "accuracy_ci": wilson(accuracy, len(true)),
+        "f1_macro": f1,
+    }
     slipping, weights = _with_slips(cells, counts)
     sampled = _resample(weights, len(true), seed, resamples)
-    metrics["f1_macro_ci"] = interval(f1, _measure("f1_macro", slipping[0], slipping[1], sampled, k), len(true))
+    metrics["f1_macro_ci"] = interval(
+        f1, _measure("f1_macro", slipping[0], slipping[1], sampled, k), len(true)
+    )
     metrics["per_label"] = {
         label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
         for label, (precision, recall, f1) in zip(labels, scores, strict=True)
@@ -83,11 +100,15 @@ def paired_difference(
     cells, counts = np.unique(np.stack([true, guess_a, guess_b]), axis=1, return_counts=True)
 
     def difference(cells: NDArray[np.int64], sampled: NDArray[np.int64]) -> NDArray[np.float64]:
-        return _measure(measure, cells[0], cells[1], sampled, k) - _measure(measure, cells[0], cells[2], sampled, k)
+        return _measure(measure, cells[0], cells[1], sampled, k) - _measure(
+            measure, cells[0], cells[2], sampled, k
+        )
 
     slipping, weights = _with_slips(cells, counts)
     ahead = float(difference(cells, counts[None, :])[0])
-    low, high = difference_interval(ahead, difference(slipping, _resample(weights, len(true), seed, resamples)))
+    low, high = difference_interval(
+        ahead, difference(slipping, _resample(weights, len(true), seed, resamples))
+    )
     return ahead, low, high
 
 
@@ -104,8 +125,8 @@ def lid_metrics(
     """The content of `lid/metrics.json`.
 
     Args:
-        predictions_by_length: length in characters, or "all" for whole texts (which must be there) -> head -> n
-            predictions.
+        predictions_by_length: length in characters, or "all" for whole texts (which must be there)
+            -> head -> n predictions.
 
     Raises:
         ValueError: no "all", or what `head_metrics` refuses.
@@ -113,7 +134,9 @@ def lid_metrics(
     if "all" not in predictions_by_length:
         raise ValueError("predictions of the whole texts ('all') are missing")
     by_length: dict[str, Any] = {}
-    for length in sorted(predictions_by_length, key=lambda name: (name == "all", int(name) if name != "all" else 0)):
+    for length in sorted(
+        predictions_by_length, key=lambda name: (name == "all", int(name) if name != "all" else 0)
+    ):
         heads = {
             head: head_metrics(truth, predicted, labels, seed=seed, resamples=resamples)
             for head, predicted in predictions_by_length[length].items()
@@ -149,7 +172,9 @@ def slip(n: int) -> float:
     return 1 / (n + 2)
 
 
-def _with_slips(cells: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _with_slips(
+    cells: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Cells [1 + heads, m] (true label, guess of each head) and their weights where any one of the guesses may slip.
 
     A right guess slips to the next label that has examples, a wrong one to the right label.
@@ -177,7 +202,11 @@ def _resample(weights: NDArray[np.float64], n: int, seed: int, resamples: int) -
 
 
 def _measure(
-    measure: Measure, true: NDArray[np.int64], guess: NDArray[np.int64], counts: NDArray[np.int64], k: int
+    measure: Measure,
+    true: NDArray[np.int64],
+    guess: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    k: int,
 ) -> NDArray[np.float64]:
     """The measure of each row of cell counts [rows, cells], where `true` and `guess` [cells] name the cells."""
     if measure == "accuracy":
@@ -220,8 +249,8 @@ def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
 def difference_interval(difference: float, draws: NDArray[np.float64]) -> list[float]:
     """95 % interval of a difference of two measures between 0 and 1: [low, high].
 
-    draws: the difference in bootstrap samples in which judgements slip. Slips draw both measures away from 0 and 1, so
-    the samples tell how far the difference varies, but not around what.
+    draws: the difference in bootstrap samples in which judgements slip. Slips draw both measures
+    away from 0 and 1, so the samples tell how far the difference varies, but not around what.
     """
     low, high = percentiles(draws - draws.mean() + difference)
     return [max(-1.0, min(low, difference)), min(1.0, max(high, difference))]

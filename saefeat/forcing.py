@@ -1,7 +1,8 @@
 """How well a model was steered: forcing, fluency and their harmonic mean, with intervals over the prompts.
 
-The same prompts stand behind every setting, so differences are paired: both sides see the same resampled prompts.
-Intervals are those of `saefeat.evaluation`: in each sample a judgement of the language slips with a small probability.
+The same prompts stand behind every setting, so differences are paired: both sides see the same
+resampled prompts. Intervals are those of `saefeat.evaluation`: in each sample a judgement of the
+language slips with a small probability.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Outcome:
     Attributes:
         texts: n continuations.
         judged: the label that each is judged to be in, or None.
-        perplexity: float64 [n], of the unsteered model, nan for a continuation too short to measure.
+        perplexity: float64 [n], of the unsteered model, nan for a continuation too short to
+            measure.
         distinct3: float64 [n], share of distinct trigrams of tokens, nan for fewer than 3 tokens.
     """
 
@@ -50,12 +52,16 @@ class Outcome:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it; `Outcome.read` is the way back."""
-        numbers = {name: [_plain(v) for v in getattr(self, name)] for name in ("perplexity", "distinct3")}
+        numbers = {
+            name: [_plain(v) for v in getattr(self, name)] for name in ("perplexity", "distinct3")
+        }
         return {"texts": self.texts, "judged": self.judged, **numbers}
 
     @classmethod
     def read(cls, entry: Mapping[str, Any]) -> Outcome:
-        perplexity, distinct3 = (np.array(entry[name], np.float64) for name in ("perplexity", "distinct3"))
+        perplexity, distinct3 = (
+            np.array(entry[name], np.float64) for name in ("perplexity", "distinct3")
+        )
         return cls(entry["texts"], entry["judged"], perplexity, distinct3)
 
 
@@ -75,15 +81,26 @@ def measure(
     texts = texts_of(lm, rows)
     values = [math.nan if value is None else value for value in perplexities(lm, prompts, rows)]
     distinct = [distinct_trigrams([row]) if len(row) > 2 else math.nan for row in rows]
-    return Outcome(texts, judge(texts), np.array(values, np.float64), np.array(distinct, np.float64))
+    return Outcome(
+        texts, judge(texts), np.array(values, np.float64), np.array(distinct, np.float64)
+    )
 
 
 def own_text(
-    lm: LanguageModel, label: str, beginnings: Sequence[Sequence[int]], decoding: Decoding, judge: Judge
+    lm: LanguageModel,
+    label: str,
+    beginnings: Sequence[Sequence[int]],
+    decoding: Decoding,
+    judge: Judge,
 ) -> Own:
     """The reference of a label: unsteered continuations of the beginnings of its own texts (token ids with BOS)."""
     outcome = measure(lm, beginnings, generate(lm, beginnings, decoding), judge)
-    return Own(**{name: float(value[0]) for name, value in _measures(outcome, label, _all(outcome)).items()})
+    return Own(
+        **{
+            name: float(value[0])
+            for name, value in _measures(outcome, label, _all(outcome)).items()
+        }
+    )
 
 
 def row(outcome: Outcome, label: str, own: Own, *, seed: int = 0) -> dict[str, Any]:
@@ -100,7 +117,8 @@ def row(outcome: Outcome, label: str, own: Own, *, seed: int = 0) -> dict[str, A
 def reaches(row: Mapping[str, Any], own: Own) -> bool:
     """Whether a row of measures forces at least 95 % of the prompts and stays fluent.
 
-    Fluent: a perplexity of at most twice, and distinct trigrams of at least .9 of, those of the model's own text.
+    Fluent: a perplexity of at most twice, and distinct trigrams of at least .9 of, those of the
+    model's own text.
     """
     found = row["perplexity"]
     if found is None or row["distinct3"] is None:
@@ -110,33 +128,53 @@ def reaches(row: Mapping[str, Any], own: Own) -> bool:
 
 
 def compare(
-    ones: Mapping[str, Outcome], others: Mapping[str, Outcome], own: Mapping[str, Own], *, seed: int = 0
+    ones: Mapping[str, Outcome],
+    others: Mapping[str, Outcome],
+    own: Mapping[str, Own],
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Mean score over labels of two methods and how much the first is ahead, with 95 % intervals, paired by prompt."""
     n, rng = len(next(iter(ones.values())).texts), np.random.default_rng(seed)
     plain, drawn = np.arange(n)[None], _resampled(n, rng)
-    one, other = (np.mean([scores(of[name], name, own[name], plain)[0] for name in of]) for of in (ones, others))
+    one, other = (
+        np.mean([scores(of[name], name, own[name], plain)[0] for name in of])
+        for of in (ones, others)
+    )
     draws = [
-        np.mean([scores(of[name], name, own[name], drawn, _slips(drawn, rng)) for name in sorted(of)], axis=0)
+        np.mean(
+            [scores(of[name], name, own[name], drawn, _slips(drawn, rng)) for name in sorted(of)],
+            axis=0,
+        )
         for of in (ones, others)
     ]
-    return {"score": float(one), "score_ci": interval(float(one), draws[0], n * len(ones)),
-            "difference": float(one - other),
-            "difference_ci": difference_interval(float(one - other), draws[0] - draws[1])}  # fmt: skip
+    return {
+        "score": float(one),
+        "score_ci": interval(float(one), draws[0], n * len(ones)),
+        "difference": float(one - other),
+        "difference_ci": difference_interval(float(one - other), draws[0] - draws[1]),
+    }
 
 
 def scores(
-    outcome: Outcome, label: str, own: Own, picks: NDArray[np.int64], slips: NDArray[np.bool_] | None = None
+    outcome: Outcome,
+    label: str,
+    own: Own,
+    picks: NDArray[np.int64],
+    slips: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Score of each sample of prompts picks [samples, n]: harmonic mean of forcing and fluency, [samples].
 
     slips: bool [samples, n], which of them are judged the other way.
-    Fluency = min(1, own perplexity / perplexity) * min(1, distinct3 / own distinct3); 0 where nothing is measured.
+    Fluency = min(1, own perplexity / perplexity) * min(1, distinct3 / own distinct3); 0 where
+    nothing is measured.
     """
     found = _measures(outcome, label, picks, slips)
     with np.errstate(invalid="ignore", divide="ignore"):
         fluent = np.minimum(1, own.perplexity / found["perplexity"])
-        fluent = np.nan_to_num(fluent * np.minimum(1, found["distinct3"] / max(own.distinct3, 1e-9)))
+        fluent = np.nan_to_num(
+            fluent * np.minimum(1, found["distinct3"] / max(own.distinct3, 1e-9))
+        )
         return np.nan_to_num(2 * found["forcing"] * fluent / (found["forcing"] + fluent))
 
 
@@ -152,7 +190,9 @@ def _measures(
     }
 
 
-def _over(summary: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _over(
+    summary: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The summary of each row, nan for a row without any value."""
     known = ~np.isnan(values).all(1)
     out = np.full(len(values), np.nan)

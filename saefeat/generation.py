@@ -36,8 +36,9 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of each prompt, BOS included.
 
-    chat: put each prompt through the chat template as the user's turn. Raises UserError for an empty prompt, one
-    that does not fit the model's context with `new_tokens` more, or a tokenizer without a chat template.
+    chat: put each prompt through the chat template as the user's turn. Raises UserError for an
+    empty prompt, one that does not fit the model's context with `new_tokens` more, or a tokenizer
+    without a chat template.
     """
     if chat and not getattr(lm.tokenizer, "chat_template", None):
         raise UserError(f"the model {lm.name} has no chat template; leave --chat out")
@@ -48,27 +49,39 @@ def encode_prompts(
             raise UserError(f"prompt {number} is empty; give it some text")
         if chat:
             turn = [{"role": "user", "content": prompt}]
-            ids = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+            ids = lm.tokenizer.apply_chat_template(
+                turn, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
         else:
             ids = lm.prefix + lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if limit and len(ids) + new_tokens > limit:
-            raise UserError(f"prompt {number} has {len(ids)} tokens; with {new_tokens} more it exceeds {limit}")
+            raise UserError(
+                f"prompt {number} has {len(ids)} tokens; with {new_tokens} more it exceeds {limit}"
+            )
         rows.append(list(ids))
     return rows
 
 
 def generate(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], decoding: Decoding, *, repeat: int | None = None
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    repeat: int | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt (ids, BOS included), cut at the first end-of-text token.
 
-    The i-th prompt has random numbers of its own, whatever stands beside it and however the model is edited.
+    The i-th prompt has random numbers of its own, whatever stands beside it and however the model
+    is edited.
 
-    repeat: prompts i and i + repeat are the same prompt under another edit, and share their random numbers.
+    repeat: prompts i and i + repeat are the same prompt under another edit, and share their random
+    numbers.
     """
     from transformers import GenerationConfig
 
-    ends = set(_as_list(lm.model.generation_config.eos_token_id)) | set(_as_list(lm.tokenizer.eos_token_id))
+    ends = set(_as_list(lm.model.generation_config.eos_token_id)) | set(
+        _as_list(lm.tokenizer.eos_token_id)
+    )
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
     uniform = torch.rand(shape, generator=generator).clamp(min=1e-20)
@@ -81,7 +94,8 @@ def generate(
             out = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                # A fresh one: penalties and the like that the model brings along are not part of our decoding.
+                # A fresh one: penalties and the like that the model brings along are not part of
+                # our decoding.
                 generation_config=GenerationConfig(
                     max_new_tokens=decoding.max_new_tokens,
                     do_sample=False,
@@ -92,17 +106,24 @@ def generate(
                 **_last(lm, 1),
             )
         rows += out[:, ids.shape[1] :].tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return [
+        row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows
+    ]
 
 
 class _Sampler:
     """Top-k sampling as a logits processor: the greatest of the k best logits plus Gumbel noise is all that is left.
 
-    Far cheaper than drawing from a distribution over the whole vocabulary, and each row has its own noise.
+    Far cheaper than drawing from a distribution over the whole vocabulary, and each row has its own
+    noise.
     """
 
     def __init__(self, decoding: Decoding, start: int, noise: Tensor) -> None:
-        self.decoding, self.start, self.noise = decoding, start, noise  # noise [rows, new tokens, top_k]
+        self.decoding, self.start, self.noise = (
+            decoding,
+            start,
+            noise,
+        )  # noise [rows, new tokens, top_k]
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         best = scores.topk(min(self.decoding.top_k, scores.shape[1]))
@@ -117,13 +138,18 @@ def texts_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
 
 
 def perplexities(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], skip: int = SKIPPED
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]],
+    skip: int = SKIPPED,
 ) -> list[float | None]:
     """Perplexity of each continuation from token `skip` + 1 on, given its prompt; None for shorter ones."""
     jobs = [i for i, row in enumerate(rows) if len(row) > skip]
     values: list[float | None] = [None] * len(rows)
     texts = [[*prompts[i], *rows[i]] for i in jobs]
-    for i, losses in zip(jobs, token_losses(lm, texts, [len(rows[i]) - skip for i in jobs]), strict=True):
+    for i, losses in zip(
+        jobs, token_losses(lm, texts, [len(rows[i]) - skip for i in jobs]), strict=True
+    ):
         values[i] = perplexity(sum(losses) / len(losses))
     return values
 
@@ -137,11 +163,17 @@ def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[flo
     """Mean negative log-likelihood (nats a token) of each text, cut at `limit` tokens; nan for an empty one."""
     ids = [lm.prefix + row for row in lm.tokenize(list(texts), limit)]
     counts = [max(len(row) - max(len(lm.prefix), 1), 0) for row in ids]
-    losses = iter(token_losses(lm, [r for r, n in zip(ids, counts, strict=True) if n], [n for n in counts if n]))
+    losses = iter(
+        token_losses(
+            lm, [r for r, n in zip(ids, counts, strict=True) if n], [n for n in counts if n]
+        )
+    )
     return [sum(row) / n if n and (row := next(losses)) else math.nan for n in counts]
 
 
-def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]) -> Iterator[list[float]]:
+def token_losses(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
+) -> Iterator[list[float]]:
     """Negative log-likelihood (nats) of the last `counts[i]` tokens of each row, in the order of the rows."""
     found: dict[int, list[float]] = {}
     for group in _by_length(rows, counts, lm.unembedding().shape[0]):
@@ -159,7 +191,9 @@ def token_losses(lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Seque
     return (found[i] for i in range(len(rows)))
 
 
-def _by_length(rows: Sequence[Sequence[int]], counts: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+def _by_length(
+    rows: Sequence[Sequence[int]], counts: Sequence[int], vocabulary: int
+) -> Iterator[list[int]]:
     """Indices of rows in groups of like length, whose logits fit in memory."""
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
@@ -201,7 +235,8 @@ def _positions(lm: LanguageModel, mask: Tensor) -> dict[str, Tensor]:
 def _last(lm: LanguageModel, n: int) -> dict[str, Tensor]:
     """The option of a forward pass that gives logits at the last n positions only, where the model has it.
 
-    As a tensor: picked by a number, the vectors are a view, for which torch copies the output projection once a row.
+    As a tensor: picked by a number, the vectors are a view, for which torch copies the output
+    projection once a row.
     """
     if "logits_to_keep" not in inspect.signature(lm.model.forward).parameters:
         return {}

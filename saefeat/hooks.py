@@ -24,7 +24,9 @@ A step is 0 on the prompt, n at the n-th generated token, and -1 where the value
 """
 
 
-_WRITES_OVER = ("falcon",)  # families whose blocks add the attention's output to the feed-forward part's own tensor
+_WRITES_OVER = (
+    "falcon",
+)  # families whose blocks add the attention's output to the feed-forward part's own tensor
 
 
 class _AllCaptured(Exception):
@@ -47,7 +49,9 @@ class Captured:
             pass
         silent = [path for path in self.paths if path not in self.tensors]
         if silent:
-            raise UserError(f"the hook on {silent[0]} did not fire in a forward pass; name a module that is run")
+            raise UserError(
+                f"the hook on {silent[0]} did not fire in a forward pass; name a module that is run"
+            )
         shape = inputs["input_ids"].shape
         return {path: _by_row(tensor, shape) for path, tensor in self.tensors.items()}
 
@@ -63,7 +67,9 @@ def _tensor(output: Any, path: str) -> Tensor:
     except (TypeError, LookupError):
         found = output
     if not isinstance(found, Tensor):
-        raise UserError(f"the output of {path} is no tensor but {type(found).__name__}; name a module inside it")
+        raise UserError(
+            f"the output of {path} is no tensor but {type(found).__name__}; name a module inside it"
+        )
     return found
 
 
@@ -71,7 +77,8 @@ def _tensor(output: Any, path: str) -> Tensor:
 def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     """Read the outputs of modules by their dotted path in `model`.
 
-    Use `captured.run(model, input_ids=...)` inside the block. Hooks are removed when it ends, whatever happens.
+    Use `captured.run(model, input_ids=...)` inside the block. Hooks are removed when it ends,
+    whatever happens.
     """
     _check_not_compiled(model)
     captured = Captured(paths)
@@ -97,22 +104,27 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
 
 
 @contextmanager
-def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozenset[int] = frozenset()) -> Iterator[None]:
+def intervene(
+    model: nn.Module, edits: Mapping[str, Edit], special_ids: frozenset[int] = frozenset()
+) -> Iterator[None]:
     """Replace the outputs of modules while the block runs.
 
     Args:
         model: a model whose forward takes `input_ids` (and `attention_mask`).
-        edits: module path -> edit. An edit returns the replacement; positions at step -1 keep their value.
-        special_ids: token ids that are never edited on the prompt; padding is not edited either. Generated tokens
-            always are, with a cache and without.
+        edits: module path -> edit. An edit returns the replacement; positions at step -1 keep their
+            value.
+        special_ids: token ids that are never edited on the prompt; padding is not edited either.
+            Generated tokens always are, with a cache and without.
 
-    While the block runs, `model.generate` tells how long its prompt is, and does not compile the model. A compiled
-    function that was made outside the block (`torch.compile(model.forward)`) and is called inside it runs no hook of
+    While the block runs, `model.generate` tells how long its prompt is, and does not compile the
+    model. A compiled function that was made outside the block (`torch.compile(model.forward)`) and
+    is called inside it runs no hook of
     the model: that is noticed by a warning alone, where no other pass was seen.
 
     Raises:
-        UserError: the model is compiled (edits would not run), an edited module does not run in a forward pass, or
-            the steps of a pass cannot be told (a cache of unknown kind, `generate_batch`).
+        UserError: the model is compiled (edits would not run), an edited module does not run in a
+            forward pass, or the steps of a pass cannot be told (a cache of unknown kind,
+            `generate_batch`).
     """
     _check_not_compiled(model)
     handles = []
@@ -140,7 +152,9 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
             steps.ran.add(path)
             given, at = _tensor(output, path), steps.now
             if at is None:
-                raise UserError(f"{path} was run outside a forward pass of the model; call the model, not compiled")
+                raise UserError(
+                    f"{path} was run outside a forward pass of the model; call the model, not compiled"
+                )
             old = _by_row(given, at.shape)
             if at.shape != old.shape[:2]:
                 raise UserError(
@@ -160,13 +174,17 @@ def intervene(model: nn.Module, edits: Mapping[str, Edit], special_ids: frozense
         with _telling_generate(model, steps):
             yield
         if not passes:  # as where a compiled copy of the model was called
-            warnings.warn("no forward pass of the model was seen under an edit", RuntimeWarning, stacklevel=4)
+            warnings.warn(
+                "no forward pass of the model was seen under an edit", RuntimeWarning, stacklevel=4
+            )
     finally:
         for handle in handles:
             handle.remove()
 
 
-_COMPILED = "edits and captures need a model that is not compiled (load it anew, or compile it afterwards)"
+_COMPILED = (
+    "edits and captures need a model that is not compiled (load it anew, or compile it afterwards)"
+)
 _BATCHED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
@@ -204,7 +222,9 @@ def _telling_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
             return plain(inputs, *args, **options)
 
     def refuse(*_args: Any, **_options: Any) -> Any:
-        raise UserError("continuous batching (generate_batch) cannot be edited; use generate with a list of prompts")
+        raise UserError(
+            "continuous batching (generate_batch) cannot be edited; use generate with a list of prompts"
+        )
 
     own = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}
     before = {name: vars(model)[name] for name in own if name in vars(model)}

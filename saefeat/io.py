@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # torch is imported where it is needed: the command line's `--help` does not wait for it
+if (
+    TYPE_CHECKING
+):  # torch is imported where it is needed: the command line's `--help` does not wait for it
     import torch
 
 try:
@@ -49,7 +51,9 @@ def user_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{text} is in the home of a user who is not known here; write the whole path") from error
+        raise UserError(
+            f"{text} is in the home of a user who is not known here; write the whole path"
+        ) from error
 
 
 def whole_path(path: str) -> str:
@@ -66,7 +70,9 @@ def make_dir(path: Path) -> Path:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"cannot write in {path}: {error.strerror or error}; choose another directory") from error
+        raise UserError(
+            f"cannot write in {path}: {error.strerror or error}; choose another directory"
+        ) from error
     return path
 
 
@@ -77,7 +83,8 @@ _claimed: set[tuple[int, Path]] = set()  # by process: a fork inherits the set, 
 def claim(directory: Path) -> Iterator[None]:
     """Make a directory this process's own to write in, for as long as the block runs, and clear what a kill left there.
 
-    Claims of the same directory inside one another are one claim. Raises UserError where another process has it.
+    Claims of the same directory inside one another are one claim. Raises UserError where another
+    process has it.
     """
     place = make_dir(directory).resolve()
     mine = (os.getpid(), place)
@@ -90,8 +97,10 @@ def claim(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is writing in {directory}; wait until it ends, or choose another "
-                            "--out") from error  # fmt: skip
+            raise UserError(
+                f"another process is writing in {directory}; wait until it ends, or choose another "
+                "--out"
+            ) from error
         except OSError:  # a file system without locks
             pass
         else:
@@ -137,20 +146,26 @@ def replacing(directory: Path) -> Iterator[Path]:
     """
     directory = directory.resolve()  # a link stays, and what it points to is replaced
     make_dir(directory.parent)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=_TEMPORARY))
+    temporary = Path(
+        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=_TEMPORARY)
+    )
     temporary.chmod(0o755)  # mkdtemp lets nobody else in
     before = temporary.with_name(f"{temporary.stem}-before{_TEMPORARY}")
     try:
         yield temporary
         try:
-            if directory.is_dir() and any(directory.iterdir()):  # the rename itself replaces an empty one
+            if directory.is_dir() and any(
+                directory.iterdir()
+            ):  # the rename itself replaces an empty one
                 os.rename(directory, before)
             os.rename(temporary, directory)
         except BaseException:
             if before.exists() and not directory.exists():
                 os.rename(before, directory)
             raise
-        shutil.rmtree(before, ignore_errors=True)  # only now: until the new is there, it is all there is
+        shutil.rmtree(
+            before, ignore_errors=True
+        )  # only now: until the new is there, it is all there is
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -185,11 +200,17 @@ def understood(path: Path, read: Callable[[], T]) -> T:
     except (LookupError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{path} is not what saefeat writes there ({_told(error)}); write it again") from error
+        raise UserError(
+            f"{path} is not what saefeat writes there ({_told(error)}); write it again"
+        ) from error
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+    return (
+        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if str(error)
+        else type(error).__name__
+    )
 
 
 def kept_json(path: Path) -> dict[str, Any]:
@@ -214,7 +235,9 @@ def memory_limit(device: str = "cpu") -> int:
 
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))])
+    return min(
+        [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))]
+    )
 
 
 def _group_limits(root: Path) -> Iterator[int]:
@@ -224,10 +247,16 @@ def _group_limits(root: Path) -> Iterator[int]:
             number, controllers, path = line.split(":", 2)
             if number != "0" and "memory" not in controllers.split(","):
                 continue
-            mount, file = ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
+            mount, file = (
+                ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
+            )
             for folder in (Path(path), *Path(path).parents):
                 with suppress(OSError, ValueError):  # no such group in this container, or `max`
-                    yield int((root / "sys/fs/cgroup" / mount / folder.relative_to("/") / file).read_text())
+                    yield int(
+                        (
+                            root / "sys/fs/cgroup" / mount / folder.relative_to("/") / file
+                        ).read_text()
+                    )
 
 
 def file_sha256(path: Path) -> str:
@@ -237,10 +266,16 @@ def file_sha256(path: Path) -> str:
 
 def in_parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     """Rows of a tensor in parts that are small beside it: a copy of a wide one would not fit in memory."""
-    return tensor.split(max(1, _VALUES * len(tensor) // max(tensor.numel(), 1))) if tensor.dim() else [tensor]
+    return (
+        tensor.split(max(1, _VALUES * len(tensor) // max(tensor.numel(), 1)))
+        if tensor.dim()
+        else [tensor]
+    )
 
 
-def tensors_fingerprint(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+def tensors_fingerprint(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
+) -> str:
     """Sixteen hex digits over names, shapes, dtypes and bytes of tensors, of their values in `dtype` if given."""
     import torch
 
@@ -249,17 +284,23 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype 
         tensor = tensors[name].detach()
         digest.update(f"{name}|{tuple(tensor.shape)}|{dtype or tensor.dtype}|".encode())
         for rows in in_parts(tensor):
-            digest.update(rows.to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(
+                rows.to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()[:16]
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
+) -> None:
     """Write tensors and one JSON header atomically; the same content gives the same bytes."""
     from safetensors.torch import save_file
 
     text = json.dumps(header, sort_keys=True, ensure_ascii=True)
     with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_HEADER_KEY: text})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_HEADER_KEY: text}
+        )
         temporary.chmod(0o644)  # safetensors lets nobody else read it
 
 
@@ -288,4 +329,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); write it again") from error
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); write it again"
+        ) from error

@@ -1,7 +1,8 @@
 """Language identification: a featurizer (texts -> bags of units) and heads that read the bags.
 
-Every head is linear in an example's bag: a weight for each (unit, label) on the number of tokens on which the unit
-fired, and for `sae-min-max` one on the sum of its values. So all are stored, applied and explained in one way.
+Every head is linear in an example's bag: a weight for each (unit, label) on the number of tokens on
+which the unit fired, and for `sae-min-max` one on the sum of its values. So all are stored, applied
+and explained in one way.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from sklearn.utils.validation import check_is_fitted
 from saefeat.codes import STEP, Bag, to_steps
 from saefeat.collection import encode_batches, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
-from saefeat.corpora.examples import UNKNOWN, check_examples, need_letters, or_unknown, says_something
+from saefeat.corpora.examples import (
+    UNKNOWN,
+    check_examples,
+    need_letters,
+    or_unknown,
+    says_something,
+)
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors, whole_path
@@ -40,7 +47,9 @@ LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text,
 CAPITALS = 0.2  # and from the texts and those beginnings in capitals; such a copy weighs so much, for they are rare
 DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
-WEIGHTS = 2**24  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
+WEIGHTS = (
+    2**24
+)  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
 _C = 10.0
 
 
@@ -89,12 +98,16 @@ def featurize(
     special = lm.special_ids
     told = [says_something(text, letters=letters) for text in texts]
 
-    def one_pass(group: Sequence[Dictionary]) -> None:  # a function, so that what it has moved goes when it ends
+    def one_pass(
+        group: Sequence[Dictionary],
+    ) -> None:  # a function, so that what it has moved goes when it ends
         here = [on_device(dictionary, lm.device) for dictionary in group]
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))
             rows = {i: ids[i] for i in window if told[i] and any(t not in special for t in ids[i])}
-            for batch, results in encode_batches(lm, here, plan_batches(lm, rows, count_bos=count_bos)):
+            for batch, results in encode_batches(
+                lm, here, plan_batches(lm, rows, count_bos=count_bos)
+            ):
                 positions = np.asarray(batch.positions)
                 for name, (bag, _) in results.items():
                     builder.add(name, bag, positions)
@@ -114,20 +127,31 @@ class _Builder:
         rows = bag.rows()
         assert rows.example is not None and rows.unit is not None
         columns = (rows.unit.int(), rows.tokens.float(), rows.sum.double() * STEP)
-        self.parts[name].append((positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns)))
+        self.parts[name].append(
+            (positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns))
+        )
 
     def build(self, n: int) -> Features:
         features = Features({}, {})
         for name, parts in self.parts.items():
-            row, unit, tokens, total = (np.concatenate(c) if parts else np.zeros(0) for c in zip(*parts, strict=True)) \
-                if parts else (np.zeros(0, np.int64),) * 4  # fmt: skip
+            row, unit, tokens, total = (
+                (np.concatenate(c) if parts else np.zeros(0) for c in zip(*parts, strict=True))
+                if parts
+                else (np.zeros(0, np.int64),) * 4
+            )
             shape = (n, self.widths[name])
-            features.counts[name] = sp.csr_matrix((tokens.astype(np.float32), (row, unit)), shape=shape)
-            features.sums[name] = sp.csr_matrix((total.astype(np.float64), (row, unit)), shape=shape)
+            features.counts[name] = sp.csr_matrix(
+                (tokens.astype(np.float32), (row, unit)), shape=shape
+            )
+            features.sums[name] = sp.csr_matrix(
+                (total.astype(np.float64), (row, unit)), shape=shape
+            )
         return features
 
 
-def features_from_bags(directory: Path, widths: dict[str, int], positions: Sequence[int]) -> Features:
+def features_from_bags(
+    directory: Path, widths: dict[str, int], positions: Sequence[int]
+) -> Features:
     """Read bags that `collect` wrote (`directory/<id>/window-*.parquet`); rows in the order of `positions`."""
     import pyarrow.parquet as pq
 
@@ -138,16 +162,25 @@ def features_from_bags(directory: Path, widths: dict[str, int], positions: Seque
         files = sorted((directory / name).glob("window-*.parquet"))
         if not files:
             raise UserError(f"{directory / name} holds no bags; collect with --bags")
-        tables = [pq.read_table(file, columns=["example", "unit", "tokens", "sum"]) for file in files]
-        columns = [np.concatenate([t[c].to_numpy() for t in tables]) for c in ("example", "unit", "tokens", "sum")]
+        tables = [
+            pq.read_table(file, columns=["example", "unit", "tokens", "sum"]) for file in files
+        ]
+        columns = [
+            np.concatenate([t[c].to_numpy() for t in tables])
+            for c in ("example", "unit", "tokens", "sum")
+        ]
         known = np.full(len(columns[0]), -1, np.int64)
         inside = columns[0] < len(place)
         known[inside] = place[columns[0][inside]]
         keep = known >= 0
         index = (known[keep], columns[1][keep])
         shape = (len(positions), width)
-        features.counts[name] = sp.csr_matrix((columns[2][keep].astype(np.float32), index), shape=shape)
-        features.sums[name] = sp.csr_matrix((columns[3][keep].astype(np.float64), index), shape=shape)
+        features.counts[name] = sp.csr_matrix(
+            (columns[2][keep].astype(np.float32), index), shape=shape
+        )
+        features.sums[name] = sp.csr_matrix(
+            (columns[3][keep].astype(np.float64), index), shape=shape
+        )
     return features
 
 
@@ -160,12 +193,15 @@ class Head:
 
     Attributes:
         units: dictionary id -> int64 [m], the units it reads.
-        counts, sums: dictionary id -> float64 [m, K], weights on a unit's firing tokens and on the sum of its values.
+        counts, sums: dictionary id -> float64 [m, K], weights on a unit's firing tokens and on the
+            sum of its values.
         intercept: float64 [K].
-        root: take square roots of the counts and divide each row by its length, over all dictionaries together.
+        root: take square roots of the counts and divide each row by its length, over all
+            dictionaries together.
         probabilistic: scores are logarithms of probabilities up to a constant.
         reads: dictionary id -> fingerprint of the dictionary that it was fitted on.
-        letters: whether a text needs a letter to say something; False where some label is written without any.
+        letters: whether a text needs a letter to say something; False where some label is written
+            without any.
     """
 
     name: str
@@ -201,7 +237,9 @@ class Head:
     def predict(self, features: Features) -> list[str | None]:
         """The label of greatest score, ties to the first; None where no unit of the head fired."""
         best = self.scores(features).argmax(1)
-        return [self.labels[k] if ok else None for k, ok in zip(best, self.known(features), strict=True)]
+        return [
+            self.labels[k] if ok else None for k, ok in zip(best, self.known(features), strict=True)
+        ]
 
     def probabilities(self, features: Features) -> np.ndarray:
         """[n, K]: softmax of the scores where they are logarithms, else each label's share of the positive scores.
@@ -211,7 +249,9 @@ class Head:
         scores = self.scores(features)
         if self.probabilistic:
             shifted = np.exp(scores - scores.max(1, keepdims=True)) * self.known(features)[:, None]
-            return shifted / np.maximum(shifted.sum(1, keepdims=True), 1.0)  # the greatest is 1, or all are 0
+            return shifted / np.maximum(
+                shifted.sum(1, keepdims=True), 1.0
+            )  # the greatest is 1, or all are 0
         positive = np.clip(scores, 0, None)
         total = positive.sum(1, keepdims=True)
         return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
@@ -225,14 +265,23 @@ class Head:
             picked = sp.csr_matrix(rows[name][:, units])
             sums = sp.csr_matrix(features.sums[name][:, units]) if name in self.sums else None
             for i in range(len(features)):
-                found[i] += self._contributions(name, picked[i], None if sums is None else sums[i], int(best[i]))
-        return [sorted(row, key=lambda u: (-u["weight"], u["dictionary"], u["unit"]))[:n] for row in found]
+                found[i] += self._contributions(
+                    name, picked[i], None if sums is None else sums[i], int(best[i])
+                )
+        return [
+            sorted(row, key=lambda u: (-u["weight"], u["dictionary"], u["unit"]))[:n]
+            for row in found
+        ]
 
-    def _contributions(self, name: str, row: sp.csr_matrix, sums: Any, k: int) -> list[dict[str, Any]]:
+    def _contributions(
+        self, name: str, row: sp.csr_matrix, sums: Any, k: int
+    ) -> list[dict[str, Any]]:
         weight = _against_rest(self.counts[name][row.indices], k) * row.data
         if sums is not None:
             weight = (
-                weight + _against_rest(self.sums[name][row.indices], k) * np.asarray(sums[:, row.indices].todense())[0]
+                weight
+                + _against_rest(self.sums[name][row.indices], k)
+                * np.asarray(sums[:, row.indices].todense())[0]
             )
         units = self.units[name][row.indices]
         return [
@@ -243,12 +292,27 @@ class Head:
 
     def save(self, path: Path) -> None:
         """One safetensors file."""
-        tensors = {f"units|{n}": torch.from_numpy(u.astype(np.int64)) for n, u in self.units.items()}
-        tensors |= {f"counts|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.counts.items()}
-        tensors |= {f"sums|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.sums.items()}
+        tensors = {
+            f"units|{n}": torch.from_numpy(u.astype(np.int64)) for n, u in self.units.items()
+        }
+        tensors |= {
+            f"counts|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.counts.items()
+        }
+        tensors |= {
+            f"sums|{n}": torch.from_numpy(w.astype(np.float64)) for n, w in self.sums.items()
+        }
         tensors["intercept"] = torch.from_numpy(self.intercept.astype(np.float64))
-        flags = {"root": self.root, "probabilistic": self.probabilistic, "reads": self.reads, "letters": self.letters}
-        save_tensors(path, tensors, {"schema": SCHEMA, "head": self.name, "labels": list(self.labels), **flags})
+        flags = {
+            "root": self.root,
+            "probabilistic": self.probabilistic,
+            "reads": self.reads,
+            "letters": self.letters,
+        }
+        save_tensors(
+            path,
+            tensors,
+            {"schema": SCHEMA, "head": self.name, "labels": list(self.labels), **flags},
+        )
 
     @classmethod
     def load(cls, path: Path) -> Head:
@@ -288,10 +352,12 @@ def _rooted(counts: dict[str, sp.csr_matrix]) -> dict[str, sp.csr_matrix]:
 def selection_head(name: str, selection: Selection, stats: Sequence[Stats]) -> Head:
     """`sae-count`, `sae-min-max` and `neuron-count` of SAE-LAPE (arXiv 2507.11230), on selected units.
 
-    sae-count and neuron-count: tokens on which units of the label fire. sae-min-max: their values, scaled by the
-    least and greatest value that the unit has over all labels: (value - least) / (greatest - least + 1e-6), unclamped.
-    `least` is rounded to the steps that sums are kept in, as the values in them are: else a unit whose values are all
-    equal, which scores 0, would have the rounding of its sum divided by 1e-6.
+    sae-count and neuron-count: tokens on which units of the label fire. sae-min-max: their values,
+    scaled by the
+    least and greatest value that the unit has over all labels: (value - least) / (greatest - least
+    + 1e-6), unclamped.
+    `least` is rounded to the steps that sums are kept in, as the values in them are: else a unit
+    whose values are all equal, which scores 0, would have the rounding of its sum divided by 1e-6.
     """
     head = Head(name, tuple(selection.labels), {}, {})
     for s in stats:
@@ -321,7 +387,9 @@ def naive_bayes_head(stats: Sequence[Stats], labels: Sequence[str], alpha: float
     total = sum(s.fired.double().sum(1) for s in stats)
     width = sum(s.width for s in stats)
     for s in stats:
-        log_p = torch.log((s.fired.double() + alpha) / (torch.as_tensor(total) + alpha * width)[:, None])
+        log_p = torch.log(
+            (s.fired.double() + alpha) / (torch.as_tensor(total) + alpha * width)[:, None]
+        )
         head.units[s.dictionary] = np.arange(s.width)
         head.counts[s.dictionary] = log_p.T.numpy()
     return head
@@ -338,9 +406,15 @@ def linear_copies(
         texts; their labels; the weights of the n whole texts (1) and then of these copies, float64.
     """
     short = [text[:SHORT] for text in texts]
-    capitals = [(text.upper(), label) for kind in (texts, short) for text, label in zip(kind, of, strict=True)
-                if text.upper() != text]  # fmt: skip
-    rows = [(*row, 1.0) for row in zip(short, of, strict=True)] + [(*row, CAPITALS) for row in capitals]
+    capitals = [
+        (text.upper(), label)
+        for kind in (texts, short)
+        for text, label in zip(kind, of, strict=True)
+        if text.upper() != text
+    ]
+    rows = [(*row, 1.0) for row in zip(short, of, strict=True)] + [
+        (*row, CAPITALS) for row in capitals
+    ]
     rows = [row for row in rows if says_something(row[0], letters=letters)]
     weights = np.array([1.0] * len(texts) + [weight for _, _, weight in rows])
     return [text for text, _, _ in rows], [label for _, label, _ in rows], weights
@@ -356,7 +430,8 @@ def linear_head(
 ) -> Head:
     """Logistic regression on square-rooted, length-normalised counts of the units of the given dictionaries.
 
-    All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels by chi-squared.
+    All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels
+    by chi-squared.
     weights: of the rows, float64 [n]; default 1 (see `linear_copies`).
     """
     rooted = _rooted(features.counts)
@@ -389,7 +464,9 @@ def linear_head(
 def _telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
     """So many columns of x that tell most of the labels by chi-squared: int64, rising; ties to the first."""
     scores, _ = chi2(x, np.asarray(of))
-    return np.sort(np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:most])  # NaN: of those that never fire
+    return np.sort(
+        np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")[:most]
+    )  # NaN: of those that never fire
 
 
 # --------------------------------------------------------------------------- estimator
@@ -398,20 +475,21 @@ def _telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
 class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     """A scikit-learn classifier of texts on the features of SAEs of a language model.
 
-    Nothing can be said of a text without a letter (`says_something`: blank, digits, punctuation, emoji), nor of one
-    on which no unit of the head fires. It is predicted as `unknown`, and its row of `predict_proba` sums to 0, those of
-    all other texts to 1.
+    Nothing can be said of a text without a letter (`says_something`: blank, digits, punctuation,
+    emoji), nor of one on which no unit of the head fires. It is predicted as `unknown`, and its row
+    of `predict_proba` sums to 0, those of all other texts to 1.
 
-    A pickle (joblib too) holds the head, the model's name and the sources of the SAEs, not their weights; these are
-    loaded again when they are needed, and must be the same. So the name of a model that `wrap` made must be one that
-    `load_model` takes. An SAE that was made in memory has no source and is held whole.
+    A pickle (joblib too) holds the head, the model's name and the sources of the SAEs, not their
+    weights; these are loaded again when they are needed, and must be the same. So the name of a
+    model that `wrap` made must be one that `load_model` takes. An SAE that was made in memory has
+    no source and is held whole.
 
     Parameters:
         model: a `LanguageModel`, or a name that `load_model` takes.
         saes: SAEs, or sources of them.
         head: sae-count, sae-min-max, naive-bayes or linear.
-        unknown: what `predict` gives where nothing can be said. It is no label, and not in `classes_`. A string, as
-            scikit-learn's metrics need it, or None.
+        unknown: what `predict` gives where nothing can be said. It is no label, and not in
+            `classes_`. A string, as scikit-learn's metrics need it, or None.
 
     Attributes after `fit`: `classes_`, `head_`.
     """
@@ -436,8 +514,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         Texts that say nothing are left out.
 
         Raises:
-            UserError: an unknown head, no SAE, fewer than two labels, or what `given_examples` and `check_examples`
-                refuse.
+            UserError: an unknown head, no SAE, fewer than two labels, or what `given_examples` and
+                `check_examples` refuse.
         """
         if self.head not in SAE_HEADS:
             raise UserError(f"unknown head {self.head}; use {', '.join(SAE_HEADS)}")
@@ -454,7 +532,9 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         self.classes_ = np.array(names)
         return self
 
-    def _fitted(self, texts: list[str], of: list[str], names: tuple[str, ...], letters: bool) -> Head:
+    def _fitted(
+        self, texts: list[str], of: list[str], names: tuple[str, ...], letters: bool
+    ) -> Head:
         if self.head == "linear":
             copies, copies_of, weights = linear_copies(texts, of, letters=letters)
             features = featurize(self.lm_, self.saes_, texts + copies, letters=letters)
@@ -474,14 +554,18 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             if isinstance(one, SAE):
                 self.saes_.append(one)
             elif not isinstance(one, str | Path):
-                raise UserError(f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs")
+                raise UserError(
+                    f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs"
+                )
             elif had := self._saes_were.get(str(one)):
                 self.saes_.append(replace(load_sae(one, dtype=had["dtype"]), id=had["id"]))
             else:
                 self.saes_ += load_saes(str(one), self.lm_)
         if not self.saes_:
             raise UserError("give at least one SAE")
-        check_together(self.saes_, self.lm_, same_model=False)  # whoever loaded an SAE has chosen its model
+        check_together(
+            self.saes_, self.lm_, same_model=False
+        )  # whoever loaded an SAE has chosen its model
 
     def _given(self) -> list[Any]:
         return [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes)
@@ -494,8 +578,14 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             state["model"] = _absolute(lm.name)
             state["_model_was"] = {**lm.identity, "name": state["model"]}
         state["saes"] = [_source(one) for one in saes]
-        pairs = [(source, one) for source, one in zip(state["saes"], saes, strict=True) if isinstance(one, SAE)]
-        known = {source if isinstance(source, str) else one.id: one.identity for source, one in pairs}
+        pairs = [
+            (source, one)
+            for source, one in zip(state["saes"], saes, strict=True)
+            if isinstance(one, SAE)
+        ]
+        known = {
+            source if isinstance(source, str) else one.id: one.identity for source, one in pairs
+        }
         return {**state, "_saes_were": {**self._saes_were, **known}}
 
     def _ready(self) -> None:
@@ -505,12 +595,16 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             return
         self._load()
         before = {was["id"]: was["fingerprint"] for was in self._saes_were.values()}
-        changed = [sae.id for sae in self.saes_ if sae.identity["fingerprint"] != before.get(sae.id)]
+        changed = [
+            sae.id for sae in self.saes_ if sae.identity["fingerprint"] != before.get(sae.id)
+        ]
         if self.lm_.fingerprint != self._model_was["fingerprint"]:
             changed = [self.lm_.name]
         if changed:
             del self.lm_, self.saes_  # the next call looks again
-            raise UserError(f"{changed[0]} has changed since the identifier was fitted; fit it again")
+            raise UserError(
+                f"{changed[0]} has changed since the identifier was fitted; fit it again"
+            )
 
     def _features(self, texts: Any) -> Features:
         strings = given_texts(texts)
@@ -524,11 +618,15 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         groups = passes(self.saes_, self.lm_.device, len(corpus.labels))
         return [stats for group in groups for stats in self._one_pass(group, corpus, rows)]
 
-    def _one_pass(self, group: Sequence[Dictionary], corpus: Corpus, rows: dict[int, list[int]]) -> list[Stats]:
+    def _one_pass(
+        self, group: Sequence[Dictionary], corpus: Corpus, rows: dict[int, list[int]]
+    ) -> list[Stats]:
         device = self.lm_.device
         here = [on_device(dictionary, device) for dictionary in group]
         found = {
-            d.id: Stats.zeros(corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity)
+            d.id: Stats.zeros(
+                corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity
+            )
             for d in here
         }
         row = {label: k for k, label in enumerate(corpus.labels)}
@@ -536,7 +634,10 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
             for name, (bag, lengths) in results.items():
                 found[name].add(bag, labels.to(device), lengths.to(device))
-        return [Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header) for s in found.values()]
+        return [
+            Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header)
+            for s in found.values()
+        ]
 
     def decision_function(self, texts: Any) -> np.ndarray:
         """[n, K] scores; of a text that says nothing, what the head has without evidence.
@@ -565,11 +666,17 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
 def _absolute(source: str) -> str:
     """A path that is here as one that holds from everywhere; any other name as it is."""
-    return whole_path(os.path.expanduser(source)) if os.path.exists(os.path.expanduser(source)) else source
+    return (
+        whole_path(os.path.expanduser(source))
+        if os.path.exists(os.path.expanduser(source))
+        else source
+    )
 
 
 def _source(one: Any) -> Any:
     """Where an SAE can be loaded again: a source as `load_sae` takes it, or the SAE itself where it has none."""
     if isinstance(one, SAE):
-        return one.record.get("source") or one.record.get("path") or one.to("cpu")  # without what it built to encode
+        return (
+            one.record.get("source") or one.record.get("path") or one.to("cpu")
+        )  # without what it built to encode
     return _absolute(str(one))

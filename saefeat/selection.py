@@ -54,7 +54,9 @@ def part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
     chosen, column = torch.unique(unit, return_inverse=True)
     # Narrowed first, so that the means are computed for the chosen units only.
     tensors = {name: value.cpu() for name, value in stats.tensors.items()}
-    tensors = {name: value if value.dim() == 1 else value[:, chosen] for name, value in tensors.items()}
+    tensors = {
+        name: value if value.dim() == 1 else value[:, chosen] for name, value in tensors.items()
+    }
     few = Stats(stats.labels, tensors, stats.header)
     columns = {
         "dictionary": [stats.dictionary] * len(unit),
@@ -85,10 +87,11 @@ class Selection:
     """One row per chosen (dictionary, site, unit, label), sorted by label (in the order of `labels`) and rank.
 
     Attributes:
-        table: columns `COLUMNS`: rank from 1 within each label; score as the method defines it; probability
-            (float32), mean_firing, mean (over all tokens) and max of the unit for that label.
-        header: method, parameters, labels (all, also those without rows), dictionaries `{id: {site, width,
-            fingerprint, ...}}` and, where known, model.
+        table: columns `COLUMNS`: rank from 1 within each label; score as the method defines it;
+            probability (float32), mean_firing, mean (over all tokens) and max of the unit for that
+            label.
+        header: method, parameters, labels (all, also those without rows), dictionaries `{id: {site,
+            width, fingerprint, ...}}` and, where known, model.
     """
 
     table: pa.Table
@@ -105,21 +108,25 @@ class Selection:
     ) -> Selection:
         """Pool parts and rank them, lowest score first, or highest probability first.
 
-        Ties are broken by (score, dictionary, unit). Raises UserError when there is no part, when a dictionary comes
-        twice, or when labels or models differ.
+        Ties are broken by (score, dictionary, unit). Raises UserError when there is no part, when a
+        dictionary comes twice, or when labels or models differ.
         """
         labels = _common_labels(parts)
         header: dict[str, Any] = {
             "method": method,
             "parameters": dict(parameters),
             "labels": list(labels),
-            "dictionaries": {p.header["dictionary"]["id"]: dict(p.header["dictionary"]) for p in parts},
+            "dictionaries": {
+                p.header["dictionary"]["id"]: dict(p.header["dictionary"]) for p in parts
+            },
         }
         if "model" in parts[0].header:
             header["model"] = parts[0].header["model"]
         table = pa.concat_tables([p.table for p in parts])
         score = _column(table, "score")
-        _, dictionary = np.unique(np.array(table["dictionary"].to_pylist(), dtype=object), return_inverse=True)
+        _, dictionary = np.unique(
+            np.array(table["dictionary"].to_pylist(), dtype=object), return_inverse=True
+        )
         keys = [score, dictionary, _column(table, "unit")]
         if by == "probability":
             keys.insert(0, -_column(table, "probability"))
@@ -138,7 +145,9 @@ class Selection:
 
     def save(self, path: Path | str) -> None:
         """Write Parquet with the header as JSON in the schema metadata; the same selection gives the same bytes."""
-        text = json.dumps({"schema": SCHEMA, **self.header}, sort_keys=True, ensure_ascii=True, allow_nan=False)
+        text = json.dumps(
+            {"schema": SCHEMA, **self.header}, sort_keys=True, ensure_ascii=True, allow_nan=False
+        )
         table = self.table.combine_chunks().replace_schema_metadata({_HEADER_KEY: text.encode()})
         with atomic_path(Path(path)) as temporary:
             pyarrow.parquet.write_table(table, temporary)
@@ -154,8 +163,14 @@ class Selection:
             header = json.loads((table.schema.metadata or {}).get(_HEADER_KEY, b"null"))
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is not a readable Parquet file ({reason}); write it again") from error
-        if not isinstance(header, dict) or not table.schema.equals(_FIELDS) or "method" not in header:
+            raise UserError(
+                f"{path} is not a readable Parquet file ({reason}); write it again"
+            ) from error
+        if (
+            not isinstance(header, dict)
+            or not table.schema.equals(_FIELDS)
+            or "method" not in header
+        ):
             raise UserError(f"{path} is not a selection written by saefeat")
         schema = header.pop("schema", None)
         if schema != SCHEMA:
@@ -175,14 +190,20 @@ class Selection:
     def for_label(self, label: str) -> Selection:
         """The rows of one label; raises UserError for a label that the selection does not know."""
         if label not in self.labels:
-            raise UserError(f"there is no label {label!r} in the selection; its labels are {', '.join(self.labels)}")
-        return self.filter(np.array([name == label for name in self.table["label"].to_pylist()], dtype=bool))
+            raise UserError(
+                f"there is no label {label!r} in the selection; its labels are {', '.join(self.labels)}"
+            )
+        return self.filter(
+            np.array([name == label for name in self.table["label"].to_pylist()], dtype=bool)
+        )
 
     def units(self, dictionary: str) -> dict[str, list[int]]:
         """The units of one dictionary by label, in rank order; every label has a list, if an empty one."""
         if dictionary not in self.dictionaries:
             known = ", ".join(sorted(self.dictionaries))
-            raise UserError(f"there is no dictionary {dictionary!r} in the selection; its dictionaries are {known}")
+            raise UserError(
+                f"there is no dictionary {dictionary!r} in the selection; its dictionaries are {known}"
+            )
         units: dict[str, list[int]] = {label: [] for label in self.labels}
         for owner, unit, label in self._cells():
             if owner == dictionary:
@@ -203,7 +224,9 @@ class Selection:
         owners: dict[tuple[str, int], int] = {}
         for dictionary, unit, _ in self._cells():
             owners[dictionary, unit] = owners.get((dictionary, unit), 0) + 1
-        return self.filter(np.array([owners[d, unit] == 1 for d, unit, _ in self._cells()], dtype=bool))
+        return self.filter(
+            np.array([owners[d, unit] == 1 for d, unit, _ in self._cells()], dtype=bool)
+        )
 
     def intersection(self, other: Selection) -> Selection:
         """The rows whose (dictionary, unit, label) are in both, with the numbers and the order of this one."""
@@ -218,13 +241,17 @@ class Selection:
         header = _combined(self, other, "union")
         header["labels"] = list(dict.fromkeys(self.labels + other.labels))
         mine = set(self._cells())
-        new = other.table.filter(pa.array([cell not in mine for cell in other._cells()], type=pa.bool_()))
+        new = other.table.filter(
+            pa.array([cell not in mine for cell in other._cells()], type=pa.bool_())
+        )
         table = pa.concat_tables([self.table, new])
         return Selection(_ranked(table, header["labels"], np.arange(table.num_rows)), header)
 
     def _where(self, name: str, other: Selection, *, present: bool) -> Selection:
         theirs = set(other._cells())
-        kept = self.filter(np.array([(cell in theirs) == present for cell in self._cells()], dtype=bool))
+        kept = self.filter(
+            np.array([(cell in theirs) == present for cell in self._cells()], dtype=bool)
+        )
         return Selection(kept.table, _combined(self, other, name))
 
     def _cells(self) -> list[tuple[str, int, str]]:
@@ -240,7 +267,9 @@ def _is_whole(table: pa.Table, header: dict[str, Any]) -> bool:
     texts = [header["method"], header.get("stats", ""), *labels]
     inside = [header.get("parameters", {}), *dictionaries.values()]
     widths = {name: one.get("width") for name, one in dictionaries.items() if isinstance(one, dict)}
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(one, dict) for one in inside):
+    if not all(isinstance(t, str) for t in texts) or not all(
+        isinstance(one, dict) for one in inside
+    ):
         return False
     if len(set(labels)) < len(labels) or not all(type(width) is int for width in widths.values()):
         return False
@@ -248,7 +277,10 @@ def _is_whole(table: pa.Table, header: dict[str, Any]) -> bool:
         return False
     columns = (table[name].to_pylist() for name in ("dictionary", "label", "unit", "rank"))
     rows = zip(*columns, strict=True)
-    return all(label in labels and 0 <= unit < widths.get(name, 0) and rank > 0 for name, label, unit, rank in rows)
+    return all(
+        label in labels and 0 <= unit < widths.get(name, 0) and rank > 0
+        for name, label, unit, rank in rows
+    )
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
@@ -262,7 +294,11 @@ def _ranked(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.Tab
     place = places(label, *keys)
     order = np.lexsort((place, label))
     rank = _FIELDS.get_field_index("rank")
-    return table.take(pa.array(order)).set_column(rank, _FIELDS.field(rank), pa.array(place[order])).combine_chunks()
+    return (
+        table.take(pa.array(order))
+        .set_column(rank, _FIELDS.field(rank), pa.array(place[order]))
+        .combine_chunks()
+    )
 
 
 def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
@@ -273,9 +309,13 @@ def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
     for each in parts:
         name = each.header["dictionary"]["id"]
         if each.labels != parts[0].labels:
-            raise UserError(f"the labels of {name} are not those of the first dictionary; rank them apart")
+            raise UserError(
+                f"the labels of {name} are not those of the first dictionary; rank them apart"
+            )
         if each.header.get("model") != parts[0].header.get("model"):
-            raise UserError(f"the model of {name} is not that of the first dictionary; rank them apart")
+            raise UserError(
+                f"the model of {name} is not that of the first dictionary; rank them apart"
+            )
         if name in seen:
             raise UserError(f"the dictionary {name} is given twice")
         seen.add(name)
@@ -288,7 +328,16 @@ def _combined(left: Selection, right: Selection, name: str) -> dict[str, Any]:
         raise UserError(f"the {name} of two selections needs the same model in both")
     for key in left.dictionaries.keys() & right.dictionaries.keys():
         if left.dictionaries[key].get("fingerprint") != right.dictionaries[key].get("fingerprint"):
-            raise UserError(f"the {name} of two selections needs the same dictionary {key} in both; rank one again")
-    sources = [{key: each.header[key] for key in ("method", "parameters")} for each in (left, right)]
+            raise UserError(
+                f"the {name} of two selections needs the same dictionary {key} in both; rank one again"
+            )
+    sources = [
+        {key: each.header[key] for key in ("method", "parameters")} for each in (left, right)
+    ]
     dictionaries = {**right.dictionaries, **left.dictionaries}
-    return {**left.header, "method": name, "parameters": {"of": sources}, "dictionaries": dictionaries}
+    return {
+        **left.header,
+        "method": name,
+        "parameters": {"of": sources},
+        "dictionaries": dictionaries,
+    }

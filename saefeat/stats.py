@@ -1,7 +1,7 @@
 """Statistics of units by label: a commutative monoid, exact under any partition and any order.
 
-Counts are int64. Sums are int64 in steps of 2^-20: each value is rounded once (half to even) where it is read,
-so adding is associative and the bytes do not depend on how the text was cut up.
+Counts are int64. Sums are int64 in steps of 2^-20: each value is rounded once (half to even) where
+it is read, so adding is associative and the bytes do not depend on how the text was cut up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from saefeat.codes import STEP, Bag
 from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, read_header, save_tensors
 
-# Each field's reduction; `merge`, distributed reduction, save, load and equality loop over this table.
+# Each field's reduction; `merge`, distributed reduction, save, load and equality loop over this
+# table.
 REDUCTIONS = {
     "tokens": "sum",
     "examples": "sum",
@@ -37,10 +38,10 @@ class Stats:
 
     Attributes:
         labels: the K labels, in order.
-        tensors: `tokens[K]`, `examples[K]`, and per unit `fired`, `fired_examples`, `sum`, `total` (int64,
-            `[K, width]`, sums in steps of 2^-20), `min`, `max` (float32, over firing values; +inf and -inf where
-            nothing fired). `total` is over all tokens, negative values included; for codes that are never
-            negative it equals `sum` and is not stored.
+        tensors: `tokens[K]`, `examples[K]`, and per unit `fired`, `fired_examples`, `sum`, `total`
+            (int64, `[K, width]`, sums in steps of 2^-20), `min`, `max` (float32, over firing
+            values; +inf and -inf where nothing fired). `total` is over all tokens, negative values
+            included; for codes that are never negative it equals `sum` and is not stored.
         header: what the statistics are of: model, dictionary, corpus, token policy, windows.
     """
 
@@ -49,10 +50,21 @@ class Stats:
     header: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, labels: tuple[str, ...], width: int, *, signed: bool, device: str = "cpu", **header: Any) -> Stats:
+    def zeros(
+        cls,
+        labels: tuple[str, ...],
+        width: int,
+        *,
+        signed: bool,
+        device: str = "cpu",
+        **header: Any,
+    ) -> Stats:
         """The neutral element. `signed`: codes may be negative, so `total` is kept apart from `sum`."""
         k = len(labels)
-        tensors = {name: torch.zeros(k, dtype=torch.int64, device=device) for name in ("tokens", "examples")}
+        tensors = {
+            name: torch.zeros(k, dtype=torch.int64, device=device)
+            for name in ("tokens", "examples")
+        }
         names = ["fired", "fired_examples", "sum"] + (["total"] if signed else [])
         tensors |= {name: torch.zeros(k, width, dtype=torch.int64, device=device) for name in names}
         tensors["min"] = torch.full((k, width), torch.inf, device=device)
@@ -103,7 +115,10 @@ class Stats:
         Names and paths, which may differ, are those of the operand with the smaller first window.
         """
         combine = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
-        tensors = {name: combine[REDUCTIONS[name]](value, other.tensors[name]) for name, value in self.tensors.items()}
+        tensors = {
+            name: combine[REDUCTIONS[name]](value, other.tensors[name])
+            for name, value in self.tensors.items()
+        }
         header = min(self.header, other.header, key=_rank)
         if "windows" in header:
             windows = sorted(self.header["windows"] + other.header["windows"])
@@ -113,8 +128,14 @@ class Stats:
     def checked(self) -> Stats:
         """Return self; raises RunFailed when a sum has left the exact range."""
         for name in ("sum", "total"):
-            if name in self.tensors and self.tensors[name].numel() and self.tensors[name].abs().max() >= _LIMIT:
-                raise RunFailed(f"the {name} of a unit of {self.header.get('dictionary')} exceeds the exact range")
+            if (
+                name in self.tensors
+                and self.tensors[name].numel()
+                and self.tensors[name].abs().max() >= _LIMIT
+            ):
+                raise RunFailed(
+                    f"the {name} of a unit of {self.header.get('dictionary')} exceeds the exact range"
+                )
         return self
 
     def equal(self, other: Stats) -> bool:
@@ -124,7 +145,11 @@ class Stats:
 
     def save(self, path: Path) -> None:
         tensors = {name: value.cpu() for name, value in self.tensors.items()}
-        save_tensors(path, tensors, {"schema": SCHEMA, "step": STEP, "labels": list(self.labels), **self.header})
+        save_tensors(
+            path,
+            tensors,
+            {"schema": SCHEMA, "step": STEP, "labels": list(self.labels), **self.header},
+        )
 
     @classmethod
     def load(cls, path: Path) -> Stats:
@@ -144,13 +169,27 @@ class Stats:
 
 def _check_header(header: dict[str, Any], path: Path) -> None:
     if header.get("schema") != SCHEMA or header.get("step") != STEP:
-        raise UserError(f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again")
+        raise UserError(
+            f"{path} has schema {header.get('schema')} and step {header.get('step')}; collect it again"
+        )
     if "labels" not in header:
         raise UserError(f"{path} holds no statistics; it was written for something else")
-    labels, windows, dictionary = header["labels"], header.get("windows", []), header.get("dictionary", {})
-    names = [dictionary.get(key, "") for key in ("id", "site")] if isinstance(dictionary, dict) else [None]
+    labels, windows, dictionary = (
+        header["labels"],
+        header.get("windows", []),
+        header.get("dictionary", {}),
+    )
+    names = (
+        [dictionary.get(key, "") for key in ("id", "site")]
+        if isinstance(dictionary, dict)
+        else [None]
+    )
     lists = isinstance(labels, list) and isinstance(windows, list)
-    whole = lists and all(isinstance(name, str) for name in [*labels, *names]) and len(set(labels)) == len(labels)
+    whole = (
+        lists
+        and all(isinstance(name, str) for name in [*labels, *names])
+        and len(set(labels)) == len(labels)
+    )
     if not whole or not all(type(w) is int for w in windows):
         raise UserError(f"the header of {path} is damaged; collect it again")
 
@@ -166,7 +205,9 @@ def _check_tensors(tensors: dict[str, Tensor], labels: int, path: Path) -> None:
     kinds = {name: torch.float32 if name in ("min", "max") else torch.int64 for name in wanted}
     found = {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
     if len(shape) != 2 or found != {name: (wanted[name], kinds[name]) for name in wanted}:
-        raise UserError(f"the tensors of {path} are not those of statistics of {labels} labels; collect it again")
+        raise UserError(
+            f"the tensors of {path} are not those of statistics of {labels} labels; collect it again"
+        )
 
 
 def _bare(header: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Steer generation: edits of a site's vectors, with a schedule, on an unmodified transformers model.
 
-An edit works on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`, `clamp`,
-`ablate`). Edits of units write the difference that they make, `(z' - z) @ directions`, so the reconstruction error of
-an SAE stays out. Strength 1 is one force for all: the length of the difference of means at the site for `add`, the
-label's mean for `clamp` and `replace`.
+An edit works on the vectors themselves (`add`, `replace`) or on the values of chosen units
+(`scale`, `clamp`, `ablate`). Edits of units write the difference that they make, `(z' - z) @
+directions`, so the reconstruction error of an SAE stays out. Strength 1 is one force for all: the
+length of the difference of means at the site for `add`, the label's mean for `clamp` and `replace`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _sparing(max_norm: float | None, change: Change) -> Change:
     """The change without tokens of outlier norm, which are left out of the means that make it."""
     if max_norm is None:
         return change
-    return lambda x, strength: torch.where(x.norm(dim=-1, keepdim=True) > max_norm, x, change(x, strength))
+    return lambda x, strength: torch.where(
+        x.norm(dim=-1, keepdim=True) > max_norm, x, change(x, strength)
+    )
 
 
 def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
@@ -93,7 +95,9 @@ def ablate(dictionary: Dictionary, units: Sequence[int]) -> Change:
     return _on_units(dictionary, units, lambda z, strength: z * (1 - strength))
 
 
-def clamp(dictionary: Dictionary, units: Sequence[int], values: Tensor, *, least: bool = False) -> Change:
+def clamp(
+    dictionary: Dictionary, units: Sequence[int], values: Tensor, *, least: bool = False
+) -> Change:
     """The units' values set to strength * values; `least`: only those that are lower. values float32 [m].
 
     An SAE and the values are on the model's device.
@@ -103,7 +107,9 @@ def clamp(dictionary: Dictionary, units: Sequence[int], values: Tensor, *, least
     return _on_units(dictionary, units, lambda z, strength: (strength * values).expand_as(z))
 
 
-def _on_units(dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]) -> Change:
+def _on_units(
+    dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]
+) -> Change:
     """Change the values z [..., m] of chosen units by a rule, and write the difference back.
 
     An SAE has to be on the model's device (`SAE.to`).
@@ -141,7 +147,10 @@ def scheduled(change: Change, strength: float | Tensor, schedule: Schedule) -> E
 
 @contextmanager
 def apply(
-    lm: LanguageModel, changes: Mapping[str, Sequence[Change]], strength: float | Tensor, schedule: Schedule = CONSTANT
+    lm: LanguageModel,
+    changes: Mapping[str, Sequence[Change]],
+    strength: float | Tensor,
+    schedule: Schedule = CONSTANT,
 ) -> Iterator[None]:
     """Edit the sites of an unmodified model while the block runs; the changes of a site are made in order.
 
@@ -154,7 +163,9 @@ def apply(
     with ExitStack() as stack:
         for place in range(max(map(len, by_path.values()), default=0)):
             edits = {
-                path: scheduled(here[place], strength, schedule) for path, here in by_path.items() if place < len(here)
+                path: scheduled(here[place], strength, schedule)
+                for path, here in by_path.items()
+                if place < len(here)
             }
             stack.enter_context(intervene(lm.model, edits, lm.special_ids))
         yield
@@ -163,7 +174,9 @@ def apply(
 def check_strength(strength: float | Tensor) -> None:
     """Raises UserError unless the strength is a finite number."""
     if not torch.as_tensor(strength).isfinite().all():
-        raise UserError(f"the strength {strength} is not a finite number; 1 is the force of the difference of means")
+        raise UserError(
+            f"the strength {strength} is not a finite number; 1 is the force of the difference of means"
+        )
 
 
 # --------------------------------------------------------------------------- from statistics
@@ -172,10 +185,15 @@ def check_strength(strength: float | Tensor) -> None:
 def towards_with(units: Sequence[tuple[Dictionary, Sequence[int]]], difference: Tensor) -> Tensor:
     """What units of dictionaries of one site hold of a difference of means, in its length: float32 [d].
 
-    The difference, float64 [d], is projected on the span of the units' directions: of all their weighted sums it is the
-    one nearest to the difference. What their directions do not carry stays out. Zero for no units.
+    The difference, float64 [d], is projected on the span of the units' directions: of all their
+    weighted sums it is the one nearest to the difference. What their directions do not carry stays
+    out. Zero for no units.
     """
-    rows = [_directions(dictionary, chosen).cpu().double() for dictionary, chosen in units if len(chosen)]
+    rows = [
+        _directions(dictionary, chosen).cpu().double()
+        for dictionary, chosen in units
+        if len(chosen)
+    ]
     if not rows:
         return torch.zeros_like(difference).float()
     span = torch.cat(rows).T
@@ -215,21 +233,24 @@ def steer(
 
     Args:
         label: of the selection, in any code system of `saefeat.labels`; so is `source`.
-        strength: 1 is the force of the difference of means (`add`) or the label's mean (`clamp`); negative
-            suppresses; 0 changes no bit.
+        strength: 1 is the force of the difference of means (`add`) or the label's mean (`clamp`);
+            negative suppresses; 0 changes no bit.
         edit: add, scale, clamp, raise (clamp to at least), ablate, replace.
         source: the label that is steered away from; None: the mean of the others.
-        schedule: default full strength on the prompt and the first tokens and little after for `add`, constant for
-            edits of units, whose weak form would hold the units down.
-        stats: directory of the statistics; default the one that was ranked, by the selection's header.
+        schedule: default full strength on the prompt and the first tokens and little after for
+            `add`, constant for edits of units, whose weak form would hold the units down.
+        stats: directory of the statistics; default the one that was ranked, by the selection's
+            header.
         dictionaries: by id; default those at the paths in the selection's header.
 
     Raises:
-        UserError: unknown label or edit, a label without units, another model, a strength that is not finite, or
-            statistics that lack the identity of a site.
+        UserError: unknown label or edit, a label without units, another model, a strength that is
+            not finite, or statistics that lack the identity of a site.
     """
     check_strength(strength)
-    changes = changes_of(lm, selection, label, edit=edit, source=source, stats=stats, dictionaries=dictionaries)
+    changes = changes_of(
+        lm, selection, label, edit=edit, source=source, stats=stats, dictionaries=dictionaries
+    )
     with apply(lm, changes, strength, schedule or (Schedule() if edit == "add" else CONSTANT)):
         yield
 
@@ -256,7 +277,9 @@ def changes_of(
         )
     model = selection.header.get("model") or {}
     if is_outdated(model.get("fingerprint")):
-        raise UserError("the selection was made by an older version of saefeat; collect and rank again")
+        raise UserError(
+            "the selection was made by an older version of saefeat; collect and rank again"
+        )
     if model.get("fingerprint") not in (None, lm.fingerprint):
         raise UserError(f"the selection is of the model {model.get('name')}, not of {lm.name}")
     folder = Path(stats or selection.header.get("stats") or "")
@@ -266,15 +289,23 @@ def changes_of(
         if units:
             dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
             if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
-                raise UserError(f"the dictionary {name} has changed since it was ranked; collect and rank again")
-            if isinstance(dictionary, SAE) and edit not in ("add", "replace"):  # these two do not encode
+                raise UserError(
+                    f"the dictionary {name} has changed since it was ranked; collect and rank again"
+                )
+            if isinstance(dictionary, SAE) and edit not in (
+                "add",
+                "replace",
+            ):  # these two do not encode
                 dictionary = dictionary.to(lm.device)
             chosen.setdefault(entry["site"], []).append((dictionary, units))
     if edit == "replace":
         found = {site: load_stats(folder, site) for site in chosen}
         return {
             site: [
-                replace(label_mean(stats, label).float().to(lm.device), limit_of(stats, [d for d, _ in chosen[site]]))
+                replace(
+                    label_mean(stats, label).float().to(lm.device),
+                    limit_of(stats, [d for d, _ in chosen[site]]),
+                )
             ]
             for site, stats in found.items()
         }
@@ -285,7 +316,10 @@ def changes_of(
             force = towards_with(here, mean_difference(means, label, source)).to(lm.device)
             forces[site] = [add(force, limit_of(means, [d for d, _ in here]))]
         return forces
-    return {site: [_patch(lm, folder, *each, label, edit) for each in here] for site, here in chosen.items()}
+    return {
+        site: [_patch(lm, folder, *each, label, edit) for each in here]
+        for site, here in chosen.items()
+    }
 
 
 def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
@@ -293,7 +327,9 @@ def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
     if entry.get("kind") == "identity":
         limit = entry.get("max_norm")
         return Identity(
-            str(entry["site"]), int(str(entry["width"])), max_norm=None if limit is None else float(str(limit))
+            str(entry["site"]),
+            int(str(entry["width"])),
+            max_norm=None if limit is None else float(str(limit)),
         )
     from saefeat.sae.store import load_sae
 
@@ -302,7 +338,12 @@ def open_dictionary(entry: Mapping[str, object]) -> Dictionary:
 
 
 def _patch(
-    lm: LanguageModel, folder: Path, dictionary: Dictionary, units: Sequence[int], label: str, edit: str
+    lm: LanguageModel,
+    folder: Path,
+    dictionary: Dictionary,
+    units: Sequence[int],
+    label: str,
+    edit: str,
 ) -> Change:
     """The change that an edit makes to the values of units."""
     if edit in ("scale", "ablate"):
@@ -324,7 +365,9 @@ def limit_of(means: Stats, saes: Iterable[Dictionary]) -> float | None:
 def label_mean(stats: Stats, label: str) -> Tensor:
     """Mean values over all tokens of a label: float64 [width]; raises UserError for an unknown label."""
     if label not in stats.labels:
-        raise UserError(f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}")
+        raise UserError(
+            f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
+        )
     return stats.mean().cpu()[stats.labels.index(label)]
 
 
@@ -342,5 +385,7 @@ def load_stats(folder: Path, name: str) -> Stats:
     """Statistics of a dictionary in a directory; raises UserError when they are not there."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise UserError(f"{folder} holds no statistics of {name}, which steering needs; run saefeat collect")
+        raise UserError(
+            f"{folder} holds no statistics of {name}, which steering needs; run saefeat collect"
+        )
     return Stats.load(path)

@@ -1,9 +1,9 @@
 """The step of every position of a forward pass: 0 on the prompt, n at the n-th generated token, -1 where it is kept.
 
-A step is a position minus the length of the prompt, so it is right for every way of decoding: with a cache and
-without, several candidates at once (assisted decoding, prompt lookup), a prompt in chunks, beams. The length of the
-prompt is known where `generate` was called. Outside it, several tokens at once are a prompt, and single tokens that
-follow them are generated.
+A step is a position minus the length of the prompt, so it is right for every way of decoding: with
+a cache and without, several candidates at once (assisted decoding, prompt lookup), a prompt in
+chunks, beams. The length of the prompt is known where `generate` was called. Outside it, several
+tokens at once are a prompt, and single tokens that follow them are generated.
 """
 
 from __future__ import annotations
@@ -64,9 +64,15 @@ class Steps(threading.local):
         self.now: Tensor | None = None
         self.ran: set[str] = set()
         self._generations: list[_Generation] = []
-        self._starts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache -> length of its prompt
-        self._ends: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # cache -> tokens that went into it
-        self._text: Tensor | None = None  # ids of the last pass, where it had no cache and was in no `generate`
+        self._starts: WeakKeyDictionary[Any, int] = (
+            WeakKeyDictionary()
+        )  # cache -> length of its prompt
+        self._ends: WeakKeyDictionary[Any, int] = (
+            WeakKeyDictionary()
+        )  # cache -> tokens that went into it
+        self._text: Tensor | None = (
+            None  # ids of the last pass, where it had no cache and was in no `generate`
+        )
         self._start = 0  # of that text
 
     @property
@@ -80,7 +86,8 @@ class Steps(threading.local):
         if prompt is None:
             prompt = options.get("input_ids") if inputs is None else inputs
         mask = options.get("attention_mask")
-        # A prompt of nothing begins with one token (BOS). Candidates of an early exit go on from the text so far.
+        # A prompt of nothing begins with one token (BOS). Candidates of an early exit go on from
+        # the text so far.
         length = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.dim() > 1 else 1
         if self._generations:
             length, mask = self._generations[0].prompt, self._generations[0].mask
@@ -102,7 +109,11 @@ class Steps(threading.local):
         self.now = self._steps(call, start, None if inside is None else inside.mask)
 
     def _pass(self, given: Mapping[str, Any]) -> _Pass:
-        ids, vectors, mask = given.get("input_ids"), given.get("inputs_embeds"), given.get("attention_mask")
+        ids, vectors, mask = (
+            given.get("input_ids"),
+            given.get("inputs_embeds"),
+            given.get("attention_mask"),
+        )
         like = ids if isinstance(ids, Tensor) else vectors
         if not isinstance(like, Tensor) or like.dim() < 2:
             raise UserError(
@@ -110,9 +121,14 @@ class Steps(threading.local):
             )
         cache = _cache(given)
         return _Pass(
-            like.shape[0], like.shape[1], like.device, ids if like is ids else None, mask if _flat(mask) else None,
-            cache, self._past(cache),
-        )  # fmt: skip
+            like.shape[0],
+            like.shape[1],
+            like.device,
+            ids if like is ids else None,
+            mask if _flat(mask) else None,
+            cache,
+            self._past(cache),
+        )
 
     def _past(self, cache: Any) -> int:
         """Tokens in a cache; those of one that does not tell (state-space models) are counted here."""
@@ -138,7 +154,11 @@ class Steps(threading.local):
     def _goes_on(self, ids: Tensor) -> bool:
         """Whether this is the last pass's text with one more token, run without a cache."""
         text = self._text
-        return text is not None and (len(ids), ids.shape[1] - 1) == text.shape and bool((ids[:, :-1] == text).all())
+        return (
+            text is not None
+            and (len(ids), ids.shape[1] - 1) == text.shape
+            and bool((ids[:, :-1] == text).all())
+        )
 
     def _steps(self, call: _Pass, start: int, prompt_mask: Tensor | None) -> Tensor:
         columns = torch.arange(call.past, call.past + call.tokens, device=call.device)
@@ -148,7 +168,9 @@ class Steps(threading.local):
             kept |= torch.isin(call.ids, self.special.to(call.device, call.ids.dtype))
         if call.mask is not None:
             kept |= ~call.mask[:, -call.tokens :].bool()
-        if prompt_mask is not None and call.rows % len(prompt_mask) == 0:  # several beams or continuations per row
+        if (
+            prompt_mask is not None and call.rows % len(prompt_mask) == 0
+        ):  # several beams or continuations per row
             of = prompt_mask[:, columns[columns < prompt_mask.shape[1]]].bool()
             kept[:, : of.shape[1]] |= ~of.repeat_interleave(call.rows // len(prompt_mask), 0)
         return torch.where(steps > 0, steps, -kept.long())
@@ -157,7 +179,9 @@ class Steps(threading.local):
 def _start_inside(generation: _Generation, call: _Pass) -> int:
     """Length of the prompt, of a pass that `generate` made."""
     if call.cache is None:
-        if call.tokens <= generation.seen:  # without a cache, the text of each pass is longer than the last
+        if (
+            call.tokens <= generation.seen
+        ):  # without a cache, the text of each pass is longer than the last
             raise UserError(
                 f"a forward pass of generate has {call.tokens} tokens after one of {generation.seen}, and no cache "
                 "that can be read, so the steps of an edit are unknown; use a cache class of transformers"
@@ -185,9 +209,15 @@ def _arguments(forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) 
 
 def _cache(given: Mapping[str, Any]) -> Any:
     """The argument that tells how many tokens it holds; None where the pass has none."""
-    found = {id(value): value for value in given.values() if callable(getattr(value, "get_seq_length", None))}
+    found = {
+        id(value): value
+        for value in given.values()
+        if callable(getattr(value, "get_seq_length", None))
+    }
     if len(found) > 1:
-        raise UserError("a forward pass under an edit has two caches, so the steps of its tokens are unknown")
+        raise UserError(
+            "a forward pass under an edit has two caches, so the steps of its tokens are unknown"
+        )
     for name, value in given.items():
         plain = value is None or isinstance(value, bool | int | Tensor) or id(value) in found
         if ("cache" in name or "past" in name) and not plain:

@@ -2,8 +2,9 @@
 
     python scripts/bench_collect.py --out scripts/results/bench_collect.json
 
-Bare and full passes alternate batch by batch in one run, so a drifting machine hits both; the bare pass stops at the
-deepest site too. SAEs have random weights of the right shape: the time does not depend on what they have learned.
+Bare and full passes alternate batch by batch in one run, so a drifting machine hits both; the bare
+pass stops at the deepest site too. SAEs have random weights of the right shape: the time does not
+depend on what they have learned.
 """
 
 from __future__ import annotations
@@ -33,12 +34,27 @@ def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
     rows /= rows.norm(dim=1, keepdim=True)
     zeros = torch.zeros(len(rows))
     dtype = "bfloat16" if native_bf16(lm.device) else "float32"
-    return SAE(site, site, rows.t().contiguous(), zeros, rows, torch.zeros(d_in), k, max_norm=1e9, dtype=dtype)
+    return SAE(
+        site,
+        site,
+        rows.t().contiguous(),
+        zeros,
+        rows,
+        torch.zeros(d_in),
+        k,
+        max_norm=1e9,
+        dtype=dtype,
+    )
 
 
-def compare(lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]) -> float:
+def compare(
+    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]
+) -> float:
     """Seconds of the bare passes over seconds of the full ones."""
-    stats = {d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity) for d in dictionaries}
+    stats = {
+        d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity)
+        for d in dictionaries
+    }
     top = {d.id: TopExamples.zeros(d.width) for d in dictionaries if not d.signed}
     paths = tuple(dict.fromkeys(lm.site(d.site).path for d in dictionaries))
     bare = full = 0.0
@@ -61,9 +77,13 @@ def compare(lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded:gemma-3-270m")
-    parser.add_argument("--sites", default="resid_post@5,mlp_out@5,resid_post@8,mlp_out@8,resid_post@11,mlp_out@11")
+    parser.add_argument(
+        "--sites", default="resid_post@5,mlp_out@5,resid_post@8,mlp_out@8,resid_post@11,mlp_out@11"
+    )
     parser.add_argument("--max-tokens", type=int, default=800)
     parser.add_argument("--expansion", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
@@ -75,8 +95,15 @@ def main() -> None:
     plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
     rows = {label: k for k, label in enumerate(corpus.labels)}
     of = {i: rows[corpus.of[i]] for i in plan.tokens}
-    batches = [b for w in range(plan.window_count) for b in plan.batches(lm, plan.window(w)) if plan.window(w)]
-    saes: list[Dictionary] = [random_sae(lm, site, arguments.expansion, 32) for site in arguments.sites.split(",")]
+    batches = [
+        b
+        for w in range(plan.window_count)
+        for b in plan.batches(lm, plan.window(w))
+        if plan.window(w)
+    ]
+    saes: list[Dictionary] = [
+        random_sae(lm, site, arguments.expansion, 32) for site in arguments.sites.split(",")
+    ]
     cases: dict[str, list[Dictionary]] = {
         "six sites": saes,
         "three sites": saes[:3],
@@ -87,10 +114,16 @@ def main() -> None:
         for name, chosen in cases.items()
     }
     result = {
-        "machine": {"processor": platform.machine(), "threads": threads, "native_bf16": native_bf16("cpu")},
+        "machine": {
+            "processor": platform.machine(),
+            "threads": threads,
+            "native_bf16": native_bf16("cpu"),
+        },
         "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
         "tokens": plan.total,
-        "share_of_bare_speed": {name: {"median": v[len(v) // 2], "all": v} for name, v in shares.items()},
+        "share_of_bare_speed": {
+            name: {"median": v[len(v) // 2], "all": v} for name, v in shares.items()
+        },
     }
     print(json.dumps(result, indent=1))
     if arguments.out:

@@ -2,9 +2,9 @@
 
     python scripts/bench_encoding.py --out scripts/results/bench_encoding.json
 
-Both sides encode in float32 with the same weights and the same number of threads, turn by turn; the figure is the
-median of the ratios. Both give the same units (checked before the clock starts). Where sae-lens is not installed, its
-formulas in plain torch take its place (`against` says so).
+Both sides encode in float32 with the same weights and the same number of threads, turn by turn; the
+figure is the median of the ratios. Both give the same units (checked before the clock starts).
+Where sae-lens is not installed, its formulas in plain torch take its place (`against` says so).
 """
 
 from __future__ import annotations
@@ -40,11 +40,20 @@ def lens(directory: Path, kind: str, d_in: int, d_sae: int, device: str) -> tupl
         state["b_enc"] -= 0.05
     if find_spec("sae_lens") is None:
         return _plain(kind, state, device)
-    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+    from sae_lens import (
+        JumpReLUSAE,
+        JumpReLUSAEConfig,
+        StandardSAE,
+        StandardSAEConfig,
+        TopKSAE,
+        TopKSAEConfig,
+    )
 
-    made = {"topk": lambda: TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=K)),
-            "jumprelu": lambda: JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae)),
-            "standard": lambda: StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=d_sae))}[kind]()  # fmt: skip
+    made = {
+        "topk": lambda: TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=K)),
+        "jumprelu": lambda: JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae)),
+        "standard": lambda: StandardSAE(StandardSAEConfig(d_in=d_in, d_sae=d_sae)),
+    }[kind]()
     if kind == "jumprelu":
         state["threshold"] = torch.full((d_sae,), THRESHOLD)
     made.load_state_dict(state)
@@ -56,7 +65,14 @@ def lens(directory: Path, kind: str, d_in: int, d_sae: int, device: str) -> tupl
 def _plain(kind: str, state: dict[str, Any], device: str) -> tuple[SAE, Encode, str]:
     activation = "relu" if kind == "standard" else kind
     threshold = torch.full_like(state["b_enc"], THRESHOLD) if kind == "jumprelu" else None
-    sae = SAE(kind, "mlp_out@0", **state, k=K if kind == "topk" else 0, activation=activation, threshold=threshold)
+    sae = SAE(
+        kind,
+        "mlp_out@0",
+        **state,
+        k=K if kind == "topk" else 0,
+        activation=activation,
+        threshold=threshold,
+    )
     W, b_enc, b_dec = (state[name].to(device) for name in ("W_enc", "b_enc", "b_dec"))
 
     def encode(x: torch.Tensor) -> torch.Tensor:
@@ -90,10 +106,17 @@ def sparse(directory: Path, d_in: int, d_sae: int, device: str) -> tuple[SAE, En
 def _weights(d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
-    return {"W_enc": 0.02 * rows.T.contiguous(), "b_enc": torch.zeros(d_sae), "W_dec": rows, "b_dec": torch.zeros(d_in)}
+    return {
+        "W_enc": 0.02 * rows.T.contiguous(),
+        "b_enc": torch.zeros(d_sae),
+        "W_dec": rows,
+        "b_dec": torch.zeros(d_in),
+    }
 
 
-def measure(name: str, sae: SAE, theirs: Encode, against: str, rounds: int, device: str) -> dict[str, Any]:
+def measure(
+    name: str, sae: SAE, theirs: Encode, against: str, rounds: int, device: str
+) -> dict[str, Any]:
     sae = sae.to(device)
     x = torch.randn(ROWS, sae.d_in, device=device)
     with torch.inference_mode():
@@ -101,12 +124,23 @@ def measure(name: str, sae: SAE, theirs: Encode, against: str, rounds: int, devi
         ours = sae.encode(x[:64])
         assert int((found > 0).sum()) == int((ours.values > 0).sum()) > 0
         torch.testing.assert_close(found.sum(1), ours.dense().sum(1), rtol=1e-4, atol=1e-4)
-        times = [(_seconds(lambda: sae.encode(x), device), _seconds(lambda: theirs(x), device)) for _ in range(rounds)]
+        times = [
+            (_seconds(lambda: sae.encode(x), device), _seconds(lambda: theirs(x), device))
+            for _ in range(rounds)
+        ]
     ratio = median(other / own for own, other in times)
     own, other = (ROWS / median(side) for side in zip(*times, strict=True))
     l0 = round(float((ours.values > 0).sum() / len(ours)), 1)
-    return {"sae": name, "d_in": sae.d_in, "d_sae": sae.width, "l0": l0, "vectors/s": round(own),
-            "against": against, "theirs/s": round(other), "times as fast": round(ratio, 2)}  # fmt: skip
+    return {
+        "sae": name,
+        "d_in": sae.d_in,
+        "d_sae": sae.width,
+        "l0": l0,
+        "vectors/s": round(own),
+        "against": against,
+        "theirs/s": round(other),
+        "times as fast": round(ratio, 2),
+    }
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:
@@ -118,12 +152,16 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d-in", type=int, default=2048)
     parser.add_argument("--d-sae", type=int, default=32768)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--kinds", default=",".join(KINDS), help="by commas; those whose library is missing are left out"
+        "--kinds",
+        default=",".join(KINDS),
+        help="by commas; those whose library is missing are left out",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)

@@ -2,8 +2,8 @@
 
     python scripts/bench_steering.py RUN --out scripts/results/bench_steering.json
 
-`add` puts a vector at each of four sites, as features and the difference of means do; `ablate` encodes every token with
-the run's SAE and silences 100 features, at the SAEs' sites.
+`add` puts a vector at each of four sites, as features and the difference of means do; `ablate`
+encodes every token with the run's SAE and silences 100 features, at the SAEs' sites.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from saefeat.pipeline.sweep import english_prompts
 from saefeat.steering import Change, Schedule
 
 
-def seconds(lm: LanguageModel, ids: list[list[int]], changes: Mapping[str, Sequence[Change]], tokens: int) -> float:
+def seconds(
+    lm: LanguageModel, ids: list[list[int]], changes: Mapping[str, Sequence[Change]], tokens: int
+) -> float:
     decoding = Decoding(max_new_tokens=tokens, temperature=0.0)
     start = time.monotonic()
     with steering.apply(lm, changes, 0.05, Schedule()):  # weak, so that texts do not end early
@@ -34,7 +36,9 @@ def seconds(lm: LanguageModel, ids: list[list[int]], changes: Mapping[str, Seque
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
@@ -49,8 +53,12 @@ def main() -> None:
     depths = [lm.n_layers * i // 5 for i in (1, 2, 3, 4)]
     kinds: dict[str, dict[str, list[Change]]] = {
         "plain": {},
-        "add at four sites": {f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths},
-        "ablate 100 features at each SAE": {s.site: [steering.ablate(s, range(100))] for s in setting.saes_at_hand},
+        "add at four sites": {
+            f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths
+        },
+        "ablate 100 features at each SAE": {
+            s.site: [steering.ablate(s, range(100))] for s in setting.saes_at_hand
+        },
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds + 1):

@@ -2,11 +2,11 @@
 
     python scripts/bench_training.py --steps 120 --seeds 3 --out scripts/results/bench_training.json
 
-Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the same batches,
-with the same allocator settings and threads, each at its best peak learning rate of a grid (chosen on the first seed).
-sae-lens runs as it is configured by default for TopK (AuxK on, rescaling by decoder norm on), with autocast and
-without; on processors without fast bfloat16 autocast is many times slower, so its speed is read from a step and its
-FVU from the float32 run.
+Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the
+same batches, with the same allocator settings and threads, each at its best peak learning rate of a
+grid (chosen on the first seed). sae-lens runs as it is configured by default for TopK (AuxK on,
+rescaling by decoder norm on), with autocast and without; on processors without fast bfloat16
+autocast is many times slower, so its speed is read from a step and its FVU from the float32 run.
 """
 
 from __future__ import annotations
@@ -58,22 +58,39 @@ def fvu(x: Tensor, reconstruction: Tensor) -> float:
     return float((x - reconstruction).square().sum() / (x - x.mean(0)).square().sum())
 
 
-def ours(train: Tensor, test: Tensor, d_sae: int, steps: int, lr: float, seed: int) -> dict[str, float]:
+def ours(
+    train: Tensor, test: Tensor, d_sae: int, steps: int, lr: float, seed: int
+) -> dict[str, float]:
     config = TrainConfig(k=K, d_sae=d_sae, batch_size=BATCH, lr=lr, seed=seed)
     with torch.inference_mode():
         trainer = Trainer(train.shape[1], config, steps, "cpu")
-        trainer.frame = {"mean": torch.zeros(train.shape[1]), "scale": torch.ones(()), "max_norm": torch.tensor(1e9)}
+        trainer.frame = {
+            "mean": torch.zeros(train.shape[1]),
+            "scale": torch.ones(()),
+            "max_norm": torch.tensor(1e9),
+        }
         source = batches(train, seed)
         start = time.monotonic()
         for _ in range(steps):
             trainer.train_on(next(source))
         seconds = time.monotonic() - start
         sae = trainer.sae("ours", "site", {})
-        return {"tokens_per_s": steps * BATCH / seconds, "fvu": fvu(test, sae.decode(sae.encode(test)))}
+        return {
+            "tokens_per_s": steps * BATCH / seconds,
+            "fvu": fvu(test, sae.decode(sae.encode(test))),
+        }
 
 
 def theirs(
-    train: Tensor, test: Tensor, d_sae: int, steps: int, lr: float, seed: int, *, autocast: bool, planned: int
+    train: Tensor,
+    test: Tensor,
+    d_sae: int,
+    steps: int,
+    lr: float,
+    seed: int,
+    *,
+    autocast: bool,
+    planned: int,
 ) -> dict[str, float]:
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
@@ -106,21 +123,28 @@ def theirs(
 def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[], None]:
     """One step of EleutherAI's sparsify at a call, as its trainer makes it (`Trainer.fit`, Adam, TF32 products).
 
-    x: vectors [n, d_in] on the device, taken in turn. Raises ImportError where sparsify is not installed.
+    x: vectors [n, d_in] on the device, taken in turn. Raises ImportError where sparsify is not
+    installed.
     """
     from sparsify import SparseCoder, SparseCoderConfig
 
     torch.set_float32_matmul_precision("high")
-    coder = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=d_sae, k=K), device, dtype=torch.float32)
+    coder = SparseCoder(
+        x.shape[1], SparseCoderConfig(num_latents=d_sae, k=K), device, dtype=torch.float32
+    )
     adam = torch.optim.Adam(coder.parameters(), lr=2e-4 / (d_sae / 2**14) ** 0.5)
-    fired, silent = (torch.zeros(d_sae, dtype=kind, device=device) for kind in (torch.bool, torch.int64))
+    fired, silent = (
+        torch.zeros(d_sae, dtype=kind, device=device) for kind in (torch.bool, torch.int64)
+    )
     turns = itertools.cycle(x.split(batch))
 
     def step() -> None:
         rows = next(turns)
         if coder.cfg.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
-        found = coder(rows, total_variance=(rows - rows.mean(0)).pow(2).sum())  # AuxK is off by default
+        found = coder(
+            rows, total_variance=(rows - rows.mean(0)).pow(2).sum()
+        )  # AuxK is off by default
         fired[found.latent_indices.flatten()] = True
         found.fvu.backward()
         if coder.cfg.normalize_decoder:
@@ -135,14 +159,20 @@ def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument("--site", default="resid_post@8")
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--d-sae", type=int, default=5120)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--autocast-steps", type=int, default=3)
-    parser.add_argument("--lrs", default="2e-3,4e-3,6e-3", help="each side takes its best of these on the first seed")
+    parser.add_argument(
+        "--lrs",
+        default="2e-3,4e-3,6e-3",
+        help="each side takes its best of these on the first seed",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -153,7 +183,9 @@ def main() -> None:
     grid = [float(lr) for lr in arguments.lrs.split(",")]
     tried = {
         "saefeat": {lr: ours(*shape, steps, lr, 0) for lr in grid},
-        "sae_lens": {lr: theirs(*shape, steps, lr, 0, autocast=False, planned=steps) for lr in grid},
+        "sae_lens": {
+            lr: theirs(*shape, steps, lr, 0, autocast=False, planned=steps) for lr in grid
+        },
     }
     print(json.dumps(tried), flush=True)
     lr = {side: min(found, key=lambda value: found[value]["fvu"]) for side, found in tried.items()}
@@ -171,14 +203,22 @@ def main() -> None:
         side: sum(row[side]["tokens_per_s"] for row in rows) / len(rows)
         for side in ("saefeat", "sae_lens", "sae_lens_autocast")
     }
-    error = {side: sum(row[side]["fvu"] for row in rows) / len(rows) for side in ("saefeat", "sae_lens")}
+    error = {
+        side: sum(row[side]["fvu"] for row in rows) / len(rows) for side in ("saefeat", "sae_lens")
+    }
     result = {
-        "machine": {"processor": platform.machine(), "threads": threads, "native_bf16": native_bf16("cpu")},
+        "machine": {
+            "processor": platform.machine(),
+            "threads": threads,
+            "native_bf16": native_bf16("cpu"),
+        },
         "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
         "lr": lr,
         "tried": tried,
         "tokens_per_s": mean,
-        "speed_ratio": {side: mean["saefeat"] / mean[side] for side in ("sae_lens", "sae_lens_autocast")},
+        "speed_ratio": {
+            side: mean["saefeat"] / mean[side] for side in ("sae_lens", "sae_lens_autocast")
+        },
         "fvu": error,
         "fvu_ratio": error["saefeat"] / error["sae_lens"],
         "rows": rows,

@@ -2,9 +2,10 @@
 
     python scripts/bench_wide.py WORK --out scripts/results/bench_wide.json
 
-Makes, below WORK, a random Llama with the tokenizer of SmolLM2 and random TopK SAEs in sparsify's layout at every
-layer, in bfloat16 (17 GB for the default: 16 layers of 131,072 features of 2,048), and texts under 200 labels; then
-collects statistics of all of them and ranks them by SAE-LAPE, each in a process of its own whose memory is watched.
+Makes, below WORK, a random Llama with the tokenizer of SmolLM2 and random TopK SAEs in sparsify's
+layout at every layer, in bfloat16 (17 GB for the default: 16 layers of 131,072 features of 2,048),
+and texts under 200 labels; then collects statistics of all of them and ranks them by SAE-LAPE, each
+in a process of its own whose memory is watched.
 """
 
 from __future__ import annotations
@@ -36,9 +37,15 @@ def make_model(folder: Path, d_in: int, layers: int) -> None:
         return
     donor = load_model("embedded:smollm2-135m", device="cpu")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=donor.unembedding().shape[0], hidden_size=d_in, intermediate_size=4 * d_in,
-                         num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=8,
-                         tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=donor.unembedding().shape[0],
+        hidden_size=d_in,
+        intermediate_size=4 * d_in,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     donor.tokenizer.save_pretrained(folder)
 
@@ -51,22 +58,31 @@ def make_sae(folder: Path, d_in: int, d_sae: int, seed: int) -> None:
     rows = (rows / rows.norm(dim=1, keepdim=True)).bfloat16()
     biases = {"encoder.bias": torch.zeros(d_sae).bfloat16(), "b_dec": torch.zeros(d_in).bfloat16()}
     save_file({"encoder.weight": rows.clone(), "W_dec": rows, **biases}, folder / "sae.safetensors")
-    (folder / "cfg.json").write_text(json.dumps({"activation": "topk", "d_in": d_in, "num_latents": d_sae, "k": 32}))
+    (folder / "cfg.json").write_text(
+        json.dumps({"activation": "topk", "d_in": d_in, "num_latents": d_sae, "k": 32})
+    )
 
 
 def make_corpus(path: Path, labels: int) -> None:
     """Real text, whose labels stand for nothing."""
     corpus = load_corpus("embedded:eld")
-    rows = [{"text": text[:CHARACTERS], "label": f"l{i % labels:03d}", "id": str(i)}
-            for i, text in enumerate(corpus.texts)]  # fmt: skip
+    rows = [
+        {"text": text[:CHARACTERS], "label": f"l{i % labels:03d}", "id": str(i)}
+        for i, text in enumerate(corpus.texts)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def watched(*command: str) -> dict[str, Any]:
     """Run saefeat; its output, seconds, and the peaks of its memory in GB: all, and without what is mapped."""
     start, peaks = time.monotonic(), {"VmRSS": 0, "RssAnon": 0}
-    with subprocess.Popen([sys.executable, "-m", "saefeat", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, bufsize=1) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "saefeat", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+    ) as process:
         lines: list[str] = []
         assert process.stdout is not None
         reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
@@ -80,13 +96,18 @@ def watched(*command: str) -> dict[str, Any]:
         reader.join()
     if process.returncode:
         raise SystemExit("".join(lines[-5:]))
-    return {"lines": lines, "seconds": round(time.monotonic() - start),
-            "peak": round(peaks["VmRSS"] * 1024 / 1e9, 2),
-            "peak without mapped files": round(peaks["RssAnon"] * 1024 / 1e9, 2)}  # fmt: skip
+    return {
+        "lines": lines,
+        "seconds": round(time.monotonic() - start),
+        "peak": round(peaks["VmRSS"] * 1024 / 1e9, 2),
+        "peak without mapped files": round(peaks["RssAnon"] * 1024 / 1e9, 2),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", type=Path)
     parser.add_argument("--d-in", type=int, default=2048)
     parser.add_argument("--d-sae", type=int, default=131072)
@@ -98,10 +119,23 @@ def main() -> None:
     for layer in range(given.layers):
         make_sae(given.work / "saes" / f"layers.{layer}", given.d_in, given.d_sae, layer)
     make_corpus(given.work / "corpus.jsonl", given.labels)
-    collect = ["collect", "--model", str(given.work / "model"), "--saes", str(given.work / "saes"), "--corpus",
-               str(given.work / "corpus.jsonl"), "--max-tokens", "10", "--no-gate", "--out",
-               str(given.work / "stats")]  # fmt: skip
-    forecast = next(line.strip() for line in watched(*collect, "--dry-run")["lines"] if "forecast" in line)
+    collect = [
+        "collect",
+        "--model",
+        str(given.work / "model"),
+        "--saes",
+        str(given.work / "saes"),
+        "--corpus",
+        str(given.work / "corpus.jsonl"),
+        "--max-tokens",
+        "10",
+        "--no-gate",
+        "--out",
+        str(given.work / "stats"),
+    ]
+    forecast = next(
+        line.strip() for line in watched(*collect, "--dry-run")["lines"] if "forecast" in line
+    )
     result: dict[str, Any] = {
         "saes": f"{given.layers} of {given.d_sae:,} features of {given.d_in:,}, bfloat16",
         "labels": given.labels,
@@ -109,11 +143,21 @@ def main() -> None:
         "forecast": forecast,
     }
     print(forecast, flush=True)
-    for name, command in (("collect", collect),
-                          ("rank", ["rank", str(given.work / "stats"), "--out", str(given.work / "s.parquet")]),
-                          ("rank, feature-diffmean",
-                           ["rank", str(given.work / "stats"), "--method", "feature-diffmean", "--out",
-                            str(given.work / "d.parquet")])):  # fmt: skip
+    for name, command in (
+        ("collect", collect),
+        ("rank", ["rank", str(given.work / "stats"), "--out", str(given.work / "s.parquet")]),
+        (
+            "rank, feature-diffmean",
+            [
+                "rank",
+                str(given.work / "stats"),
+                "--method",
+                "feature-diffmean",
+                "--out",
+                str(given.work / "d.parquet"),
+            ],
+        ),
+    ):
         found = watched(*command)
         result[name] = {key: value for key, value in found.items() if key != "lines"}
         print(name, json.dumps(result[name]), flush=True)

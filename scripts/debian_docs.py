@@ -2,40 +2,51 @@
 
     python scripts/debian_docs.py --out docs.jsonl [--per-label 300] [--offset 0] [--cache DIR]
 
-The ``.deb`` files come from ``apt-get download`` (an up-to-date package index is needed: ``apt-get update``), are
-unpacked with ``dpkg-deb -x`` into a temporary folder, and nothing is installed.  Three kinds of text are read:
+The ``.deb`` files come from ``apt-get download`` (an up-to-date package index is needed: ``apt-get
+update``), are unpacked with ``dpkg-deb -x`` into a temporary folder, and nothing is installed. 
+Three kinds of text are read:
 
-* ``page``: paragraphs of Mallard help pages, ``<p>`` in ``usr/share/help/LANG/**/*.page`` (gnome-user-docs,
+* ``page``: paragraphs of Mallard help pages, ``<p>`` in ``usr/share/help/LANG/**/*.page``
+(gnome-user-docs,
   evolution-common);
-* ``html``: paragraphs of the LibreOffice help, ``<p id=...>`` in ``help/LANG/text/**/*.html`` (libreoffice-help-XX);
-* ``mo``: sentences (tool tips, questions, option help) in the ``.mo`` catalogues of libreoffice-l10n-XX,
+* ``html``: paragraphs of the LibreOffice help, ``<p id=...>`` in ``help/LANG/text/**/*.html``
+(libreoffice-help-XX); * ``mo``: sentences (tool tips, questions, option help) in the ``.mo``
+catalogues of libreoffice-l10n-XX,
   evolution-common, gimp-data, gnome-control-center-data, gnumeric-common and vlc-l10n.
 
-Bulgarian and Thai have neither of the first two and are made of ``mo`` alone.  ``pt`` is the European translation
-and ``zh`` the simplified-character one (``zh_CN``).
+Bulgarian and Thai have neither of the first two and are made of ``mo`` alone.  ``pt`` is the
+European translation and ``zh`` the simplified-character one (``zh_CN``).
 
-A paragraph is kept only with its English original, which is known for all three kinds: by file and position among the
-``<p>`` of a page (pages whose number of paragraphs differs are left out), by file and ``id`` in the help, by the
-message itself in a catalogue.  That place is the record's ``id``, so translations of one paragraph share it.  Rules:
+A paragraph is kept only with its English original, which is known for all three kinds: by file and
+position among the ``<p>`` of a page (pages whose number of paragraphs differs are left out), by
+file and ``id`` in the help, by the message itself in a catalogue.  That place is the record's
+``id``, so translations of one paragraph share it.  Rules:
 
-1. the English original is a sentence: it begins with a capital, ends in ``.``, ``!``, ``?`` or ``:``, has five words
+1. the English original is a sentence: it begins with a capital, ends in ``.``, ``!``, ``?`` or
+``:``, has five words
    at least, and fifteen where it names a menu path (``Choose Insert - Frame.`` is no sentence);
-2. the text has 20 to 600 characters, is no code or template (60 % of its visible characters are letters, no
+2. the text has 20 to 600 characters, is no code or template (60 % of its visible characters are
+letters, no
    placeholder, no markup, no keyboard mnemonic); the same must hold of its original;
-3. a translation is not the English text: after dropping case and all but letters it differs from every English text,
-   and at most a fifth of its word triples occur anywhere in the English texts (documentation keeps English where a
-   translation is missing, sometimes in the midst of a paragraph, and sometimes in an older wording);
-4. in hi, th, bg, ru, ja, ko and zh at least half of the letters are of the expected script, where ja needs one kana
+3. a translation is not the English text: after dropping case and all but letters it differs from
+every English text,
+   and at most a fifth of its word triples occur anywhere in the English texts (documentation keeps
+   English where a translation is missing, sometimes in the midst of a paragraph, and sometimes in
+   an older wording);
+4. in hi, th, bg, ru, ja, ko and zh at least half of the letters are of the expected script, where
+ja needs one kana
    and zh has none.  For the labels in Latin script rule 3 is the only test of the language;
-5. a text that occurs, compared as in rule 3, under two labels is kept under neither; repetitions are kept once.
+5. a text that occurs, compared as in rule 3, under two labels is kept under neither; repetitions
+are kept once.
 
-No language identifier is consulted, so the corpus favours none.  What the rules cannot see is a translation into some
-other language, or one that was entered under the wrong message.
+No language identifier is consulted, so the corpus favours none.  What the rules cannot see is a
+translation into some other language, or one that was entered under the wrong message.
 
-Per label, each kind's texts are ordered by the SHA-256 of the text, the kinds take turns until they run out, and the
-records from ``--offset`` to ``--offset + --per-label`` of that order are written: the same packages give the same
-bytes, and runs whose ranges do not overlap share no text (they may hold different translations of one paragraph, under
-the same ``id``).  ``OUT.json`` holds package versions and counts.
+Per label, each kind's texts are ordered by the SHA-256 of the text, the kinds take turns until they
+run out, and the records from ``--offset`` to ``--offset + --per-label`` of that order are written:
+the same packages give the same bytes, and runs whose ranges do not overlap share no text (they may
+hold different translations of one paragraph, under the same ``id``).  ``OUT.json`` holds package
+versions and counts.
 """
 
 from __future__ import annotations
@@ -81,8 +92,18 @@ SCRIPTS = {
     "zh": {"CJK"},
 }
 KANA = {"HIRAGANA", "KATAKANA"}
-SKIPPED_CLASSES = {"code", "codeintable", "bascode", "smathcode", "related", "image", "imageintable"}
-TEMPLATE = re.compile(r"%[\w(*.#'-]|\$|[\[#]\w|[{}<>|\\^=`]|&\w+;|(?<![\w.])[_~&]\w|\w[_~&]\w|https?:")
+SKIPPED_CLASSES = {
+    "code",
+    "codeintable",
+    "bascode",
+    "smathcode",
+    "related",
+    "image",
+    "imageintable",
+}
+TEMPLATE = re.compile(
+    r"%[\w(*.#'-]|\$|[\[#]\w|[{}<>|\\^=`]|&\w+;|(?<![\w.])[_~&]\w|\w[_~&]\w|https?:"
+)
 SENTENCE = re.compile(r"[\"'\u201c\u2018(]?[A-Z].*[.!?:][\"'\u201d\u2019)]*")
 MENU_PATH = re.compile(r"\w\W? [-\u2013>\u25b8] [\"'\u201c\u2018]?[A-Z]")
 MIN_CHARS, MAX_CHARS = 20, 600
@@ -117,7 +138,8 @@ class Record:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-# --- packages ---------------------------------------------------------------------------------------------------------
+# --- packages
+# ---------------------------------------------------------------------------------------------------------
 
 
 def package_names() -> list[str]:
@@ -135,7 +157,9 @@ def fetch(names: list[str], cache: Path) -> dict[str, Path]:
     """The path of each package's file in the cache, downloaded where it is not there."""
     missing = [name for name in names if not list(cache.glob(f"{name}_*.deb"))]
     if missing:
-        subprocess.run(["apt-get", "-q", "download", *missing], cwd=cache, check=True, stdout=sys.stderr)
+        subprocess.run(
+            ["apt-get", "-q", "download", *missing], cwd=cache, check=True, stdout=sys.stderr
+        )
     return {name: sorted(cache.glob(f"{name}_*.deb"))[-1] for name in names}
 
 
@@ -250,7 +274,9 @@ def read_catalogues(tree: Path, pool: Pool) -> None:
         if label == "en":
             continue
         folders = [tree / "usr/share/locale" / LOCALES.get(label, label) / "LC_MESSAGES"]
-        folders.append(tree / "usr/lib/libreoffice/program/resource" / _office_locale(label) / "LC_MESSAGES")
+        folders.append(
+            tree / "usr/lib/libreoffice/program/resource" / _office_locale(label) / "LC_MESSAGES"
+        )
         for path in sorted(path for folder in folders for path in folder.glob("*.mo")):
             for key, value in mo_messages(path.read_bytes()):
                 english = squeeze(key.rpartition("\x04")[2])
@@ -317,7 +343,9 @@ class English:
     @classmethod
     def of(cls, pools: dict[str, Pool]) -> English:
         texts = {text for pool in pools.values() for text in pool.english.values()}
-        return cls({plain(text) for text in texts}, {triple for text in texts for triple in triples(text)})
+        return cls(
+            {plain(text) for text in texts}, {triple for text in texts for triple in triples(text)}
+        )
 
     def holds(self, text: str) -> bool:
         if plain(text) in self.texts:
@@ -329,11 +357,20 @@ class English:
 def candidates(pools: dict[str, Pool]) -> Iterator[Record]:
     english = English.of(pools)
     for kind, pool in pools.items():
-        originals = {place: text for place, text in pool.english.items() if is_sentence(text) and is_prose(text)}
+        originals = {
+            place: text
+            for place, text in pool.english.items()
+            if is_sentence(text) and is_prose(text)
+        }
         yield from (Record(text, "en", place, kind) for place, text in originals.items())
         for label, texts in pool.translated.items():
             for place, text in texts.items():
-                if place in originals and is_prose(text) and in_script(text, label) and not english.holds(text):
+                if (
+                    place in originals
+                    and is_prose(text)
+                    and in_script(text, label)
+                    and not english.holds(text)
+                ):
                     yield Record(text, label, place, kind)
 
 
@@ -368,7 +405,9 @@ def select(records: list[Record], offset: int, per_label: int) -> list[Record]:
     return chosen
 
 
-def summary(chosen: list[Record], available: list[Record], debs: dict[str, Path]) -> dict[str, object]:
+def summary(
+    chosen: list[Record], available: list[Record], debs: dict[str, Path]
+) -> dict[str, object]:
     labels: dict[str, object] = {}
     total = Counter(record.label for record in available)
     for label in LABELS:
@@ -381,7 +420,10 @@ def summary(chosen: list[Record], available: list[Record], debs: dict[str, Path]
             "available": total[label],
             "kinds": {kind: kinds[kind] for kind in KINDS},
         }
-    return {"packages": {name: package_version(deb) for name, deb in sorted(debs.items())}, "labels": labels}
+    return {
+        "packages": {name: package_version(deb) for name, deb in sorted(debs.items())},
+        "labels": labels,
+    }
 
 
 def build(out: Path, per_label: int, offset: int, cache: Path) -> None:
@@ -394,7 +436,9 @@ def build(out: Path, per_label: int, offset: int, cache: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(record.json_line() for record in chosen), encoding="utf-8")
     report = summary(chosen, available, debs)
-    out.with_name(out.name + ".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    out.with_name(out.name + ".json").write_text(
+        json.dumps(report, indent=2) + "\n", encoding="utf-8"
+    )
     print(json.dumps(report["labels"]), file=sys.stderr)
 
 

@@ -2,7 +2,8 @@
 
     python scripts/demo_defaults.py --out scripts/results/demo_defaults.json
 
-All SAEs are trained from one stream of forward passes and read in one more; each row then takes its own.
+All SAEs are trained from one stream of forward passes and read in one more; each row then takes its
+own.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument("--max-tokens", type=int, default=5000)
     parser.add_argument("--eval-texts", type=int, default=60)
@@ -107,7 +110,9 @@ def main() -> None:
         collect(lm, halved, small, out / "half")
         stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}
         stats |= {sae.id: Stats.load(out / "half" / f"{sae.id}.safetensors") for sae in small}
-        full = lid.features_from_bags(out / "bags", {sae.id: sae.width for sae in members}, positions)
+        full = lid.features_from_bags(
+            out / "bags", {sae.id: sae.width for sae in members}, positions
+        )
     short = lid.featurize(lm, members, [text[: lid.SHORT] for text in texts])
     tests = {
         "whole": lid.featurize(lm, members, [corpus.texts[i] for i in test]),
@@ -118,7 +123,9 @@ def main() -> None:
     for row in ROWS:
         ids = row.ids()
         keep = chosen_half if row.share < 1 else np.ones(len(positions), bool)
-        table.append(evaluate(row, ids, [stats[i] for i in ids], saes, (full, short), keep, of, tests, truth))
+        table.append(
+            evaluate(row, ids, [stats[i] for i in ids], saes, (full, short), keep, of, tests, truth)
+        )
         print(json.dumps(table[-1]), flush=True)
     result = {
         "machine": {"processor": platform.machine(), "threads": threads},
@@ -131,7 +138,9 @@ def main() -> None:
 
 def take(features: lid.Features, ids: list[str], keep: np.ndarray | None = None) -> lid.Features:
     rows = slice(None) if keep is None else keep
-    return lid.Features({n: features.counts[n][rows] for n in ids}, {n: features.sums[n][rows] for n in ids})
+    return lid.Features(
+        {n: features.counts[n][rows] for n in ids}, {n: features.sums[n][rows] for n in ids}
+    )
 
 
 def evaluate(
@@ -152,7 +161,9 @@ def evaluate(
         "sae-count": lid.selection_head("sae-count", selection, stats),
         "sae-min-max": lid.selection_head("sae-min-max", selection, stats),
         "naive-bayes": lid.naive_bayes_head(stats, PAPER_LABELS),
-        "linear": lid.linear_head(parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS),
+        "linear": lid.linear_head(
+            parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS
+        ),
     }
     silent = [float((s.fired.sum(0) == 0).float().mean()) for s in stats]
     found: dict[str, Any] = {
@@ -168,7 +179,9 @@ def evaluate(
     for name, head in heads.items():
         for length, features in tests.items():
             predicted = [label or "?" for label in head.predict(take(features, ids))]
-            f1 = f1_score(truth, predicted, labels=list(PAPER_LABELS), average="macro", zero_division="warn")
+            f1 = f1_score(
+                truth, predicted, labels=list(PAPER_LABELS), average="macro", zero_division="warn"
+            )
             found[f"{name}, {length}"] = round(float(f1), 4)
     return found
 

@@ -1,24 +1,29 @@
 """What a run survives: kills, a full disk, a directory that becomes read-only, two processes, malformed input.
 
-    python scripts/faults.py --out scripts/results/faults.json          # 200 kills, 500 inputs: some half an hour
-    python scripts/faults.py --kills 10 --inputs 50                     # a look
+    python scripts/faults.py --out scripts/results/faults.json          # 200 kills, 500 inputs:
+    some half an hour python scripts/faults.py --kills 10 --inputs 50                     # a look
     python scripts/faults.py --parts inputs --inputs 1 --first 217      # one case again
 
-A whole small run (`saefeat run`: SmolLM2 cut to two blocks, three labels, two SAEs, heads, steering, matrix, report) is
-made once undisturbed. Then
+A whole small run (`saefeat run`: SmolLM2 cut to two blocks, three labels, two SAEs, heads,
+steering, matrix, report) is made once undisturbed. Then
 
-- kills: SIGKILL at random moments, by the clock and before the n-th operation on files in turn; each kill is followed
-  by a resume, and after several of them every artefact is compared with the undisturbed run's bytes;
-- disk: the state before each stage on a small tmpfs that the stage fills: exit code 1, one sentence; with more room
+- kills: SIGKILL at random moments, by the clock and before the n-th operation on files in turn;
+each kill is followed
+  by a resume, and after several of them every artefact is compared with the undisturbed run's
+  bytes;
+- disk: the state before each stage on a small tmpfs that the stage fills: exit code 1, one
+sentence; with more room
   the run goes on to the same bytes;
-- readonly: the same on a tmpfs that is read-only from the start, or becomes so during the stage: exit code 1 or 2;
-- together: two processes on one output, started with a delay: one may refuse with a sentence; the bytes are the same;
-- inputs: a damaged corpus, cfg.json, weights, run.json, selection, head or statistics: exit code 0 or 2, one sentence,
+- readonly: the same on a tmpfs that is read-only from the start, or becomes so during the stage:
+exit code 1 or 2; - together: two processes on one output, started with a delay: one may refuse with
+a sentence; the bytes are the same; - inputs: a damaged corpus, cfg.json, weights, run.json,
+selection, head or statistics: exit code 0 or 2, one sentence,
   no traceback, and after 2 nothing has changed on the disk.
 
-Each process is a fork of this one, which has everything imported, so a start costs little; what is killed is a real
-process. Windows, chunks and checkpoints are made small, so that a small run has several. In `run.json` timings are
-left out of the comparison. Disk and readonly need root (they mount); elsewhere they are left out, and said to be.
+Each process is a fork of this one, which has everything imported, so a start costs little; what is
+killed is a real process. Windows, chunks and checkpoints are made small, so that a small run has
+several. In `run.json` timings are left out of the comparison. Disk and readonly need root (they
+mount); elsewhere they are left out, and said to be.
 """
 
 from __future__ import annotations
@@ -61,7 +66,9 @@ STAGES = ("train", "collect", "rank", "lid fit", "lid evaluate", "steering", "ma
 PARTS = ("kills", "disk", "readonly", "together", "inputs")
 CHAIN = 8  # kills that an output meets on average before it is whole
 TIMEOUT = 120
-ADDRESSES = 2**34  # bytes of a process: a number that asks for too much memory fails here, not the machine
+ADDRESSES = (
+    2**34
+)  # bytes of a process: a number that asks for too much memory fails here, not the machine
 
 
 @dataclass
@@ -82,7 +89,11 @@ class Ended:
     def sentence(self) -> str:
         """The last line, where it is saefeat's own."""
         last = self.err.strip().splitlines()[-1:] or [""]
-        return last[0] if last[0].startswith("saefeat: ") or "Error" in last[0] or "╰" in last[0] else ""
+        return (
+            last[0]
+            if last[0].startswith("saefeat: ") or "Error" in last[0] or "╰" in last[0]
+            else ""
+        )
 
 
 @dataclass
@@ -114,7 +125,9 @@ class Bench:
     def fault(self, part: str, case: Any, what: str, ended: Ended | None = None) -> None:
         told = "" if ended is None else ended.err.strip()[-600:]
         self.faults.append({"part": part, "case": case, "what": what, "stderr": told})
-        print(f"FAULT {part} {case}: {what}\n    " + "\n    ".join(told.splitlines()[-6:]), flush=True)
+        print(
+            f"FAULT {part} {case}: {what}\n    " + "\n    ".join(told.splitlines()[-6:]), flush=True
+        )
 
 
 # --------------------------------------------------------------------------- processes
@@ -132,7 +145,9 @@ def call(
     stdin: str = "",
 ) -> Ended:
     """`saefeat ARGV` in a process of its own, killed after so many seconds or before its n-th file operation."""
-    child = start(argv, watched=watched, before_operation=before_operation, snapshots=snapshots, stdin=stdin)
+    child = start(
+        argv, watched=watched, before_operation=before_operation, snapshots=snapshots, stdin=stdin
+    )
     if meanwhile:
         meanwhile()
     return child.wait(min(after or timeout, timeout))
@@ -159,7 +174,9 @@ class Child:
         count = self.folder / "operations"
         operations = int(count.read_text()) if count.exists() else 0
         shutil.rmtree(self.folder)
-        return Ended(os.waitstatus_to_exitcode(status), out, err, time.monotonic() - self.begun, operations)
+        return Ended(
+            os.waitstatus_to_exitcode(status), out, err, time.monotonic() - self.begun, operations
+        )
 
 
 def start(
@@ -180,14 +197,20 @@ def start(
 
 
 def _become(
-    argv: list[str], folder: Path, watched: Path | None, before_operation: int | None, snapshots: Path | None
+    argv: list[str],
+    folder: Path,
+    watched: Path | None,
+    before_operation: int | None,
+    snapshots: Path | None,
 ) -> None:
     """In the fork: the command line; never returns."""
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
         flags = os.O_WRONLY | os.O_CREAT
-        for number, (name, mode) in enumerate((("in", os.O_RDONLY), ("out", flags), ("err", flags))):
+        for number, (name, mode) in enumerate(
+            (("in", os.O_RDONLY), ("out", flags), ("err", flags))
+        ):
             os.dup2(os.open(folder / name, mode, 0o600), number)
         sys.stdin, sys.stdout = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
         sys.stderr = os.fdopen(os.dup(2), "w", errors="backslashreplace")  # as Python's own
@@ -215,7 +238,9 @@ def _count_operations(watched: Path, kill_before: int | None) -> list[int]:
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
         if event == "open":
-            if not isinstance(given[0], str | os.PathLike) or not (given[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+            if not isinstance(given[0], str | os.PathLike) or not (given[2] or 0) & (
+                os.O_WRONLY | os.O_RDWR
+            ):
                 return
         elif event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
             return
@@ -251,13 +276,29 @@ def prepare(work: Path, seed: int) -> Bench:
     model, corpus = work / "model", work / "corpus.jsonl"
     cut_model("embedded:smollm2-135m", model, blocks=2, tokens=1024)
     whole = load_corpus("embedded:eld", labels=LABELS)
-    rows = [{"text": text[:60], "label": label, "id": str(i)}
-            for i, (text, label) in enumerate(zip(whole.texts, whole.of, strict=True)) if i % 1000 < 150]  # fmt: skip
+    rows = [
+        {"text": text[:60], "label": label, "id": str(i)}
+        for i, (text, label) in enumerate(zip(whole.texts, whole.of, strict=True))
+        if i % 1000 < 150
+    ]
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"model": model, "corpus": corpus, "sites": "resid_post@0,mlp_out@0", "d-sae": 128, "k": 8,
-               "train-tokens": 1200, "max-tokens": 1200, "eval-texts": 8, "steer-prompts": 2, "matrix-texts": 2,
-               "dtype": "float32"}  # fmt: skip
-    bench.arguments = ["run", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    options = {
+        "model": model,
+        "corpus": corpus,
+        "sites": "resid_post@0,mlp_out@0",
+        "d-sae": 128,
+        "k": 8,
+        "train-tokens": 1200,
+        "max-tokens": 1200,
+        "eval-texts": 8,
+        "steer-prompts": 2,
+        "matrix-texts": 2,
+        "dtype": "float32",
+    }
+    bench.arguments = [
+        "run",
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
     bench.out.parent.mkdir()
     ended = bench.run(bench.out, snapshots=work / "snapshots")
     if ended.code:
@@ -270,15 +311,20 @@ def prepare(work: Path, seed: int) -> Bench:
         raise SystemExit(f"two undisturbed runs differ: {told}")
     bench.overhead = bench.run(bench.out).seconds
     shutil.rmtree(bench.out)
-    print(f"undisturbed: {bench.seconds:.1f} s, {bench.operations} operations on files; again: {bench.overhead:.1f} s",
-          flush=True)  # fmt: skip
+    print(
+        f"undisturbed: {bench.seconds:.1f} s, {bench.operations} operations on files; again: {bench.overhead:.1f} s",
+        flush=True,
+    )
     return bench
 
 
 def _small_steps() -> None:
     """Several windows, chunks and checkpoints in a small run."""
     corpora.WINDOW = 32
-    collection.collect.__kwdefaults__ = {**(collection.collect.__kwdefaults__ or {}), "checkpoint_seconds": 0.0}
+    collection.collect.__kwdefaults__ = {
+        **(collection.collect.__kwdefaults__ or {}),
+        "checkpoint_seconds": 0.0,
+    }
     told = parts.fact_groups  # the report shows timings
     parts.fact_groups = lambda record: told({k: v for k, v in record.items() if k != "timings"})
     setting._training = lambda config, corpus: TrainConfig(  # type: ignore[assignment]
@@ -288,7 +334,11 @@ def _small_steps() -> None:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """All files; of `run.json` what does not tell the time."""
-    found = {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+    found = {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
     if "run.json" in found:
         index = json.loads(found["run.json"])
         index["timings"] = sorted(index["timings"])
@@ -301,7 +351,9 @@ def differences(one: Path, two: Path) -> str:
     first, second = contents(one), contents(two)
     told = [f"{name} is missing" for name in first.keys() - second.keys()]
     told += [f"{name} is left over" for name in second.keys() - first.keys()]
-    told += [f"{name} differs" for name in first.keys() & second.keys() if first[name] != second[name]]
+    told += [
+        f"{name} differs" for name in first.keys() & second.keys() if first[name] != second[name]
+    ]
     return "; ".join(sorted(told)[:6])
 
 
@@ -327,9 +379,13 @@ def kills(bench: Bench, count: int) -> dict[str, Any]:
         while chain < 2 * CHAIN and done < count:
             by_clock = draw.random() < 0.5
             if by_clock:
-                ended = bench.run(out, after=draw.uniform(0.05, bench.overhead + 2 * bench.seconds / CHAIN))
+                ended = bench.run(
+                    out, after=draw.uniform(0.05, bench.overhead + 2 * bench.seconds / CHAIN)
+                )
             else:
-                ended = bench.run(out, before_operation=draw.randint(1, 2 * bench.operations // CHAIN))
+                ended = bench.run(
+                    out, before_operation=draw.randint(1, 2 * bench.operations // CHAIN)
+                )
             if ended.code == 0:
                 break
             if ended.code != -signal.SIGKILL:
@@ -345,8 +401,13 @@ def kills(bench: Bench, count: int) -> dict[str, Any]:
         elif told := differences(bench.reference, out):
             bench.fault("kills", done, told, last)
     elapsed = time.monotonic() - started
-    return {"kills": done, "outputs compared": chains, "by stage": dict(stages), "by kind": dict(kinds),
-            "seconds a kill": round(elapsed / max(done, 1), 2)}  # fmt: skip
+    return {
+        "kills": done,
+        "outputs compared": chains,
+        "by stage": dict(stages),
+        "by kind": dict(kinds),
+        "seconds a kill": round(elapsed / max(done, 1), 2),
+    }
 
 
 @contextmanager
@@ -359,12 +420,16 @@ def mounted(place: Path, size: int) -> Iterator[Path]:
 
 
 def remount(place: Path, options: str) -> bool:
-    return not subprocess.run(["mount", "-o", f"remount,{options}", str(place)], capture_output=True).returncode
+    return not subprocess.run(
+        ["mount", "-o", f"remount,{options}", str(place)], capture_output=True
+    ).returncode
 
 
 def pages(directory: Path) -> int:
     """Bytes that a directory takes on a tmpfs."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file())
+    return sum(
+        -(-path.stat().st_size // 4096) * 4096 for path in directory.rglob("*") if path.is_file()
+    )
 
 
 def disk(bench: Bench, rounds: int) -> dict[str, Any]:
@@ -381,7 +446,11 @@ def disk(bench: Bench, rounds: int) -> dict[str, Any]:
                 case = f"{stage}, {size:,} bytes"
                 key = {0: "fitted", 1: "refused"}.get(ended.code, "wrong")
                 found.setdefault(stage, Counter())[key] += 1
-                if ended.code not in (0, 1) or ended.traceback or (ended.code and not ended.sentence):
+                if (
+                    ended.code not in (0, 1)
+                    or ended.traceback
+                    or (ended.code and not ended.sentence)
+                ):
                     bench.fault("disk", case, f"ended with {ended.code}", ended)
                 elif ended.code and (halves := _unreadable(out)):
                     bench.fault("disk", case, f"half-written: {halves}", ended)
@@ -408,7 +477,11 @@ def readonly(bench: Bench, rounds: int) -> dict[str, Any]:
                 ended = bench.run(out, meanwhile=bar if turn % 2 else None)
                 case = f"{stage}, {f'after {delay:.2f} s' if turn % 2 else 'from the start'}"
                 found.setdefault(stage, Counter())[str(ended.code)] += 1
-                if ended.traceback or ended.code not in (0, 1, 2) or (ended.code and not ended.sentence):
+                if (
+                    ended.traceback
+                    or ended.code not in (0, 1, 2)
+                    or (ended.code and not ended.sentence)
+                ):
                     bench.fault("readonly", case, f"ended with {ended.code}", ended)
                 remount(place, "rw")
                 _finish(bench, "readonly", case, out)
@@ -488,7 +561,9 @@ def inputs(bench: Bench, count: int, first: int, seed: int, verbose: bool) -> di
             bench.fault("inputs", case, f"ended with {ended.code}", ended)
         elif ended.code == 2 and not ended.sentence:
             bench.fault("inputs", case, "no sentence", ended)
-        elif ended.code == 2 and (changed := _changed(before, _tree(place), may_write=argv[0] == "run")):
+        elif ended.code == 2 and (
+            changed := _changed(before, _tree(place), may_write=argv[0] == "run")
+        ):
             bench.fault("inputs", case, f"refused, but {changed}", ended)
         elif leftover := [name for name in _tree(place) if ".tmp" in name]:
             bench.fault("inputs", case, f"{leftover[0]} is left over", ended)
@@ -496,14 +571,22 @@ def inputs(bench: Bench, count: int, first: int, seed: int, verbose: bool) -> di
 
 
 def _tree(place: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(place)): p.read_bytes() if p.is_file() else None for p in place.rglob("*")}
+    return {
+        str(p.relative_to(place)): p.read_bytes() if p.is_file() else None for p in place.rglob("*")
+    }
 
 
-def _changed(before: dict[str, bytes | None], after: dict[str, bytes | None], *, may_write: bool) -> str:
+def _changed(
+    before: dict[str, bytes | None], after: dict[str, bytes | None], *, may_write: bool
+) -> str:
     """What a refusal changed; a run that goes on may have finished stages before the one that refuses."""
     lost = [f"{name} is lost" for name in before.keys() - after.keys()]
     new = [f"{name} is new" for name in after.keys() - before.keys() if after[name] is not None]
-    other = [f"{name} has changed" for name in before.keys() & after.keys() if before[name] != after[name]]
+    other = [
+        f"{name} has changed"
+        for name in before.keys() & after.keys()
+        if before[name] != after[name]
+    ]
     return "; ".join(sorted(lost if may_write else [*lost, *new, *other])[:3])
 
 
@@ -513,25 +596,59 @@ Maker = Callable[[Path, Random], tuple[Path, list[str]]]
 def cases(bench: Bench) -> dict[str, Maker]:
     """Kind of input -> (place, generator) -> the file to damage and a command that reads it."""
     model, reference = str(bench.work / "model"), bench.reference
-    rows = [json.loads(line) for line in (bench.work / "corpus.jsonl").read_text().splitlines()][::5]
+    rows = [json.loads(line) for line in (bench.work / "corpus.jsonl").read_text().splitlines()][
+        ::5
+    ]
     on = ["--dtype", "float32", "--max-tokens", "150"]
 
     def corpus(place: Path, draw: Random) -> tuple[Path, list[str]]:
         name = draw.choice(("c.jsonl", "c.csv", "c.tsv", "c.parquet", "c"))
         path = _write_corpus(place / name, rows)
-        commands = [["corpus", "show", str(path)],
-                    ["collect", "--model", model, "--corpus", str(path), "--saes", str(reference / "saes"), *on,
-                     "--out", str(place / "out")],
-                    ["lid", "evaluate", "--run", str(reference), "--corpus", str(path), "--max-texts", "3",
-                     "--out", str(place / "metrics.json")]]  # fmt: skip
+        commands = [
+            ["corpus", "show", str(path)],
+            [
+                "collect",
+                "--model",
+                model,
+                "--corpus",
+                str(path),
+                "--saes",
+                str(reference / "saes"),
+                *on,
+                "--out",
+                str(place / "out"),
+            ],
+            [
+                "lid",
+                "evaluate",
+                "--run",
+                str(reference),
+                "--corpus",
+                str(path),
+                "--max-texts",
+                "3",
+                "--out",
+                str(place / "metrics.json"),
+            ],
+        ]
         return (path / "de.txt" if path.is_dir() else path), draw.choice(commands)
 
     def sae(file: str) -> Maker:
         def make(place: Path, draw: Random) -> tuple[Path, list[str]]:
             saes = copy(reference / "saes", place / "saes")
             path = draw.choice(sorted(saes.iterdir())) / file
-            command = ["--model", model, "--corpus", str(bench.work / "corpus.jsonl"), "--saes", str(saes), *on]
-            tail = draw.choice((["--out", str(place / "out")], ["--out", str(place / "out"), "--no-gate"]))
+            command = [
+                "--model",
+                model,
+                "--corpus",
+                str(bench.work / "corpus.jsonl"),
+                "--saes",
+                str(saes),
+                *on,
+            ]
+            tail = draw.choice(
+                (["--out", str(place / "out")], ["--out", str(place / "out"), "--no-gate"])
+            )
             return path, ["collect", *command, *tail]
 
         return make
@@ -545,31 +662,75 @@ def cases(bench: Bench) -> dict[str, Maker]:
         return make
 
     def reading(run: str, place: Path, draw: Random) -> list[list[str]]:
-        return [["lid", "predict", "--run", run, "-"], ["report", run],
-                ["steer", "generate", "--run", run, "--label", "de", "--prompt", "The old", "--max-new-tokens", "6"],
-                [*bench.arguments, "--out", run], ["export", run, "--format", "sparsify", "--out", str(place / "out")],
-                ["lid", "evaluate", "--run", run, "--max-texts", "2", "--out", str(place / "m.json")]]  # fmt: skip
+        return [
+            ["lid", "predict", "--run", run, "-"],
+            ["report", run],
+            [
+                "steer",
+                "generate",
+                "--run",
+                run,
+                "--label",
+                "de",
+                "--prompt",
+                "The old",
+                "--max-new-tokens",
+                "6",
+            ],
+            [*bench.arguments, "--out", run],
+            ["export", run, "--format", "sparsify", "--out", str(place / "out")],
+            ["lid", "evaluate", "--run", run, "--max-texts", "2", "--out", str(place / "m.json")],
+        ]
 
     def of_stats(run: str, place: Path, draw: Random) -> list[list[str]]:
         method = draw.choice(("sae-lape", "lape", "feature-diffmean"))
-        return [["rank", f"{run}/stats", "--method", method, "--no-lens", "--out", str(place / "s.parquet")],
-                ["rank", f"{run}/stats", "--method", method, "--out", str(place / "s.csv")],
-                ["merge", f"{run}/stats", "--out", str(place / "merged")],
-                ["lid", "fit", "--force", "--run", run], *reading(run, place, draw)[1:4:2],
-                ["steer", "matrix", "--run", run, "--sentences", "1", "--out", str(place / "x.json")]]  # fmt: skip
+        return [
+            [
+                "rank",
+                f"{run}/stats",
+                "--method",
+                method,
+                "--no-lens",
+                "--out",
+                str(place / "s.parquet"),
+            ],
+            ["rank", f"{run}/stats", "--method", method, "--out", str(place / "s.csv")],
+            ["merge", f"{run}/stats", "--out", str(place / "merged")],
+            ["lid", "fit", "--force", "--run", run],
+            *reading(run, place, draw)[1:4:2],
+            ["steer", "matrix", "--run", run, "--sentences", "1", "--out", str(place / "x.json")],
+        ]
 
     def of_heads(run: str, place: Path, draw: Random) -> list[list[str]]:
         head = draw.choice(("linear", "naive-bayes", "sae-count", "sae-min-max", "neuron-count"))
-        evaluate = ["lid", "evaluate", "--run", run, "--max-texts", "2", "--out", str(place / "m.json")]
+        evaluate = [
+            "lid",
+            "evaluate",
+            "--run",
+            run,
+            "--max-texts",
+            "2",
+            "--out",
+            str(place / "m.json"),
+        ]
         return [["lid", "predict", "--run", run, "--head", head, "-"], evaluate, evaluate]
 
     def of_selections(run: str, place: Path, draw: Random) -> list[list[str]]:
-        return [["report", run], ["lid", "fit", "--force", "--run", run],
-                ["rank", f"{run}/stats", "--no-lens", "--out", f"{run}/selections/sae-lape.parquet"],
-                ["lid", "fit", "--force", "--run", run]]  # fmt: skip
+        return [
+            ["report", run],
+            ["lid", "fit", "--force", "--run", run],
+            ["rank", f"{run}/stats", "--no-lens", "--out", f"{run}/selections/sae-lape.parquet"],
+            ["lid", "fit", "--force", "--run", run],
+        ]
 
-    others = ("lid/metrics.json", "lid/predictions.parquet", "steering/*.json", "examples/*", "gate.json",
-              "steering/samples.jsonl")  # fmt: skip
+    others = (
+        "lid/metrics.json",
+        "lid/predictions.parquet",
+        "steering/*.json",
+        "examples/*",
+        "gate.json",
+        "steering/samples.jsonl",
+    )
     return {
         "corpora": corpus,
         "cfg.json": sae("cfg.json"),
@@ -578,7 +739,9 @@ def cases(bench: Bench) -> dict[str, Maker]:
         "selections": of_run("selections/*.parquet", commands=of_selections),
         "heads": of_run("lid/*.safetensors", commands=of_heads),
         "statistics": of_run("stats/*.safetensors", commands=of_stats),
-        "bags": of_run("bags/*/*.parquet", commands=lambda run, *_: [["lid", "fit", "--force", "--run", run]]),
+        "bags": of_run(
+            "bags/*/*.parquet", commands=lambda run, *_: [["lid", "fit", "--force", "--run", run]]
+        ),
         "results": of_run(*others, commands=lambda *given: reading(*given)[1:4]),
     }
 
@@ -610,28 +773,43 @@ def table(result: dict[str, Any]) -> str:
     for part, found in result["parts"].items():
         if part == "kills":
             told = ", ".join(f"{stage} {n}" for stage, n in found["by stage"].items())
-            lines.append(f"| {part} | {found['kills']} | {told}; {found['outputs compared']} outputs compared "
-                         f"| {faults[part]} |")  # fmt: skip
+            lines.append(
+                f"| {part} | {found['kills']} | {told}; {found['outputs compared']} outputs compared "
+                f"| {faults[part]} |"
+            )
         elif part == "together":
-            lines.append(f"| {part} | {found['pairs']} | exit codes {found['exit codes']} | {faults[part]} |")
+            lines.append(
+                f"| {part} | {found['pairs']} | exit codes {found['exit codes']} | {faults[part]} |"
+            )
         elif isinstance(found, str):
             lines.append(f"| {part} | 0 | {found} | |")
         else:
             for kind, counts in found.items():
-                own = sum(f["part"] == part and kind in str(f["case"]).split(",")[0] for f in result["faults"])
+                own = sum(
+                    f["part"] == part and kind in str(f["case"]).split(",")[0]
+                    for f in result["faults"]
+                )
                 told = ", ".join(f"{name} {n}" for name, n in counts.items())
                 lines.append(f"| {part}: {kind} | {sum(counts.values())} | {told} | {own} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}"
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--inputs", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
-    parser.add_argument("--verbose", action="store_true", help="print every input and what was said of it")
-    parser.add_argument("--rounds", type=int, default=2, help="of disk and readonly, for each stage")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print every input and what was said of it"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of disk and readonly, for each stage"
+    )
     parser.add_argument("--pairs", type=int, default=8, help="of two processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where to work; default a temporary directory")
@@ -658,13 +836,20 @@ def campaign(given: argparse.Namespace, chosen: list[str], work: Path) -> int:
     bench = prepare(work, given.seed)
     result: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
-                    "torch": torch.__version__, "transformers": transformers.__version__},
-        "arguments": {name: value for name, value in vars(given).items() if name not in ("out", "work")},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "arguments": {
+            name: value for name, value in vars(given).items() if name not in ("out", "work")
+        },
         "undisturbed seconds": round(bench.seconds, 1),
         "parts": {},
         "faults": bench.faults,
-    }  # fmt: skip
+    }
     root = os.geteuid() == 0
     no_root = "left out: mounting needs root"
     run: dict[str, Callable[[], Any]] = {

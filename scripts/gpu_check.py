@@ -9,13 +9,16 @@ gpu-pack/ holds, in less than 60 MiB together, what a machine without a network 
 - cache/: fastText's lid.176.ftz, where saefeat looks for it;
 - wheels/: eld (the text), fasttext-wheel, iso639-lang, langcodes;
 - rival/: eai-sparsify and what it needs, used for its encoder and its training step alone;
-- model/: SmolLM2-135M cut to its first 5 of 30 blocks and its first 8,192 of 49,152 tokens. The whole model (269 MB, or
-  98 MB quantised) and Gemma-3-270m (536 MB) are over the 64 MiB that travel. The weights that are left are the real
-  ones, but the model writes no sensible text: the figures compare devices, and say nothing of quality.
+- model/: SmolLM2-135M cut to its first 5 of 30 blocks and its first 8,192 of 49,152 tokens. The
+whole model (269 MB, or
+  98 MB quantised) and Gemma-3-270m (536 MB) are over the 64 MiB that travel. The weights that are
+  left are the real
+  ones, but the model writes no sensible text: the figures compare devices, and say nothing of
+      quality.
 
-The CPU's figures are made beside the GPU's in the same run. `share` of training is that of the encoder's product (2 x
-batch x d_in x d_sae operations a step) in the measured bfloat16 matrix rate of the card. A check that fails is marked
-in the table, and the exit code is 1.
+The CPU's figures are made beside the GPU's in the same run. `share` of training is that of the
+encoder's product (2 x batch x d_in x d_sae operations a step) in the measured bfloat16 matrix rate
+of the card. A check that fails is marked in the table, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -57,15 +60,26 @@ PACK = ROOT / "gpu-pack"
 LABELS = ("en", "de", "fr", "ru")
 BLOCKS, TOKENS = 5, 8192  # of the model that travels
 WHEELS = ("eld==1.0.6", "fasttext-wheel", "iso639-lang", "langcodes")
-RIVAL = ("eai-sparsify", "datasets", "dill", "docstring-parser", "multiprocess", "natsort", "schedulefree",
-         "simple-parsing")  # fmt: skip
+RIVAL = (
+    "eai-sparsify",
+    "datasets",
+    "dill",
+    "docstring-parser",
+    "multiprocess",
+    "natsort",
+    "schedulefree",
+    "simple-parsing",
+)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PARTS = ("tests", "matrix", "run", "encoding", "training", "groups")
 LIMITS = {  # of a difference to the CPU in float32: (float32, bfloat16) on the device
     "counts": (1e-3, 0.05),  # firing tokens of features, as a share of all
     "fvu": (0.02, 0.05),  # of SAEs trained there: sums on a GPU have no fixed order
     "accuracy": (0.03, 0.05),
-    "loss": (1e-4, 1e-2),  # mean loss of texts, unsteered and edited, as a share; mean over labels and edits
+    "loss": (
+        1e-4,
+        1e-2,
+    ),  # mean loss of texts, unsteered and edited, as a share; mean over labels and edits
     "steered tokens": (0.1, 0.7),  # share of greedily decoded tokens that differ
 }
 
@@ -79,10 +93,14 @@ class Report:
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, part: str, what: str, value: Any, against: Any = "", ok: bool | None = None) -> None:
+    def add(
+        self, part: str, what: str, value: Any, against: Any = "", ok: bool | None = None
+    ) -> None:
         shown = {None: "", True: "ok", False: "FAILED"}[ok]
         self.rows.append((f"{part}: {what}", _shown(value), _shown(against), shown))
-        self.found.setdefault(part, []).append({"what": what, "value": value, "against": against, "ok": ok})
+        self.found.setdefault(part, []).append(
+            {"what": what, "value": value, "against": against, "ok": ok}
+        )
         print("   ".join(self.rows[-1]).rstrip(), flush=True)
 
     @property
@@ -91,11 +109,20 @@ class Report:
 
     def table(self) -> str:
         widths = [max(len(row[i]) for row in self.rows) for i in range(4)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in self.rows)
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in self.rows
+        )
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 # --------------------------------------------------------------------------- what travels
@@ -107,8 +134,22 @@ def pack() -> None:
 
     shutil.rmtree(PACK, ignore_errors=True)
     for folder, names in (("wheels", WHEELS), ("rival", RIVAL)):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-        command += ["--python-version", "3.12", "--implementation", "cp", "--disable-pip-version-check"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        command += [
+            "--python-version",
+            "3.12",
+            "--implementation",
+            "cp",
+            "--disable-pip-version-check",
+        ]
         command += [part for name in PLATFORMS for part in ("--platform", name)]
         subprocess.run([*command, "-d", str(PACK / folder), *names], check=True)
     lid = PACK / "cache" / "assets" / ASSETS["lid.176"].sha256[:8]
@@ -124,8 +165,14 @@ def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) 
     lm = load_model(name, dtype="bfloat16", device="cpu")
     model = lm.model
     kept = {"model.embed_tokens.weight": model.get_input_embeddings().weight[:tokens]}
-    state = {key: kept.get(key, value) for key, value in model.state_dict().items() if key != "lm_head.weight"}
-    config = type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": blocks, "vocab_size": tokens})
+    state = {
+        key: kept.get(key, value)
+        for key, value in model.state_dict().items()
+        if key != "lm_head.weight"
+    }
+    config = type(model.config)(
+        **{**model.config.to_dict(), "num_hidden_layers": blocks, "vocab_size": tokens}
+    )
     small = type(model)(config).to(torch.bfloat16)
     wanted = small.state_dict().keys()
     small.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
@@ -147,12 +194,20 @@ def check_tests(report: Report) -> None:
     """`tests/test_cuda.py`; on a CPU its tests are collected and skipped."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
+    counts = {
+        word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
+    }
     wanted = "skipped" if report.small else "passed"
     if done.returncode or set(counts) != {wanted}:
         print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
     told = ", ".join(f"{n} {word}" for word, n in counts.items())
-    report.add("tests", "tests/test_cuda.py", told, f"all {wanted}", set(counts) == {wanted} and not done.returncode)
+    report.add(
+        "tests",
+        "tests/test_cuda.py",
+        told,
+        f"all {wanted}",
+        set(counts) == {wanted} and not done.returncode,
+    )
 
 
 def measure_matrix_rate(report: Report) -> float:
@@ -168,8 +223,11 @@ def measure_matrix_rate(report: Report) -> float:
 def check_run(report: Report, work: Path) -> None:
     """`saefeat run` on both devices, and the device's figures beside the CPU's."""
     model, small = str(PACK / "model"), report.small
-    kinds = {"cpu float32": ("cpu", "float32"), "float32": (report.device, "float32"),
-             "bfloat16": (report.device, "bfloat16")}  # fmt: skip
+    kinds = {
+        "cpu float32": ("cpu", "float32"),
+        "float32": (report.device, "float32"),
+        "bfloat16": (report.device, "bfloat16"),
+    }
     for name, (device, dtype) in kinds.items():
         trained = work / name / "trained"
         _run(model, trained, device, dtype, small)
@@ -182,20 +240,64 @@ def check_run(report: Report, work: Path) -> None:
     _compare_steering(report, work, model, kinds)
     for name in kinds:
         times = read_json(work / name / "trained" / "run.json")["timings"]
-        report.add("run", f"{name}, seconds a stage", " ".join(f"{stage} {s}" for stage, s in times.items()))
+        report.add(
+            "run",
+            f"{name}, seconds a stage",
+            " ".join(f"{stage} {s}" for stage, s in times.items()),
+        )
 
 
 def _run(model: str, out: Path, device: str, dtype: str, small: bool, *more: str) -> None:
-    size = ["--train-tokens", "600", "--max-tokens", "600"] if small else ["--train-tokens", "6000",
-                                                                            "--max-tokens", "6000"]  # fmt: skip
-    train = [] if more else ["--d-sae", "1152", "--k", "32", "--sites", "resid_post@1,mlp_out@2", *size[:2]]
-    command = ["run", "--model", model, "--corpus", "embedded:eld", "--labels", ",".join(LABELS), "--device", device]
-    command += ["--dtype", dtype, "--eval-texts", "10" if small else "60", "--steer-prompts", "2" if small else "4"]
-    command += ["--matrix-texts", "2" if small else "5", *size[2:], *train, *more, "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "saefeat", *command], cwd=ROOT, capture_output=True, text=True,
-                          check=False, timeout=150)  # fmt: skip
+    size = (
+        ["--train-tokens", "600", "--max-tokens", "600"]
+        if small
+        else ["--train-tokens", "6000", "--max-tokens", "6000"]
+    )
+    train = (
+        []
+        if more
+        else ["--d-sae", "1152", "--k", "32", "--sites", "resid_post@1,mlp_out@2", *size[:2]]
+    )
+    command = [
+        "run",
+        "--model",
+        model,
+        "--corpus",
+        "embedded:eld",
+        "--labels",
+        ",".join(LABELS),
+        "--device",
+        device,
+    ]
+    command += [
+        "--dtype",
+        dtype,
+        "--eval-texts",
+        "10" if small else "60",
+        "--steer-prompts",
+        "2" if small else "4",
+    ]
+    command += [
+        "--matrix-texts",
+        "2" if small else "5",
+        *size[2:],
+        *train,
+        *more,
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "saefeat", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
     if done.returncode:
-        raise RuntimeError(f"saefeat {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise RuntimeError(
+            f"saefeat {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
+        )
 
 
 def _compare(report: Report, place: int, name: str, cpu: Path, folder: Path) -> None:
@@ -206,22 +308,44 @@ def _compare(report: Report, place: int, name: str, cpu: Path, folder: Path) -> 
     for source in ("given", "trained"):
         one, two = (_stats(where / "stats") for where in (cpu, folder / source))
         same = all(torch.equal(one[i].tokens, two[i].tokens) for i in one)
-        report.add("run", f"{name}, counted tokens, SAEs {source}", "equal" if same else "differ", "equal", same)
+        report.add(
+            "run",
+            f"{name}, counted tokens, SAEs {source}",
+            "equal" if same else "differ",
+            "equal",
+            same,
+        )
     one, two = (_stats(where / "stats") for where in (cpu, folder / "given"))
     fired = sum(int(stats.fired.sum()) for stats in one.values())
     moved = sum(int((one[i].fired - two[i].fired).abs().sum()) for i in one)
     row("firing tokens that differ, the CPU's SAEs", moved / max(fired, 1), "counts")
     errors = [_fvu(where) for where in (cpu, folder / "trained")]
-    row("FVU of trained SAEs, greatest difference", max(abs(a - b) for a, b in zip(*errors, strict=True)), "fvu")
-    scores = [read_json(where / "lid" / "metrics.json")["heads"] for where in (cpu, folder / "given")]
-    worst = max(abs(scores[0][head]["accuracy"] - scores[1][head]["accuracy"]) for head in scores[0])
+    row(
+        "FVU of trained SAEs, greatest difference",
+        max(abs(a - b) for a, b in zip(*errors, strict=True)),
+        "fvu",
+    )
+    scores = [
+        read_json(where / "lid" / "metrics.json")["heads"] for where in (cpu, folder / "given")
+    ]
+    worst = max(
+        abs(scores[0][head]["accuracy"] - scores[1][head]["accuracy"]) for head in scores[0]
+    )
     row("accuracy of heads, greatest difference", worst, "accuracy")
     matrices = [read_json(where / "steering" / "matrix.json") for where in (cpu, folder / "given")]
     losses = [_losses(matrix) for matrix in matrices]
-    row("loss of texts, unsteered and edited, mean difference",
-        mean(abs(losses[0][key] - losses[1][key]) / losses[0][key] for key in losses[0]), "loss")  # fmt: skip
-    forcing = [{m["method"]: round(m["forcing"], 2) for m in read_json(where / "steering" / "metrics.json")["summary"]}
-               for where in (cpu, folder / "given")]  # fmt: skip
+    row(
+        "loss of texts, unsteered and edited, mean difference",
+        mean(abs(losses[0][key] - losses[1][key]) / losses[0][key] for key in losses[0]),
+        "loss",
+    )
+    forcing = [
+        {
+            m["method"]: round(m["forcing"], 2)
+            for m in read_json(where / "steering" / "metrics.json")["summary"]
+        }
+        for where in (cpu, folder / "given")
+    ]
     report.add("run", f"{name}, forcing by method", forcing[1], forcing[0])
 
 
@@ -237,11 +361,15 @@ def _losses(matrix: dict[str, Any]) -> dict[str, float]:
     found = {f"baseline {label}": m["nll_mean"] for label, m in matrix["baseline"].items()}
     for one in matrix["interventions"]:
         for label, row in one["rows"].items():
-            found |= {f"{one['edit']} {one['units']} {label} {of}": m["nll_mean"] for of, m in row.items()}
+            found |= {
+                f"{one['edit']} {one['units']} {label} {of}": m["nll_mean"] for of, m in row.items()
+            }
     return found
 
 
-def _compare_steering(report: Report, work: Path, model: str, kinds: dict[str, tuple[str, str]]) -> None:
+def _compare_steering(
+    report: Report, work: Path, model: str, kinds: dict[str, tuple[str, str]]
+) -> None:
     """Greedy steered text of each kind beside the CPU's, and with the cache beside without."""
     stats = work / "cpu float32" / "trained" / "stats"
     prompts = ["The old lighthouse keeper", "In the morning we", "My sister told me that"]
@@ -253,22 +381,36 @@ def _compare_steering(report: Report, work: Path, model: str, kinds: dict[str, t
             if dtype == "float32":
                 slow = [_steered(lm, stats, prompt, use_cache=False) for prompt in prompts]
                 same = slow == made[name]
-                report.add("run", f"{name}, steered tokens with and without cache", "equal" if same else "differ",
-                           "equal", same)  # fmt: skip
+                report.add(
+                    "run",
+                    f"{name}, steered tokens with and without cache",
+                    "equal" if same else "differ",
+                    "equal",
+                    same,
+                )
     for place, name in enumerate(("float32", "bfloat16")):
-        pairs = [pair for one, two in zip(made["cpu float32"], made[name], strict=True)
-                 for pair in zip(one, two, strict=False)]  # fmt: skip
+        pairs = [
+            pair
+            for one, two in zip(made["cpu float32"], made[name], strict=True)
+            for pair in zip(one, two, strict=False)
+        ]
         share, limit = sum(a != b for a, b in pairs) / len(pairs), LIMITS["steered tokens"][place]
-        report.add("run", f"{name}, steered tokens that differ", share, f"at most {limit}", share <= limit)
+        report.add(
+            "run", f"{name}, steered tokens that differ", share, f"at most {limit}", share <= limit
+        )
 
 
 def _steered(lm: LanguageModel, stats: Path, prompt: str, *, use_cache: bool) -> list[int]:
     from saefeat import rank, steer
 
-    features = rank(stats, "feature-diffmean", source="en", top=50, dictionaries=["sae-resid_post*"])
+    features = rank(
+        stats, "feature-diffmean", source="en", top=50, dictionaries=["sae-resid_post*"]
+    )
     inputs = lm.tokenizer(prompt, return_tensors="pt").to(lm.device)
     with steer(lm, features, "de", strength=1.5, source="en"):
-        tokens = lm.model.generate(**inputs, max_new_tokens=16, do_sample=False, use_cache=use_cache)
+        tokens = lm.model.generate(
+            **inputs, max_new_tokens=16, do_sample=False, use_cache=use_cache
+        )
     return tokens[0].tolist()
 
 
@@ -277,20 +419,36 @@ def measure_encoding(report: Report, work: Path) -> None:
     sizes = [(256, 2048)] if report.small else [(2048, 32_768), (2048, 131_072)]
     for d_in, d_sae in sizes:
         out = work / f"encoding-{d_sae}.json"
-        options = {"device": report.device, "out": out, "d-in": d_in, "d-sae": d_sae,
-                   "rounds": 2 if report.small else 7,
-                   "kinds": "topk,sparsify" if d_sae > 65_536 else "topk,jumprelu,standard,sparsify"}  # fmt: skip
+        options = {
+            "device": report.device,
+            "out": out,
+            "d-in": d_in,
+            "d-sae": d_sae,
+            "rounds": 2 if report.small else 7,
+            "kinds": "topk,sparsify" if d_sae > 65_536 else "topk,jumprelu,standard,sparsify",
+        }
         given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         command = [sys.executable, str(ROOT / "scripts" / "bench_encoding.py"), *given]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=150,
-                              env=_with_rival())  # fmt: skip
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=150,
+            env=_with_rival(),
+        )
         if done.returncode:
             print(done.stdout[-1000:], done.stderr[-3000:], sep="\n")
             report.add("encoding", f"bench_encoding.py, d_sae {d_sae}", "failed", "", False)
             continue
         for entry in json.loads(out.read_text()):
-            report.add("encoding", f"{entry['sae']}, d_in {d_in}, d_sae {d_sae}, vectors/s", entry["vectors/s"],
-                       f"{entry['theirs/s']:,} ({entry['against']})")  # fmt: skip
+            report.add(
+                "encoding",
+                f"{entry['sae']}, d_in {d_in}, d_sae {d_sae}, vectors/s",
+                entry["vectors/s"],
+                f"{entry['theirs/s']:,} ({entry['against']})",
+            )
 
 
 def _with_rival() -> dict[str, str]:
@@ -311,14 +469,20 @@ def _rival_site() -> str:
 def measure_training(report: Report, rate: float) -> None:
     """Steps of our trainer and of sparsify's on the same random vectors."""
     d_in, d_sae, batch, steps = (128, 1024, 256, 3) if report.small else (2048, 131_072, 8192, 12)
-    directions = torch.randn(4 * d_in, d_in, generator=torch.Generator().manual_seed(0)).to(report.device)
+    directions = torch.randn(4 * d_in, d_in, generator=torch.Generator().manual_seed(0)).to(
+        report.device
+    )
     chosen = torch.rand(4 * batch, 4 * d_in, device=report.device)
-    x = (chosen * (chosen > 0.99)) @ directions  # sparse sums of directions, so that there is something to learn
+    x = (
+        chosen * (chosen > 0.99)
+    ) @ directions  # sparse sums of directions, so that there is something to learn
     del chosen, directions
     where = f"d_in {d_in}, d_sae {d_sae}, k 32, batch {batch}"
     config = TrainConfig(k=32, d_sae=d_sae, batch_size=batch, dtype="bfloat16")
-    for name, make in (("saefeat", lambda: _our_steps(x, config, report.device)),
-                       ("sparsify", lambda: _their_steps(x, d_sae, batch, report.device))):  # fmt: skip
+    for name, make in (
+        ("saefeat", lambda: _our_steps(x, config, report.device)),
+        ("sparsify", lambda: _their_steps(x, d_sae, batch, report.device)),
+    ):
         _free(report.device)
         try:
             step = make()
@@ -330,7 +494,9 @@ def measure_training(report: Report, rate: float) -> None:
         report.add("training", f"{name}, {where}, tokens/s", batch / seconds)
         report.add("training", f"{name}, encoder product's share of the matrix rate", share)
         if report.device.startswith("cuda"):
-            report.add("training", f"{name}, peak memory, GB", torch.cuda.max_memory_allocated() / 1e9)
+            report.add(
+                "training", f"{name}, peak memory, GB", torch.cuda.max_memory_allocated() / 1e9
+            )
         del step
 
 
@@ -375,19 +541,36 @@ def check_groups(report: Report, work: Path) -> None:
     start = time.perf_counter()
     collection.collect(lm, plan, saes, together)
     whole = time.perf_counter() - start
-    before, collection.memory_limit = collection.memory_limit, lambda device="cpu": int(2.5 * 2 * room)
+    before, collection.memory_limit = (
+        collection.memory_limit,
+        lambda device="cpu": int(2.5 * 2 * room),
+    )
     try:
         start = time.perf_counter()
         collection.collect(lm, plan, saes, apart, progress=note)
         in_groups = time.perf_counter() - start
     finally:
         collection.memory_limit = before
-    same = all(path.read_bytes() == (apart / path.name).read_bytes() for path in together.glob("*.safetensors"))
-    report.add("groups", "4 SAEs in 2 passes: bytes", "equal" if same else "differ", "equal", same and len(held) == 2)
+    same = all(
+        path.read_bytes() == (apart / path.name).read_bytes()
+        for path in together.glob("*.safetensors")
+    )
+    report.add(
+        "groups",
+        "4 SAEs in 2 passes: bytes",
+        "equal" if same else "differ",
+        "equal",
+        same and len(held) == 2,
+    )
     report.add("groups", f"seconds in 2 passes, d_sae {width}", in_groups, whole)
     growth = max(held) - min(held)
-    report.add("groups", "memory held more at the second pass, bytes", growth, f"at most {room // 4:,}",
-               growth <= room // 4)  # fmt: skip
+    report.add(
+        "groups",
+        "memory held more at the second pass, bytes",
+        growth,
+        f"at most {room // 4:,}",
+        growth <= room // 4,
+    )
     moved = _median_seconds(lambda: saes[0].to(lm.device), report.device, 3)
     size = sum(tensor.nbytes for tensor in saes[0].tensors.values())
     report.add("groups", "an SAE onto the device, GB/s", size / moved / 1e9)
@@ -396,7 +579,9 @@ def check_groups(report: Report, work: Path) -> None:
 def _random_sae(identity: str, site: str, d_in: int, width: int) -> SAE:
     g = torch.Generator().manual_seed(len(identity))
     rows = torch.randn(width, d_in, generator=g) / d_in**0.5
-    return SAE(identity, site, rows.t().contiguous(), torch.zeros(width), rows, torch.zeros(d_in), k=32)
+    return SAE(
+        identity, site, rows.t().contiguous(), torch.zeros(width), rows, torch.zeros(d_in), k=32
+    )
 
 
 # --------------------------------------------------------------------------- timing
@@ -423,18 +608,27 @@ def _free(device: str) -> None:
 def machine(device: str) -> dict[str, Any]:
     import transformers
 
-    found = {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(),
-             "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+    found = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     if device.startswith("cuda"):
         found |= {"gpu": torch.cuda.get_device_name(), "bytes": torch.cuda.mem_get_info()[1]}
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pack", action="store_true", help="fill gpu-pack/ and stop")
     parser.add_argument("--cpu", action="store_true", help="the same path in small on the CPU")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     arguments = parser.parse_args()
     if arguments.pack:
@@ -475,8 +669,13 @@ def main() -> None:
 
 
 def _write(out: Path, report: Report, seconds: dict[str, float]) -> None:
-    result = {"machine": machine(report.device), "small": report.small, "failed": report.failed, "seconds": seconds,
-              "parts": report.found}  # fmt: skip
+    result = {
+        "machine": machine(report.device),
+        "small": report.small,
+        "failed": report.failed,
+        "seconds": seconds,
+        "parts": report.found,
+    }
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -2,9 +2,10 @@
 
     python scripts/interval_coverage.py --out scripts/results/interval_coverage.json
 
-Heads with known error rates answer many made-up test sets, and steering with known rates of forcing and fluency many
-made-up halves of prompts. A row: which measure, its true value, how many examples, the share of test sets whose
-interval holds it (`ours`, `percentile`), the mean width of both, and how often the percentile interval has no width.
+Heads with known error rates answer many made-up test sets, and steering with known rates of forcing
+and fluency many made-up halves of prompts. A row: which measure, its true value, how many examples,
+the share of test sets whose interval holds it (`ours`, `percentile`), the mean width of both, and
+how often the percentile interval has no width.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class _Labels:
         cells = self.rates[head] * np.bincount(self.truth)[:, None]
         hit = np.diag(cells)
         return float(
-            hit.sum() / cells.sum() if measure == "accuracy" else np.mean(2 * hit / (cells.sum(0) + cells.sum(1)))
+            hit.sum() / cells.sum()
+            if measure == "accuracy"
+            else np.mean(2 * hit / (cells.sum(0) + cells.sum(1)))
         )
 
     def guesses(self, head: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -65,19 +68,29 @@ def identification(labels: _Labels) -> Iterator[_ROW]:
 
     def measured(measure: str, rng: np.random.Generator) -> tuple[list[float], list[float]]:
         guesses = labels.guesses(0, rng)
-        found = evaluation.head_metrics(truth, labels.name(guesses), labels.names, resamples=RESAMPLES)
-        return found[f"{measure}_ci"], evaluation.percentiles(_draws(measure, labels, [guesses], rng)[0])
+        found = evaluation.head_metrics(
+            truth, labels.name(guesses), labels.names, resamples=RESAMPLES
+        )
+        return found[f"{measure}_ci"], evaluation.percentiles(
+            _draws(measure, labels, [guesses], rng)[0]
+        )
 
     def difference(rng: np.random.Generator) -> tuple[list[float], list[float]]:
         one, two = labels.guesses(0, rng), labels.guesses(1, rng)
-        _, low, high = evaluation.paired_difference(truth, labels.name(one), labels.name(two), labels.names,
-                                                    resamples=RESAMPLES)  # fmt: skip
+        _, low, high = evaluation.paired_difference(
+            truth, labels.name(one), labels.name(two), labels.names, resamples=RESAMPLES
+        )
         draws = _draws("f1_macro", labels, [one, two], rng)
         return [low, high], evaluation.percentiles(draws[0] - draws[1])
 
     kind = f"{labels.k} labels, smallest {np.bincount(labels.truth).min()}"
     for measure in ("accuracy", "f1_macro"):
-        yield f"{measure}, {kind}", labels.true(measure, 0), n, lambda rng, m=measure: measured(m, rng)
+        yield (
+            f"{measure}, {kind}",
+            labels.true(measure, 0),
+            n,
+            lambda rng, m=measure: measured(m, rng),
+        )
     ahead = labels.true("f1_macro", 0) - labels.true("f1_macro", 1)
     yield f"difference of f1_macro, {kind}", ahead, n, difference
 
@@ -104,13 +117,19 @@ def _draws(
 def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
     """Rows of two methods on n prompts, that force each label alike: a label's score, their mean, and the difference.
 
-    slowness: median perplexity over the model's own. The first method forces at the first rate, the second at the next.
+    slowness: median perplexity over the model's own. The first method forces at the first rate, the
+    second at the next.
     """
     own, names = Own(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
 
     def outcome(label: str, rate: float, rng: np.random.Generator) -> Outcome:
         judged: list[str | None] = [label if hit else "en" for hit in rng.random(n) < rate]
-        return Outcome([""] * n, judged, 10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)), np.full(n, 0.9))
+        return Outcome(
+            [""] * n,
+            judged,
+            10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)),
+            np.full(n, 0.9),
+        )
 
     def score(rate: float) -> float:
         fluency = min(1.0, 1 / slowness)
@@ -127,15 +146,22 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
         sides = [{name: outcome(name, rate, rng) for name in names} for rate in force]
         found = forcing.compare(sides[0], sides[1], dict.fromkeys(names, own))
         picks = rng.integers(0, n, (RESAMPLES, n))
-        draws = [np.mean([forcing.scores(side[name], name, own, picks) for name in names], axis=0) for side in sides]
+        draws = [
+            np.mean([forcing.scores(side[name], name, own, picks) for name in names], axis=0)
+            for side in sides
+        ]
         plain = draws[0] if key == "score_ci" else draws[0] - draws[1]
         return found[key], evaluation.percentiles(plain)
 
     kind = f"forcing {force[0]} and {force[1]}, perplexity {slowness} of its own"
     yield f"score of a label, {kind}", score(force[0]), n, one
     yield f"mean score of 14 labels, {kind}", score(force[0]), n, lambda rng: both("score_ci", rng)
-    yield f"difference of mean scores, {kind}", score(force[0]) - score(force[1]), n, (
-        lambda rng: both("difference_ci", rng))  # fmt: skip
+    yield (
+        f"difference of mean scores, {kind}",
+        score(force[0]) - score(force[1]),
+        n,
+        (lambda rng: both("difference_ci", rng)),
+    )
 
 
 def cases() -> Iterator[_ROW]:
@@ -154,20 +180,32 @@ def cases() -> Iterator[_ROW]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", type=int, default=SETS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for number, (name, truth, n, draw) in enumerate(cases()):
         rng = np.random.default_rng(number)
-        found = np.array([draw(rng) for _ in range(arguments.sets)])  # [sets, ours and percentile, ends]
+        found = np.array(
+            [draw(rng) for _ in range(arguments.sets)]
+        )  # [sets, ours and percentile, ends]
         holds = ((found[:, :, 0] <= truth + 1e-9) & (found[:, :, 1] >= truth - 1e-9)).mean(0)
         width = found[:, :, 1] - found[:, :, 0]
-        rows.append({"measure": name, "truth": round(truth, 4), "n": n, "ours": round(float(holds[0]), 3),
-                     "percentile": round(float(holds[1]), 3), "width": round(float(width[:, 0].mean()), 4),
-                     "width of percentile": round(float(width[:, 1].mean()), 4),
-                     "percentile without width": round(float((width[:, 1] == 0).mean()), 3)})  # fmt: skip
+        rows.append(
+            {
+                "measure": name,
+                "truth": round(truth, 4),
+                "n": n,
+                "ours": round(float(holds[0]), 3),
+                "percentile": round(float(holds[1]), 3),
+                "width": round(float(width[:, 0].mean()), 4),
+                "width of percentile": round(float(width[:, 1].mean()), 4),
+                "percentile without width": round(float((width[:, 1] == 0).mean()), 3),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -2,7 +2,8 @@
 
     python scripts/lid_compare.py RUN/lid/predictions.parquet [--out FILE]
 
-For whole texts and each length: macro-F1 of the head and of each baseline, and the difference with its 95 % interval.
+For whole texts and each length: macro-F1 of the head and of each baseline, and the difference with
+its 95 % interval.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from saefeat.evaluation import paired_difference
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--head", default="linear")
     parser.add_argument("--baselines", default="char-naive-bayes,fasttext,token-naive-bayes")
@@ -36,7 +39,9 @@ def main() -> None:
         found: dict[str, object] = {"n": len(truth), arguments.head: macro_f1(truth, ours, labels)}
         for name in arguments.baselines.split(","):
             theirs = answers(by_head[name])
-            difference = paired_difference(truth, ours, theirs, labels, measure="f1_macro", seed=0, resamples=2000)
+            difference = paired_difference(
+                truth, ours, theirs, labels, measure="f1_macro", seed=0, resamples=2000
+            )
             found[name] = {
                 "f1_macro": macro_f1(truth, theirs, labels),
                 "difference": [round(float(value), 4) for value in difference],
@@ -53,7 +58,9 @@ def answers(rows: Any) -> list[str | None]:
 
 
 def macro_f1(truth: list[str], predicted: list[str | None], labels: list[str]) -> float:
-    return round(float(f1_score(truth, [p or "?" for p in predicted], labels=labels, average="macro")), 4)
+    return round(
+        float(f1_score(truth, [p or "?" for p in predicted], labels=labels, average="macro")), 4
+    )
 
 
 if __name__ == "__main__":

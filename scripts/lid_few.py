@@ -2,8 +2,8 @@
 
     python scripts/lid_few.py RUN [--texts 3,5,10,20,50,100] [--draws 3] [--out FILE]
 
-For each number of texts a label, drawn from those that the heads were fitted on: macro-F1 on the run's test split,
-whole texts and their first 20 characters, the mean of the draws.
+For each number of texts a label, drawn from those that the heads were fitted on: macro-F1 on the
+run's test split, whole texts and their first 20 characters, the mean of the draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from saefeat.pipeline.identify import token_nb
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--texts", default="3,5,10,20,50,100")
     parser.add_argument("--draws", type=int, default=3)
@@ -34,7 +36,10 @@ def main() -> None:
     setting = open_run(arguments.run, print)
     corpus, labels = setting.corpus, setting.corpus.labels
     test = corpus.positions("test", setting.config.seed)
-    measured = {"whole": [corpus.texts[i] for i in test], "20": [corpus.texts[i][: lid.SHORT] for i in test]}
+    measured = {
+        "whole": [corpus.texts[i] for i in test],
+        "20": [corpus.texts[i][: lid.SHORT] for i in test],
+    }
     bags = {at: lid.featurize(setting.lm, setting.saes, texts) for at, texts in measured.items()}
     truth = [corpus.of[i] for i in test]
     result: dict[str, Any] = {"corpus": corpus.name, "n": len(test), "draws": arguments.draws}
@@ -44,23 +49,37 @@ def main() -> None:
             picked = drawn(corpus.of, sorted(setting.plan.tokens), labels, number, draw)
             texts, of = [corpus.texts[i] for i in picked], [corpus.of[i] for i in picked]
             for name, predicted in predictions(setting, texts, of, measured, bags).items():
-                f1 = [f1_score(truth, [p or "?" for p in row], labels=labels, average="macro") for row in predicted]
+                f1 = [
+                    f1_score(truth, [p or "?" for p in row], labels=labels, average="macro")
+                    for row in predicted
+                ]
                 found.setdefault(name, []).append(tuple(f1))
-        result[str(number)] = {name: np.mean(rows, axis=0).round(4).tolist() for name, rows in found.items()}
+        result[str(number)] = {
+            name: np.mean(rows, axis=0).round(4).tolist() for name, rows in found.items()
+        }
         print(number, result[str(number)], flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def drawn(of: Sequence[str], positions: Sequence[int], labels: Sequence[str], number: int, draw: int) -> list[int]:
+def drawn(
+    of: Sequence[str], positions: Sequence[int], labels: Sequence[str], number: int, draw: int
+) -> list[int]:
     """So many positions of each label."""
     rng = np.random.default_rng(draw)
-    return [int(i) for label in labels
-            for i in rng.permutation([i for i in positions if of[i] == label])[:number]]  # fmt: skip
+    return [
+        int(i)
+        for label in labels
+        for i in rng.permutation([i for i in positions if of[i] == label])[:number]
+    ]
 
 
 def predictions(
-    setting: Any, texts: list[str], of: list[str], measured: dict[str, list[str]], bags: dict[str, lid.Features]
+    setting: Any,
+    texts: list[str],
+    of: list[str],
+    measured: dict[str, list[str]],
+    bags: dict[str, lid.Features],
 ) -> dict[str, list[list[str | None]]]:
     """What each head says of the whole texts and of their beginnings."""
     copies, copies_of, weights = lid.linear_copies(texts, of)
@@ -71,7 +90,9 @@ def predictions(
         "char-naive-bayes": CharNaiveBayes(unknown=None).fit(texts + short, of + of),
         "token-naive-bayes": token_nb(setting.lm, setting.plan).fit(texts, of),
     }
-    found = {name: [one.predict(texts) for texts in measured.values()] for name, one in baselines.items()}
+    found = {
+        name: [one.predict(texts) for texts in measured.values()] for name, one in baselines.items()
+    }
     return {"linear": [linear.predict(row) for row in bags.values()]} | found
 
 

@@ -16,15 +16,40 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-ODD = (None, True, -1, 0, 1, 2**63, 1e308, float("nan"), "", "x" * 300, "\ud800", "nan", "../..", [], {}, [None],
-       [[[[]]]], {"a": 1})  # fmt: skip
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**63,
+    1e308,
+    float("nan"),
+    "",
+    "x" * 300,
+    "\ud800",
+    "nan",
+    "../..",
+    [],
+    {},
+    [None],
+    [[[[]]]],
+    {"a": 1},
+)
 
 
 def mutate(path: Path, draw: Random) -> str:
     """Damage one file in place by a random mutation that suits its kind. Returns what was done, in a few words."""
     kinds: list[Callable[[Path, Random], str]] = [_bytes, _bytes, _whole]
-    structured = {".json": _json, ".safetensors": _safetensors, ".parquet": _parquet, ".jsonl": _lines, ".csv": _lines,
-                  ".tsv": _lines, ".txt": _lines}.get(path.suffix)  # fmt: skip
+    structured = {
+        ".json": _json,
+        ".safetensors": _safetensors,
+        ".parquet": _parquet,
+        ".jsonl": _lines,
+        ".csv": _lines,
+        ".tsv": _lines,
+        ".txt": _lines,
+    }.get(path.suffix)
     if structured:
         kinds += [structured] * 5
     return draw.choice(kinds)(path, draw)
@@ -97,7 +122,9 @@ def _safetensors(path: Path, draw: Random) -> str:
         tensors: dict[str, np.ndarray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     name = draw.choice(sorted(tensors))
     tensor = tensors[name]
-    how = draw.choice(("header", "header", "gone", "renamed", "dtype", "rows", "columns", "flat", "values", "big"))
+    how = draw.choice(
+        ("header", "header", "gone", "renamed", "dtype", "rows", "columns", "flat", "values", "big")
+    )
     if how == "header" and metadata:
         key = draw.choice(sorted(metadata))
         try:
@@ -111,7 +138,9 @@ def _safetensors(path: Path, draw: Random) -> str:
         if how == "renamed":
             tensors[f"{name}x"] = gone
     elif how == "dtype":
-        tensors[name] = tensor.astype(draw.choice((np.float16, np.float64, np.int32, np.uint8, np.bool_)))
+        tensors[name] = tensor.astype(
+            draw.choice((np.float16, np.float64, np.int32, np.uint8, np.bool_))
+        )
     elif how in ("rows", "columns") and tensor.ndim:
         keep = tensor[: len(tensor) // 2] if how == "rows" else tensor[..., : tensor.shape[-1] // 2]
         tensors[name] = np.ascontiguousarray(keep)
@@ -143,7 +172,9 @@ def _parquet(path: Path, draw: Random) -> str:
     metadata = dict(table.schema.metadata or {})
     name = draw.choice(table.column_names)
     at = table.column_names.index(name)
-    how = draw.choice(("header", "header", "gone", "renamed", "strings", "nulls", "no rows", "odd values"))
+    how = draw.choice(
+        ("header", "header", "gone", "renamed", "strings", "nulls", "no rows", "odd values")
+    )
     if how == "header" and metadata:
         key = draw.choice(sorted(metadata))
         try:
@@ -157,18 +188,28 @@ def _parquet(path: Path, draw: Random) -> str:
     elif how == "renamed":
         table = table.rename_columns([f"{c}x" if c == name else c for c in table.column_names])
     elif how == "strings":
-        table = table.set_column(at, name, pa.array([str(v) for v in table[name].to_pylist()], pa.string()))
+        table = table.set_column(
+            at, name, pa.array([str(v) for v in table[name].to_pylist()], pa.string())
+        )
     elif how == "nulls":
-        table = table.set_column(at, table.schema.field(at), pa.nulls(len(table), table.schema.field(at).type))
+        table = table.set_column(
+            at, table.schema.field(at), pa.nulls(len(table), table.schema.field(at).type)
+        )
     elif how == "no rows":
         table = table.slice(0, 0)
     else:
         kind = table.schema.field(at).type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            odd = draw.choice((-1, 10**6)) if pa.types.is_integer(kind) else draw.choice((float("nan"), -1e30))
+            odd = (
+                draw.choice((-1, 10**6))
+                if pa.types.is_integer(kind)
+                else draw.choice((float("nan"), -1e30))
+            )
             table = table.set_column(at, table.schema.field(at), pa.array([odd] * len(table), kind))
         elif pa.types.is_string(kind):
-            table = table.set_column(at, table.schema.field(at), pa.array(["xx"] * len(table), kind))
+            table = table.set_column(
+                at, table.schema.field(at), pa.array(["xx"] * len(table), kind)
+            )
     pq.write_table(table, path)
     return f"{name} {how}"
 
@@ -176,10 +217,22 @@ def _parquet(path: Path, draw: Random) -> str:
 def _lines(path: Path, draw: Random) -> str:
     lines = path.read_bytes().split(b"\n")
     at = draw.randrange(len(lines))
-    odd = {"NUL": b"a\0b", "latin-1": "ä\u00ff".encode("latin-1"), "quote": b'"', "brace": b"{", "tabs": b"\t\t\t",
-           "blank": b"   ", "huge": b"x" * 200_000, "number": b"17", "null": b"null", "BOM": b"\xef\xbb\xbfa,b",
-           "surrogate": b'{"text": "\\ud800", "label": "de"}', "list": b'{"text": ["a"], "label": "de"}',
-           "other keys": b'{"words": "a"}', "label null": b'{"text": "a", "label": null}'}  # fmt: skip
+    odd = {
+        "NUL": b"a\0b",
+        "latin-1": "ä\u00ff".encode("latin-1"),
+        "quote": b'"',
+        "brace": b"{",
+        "tabs": b"\t\t\t",
+        "blank": b"   ",
+        "huge": b"x" * 200_000,
+        "number": b"17",
+        "null": b"null",
+        "BOM": b"\xef\xbb\xbfa,b",
+        "surrogate": b'{"text": "\\ud800", "label": "de"}',
+        "list": b'{"text": ["a"], "label": "de"}',
+        "other keys": b'{"words": "a"}',
+        "label null": b'{"text": "a", "label": null}',
+    }
     how = draw.choice(sorted(odd))
     place = draw.choice(("in place of", "before", "inside", "in place of the first"))
     if place == "in place of":

@@ -3,10 +3,10 @@
     python scripts/reproduce_sae_lape.py --out OUT
     python scripts/reproduce_sae_lape.py --model embedded:gemma-3-270m --out OUT
 
-The first needs the hub: Llama-3.2-1B and FLORES+ are gated. The second runs the same stages on the embedded model and
-text, with SAEs that it trains; the paper's figures then stand beside others of another model, for their order only.
-Run again, it goes on where it stopped. BOS is counted in the statistics and by the heads, and pushed in the
-interventions, as published.
+The first needs the hub: Llama-3.2-1B and FLORES+ are gated. The second runs the same stages on the
+embedded model and text, with SAEs that it trains; the paper's figures then stand beside others of
+another model, for their order only. Run again, it goes on where it stopped. BOS is counted in the
+statistics and by the heads, and pushed in the interventions, as published.
 """
 
 from __future__ import annotations
@@ -51,11 +51,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # What the paper's repository has committed: name -> figure.
 PAPER: dict[str, float] = {
     "units: all owners": 1043,
-    **{f"units: {n} owners": c for n, c in
-       zip(range(2, 16), (199, 96, 69, 38, 17, 16, 14, 5, 6, 5, 8, 5, 7, 18), strict=True)},
+    **{
+        f"units: {n} owners": c
+        for n, c in zip(
+            range(2, 16), (199, 96, 69, 38, 17, 16, 14, 5, 6, 5, 8, 5, 7, 18), strict=True
+        )
+    },
     "units: one owner": 540,
-    **{f"units: one owner, {label}": n for label, n in zip(
-        PAPER_LABELS, (7, 13, 11, 18, 54, 115, 5, 64, 50, 26, 61, 37, 33, 22, 24), strict=True)},
+    **{
+        f"units: one owner, {label}": n
+        for label, n in zip(
+            PAPER_LABELS, (7, 13, 11, 18, 54, 115, 5, 64, 50, 26, 61, 37, 33, 22, 24), strict=True
+        )
+    },
     "entropy: least": 0.0019078,
     "entropy: greatest": 2.7058110,
     "units: LAPE neurons": 1311,
@@ -71,13 +79,39 @@ PAPER: dict[str, float] = {
     "perplexity change: features x -0.2, own, median": 905,
     "perplexity change: features x -0.2, others": 42.8,
     "perplexity change: features x -0.2, others, median": 6.9,
-    **{f"accuracy: {name}": a for name, a in zip(HEADS, (0.98267, 0.97213, 0.96107, 0.61733), strict=True)},
-    **{f"macro-F1: {name}": f for name, f in zip(HEADS, (0.98303, 0.97238, 0.96126, 0.52844), strict=True)},
-    **{f"perplexity: {label}": p for label, p in zip(
-        PAPER_LABELS,
-        (40.09, 23.99, 18.37, 20.55, 28.32, 9.92, 25.24, 16.14, 21.35, 20.80, 61.50, 44.93, 32.67, 40.27, 49.43),
-        strict=True)},
-}  # fmt: skip
+    **{
+        f"accuracy: {name}": a
+        for name, a in zip(HEADS, (0.98267, 0.97213, 0.96107, 0.61733), strict=True)
+    },
+    **{
+        f"macro-F1: {name}": f
+        for name, f in zip(HEADS, (0.98303, 0.97238, 0.96126, 0.52844), strict=True)
+    },
+    **{
+        f"perplexity: {label}": p
+        for label, p in zip(
+            PAPER_LABELS,
+            (
+                40.09,
+                23.99,
+                18.37,
+                20.55,
+                28.32,
+                9.92,
+                25.24,
+                16.14,
+                21.35,
+                20.80,
+                61.50,
+                44.93,
+                32.67,
+                40.27,
+                49.43,
+            ),
+            strict=True,
+        )
+    },
+}
 
 
 @dataclass
@@ -99,14 +133,20 @@ class Data:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="published: float32")
-    parser.add_argument("--sentences", type=int, default=1000, help="a label, for the perplexity changes")
+    parser.add_argument(
+        "--sentences", type=int, default=1000, help="a label, for the perplexity changes"
+    )
     parser.add_argument("--texts", type=int, default=500, help="a label, for the heads")
-    parser.add_argument("--fasttext", type=Path, help="lid.176.bin, as published; default the embedded lid.176.ftz")
+    parser.add_argument(
+        "--fasttext", type=Path, help="lid.176.bin, as published; default the embedded lid.176.ftz"
+    )
     arguments = parser.parse_args()
     set_threads()
     out = make_dir(arguments.out)
@@ -115,8 +155,18 @@ def main() -> None:
     lm = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     saes = _trained(lm, data, out) if embedded else load_saes(SAES, lm)
     corpus, split = data.statistics
-    collect(lm, corpus, saes, out=out / "stats", with_neurons=True, split=split, count_bos=True, gate=not embedded,
-            max_tokens=20_000 if embedded else None, progress=print)  # fmt: skip
+    collect(
+        lm,
+        corpus,
+        saes,
+        out=out / "stats",
+        with_neurons=True,
+        split=split,
+        count_bos=True,
+        gate=not embedded,
+        max_tokens=20_000 if embedded else None,
+        progress=print,
+    )
     found, chosen = identification(out, saes)
     found |= perplexity_changes(lm, saes, chosen, out, data, arguments.sentences)
     found |= heads(lm, saes, chosen, out, data, arguments.texts, arguments.fasttext)
@@ -128,7 +178,14 @@ def _trained(lm: LanguageModel, data: Data, out: Path) -> list[SAE]:
     corpus, split = data.statistics
     plan = make_plan(corpus, lm, split=split, max_tokens=12_000, mixed=True)
     sites = [f"mlp_out@{layer}" for layer in range(0, lm.n_layers, 3)]
-    return train_saes(lm, plan, sites, out / "saes", TrainConfig(k=32, d_sae=2560, batch_size=1024), progress=print)
+    return train_saes(
+        lm,
+        plan,
+        sites,
+        out / "saes",
+        TrainConfig(k=32, d_sae=2560, batch_size=1024),
+        progress=print,
+    )
 
 
 def identification(out: Path, saes: Sequence[SAE]) -> tuple[dict[str, float], dict[str, Selection]]:
@@ -143,23 +200,35 @@ def identification(out: Path, saes: Sequence[SAE]) -> tuple[dict[str, float], di
         frame = selection.to_pandas()
         found[f"units: {name}"] = len(frame[["dictionary", "unit"]].drop_duplicates())
         if name == "all owners" and len(frame):
-            found |= {"entropy: least": float(frame.score.min()), "entropy: greatest": float(frame.score.max())}
+            found |= {
+                "entropy: least": float(frame.score.min()),
+                "entropy: greatest": float(frame.score.max()),
+            }
         if name == "one owner":
             counts = Counter(frame.label)
             found |= {f"units: one owner, {label}": counts[label] for label in selection.labels}
     kept["neurons"] = rank(out / "stats", "lape")
     kept["neurons"].save(out / "selections" / "lape.parquet")
-    found["units: LAPE neurons"] = len(kept["neurons"].to_pandas()[["dictionary", "unit"]].drop_duplicates())
+    found["units: LAPE neurons"] = len(
+        kept["neurons"].to_pandas()[["dictionary", "unit"]].drop_duplicates()
+    )
     return found, kept
 
 
 def perplexity_changes(
-    lm: LanguageModel, saes: Sequence[SAE], chosen: dict[str, Selection], out: Path, data: Data, n: int
+    lm: LanguageModel,
+    saes: Sequence[SAE],
+    chosen: dict[str, Selection],
+    out: Path,
+    data: Data,
+    n: int,
 ) -> dict[str, float]:
     """Mean perplexity of each label's sentences, and how interventions for one label change its own and the others'."""
     corpus, split = data.perplexity
     picked = first_by_hash(corpus, corpus.positions(split, 0), 0, n)
-    texts = {label: [corpus.texts[i] for i in picked if corpus.of[i] == label] for label in corpus.labels}
+    texts = {
+        label: [corpus.texts[i] for i in picked if corpus.of[i] == label] for label in corpus.labels
+    }
     kept = out / "perplexity.json"
     before = kept_json(kept)
     table: dict[str, Any] = before if before.get("sentences") == n else {"sentences": n, "rows": {}}
@@ -168,9 +237,13 @@ def perplexity_changes(
     stats = {sae.id: Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes}
     makers: dict[str, Callable[[str], dict[str, Edit]]] = {
         "neurons to zero": lambda label: _silent(lm, chosen["neurons"], label),
-        **{f"features x {m}": lambda label, m=m: _pushed(lm, saes, stats, chosen["one owner"], label, m)
-           for m in (-0.1, -0.2)},
-    }  # fmt: skip
+        **{
+            f"features x {m}": lambda label, m=m: _pushed(
+                lm, saes, stats, chosen["one owner"], label, m
+            )
+            for m in (-0.1, -0.2)
+        },
+    }
     for name, edits_of in makers.items():
         rows = table["rows"].setdefault(name, {})
         for label in corpus.labels:
@@ -183,7 +256,12 @@ def perplexity_changes(
     found = {f"perplexity: {label}": value for label, value in base.items()}
     for name, rows in table["rows"].items():
         own = [row[label] - base[label] for label, row in rows.items()]
-        others = [row[other] - base[other] for label, row in rows.items() for other in row if other != label]
+        others = [
+            row[other] - base[other]
+            for label, row in rows.items()
+            for other in row
+            if other != label
+        ]
         for kind, values in (("own", own), ("others", others)):
             if values:
                 found[f"perplexity change: {name}, {kind}"] = fmean(values)
@@ -194,12 +272,24 @@ def perplexity_changes(
 def _perplexities(lm: LanguageModel, texts: dict[str, list[str]]) -> dict[str, float]:
     """Label -> mean perplexity of its sentences."""
     losses = iter(text_losses(lm, [text for some in texts.values() for text in some], 512))
-    values = {label: [loss for _ in some if not math.isnan(loss := next(losses))] for label, some in texts.items()}
-    return {label: fmean(math.exp(min(loss, 700)) for loss in some) for label, some in values.items() if some}
+    values = {
+        label: [loss for _ in some if not math.isnan(loss := next(losses))]
+        for label, some in texts.items()
+    }
+    return {
+        label: fmean(math.exp(min(loss, 700)) for loss in some)
+        for label, some in values.items()
+        if some
+    }
 
 
 def _pushed(
-    lm: LanguageModel, saes: Sequence[SAE], stats: dict[str, Stats], selection: Selection, label: str, m: float
+    lm: LanguageModel,
+    saes: Sequence[SAE],
+    stats: dict[str, Stats],
+    selection: Selection,
+    label: str,
+    m: float,
 ) -> dict[str, Edit]:
     """m times the greatest value, over all labels, of each of a label's features, along its direction."""
     edits: dict[str, Edit] = {}
@@ -207,7 +297,9 @@ def _pushed(
         units = selection.units(sae.id)[label]
         if units:
             greatest = stats[sae.id].max[:, units].amax(0).to(sae.W_dec.device)
-            vector = m * (greatest @ sae.W_dec[units].float())  # they may be stored in half precision
+            vector = m * (
+                greatest @ sae.W_dec[units].float()
+            )  # they may be stored in half precision
             edits[lm.site(sae.site).path] = lambda x, steps, v=vector: x + v.to(x)
     return edits
 
@@ -235,18 +327,30 @@ def heads(
     picked = first_by_hash(corpus, corpus.positions(split, 0), 0, n)
     texts, truth = [corpus.texts[i] for i in picked], [corpus.of[i] for i in picked]
     stats = [Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes]
-    neurons = [Stats.load(out / "stats" / f"{site}.safetensors") for site in chosen["neurons"].dictionaries]
-    made = [lid.selection_head(name, chosen["one owner"], stats) for name in ("sae-count", "sae-min-max")]
+    neurons = [
+        Stats.load(out / "stats" / f"{site}.safetensors") for site in chosen["neurons"].dictionaries
+    ]
+    made = [
+        lid.selection_head(name, chosen["one owner"], stats)
+        for name in ("sae-count", "sae-min-max")
+    ]
     made.append(lid.selection_head("neuron-count", chosen["neurons"], neurons))
-    picks = [Identity(site, site_width(lm, lm.site(site)), torch.from_numpy(units).to(lm.device))
-             for site, units in made[-1].units.items()]  # fmt: skip
+    picks = [
+        Identity(site, site_width(lm, lm.site(site)), torch.from_numpy(units).to(lm.device))
+        for site, units in made[-1].units.items()
+    ]
     features = lid.featurize(lm, [*saes, *picks], texts, count_bos=True, progress=print)
     predicted = {head.name: head.predict(features) for head in made}
-    predicted["fasttext"] = list(FastText(fasttext, labels=list(corpus.labels), unknown=None).fit().predict(texts))
+    predicted["fasttext"] = list(
+        FastText(fasttext, labels=list(corpus.labels), unknown=None).fit().predict(texts)
+    )
     found = {}
     for name in HEADS:
         metrics = head_metrics(truth, predicted[name], list(corpus.labels))
-        found |= {f"accuracy: {name}": metrics["accuracy"], f"macro-F1: {name}": metrics["f1_macro"]}
+        found |= {
+            f"accuracy: {name}": metrics["accuracy"],
+            f"macro-F1: {name}": metrics["f1_macro"],
+        }
     return found
 
 

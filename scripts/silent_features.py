@@ -17,7 +17,9 @@ from saefeat.stats import Stats
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--tokens", type=int, default=50_000)
     parser.add_argument("--out", type=Path)
@@ -25,11 +27,15 @@ def main() -> None:
     set_threads()
     setting = open_run(arguments.run)
     budget = -(-arguments.tokens // len(setting.corpus.labels))
-    plan = make_plan(setting.corpus, setting.lm, split="test", seed=setting.config.seed, max_tokens=budget)
+    plan = make_plan(
+        setting.corpus, setting.lm, split="test", seed=setting.config.seed, max_tokens=budget
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = collect(setting.lm, plan, setting.saes, Path(folder))
         stats = {path.stem: Stats.load(path) for path in paths}
-    silent = {name: round(float((s.fired.sum(0) == 0).float().mean()), 4) for name, s in stats.items()}
+    silent = {
+        name: round(float((s.fired.sum(0) == 0).float().mean()), 4) for name, s in stats.items()
+    }
     result = {"tokens": plan.total, "silent": silent}
     print(json.dumps(result, indent=1))
     if arguments.out:

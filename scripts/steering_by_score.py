@@ -2,8 +2,9 @@
 
     python scripts/steering_by_score.py RUN --out scripts/results/steering_by_score.json
 
-`steer sweep` first asks whether a setting forces the label fluently. Here each label takes the setting of greatest
-score on the tuning half (rows of RUN/steering/metrics.json), and it is generated again on the reporting half.
+`steer sweep` first asks whether a setting forces the label fluently. Here each label takes the
+setting of greatest score on the tuning half (rows of RUN/steering/metrics.json), and it is
+generated again on the reporting half.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from saefeat.pipeline.sweep import english_prompts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -31,24 +34,45 @@ def main() -> None:
     metrics = read_json(arguments.run / "steering" / "metrics.json")
     own = {label: Own(**values) for label, values in metrics["own"].items()}
     bench = Bench(open_run(arguments.run), metrics["source"], Decoding(**metrics["decoding"]))
-    prompts = encode_prompts(bench.setting.lm, english_prompts()[1::2], bench.decoding.max_new_tokens)
+    prompts = encode_prompts(
+        bench.setting.lm, english_prompts()[1::2], bench.decoding.max_new_tokens
+    )
     outcomes: dict[str, dict[str, Outcome]] = {}
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(r["method"] for r in metrics["rows"] if r["method"] != "none"):
         outcomes[method] = {}
         for label in own:
-            tuned = [r for r in metrics["rows"] if (r["method"], r["label"], r["half"]) == (method, label, "tune")]
+            tuned = [
+                r
+                for r in metrics["rows"]
+                if (r["method"], r["label"], r["half"]) == (method, label, "tune")
+            ]
             recipe = Recipe.read(max(tuned, key=lambda r: r["score"]))
-            (outcomes[method][label],), _ = bench.outcomes(recipe, label, prompts, [recipe.strength])
-        found = {label: row(outcome, label, own[label]) for label, outcome in outcomes[method].items()}
+            (outcomes[method][label],), _ = bench.outcomes(
+                recipe, label, prompts, [recipe.strength]
+            )
+        found = {
+            label: row(outcome, label, own[label]) for label, outcome in outcomes[method].items()
+        }
         scored = compare(outcomes[method], outcomes[method], own)
-        rows.append({"method": method, "score": scored["score"], "score_ci": scored["score_ci"],
-                     "forcing": fmean(one["forcing"] for one in found.values()),
-                     "relative": fmean(one["perplexity"] / own[label].perplexity for label, one in found.items()),
-                     "reached": sum(reaches(one, own[label]) for label, one in found.items())})  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "score": scored["score"],
+                "score_ci": scored["score_ci"],
+                "forcing": fmean(one["forcing"] for one in found.values()),
+                "relative": fmean(
+                    one["perplexity"] / own[label].perplexity for label, one in found.items()
+                ),
+                "reached": sum(reaches(one, own[label]) for label, one in found.items()),
+            }
+        )
     for entry in rows:
         ahead = compare(outcomes["features"], outcomes[entry["method"]], own)
-        entry |= {"features_ahead_by": ahead["difference"], "features_ahead_ci": ahead["difference_ci"]}
+        entry |= {
+            "features_ahead_by": ahead["difference"],
+            "features_ahead_ci": ahead["difference_ci"],
+        }
         print(json.dumps(entry), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")

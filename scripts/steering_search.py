@@ -2,8 +2,8 @@
 
     python scripts/steering_search.py RUN --out scripts/results/steering_search.json
 
-Each language takes the best of the strengths on the same prompts, so the scores are optimistic for all rows alike; with
-32 prompts a mean over six languages moves by some .03 from chance alone.
+Each language takes the best of the strengths on the same prompts, so the scores are optimistic for
+all rows alike; with 32 prompts a mean over six languages moves by some .03 from chance alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
     """Name -> recipe and strengths."""
     one, two = ("resid_post@5",), ("resid_post@0", "resid_post@5")
 
-    def vector(method: str, sites: tuple[str, ...], first: int, rest: float, **parameters: Any) -> Recipe:
+    def vector(
+        method: str, sites: tuple[str, ...], first: int, rest: float, **parameters: Any
+    ) -> Recipe:
         return Recipe(method, "add", sites, Schedule(first, rest), 0.0, parameters)
 
     def neurons(rate: float, schedule: Schedule) -> Recipe:
@@ -38,16 +40,28 @@ def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
         return Recipe("neurons", "clamp, source off", sites, schedule, 0.0, {"top_rate": rate})
 
     features = {
-        **{f"{top} features; 2, .3": vector("features", one, 2, 0.3, top=top) for top in (50, 100, 300)},
-        "100 features of entropy up to .96 ln K; 2, .3": vector("features", one, 2, 0.3, top=100, entropy_ratio=0.96),
-        **{f"100 features; {first}, {rest}": vector("features", one, first, rest, top=100)
-           for first, rest in ((1, 0.3), (4, 0.3), (2, 0.15), (4, 0.0))},
-    }  # fmt: skip
-    table: dict[str, tuple[Recipe, Sequence[float]]] = {name: (recipe, STRENGTHS) for name, recipe in features.items()}
+        **{
+            f"{top} features; 2, .3": vector("features", one, 2, 0.3, top=top)
+            for top in (50, 100, 300)
+        },
+        "100 features of entropy up to .96 ln K; 2, .3": vector(
+            "features", one, 2, 0.3, top=100, entropy_ratio=0.96
+        ),
+        **{
+            f"100 features; {first}, {rest}": vector("features", one, first, rest, top=100)
+            for first, rest in ((1, 0.3), (4, 0.3), (2, 0.15), (4, 0.0))
+        },
+    }
+    table: dict[str, tuple[Recipe, Sequence[float]]] = {
+        name: (recipe, STRENGTHS) for name, recipe in features.items()
+    }
     table["difference of means; 2, .3"] = (vector("diffmean", one, 2, 0.3), STRENGTHS)
     table["100 random features; 2, .3"] = (vector("random", one, 2, 0.3, top=100), STRENGTHS)
     for rest in (0.3, 0.15):
-        table[f"100 features at each of two sites; 2, {rest}"] = (vector("features", two, 2, rest, top=100), SHARED)
+        table[f"100 features at each of two sites; 2, {rest}"] = (
+            vector("features", two, 2, rest, top=100),
+            SHARED,
+        )
     table["difference of means at two sites; 2, .3"] = (vector("diffmean", two, 2, 0.3), SHARED)
     for rate in (0.01, 0.05, 0.1):
         table[f"neurons, {rate:.0%}, source off"] = (neurons(rate, CONSTANT), (1.0, 1.5))
@@ -56,7 +70,9 @@ def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help="settings whose name has this in it")
@@ -73,9 +89,21 @@ def main() -> None:
         best = []
         for label in LABELS:
             outcomes, _ = bench.outcomes(recipe, label, ids, strengths)
-            found = max((row(outcome, label, own[label]) for outcome in outcomes), key=lambda r: r["score"])
-            best.append({**found, "relative": min((found["perplexity"] or math.inf) / own[label].perplexity, 99.0)})
-        mean = {key: round(fmean(one[key] for one in best), 3) for key in ("score", "forcing", "relative", "distinct3")}
+            found = max(
+                (row(outcome, label, own[label]) for outcome in outcomes), key=lambda r: r["score"]
+            )
+            best.append(
+                {
+                    **found,
+                    "relative": min(
+                        (found["perplexity"] or math.inf) / own[label].perplexity, 99.0
+                    ),
+                }
+            )
+        mean = {
+            key: round(fmean(one[key] for one in best), 3)
+            for key in ("score", "forcing", "relative", "distinct3")
+        }
         rows.append({"setting": name, **mean})
         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:

@@ -18,14 +18,27 @@ from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, load_model, wrap
 
-torch.set_num_threads(1)  # on tensors this small, threads wait for each other: two are five times slower
+torch.set_num_threads(
+    1
+)  # on tensors this small, threads wait for each other: two are five times slower
 VOCABULARY, HIDDEN, FFN, LAYERS, HEADS = 300, 32, 48, 2, 2
 _GATED = {
-    "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS, "num_key_value_heads": 1, "max_position_embeddings": 512,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+}
 _GEMMA = {**_GATED, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
-_GPT2 = {"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_inner": FFN, "n_layer": LAYERS, "n_head": HEADS}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": HIDDEN,
+    "n_inner": FFN,
+    "n_layer": LAYERS,
+    "n_head": HEADS,
+}
 _NEOX = {name: value for name, value in _GATED.items() if name != "num_key_value_heads"}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", _GATED),
@@ -39,7 +52,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "neox-sequential": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
 }
 _HEADS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
-_PROSE = ["the cat sat on the mat and the dog ran after it", "der Hund und die Katze sind in dem Haus"] * 4
+_PROSE = [
+    "the cat sat on the mat and the dog ran after it",
+    "der Hund und die Katze sind in dem Haus",
+] * 4
 
 
 def make_model(family: str, seed: int = 0) -> Any:
@@ -47,7 +63,9 @@ def make_model(family: str, seed: int = 0) -> Any:
     import transformers
 
     name, options = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**options, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    config = getattr(transformers, f"{name}Config")(
+        **options, bos_token_id=0, eos_token_id=1, pad_token_id=2
+    )
     torch.manual_seed(seed)
     model = getattr(transformers, _HEADS.get(name, f"{name}ForCausalLM"))(config).float().eval()
     with torch.no_grad():
@@ -67,11 +85,18 @@ def make_tokenizer() -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_PROSE, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +161,13 @@ def save_lm(make_lm: Callable[..., LanguageModel]) -> Callable[..., Path]:
 def tiny_corpus() -> Corpus:
     """240 openings of real sentences in German, English and Thai, the labels taking turns."""
     whole = load_corpus("embedded:eld", labels=["de", "en", "th"])
-    texts = {label: [t for t, of in zip(whole.texts, whole.of, strict=True) if of == label] for label in whole.labels}
-    return load_corpus([(texts[label][i][: 12 + i % 17], label) for i in range(80) for label in whole.labels])
+    texts = {
+        label: [t for t, of in zip(whole.texts, whole.of, strict=True) if of == label]
+        for label in whole.labels
+    }
+    return load_corpus(
+        [(texts[label][i][: 12 + i % 17], label) for i in range(80) for label in whole.labels]
+    )
 
 
 @pytest.fixture
@@ -164,13 +194,17 @@ def tiny_jsonl(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Corpus) ->
     """The tiny corpus as a file."""
     path = tmp_path_factory.mktemp("corpora") / "tiny.jsonl"
     rows = zip(tiny_corpus.texts, tiny_corpus.of, tiny_corpus.ids, strict=True)
-    lines = [json.dumps({"text": text, "label": label, "id": identity}) for text, label, identity in rows]
+    lines = [
+        json.dumps({"text": text, "label": label, "id": identity}) for text, label, identity in rows
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_jsonl: Path) -> Path:
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_jsonl: Path
+) -> Path:
     """A complete run of the tiny model on the tiny corpus; shared, so change a copy."""
     from saefeat.pipeline import RunConfig, run
 

@@ -37,7 +37,16 @@ def vectors_by_label(lm, plan, site):
 
 def make_sae(max_norm, seed=0):
     rows = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
-    return SAE("sae", SITE, rows.t().contiguous(), torch.zeros(64), rows, torch.zeros(32), k=6, max_norm=max_norm)
+    return SAE(
+        "sae",
+        SITE,
+        rows.t().contiguous(),
+        torch.zeros(64),
+        rows,
+        torch.zeros(32),
+        k=6,
+        max_norm=max_norm,
+    )
 
 
 def test_inliers_are_at_most_as_long_as_the_limit():
@@ -51,7 +60,9 @@ def test_inliers_are_at_most_as_long_as_the_limit():
 def test_without_an_sae_the_limit_is_8_medians(tiny_lm, tiny_corpus):
     plan = make_plan(tiny_corpus, tiny_lm)
     every = torch.cat(list(vectors_by_label(tiny_lm, plan, SITE).values())).norm(dim=1)
-    assert norm_limits(tiny_lm, plan, [SITE])[SITE] == pytest.approx(OUTLIER_FACTOR * float(every.median()), rel=0.02)
+    assert norm_limits(tiny_lm, plan, [SITE])[SITE] == pytest.approx(
+        OUTLIER_FACTOR * float(every.median()), rel=0.02
+    )
     assert norm_limits(tiny_lm, plan, []) == {}
 
 
@@ -62,14 +73,18 @@ def test_means_leave_out_what_the_saes_of_the_site_leave_out(tiny_lm, tiny_corpu
     save_sae(make_sae(limit), tmp_path / "sae")
     saes = [load_sae(tmp_path / "sae")]
     collect_stage(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats", with_neurons=True)
-    at_site, at_sae = (Stats.load(tmp_path / "stats" / f"{name}.safetensors") for name in (SITE, "sae"))
+    at_site, at_sae = (
+        Stats.load(tmp_path / "stats" / f"{name}.safetensors") for name in (SITE, "sae")
+    )
     assert at_site.tokens.tolist() == at_sae.tokens.tolist()
     for k, label in enumerate(at_site.labels):
         counted = every[label][every[label].norm(dim=1) <= limit]
         assert int(at_site.tokens[k]) == len(counted) < len(every[label])
         torch.testing.assert_close(at_site.mean()[k].float(), counted.mean(0), rtol=1e-4, atol=1e-5)
     neurons = Stats.load(tmp_path / "stats" / "mlp_act@0.safetensors")
-    assert neurons.tokens.tolist() == [len(every[label]) for label in neurons.labels]  # LAPE counts all
+    assert neurons.tokens.tolist() == [
+        len(every[label]) for label in neurons.labels
+    ]  # LAPE counts all
 
 
 def test_an_edit_moves_the_tokens_that_its_force_was_made_from(tiny_lm, tiny_corpus, tmp_path):
@@ -84,7 +99,9 @@ def test_an_edit_moves_the_tokens_that_its_force_was_made_from(tiny_lm, tiny_cor
 
     def seen():
         found = []
-        handle = tiny_lm.model.get_submodule(path).register_forward_hook(lambda _m, _i, out: found.append(out))
+        handle = tiny_lm.model.get_submodule(path).register_forward_hook(
+            lambda _m, _i, out: found.append(out)
+        )
         try:
             tiny_lm.model(input_ids=ids)
         finally:
@@ -92,7 +109,9 @@ def test_an_edit_moves_the_tokens_that_its_force_was_made_from(tiny_lm, tiny_cor
         return found[0][0]
 
     before = seen()
-    selection = rank(tmp_path / "stats", "feature-diffmean", source="en", entropy_ratio=1.0, dictionaries=[SITE])
+    selection = rank(
+        tmp_path / "stats", "feature-diffmean", source="en", entropy_ratio=1.0, dictionaries=[SITE]
+    )
     outliers = before.norm(dim=1) > limit
     outliers[0] = True  # BOS
     assert 1 < outliers.sum() < len(before)
@@ -120,9 +139,13 @@ def test_first_tokens_without_bos_are_no_part_of_the_force(smollm, tmp_path):
     every = vectors_by_label(smollm, plan, site)
     norms = torch.cat(list(every.values())).norm(dim=1)
     assert norms.max() > 50 * norms.median()
-    saes = train_saes(smollm, plan, [site], tmp_path / "saes", TrainConfig(d_sae=576, batch_size=256))
+    saes = train_saes(
+        smollm, plan, [site], tmp_path / "saes", TrainConfig(d_sae=576, batch_size=256)
+    )
     collect(smollm, plan, means(smollm, saes, plan), tmp_path / "stats")
-    force = mean_difference(Stats.load(tmp_path / "stats" / f"{site}.safetensors"), "de", "en").float()
+    force = mean_difference(
+        Stats.load(tmp_path / "stats" / f"{site}.safetensors"), "de", "en"
+    ).float()
     clean, dirty = (
         {label: x[x.norm(dim=1) <= limit].mean(0) for label, x in every.items()}
         for limit in (saes[0].max_norm, torch.inf)
@@ -131,12 +154,15 @@ def test_first_tokens_without_bos_are_no_part_of_the_force(smollm, tmp_path):
     assert (dirty["de"] - dirty["en"]).norm() > 2 * force.norm()
 
 
-# --------------------------------------------------------------------------- what stands before a text
+# --------------------------------------------------------------------------- what stands before a
+# text
 
 
 def no_bos(lm, name):
     """The same model with a tokenizer that adds nothing."""
-    tokenizer = type(lm.tokenizer)(tokenizer_object=lm.tokenizer.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
+    tokenizer = type(lm.tokenizer)(
+        tokenizer_object=lm.tokenizer.backend_tokenizer, eos_token="</s>", pad_token="<pad>"
+    )
     tokenizer = tokenizer.__class__.from_pretrained(_saved(tokenizer, name))
     return wrap(lm.model, tokenizer, lm.name)
 
@@ -172,7 +198,9 @@ def test_bos_before_an_alphabet_without_a_is_understood(suffix):
     tokenizer = Tokenizer(models.BPE(words, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     template = "<s> $A </s>" if suffix else "<s> $A"
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     assert fast("a", add_special_tokens=False)["input_ids"] == []
     assert _added_tokens(fast) == ([0], [1] if suffix else [])

@@ -33,8 +33,12 @@ def make_wheel(folder: Path, content: bytes) -> None:
     info = "saefeat_fake_asset-0.1.dist-info"
     with zipfile.ZipFile(folder / "saefeat_fake_asset-0.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("saefeat_fake_asset/data.bin", content)
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: saefeat-fake-asset\nVersion: 0.1\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: saefeat-fake-asset\nVersion: 0.1\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
 
 
@@ -67,14 +71,18 @@ def test_every_asset_names_its_licence_and_its_bytes() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"no embedded asset is called 'gemma'; there are gemma-3-270m, eld"):
+    with pytest.raises(
+        UserError, match=r"no embedded asset is called 'gemma'; there are gemma-3-270m, eld"
+    ):
         assets.fetch("gemma")
 
 
 def test_importing_brings_nothing_heavy() -> None:
     code = "import saefeat.assets, saefeat.labels, sys; print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
     root = Path(assets.__file__).parents[1]
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert result.stdout.strip() == "set()"
 
 
@@ -88,8 +96,12 @@ def test_eld_is_read_where_it_is_installed(cache: Path) -> None:
 
 
 @pytest.mark.skipif(not has("eld"), reason="eld is not installed")
-def test_another_version_of_an_installed_file_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(assets.ASSETS, "eld", dataclasses.replace(assets.ASSETS["eld"], sha256="0" * 64))
+def test_another_version_of_an_installed_file_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        assets.ASSETS, "eld", dataclasses.replace(assets.ASSETS["eld"], sha256="0" * 64)
+    )
     with pytest.raises(UserError, match=r"is not the file of eld==1\.0\.6; reinstall it"):
         assets.fetch("eld")
 
@@ -124,7 +136,9 @@ def test_a_wheel_is_fetched_once_and_leaves_nothing_else(fake: Path, cache: Path
     assert assets.fetch("fake", recheck=True) == path
 
 
-def test_the_record_of_a_check_saves_the_next_one(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_of_a_check_saves_the_next_one(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = assets.fetch("fake")
     hashed: list[Path] = []
     matches = assets._matches
@@ -160,7 +174,9 @@ def test_a_wheel_without_the_file_is_refused(fake: Path, monkeypatch: pytest.Mon
 def test_pips_last_line_is_told(fake: Path, cache: Path) -> None:
     for wheel in fake.iterdir():
         wheel.unlink()
-    with pytest.raises(UserError, match=r"No matching distribution found for saefeat-fake-asset==0\.1") as caught:
+    with pytest.raises(
+        UserError, match=r"No matching distribution found for saefeat-fake-asset==0\.1"
+    ) as caught:
         assets.fetch("fake")
     assert "\n" not in str(caught.value) and "your own lid.176.ftz" in str(caught.value)
     assert not [path for path in cache.rglob("*") if path.is_file()]
@@ -172,7 +188,9 @@ def test_an_environment_without_pip_says_how_to_go_on(
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(UserError, match=r"`uv pip install pip` or `python -m ensurepip`, or give the path") as caught:
+    with pytest.raises(
+        UserError, match=r"`uv pip install pip` or `python -m ensurepip`, or give the path"
+    ) as caught:
         assets.fetch("fake")
     assert "\n" not in str(caught.value)
 
@@ -183,13 +201,17 @@ def test_two_processes_at_once(fake: Path) -> None:
     code += "print(assets.fetch('fake'))"
     root = Path(assets.__file__).parents[1]
     command = [sys.executable, "-c", code]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)
+    ]
     paths = {process.communicate()[0].strip() for process in running}
     assert all(process.returncode == 0 for process in running)
     assert len(paths) == 1 and Path(paths.pop()).read_bytes() == CONTENT
 
 
-def test_a_cache_that_cannot_be_written(fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(
+    fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot write in"):

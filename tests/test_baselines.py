@@ -26,7 +26,20 @@ SENTENCES = {
     "th": "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
 }
 TEXTS, CODES = list(SENTENCES.values()), list(SENTENCES)
-ODD = ["", "  ", "\n", "\x00", "\ud800", "\n\x00\udfff\r", "</s>", "\u200b", "12345 67890", "?!", "😀", "❤️"]
+ODD = [
+    "",
+    "  ",
+    "\n",
+    "\x00",
+    "\ud800",
+    "\n\x00\udfff\r",
+    "</s>",
+    "\u200b",
+    "12345 67890",
+    "?!",
+    "😀",
+    "❤️",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,9 @@ def model_path() -> Path:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("labels", [CODES, ["deu_Latn", "fra", "__label__es", "jpn", "rus_Cyrl", "th"]])
+@pytest.mark.parametrize(
+    "labels", [CODES, ["deu_Latn", "fra", "__label__es", "jpn", "rus_Cyrl", "th"]]
+)
 def test_known_sentences_in_any_code_system(labels: list[str], model_path: Path) -> None:
     head = FastText(model_path, labels)
     assert head.predict(TEXTS) == labels == head.classes_
@@ -48,7 +63,8 @@ def test_known_sentences_in_any_code_system(labels: list[str], model_path: Path)
 
 def test_the_set_is_closed(model_path: Path) -> None:
     head = FastText(model_path, ["python", "th", "fr"])
-    # German is neither, and lies below fastText's own cut-off for both; yet one of them is the better.
+    # German is neither, and lies below fastText's own cut-off for both; yet one of them is the
+    # better.
     assert head.predict([SENTENCES["de"]]) == ["fr"]
     assert not head.scores(TEXTS)[:, 0].any()
     assert FastText(model_path, ["python", "java"], unknown=None).predict(TEXTS) == [None] * 6
@@ -65,7 +81,11 @@ def test_odd_texts(model_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert head.predict(ODD) == ["unknown"] * len(ODD) and not head.scores(ODD).any()
     assert head.set_params(unknown=None).predict(ODD) == [None] * len(ODD)
     # The scores of what is a space to us are those of a space.
-    odd = [text.replace(" ", space, 1) for text in TEXTS[:3] for space in ("\n", "\x00", "\udc80", "\r\n")]
+    odd = [
+        text.replace(" ", space, 1)
+        for text in TEXTS[:3]
+        for space in ("\n", "\x00", "\udc80", "\r\n")
+    ]
     plain = [text for text in TEXTS[:3] for _ in range(4)]
     assert np.array_equal(head.scores(odd), head.scores(plain))
     assert head.predict([TEXTS[1] * 2000, "__label__de " + TEXTS[1]]) == ["fr", "fr"]
@@ -103,12 +123,18 @@ def test_by_hand() -> None:
     head = TokenNaiveBayes(tokenize, vocabulary=4).fit(["aab", "bc"], ["x", "y"])
     # x: a 2, b 1 of 3; y: b 1, c 1 of 2; V = 4, so the denominators are 7 and 6.
     expected = {
-        "a": (3 / 7, 1 / 6), "b": (2 / 7, 2 / 6), "c": (1 / 7, 2 / 6), "d": (1 / 7, 1 / 6), "ad": (3 / 49, 1 / 36)
-    }  # fmt: skip
+        "a": (3 / 7, 1 / 6),
+        "b": (2 / 7, 2 / 6),
+        "c": (1 / 7, 2 / 6),
+        "d": (1 / 7, 1 / 6),
+        "ad": (3 / 49, 1 / 36),
+    }
     joint = head.predict_joint_log_proba(list(expected))
     for row, (x, y) in zip(joint, expected.values(), strict=True):
         assert row == pytest.approx([math.log(x / 2), math.log(y / 2)], abs=1e-6)
-    assert head.scores(["ad"])[0] == pytest.approx([(3 / 49) / (3 / 49 + 1 / 36), (1 / 36) / (3 / 49 + 1 / 36)])
+    assert head.scores(["ad"])[0] == pytest.approx(
+        [(3 / 49) / (3 / 49 + 1 / 36), (1 / 36) / (3 / 49 + 1 / 36)]
+    )
     assert head.predict(["a", "c", ""]) == ["x", "y", "unknown"]
     assert not head.scores([""]).any()
     assert head.predict([]) == [] and head.score(["a", ""], ["x", "x"]) == 0.5
@@ -118,7 +144,10 @@ def random_texts(seed: int, n: int) -> tuple[list[str], list[str]]:
     rng = np.random.default_rng(seed)
     labels = rng.choice(["x", "y", "z"], n).tolist()
     start = {"x": 0, "y": 5, "z": 10}
-    return ["".join(chr(97 + start[k] + i) for i in rng.integers(0, 14, rng.integers(1, 9))) for k in labels], labels
+    return [
+        "".join(chr(97 + start[k] + i) for i in rng.integers(0, 14, rng.integers(1, 9)))
+        for k in labels
+    ], labels
 
 
 def test_agrees_with_sklearn() -> None:
@@ -132,19 +161,31 @@ def test_agrees_with_sklearn() -> None:
         head = TokenNaiveBayes(tokenize, 30, alpha).fit(texts, labels)
         oracle = MultinomialNB(alpha=alpha, fit_prior=False).fit(counts(texts), labels)
         assert head.predict(unseen) == oracle.predict(counts(unseen)).tolist()
-        np.testing.assert_allclose(head.scores(unseen), oracle.predict_proba(counts(unseen)), atol=1e-5)
+        np.testing.assert_allclose(
+            head.scores(unseen), oracle.predict_proba(counts(unseen)), atol=1e-5
+        )
 
 
 def test_characters_agree_with_sklearn() -> None:
     texts, labels = [*TEXTS, *(text[:20] for text in TEXTS)], [*CODES, *CODES]
-    unseen = ["ein Haus ist ein Haus", "LE CHIEN EST PARESSEUX", "собака 12", "犬 и hund", "una casa\n\nblanca"]
+    unseen = [
+        "ein Haus ist ein Haus",
+        "LE CHIEN EST PARESSEUX",
+        "собака 12",
+        "犬 и hund",
+        "una casa\n\nblanca",
+    ]
     head = CharNaiveBayes().fit(texts, labels)
     runs = CountVectorizer(analyzer="char", ngram_range=(1, 4)).fit(texts)
     oracle = MultinomialNB(alpha=0.1, fit_prior=False).fit(runs.transform(texts), labels)
     assert head.classes_ == oracle.classes_.tolist()
-    np.testing.assert_allclose(head.scores(unseen), oracle.predict_proba(runs.transform(unseen)), atol=1e-9)
+    np.testing.assert_allclose(
+        head.scores(unseen), oracle.predict_proba(runs.transform(unseen)), atol=1e-9
+    )
     joint = oracle.predict_joint_log_proba(runs.transform(unseen))
-    np.testing.assert_allclose(head.predict_joint_log_proba(unseen), joint, atol=1e-6)  # no two runs share a column
+    np.testing.assert_allclose(
+        head.predict_joint_log_proba(unseen), joint, atol=1e-6
+    )  # no two runs share a column
     assert head.predict([text.upper() for text in TEXTS]) == CODES
 
 
@@ -153,7 +194,9 @@ def test_characters_say_nothing_of_odd_texts_and_of_scripts_never_seen() -> None
     odd = [*ODD[:6], *ODD[7:], "ሀለሐ"]
     assert head.predict(odd) == ["unknown"] * len(odd) and not head.scores(odd).any()
     assert head.predict(["de\ud800 braune\0Hund", "</s>"])[0] == "de"
-    report = classification_report([*CODES, "de"], head.predict([*TEXTS, "123"]), output_dict=True, zero_division=0)
+    report = classification_report(
+        [*CODES, "de"], head.predict([*TEXTS, "123"]), output_dict=True, zero_division=0
+    )
     assert report["de"]["recall"] == 0.5
     with pytest.raises(UserError, match="all texts of the label xx are blank"):
         CharNaiveBayes().fit([*TEXTS, " "], [*CODES, "xx"])
@@ -163,7 +206,9 @@ def test_characters_saved_and_loaded_say_the_same(tmp_path: Path) -> None:
     head = CharNaiveBayes().fit(TEXTS, CODES)
     head.save(tmp_path / "head.safetensors")
     head.save(tmp_path / "again.safetensors")
-    assert (tmp_path / "head.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert (tmp_path / "head.safetensors").read_bytes() == (
+        tmp_path / "again.safetensors"
+    ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 50_000
     loaded = CharNaiveBayes.load(tmp_path / "head.safetensors")
     assert loaded.classes_ == head.classes_ and loaded.get_params() == head.get_params()
@@ -177,7 +222,9 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
     head = TokenNaiveBayes(tokenize, 262_144).fit(texts, labels)
     head.save(tmp_path / "head.safetensors")
     head.save(tmp_path / "again.safetensors")
-    assert (tmp_path / "head.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert (tmp_path / "head.safetensors").read_bytes() == (
+        tmp_path / "again.safetensors"
+    ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 5000  # tokens never seen are not kept
     loaded = TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
     unseen = [*random_texts(1, 50)[0], "~~"]
@@ -200,7 +247,9 @@ def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:
     from datasets import Dataset
 
     head, columns = FastText(model_path, CODES), {"text": TEXTS, "label": CODES}
-    tokens = TokenNaiveBayes(lambda texts: [[ord(c) % 64 for c in text] for text in texts], 64).fit(TEXTS, CODES)
+    tokens = TokenNaiveBayes(lambda texts: [[ord(c) % 64 for c in text] for text in texts], 64).fit(
+        TEXTS, CODES
+    )
     for table in (columns, pd.DataFrame(columns), Dataset.from_dict(columns)):
         assert head.predict(table) == CODES and head.score(table) == 1
         assert FastText(model_path).fit(table).classes_ == sorted(CODES)

@@ -52,7 +52,11 @@ def saes(tiny_run):
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in Path(directory).rglob("*")
+        if p.is_file()
+    }
 
 
 def everything(directory):
@@ -73,8 +77,14 @@ def test_training_by_hand_gives_the_saes_of_the_run(saefeat, on, tiny_run, tmp_p
     for line, site in zip(out.splitlines(), SITES.split(","), strict=True):
         record = load_sae(tmp_path / "saes" / sae_id(site)).record
         held, average = record["held_out"], record["training_average"]
-        assert f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens" in line
-        assert f"(average over training: FVU {average['fvu']:.3f}" in line and held["fvu"] != average["fvu"]
+        assert (
+            f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens"
+            in line
+        )
+        assert (
+            f"(average over training: FVU {average['fvu']:.3f}" in line
+            and held["fvu"] != average["fvu"]
+        )
 
 
 def test_collecting_and_ranking_by_hand_gives_the_statistics_and_the_selection_of_the_run(
@@ -85,13 +95,22 @@ def test_collecting_and_ranking_by_hand_gives_the_statistics_and_the_selection_o
     assert code == 0
     made, run = contents(tmp_path / "stats"), contents(tiny_run / "stats")
     assert {name: made[name] for name in run} == run
-    assert set(out.splitlines()) == {str(path) for path in (tmp_path / "stats").glob("*.safetensors")}
+    assert set(out.splitlines()) == {
+        str(path) for path in (tmp_path / "stats").glob("*.safetensors")
+    }
     for part in ("bags", "examples"):
-        run = {name: data for name, data in contents(tiny_run / part).items() if name.endswith(".parquet")}
+        run = {
+            name: data
+            for name, data in contents(tiny_run / part).items()
+            if name.endswith(".parquet")
+        }
         assert contents(tmp_path / "stats" / part) == run
     code, out, _ = saefeat("rank", tmp_path / "stats", "--out", tmp_path / "s.parquet")
     assert code == 0
-    made, run = Selection.load(tmp_path / "s.parquet"), Selection.load(tiny_run / "selections/sae-lape.parquet")
+    made, run = (
+        Selection.load(tmp_path / "s.parquet"),
+        Selection.load(tiny_run / "selections/sae-lape.parquet"),
+    )
     assert made.table.equals(run.table)
     assert {**made.header, "stats": ""} == {**run.header, "stats": ""}  # where the statistics are
     first = Selection.load(tmp_path / "s.parquet").table.to_pylist()[0]
@@ -102,9 +121,13 @@ def test_collecting_and_ranking_by_hand_gives_the_statistics_and_the_selection_o
 
 def test_merged_shards_are_the_bytes_of_the_whole(saefeat, on, saes, tmp_path, small_windows):
     for shard, out in (("0/1", "whole"), ("0/3", "a"), ("1/3", "b"), ("2/3", "c")):
-        code, *_ = saefeat("collect", *on, *saes, "--bags", "--neurons", "--shard", shard, "--out", tmp_path / out)
+        code, *_ = saefeat(
+            "collect", *on, *saes, "--bags", "--neurons", "--shard", shard, "--out", tmp_path / out
+        )
         assert code == 0
-    code, _, err = saefeat("merge", *(tmp_path / name for name in "cab"), "--out", tmp_path / "merged")
+    code, _, err = saefeat(
+        "merge", *(tmp_path / name for name in "cab"), "--out", tmp_path / "merged"
+    )
     assert (code, err) == (0, "")
     assert contents(tmp_path / "merged") == contents(tmp_path / "whole")
     code, _, err = saefeat("merge", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "gap")
@@ -123,7 +146,9 @@ def test_collecting_again_does_nothing(saefeat, on, saes, tmp_path):
 
 def test_rank_takes_parameters_patterns_and_writes_csv(saefeat, tiny_run, tmp_path):
     loose = ["-p", "owners=any", "-p", "example_rate=0.2", "-p", "top=2"]
-    code, out, _ = saefeat("rank", tiny_run / "stats", "--out", tmp_path / "s.parquet", *loose, "--no-lens")
+    code, out, _ = saefeat(
+        "rank", tiny_run / "stats", "--out", tmp_path / "s.parquet", *loose, "--no-lens"
+    )
     assert code == 0
     selection = Selection.load(tmp_path / "s.parquet")
     assert selection.header["parameters"]["owners"] == "any"
@@ -142,7 +167,9 @@ def test_rank_takes_parameters_patterns_and_writes_csv(saefeat, tiny_run, tmp_pa
         assert saefeat("rank", tiny_run / "stats", "--out", tmp_path / name, "--show", 0)[0] == 0
 
 
-def test_rank_still_answers_when_the_model_is_gone(saefeat, tiny_run, tmp_path, save_lm, tiny_jsonl, saes):
+def test_rank_still_answers_when_the_model_is_gone(
+    saefeat, tiny_run, tmp_path, save_lm, tiny_jsonl, saes
+):
     model = save_lm(tmp_path / "model")
     on = ["--model", model, "--corpus", tiny_jsonl, "--dtype", "float32"]
     assert saefeat("collect", *on, *saes, "--out", tmp_path / "stats")[0] == 0
@@ -186,7 +213,15 @@ def test_another_corpus_is_evaluated_whole_by_its_own_columns(saefeat, tiny_run,
     columns = ["--text-column", "satz", "--label-column", "sprache"]
     target = tmp_path / "m.json"
     code, out, _ = saefeat(
-        "lid", "evaluate", "--run", tiny_run, "--corpus", tmp_path / "other.csv", *columns, "--out", target
+        "lid",
+        "evaluate",
+        "--run",
+        tiny_run,
+        "--corpus",
+        tmp_path / "other.csv",
+        *columns,
+        "--out",
+        target,
     )
     assert code == 0
     made = json.loads(target.read_text())
@@ -219,9 +254,15 @@ def test_evaluating_the_own_corpus_prints_what_is_there_already(saefeat, tiny_ru
     assert code == 0
     assert "evaluated already" in err
     f1 = json.loads(before["lid/metrics.json"])["heads"]["linear"]["f1_macro"]
-    assert next(line for line in out.splitlines() if line.startswith("linear")).split()[1] == f"{f1:.3f}"
+    assert (
+        next(line for line in out.splitlines() if line.startswith("linear")).split()[1]
+        == f"{f1:.3f}"
+    )
     after = contents(tiny_run)
-    assert [name for name in before if after[name] != before[name]] in ([], ["report.html"])  # the page has timings
+    assert [name for name in before if after[name] != before[name]] in (
+        [],
+        ["report.html"],
+    )  # the page has timings
 
 
 def test_fitting_again_by_force_gives_the_same_heads(saefeat, tiny_run, tmp_path):
@@ -250,7 +291,9 @@ ODD = [
 
 @pytest.mark.parametrize("head", ["linear", "sae-count", "neuron-count"])
 def test_predict_answers_every_line_with_one_object(saefeat, tiny_run, head):
-    code, out, _ = saefeat("lid", "predict", "--run", tiny_run, "--head", head, stdin=b"\n".join(ODD) + b"\n")
+    code, out, _ = saefeat(
+        "lid", "predict", "--run", tiny_run, "--head", head, stdin=b"\n".join(ODD) + b"\n"
+    )
     assert code == 0
     rows = [json.loads(line) for line in out.split("\n")[:-1]]
     assert len(rows) == len(ODD)
@@ -296,32 +339,71 @@ def check_refused(saefeat, tmp_path, message, *arguments):
 
 
 BAD_OPTIONS = {
-    "unknown model": (["collect", "--neurons", "--model", "/nowhere"], "the model directory /nowhere does not exist"),
-    "no hub id": (["collect", "--neurons", "--model", "a/b/c"], "neither a directory here nor a hub id"),
-    "unknown embedded model": (["collect", "--neurons", "--model", "embedded:x"], "unknown embedded model"),
+    "unknown model": (
+        ["collect", "--neurons", "--model", "/nowhere"],
+        "the model directory /nowhere does not exist",
+    ),
+    "no hub id": (
+        ["collect", "--neurons", "--model", "a/b/c"],
+        "neither a directory here nor a hub id",
+    ),
+    "unknown embedded model": (
+        ["collect", "--neurons", "--model", "embedded:x"],
+        "unknown embedded model",
+    ),
     "no such gguf": (["run", "--model", "x.gguf"], "the model file x.gguf does not exist"),
-    "unknown corpus": (["collect", "--neurons", "--corpus", "/nowhere.csv"], "the corpus /nowhere.csv does not exist"),
-    "hub corpus": (["collect", "--neurons", "--corpus", "hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
-    "unknown layer": (["train", "--sites", "mlp_out@2"], "the site mlp_out@2 does not exist: the model has the layers"),
+    "unknown corpus": (
+        ["collect", "--neurons", "--corpus", "/nowhere.csv"],
+        "the corpus /nowhere.csv does not exist",
+    ),
+    "hub corpus": (
+        ["collect", "--neurons", "--corpus", "hub:a/b/c"],
+        "is no corpus of the hub; write hub:OWNER/NAME",
+    ),
+    "unknown layer": (
+        ["train", "--sites", "mlp_out@2"],
+        "the site mlp_out@2 does not exist: the model has the layers",
+    ),
     "unknown site": (["train", "--sites", "attention"], "unknown site attention"),
     "unknown site in a run": (["run", "--sites", "mlp_in@0", "--k", "4"], "unknown site mlp_in@0"),
     "a site twice": (["train", "--sites", "mlp_out@0,mlp_out@0"], "named twice"),
     "no sites": (["train", "--sites", ","], "separated by commas is empty"),
-    "odd width": (["train", "--sites", "mlp_out@0", "--d-sae", "20"], "d_sae 20 must be a multiple of 16"),
+    "odd width": (
+        ["train", "--sites", "mlp_out@0", "--d-sae", "20"],
+        "d_sae 20 must be a multiple of 16",
+    ),
     "too narrow for k": (["run", "--d-sae", "16", "--k", "32"], "d_sae 16 must be"),
-    "unknown label": (["collect", "--neurons", "--labels", "de,fr"], "has no label fr; there are de, en, th"),
+    "unknown label": (
+        ["collect", "--neurons", "--labels", "de,fr"],
+        "has no label fr; there are de, en, th",
+    ),
     "one label": (["run", "--labels", "de"], "at least two labels"),
-    "unknown column": (["run", "--text-column", "satz"], "no column satz; there are text, label, id"),
+    "unknown column": (
+        ["run", "--text-column", "satz"],
+        "no column satz; there are text, label, id",
+    ),
     "unknown id column": (["collect", "--neurons", "--id-column", "key"], "no column key"),
-    "unknown device": (["collect", "--neurons", "--device", "cuda:9"], "--device cuda:9 cannot be used here"),
+    "unknown device": (
+        ["collect", "--neurons", "--device", "cuda:9"],
+        "--device cuda:9 cannot be used here",
+    ),
     "unknown dtype": (["collect", "--neurons", "--dtype", "int8"], "--dtype int8 is unknown"),
-    "a device without values": (["collect", "--neurons", "--device", "meta"], "--device meta cannot be used here"),
+    "a device without values": (
+        ["collect", "--neurons", "--device", "meta"],
+        "--device meta cannot be used here",
+    ),
     "unknown split": (["collect", "--neurons", "--split", "dev"], "unknown split dev"),
     "shard": (["collect", "--neurons", "--shard", "2/2"], "--shard 2/2 should be i/n"),
-    "endless shard": (["collect", "--neurons", "--shard", "0/" + "9" * 5000], "should be i/n with 0 <= i < n"),
+    "endless shard": (
+        ["collect", "--neurons", "--shard", "0/" + "9" * 5000],
+        "should be i/n with 0 <= i < n",
+    ),
     "endless layer": (["train", "--sites", "mlp_out@" + "9" * 5000], "unknown site mlp_out@999"),
     "nothing to collect": (["collect"], "give --saes or --neurons"),
-    "no SAE": (["collect", "--saes", "/nowhere"], "/nowhere does not exist; give a directory in sae-lens format"),
+    "no SAE": (
+        ["collect", "--saes", "/nowhere"],
+        "/nowhere does not exist; give a directory in sae-lens format",
+    ),
     "no SAE in a run": (["run", "--saes", "/nowhere"], "/nowhere does not exist"),
 }
 
@@ -343,19 +425,36 @@ def test_a_bad_option_exits_with_2_and_one_sentence(saefeat, on, tmp_path, name)
     ],
 )
 def test_a_bad_method_or_parameter_exits_with_2(saefeat, tiny_run, tmp_path, words, message):
-    check_refused(saefeat, tmp_path, message, "rank", tiny_run / "stats", "--out", tmp_path / "s.parquet", *words)
+    check_refused(
+        saefeat,
+        tmp_path,
+        message,
+        "rank",
+        tiny_run / "stats",
+        "--out",
+        tmp_path / "s.parquet",
+        *words,
+    )
 
 
 BAD_CORPORA = {
     "empty": ("c.jsonl", b"", "is empty"),
-    "truncated": ("c.jsonl", b'{"text": "a", "label": "x"}\n{"text": "b", "la', "line 2 is not JSON"),
+    "truncated": (
+        "c.jsonl",
+        b'{"text": "a", "label": "x"}\n{"text": "b", "la',
+        "line 2 is not JSON",
+    ),
     "truncated csv": ("c.csv", b'text,label\na,x\n"b', "line 3 cannot be parsed"),
     "binary": ("c.csv", bytes(range(256)) * 9, "is not UTF-8 text"),
     "Latin-1": ("c.csv", b"text,label\na,x\n\xe4,y\n", "is not UTF-8 text (line 3)"),
     "truncated parquet": ("c.parquet", b"PAR1\0\0\0\0", "is not a readable Parquet file"),
     "no usable text": ("c.csv", b"text,label\na,x\n ,y\nb,z\n", "the label y of "),
     "unknown suffix": ("c.txt", b"text\n", "must end in .jsonl"),
-    "numbers": ("c.jsonl", b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', "holds numbers without names"),
+    "numbers": (
+        "c.jsonl",
+        b'{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n',
+        "holds numbers without names",
+    ),
     "numbers in csv": ("c.csv", b"text,label\na,0\nb,1\n", "holds numbers without names"),
 }
 
@@ -374,15 +473,37 @@ def test_a_label_that_has_text_in_the_other_split_alone_exits_with_2(saefeat, on
     corpus = load_corpus(str(tmp_path / "c.jsonl"))
     kept = [line for i, line in enumerate(lines) if line["label"] != "z" or corpus.is_test(i, 0)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, kept)))
-    words = ["run", *on, "--corpus", tmp_path / "c.jsonl", "--d-sae", 64, "--k", 4, "--out", tmp_path / "out"]
+    words = [
+        "run",
+        *on,
+        "--corpus",
+        tmp_path / "c.jsonl",
+        "--d-sae",
+        64,
+        "--k",
+        4,
+        "--out",
+        tmp_path / "out",
+    ]
     check_refused(saefeat, tmp_path, "the label z of ", *words)
 
 
 @pytest.mark.parametrize(("ids", "empty"), [("0", "test"), ("21", "train")])
 def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path, ids, empty):
-    lines = [{"text": f"{label} {i}", "label": label, "key": ids} for i in range(9) for label in "xyz"]
+    lines = [
+        {"text": f"{label} {i}", "label": label, "key": ids} for i in range(9) for label in "xyz"
+    ]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    words = ["run", *on, "--corpus", tmp_path / "c.jsonl", "--id-column", "key", "--out", tmp_path / "out"]
+    words = [
+        "run",
+        *on,
+        "--corpus",
+        tmp_path / "c.jsonl",
+        "--id-column",
+        "key",
+        "--out",
+        tmp_path / "out",
+    ]
     message = (
         f"has no text in the {empty} split, for its 27 texts have 1 different ids, and those of one id stay together; "
         "name a column that tells texts apart with --id-column (here key), or give more text"
@@ -394,23 +515,49 @@ def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path
 def small_sae(d_in=32, **record):
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(32, d_in, generator=g)
-    return SAE("one", "mlp_out@0", rows.t().contiguous(), torch.zeros(32), rows, torch.zeros(d_in), k=4, record=record)
+    return SAE(
+        "one",
+        "mlp_out@0",
+        rows.t().contiguous(),
+        torch.zeros(32),
+        rows,
+        torch.zeros(d_in),
+        k=4,
+        record=record,
+    )
 
 
 @pytest.mark.parametrize(
     ("sae", "message"),
     [
         (small_sae(16), "reads vectors of 16, but mlp_out@0 of "),
-        (small_sae(model={"name": "gpt-9", "fingerprint": "2:" + "0" * 16}), "was trained on gpt-9, not on "),
+        (
+            small_sae(model={"name": "gpt-9", "fingerprint": "2:" + "0" * 16}),
+            "was trained on gpt-9, not on ",
+        ),
     ],
 )
 @pytest.mark.parametrize("stage", ["run", "collect"])
-def test_an_sae_that_does_not_fit_the_model_exits_with_2(saefeat, on, tmp_path, sae, message, stage):
+def test_an_sae_that_does_not_fit_the_model_exits_with_2(
+    saefeat, on, tmp_path, sae, message, stage
+):
     save_sae(sae, tmp_path / "one")
-    check_refused(saefeat, tmp_path, message, stage, *on, "--saes", tmp_path / "one", "--out", tmp_path / "out")
+    check_refused(
+        saefeat,
+        tmp_path,
+        message,
+        stage,
+        *on,
+        "--saes",
+        tmp_path / "one",
+        "--out",
+        tmp_path / "out",
+    )
 
 
-@pytest.mark.parametrize("other", ["model", "dictionary", "corpus", "names", "twice", "unfinished", "none"])
+@pytest.mark.parametrize(
+    "other", ["model", "dictionary", "corpus", "names", "twice", "unfinished", "none"]
+)
 def test_statistics_that_do_not_belong_together_are_not_merged(
     saefeat, on, tmp_path, small_windows, save_lm, tiny_jsonl, other
 ):
@@ -439,10 +586,21 @@ def test_statistics_that_do_not_belong_together_are_not_merged(
         shutil.rmtree(tmp_path / "b")
         (tmp_path / "b").mkdir()
         message = "holds no statistics"
-    check_refused(saefeat, tmp_path, message, "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "merged")
+    check_refused(
+        saefeat,
+        tmp_path,
+        message,
+        "merge",
+        tmp_path / "a",
+        tmp_path / "b",
+        "--out",
+        tmp_path / "merged",
+    )
 
 
-def test_an_output_that_belongs_to_something_else_is_left_alone(saefeat, on, saes, tiny_run, tmp_path):
+def test_an_output_that_belongs_to_something_else_is_left_alone(
+    saefeat, on, saes, tiny_run, tmp_path
+):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("dear")
@@ -455,13 +613,19 @@ def test_an_output_that_belongs_to_something_else_is_left_alone(saefeat, on, sae
     for message, words in (
         ("is not empty and holds no run", ["run", *on, "--out", mine]),
         ("is a file", ["run", *on, "--out", mine / "letter.txt"]),
-        ("holds statistics of something else", ["collect", *on, *saes, "--seed", 7, "--out", tmp_path / "stats"]),
+        (
+            "holds statistics of something else",
+            ["collect", *on, *saes, "--seed", 7, "--out", tmp_path / "stats"],
+        ),
         ("holds an SAE of another training", [*train, "--out", tmp_path / "saes"]),
         ("exists already and is not empty", ["merge", tiny_run / "stats", "--out", mine]),
         ("exists and is no selection", [*rank, "--out", mine / "letter.txt"]),
         ("exists and is no selection", [*rank, "--out", tmp_path / "s.csv"]),
         ("exists and is no selection", [*rank, "--out", mine]),
-        ("exists and holds something else", ["lid", "evaluate", "--run", tiny_run, "--out", tmp_path / "m.json"]),
+        (
+            "exists and holds something else",
+            ["lid", "evaluate", "--run", tiny_run, "--out", tmp_path / "m.json"],
+        ),
     ):
         check_refused(saefeat, tmp_path, message, *words)
 
@@ -492,11 +656,20 @@ def test_a_place_that_cannot_be_written_exits_with_2(saefeat, on, saes, tiny_run
         (["rank", "{}/none", "--out", "{}/s.parquet"], "holds no statistics"),
         (["rank", "{run}/lid", "--out", "{}/s.parquet"], "; collect it again"),
         (["lid", "predict", "--run", "{}/none"], "run.json does not exist"),
-        (["lid", "predict", "--run", "{run}", "--head", "magic"], "unknown head magic; this run has sae-count, "),
-        (["lid", "predict", "--run", "{run}", "{}/none.txt"], "none.txt (No such file or directory)"),
+        (
+            ["lid", "predict", "--run", "{run}", "--head", "magic"],
+            "unknown head magic; this run has sae-count, ",
+        ),
+        (
+            ["lid", "predict", "--run", "{run}", "{}/none.txt"],
+            "none.txt (No such file or directory)",
+        ),
         (["lid", "fit", "--run", "{}"], "run.json does not exist"),
         (["lid", "evaluate", "--run", "{run}", "--corpus", "{}/c.csv"], "needs --out"),
-        (["lid", "evaluate", "--run", "{run}", "--split", "dev", "--out", "{}/m.json"], "unknown split dev"),
+        (
+            ["lid", "evaluate", "--run", "{run}", "--split", "dev", "--out", "{}/m.json"],
+            "unknown split dev",
+        ),
         (["fetch", "lid.177"], "unknown asset lid.177; there are "),
     ],
 )
@@ -515,13 +688,23 @@ def test_damaged_statistics_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     shutil.copytree(tiny_run / "stats", tmp_path / "stats")
     path = next((tmp_path / "stats").glob("*mlp_out@0.safetensors"))
     data = path.read_bytes()
-    path.write_bytes({"cut": data[: len(data) // 2], "foreign": b"\x89PNG" * 99, "empty": b""}[damage])
+    path.write_bytes(
+        {"cut": data[: len(data) // 2], "foreign": b"\x89PNG" * 99, "empty": b""}[damage]
+    )
     check_refused(
-        saefeat, tmp_path, "is not a readable safetensors file", "rank", tmp_path / "stats", "--out", tmp_path / "s.csv"
+        saefeat,
+        tmp_path,
+        "is not a readable safetensors file",
+        "rank",
+        tmp_path / "stats",
+        "--out",
+        tmp_path / "s.csv",
     )
 
 
-def test_what_a_killed_process_left_in_a_directory_of_statistics_does_not_matter(saefeat, tiny_run, tmp_path):
+def test_what_a_killed_process_left_in_a_directory_of_statistics_does_not_matter(
+    saefeat, tiny_run, tmp_path
+):
     shutil.copytree(tiny_run / "stats", tmp_path / "stats")
     (tmp_path / "stats/.mlp_out@0.123.saefeat-tmp.safetensors").write_bytes(b"half")
     assert saefeat("rank", tmp_path / "stats", "--out", tmp_path / "s.csv", "--show", 0)[0] == 0
@@ -531,7 +714,18 @@ def test_what_a_killed_process_left_in_a_directory_of_statistics_does_not_matter
 @pytest.mark.parametrize("stage", ["train", "collect", "run"])
 def test_a_second_process_on_the_same_output_exits_with_2(saefeat, on, saes, tmp_path, stage):
     words = {
-        "train": ["train", *on, "--sites", "mlp_out@0", "--d-sae", 64, "--k", 4, "--max-tokens", 100],
+        "train": [
+            "train",
+            *on,
+            "--sites",
+            "mlp_out@0",
+            "--d-sae",
+            64,
+            "--k",
+            4,
+            "--max-tokens",
+            100,
+        ],
         "collect": ["collect", *on, *saes, "--max-tokens", 100],
         "run": ["run", *on, *saes, "--max-tokens", 100, "--steer-prompts", 0, "--matrix-texts", 0],
     }[stage]
@@ -556,10 +750,19 @@ def rewrite(path, change):
 HEADS = {
     "no labels": lambda t, h: (t, {k: v for k, v in h.items() if k != "labels"}),
     "labels that are numbers": lambda t, h: (t, {**h, "labels": [1, 2, 3]}),
-    "fewer units than weights": lambda t, h: ({k: v[:-1] if "units" in k else v for k, v in t.items()}, h),
-    "units beyond the SAE": lambda t, h: ({k: v + 64 if "units" in k else v for k, v in t.items()}, h),
+    "fewer units than weights": lambda t, h: (
+        {k: v[:-1] if "units" in k else v for k, v in t.items()},
+        h,
+    ),
+    "units beyond the SAE": lambda t, h: (
+        {k: v + 64 if "units" in k else v for k, v in t.items()},
+        h,
+    ),
     "negative units": lambda t, h: ({k: v - 64 if "units" in k else v for k, v in t.items()}, h),
-    "weights that are not numbers": lambda t, h: ({k: v * torch.nan if "counts" in k else v for k, v in t.items()}, h),
+    "weights that are not numbers": lambda t, h: (
+        {k: v * torch.nan if "counts" in k else v for k, v in t.items()},
+        h,
+    ),
     "no intercept": lambda t, h: ({k: v for k, v in t.items() if k != "intercept"}, h),
     "another intercept": lambda t, h: ({**t, "intercept": t["intercept"][:-1]}, h),
     "a flag that is a list": lambda t, h: (t, {**h, "root": []}),
@@ -572,7 +775,10 @@ def test_a_damaged_head_exits_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     rewrite(run / "lid" / "linear.safetensors", HEADS[damage])
     before = contents(run)
-    for words in (["predict", "--run", run, "-"], ["evaluate", "--run", run, "--out", tmp_path / "m.json"]):
+    for words in (
+        ["predict", "--run", run, "-"],
+        ["evaluate", "--run", run, "--out", tmp_path / "m.json"],
+    ):
         code, out, err = saefeat("lid", *words, stdin=b"der Hund\n")
         assert code == 2 and "linear" in err.splitlines()[-1] and not out
     assert contents(run) == before and not (tmp_path / "m.json").exists()
@@ -580,9 +786,17 @@ def test_a_damaged_head_exits_with_2(saefeat, tiny_run, tmp_path, damage):
 
 def test_a_head_with_neurons_that_are_not_there_exits_with_2(saefeat, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    beyond = {"units|mlp_act@0": torch.tensor([10**6]), "counts|mlp_act@0": torch.ones(1, 3).double()}
-    rewrite(run / "lid" / "neuron-count.safetensors", lambda t, h: ({**beyond, "intercept": t["intercept"]}, h))
-    code, _, err = saefeat("lid", "predict", "--run", run, "--head", "neuron-count", "-", stdin=b"der Hund\n")
+    beyond = {
+        "units|mlp_act@0": torch.tensor([10**6]),
+        "counts|mlp_act@0": torch.ones(1, 3).double(),
+    }
+    rewrite(
+        run / "lid" / "neuron-count.safetensors",
+        lambda t, h: ({**beyond, "intercept": t["intercept"]}, h),
+    )
+    code, _, err = saefeat(
+        "lid", "predict", "--run", run, "--head", "neuron-count", "-", stdin=b"der Hund\n"
+    )
     assert code == 2 and "neuron-count" in err.splitlines()[-1]
 
 
@@ -609,13 +823,19 @@ def test_damaged_passages_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for path in (run / "examples").glob("*.parquet"):
         table = pq.read_table(path)
-        odd = table.set_column(2, table.schema.field(2), pa.array([float("nan")] * len(table), pa.float32()))
+        odd = table.set_column(
+            2, table.schema.field(2), pa.array([float("nan")] * len(table), pa.float32())
+        )
         pq.write_table(table.drop_columns(["unit"]) if damage == "no units" else odd, path)
-    code, _, err = saefeat("rank", run / "stats", "--no-lens", "--out", tmp_path / "s.parquet", "-p", "top=5")
+    code, _, err = saefeat(
+        "rank", run / "stats", "--no-lens", "--out", tmp_path / "s.parquet", "-p", "top=5"
+    )
     assert code == 2 and "examples" in err.splitlines()[-1] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("damage", ["missing column", "empty", "nulls", "link to nothing", "cut", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["missing column", "empty", "nulls", "link to nothing", "cut", "gone"]
+)
 def test_damaged_bags_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     path = min((run / "bags").rglob("*.parquet"))
@@ -642,7 +862,8 @@ def test_usage_errors_exit_with_2_as_well(saefeat):
     assert saefeat("nonsense")[0] == 2
 
 
-# --------------------------------------------------------------------------- failures of the run itself
+# --------------------------------------------------------------------------- failures of the run
+# itself
 
 
 class Room:
@@ -660,12 +881,23 @@ class Room:
 
 
 @pytest.mark.parametrize("stage", ["train", "collect", "rank", "evaluate", "run"])
-def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(saefeat, on, saes, tiny_run, tmp_path, stage):
+def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(
+    saefeat, on, saes, tiny_run, tmp_path, stage
+):
     words = {
         "train": ["train", *on, "--d-sae", 64, "--k", 4, "--sites", SITES, "--out", tmp_path / "x"],
         "collect": ["collect", *on, *saes, "--bags", "--out", tmp_path / "x"],
         "rank": ["rank", tiny_run / "stats", "--no-lens", "--out", tmp_path / "x/s.parquet"],
-        "evaluate": ["lid", "evaluate", "--run", tiny_run, "--max-texts", "9", "--out", tmp_path / "x/m.json"],
+        "evaluate": [
+            "lid",
+            "evaluate",
+            "--run",
+            tiny_run,
+            "--max-texts",
+            "9",
+            "--out",
+            tmp_path / "x/m.json",
+        ],
         "run": ["run", *on, "--d-sae", 64, "--k", 4, "--out", tmp_path / "x"],
     }[stage]
     with Room(2000):
@@ -678,7 +910,11 @@ def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(saefeat, on, s
     left = {path for path in (tmp_path / "x").rglob("*") if path.is_file()}
     assert {path.name for path in left} <= {"run.json", "cfg.json"}
     assert saefeat(*words)[0] == 0
-    assert not [path for path in (tmp_path / "x").rglob("*") if ".tmp" in path.name or path.name == "partial"]
+    assert not [
+        path
+        for path in (tmp_path / "x").rglob("*")
+        if ".tmp" in path.name or path.name == "partial"
+    ]
 
 
 @pytest.fixture
@@ -696,16 +932,23 @@ def spoil(tiny_model_dir, tmp_path):
     return copy_with
 
 
-def test_activations_that_are_not_numbers_later_on_exit_with_1(saefeat, on, tmp_path, tiny_lm, tiny_corpus, spoil):
+def test_activations_that_are_not_numbers_later_on_exit_with_1(
+    saefeat, on, tmp_path, tiny_lm, tiny_corpus, spoil
+):
     rows = [set(row) for row in tiny_lm.tokenize(tiny_corpus.texts, 99)]
-    late = min(set().union(*rows) - set().union(*rows[:3]))  # the first texts of the three labels are without it
+    late = min(
+        set().union(*rows) - set().union(*rows[:3])
+    )  # the first texts of the three labels are without it
     model = spoil("model.embed_tokens.weight", late, torch.nan)
     save_sae(small_sae(), tmp_path / "one")
     words = ["--model", model, *on[2:], "--saes", tmp_path / "one", "--no-gate"]
     code, _, err = saefeat("collect", *words, "--out", tmp_path / "out")
     assert code == 1
     last = err.splitlines()[-1]
-    assert "what is done is kept; mend that (another --dtype, whole weights), then run: saefeat collect " in last
+    assert (
+        "what is done is kept; mend that (another --dtype, whole weights), then run: saefeat collect "
+        in last
+    )
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
@@ -713,8 +956,12 @@ def test_activations_that_are_not_numbers_later_on_exit_with_1(saefeat, on, tmp_
 @pytest.mark.parametrize(
     ("dtype", "mend"), [("float16", "use another --dtype"), ("float32", "its weights are damaged")]
 )
-def test_activations_that_are_not_numbers_from_the_first_exit_with_2(saefeat, on, tmp_path, spoil, stage, dtype, mend):
-    model = spoil("model.layers.0.mlp.down_proj.weight", 0, 1e6 if dtype == "float16" else torch.nan)
+def test_activations_that_are_not_numbers_from_the_first_exit_with_2(
+    saefeat, on, tmp_path, spoil, stage, dtype, mend
+):
+    model = spoil(
+        "model.layers.0.mlp.down_proj.weight", 0, 1e6 if dtype == "float16" else torch.nan
+    )
     save_sae(small_sae(), tmp_path / "one")
     words = {
         "run": ["run", "--d-sae", 64, "--k", 4],
@@ -732,7 +979,9 @@ def test_activations_that_are_not_numbers_from_the_first_exit_with_2(saefeat, on
 
 
 @pytest.mark.parametrize("stage", ["run", "collect", "train", "collect --no-gate"])
-def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(saefeat, on, tmp_path, spoil, stage):
+def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(
+    saefeat, on, tmp_path, spoil, stage
+):
     model = spoil("model.layers.1.mlp.down_proj.weight", 0, 1e6)
     save_sae(small_sae(), tmp_path / "one")
     words = {
@@ -747,7 +996,9 @@ def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(saefeat,
     assert ("infinite or not numbers at resid_post@1; use another --dtype" in err) == (code == 2)
 
 
-def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(saefeat, on, saes, tmp_path, monkeypatch):
+def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(
+    saefeat, on, saes, tmp_path, monkeypatch
+):
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt
 
@@ -767,7 +1018,10 @@ def long_jsonl(tmp_path_factory, tiny_corpus):
     """3,600 examples: four windows."""
     path = tmp_path_factory.mktemp("long") / "long.jsonl"
     rows = zip(tiny_corpus.texts * 15, tiny_corpus.of * 15, strict=True)
-    lines = [json.dumps({"text": text, "label": label, "id": str(i)}) for i, (text, label) in enumerate(rows)]
+    lines = [
+        json.dumps({"text": text, "label": label, "id": str(i)})
+        for i, (text, label) in enumerate(rows)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -780,7 +1034,11 @@ def one_core():
 def cut_short(words, mark, how):
     """Start the command, send a signal when a line of its standard error holds a mark; its exit code and last line."""
     process = subprocess.Popen(
-        [*COMMAND, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=one_core
+        [*COMMAND, *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=one_core,
     )
     assert process.stderr is not None
     last = ""
@@ -797,27 +1055,50 @@ def go_on(last):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = last.partition("to go on, run: ")[2]
     return subprocess.run(
-        command, shell=True, env={**os.environ, "PATH": path}, capture_output=True, text=True, preexec_fn=one_core
+        command,
+        shell=True,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        preexec_fn=one_core,
     )
 
 
 @pytest.mark.parametrize(
     ("stage", "mark", "how"),
-    [("collect", "window 1,", signal.SIGINT), ("train", "reading .* of|tokens/s, .* s left", signal.SIGTERM)],
+    [
+        ("collect", "window 1,", signal.SIGINT),
+        ("train", "reading .* of|tokens/s, .* s left", signal.SIGTERM),
+    ],
 )
 def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     saefeat, tiny_model_dir, long_jsonl, saes, tmp_path, stage, mark, how
 ):
     words = [stage, "--model", tiny_model_dir, "--corpus", long_jsonl, "--dtype", "float32"]
     if stage == "train":
-        words += ["--sites", "mlp_out@1", "--d-sae", 64, "--k", 4, "--chunk-tokens", 20_000, "--batch-size", 256]
+        words += [
+            "--sites",
+            "mlp_out@1",
+            "--d-sae",
+            64,
+            "--k",
+            4,
+            "--chunk-tokens",
+            20_000,
+            "--batch-size",
+            256,
+        ]
     else:
         words += [*saes, "--neurons", "--bags"]
     code, last = cut_short([*words, "--out", tmp_path / "cut"], mark, how)
     assert code == 130
     assert last.startswith("saefeat: interrupted after ")
     left = [path.name for path in (tmp_path / "cut").rglob("*") if path.is_file()]
-    assert not [name for name in left if name.startswith(".") or name in ("cfg.json", "mlp_act@0.safetensors")]
+    assert not [
+        name
+        for name in left
+        if name.startswith(".") or name in ("cfg.json", "mlp_act@0.safetensors")
+    ]
     result = go_on(last)
     assert result.returncode == 0, result.stderr
     assert saefeat(*words, "--out", tmp_path / "whole")[0] == 0
@@ -826,13 +1107,17 @@ def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
 
 def test_the_installed_command_answers_lines_from_a_pipe(tiny_run):
     data = b"\n".join(ODD) + b"\n"
-    result = subprocess.run([*COMMAND, "lid", "predict", "--run", tiny_run], input=data, capture_output=True)
+    result = subprocess.run(
+        [*COMMAND, "lid", "predict", "--run", tiny_run], input=data, capture_output=True
+    )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.decode().split("\n")[:-1]]
     assert len(rows) == len(ODD)
 
 
-def test_a_bad_corpus_is_told_without_a_traceback_by_the_installed_command(tmp_path, tiny_model_dir):
+def test_a_bad_corpus_is_told_without_a_traceback_by_the_installed_command(
+    tmp_path, tiny_model_dir
+):
     words = ["run", "--model", tiny_model_dir, "--corpus", "hub:x/y/z", "--out", tmp_path / "out"]
     result = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
@@ -870,16 +1155,35 @@ def test_help_answers_within_a_second_and_names_every_command():
         assert command in result.stdout
 
 
-def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(saefeat, tiny_run, tiny_jsonl, tmp_path):
+def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(
+    saefeat, tiny_run, tiny_jsonl, tmp_path
+):
     out = tmp_path / "m.json"
-    code, _, err = saefeat("lid", "evaluate", "--run", tiny_run, "--corpus", tiny_jsonl, "--out", out)
+    code, _, err = saefeat(
+        "lid", "evaluate", "--run", tiny_run, "--corpus", tiny_jsonl, "--out", out
+    )
     assert code == 0, err
     made, own = json.loads(out.read_text()), json.loads((tiny_run / "lid/metrics.json").read_text())
     assert (made["split"], made["n"]) == ("test", own["n"])
 
 
-def test_the_runs_own_corpus_may_be_called_by_another_path(saefeat, on, tiny_jsonl, tmp_path, monkeypatch):
-    small = ["--labels", "de,en", "--d-sae", 64, "--k", 4, "--steer-prompts", 0, "--matrix-texts", 0, "--eval-texts", 3]
+def test_the_runs_own_corpus_may_be_called_by_another_path(
+    saefeat, on, tiny_jsonl, tmp_path, monkeypatch
+):
+    small = [
+        "--labels",
+        "de,en",
+        "--d-sae",
+        64,
+        "--k",
+        4,
+        "--steer-prompts",
+        0,
+        "--matrix-texts",
+        0,
+        "--eval-texts",
+        3,
+    ]
     code, _, err = saefeat("run", *on, *small, "--out", tmp_path / "run")
     assert code == 0, err
     monkeypatch.chdir(tiny_jsonl.parent)
@@ -914,7 +1218,16 @@ def test_report_draws_the_page_again(saefeat, tiny_run, tmp_path):
 
 
 def test_saes_and_options_that_train_new_ones_exclude_each_other(saefeat, on, saes, tmp_path):
-    for option, value in (("--sites", "mlp_out@0"), ("--d-sae", 64), ("--k", 32), ("--train-tokens", 100_000)):
+    for option, value in (
+        ("--sites", "mlp_out@0"),
+        ("--d-sae", 64),
+        ("--k", 32),
+        ("--train-tokens", 100_000),
+    ):
         code, _, err = saefeat("run", *on, *saes, option, value, "--out", tmp_path / "r")
-        assert code == 2 and f"--saes takes SAEs that exist, {option} is for new ones: give one or the other" in err
+        assert (
+            code == 2
+            and f"--saes takes SAEs that exist, {option} is for new ones: give one or the other"
+            in err
+        )
     assert saefeat("run", *on, *saes, "--dry-run", "--out", tmp_path / "r")[0] == 0

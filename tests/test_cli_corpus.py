@@ -19,7 +19,9 @@ def test_the_list_has_every_recipe_with_its_labels_source_and_licence(saefeat):
 
 
 def test_a_corpus_is_shown_by_label_with_aligned_numbers_and_cut_examples(saefeat, tmp_path):
-    (tmp_path / "en.txt").write_text("\n".join(["one\ttwo " + "x" * 100, "three", "four \x1b[2J", ""]))
+    (tmp_path / "en.txt").write_text(
+        "\n".join(["one\ttwo " + "x" * 100, "three", "four \x1b[2J", ""])
+    )
     (tmp_path / "long-label.txt").write_text("\n".join(f"text {n}" for n in range(1200)) + "\n")
     code, out, err = saefeat("corpus", "show", tmp_path)
     title, head, *rows = out.splitlines()
@@ -52,14 +54,18 @@ def test_one_label_can_be_shown(saefeat, tmp_path):
     for words in (["c.csv", "--labels", "x"], ["one.csv"]):
         code, out, err = saefeat("corpus", "show", tmp_path / words[0], *words[1:])
         assert (code, err) == (0, "")
-        assert out.startswith(f"{tmp_path / words[0]}: 1 label\n") and out.splitlines()[2].split()[:2] == ["x", "1"]
+        assert out.startswith(f"{tmp_path / words[0]}: 1 label\n") and out.splitlines()[2].split()[
+            :2
+        ] == ["x", "1"]
     (tmp_path / "none.csv").write_text("text,label\n")
     code, _, err = saefeat("corpus", "show", tmp_path / "none.csv")
     assert code == 2 and "needs at least one label with text (found: none)" in err
 
 
 def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
-    (tmp_path / "c.jsonl").write_text('{"text": "a", "label": "two\\nlines"}\n{"text": "b", "label": "y"}\n')
+    (tmp_path / "c.jsonl").write_text(
+        '{"text": "a", "label": "two\\nlines"}\n{"text": "b", "label": "y"}\n'
+    )
     _, out, _ = saefeat("corpus", "show", tmp_path / "c.jsonl")
     assert out.splitlines()[2].startswith("two lines") and len(out.splitlines()) == 5
 
@@ -71,7 +77,10 @@ def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
         (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
         (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
         ([""], "the corpus has an empty name; give a file"),
-        (["~no-such-user/c.csv"], "~no-such-user/c.csv is in the home of a user who is not known here"),
+        (
+            ["~no-such-user/c.csv"],
+            "~no-such-user/c.csv is in the home of a user who is not known here",
+        ),
         (["x" * 300], "xxx does not exist; give a file"),
         (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
     ],

@@ -20,12 +20,16 @@ def test_a_run_is_exported_and_read_again(saefeat, tmp_path, tiny_run, form):
     code, out, error = saefeat("export", tiny_run, "--format", form, "--out", tmp_path / "out")
     assert (code, error) == (0, "")
     ours = load_saes(str(tiny_run / "saes"))
-    folders = {"sae-lens": [sae.id for sae in ours],
-               "sparsify": [str(sae.record["module"]).removeprefix("model.") for sae in ours]}[form]  # fmt: skip
+    folders = {
+        "sae-lens": [sae.id for sae in ours],
+        "sparsify": [str(sae.record["module"]).removeprefix("model.") for sae in ours],
+    }[form]
     assert out.split() == [str(tmp_path / "out" / folder) for folder in folders]
     back = {Path(sae.record["path"]).name: sae for sae in load_saes(str(tmp_path / "out"))}
     for sae, folder in zip(ours, folders, strict=True):
-        assert all(torch.equal(back[folder].tensors[name], tensor) for name, tensor in sae.tensors.items())
+        assert all(
+            torch.equal(back[folder].tensors[name], tensor) for name, tensor in sae.tensors.items()
+        )
         if form == "sae-lens":
             assert back[folder].identity["fingerprint"] == sae.identity["fingerprint"]
             assert back[folder].site == sae.site
@@ -35,9 +39,18 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     saefeat("export", tiny_run, "--format", "sae-lens", "--out", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     model = read_json(tiny_run / "run.json")["model"]
-    assert f"- Base model: `{model['name']}`, revision –, fingerprint of the weights {model['fingerprint']}" in text
-    assert "Special tokens (BOS, EOS, padding) are fed to the model and left out of training" in text
-    head = next(line for line in text.splitlines() if line.startswith("| label |")).strip("| ").split(" | ")
+    assert (
+        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights {model['fingerprint']}"
+        in text
+    )
+    assert (
+        "Special tokens (BOS, EOS, padding) are fed to the model and left out of training" in text
+    )
+    head = (
+        next(line for line in text.splitlines() if line.startswith("| label |"))
+        .strip("| ")
+        .split(" | ")
+    )
     for sae in load_saes(str(tiny_run / "saes")):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {sae.id} |")]
         record, held = sae.record, sae.record["held_out"]
@@ -46,7 +59,9 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
         assert cells[4:8] == ["64", "topk 4", f"{held['fvu']:.3f}", f"{held['l0']:.1f}"]
         assert cells[8:] == [f"{record['dead']:.1%}", f"{sae.max_norm:.2f}"]
         stats = Stats.load(tiny_run / "stats" / f"{sae.id}.safetensors")
-        for label, texts, tokens in zip(stats.labels, stats.examples.tolist(), stats.tokens.tolist(), strict=True):
+        for label, texts, tokens in zip(
+            stats.labels, stats.examples.tolist(), stats.tokens.tolist(), strict=True
+        ):
             (row,) = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
             cells = row.strip("| ").split(" | ")
             assert (cells[1], cells[head.index(sae.id)]) == (f"{texts:,}", f"{tokens:,}")
@@ -60,7 +75,11 @@ def test_a_run_tells_what_the_files_of_the_saes_given_to_it_do_not(saefeat, tmp_
         text = path.read_text()
         for sae in load_saes(str(path.parent)):
             hook = f"blocks.{sae.site[-1]}.hook_{sae.site[:-2]}"
-            text = text.replace(f'"{sae.record["module"]}"', f'"{hook}"').replace('"fvu"', '"_"').replace('"l0"', '"-"')
+            text = (
+                text.replace(f'"{sae.record["module"]}"', f'"{hook}"')
+                .replace('"fvu"', '"_"')
+                .replace('"l0"', '"-"')
+            )
         path.write_text(text.replace('"dead"', '"."'))
     shutil.move(run / "saes", tmp_path / "given")
     index = read_json(run / "run.json")
@@ -70,7 +89,9 @@ def test_a_run_tells_what_the_files_of_the_saes_given_to_it_do_not(saefeat, tmp_
     write_json(run / "gate.json", {"saes": [{"id": sae.id, "fvu": 0.5} for sae in ours]})
     code, out, _ = saefeat("export", run, "--format", "sparsify", "--out", tmp_path / "out")
     assert code == 0
-    assert out.split() == [str(tmp_path / "out" / sae.record["module"].removeprefix("model.")) for sae in ours]
+    assert out.split() == [
+        str(tmp_path / "out" / sae.record["module"].removeprefix("model.")) for sae in ours
+    ]
     text = (tmp_path / "out" / "README.md").read_text()
     for sae in ours:
         stats = Stats.load(tiny_run / "stats" / f"{sae.id}.safetensors")
@@ -94,16 +115,23 @@ def test_other_saes_than_the_run_used_are_refused(saefeat, tmp_path, run_of_give
     run, folder = run_of_given
     sae = load_saes(str(folder))[0]
     save_sae(replace(sae, b_enc=sae.b_enc + 1), folder / sae.id)
-    for words in (["--format", "sae-lens", "--out", tmp_path / "out"],
-                  ["--feature", f"{sae.id}:1", "--out", tmp_path / "v.npy"]):  # fmt: skip
+    for words in (
+        ["--format", "sae-lens", "--out", tmp_path / "out"],
+        ["--feature", f"{sae.id}:1", "--out", tmp_path / "v.npy"],
+    ):
         code, _, error = saefeat("export", run, *words)
         assert code == 2 and error.count("\n") == 1
-        assert f"the SAE {sae.id} of {folder / sae.id} is another one than {run} used; put that back" in error
+        assert (
+            f"the SAE {sae.id} of {folder / sae.id} is another one than {run} used; put that back"
+            in error
+        )
     assert not (tmp_path / "out").exists() and not (tmp_path / "v.npy").exists()
 
 
 @pytest.mark.parametrize("named", ["{folder}", "some/folder"])
-def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(saefeat, tmp_path, run_of_given, monkeypatch, named):
+def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(
+    saefeat, tmp_path, run_of_given, monkeypatch, named
+):
     run, folder = run_of_given
     shutil.rmtree(folder)
     index = read_json(run / "run.json")
@@ -112,36 +140,62 @@ def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(saefeat, tmp_pat
     monkeypatch.setattr("saefeat.sae.hub.download", lambda *_: pytest.fail("the hub was asked"))
     code, _, error = saefeat("export", run, "--format", "sae-lens", "--out", tmp_path / "out")
     assert code == 2 and error.count("\n") == 1
-    assert f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; put it back" in error
+    assert (
+        f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; put it back"
+        in error
+    )
 
 
 def test_one_feature(saefeat, tmp_path, tiny_run):
     sae = load_saes(str(tiny_run / "saes"))[0]
-    code, out, _ = saefeat("export", tiny_run, "--feature", f"{sae.id}:5", "--out", tmp_path / "v.safetensors")
-    assert (code, out.strip()) == (0, f"{tmp_path}/v.safetensors: unit 5 of {sae.id} at {sae.site}, norm 1.0000")
+    code, out, _ = saefeat(
+        "export", tiny_run, "--feature", f"{sae.id}:5", "--out", tmp_path / "v.safetensors"
+    )
+    assert (code, out.strip()) == (
+        0,
+        f"{tmp_path}/v.safetensors: unit 5 of {sae.id} at {sae.site}, norm 1.0000",
+    )
     assert torch.equal(load_file(tmp_path / "v.safetensors")["direction"], sae.W_dec[5])
-    assert saefeat("export", tiny_run, "--feature", f"{sae.id}:6", "--out", tmp_path / "v.safetensors")[0] == 0
+    assert (
+        saefeat(
+            "export", tiny_run, "--feature", f"{sae.id}:6", "--out", tmp_path / "v.safetensors"
+        )[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN", "--out", "OUT"], "give either --format sae-lens or sparsify, or --feature SAE:UNIT"),
-        (["RUN", "--format", "sae-lens", "--feature", "a:1", "--out", "OUT"], "give either --format"),
+        (
+            ["RUN", "--out", "OUT"],
+            "give either --format sae-lens or sparsify, or --feature SAE:UNIT",
+        ),
+        (
+            ["RUN", "--format", "sae-lens", "--feature", "a:1", "--out", "OUT"],
+            "give either --format",
+        ),
         (["RUN", "--format", "gguf", "--out", "OUT"], "unknown format gguf"),
         (["RUN", "--feature", "no:1", "--out", "OUT.npy"], "has no SAE no; it has sae-"),
         (
             ["RUN", "--feature", "sae-resid_post@0:64", "--out", "OUT.npy"],
             "sae-resid_post@0 has the units 0 to 63, and no 64",
         ),
-        (["RUN", "--format", "sae-lens", "--out", "RUN"], "which is of no export; choose another --out"),
+        (
+            ["RUN", "--format", "sae-lens", "--out", "RUN"],
+            "which is of no export; choose another --out",
+        ),
         (["OUT", "--format", "sae-lens", "--out", "OUT"], "does not exist; give a directory"),
         (["RUN", "--feature", "a:" + "9" * 5000, "--out", "OUT.npy"], "should be SAE:UNIT"),
         (["OUT", "--feature", "a:1", "--out", "OUT.npy"], "does not exist; give a directory"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, arguments, message):
-    places = {"RUN": str(tiny_run), "OUT": str(tmp_path / "out"), "OUT.npy": str(tmp_path / "out.npy")}
+    places = {
+        "RUN": str(tiny_run),
+        "OUT": str(tmp_path / "out"),
+        "OUT.npy": str(tmp_path / "out.npy"),
+    }
     code, out, error = saefeat("export", *(places.get(word, word) for word in arguments))
     assert (code, out) == (2, "") and message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -161,4 +215,8 @@ def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, ar
 def test_a_damaged_run_is_one_sentence(saefeat, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     code, _, error = saefeat("export", tmp_path, "--format", "sae-lens", "--out", tmp_path / "out")
-    assert code == 2 and "run.json is damaged or of another version" in error and error.count("\n") == 1
+    assert (
+        code == 2
+        and "run.json is damaged or of another version" in error
+        and error.count("\n") == 1
+    )

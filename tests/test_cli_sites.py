@@ -24,7 +24,9 @@ def test_sites_of_each_layer_as_a_table_and_for_machines(saefeat, tiny_model_dir
     _, table, _ = saefeat("sites", tiny_model_dir, "--all")
     _, out, _ = saefeat("sites", tiny_model_dir, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["site"] for row in rows] == [f"{k}@{i}" for k in ("mlp_out", "mlp_act", "resid_post") for i in (0, 1)]
+    assert [row["site"] for row in rows] == [
+        f"{k}@{i}" for k in ("mlp_out", "mlp_act", "resid_post") for i in (0, 1)
+    ]
     assert [line.split()[0] for line in table.splitlines()[1:7]] == [row["site"] for row in rows]
     assert rows[1] == {
         "site": "mlp_out@1",
@@ -41,16 +43,27 @@ def test_sites_of_each_layer_as_a_table_and_for_machines(saefeat, tiny_model_dir
 
 def test_sites_without_gates_have_transformer_lens_neurons(saefeat, save_lm, tmp_path):
     _, out, _ = saefeat("sites", save_lm(tmp_path / "m", "gpt2"))
-    assert ["mlp_act@0-1", "48", "transformer.h.L.mlp.act", "h.L.mlp.act", "blocks.L.mlp.hook_post"] in [
-        line.split() for line in out.splitlines()
-    ]
+    assert [
+        "mlp_act@0-1",
+        "48",
+        "transformer.h.L.mlp.act",
+        "h.L.mlp.act",
+        "blocks.L.mlp.hook_post",
+    ] in [line.split() for line in out.splitlines()]
 
 
 def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_path):
     from transformers import Qwen3MoeConfig
 
-    options = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 6, "num_experts": 128,
-               "num_attention_heads": 64, "num_key_value_heads": 4, "mlp_only_layers": [0, 1]}  # fmt: skip
+    options = {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 6,
+        "num_experts": 128,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "mlp_only_layers": [0, 1],
+    }
     Qwen3MoeConfig(**options).save_pretrained(tmp_path)
     code, out, _ = saefeat("sites", tmp_path)
     assert code == 0
@@ -59,7 +72,9 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
         ["mlp_act@0-1", "12288", "model.layers.L.mlp.act_fn"],
         ["resid_post@0-5", "4096", "model.layers.L"],
     ]
-    assert out.splitlines()[4].startswith("mlp_act@2-5: the site mlp_act@L does not exist: model.layers.L.mlp is a mix")
+    assert out.splitlines()[4].startswith(
+        "mlp_act@2-5: the site mlp_act@L does not exist: model.layers.L.mlp is a mix"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +88,10 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
             "field 'hidden_size': TypeError: Field 'hidden_size' expected int",
         ),
         ('{"model_type": "llama", "num_attention_heads": 0}', "cannot load the model"),
-        ('{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1}', "no list of blocks with an `mlp`"),
+        (
+            '{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 1}',
+            "no list of blocks with an `mlp`",
+        ),
         (
             '{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 3}',
             "by their module path, such as backbone.layers.0, backbone.layers.0.norm, backbone.layers.0.mixer (of 3 bl",
@@ -118,7 +136,9 @@ def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered
     assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
     code, out, error = saefeat("labels", "de", "KO")
     assert (code, error) == (2, "saefeat: without a meaning: KO; their rows say why\n")
-    assert out.splitlines()[1].split()[:3] == ["de", "de", "deu"] and out.splitlines()[2].endswith("did you mean ko?")
+    assert out.splitlines()[1].split()[:3] == ["de", "de", "deu"] and out.splitlines()[2].endswith(
+        "did you mean ko?"
+    )
 
 
 def test_an_unknown_system_is_refused_once(saefeat):
@@ -131,12 +151,22 @@ def test_an_unknown_system_is_refused_once(saefeat):
     ("arguments", "message"),
     [
         (["no", "--to", "flores"], "no may be nno_Latn or nob_Latn in flores; say which"),
-        (["als"], "als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which"),
-        (["Frensh"], "Frensh is no language code and no English name of a language; did you mean French?"),
+        (
+            ["als"],
+            "als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which",
+        ),
+        (
+            ["Frensh"],
+            "Frensh is no language code and no English name of a language; did you mean French?",
+        ),
         (["en", "--to", "iso"], "unknown code system iso; there are iso639-1, "),
         (["en", "--from", "wili"], "en is no code of wili"),
     ],
 )
 def test_labels_that_cannot_be_converted_are_one_sentence(saefeat, arguments, message):
     code, out, error = saefeat("labels", *arguments)
-    assert (code, out) == (2, "") and error.startswith(f"saefeat: {message}") and error.count("\n") == 1
+    assert (
+        (code, out) == (2, "")
+        and error.startswith(f"saefeat: {message}")
+        and error.count("\n") == 1
+    )

@@ -14,7 +14,9 @@ from saefeat.io import RunFailed
 
 HALF = 2.0**-21  # half a step: what is rounded to even
 VALUES = st.one_of(
-    st.sampled_from([0.0, -0.0, HALF, -HALF, 3 * HALF, 5 * HALF, 1.0, 1 + HALF, -1.0, 2.0**-100, 7.25]),
+    st.sampled_from(
+        [0.0, -0.0, HALF, -HALF, 3 * HALF, 5 * HALF, 1.0, 1 + HALF, -1.0, 2.0**-100, 7.25]
+    ),
     st.floats(-1000, 1000, width=32),
 )
 
@@ -99,7 +101,9 @@ def test_a_sparse_bag_holds_the_firing_pairs_counted_by_hand_in_order(case, seed
     expected = {pair: row[:4] for pair, row in by_hand(*case).items() if row[0]}
     pairs = list(zip(bag.example.tolist(), bag.unit.tolist(), strict=True))
     assert pairs == sorted(expected)
-    rows = zip(bag.tokens.tolist(), bag.sum.tolist(), bag.min.tolist(), bag.max.tolist(), strict=True)
+    rows = zip(
+        bag.tokens.tolist(), bag.sum.tolist(), bag.min.tolist(), bag.max.tolist(), strict=True
+    )
     assert list(rows) == [expected[pair] for pair in pairs]
     assert bag.total is None
 

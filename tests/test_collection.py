@@ -27,7 +27,16 @@ def make_sae(identity="wide", max_norm=None, seed=0, path=None):
     g = torch.Generator().manual_seed(seed)
     rows = torch.randn(WIDTH, 32, generator=g)
     bias = 0.3 * torch.randn(WIDTH, generator=g)
-    made = SAE(identity, "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=K, max_norm=max_norm)
+    made = SAE(
+        identity,
+        "mlp_out@0",
+        rows.t().contiguous(),
+        bias,
+        rows,
+        torch.zeros(32),
+        k=K,
+        max_norm=max_norm,
+    )
     made.record["path"] = path
     return made
 
@@ -72,7 +81,10 @@ def vectors(plan, tiny_lm):
     layers = tiny_lm.model.model.layers
     modules = {"mlp_out@0": layers[0].mlp, "mlp_act@1": layers[1].mlp.act_fn}
     seen, made = {}, {site: {} for site in modules}
-    handles = [m.register_forward_hook(lambda _m, _i, out, s=s: seen.update({s: out[0]})) for s, m in modules.items()]
+    handles = [
+        m.register_forward_hook(lambda _m, _i, out, s=s: seen.update({s: out[0]}))
+        for s, m in modules.items()
+    ]
     with torch.no_grad():
         for position in plan.tokens:
             ids = tiny_lm.tokenizer(plan.corpus.texts[position])["input_ids"]
@@ -123,14 +135,20 @@ def test_shards_merged_in_any_order_are_the_whole(tmp_path, whole, plan, tiny_lm
     same(tmp_path / "b", whole)
 
 
-def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(tmp_path, plan, tiny_lm):
+def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(
+    tmp_path, plan, tiny_lm
+):
     shards = [tmp_path / str(i) for i in range(10)]  # two of them without windows
     for i, out in enumerate(shards):
-        collect(tiny_lm, plan, [make_sae(path=f"/{9 - i}/wide")], out, shard=(i, 10), bags=out / "bags")
+        collect(
+            tiny_lm, plan, [make_sae(path=f"/{9 - i}/wide")], out, shard=(i, 10), bags=out / "bags"
+        )
     merge(shards, tmp_path / "a")
     merge(shards[::-1], tmp_path / "b")
     same(tmp_path / "a", tmp_path / "b")
-    collect(tiny_lm, plan, [make_sae(path="/9/wide")], tmp_path / "whole", bags=tmp_path / "whole/bags")
+    collect(
+        tiny_lm, plan, [make_sae(path="/9/wide")], tmp_path / "whole", bags=tmp_path / "whole/bags"
+    )
     same(tmp_path / "a", tmp_path / "whole")
 
 
@@ -159,9 +177,14 @@ def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whol
         try:
             progress = Interrupted(3)
             collect(
-                tiny_lm, plan, DICTIONARIES, tmp_path / "o",
-                bags=tmp_path / "o/bags", progress=progress, checkpoint_seconds=0,
-            )  # fmt: skip
+                tiny_lm,
+                plan,
+                DICTIONARIES,
+                tmp_path / "o",
+                bags=tmp_path / "o/bags",
+                progress=progress,
+                checkpoint_seconds=0,
+            )
             break
         except KeyboardInterrupt:
             kills += 1
@@ -177,11 +200,25 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
     for at in (2, 9, 12):  # killed in the first pass, in the second, and not at all
         progress = Interrupted(at)
         with contextlib.suppress(KeyboardInterrupt):
-            collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags", progress=progress,
-                    checkpoint_seconds=0)  # fmt: skip
+            collect(
+                tiny_lm,
+                plan,
+                DICTIONARIES,
+                tmp_path / "out",
+                bags=tmp_path / "out/bags",
+                progress=progress,
+                checkpoint_seconds=0,
+            )
         lines += progress.lines
     monkeypatch.setattr(collection, "memory_limit", lambda device: 2**40)  # on another machine
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags", checkpoint_seconds=0)
+    collect(
+        tiny_lm,
+        plan,
+        DICTIONARIES,
+        tmp_path / "out",
+        bags=tmp_path / "out/bags",
+        checkpoint_seconds=0,
+    )
     assert "collect: pass 1 of 3, wide" in lines
     same(tmp_path / "out", whole)
 
@@ -190,9 +227,13 @@ def test_passes_fill_the_memory_that_there_is_in_the_order_given():
     a, b, c = DICTIONARIES
     sizes = [collection.working_bytes(d, "cpu", 3) for d in DICTIONARIES]
     assert sizes == [3 * 64 * 32 + 32 * 64 * 4 + 64 * 5 * 12, 3 * 48 * 40, 3 * 32 * 40]
-    found = {budget: collection.passes(DICTIONARIES, "cpu", 3, budget) for budget in (1, sum(sizes[1:]), sum(sizes))}
+    found = {
+        budget: collection.passes(DICTIONARIES, "cpu", 3, budget)
+        for budget in (1, sum(sizes[1:]), sum(sizes))
+    }
     assert list(found.values()) == [[[a], [b], [c]], [[a], [b, c]], [[a, b, c]]]
-    # An encoder that reads its weights from their file, at every batch, wants them in memory all the same.
+    # An encoder that reads its weights from their file, at every batch, wants them in memory all
+    # the same.
     read = replace(a, activation="relu")
     assert read.encoder_bytes == 0
     assert collection.working_bytes(read, "cpu", 3) == sizes[0]
@@ -200,10 +241,14 @@ def test_passes_fill_the_memory_that_there_is_in_the_order_given():
     half = replace(a, W_enc=a.W_enc.bfloat16(), W_dec=a.W_dec.bfloat16())
     assert collection.working_bytes(half, "cpu", 3) == sizes[0]
     assert collection.working_bytes(half, "cuda:0", 3) == sizes[0] + 2 * 2 * 32 * 64 + 4 * (64 + 32)
-    assert collection.working_bytes(a, "cuda:0", 3) == sizes[0] + (2 * 32 * 64 + 64 + 32) * 4  # and the weights
+    assert (
+        collection.working_bytes(a, "cuda:0", 3) == sizes[0] + (2 * 32 * 64 + 64 + 32) * 4
+    )  # and the weights
 
 
-def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(tmp_path, whole, plan, tiny_lm):
+def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(
+    tmp_path, whole, plan, tiny_lm
+):
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "partial").mkdir()
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags")
@@ -214,20 +259,32 @@ def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(tmp_path, 
 def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):
     first, second = tmp_path / "0", tmp_path / "1"
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny_lm, plan, DICTIONARIES, first, shard=(0, 2), progress=Interrupted(3), checkpoint_seconds=0)
+        collect(
+            tiny_lm,
+            plan,
+            DICTIONARIES,
+            first,
+            shard=(0, 2),
+            progress=Interrupted(3),
+            checkpoint_seconds=0,
+        )
     with pytest.raises(UserError, match="unfinished collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES, first, shard=(1, 2))
     collect(tiny_lm, plan, DICTIONARIES, first, shard=(0, 2))
     collect(tiny_lm, plan, DICTIONARIES, second, shard=(1, 2))
     merge([first, second], tmp_path / "m")
     for name in ("wide", "mlp_act@1"):
-        assert (tmp_path / f"m/{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
+        assert (tmp_path / f"m/{name}.safetensors").read_bytes() == (
+            whole / f"{name}.safetensors"
+        ).read_bytes()
 
 
 def test_a_finished_collection_is_not_done_again(tmp_path, whole, plan, tiny_lm):
     shutil.copytree(whole, tmp_path / "o")
     lines = []
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags", progress=lines.append)
+    collect(
+        tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags", progress=lines.append
+    )
     assert lines == [f"{tmp_path / 'o'} is complete already"]
 
 
@@ -236,7 +293,14 @@ def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags")
     same(tmp_path / "o", whole)
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", progress=Interrupted(4), checkpoint_seconds=0)
+        collect(
+            tiny_lm,
+            plan,
+            DICTIONARIES,
+            tmp_path / "p",
+            progress=Interrupted(4),
+            checkpoint_seconds=0,
+        )
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", bags=tmp_path / "p/bags")
     same(tmp_path / "p", whole)
 
@@ -258,13 +322,21 @@ def test_neurons_statistics_are_those_counted_one_example_at_a_time(whole, vecto
         examples = [x for position, x in vectors[name].items() if plan.corpus.of[position] == label]
         x = torch.cat(examples).double()
         assert stats.tokens[row] == len(x) and stats.examples[row] == len(examples)
-        assert ((x > EPS).sum(0) <= stats.fired[row]).all() and (stats.fired[row] <= (x > -EPS).sum(0)).all()
+        assert ((x > EPS).sum(0) <= stats.fired[row]).all() and (
+            stats.fired[row] <= (x > -EPS).sum(0)
+        ).all()
         at_least = sum((e > EPS).any(0).long() for e in examples)
         at_most = sum((e > -EPS).any(0).long() for e in examples)
-        assert ((at_least <= stats.fired_examples[row]) & (stats.fired_examples[row] <= at_most)).all()
-        torch.testing.assert_close(stats.sum[row].double() * STEP, x.clamp(min=0).sum(0), rtol=1e-5, atol=1e-3)
+        assert (
+            (at_least <= stats.fired_examples[row]) & (stats.fired_examples[row] <= at_most)
+        ).all()
+        torch.testing.assert_close(
+            stats.sum[row].double() * STEP, x.clamp(min=0).sum(0), rtol=1e-5, atol=1e-3
+        )
         torch.testing.assert_close(stats.total[row].double() * STEP, x.sum(0), rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(stats.max[row].double().clamp(min=0), x.amax(0).clamp(min=0), rtol=1e-4, atol=EPS)
+        torch.testing.assert_close(
+            stats.max[row].double().clamp(min=0), x.amax(0).clamp(min=0), rtol=1e-4, atol=EPS
+        )
         assert (stats.min[row] > 0).all()
 
 
@@ -285,7 +357,9 @@ def check_sae(stats, sae, vectors, corpus):
         assert ((surely.sum(0) <= stats.fired[row]) & (stats.fired[row] <= maybe.sum(0))).all()
         clear = (surely == maybe).all(0)  # units of which no token is in doubt
         assert clear.sum() > WIDTH // 2
-        torch.testing.assert_close((stats.sum[row].double() * STEP)[clear], codes.sum(0)[clear], rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(
+            (stats.sum[row].double() * STEP)[clear], codes.sum(0)[clear], rtol=1e-5, atol=1e-3
+        )
         peak = stats.max[row].clamp(min=0)[clear].double()
         torch.testing.assert_close(peak, codes.amax(0)[clear], rtol=1e-4, atol=EPS)
         lowest = torch.where(codes > 0, codes, torch.inf).amin(0)[clear]
@@ -304,7 +378,10 @@ def test_tokens_of_outlier_norm_are_left_out_of_an_sae_only(tmp_path, vectors, p
     limit = float((norms[at] + norms[at + 1]) / 2)  # in the widest gap of the upper quarter
     sae = make_sae(max_norm=limit)
     collect(tiny_lm, plan, [sae, Identity("mlp_out@0", 32)], tmp_path)
-    stats, neurons = Stats.load(tmp_path / "wide.safetensors"), Stats.load(tmp_path / "mlp_out@0.safetensors")
+    stats, neurons = (
+        Stats.load(tmp_path / "wide.safetensors"),
+        Stats.load(tmp_path / "mlp_out@0.safetensors"),
+    )
     kept = {position: x[x.norm(dim=1) <= limit] for position, x in vectors["mlp_out@0"].items()}
     assert 0 < stats.tokens.sum() == at + 1 < len(norms)
     assert neurons.tokens.sum() == len(norms)
@@ -323,14 +400,19 @@ def test_padding_and_special_tokens_are_never_counted(tmp_path, tiny_lm):
     corpus = load_corpus([(text, label) for label in ("a", "b") for text in texts])
     plan = make_plan(corpus, tiny_lm, split="all")
     stats = Stats.load(collect(tiny_lm, plan, [Identity("mlp_out@0", 32)], tmp_path)[0])
-    visible = sum(len(tiny_lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts[:3]) + 3
+    visible = (
+        sum(len(tiny_lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts[:3]) + 3
+    )
     assert stats.tokens.tolist() == [visible, visible]
     assert stats.tokens.sum() == plan.total
 
 
 def test_the_tokens_counted_are_those_that_were_planned(whole, plan):
     stats = Stats.load(whole / "wide.safetensors")
-    planned = [sum(n for i, n in plan.counts.items() if plan.corpus.of[i] == label) for label in stats.labels]
+    planned = [
+        sum(n for i, n in plan.counts.items() if plan.corpus.of[i] == label)
+        for label in stats.labels
+    ]
     assert stats.tokens.tolist() == planned
     assert stats.header["chosen"]["tokens"] == plan.total
 
@@ -353,12 +435,16 @@ def test_bags_summed_by_label_are_the_statistics(whole, plan):
     assert len({(e, u) for e, u in zip(rows["example"], rows["unit"], strict=True)}) == len(table)
 
 
-def test_bags_of_a_window_without_examples_have_the_columns_of_the_others(tmp_path, tiny_corpus, tiny_lm):
+def test_bags_of_a_window_without_examples_have_the_columns_of_the_others(
+    tmp_path, tiny_corpus, tiny_lm
+):
     plan = make_plan(tiny_corpus, tiny_lm, max_tokens=20)
     empty = [w for w in range(plan.window_count) if not plan.window(w)]
     assert empty
     collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, bags=tmp_path / "bags")
-    schemas = {str(pq.read_schema(path).remove_metadata()) for path in (tmp_path / "bags/wide").iterdir()}
+    schemas = {
+        str(pq.read_schema(path).remove_metadata()) for path in (tmp_path / "bags/wide").iterdir()
+    }
     assert len(schemas) == 1
     assert len(pq.read_table(tmp_path / f"bags/wide/window-{empty[0]:05d}.parquet")) == 0
 
@@ -374,7 +460,9 @@ def test_the_time_left_is_that_of_the_tokens_to_come(tmp_path, plan, tiny_lm, mo
     monkeypatch.setattr("saefeat.collection.time.monotonic", lambda: float(next(clock)))
     lines = []
     collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=lines.append)
-    assert [line.split(":")[1].split(",")[0] for line in lines] == [f" window {n}" for n in range(1, 9)]
+    assert [line.split(":")[1].split(",")[0] for line in lines] == [
+        f" window {n}" for n in range(1, 9)
+    ]
     tokens = int(lines[0].split(", ")[1].removesuffix(" tokens").replace(",", ""))
     assert lines[0].endswith(f" {plan.total / tokens - 1:,.0f} s left")
     assert lines[-1].endswith(" 0 s left")
@@ -391,14 +479,20 @@ def test_the_highest_activating_examples_are_those_of_the_bags(whole, plan):
         found.setdefault(row["unit"], []).append((-row["value"], row["position"]))
         assert row["place"] == len(found[row["unit"]]) - 1
         corpus, at = plan.corpus, row["position"]
-        assert (row["id"], row["label"], row["text"]) == (corpus.ids[at], corpus.of[at], corpus.texts[at])
+        assert (row["id"], row["label"], row["text"]) == (
+            corpus.ids[at],
+            corpus.of[at],
+            corpus.texts[at],
+        )
     assert found == {unit: sorted(pairs)[:5] for unit, pairs in best.items()}
 
 
 # --------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("dictionary", [make_sae(), make_sae(max_norm=5.0), Identity("mlp_out@0", 32)])
+@pytest.mark.parametrize(
+    "dictionary", [make_sae(), make_sae(max_norm=5.0), Identity("mlp_out@0", 32)]
+)
 def test_activations_that_are_not_finite_fail_the_run(tmp_path, plan, make_lm, dictionary):
     lm = make_lm()
     with torch.no_grad():
@@ -414,7 +508,9 @@ def test_two_dictionaries_of_one_id_are_a_user_error(tmp_path, plan, tiny_lm):
     assert not (tmp_path / "o").exists()
 
 
-def test_out_with_statistics_of_something_else_is_a_user_error(tmp_path, whole, tiny_corpus, tiny_lm, make_lm, plan):
+def test_out_with_statistics_of_something_else_is_a_user_error(
+    tmp_path, whole, tiny_corpus, tiny_lm, make_lm, plan
+):
     with pytest.raises(UserError, match="statistics of something else"):
         collect(make_lm("llama", 1), plan, DICTIONARIES, whole)
     with pytest.raises(UserError, match="statistics of something else"):
@@ -433,7 +529,9 @@ def test_out_with_statistics_of_something_else_is_a_user_error(tmp_path, whole, 
 
 def test_an_unfinished_collection_of_something_else_is_a_user_error(tmp_path, plan, tiny_lm):
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny_lm, plan, DICTIONARIES, tmp_path, progress=Interrupted(2), checkpoint_seconds=0)
+        collect(
+            tiny_lm, plan, DICTIONARIES, tmp_path, progress=Interrupted(2), checkpoint_seconds=0
+        )
     with pytest.raises(UserError, match="unfinished collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES[:2], tmp_path)
 
@@ -491,7 +589,9 @@ def test_shards_that_differ_in_what_they_hold_are_not_merged(tmp_path, plan, tin
     assert not (tmp_path / "m" / part).exists()
 
 
-@pytest.mark.parametrize("place", ["saefeat.collection.merge_examples", "shutil.copytree", "os.rename"])
+@pytest.mark.parametrize(
+    "place", ["saefeat.collection.merge_examples", "shutil.copytree", "os.rename"]
+)
 def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
     tmp_path, whole, plan, tiny_lm, monkeypatch, place
 ):
@@ -504,6 +604,8 @@ def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(place, interrupt)
         merge(shards, tmp_path / "m")
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "m", *shards] and not list((tmp_path / "m").iterdir())
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "m", *shards] and not list(
+        (tmp_path / "m").iterdir()
+    )
     merge(shards, tmp_path / "m")
     same(tmp_path / "m", whole)

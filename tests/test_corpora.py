@@ -29,10 +29,14 @@ ROWS = [
 def write(path, rows=ROWS, columns=("text", "label", "id")):
     """Write rows in the format that the suffix names."""
     if path.suffix == ".jsonl":
-        lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
+        lines = [
+            json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows
+        ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     elif path.suffix == ".parquet":
-        pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(columns)}), path)
+        pq.write_table(
+            pa.table({name: [row[i] for row in rows] for i, name in enumerate(columns)}), path
+        )
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -53,7 +57,9 @@ def rows_of(corpus):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
-def test_every_format_reads_the_same_rows_with_quotes_newlines_tabs_and_odd_separators(tmp_path, suffix):
+def test_every_format_reads_the_same_rows_with_quotes_newlines_tabs_and_odd_separators(
+    tmp_path, suffix
+):
     rows = rows_for(suffix)
     corpus = load_corpus(write(tmp_path / f"c.{suffix}", rows))
     assert rows_of(corpus) == rows
@@ -65,7 +71,10 @@ def test_every_format_reads_the_same_rows_with_quotes_newlines_tabs_and_odd_sepa
 def test_columns_can_be_named(tmp_path, suffix):
     rows = rows_for(suffix)
     path = write(tmp_path / f"c.{suffix}", rows, columns=("sentence", "lang", "key"))
-    assert rows_of(load_corpus(path, text_column="sentence", label_column="lang", id_column="key")) == rows
+    assert (
+        rows_of(load_corpus(path, text_column="sentence", label_column="lang", id_column="key"))
+        == rows
+    )
 
 
 def test_a_directory_of_text_files_gives_a_label_a_file_and_an_example_a_line(tmp_path):
@@ -74,7 +83,12 @@ def test_a_directory_of_text_files_gives_a_label_a_file_and_an_example_a_line(tm
     (tmp_path / "notes.md").write_text("no example")
     corpus = load_corpus(str(tmp_path))
     pairs = list(zip(corpus.texts, corpus.of, strict=True))
-    assert pairs == [("eins", "de"), ("one", "en"), ("two\u2028and\u0085a half", "en"), ("three", "en")]
+    assert pairs == [
+        ("eins", "de"),
+        ("one", "en"),
+        ("two\u2028and\u0085a half", "en"),
+        ("three", "en"),
+    ]
     assert corpus.skipped == {"blank": 1}
 
 
@@ -102,7 +116,9 @@ def test_labels_keep_the_order_asked_for_and_leave_the_others_out(tmp_path):
 
 
 def test_without_an_id_the_text_decides(tmp_path):
-    corpus = load_corpus(write(tmp_path / "c.csv", [("a", "x"), ("b", "x"), ("a", "y")], ("text", "label")))
+    corpus = load_corpus(
+        write(tmp_path / "c.csv", [("a", "x"), ("b", "x"), ("a", "y")], ("text", "label"))
+    )
     assert corpus.ids[0] == corpus.ids[2] != corpus.ids[1]
 
 
@@ -112,7 +128,8 @@ def test_an_empty_id_counts_as_none(tmp_path):
     assert "" not in corpus.ids
 
 
-# --------------------------------------------------------------------------- rows that are skipped or mended
+# --------------------------------------------------------------------------- rows that are skipped
+# or mended
 
 
 def test_rows_that_cannot_be_used_are_skipped_or_mended_and_counted(tmp_path):
@@ -132,7 +149,12 @@ def test_rows_that_cannot_be_used_are_skipped_or_mended_and_counted(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     corpus = load_corpus(str(path))
     assert corpus.texts == ["good", "N UL", "lone   surrogate"]
-    assert corpus.skipped == {"blank": 3, "mended: NUL or lone surrogate": 3, "no label": 2, "no text": 2}
+    assert corpus.skipped == {
+        "blank": 3,
+        "mended: NUL or lone surrogate": 3,
+        "no label": 2,
+        "no text": 2,
+    }
 
 
 def test_skipping_leaves_the_other_examples_where_they_were(tmp_path):
@@ -207,7 +229,8 @@ def test_an_unknown_split_is_refused():
         parallel(3).positions("dev", 0)
 
 
-# --------------------------------------------------------------------------- windows, batches, budget
+# --------------------------------------------------------------------------- windows, batches,
+# budget
 
 
 def chosen_by_shard(plan, n):
@@ -236,7 +259,9 @@ def test_batches_hold_every_example_once_and_whole(tiny_plan, tiny_lm):
                 seen[position] += 1
                 kept = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
                 assert kept == [0, *tiny_plan.tokens[position]]
-                assert batch.input_ids[row][batch.counted[row]].tolist() == tiny_plan.tokens[position]
+                assert (
+                    batch.input_ids[row][batch.counted[row]].tolist() == tiny_plan.tokens[position]
+                )
     assert seen == Counter(tiny_plan.tokens.keys())
 
 
@@ -273,7 +298,9 @@ def test_the_budget_takes_the_same_examples_whatever_the_order_of_the_rows(tiny_
     assert len(plan.tokens) < 0.6 * len(make_plan(tiny_corpus, tiny_lm).tokens)
 
 
-def test_the_budget_of_each_label_is_filled_and_overshot_by_one_example_at_most(tiny_corpus, tiny_lm):
+def test_the_budget_of_each_label_is_filled_and_overshot_by_one_example_at_most(
+    tiny_corpus, tiny_lm
+):
     plan = make_plan(tiny_corpus, tiny_lm, max_tokens=300)
     for label in tiny_corpus.labels:
         counts = [n for i, n in plan.counts.items() if tiny_corpus.of[i] == label]
@@ -287,7 +314,9 @@ def test_a_larger_budget_only_adds_examples(tiny_corpus, tiny_lm):
 
 def test_the_plan_of_a_split_takes_no_example_of_the_other(tiny_corpus, tiny_lm):
     for split in ("train", "test"):
-        assert sorted(make_plan(tiny_corpus, tiny_lm, split=split).tokens) == tiny_corpus.positions(split, 0)
+        assert sorted(make_plan(tiny_corpus, tiny_lm, split=split).tokens) == tiny_corpus.positions(
+            split, 0
+        )
 
 
 def test_a_mixed_plan_has_the_same_examples_in_another_order(tiny_corpus, tiny_lm, small_windows):
@@ -311,7 +340,9 @@ def test_a_label_without_text_in_the_split_is_refused(tiny_lm):
     keep = [i for i in range(len(corpus)) if corpus.of[i] == "a" or i not in test]
     fewer = load_corpus([(corpus.texts[i], corpus.of[i]) for i in keep])
     fewer.ids = [corpus.ids[i] for i in keep]
-    with pytest.raises(UserError, match="the label b of python has no usable text in the test split"):
+    with pytest.raises(
+        UserError, match="the label b of python has no usable text in the test split"
+    ):
         make_plan(fewer, tiny_lm, split="test")
 
 
@@ -319,8 +350,16 @@ def test_a_label_without_text_in_the_split_is_refused(tiny_lm):
 
 GOOD = b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'
 BAD_FILES = {
-    "no text column": ("c.jsonl", b'{"txt": "a", "label": "x"}\n', r"line 1: no column text; there are txt, label"),
-    "no label column": ("c.csv", b"text,lang\na,x\n", r"no column label; there are text, lang \(use --label-column\)"),
+    "no text column": (
+        "c.jsonl",
+        b'{"txt": "a", "label": "x"}\n',
+        r"line 1: no column text; there are txt, label",
+    ),
+    "no label column": (
+        "c.csv",
+        b"text,lang\na,x\n",
+        r"no column label; there are text, lang \(use --label-column\)",
+    ),
     "column missing later": ("c.jsonl", GOOD + b'{"text": "c"}\n', "line 3: no column label"),
     "empty": ("c.jsonl", b"", "is empty"),
     "only a header": ("c.csv", b"text,label\n", "at least two labels"),
@@ -328,12 +367,28 @@ BAD_FILES = {
     "truncated jsonl": ("c.jsonl", GOOD[:-9], "line 2 is not JSON"),
     "truncated csv": ("c.csv", b'text,label\na,x\n"open,y\n', "line 3 cannot be parsed"),
     "short csv row": ("c.csv", b"text,label\na,x\nb\n", "line 3 has another number of columns"),
-    "short csv row of three": ("c.csv", b"text,label,id\na,x,1\nb,y\n", "line 3 has another number of columns"),
+    "short csv row of three": (
+        "c.csv",
+        b"text,label,id\na,x,1\nb,y\n",
+        "line 3 has another number of columns",
+    ),
     "long csv row": ("c.csv", b"text,label\na,x,z\nb,y\n", "line 2 has another number of columns"),
     "binary": ("c.jsonl", bytes(range(256)), "not UTF-8 text"),
-    "half of UTF-16": ("c.csv", "text,label\nä,x\n".encode("utf-16")[:-1], "begins as UTF-16 text but is not"),
-    "UTF-16 without a mark": ("c.csv", "text,label\na,x\n".encode("utf-16-le"), "UTF-16 without a byte-order mark"),
-    "Latin-1": ("c.jsonl", GOOD + '{"text": "ä", "label": "x"}\n'.encode("latin-1"), r"not UTF-8 text \(line 3\)"),
+    "half of UTF-16": (
+        "c.csv",
+        "text,label\nä,x\n".encode("utf-16")[:-1],
+        "begins as UTF-16 text but is not",
+    ),
+    "UTF-16 without a mark": (
+        "c.csv",
+        "text,label\na,x\n".encode("utf-16-le"),
+        "UTF-16 without a byte-order mark",
+    ),
+    "Latin-1": (
+        "c.jsonl",
+        GOOD + '{"text": "ä", "label": "x"}\n'.encode("latin-1"),
+        r"not UTF-8 text \(line 3\)",
+    ),
     "Latin-1 csv": ("c.csv", b"text,label\na,x\n\xe4,y\n", r"not UTF-8 text \(line 3\)"),
     "a list": ("c.jsonl", b'["a", "x"]\n', "line 1 is not a JSON object"),
     "nested too deeply": ("c.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
@@ -363,11 +418,23 @@ BAD_FILES = {
         )
         for kind, value in {"list": '["a"]', "dict": "{}", "int": "7"}.items()
     },
-    "two label columns": ("c.csv", b"text,label,label\na,x,y\nb,y,x\n", "there are 2 columns label; give each a name"),
+    "two label columns": (
+        "c.csv",
+        b"text,label,label\na,x,y\nb,y,x\n",
+        "there are 2 columns label; give each a name",
+    ),
     "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "there are 2 columns text"),
     "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "there are 2 columns id"),
-    "one label": ("c.jsonl", b'{"text": "a", "label": "x"}\n', r"at least two labels with text \(found: x\)"),
-    "a label with blank text": ("c.jsonl", GOOD + b'{"text": " ", "label": "z"}\n', "the label z of .* no usable text"),
+    "one label": (
+        "c.jsonl",
+        b'{"text": "a", "label": "x"}\n',
+        r"at least two labels with text \(found: x\)",
+    ),
+    "a label with blank text": (
+        "c.jsonl",
+        GOOD + b'{"text": " ", "label": "z"}\n',
+        "the label z of .* no usable text",
+    ),
 }
 
 
@@ -386,20 +453,35 @@ def test_a_bad_file_is_a_user_error_of_one_line(tmp_path, name):
 def test_numbers_as_labels_of_a_parquet_file_are_a_user_error(tmp_path, values):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
-    with pytest.raises(UserError, match=r"the label column label of .* holds numbers without names"):
+    with pytest.raises(
+        UserError, match=r"the label column label of .* holds numbers without names"
+    ):
         load_corpus(str(path))
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"), [([b"x", b"y"], "bytes"), ([date(2020, 1, 1), date(2021, 1, 1)], "date"), ([["x"], []], "list")]
+    ("values", "kind"),
+    [
+        ([b"x", b"y"], "bytes"),
+        ([date(2020, 1, 1), date(2021, 1, 1)], "date"),
+        ([["x"], []], "list"),
+    ],
 )
-def test_labels_and_texts_of_a_parquet_file_that_are_no_strings_are_a_user_error(tmp_path, values, kind):
+def test_labels_and_texts_of_a_parquet_file_that_are_no_strings_are_a_user_error(
+    tmp_path, values, kind
+):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
-    with pytest.raises(UserError, match=rf"the label column label of .* holds values of the type {kind}; name a col"):
+    with pytest.raises(
+        UserError,
+        match=rf"the label column label of .* holds values of the type {kind}; name a col",
+    ):
         load_corpus(path)
     pq.write_table(pa.table({"text": values, "label": ["x", "y"]}), path)
-    with pytest.raises(UserError, match=rf"the label x of .* has no usable text, but values of the type {kind}; name"):
+    with pytest.raises(
+        UserError,
+        match=rf"the label x of .* has no usable text, but values of the type {kind}; name",
+    ):
         load_corpus(path)
 
 
@@ -420,11 +502,16 @@ def test_a_parquet_file_of_datasets_has_the_names_of_its_class_labels(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-@pytest.mark.parametrize("values", ["01", ["0", " 1"], ["-1", ""], ["0.0", "1.0"], ["2019", "2020"]])
+@pytest.mark.parametrize(
+    "values", ["01", ["0", " 1"], ["-1", ""], ["0.0", "1.0"], ["2019", "2020"]]
+)
 def test_a_column_of_nothing_but_numbers_in_csv_is_one_of_numbers(tmp_path, suffix, values):
     path = write(tmp_path / f"c.{suffix}", list(zip("ab", values, strict=True)), ("text", "label"))
     for labels in (None, ["0", "1"]):
-        with pytest.raises(UserError, match=r"the label column label of .* holds numbers without names; name a column"):
+        with pytest.raises(
+            UserError,
+            match=r"the label column label of .* holds numbers without names; name a column",
+        ):
             load_corpus(path, labels=labels)
 
 
@@ -436,13 +523,19 @@ def test_among_names_in_csv_a_number_is_a_name_like_others(tmp_path):
 
 @pytest.mark.parametrize("label", [0, 1.5, True, np.int64(2), float("nan")])
 def test_numbers_as_labels_of_pairs_are_a_user_error(label):
-    with pytest.raises(UserError, match=r"the second of each pair.* holds numbers without names; give strings"):
+    with pytest.raises(
+        UserError, match=r"the second of each pair.* holds numbers without names; give strings"
+    ):
         load_corpus([("a", "x"), ("b", "y"), ("c", label)])
 
 
 def test_strings_of_digits_are_names_where_strings_are_told_from_numbers(tmp_path):
     rows = [("a", "0", "1"), ("b", "1", "2")]
-    for source in ([row[:2] for row in rows], write(tmp_path / "c.jsonl", rows), write(tmp_path / "c.parquet", rows)):
+    for source in (
+        [row[:2] for row in rows],
+        write(tmp_path / "c.jsonl", rows),
+        write(tmp_path / "c.parquet", rows),
+    ):
         assert load_corpus(source).labels == ("0", "1")
 
 

@@ -18,7 +18,9 @@ from saefeat.stats import Stats
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = "cuda"
-CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
+CONFIG = TrainConfig(
+    k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32"
+)
 
 
 class Interrupted:
@@ -44,7 +46,9 @@ def dictionaries():
     g = torch.Generator().manual_seed(0)
     rows, bias = torch.randn(64, 32, generator=g), 0.3 * torch.randn(64, generator=g)
     sae = SAE("wide", "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=4)
-    half = dataclasses.replace(sae, id="half", W_enc=sae.W_enc.bfloat16(), W_dec=rows.bfloat16(), activation="relu")
+    half = dataclasses.replace(
+        sae, id="half", W_enc=sae.W_enc.bfloat16(), W_dec=rows.bfloat16(), activation="relu"
+    )
     return [sae, half, Identity("mlp_act@1", 48)]
 
 
@@ -57,13 +61,18 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
         cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
         assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)
         assert cpu.tensors.keys() == gpu.tensors.keys()
-        for field in ("fired", "fired_examples"):  # the last bits of a product may decide at 0, or between two units
+        for field in (
+            "fired",
+            "fired_examples",
+        ):  # the last bits of a product may decide at 0, or between two units
             mine, theirs = getattr(cpu, field), getattr(gpu, field)
             assert (mine - theirs).abs().sum() <= mine.sum() / 1000
         torch.testing.assert_close(gpu.mean(), cpu.mean(), rtol=1e-2, atol=1e-2)
 
 
-def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(tmp_path, tiny_corpus, gpu_lm, small_windows):
+def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
+    tmp_path, tiny_corpus, gpu_lm, small_windows
+):
     plan = make_plan(tiny_corpus, gpu_lm)
     made = dictionaries()
     collect(gpu_lm, plan, made, tmp_path / "whole")

@@ -20,7 +20,9 @@ def make_sae(width=48, d_in=8, k=5, seed=0, whole=False, **options):
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
     draw = (
-        (lambda s: torch.randint(-2, 3, s, generator=g).float()) if whole else (lambda s: torch.randn(s, generator=g))
+        (lambda s: torch.randint(-2, 3, s, generator=g).float())
+        if whole
+        else (lambda s: torch.randn(s, generator=g))
     )
     record = {"model": {"name": "m", "revision": None}, "module": "model.layers.1.mlp"}
     weights = {name: draw(shape) for name, shape in shapes.items()}
@@ -29,13 +31,20 @@ def make_sae(width=48, d_in=8, k=5, seed=0, whole=False, **options):
 
 def vectors(n=40, d_in=8, seed=1, whole=False):
     g = torch.Generator().manual_seed(seed)
-    return torch.randint(-2, 3, (n, d_in), generator=g).float() if whole else torch.randn(n, d_in, generator=g)
+    return (
+        torch.randint(-2, 3, (n, d_in), generator=g).float()
+        if whole
+        else torch.randn(n, d_in, generator=g)
+    )
 
 
 def brute_force(sae, x):
     """[{unit: value}] of each vector: all units sorted by falling value, then rising unit; the first k."""
     pre = ((x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).tolist()
-    return [dict(sorted(((u, v) for u, v in enumerate(row)), key=lambda p: (-p[1], p[0]))[: sae.k]) for row in pre]
+    return [
+        dict(sorted(((u, v) for u, v in enumerate(row)), key=lambda p: (-p[1], p[0]))[: sae.k])
+        for row in pre
+    ]
 
 
 def firing(codes):
@@ -58,7 +67,9 @@ def test_encoding_is_a_stable_sort_also_with_ties_and_odd_widths(width, k, seed)
     x = vectors(12, 4, seed + 1, whole=True)
     found, expected = firing(sae.encode(x)), positive(brute_force(sae, x))
     assert found == expected
-    assert [list(row) for row in found] == [list(row) for row in expected]  # greatest first, lower unit on ties
+    assert [list(row) for row in found] == [
+        list(row) for row in expected
+    ]  # greatest first, lower unit on ties
 
 
 @pytest.mark.parametrize("tile", [16, 32, 40, 10**6])
@@ -70,8 +81,13 @@ def test_tiles_of_units_change_nothing(monkeypatch, tile, width):
     assert firing(sae.encode(x)) == positive(brute_force(sae, x))
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     bar = torch.arange(width) / width
-    for options, fires in (({"activation": "relu"}, pre > 0), ({"activation": "jumprelu"}, pre > bar)):
-        dense = dataclasses.replace(sae, k=0, threshold=bar if "jumprelu" in options.values() else None, **options)
+    for options, fires in (
+        ({"activation": "relu"}, pre > 0),
+        ({"activation": "jumprelu"}, pre > bar),
+    ):
+        dense = dataclasses.replace(
+            sae, k=0, threshold=bar if "jumprelu" in options.values() else None, **options
+        )
         assert torch.equal(dense.encode(x).dense(), pre * fires)
         expected = [sorted(row.nonzero().flatten().tolist()) for row in fires]
         assert [list(row) for row in firing(dense.encode(x))] == expected  # in rising order
@@ -101,7 +117,11 @@ def test_ties_across_groups_go_to_the_lower_unit():
 @pytest.mark.parametrize("width", [16, 17, 33, 48])
 def test_fewer_positive_values_than_k_fire_alone(width):
     sae = make_sae(width, 1, 12, whole=True)
-    sae.W_enc, sae.b_dec, sae.b_enc = torch.zeros(1, width), torch.zeros(1), torch.full((width,), -1.0)
+    sae.W_enc, sae.b_dec, sae.b_enc = (
+        torch.zeros(1, width),
+        torch.zeros(1),
+        torch.full((width,), -1.0),
+    )
     sae.b_enc[[0, width - 1]] = torch.tensor([1.0, 3.0])
     codes = sae.encode(torch.zeros(3, 1))
     assert firing(codes) == [{width - 1: 3.0, 0: 1.0}] * 3
@@ -115,32 +135,48 @@ def test_real_vectors_give_the_codes_of_float64():
     sae, x = make_sae(200, 16, 8), vectors(1500, 16)  # more rows than are encoded at once
     for found, expected in zip(firing(sae.encode(x)), positive(brute_force(sae, x)), strict=True):
         assert list(found) == list(expected)
-        torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            list(found.values()), list(expected.values()), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "gated"])
 def test_one_token_of_a_great_norm_takes_memory_for_itself_alone(activation):
     width, n = 4096, 600
-    parts = {"relu": {}, "jumprelu": {"threshold": torch.full((width,), 0.5)},
-             "gated": {"gain": torch.ones(width), "b_gate": torch.full((width,), -15.0)}}[activation]  # fmt: skip
-    sae = dataclasses.replace(make_sae(width, 16, 0), activation=activation, b_enc=torch.full((width,), -15.0), **parts)
+    parts = {
+        "relu": {},
+        "jumprelu": {"threshold": torch.full((width,), 0.5)},
+        "gated": {"gain": torch.ones(width), "b_gate": torch.full((width,), -15.0)},
+    }[activation]
+    sae = dataclasses.replace(
+        make_sae(width, 16, 0), activation=activation, b_enc=torch.full((width,), -15.0), **parts
+    )
     x = vectors(n, 16)
     usual = sae.encode(x)
     x[7] *= 200
     codes = sae.encode(x)
     most = int(codes.counts.max())
     assert most > width / 3 and len(usual.values) < 0.05 * n * width
-    assert len(codes.values) == len(codes.indices) == int((codes.dense() > 0).sum()) <= len(usual.values) + most
+    assert (
+        len(codes.values)
+        == len(codes.indices)
+        == int((codes.dense() > 0).sum())
+        <= len(usual.values) + most
+    )
     others = torch.arange(n) != 7
     assert torch.equal(codes.dense()[others], usual.dense()[others])
-    torch.testing.assert_close(sae.decode(codes), codes.dense() @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        sae.decode(codes), codes.dense() @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-2
+    )
 
 
 def test_decoding_sparse_codes_is_decoding_the_dense_ones():
     sae, x = make_sae(), vectors()
     codes = sae.encode(x)
     dense = dataclasses.replace(codes, values=codes.dense(), indices=None)
-    by_hand = torch.stack([sum((v * sae.W_dec[u] for u, v in row.items()), sae.b_dec) for row in firing(codes)])
+    by_hand = torch.stack(
+        [sum((v * sae.W_dec[u] for u, v in row.items()), sae.b_dec) for row in firing(codes)]
+    )
     torch.testing.assert_close(sae.decode(codes), by_hand, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.decode(dense), by_hand, rtol=1e-5, atol=1e-5)
 
@@ -160,7 +196,8 @@ def test_tokens_of_outlier_norm_are_not_kept():
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_a_vector_that_is_not_finite_fails_the_run(bad):
-    # Both signs of NaN: the processor's own (inf - inf) has its sign set and would sort below every number.
+    # Both signs of NaN: the processor's own (inf - inf) has its sign set and would sort below every
+    # number.
     x = torch.ones(3, 8)
     x[1, 2] = bad
     with pytest.raises(RunFailed):
@@ -217,7 +254,10 @@ def test_sae_lens_opens_what_we_save_and_encodes_the_same_codes(sae_lens, tmp_pa
     ours = load_sae(tmp_path / "a", dtype="float32")
     torch.testing.assert_close(theirs.encode(x), ours.encode(x).dense(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(theirs(x), ours.decode(ours.encode(x)), rtol=1e-5, atol=1e-5)
-    assert theirs.cfg.metadata.model_name == "m" and theirs.cfg.metadata.hook_name == "blocks.1.hook_mlp_out"
+    assert (
+        theirs.cfg.metadata.model_name == "m"
+        and theirs.cfg.metadata.hook_name == "blocks.1.hook_mlp_out"
+    )
     again = load_sae(tmp_path / "a")
     assert (again.site, again.dtype, again.max_norm, again.k) == ("mlp_out@1", dtype, 7.0, 8)
     assert again.identity["fingerprint"] == sae.identity["fingerprint"]
@@ -229,7 +269,9 @@ def test_we_open_what_sae_lens_saves_and_encode_the_same_codes(sae_lens, tmp_pat
     from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
     metadata = SAEMetadata(model_name="m", hook_name="blocks.1.hook_mlp_out")
-    cfg = TopKSAEConfig(d_in=16, d_sae=200, k=8, rescale_acts_by_decoder_norm=rescale, metadata=metadata)
+    cfg = TopKSAEConfig(
+        d_in=16, d_sae=200, k=8, rescale_acts_by_decoder_norm=rescale, metadata=metadata
+    )
     theirs, source = TopKSAE(cfg), make_sae(200, 16, 8)
     with torch.no_grad():
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):

@@ -10,9 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
 
-from saefeat.evaluation import head_metrics, interval, lid_metrics, paired_difference, percentiles, wilson
+from saefeat.evaluation import (
+    head_metrics,
+    interval,
+    lid_metrics,
+    paired_difference,
+    percentiles,
+    wilson,
+)
 
 LABELS = ["de", "fr", "xx"]
 TRUTH = ["de", "de", "de", "fr", "fr"]
@@ -23,13 +35,20 @@ def test_by_hand() -> None:
     metrics = head_metrics(TRUTH, GUESS, LABELS)
     assert metrics["confusion_matrix"] == [[2, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0]]
     assert metrics["accuracy"] == 0.6
-    assert metrics["per_label"]["de"] == {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(0.8)}
+    assert metrics["per_label"]["de"] == {
+        "precision": 1.0,
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(0.8),
+    }
     assert metrics["per_label"]["fr"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert metrics["per_label"]["xx"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert metrics["f1_macro"] == pytest.approx((0.8 + 0.5) / 2)  # xx has no true example
 
 
-examples = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["a", "b", "c", "d", "e", None])), max_size=30)
+examples = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["a", "b", "c", "d", "e", None])),
+    max_size=30,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,7 +73,9 @@ def test_agrees_with_sklearn_and_holds_no_nan(pairs: list[tuple[str, str | None]
     assert metrics["f1_macro"] == pytest.approx(expected)
     scores = precision_recall_fscore_support(truth, said, labels=labels, zero_division=0)  # type: ignore[arg-type]
     for index, label in enumerate(labels):
-        assert list(metrics["per_label"][label].values()) == pytest.approx([np.asarray(s)[index] for s in scores[:3]])
+        assert list(metrics["per_label"][label].values()) == pytest.approx(
+            [np.asarray(s)[index] for s in scores[:3]]
+        )
 
 
 def noisy(truth: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -77,14 +98,21 @@ def test_intervals_are_those_of_a_bootstrap_over_examples_with_slips() -> None:
     plain = []
     for _ in range(1000):
         pick = rng.integers(0, 300, 300)
-        f1 = [f1_score(truth[pick], slipped(truth, guess, rng)[pick], average="macro") for guess in (one, two)]
+        f1 = [
+            f1_score(truth[pick], slipped(truth, guess, rng)[pick], average="macro")
+            for guess in (one, two)
+        ]
         plain.append((f1[0], f1[0] - f1[1]))
     draws = np.array(plain)
     metrics = head_metrics(truth.tolist(), one.tolist(), ["a", "b", "c"], resamples=4000)
-    assert metrics["f1_macro_ci"] == pytest.approx(interval(metrics["f1_macro"], draws[:, 0], 300), abs=0.006)
+    assert metrics["f1_macro_ci"] == pytest.approx(
+        interval(metrics["f1_macro"], draws[:, 0], 300), abs=0.006
+    )
     # Far from 0 and 1 it is about that of a plain bootstrap.
     assert metrics["f1_macro_ci"] == pytest.approx(percentiles(draws[:, 0]), abs=0.02)
-    difference, *ends = paired_difference(truth.tolist(), one.tolist(), two.tolist(), ["a", "b", "c"], resamples=4000)
+    difference, *ends = paired_difference(
+        truth.tolist(), one.tolist(), two.tolist(), ["a", "b", "c"], resamples=4000
+    )
     assert ends == pytest.approx(percentiles(draws[:, 1]), abs=0.015)
     assert ends[0] < difference < ends[1]
 
@@ -99,9 +127,12 @@ def test_the_interval_of_a_share_is_that_of_scipy() -> None:
 def test_intervals_have_a_width_where_nothing_is_wrong() -> None:
     truth = [label for label in "abc" for _ in range(50)]
     metrics = head_metrics(truth, truth, list("abc"))
-    assert metrics["accuracy_ci"] == pytest.approx(list(binomtest(150, 150).proportion_ci(method="wilson")))
-    assert metrics["f1_macro"] == metrics["f1_macro_ci"][1] == 1 and metrics["f1_macro_ci"][0] == pytest.approx(
-        metrics["accuracy_ci"][0], abs=0.004)  # fmt: skip
+    assert metrics["accuracy_ci"] == pytest.approx(
+        list(binomtest(150, 150).proportion_ci(method="wilson"))
+    )
+    assert metrics["f1_macro"] == metrics["f1_macro_ci"][1] == 1 and metrics["f1_macro_ci"][
+        0
+    ] == pytest.approx(metrics["accuracy_ci"][0], abs=0.004)
     # A label of few examples makes the macro-F1 less certain than the accuracy.
     uneven = ["a"] * 140 + ["b"] * 10
     found = head_metrics(uneven, uneven, ["a", "b"])
@@ -117,16 +148,22 @@ def test_intervals_near_1_hold_the_truth_where_percentiles_do_not(errors: float)
     for _ in range(250):
         wrong = rng.random(100) < errors
         guess = np.where(wrong, np.roll(truth, 20 * int(rng.integers(1, 5))), truth)
-        low, high = head_metrics(truth.tolist(), guess.tolist(), labels, resamples=200)["f1_macro_ci"]
+        low, high = head_metrics(truth.tolist(), guess.tolist(), labels, resamples=200)[
+            "f1_macro_ci"
+        ]
         ours.append(low <= 1 - errors <= high)
-        shares = rng.binomial(100, (guess == truth).mean(), 200) / 100  # of accuracy, which is the same here
+        shares = (
+            rng.binomial(100, (guess == truth).mean(), 200) / 100
+        )  # of accuracy, which is the same here
         plain.append(np.quantile(shares, 0.025) <= 1 - errors <= np.quantile(shares, 0.975))
     assert np.mean(ours) > 0.9 > np.mean(plain)
 
 
 def test_paired_difference() -> None:
     same = paired_difference(TRUTH, GUESS, GUESS, LABELS)
-    assert same[0] == 0 and same[1] < 0 < same[2]  # five examples do not show that two heads are alike
+    assert (
+        same[0] == 0 and same[1] < 0 < same[2]
+    )  # five examples do not show that two heads are alike
     difference, low, high = paired_difference(TRUTH, TRUTH, GUESS, LABELS, "accuracy")
     assert difference == pytest.approx(0.4) and low <= difference <= high <= 1
     reverse = paired_difference(TRUTH, GUESS, TRUTH, LABELS, "accuracy")
@@ -138,11 +175,18 @@ def test_same_seed_same_bytes_whatever_the_order() -> None:
     order = [3, 1, 4, 0, 2]
     mixed = head_metrics([TRUTH[i] for i in order], [GUESS[i] for i in order], LABELS, seed=5)
     assert json.dumps(mixed) == json.dumps(head_metrics(TRUTH, GUESS, LABELS, seed=5))
-    assert mixed["f1_macro_ci"] != head_metrics(TRUTH, GUESS, LABELS, seed=6, resamples=37)["f1_macro_ci"]
+    assert (
+        mixed["f1_macro_ci"]
+        != head_metrics(TRUTH, GUESS, LABELS, seed=6, resamples=37)["f1_macro_ci"]
+    )
 
 
 def test_the_whole_file() -> None:
-    by_length = {"all": {"linear": TRUTH, "fasttext": GUESS}, "20": {"linear": GUESS}, "10": {"linear": GUESS}}
+    by_length = {
+        "all": {"linear": TRUTH, "fasttext": GUESS},
+        "20": {"linear": GUESS},
+        "10": {"linear": GUESS},
+    }
     metrics = lid_metrics("embedded:eld", "test", LABELS, TRUTH, by_length)
     assert list(metrics) == ["corpus", "split", "labels", "n", "heads", "by_length"]
     assert list(metrics["by_length"]) == ["10", "20", "all"]
@@ -170,7 +214,9 @@ def test_twenty_thousand_examples_take_a_moment() -> None:
     labels = [f"l{i}" for i in range(15)]
     truth = rng.choice(labels, 20_000).tolist()
     other = rng.choice(labels, 20_000).tolist()
-    guess = [a if keep else b for a, b, keep in zip(truth, other, rng.random(20_000) < 0.9, strict=True)]
+    guess = [
+        a if keep else b for a, b, keep in zip(truth, other, rng.random(20_000) < 0.9, strict=True)
+    ]
     start = time.perf_counter()
     head_metrics(truth, guess, labels)
     assert time.perf_counter() - start < 2

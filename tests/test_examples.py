@@ -8,23 +8,62 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from saefeat.corpora.examples import check_examples, check_labels, need_letters, or_unknown, says_something
+from saefeat.corpora.examples import (
+    check_examples,
+    check_labels,
+    need_letters,
+    or_unknown,
+    says_something,
+)
 from saefeat.io import UserError
 
 NOTHING = {
-    "empty": "", "spaces": " \t\n\u00a0\u3000", "zero width space": "\u200b", "joiners and marks": "\u200d\ufeff\u200e",
-    "NUL": "\0", "surrogate": "\ud800", "digits": "12345 67890", "digits of other scripts": "१२३ ٤٥",
-    "a date": "2010-05-21 07:30:00", "punctuation": "... — «» !? 。、", "a price": "€ 5,00 (+3 %)", "emoji": "😀",
-    "a family": "👨‍👩‍👧", "a heart": "❤️", "a keycap": "1️⃣", "a flag": "🇩🇪", "Scotland": "🏴󠁧󠁢󠁳󠁣󠁴󠁿", "information": "ℹ️",
-    "a mark alone": "\u0301", "a vowel sign alone": "\u093f", "Hangul filler": "\u3164\uffa0", "private": "\ue000",
-    "a modifier apostrophe": "\u02bc", "ordinals": "1\u00aa 2\u00ba",
-}  # fmt: skip
+    "empty": "",
+    "spaces": " \t\n\u00a0\u3000",
+    "zero width space": "\u200b",
+    "joiners and marks": "\u200d\ufeff\u200e",
+    "NUL": "\0",
+    "surrogate": "\ud800",
+    "digits": "12345 67890",
+    "digits of other scripts": "१२३ ٤٥",
+    "a date": "2010-05-21 07:30:00",
+    "punctuation": "... — «» !? 。、",
+    "a price": "€ 5,00 (+3 %)",
+    "emoji": "😀",
+    "a family": "👨‍👩‍👧",
+    "a heart": "❤️",
+    "a keycap": "1️⃣",
+    "a flag": "🇩🇪",
+    "Scotland": "🏴󠁧󠁢󠁳󠁣󠁴󠁿",
+    "information": "ℹ️",
+    "a mark alone": "\u0301",
+    "a vowel sign alone": "\u093f",
+    "Hangul filler": "\u3164\uffa0",
+    "private": "\ue000",
+    "a modifier apostrophe": "\u02bc",
+    "ordinals": "1\u00aa 2\u00ba",
+}
 SOMETHING = {
-    "Latin": "a", "one letter among digits": "12 h", "Cyrillic": "Я", "Hindi": "हि", "Thai": "น้ำ", "Tamil": "கி",
-    "Burmese": "မြ", "Khmer": "ខ្មែ", "Arabic": "عَ", "Hebrew": "שָׁ", "decomposed": unicodedata.normalize("NFD", "ế"),
-    "Chinese": "中", "Japanese": "ー", "Korean": "한", "decomposed Korean": unicodedata.normalize("NFD", "한"),
-    "Ethiopic": "ሀ", "Cherokee": "Ꭰ", "beyond the basic plane": "𐌰", "a word beside an emoji": "😀 ja",
-}  # fmt: skip
+    "Latin": "a",
+    "one letter among digits": "12 h",
+    "Cyrillic": "Я",
+    "Hindi": "हि",
+    "Thai": "น้ำ",
+    "Tamil": "கி",
+    "Burmese": "မြ",
+    "Khmer": "ខ្មែ",
+    "Arabic": "عَ",
+    "Hebrew": "שָׁ",
+    "decomposed": unicodedata.normalize("NFD", "ế"),
+    "Chinese": "中",
+    "Japanese": "ー",
+    "Korean": "한",
+    "decomposed Korean": unicodedata.normalize("NFD", "한"),
+    "Ethiopic": "ሀ",
+    "Cherokee": "Ꭰ",
+    "beyond the basic plane": "𐌰",
+    "a word beside an emoji": "😀 ja",
+}
 
 
 @pytest.mark.parametrize("name", NOTHING)
@@ -41,7 +80,15 @@ def test_a_letter_of_any_script_says_something(name):
 def test_where_labels_are_written_without_letters_only_what_cannot_be_seen_says_nothing():
     seen = ("digits", "a price", "emoji", "a heart", "a flag", "a keycap", "punctuation")
     assert all(says_something(NOTHING[name], letters=False) for name in seen)
-    blank = ("empty", "spaces", "zero width space", "joiners and marks", "NUL", "surrogate", "Hangul filler")
+    blank = (
+        "empty",
+        "spaces",
+        "zero width space",
+        "joiners and marks",
+        "NUL",
+        "surrogate",
+        "Hangul filler",
+    )
     assert not any(says_something(NOTHING[name], letters=False) for name in blank)
 
 
@@ -52,7 +99,9 @@ def test_letters_are_needed_where_every_label_has_some():
 
 @pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), pd.NA, pd.NaT])
 def test_a_missing_label_is_refused(missing):
-    with pytest.raises(UserError, match=r"label 1 \(counted from 0\) is .*; leave its text out or give it a label"):
+    with pytest.raises(
+        UserError, match=r"label 1 \(counted from 0\) is .*; leave its text out or give it a label"
+    ):
         check_labels(["de", missing, "fr"])
 
 
@@ -73,7 +122,11 @@ def test_labels_become_strings():
         (["ja", "oui"], ["de"], "there are 2 texts but 1 labels"),
         ([], [], "there is no text to fit on"),
         (["ja", "", "\u200b \ufeff"], ["de", "fr", "fr"], "all texts of the label fr are blank"),
-        (["ja", "oui"], ["de", "unknown"], "a label is 'unknown', which stands for texts that say nothing"),
+        (
+            ["ja", "oui"],
+            ["de", "unknown"],
+            "a label is 'unknown', which stands for texts that say nothing",
+        ),
     ],
 )
 def test_examples_that_cannot_be_fitted_on_are_refused(texts, labels, message):

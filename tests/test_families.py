@@ -14,19 +14,40 @@ from saefeat.hooks import capture, intervene, site_width
 from saefeat.io import UserError
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.models import load_model, load_skeleton, resolve_site, wrap
-from saefeat.models.sites import KINDS, describe_sites, down_projection, feed_forward, find_layers, norm_after
+from saefeat.models.sites import (
+    KINDS,
+    describe_sites,
+    down_projection,
+    feed_forward,
+    find_layers,
+    norm_after,
+)
 
 VOCABULARY, HIDDEN, FFN, LAYERS = 300, 32, 48, 2
 IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
-_BASE = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-         "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}  # fmt: skip
+_BASE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
 _GATED = {**_BASE, "intermediate_size": FFN, "num_key_value_heads": 1}
 _HEADS = {**_GATED, "head_dim": 16}
 _MOE = {**_GATED, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_experts": 4}
 _OPT = {**_BASE, "ffn_dim": FFN, "word_embed_proj_dim": HIDDEN}
 _FALCON = {**_BASE, "ffn_hidden_size": FFN}
-_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2,
-           "image_size": 28, "patch_size": 14}  # fmt: skip
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 _SEEING = {"text_config": _HEADS, "vision_config": _VISION}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", _HEADS),
@@ -39,13 +60,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", _GATED),
     "falcon": ("Falcon", {**_FALCON, "parallel_attn": True}),
     "falcon-40b": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 1}),
-    "falcon-rw": ("Falcon", {**_FALCON, "parallel_attn": False, "alibi": True, "multi_query": False}),
+    "falcon-rw": (
+        "Falcon",
+        {**_FALCON, "parallel_attn": False, "alibi": True, "multi_query": False},
+    ),
     "olmo2": ("Olmo2", _GATED),
     "glm4": ("Glm4", _HEADS),
     "mixtral": ("Mixtral", {**_GATED, "num_experts_per_tok": 2, "num_local_experts": 4}),
     "qwen2-moe": ("Qwen2Moe", {**_MOE, "shared_expert_intermediate_size": 24}),
     "qwen3-moe": ("Qwen3Moe", {**_MOE, "head_dim": 16}),
-}  # fmt: skip
+}
 MIXTURES = {"mixtral", "qwen2-moe", "qwen3-moe"}
 GATED = {"gemma", "gemma3-seeing", "phi3", "olmo2", "glm4"}
 
@@ -99,7 +123,9 @@ def watch(model, module, inputs=IDS):
 
     def hook(_module, args, kwargs, output):
         given = args[0] if args else kwargs["hidden_states"]
-        seen.extend(x.clone() for x in (given, output if isinstance(output, torch.Tensor) else output[0]))
+        seen.extend(
+            x.clone() for x in (given, output if isinstance(output, torch.Tensor) else output[0])
+        )
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -123,7 +149,9 @@ def close(a, b, tolerance=1e-6):
 def mute(block):
     """Set the weights so that the feed-forward part adds nothing."""
     for name, weight in block.named_parameters():
-        if "attn" not in name and any(part in name for part in ("down_proj", "dense_4h_to_h", "fc2")):
+        if "attn" not in name and any(
+            part in name for part in ("down_proj", "dense_4h_to_h", "fc2")
+        ):
             weight.zero_()
 
 
@@ -135,7 +163,9 @@ def test_mlp_out_is_exactly_what_the_feed_forward_part_adds(name, model, blocks)
         quiet = silent.get_submodule(find_layers(silent))[layer]
         mute(quiet)
         with_it, without = stream(name, model, block), stream(name, silent, quiet)
-        close(added[layer], with_it - without, 5e-6)  # a difference of two float32 numbers of some 5
+        close(
+            added[layer], with_it - without, 5e-6
+        )  # a difference of two float32 numbers of some 5
         assert added[layer].abs().mean() > 0.01
 
 
@@ -187,7 +217,11 @@ def test_generation_with_an_edit_is_the_same_with_and_without_a_cache(name, mode
     found = []
     with intervene(model, {path: lambda x, _steps: x + vector}):
         for cached in (True, False):
-            found.append(model.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=cached, **options))
+            found.append(
+                model.generate(
+                    IDS, attention_mask=torch.ones_like(IDS), use_cache=cached, **options
+                )
+            )
         edited = model(input_ids=IDS).logits
     assert torch.equal(*found)
     assert (edited - model(input_ids=IDS).logits).abs().max() > 1e-3
@@ -196,7 +230,9 @@ def test_generation_with_an_edit_is_the_same_with_and_without_a_cache(name, mode
 def test_experts_neurons_are_refused_with_a_sentence(name, model):
     if name not in MIXTURES:
         return
-    with pytest.raises(UserError, match=r"mlp_act@1 does not exist: .*\.1\.mlp is a mixture of experts.*mlp_out@1"):
+    with pytest.raises(
+        UserError, match=r"mlp_act@1 does not exist: .*\.1\.mlp is a mixture of experts.*mlp_out@1"
+    ):
         resolve_site(model, "mlp_act@1")
     refused = {row["site"] for row in describe_sites(model) if row["refused"]}
     assert refused == {"mlp_act@0", "mlp_act@1"}
@@ -207,7 +243,10 @@ def test_a_dense_layer_among_mixtures_has_its_neurons():
     config.mlp_only_layers = [0]
     mixed = transformers.AutoModelForCausalLM.from_config(config)
     rows = {row["site"]: row for row in describe_sites(mixed)}
-    assert rows["mlp_act@0"]["width"] == FFN and rows["mlp_act@0"]["module"] == "model.layers.0.mlp.act_fn"
+    assert (
+        rows["mlp_act@0"]["width"] == FFN
+        and rows["mlp_act@0"]["module"] == "model.layers.0.mlp.act_fn"
+    )
     assert rows["mlp_act@1"]["refused"]
 
 
@@ -219,22 +258,30 @@ def test_the_blocks_of_the_text_are_found_not_those_of_the_eyes(name, model, blo
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "text", "vision"), [("Mistral3", "mistral", "pixtral"), ("Llava", "llama", "clip_vision_model")]
+    ("wrapper", "text", "vision"),
+    [("Mistral3", "mistral", "pixtral"), ("Llava", "llama", "clip_vision_model")],
 )
 def test_the_blocks_of_other_wrappers_are_those_of_the_text_too(wrapper, text, vision):
-    parts = {"text_config": {**_HEADS, "model_type": text}, "vision_config": {**_VISION, "model_type": vision}}
+    parts = {
+        "text_config": {**_HEADS, "model_type": text},
+        "vision_config": {**_VISION, "model_type": vision},
+    }
     config = getattr(transformers, f"{wrapper}Config")(**parts)
     with torch.device("meta"):
         seeing = getattr(transformers, f"{wrapper}ForConditionalGeneration")(config)
     assert find_layers(seeing) == "model.language_model.layers"
 
 
-def test_a_saved_model_loads_and_its_last_stream_promotes_its_next_token(name, model, tokenizer, tmp_path):
+def test_a_saved_model_loads_and_its_last_stream_promotes_its_next_token(
+    name, model, tokenizer, tmp_path
+):
     copy.deepcopy(model).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     lm = load_model(tmp_path, dtype="float32", device="cpu")
     assert torch.equal(lm.model(input_ids=IDS).logits, model(input_ids=IDS).logits)
-    bias = getattr(model.get_output_embeddings(), "bias", None)  # of Phi: no direction of the stream
+    bias = getattr(
+        model.get_output_embeddings(), "bias", None
+    )  # of Phi: no direction of the stream
     best = (model(input_ids=IDS).logits[:, -1] - (0 if bias is None else bias)).argmax(-1)
     last = read(lm.model, f"resid_post@{LAYERS - 1}")[0][:, -1]
     assert promoted_tokens(lm, last, 1) == [[tokenizer.decode([token])] for token in best.tolist()]
@@ -257,7 +304,8 @@ def test_described_widths_are_those_seen_and_need_no_weights(name, model, tokeni
 def first_order_effects(model, layer, units, inputs=IDS):
     """[units, tokens, d]: what the block's output gains from neurons that hidden states really have, by jvp.
 
-    Also [tokens, d], what the norm after them gives, or None. Special tokens, which are outliers, are left out.
+    Also [tokens, d], what the norm after them gives, or None. Special tokens, which are outliers,
+    are left out.
     """
     block = model.get_submodule(find_layers(model))[layer]
     down, norm = down_projection(block), norm_after(block)
@@ -271,7 +319,11 @@ def first_order_effects(model, layer, units, inputs=IDS):
     for unit in units:
         tangent = torch.zeros_like(hidden)
         tangent[:, unit] = 1
-        effects.append(torch.func.jvp(lambda x: (norm or nn.Identity())(down(x) + beside), (hidden,), (tangent,))[1])
+        effects.append(
+            torch.func.jvp(
+                lambda x: (norm or nn.Identity())(down(x) + beside), (hidden,), (tangent,)
+            )[1]
+        )
     return torch.stack(effects), normed
 
 
@@ -289,7 +341,9 @@ def check_directions(lm, layer, units):
     along = normed - norm.bias if layer_norm else normed
     for direction, rows in zip(found, effects, strict=True):
         for effect, token in zip(rows, along, strict=True):
-            basis = torch.stack([direction, token, *([norm.weight] if layer_norm else [])], 1).double()
+            basis = torch.stack(
+                [direction, token, *([norm.weight] if layer_norm else [])], 1
+            ).double()
             weights = torch.linalg.lstsq(basis, effect.double()[:, None]).solution
             close(basis @ weights, effect.double()[:, None], 1e-4)
             assert weights[0] > 0
@@ -314,16 +368,32 @@ def test_what_a_neuron_writes_in_the_families_of_the_other_tests(family, family_
 
 def test_what_neurons_of_the_real_gemma_write_and_promote():
     lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
-    ids = torch.tensor([[*lm.prefix, *lm.tokenize(["Der alte Leuchtturmwärter sah auf das Meer, and slept."], 32)[0]]])
+    ids = torch.tensor(
+        [
+            [
+                *lm.prefix,
+                *lm.tokenize(["Der alte Leuchtturmwärter sah auf das Meer, and slept."], 32)[0],
+            ]
+        ]
+    )
     units = list(range(0, 2048, 256))
     for layer in (0, 9, 17):
         effects, _ = first_order_effects(lm.model, layer, units, ids)
         directions = neuron_directions(lm, f"mlp_act@{layer}", units)
         assert torch.cosine_similarity(effects, directions[:, None], dim=-1).mean() > 0.95
-        columns = down_projection(lm.model.get_submodule(find_layers(lm.model))[layer]).weight[:, units].t()
+        columns = (
+            down_projection(lm.model.get_submodule(find_layers(lm.model))[layer])
+            .weight[:, units]
+            .t()
+        )
         wanted = [set(row) for row in promoted_tokens(lm, effects[:, 3])]
         shares = [
-            sum(len(set(row) & want) for row, want in zip(promoted_tokens(lm, d), wanted, strict=True)) / 8 / len(units)
+            sum(
+                len(set(row) & want)
+                for row, want in zip(promoted_tokens(lm, d), wanted, strict=True)
+            )
+            / 8
+            / len(units)
             for d in (directions, columns)
         ]
         assert shares[0] > 0.7 and shares[0] > shares[1] + 0.3
@@ -348,5 +418,8 @@ def test_a_module_whose_output_is_no_tensor_is_refused_with_a_sentence():
         capture(odd, ("pair",)) as captured,
     ):
         captured.run(odd, input_ids=IDS)
-    with pytest.raises(UserError, match="the output of pair is no tensor"), intervene(odd, {"pair": lambda x, _: x}):
+    with (
+        pytest.raises(UserError, match="the output of pair is no tensor"),
+        intervene(odd, {"pair": lambda x, _: x}),
+    ):
         odd(input_ids=IDS)

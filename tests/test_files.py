@@ -58,8 +58,16 @@ def test_a_quotation_mark_that_stays_open_takes_no_further_line_of_a_tsv_with_it
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 def test_quotation_marks_of_a_writer_go_from_a_tsv(tmp_path, quoting):
-    rows = [('He said "no"', "en"), ('"', "en"), ("tab\there", "de"), ("plain, and ’quoted’", "de"), ('a "b" c', "x")]
-    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "c.tsv", sep="\t", index=False, quoting=quoting)
+    rows = [
+        ('He said "no"', "en"),
+        ('"', "en"),
+        ("tab\there", "de"),
+        ("plain, and ’quoted’", "de"),
+        ('a "b" c', "x"),
+    ]
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(
+        tmp_path / "c.tsv", sep="\t", index=False, quoting=quoting
+    )
     corpus = load_corpus(tmp_path / "c.tsv")
     assert pairs(corpus) == rows
     assert corpus.skipped == ({"quoted in a .tsv": 4} if quoting == csv.QUOTE_MINIMAL else {})
@@ -77,13 +85,18 @@ def test_quotation_marks_in_the_text_of_a_plain_tsv_stay(tmp_path, text):
 def test_a_quoted_cell_over_several_lines_of_a_tsv_is_an_error_with_the_line(tmp_path, text):
     rows = [("a", "x"), (text, "y"), ("b", "x")]
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "c.tsv", sep="\t", index=False)
-    with pytest.raises(UserError, match=r"c\.tsv: line 3 begins a quoted cell that goes on in the next line, but"):
+    with pytest.raises(
+        UserError, match=r"c\.tsv: line 3 begins a quoted cell that goes on in the next line, but"
+    ):
         load_corpus(tmp_path / "c.tsv")
 
 
 def test_a_bad_quotation_in_a_tsv_where_all_is_quoted_is_an_error_with_the_line(tmp_path):
     (tmp_path / "c.tsv").write_text('"text"\t"label"\n"a"\t"x"\n"say \\"b\\""\t"y"\n')
-    with pytest.raises(UserError, match="line 3 has a quoted cell that is not closed, or marks inside it that are not"):
+    with pytest.raises(
+        UserError,
+        match="line 3 has a quoted cell that is not closed, or marks inside it that are not",
+    ):
         load_corpus(tmp_path / "c.tsv")
 
 
@@ -93,7 +106,9 @@ def test_a_bad_quotation_in_a_tsv_where_all_is_quoted_is_an_error_with_the_line(
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_a_csv_may_have_another_delimiter(tmp_path, delimiter):
     rows = [("eins, zwei", "de"), ('one; "two"\tthree|four', "en")]
-    pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "c.csv", sep=delimiter, index=False)
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(
+        tmp_path / "c.csv", sep=delimiter, index=False
+    )
     assert pairs(load_corpus(tmp_path / "c.csv")) == rows
     with pytest.raises(UserError, match=r"no column lang; there are .*\(use --label-column\)"):
         load_corpus(tmp_path / "c.csv", label_column="lang")
@@ -104,7 +119,8 @@ def test_the_comma_comes_first(tmp_path):
     assert pairs(load_corpus(tmp_path / "c.csv")) == [("eins;zwei", "de"), ("one", "en")]
 
 
-# --------------------------------------------------------------------------- packed files, encodings
+# --------------------------------------------------------------------------- packed files,
+# encodings
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 JSONL = b'{"text": "eins", "label": "de"}\n{"text": "one", "label": "en"}\n'
@@ -128,7 +144,9 @@ def test_a_packed_file_is_read_like_the_file(tmp_path, name, ending):
 
 
 @pytest.mark.parametrize("ending", PACK)
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) - 5], lambda data: b"not packed at all"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) - 5], lambda data: b"not packed at all"]
+)
 def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, ending, damage):
     path = tmp_path / f"c.jsonl{ending}"
     path.write_bytes(damage(PACK[ending](JSONL)))
@@ -139,7 +157,12 @@ def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, ending, damage)
 
 @pytest.mark.parametrize(
     ("name", "command"),
-    [("c.jsonl.zip", "unzip"), ("c.tar.gz", "tar xf"), ("c.tgz", "tar xf"), ("c.csv.lz4", "lz4 -d")],
+    [
+        ("c.jsonl.zip", "unzip"),
+        ("c.tar.gz", "tar xf"),
+        ("c.tgz", "tar xf"),
+        ("c.csv.lz4", "lz4 -d"),
+    ],
 )
 def test_what_is_packed_otherwise_names_the_command_that_unpacks_it(tmp_path, name, command):
     (tmp_path / name).write_bytes(b"PK")
@@ -148,7 +171,9 @@ def test_what_is_packed_otherwise_names_the_command_that_unpacks_it(tmp_path, na
 
 
 def test_a_packed_parquet_file_is_read_too(tmp_path):
-    pd.DataFrame({"text": ["eins", "one"], "label": ["de", "en"]}).to_parquet(tmp_path / "c.parquet")
+    pd.DataFrame({"text": ["eins", "one"], "label": ["de", "en"]}).to_parquet(
+        tmp_path / "c.parquet"
+    )
     (tmp_path / "c.parquet.gz").write_bytes(gzip.compress((tmp_path / "c.parquet").read_bytes()))
     assert pairs(load_corpus(tmp_path / "c.parquet.gz")) == [("eins", "de"), ("one", "en")]
 
@@ -157,13 +182,17 @@ def test_a_packed_parquet_file_is_read_too(tmp_path):
 @pytest.mark.parametrize("name", SAME)
 def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
     text = SAME[name].decode().replace("eins", "fünf\u2028€")
-    (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode(encoding))  # as Windows writes it
+    (tmp_path / name).write_bytes(
+        text.replace("\n", "\r\n").encode(encoding)
+    )  # as Windows writes it
     assert pairs(load_corpus(tmp_path / name)) == [("fünf\u2028€", "de"), ("one", "en")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_the_lines_that_are_identified_or_continued_are_read_the_same_way(tmp_path, encoding, ending):
+def test_the_lines_that_are_identified_or_continued_are_read_the_same_way(
+    tmp_path, encoding, ending
+):
     path = tmp_path / f"lines.txt{ending}"
     data = "Grüße\n\nzwei\n".encode(encoding)
     path.write_bytes(gzip.compress(data) if ending else data)
@@ -172,7 +201,9 @@ def test_the_lines_that_are_identified_or_continued_are_read_the_same_way(tmp_pa
 
 def test_a_byte_order_mark_at_the_head_of_a_text_or_label_goes(tmp_path):
     rows = [("\ufeffeins", "\ufeffde"), ("\ufeff", "de"), ("zw\ufeffei", "de"), ("one", "en")]
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": t, "label": of}) for t, of in rows))
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(json.dumps({"text": t, "label": of}) for t, of in rows)
+    )
     corpus = load_corpus(tmp_path / "c.jsonl")
     assert pairs(corpus) == [("eins", "de"), ("zw\ufeffei", "de"), ("one", "en")]
     assert corpus.skipped == {"blank": 1, "mended: byte-order mark": 2}
@@ -196,7 +227,10 @@ def test_what_lies_beside_the_labels_of_a_directory_is_no_label(tmp_path):
     corpus = load_corpus(folder)
     assert corpus.labels == ("deu", "eng", "fra")
     assert corpus.skipped == {"files that are no labels": 3}
-    assert load_corpus(folder, labels=["README", "deu"]).labels == ("README", "deu")  # whoever asks for it
+    assert load_corpus(folder, labels=["README", "deu"]).labels == (
+        "README",
+        "deu",
+    )  # whoever asks for it
 
 
 def test_files_of_a_directory_may_be_packed_but_a_label_has_one(tmp_path):
@@ -204,13 +238,18 @@ def test_files_of_a_directory_may_be_packed_but_a_label_has_one(tmp_path):
     (folder / "ita.txt.gz").write_bytes(gzip.compress(b"uno\ndue\n"))
     assert pairs(load_corpus(folder))[-2:] == [("uno", "ita"), ("due", "ita")]
     (folder / "ita.txt").write_text("uno\n")
-    with pytest.raises(UserError, match=r"ita\.txt and .*ita\.txt\.gz are of one label; remove one of them"):
+    with pytest.raises(
+        UserError, match=r"ita\.txt and .*ita\.txt\.gz are of one label; remove one of them"
+    ):
         load_corpus(folder)
 
 
 def test_a_directory_of_other_files_names_one_that_can_be_given(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(JSONL))
-    with pytest.raises(UserError, match=r"holds no LABEL.txt files; give one of its files, such as .*train.jsonl.gz"):
+    with pytest.raises(
+        UserError,
+        match=r"holds no LABEL.txt files; give one of its files, such as .*train.jsonl.gz",
+    ):
         load_corpus(tmp_path)
 
 
@@ -261,29 +300,47 @@ def source_of(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset", "frame", "rows"])
 def test_columns_within_others_are_named_with_a_dot(tmp_path, kind):
     source = source_of(kind, tmp_path)
-    corpus = load_corpus(source, text_column="body.text", label_column="metadata.language", id_column="metadata.n")
+    corpus = load_corpus(
+        source, text_column="body.text", label_column="metadata.language", id_column="metadata.n"
+    )
     assert (pairs(corpus), corpus.ids) == ([("eins", "de"), ("one", "en")], ["1", "2"])
     assert corpus.skipped == {"no label": 1, "no text": 1}
     assert load_corpus(source, text_column="body.text", label_column="a.b").labels == ("x", "y")
-    with pytest.raises(UserError, match=r"no column metadata.lang; there are .*metadata.language, metadata.n"):
+    with pytest.raises(
+        UserError, match=r"no column metadata.lang; there are .*metadata.language, metadata.n"
+    ):
         load_corpus(source, text_column="body.text", label_column="metadata.lang")
 
 
 def test_class_labels_within_others_have_names(tmp_path):
-    features = Features({"text": Value("string"), "metadata": {"language": ClassLabel(names=["de", "en"])}})
+    features = Features(
+        {"text": Value("string"), "metadata": {"language": ClassLabel(names=["de", "en"])}}
+    )
     rows = {"text": ["eins", "one"], "metadata": [{"language": 0}, {"language": 1}]}
     made = Dataset.from_dict(rows, features)
     made.to_parquet(tmp_path / "c.parquet")
     for source in (made, tmp_path / "c.parquet"):
-        assert pairs(load_corpus(source, label_column="metadata.language")) == [("eins", "de"), ("one", "en")]
+        assert pairs(load_corpus(source, label_column="metadata.language")) == [
+            ("eins", "de"),
+            ("one", "en"),
+        ]
 
 
-# --------------------------------------------------------------------------- labels of another code system
+# --------------------------------------------------------------------------- labels of another code
+# system
 
 
 def write_flores(tmp_path):
-    rows = [("eins", "deu_Latn"), ("one", "eng_Latn"), ("一", "zho_Hans"), ("壹", "zho_Hant"), ("uno", "ita_Latn")]
-    (tmp_path / "c.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    rows = [
+        ("eins", "deu_Latn"),
+        ("one", "eng_Latn"),
+        ("一", "zho_Hans"),
+        ("壹", "zho_Hant"),
+        ("uno", "ita_Latn"),
+    ]
+    (tmp_path / "c.csv").write_text(
+        "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+    )
     return tmp_path / "c.csv"
 
 
@@ -341,7 +398,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             file = {"type": "file", "oid": "b" * 40, "size": len(self.data), "path": "train.jsonl"}
             return self.answer(200, json.dumps([] if path.endswith("/data") else [file]).encode())
         if path.startswith("/api/datasets/own/er"):
-            return self.answer(200, json.dumps({"id": "own/er", "sha": "a" * 40, "siblings": [], "tags": []}).encode())
+            return self.answer(
+                200,
+                json.dumps({"id": "own/er", "sha": "a" * 40, "siblings": [], "tags": []}).encode(),
+            )
         return self.answer(404, b'{"error": "Entry not found"}', {"X-Error-Code": "EntryNotFound"})
 
     do_HEAD = do_GET
@@ -365,19 +425,26 @@ def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
     kept = tmp_path / "c/corpora/own-er"  # as an earlier version kept it of the folder
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "h")}
+        there = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "h"),
+        }
         there |= {"SAEFEAT_CACHE": str(tmp_path / "c"), "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-m", "saefeat", "corpus", "show", "hub:own/er"]
 
         def show():
             env = {**os.environ, **there}
-            return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100, env=env)
+            return subprocess.run(
+                command, capture_output=True, text=True, cwd=tmp_path, timeout=100, env=env
+            )
 
         told = show()
         assert told.returncode == 0, told.stderr
         assert "vom Hub" in told.stdout and f"at revision {'a' * 40}" in told.stderr
         (path,) = kept.glob("*.parquet")
-        pq.write_table(pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path)
+        pq.write_table(
+            pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path
+        )
         assert "vom Hub" in show().stdout  # fetched again: what is kept has no revision
         server.shutdown()
 

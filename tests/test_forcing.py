@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefeat.evaluation import interval, percentiles, wilson
-from saefeat.forcing import RESAMPLES, Outcome, Own, compare, measure, own_text, reaches, row, scores
+from saefeat.forcing import (
+    RESAMPLES,
+    Outcome,
+    Own,
+    compare,
+    measure,
+    own_text,
+    reaches,
+    row,
+    scores,
+)
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 
 NAN = math.nan
@@ -21,13 +31,19 @@ OWN = Own(forcing=0.9, perplexity=10.0, distinct3=0.8)
 
 def outcome(judged, perplexity, distinct3):
     return Outcome(
-        [f"text {i}" for i in range(len(judged))], list(judged), np.array(perplexity, float), np.array(distinct3, float)
+        [f"text {i}" for i in range(len(judged))],
+        list(judged),
+        np.array(perplexity, float),
+        np.array(distinct3, float),
     )
 
 
 def by_hand(outcome, label, own, picks, slips=None):
     """The score of one sample of prompts, in plain Python; slips: which of them are judged the other way."""
-    hits = [(outcome.judged[i] == label) != slip for i, slip in zip(picks, slips or [False] * len(picks), strict=True)]
+    hits = [
+        (outcome.judged[i] == label) != slip
+        for i, slip in zip(picks, slips or [False] * len(picks), strict=True)
+    ]
     perplexity = [outcome.perplexity[i] for i in picks if not math.isnan(outcome.perplexity[i])]
     distinct = [outcome.distinct3[i] for i in picks if not math.isnan(outcome.distinct3[i])]
     if not perplexity or not distinct:
@@ -56,10 +72,16 @@ def close_to(ends):
 
 
 def test_a_row_by_hand():
-    found = row(outcome(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", OWN)
+    found = row(
+        outcome(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", OWN
+    )
     # Half are forced; the median of 8, 20 and 40 is twice the own perplexity; trigrams 0.5 of 0.8.
     fluency = 10 / 20 * 0.5 / 0.8
-    assert found["forcing"] == 0.5 and found["perplexity"] == 20 and found["distinct3"] == pytest.approx(0.5)
+    assert (
+        found["forcing"] == 0.5
+        and found["perplexity"] == 20
+        and found["distinct3"] == pytest.approx(0.5)
+    )
     assert found["score"] == pytest.approx(2 * 0.5 * fluency / (0.5 + fluency))
     assert list(found) == ["forcing", "perplexity", "distinct3", "score", "score_ci"]
     assert 0 <= found["score_ci"][0] < found["score"] < found["score_ci"][1] <= 1
@@ -68,7 +90,11 @@ def test_a_row_by_hand():
 def test_a_label_is_reached_by_forcing_and_fluency_together():
     base = {"forcing": 0.95, "perplexity": 2 * OWN.perplexity, "distinct3": 0.9 * OWN.distinct3}
     assert reaches(base, OWN)
-    worse = ({"forcing": 0.94}, {"perplexity": 2.01 * OWN.perplexity}, {"distinct3": 0.89 * OWN.distinct3})
+    worse = (
+        {"forcing": 0.94},
+        {"perplexity": 2.01 * OWN.perplexity},
+        {"distinct3": 0.89 * OWN.distinct3},
+    )
     for change in (*worse, {"perplexity": None}, {"distinct3": None}):
         assert not reaches({**base, **change}, OWN)
 
@@ -85,9 +111,20 @@ def test_text_that_is_better_than_the_models_own_is_no_better_than_fluent():
 
 def test_where_nothing_is_measured_or_judged_the_score_is_0():
     short = row(outcome(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", OWN)
-    assert (short["forcing"], short["perplexity"], short["score"], short["score_ci"]) == (1, None, 0, wilson(0, 2))
+    assert (short["forcing"], short["perplexity"], short["score"], short["score_ci"]) == (
+        1,
+        None,
+        0,
+        wilson(0, 2),
+    )
     empty = row(outcome([None, None], [NAN, NAN], [NAN, NAN]), "de", OWN)
-    assert empty == {"forcing": 0, "perplexity": None, "distinct3": None, "score": 0, "score_ci": wilson(0, 2)}
+    assert empty == {
+        "forcing": 0,
+        "perplexity": None,
+        "distinct3": None,
+        "score": 0,
+        "score_ci": wilson(0, 2),
+    }
     unjudged = row(outcome([None, None], [10, 10], [0.8, 0.8]), "de", OWN)
     assert (unjudged["forcing"], unjudged["perplexity"], unjudged["score"]) == (0, 10, 0)
     json.dumps([short, empty, unjudged], allow_nan=False)
@@ -114,7 +151,9 @@ def cases(draw):
 
 @settings(deadline=None, max_examples=25)
 @given(cases(), st.floats(1, 100), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 3))
-def test_rows_and_intervals_are_those_of_a_bootstrap_written_with_loops(case, perplexity, distinct, seed):
+def test_rows_and_intervals_are_those_of_a_bootstrap_written_with_loops(
+    case, perplexity, distinct, seed
+):
     own = Own(1.0, perplexity, distinct)
     n = len(case.judged)
     found = row(case, "de", own, seed=seed)
@@ -145,13 +184,19 @@ def test_methods_are_compared_on_the_same_resampled_prompts(seed):
         return statistics.mean(by_hand(of[label], label, OWNS[label], picks) for label in OWNS)
 
     one, other = mean_score(ONES, range(5)), mean_score(OTHERS, range(5))
-    assert found["score"] == pytest.approx(one) and found["difference"] == pytest.approx(one - other)
+    assert found["score"] == pytest.approx(one) and found["difference"] == pytest.approx(
+        one - other
+    )
     draws = Draws(5, seed)
-    ours, theirs = (np.mean([draws.scores(of[name], name, OWNS[name]) for name in ("de", "fr")], 0)
-                    for of in (ONES, OTHERS))  # fmt: skip
+    ours, theirs = (
+        np.mean([draws.scores(of[name], name, OWNS[name]) for name in ("de", "fr")], 0)
+        for of in (ONES, OTHERS)
+    )
     assert found["score_ci"] == close_to(interval(one, ours, 10))
     moved = ours - theirs - np.mean(ours - theirs) + one - other
-    assert found["difference_ci"] == close_to([max(percentiles(moved)[0], -1), min(percentiles(moved)[1], 1)])
+    assert found["difference_ci"] == close_to(
+        [max(percentiles(moved)[0], -1), min(percentiles(moved)[1], 1)]
+    )
 
 
 @pytest.mark.parametrize(("rate", "n"), [(0.0, 8), (0.0, 32), (0.06, 32), (0.5, 16)])
@@ -160,7 +205,10 @@ def test_a_difference_lies_within_its_interval(rate, n):
 
     def made(hits):
         judged = ["de"] * hits + ["en"] * (n - hits)
-        return {f"{i}": outcome([f"{i}" if j == "de" else j for j in judged], [12.0] * n, [0.9] * n) for i in range(14)}
+        return {
+            f"{i}": outcome([f"{i}" if j == "de" else j for j in judged], [12.0] * n, [0.9] * n)
+            for i in range(14)
+        }
 
     owns = {f"{i}": Own(1.0, 15.0, 0.9) for i in range(14)}
     found = compare(made(n), made(round(rate * n)), owns)
@@ -181,13 +229,19 @@ def test_the_order_of_labels_does_not_matter_and_swapping_turns_the_sign():
     assert turned["difference"] == pytest.approx(found["difference"])
     swapped = compare(OTHERS, ONES, OWNS)
     assert swapped["difference"] == pytest.approx(-found["difference"])
-    assert swapped["difference_ci"] == pytest.approx([-end for end in reversed(found["difference_ci"])], abs=0.05)
+    assert swapped["difference_ci"] == pytest.approx(
+        [-end for end in reversed(found["difference_ci"])], abs=0.05
+    )
 
 
 def test_some_of_the_prompts():
     some = ONES["de"].of([3, 4])
     assert (some.texts, some.judged) == (["text 3", "text 4"], ["de", "de"])
-    assert some.perplexity[0] == 14 and math.isnan(some.perplexity[1]) and some.distinct3.tolist() == [0.7, 0.6]
+    assert (
+        some.perplexity[0] == 14
+        and math.isnan(some.perplexity[1])
+        and some.distinct3.tolist() == [0.7, 0.6]
+    )
     assert row(some, "de", OWN)["perplexity"] == 14
 
 
@@ -218,7 +272,10 @@ def test_continuations_are_measured_each_by_itself(tiny_lm):
     assert found.judged[3] is None
     wanted = perplexities(tiny_lm, PROMPTS, rows)
     assert found.perplexity[0] == wanted[0] and np.isnan(found.perplexity[1:]).all()
-    assert found.distinct3[:2].tolist() == [distinct_trigrams(rows[:1]), 1.0] and np.isnan(found.distinct3[2:]).all()
+    assert (
+        found.distinct3[:2].tolist() == [distinct_trigrams(rows[:1]), 1.0]
+        and np.isnan(found.distinct3[2:]).all()
+    )
 
 
 def test_the_reference_is_the_models_own_text_unsteered(tiny_lm):
@@ -228,4 +285,6 @@ def test_the_reference_is_the_models_own_text_unsteered(tiny_lm):
     values = [value for value in perplexities(tiny_lm, PROMPTS, rows) if value is not None]
     assert found.perplexity == pytest.approx(statistics.median(values))
     assert found.forcing == sum(label == "de" for label in judge(texts_of(tiny_lm, rows))) / 4
-    assert found.distinct3 == pytest.approx(statistics.mean(distinct_trigrams([r]) for r in rows if len(r) > 2))
+    assert found.distinct3 == pytest.approx(
+        statistics.mean(distinct_trigrams([r]) for r in rows if len(r) > 2)
+    )

@@ -25,7 +25,13 @@ from saefeat.generation import (
 )
 from saefeat.io import UserError
 
-ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63], [70], [0, 80, 81, 82, 83, 84, 85, 86]]
+ROWS = [
+    [0, 40, 41],
+    [0, 50, 51, 52, 53, 54, 55],
+    [0, 60, 61, 62, 63],
+    [70],
+    [0, 80, 81, 82, 83, 84, 85, 86],
+]
 GREEDY = Decoding(max_new_tokens=8, temperature=0)
 TURNS = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
 
@@ -40,7 +46,9 @@ def own_greedy(lm, row, new=8):
     """Greedy tokens one forward pass each, without a cache, a batch or `generate`; cut at `</s>`."""
     ids = list(row)
     for _ in range(new):
-        ids.append(int(lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        ids.append(
+            int(lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        )
         if ids[-1] == 1:
             return ids[len(row) : -1]
     return ids[len(row) :]
@@ -49,7 +57,10 @@ def own_greedy(lm, row, new=8):
 def naive_losses(lm, row, count):
     """Negative log-likelihoods of the last tokens of one row, alone and in float64."""
     logits = lm.model(input_ids=torch.tensor([row]), use_cache=False).logits[0].double()
-    return [float(logits[i - 1].logsumexp(0) - logits[i - 1, row[i]]) for i in range(len(row) - count, len(row))]
+    return [
+        float(logits[i - 1].logsumexp(0) - logits[i - 1, row[i]])
+        for i in range(len(row) - count, len(row))
+    ]
 
 
 # --------------------------------------------------------------------------- prompts
@@ -74,7 +85,9 @@ def test_an_empty_prompt_is_refused_by_its_number(make_lm, prompt, chat):
 def test_a_prompt_may_fill_the_context_and_no_more(tiny_lm):
     length = len(encode_prompts(tiny_lm, ["cat " * 100], 0)[0])
     assert len(encode_prompts(tiny_lm, ["cat " * 100], 512 - length)[0]) == length
-    with pytest.raises(UserError, match=f"prompt 1 has {length} tokens; with {513 - length} more it exceeds 512"):
+    with pytest.raises(
+        UserError, match=f"prompt 1 has {length} tokens; with {513 - length} more it exceeds 512"
+    ):
         encode_prompts(tiny_lm, ["cat " * 100], 513 - length)
 
 
@@ -104,9 +117,15 @@ def test_greedy_continuations_are_those_of_transformers(tiny_lm):
     for row in ROWS:
         ids = torch.tensor([row])
         out = tiny_lm.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=2
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=2,
         )
-        assert generate(tiny_lm, [row], GREEDY)[0] == [t for t in out[0, len(row) :].tolist() if t not in (1, 2)]
+        assert generate(tiny_lm, [row], GREEDY)[0] == [
+            t for t in out[0, len(row) :].tolist() if t not in (1, 2)
+        ]
 
 
 def test_top_1_is_greedy(tiny_lm):
@@ -126,14 +145,18 @@ def test_a_prompts_text_does_not_depend_on_what_stands_beside_it(family_lm):
     for place, row in enumerate(ROWS):
         others = [ROWS[(place + 2) % len(ROWS)]] * place
         assert generate(family_lm, [*others, row], decoding)[place] == together[place]
-    assert len({tuple(row) for row in generate(family_lm, [ROWS[0]] * 4, decoding)}) > 1  # each has its own numbers
+    assert (
+        len({tuple(row) for row in generate(family_lm, [ROWS[0]] * 4, decoding)}) > 1
+    )  # each has its own numbers
 
 
 def test_prompts_share_their_random_numbers_with_their_repeats(tiny_lm):
     decoding = Decoding(8, seed=3)
     once = generate(tiny_lm, ROWS, decoding)
     assert generate(tiny_lm, ROWS * 3, decoding, repeat=len(ROWS)) == once * 3
-    assert generate(tiny_lm, ROWS, decoding, repeat=1) == [generate(tiny_lm, [row], decoding)[0] for row in ROWS]
+    assert generate(tiny_lm, ROWS, decoding, repeat=1) == [
+        generate(tiny_lm, [row], decoding)[0] for row in ROWS
+    ]
 
 
 def test_texts_do_not_depend_on_the_batches_that_prompts_go_in(tiny_lm, monkeypatch):
@@ -178,7 +201,9 @@ def test_sampling_follows_the_distribution_of_the_k_best(tiny_lm):
         ([*prompt, common], Counter(row[1] for row in pairs if row[0] == common)),
     ):
         best = tiny_lm.model(input_ids=torch.tensor([context])).logits[0, -1].double().topk(6)
-        expected = dict(zip(best.indices.tolist(), (best.values / 0.7).softmax(0).tolist(), strict=True))
+        expected = dict(
+            zip(best.indices.tolist(), (best.values / 0.7).softmax(0).tolist(), strict=True)
+        )
         assert set(seen) <= set(expected)
         total = sum(seen.values())
         assert total > 500 and max(expected.values()) < 0.9
@@ -199,7 +224,9 @@ def test_special_tokens_are_left_out_of_texts(tiny_lm):
 def test_losses_in_a_batch_are_those_of_one_row_alone(family_lm):
     rows = [row for row in ROWS if len(row) > 1]
     for counts in ([2, 6, 4, 7], [1, 1, 1, 1], [1, 6, 2, 3]):
-        for found, row, count in zip(token_losses(family_lm, rows, counts), rows, counts, strict=True):
+        for found, row, count in zip(
+            token_losses(family_lm, rows, counts), rows, counts, strict=True
+        ):
             assert found == pytest.approx(naive_losses(family_lm, row, count), abs=1e-4)
 
 
@@ -207,9 +234,16 @@ def test_losses_do_not_depend_on_how_rows_are_grouped(tiny_lm, monkeypatch):
     rows, counts = [row for row in ROWS if len(row) > 1], [2, 3, 4, 7]
     wanted = list(token_losses(tiny_lm, rows, counts))
     passes = []
-    handle = tiny_lm.model.register_forward_hook(lambda _m, _i, out: passes.append(out.logits.numel()))
+    handle = tiny_lm.model.register_forward_hook(
+        lambda _m, _i, out: passes.append(out.logits.numel())
+    )
     try:
-        for limit, most in ((1, 300 * 8), (300 * 10, 300 * 10), (300 * 25, 300 * 25), (300 * 99, 300 * 32)):
+        for limit, most in (
+            (1, 300 * 8),
+            (300 * 10, 300 * 10),
+            (300 * 25, 300 * 25),
+            (300 * 99, 300 * 32),
+        ):
             monkeypatch.setattr(generation, "LOGITS", limit)
             passes.clear()
             for found, row in zip(token_losses(tiny_lm, rows, counts), wanted, strict=True):
@@ -222,7 +256,9 @@ def test_losses_do_not_depend_on_how_rows_are_grouped(tiny_lm, monkeypatch):
 
 def test_logits_are_computed_only_where_they_are_needed(tiny_lm):
     lengths = []
-    handle = tiny_lm.model.lm_head.register_forward_hook(lambda _m, _i, out: lengths.append(out.shape[1]))
+    handle = tiny_lm.model.lm_head.register_forward_hook(
+        lambda _m, _i, out: lengths.append(out.shape[1])
+    )
     try:
         list(token_losses(tiny_lm, [ROWS[1], ROWS[4]], [2, 3]))
         generate(tiny_lm, ROWS, Decoding(3))
@@ -234,7 +270,9 @@ def test_logits_are_computed_only_where_they_are_needed(tiny_lm):
 class Old(LlamaForCausalLM):
     """A model whose forward has neither `logits_to_keep` nor `position_ids`."""
 
-    def forward(self, input_ids=None, attention_mask=None, use_cache=None, return_dict=True, **cache):
+    def forward(
+        self, input_ids=None, attention_mask=None, use_cache=None, return_dict=True, **cache
+    ):
         return super().forward(input_ids, attention_mask, use_cache=use_cache, **cache)
 
 
@@ -243,7 +281,9 @@ def test_a_model_that_gives_all_logits_gives_the_same(tiny_lm):
     model.__class__ = Old
     old = dataclasses.replace(tiny_lm, model=model)
     rows = [row for row in ROWS if len(row) > 1]
-    for one, other in zip(token_losses(old, rows, [2] * 4), token_losses(tiny_lm, rows, [2] * 4), strict=True):
+    for one, other in zip(
+        token_losses(old, rows, [2] * 4), token_losses(tiny_lm, rows, [2] * 4), strict=True
+    ):
         assert one == pytest.approx(other, abs=1e-5)
     assert generate(old, [ROWS[0]], GREEDY) == generate(tiny_lm, [ROWS[0]], GREEDY)
 
@@ -282,5 +322,7 @@ def test_distinct_trigrams_by_hand():
     assert distinct_trigrams([[1, 2, 3]]) == 1
     assert distinct_trigrams([[1, 1, 1, 1, 1]]) == pytest.approx(1 / 3)
     assert distinct_trigrams([[1, 2, 1, 2, 1, 2]]) == 0.5  # 121, 212, 121, 212
-    assert distinct_trigrams([[1, 1, 1, 1, 1], [1, 2, 3, 4], [7, 7]]) == pytest.approx((1 / 3 + 1) / 2)
+    assert distinct_trigrams([[1, 1, 1, 1, 1], [1, 2, 3, 4], [7, 7]]) == pytest.approx(
+        (1 / 3 + 1) / 2
+    )
     assert distinct_trigrams([[1, 2], []]) == distinct_trigrams([]) == 0

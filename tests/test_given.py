@@ -21,10 +21,16 @@ TABLES = {
     "a DataFrame of categories": pd.DataFrame(COLUMNS).astype("category"),
     "a Dataset": Dataset.from_dict(COLUMNS),
     "a Dataset with class labels": Dataset.from_dict({"text": TEXTS, "label": [0, 1, 2]}, CLASSES),
-    "a selected Dataset": Dataset.from_dict({"text": TEXTS[::-1], "label": OF[::-1]}).select([2, 1, 0]),
-    "a streamed Dataset": Dataset.from_dict({"text": TEXTS, "label": [0, 1, 2]}, CLASSES).to_iterable_dataset(),
+    "a selected Dataset": Dataset.from_dict({"text": TEXTS[::-1], "label": OF[::-1]}).select(
+        [2, 1, 0]
+    ),
+    "a streamed Dataset": Dataset.from_dict(
+        {"text": TEXTS, "label": [0, 1, 2]}, CLASSES
+    ).to_iterable_dataset(),
     "an Arrow table": pa.table(COLUMNS),
-    "rows by name": [{"text": text, "label": label, "n": 1} for text, label in zip(TEXTS, OF, strict=True)],
+    "rows by name": [
+        {"text": text, "label": label, "n": 1} for text, label in zip(TEXTS, OF, strict=True)
+    ],
 }
 PAIRS = {
     "pairs": list(zip(TEXTS, OF, strict=True)),
@@ -78,7 +84,9 @@ def test_columns_of_a_table_can_be_named():
 
 
 def test_missing_values_of_a_data_frame_are_skipped_and_counted():
-    frame = pd.DataFrame({"text": [*TEXTS, None, "x", float("nan")], "label": [*OF, "de", None, "de"]})
+    frame = pd.DataFrame(
+        {"text": [*TEXTS, None, "x", float("nan")], "label": [*OF, "de", None, "de"]}
+    )
     corpus = load_corpus(frame)
     assert corpus.texts == TEXTS
     assert corpus.skipped == {"no label": 1, "no text": 2}
@@ -90,8 +98,14 @@ def test_texts_are_cleaned_as_those_of_files_are():
 
 @pytest.mark.parametrize("text", ["abc", "", b"abc", np.str_("abc")])
 def test_one_string_is_no_list(text):
-    for take in (given_texts, lambda it: given_examples(it, OF), lambda it: given_examples(TEXTS, it)):
-        with pytest.raises(UserError, match=r"(texts|labels) should be a list of strings, not one string; write \["):
+    for take in (
+        given_texts,
+        lambda it: given_examples(it, OF),
+        lambda it: given_examples(TEXTS, it),
+    ):
+        with pytest.raises(
+            UserError, match=r"(texts|labels) should be a list of strings, not one string; write \["
+        ):
             take(text)
 
 
@@ -109,7 +123,10 @@ def test_one_string_is_no_list(text):
         ([["a", "b"]], "the text at position 0 is a value of the type list"),
         (pd.DataFrame({"satz": ["a"]}), "no column text; there are satz; give the column itself"),
         ([{"satz": "a"}], "row 0: no column text; there are satz"),
-        (DatasetDict(a=Dataset.from_dict(COLUMNS)), r"a DatasetDict has the splits a; give one: data\['a'\]"),
+        (
+            DatasetDict(a=Dataset.from_dict(COLUMNS)),
+            r"a DatasetDict has the splits a; give one: data\['a'\]",
+        ),
     ],
 )
 def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
@@ -128,11 +145,26 @@ def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
         (5, "a value of the type int is no labelled text"),
         (b"c.csv", "a value of the type bytes is no labelled text"),
         ({("a", "x"), ("b", "y")}, "a value of the type set is no labelled text"),
-        ({"text": ["a", "b"], "label": ["x"]}, "the columns of the table have different lengths: 2 texts, 1 labels"),
-        ({"text": "ab", "label": ["x", "y"]}, "the column text of the table should be a list of strings, not one"),
-        ({"satz": ["a"], "label": ["x"]}, r"no column text; there are satz, label \(use text_column\)"),
-        ([{"text": "a", "lang": "x"}], r"row 0: no column label; there are text, lang \(use label_column\)"),
-        (DatasetDict(a=Dataset.from_dict(COLUMNS), b=Dataset.from_dict(COLUMNS)), "has the splits a, b; give one"),
+        (
+            {"text": ["a", "b"], "label": ["x"]},
+            "the columns of the table have different lengths: 2 texts, 1 labels",
+        ),
+        (
+            {"text": "ab", "label": ["x", "y"]},
+            "the column text of the table should be a list of strings, not one",
+        ),
+        (
+            {"satz": ["a"], "label": ["x"]},
+            r"no column text; there are satz, label \(use text_column\)",
+        ),
+        (
+            [{"text": "a", "lang": "x"}],
+            r"row 0: no column label; there are text, lang \(use label_column\)",
+        ),
+        (
+            DatasetDict(a=Dataset.from_dict(COLUMNS), b=Dataset.from_dict(COLUMNS)),
+            "has the splits a, b; give one",
+        ),
     ],
 )
 def test_what_is_no_labelled_text_is_one_sentence(source, message):
@@ -146,7 +178,9 @@ def test_one_string_is_no_list_of_labels_for_a_corpus():
 
 
 def test_another_number_of_labels_than_texts_is_one_sentence():
-    with pytest.raises(UserError, match="there are 3 texts but 2 labels; give one label for each text"):
+    with pytest.raises(
+        UserError, match="there are 3 texts but 2 labels; give one label for each text"
+    ):
         given_examples(TEXTS, OF[:2])
     with pytest.raises(UserError, match="the table: no column label; there are text"):
         given_examples({"text": TEXTS})

@@ -56,7 +56,13 @@ def padded(rows):
 
 def go(model, rows, new=NEW, **options):
     ids, mask = padded(rows)
-    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 2, **options}
+    options = {
+        "max_new_tokens": new,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 2,
+        **options,
+    }
     return model.generate(ids, attention_mask=mask, **options)
 
 
@@ -94,11 +100,22 @@ def test_every_generation_in_one_context_begins_anew(tiny_lm, mode):
     watch, steering = watched(tiny_lm.model)
     with steering:
         longer = [*LONG, 61, 62, 63], [0, *range(60, 73)]  # by one token than the pass before
-        for rows in ([SHORT], [SHORT], [LONG], [SHORT, LONG], [LONG, SHORT], [LONG[:4]], [longer[0]], [longer[1]]):
+        for rows in (
+            [SHORT],
+            [SHORT],
+            [LONG],
+            [SHORT, LONG],
+            [LONG, SHORT],
+            [LONG[:4]],
+            [longer[0]],
+            [longer[1]],
+        ):
             go(tiny_lm.model, rows, **mode)
             longest = max(map(len, rows))
             expected = [
-                [-1] * (longest - len(row)) + [-1 if token in SPECIAL else 0 for token in row] + [1, 2, 3, 4]
+                [-1] * (longest - len(row))
+                + [-1 if token in SPECIAL else 0 for token in row]
+                + [1, 2, 3, 4]
                 for row in rows
             ]
             assert watch.taken() == expected, rows
@@ -114,7 +131,9 @@ def test_with_a_cache_a_prompt_that_begins_with_the_last_text_is_a_prompt(tiny_l
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_prompt_with_a_cache_does_not_go_on_from_a_text_without_one_nor_the_other_way(tiny_lm, first):
+def test_a_prompt_with_a_cache_does_not_go_on_from_a_text_without_one_nor_the_other_way(
+    tiny_lm, first
+):
     watch, steering = watched(tiny_lm.model)
     with steering:
         go(tiny_lm.model, [SHORT], 1, use_cache=first)
@@ -129,8 +148,12 @@ def test_a_text_that_grows_token_by_token_without_a_cache_is_a_generation(tiny_l
             tiny_lm.model(input_ids=torch.tensor([LONG[:end]]))
         tiny_lm.model(input_ids=torch.tensor([SHORT]))
     assert [steps.tolist() for steps in watch.passes] == [
-        [[-1, 0, 0]], [[-1, 0, 0, 1]], [[-1, 0, 0, 1, 2]], [[-1, 0, 0, 1, 2, 3]], [[-1, 0, 0]],
-    ]  # fmt: skip
+        [[-1, 0, 0]],
+        [[-1, 0, 0, 1]],
+        [[-1, 0, 0, 1, 2]],
+        [[-1, 0, 0, 1, 2, 3]],
+        [[-1, 0, 0]],
+    ]
 
 
 def test_a_text_whose_beginning_is_in_a_cache_made_outside_counts_from_its_first_token(tiny_lm):
@@ -155,7 +178,13 @@ def test_a_second_turn_with_the_cache_of_the_first_is_a_prompt(tiny_lm):
         watch.passes.clear()
         go(tiny_lm.model, [[*first, 60, 0, 61]], past_key_values=cache)
     steps = [step.tolist() for step in watch.passes]
-    assert steps == [[[0, 0, -1, 0]], [[1]], [[2]], [[3]], [[4]]]  # the last token of the first turn is fed here
+    assert steps == [
+        [[0, 0, -1, 0]],
+        [[1]],
+        [[2]],
+        [[3]],
+        [[4]],
+    ]  # the last token of the first turn is fed here
 
 
 def test_prompts_given_as_vectors_are_edited_and_steps_count_on(tiny_lm):
@@ -166,9 +195,13 @@ def test_prompts_given_as_vectors_are_edited_and_steps_count_on(tiny_lm):
             if before:
                 go(tiny_lm.model, [SHORT], before)
             tiny_lm.model.generate(
-                inputs_embeds=vectors, attention_mask=torch.ones(1, 6), max_new_tokens=NEW, do_sample=False,
-                eos_token_id=None, pad_token_id=2,
-            )  # fmt: skip
+                inputs_embeds=vectors,
+                attention_mask=torch.ones(1, 6),
+                max_new_tokens=NEW,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=2,
+            )
             assert watch.taken() == [[0, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
 
 
@@ -225,13 +258,28 @@ def test_generated_special_tokens_are_edited_with_and_without_a_cache(tiny_lm):
     for options in MODES.values():
         watch, steering = watched(tiny_lm.model)
         after = []
-        handle = layers[1].register_forward_hook(lambda _m, _i, out, after=after: after.append(out[:, -1]))
+        handle = layers[1].register_forward_hook(
+            lambda _m, _i, out, after=after: after.append(out[:, -1])
+        )
         try:
-            with steering, intervene(tiny_lm.model, {"model.layers.0.mlp": lambda x, _steps: x + vector}, SPECIAL):
-                go(tiny_lm.model, [SHORT, LONG], logits_processor=[Only([1, 2, 0, 70], len(LONG))], **options)
+            with (
+                steering,
+                intervene(
+                    tiny_lm.model, {"model.layers.0.mlp": lambda x, _steps: x + vector}, SPECIAL
+                ),
+            ):
+                go(
+                    tiny_lm.model,
+                    [SHORT, LONG],
+                    logits_processor=[Only([1, 2, 0, 70], len(LONG))],
+                    **options,
+                )
         finally:
             handle.remove()
-        assert watch.taken() == [[-1, -1, -1, -1, 0, 0, 1, 2, 3, 4], [-1, 0, 0, 0, 0, 0, 1, 2, 3, 4]]
+        assert watch.taken() == [
+            [-1, -1, -1, -1, 0, 0, 1, 2, 3, 4],
+            [-1, 0, 0, 0, 0, 0, 1, 2, 3, 4],
+        ]
         found.append(torch.stack(after))
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
@@ -252,13 +300,18 @@ def test_nested_edits_are_made_from_the_outside_in(tiny_lm):
     seen = []
 
     def result(*edits):
-        handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+        handle = tiny_lm.model.model.layers[1].register_forward_pre_hook(
+            lambda _m, args: seen.append(args[0])
+        )
         try:
             if len(edits) == 1:
                 with intervene(tiny_lm.model, {path: edits[0]}):
                     tiny_lm.model(input_ids=ids)
             else:
-                with intervene(tiny_lm.model, {path: edits[0]}), intervene(tiny_lm.model, {path: edits[1]}):
+                with (
+                    intervene(tiny_lm.model, {path: edits[0]}),
+                    intervene(tiny_lm.model, {path: edits[1]}),
+                ):
                     tiny_lm.model(input_ids=ids)
         finally:
             handle.remove()
@@ -296,7 +349,9 @@ def test_an_interrupted_generation_leaves_no_hook_and_no_trace(tiny_lm, mode):
 
     with pytest.raises(KeyboardInterrupt), intervene(tiny_lm.model, {"model.layers.0.mlp": broken}):
         go(tiny_lm.model, [SHORT, LONG], **mode)
-    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()] == hooks
+    assert [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()
+    ] == hooks
     assert torch.equal(go(tiny_lm.model, [SHORT, LONG], **mode), plain)
 
 
@@ -336,7 +391,9 @@ REPEATED = [0, *[40, 41, 42, 43] * 4]
     ],
     ids=str,
 )
-def test_every_way_of_decoding_gives_the_tokens_of_plain_steered_decoding(tiny_lm, make_lm, options):
+def test_every_way_of_decoding_gives_the_tokens_of_plain_steered_decoding(
+    tiny_lm, make_lm, options
+):
     new = 12
     plain = steered(tiny_lm.model, [REPEATED], new=new)
     if options.pop("assistant", False):
@@ -345,7 +402,9 @@ def test_every_way_of_decoding_gives_the_tokens_of_plain_steered_decoding(tiny_l
     assert steered(tiny_lm.model, [REPEATED], passes, new=new, **options) == plain
     seen = sorted({step for steps in passes for step in steps.flatten().tolist()})
     assert seen[:2] == [-1, 0] and seen[-1] >= new - 1
-    assert plain != steered(tiny_lm.model, [REPEATED], new=new - 1) and plain != go(tiny_lm.model, [REPEATED], new=new)
+    assert plain != steered(tiny_lm.model, [REPEATED], new=new - 1) and plain != go(
+        tiny_lm.model, [REPEATED], new=new
+    )
 
 
 def test_candidates_have_the_steps_of_their_places(tiny_lm):
@@ -417,7 +476,11 @@ def test_positions_come_from_the_signature_and_not_from_names_of_keywords(tiny_l
         cache = DynamicCache(config=tiny_lm.model.config)
         tiny_lm.model(ids, mask, None, cache)  # the fourth argument, whatever its name
         tiny_lm.model(ids[:, -1:], torch.ones(2, 7), None, cache)
-    assert watch.passes[0].tolist() == watch.passes[1].tolist() == [[-1, -1, -1, -1, 0, 0], [-1, 0, 0, 0, 0, 0]]
+    assert (
+        watch.passes[0].tolist()
+        == watch.passes[1].tolist()
+        == [[-1, -1, -1, -1, 0, 0], [-1, 0, 0, 0, 0, 0]]
+    )
     assert watch.passes[2].tolist() == [[1], [1]]
 
 
@@ -466,7 +529,10 @@ COMPILED = [compiled_forward, compiled_call, compiled_layer]
 def test_a_compiled_model_is_refused_before_any_work(own_model, compiled):
     compiled(own_model)
     go(own_model, [SHORT], new=2)
-    with pytest.raises(UserError, match=r"is compiled \(torch\.compile\)"), weights_by_step(own_model):
+    with (
+        pytest.raises(UserError, match=r"is compiled \(torch\.compile\)"),
+        weights_by_step(own_model),
+    ):
         raise AssertionError
     with pytest.raises(UserError, match="is compiled"), capture(own_model, ("model.layers.0",)):
         raise AssertionError
@@ -486,7 +552,9 @@ def test_a_model_compiled_inside_a_block_is_steered_or_refused(own_model, compil
     for module in own_model.modules():
         module._compiled_call_impl = None
     assert go(own_model, [SHORT]).tolist() == plain
-    assert steered(own_model, [SHORT]) == expected  # a later block does not run the first one's trace
+    assert (
+        steered(own_model, [SHORT]) == expected
+    )  # a later block does not run the first one's trace
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -530,14 +598,19 @@ def test_generate_does_not_compile_under_an_edit(own_model, monkeypatch):
     assert steered(own_model, [SHORT], **options) == expected
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=2, **options)
     with weights_by_step(own_model):
-        assert own_model.generate(torch.tensor([SHORT]), generation_config=config).tolist() == expected
+        assert (
+            own_model.generate(torch.tensor([SHORT]), generation_config=config).tolist() == expected
+        )
     assert not config.disable_compile
 
 
 def test_an_edit_that_does_not_run_is_an_error(tiny_lm):
     model = copy.deepcopy(tiny_lm.model)
     model.never = torch.nn.Identity()
-    with intervene(model, {"never": lambda x, _: x}), pytest.raises(UserError, match="edit of never did not run"):
+    with (
+        intervene(model, {"never": lambda x, _: x}),
+        pytest.raises(UserError, match="edit of never did not run"),
+    ):
         go(model, [SHORT])
 
 
@@ -547,5 +620,8 @@ def test_a_block_without_a_forward_pass_warns(tiny_lm):
 
 
 def test_a_part_of_the_model_that_is_run_alone_is_refused(tiny_lm):
-    with weights_by_step(tiny_lm.model), pytest.raises(UserError, match="outside a forward pass of the model"):
+    with (
+        weights_by_step(tiny_lm.model),
+        pytest.raises(UserError, match="outside a forward pass of the model"),
+    ):
         tiny_lm.model.model(input_ids=torch.tensor([SHORT]))

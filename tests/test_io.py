@@ -45,12 +45,17 @@ def test_what_was_there_stays_until_the_end_and_is_gone_then(tmp_path, old):
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["x"]
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device"), UserError("no")])
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt, OSError(28, "No space left on device"), UserError("no")]
+)
 def test_a_failure_leaves_the_old_directory_untouched_and_nothing_beside_it(tmp_path, failure):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/y").write_text("old")
     before = (tmp_path / "a").stat()
-    with pytest.raises(type(failure) if isinstance(failure, Exception) else failure), replacing(tmp_path / "a") as made:
+    with (
+        pytest.raises(type(failure) if isinstance(failure, Exception) else failure),
+        replacing(tmp_path / "a") as made,
+    ):
         (made / "x").write_text("half")
         raise failure
     after = (tmp_path / "a").stat()
@@ -71,20 +76,33 @@ def test_the_directory_may_be_the_one_we_are_in_or_a_link(tmp_path, monkeypatch)
 
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another directory"), replacing(tmp_path / "file" / "a"):
+    with (
+        pytest.raises(UserError, match="choose another directory"),
+        replacing(tmp_path / "file" / "a"),
+    ):
         raise AssertionError("never reached")
 
 
 @pytest.mark.parametrize(
     ("groups", "files", "limits"),
     [
-        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "500", "memory.max": "900"}, {500, 900}),
-        ("9:cpu:/x\n4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "70", "x/memory.max": "3"}, {70}),
+        (
+            "0::/a/b\n",
+            {"a/b/memory.max": "max", "a/memory.max": "500", "memory.max": "900"},
+            {500, 900},
+        ),
+        (
+            "9:cpu:/x\n4:memory:/a\n0::/\n",
+            {"memory/a/memory.limit_in_bytes": "70", "x/memory.max": "3"},
+            {70},
+        ),
         ("4:cpuset,memory:/gone/away\n", {"memory/memory.limit_in_bytes": "80"}, {80}),
         ("0::/\n", {}, set()),
     ],
 )
-def test_limits_of_control_groups_are_those_of_the_process_and_around_it(tmp_path, groups, files, limits):
+def test_limits_of_control_groups_are_those_of_the_process_and_around_it(
+    tmp_path, groups, files, limits
+):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(groups)
     for name, text in files.items():
@@ -103,7 +121,9 @@ def test_a_home_of_nobody_is_a_user_error(monkeypatch):
     assert user_path("~/x") == Path.home() / "x"
     monkeypatch.setenv("SAEFEAT_CACHE", "~no-such-user/cache")
     for call in (cache_dir, lambda: user_path("~no-such-user/x")):
-        with pytest.raises(UserError, match=r"~no-such-user/.* is in the home of a user who is not known here"):
+        with pytest.raises(
+            UserError, match=r"~no-such-user/.* is in the home of a user who is not known here"
+        ):
             call()
 
 
@@ -167,7 +187,10 @@ def test_a_directory_is_one_processs_at_a_time_and_free_after_it(tmp_path):
         with claim(tmp_path / "a"):
             pass
 
-    with claim(tmp_path / "a"), claim(tmp_path / "a" / ".." / "a"):  # inside one another they are one
+    with (
+        claim(tmp_path / "a"),
+        claim(tmp_path / "a" / ".." / "a"),
+    ):  # inside one another they are one
         assert in_another_process(take) == 7
         assert names(tmp_path / "a") == []  # nothing is left to show it
     assert in_another_process(take) == 0

@@ -36,17 +36,70 @@ def test_its_own_codes_stay() -> None:
 @pytest.mark.parametrize(
     ("label", "code"),
     [
-        *[("deu", "de"), ("deu_Latn", "de"), ("__label__de", "de"), ("de-CH", "de"), ("en_US", "en"), ("pt-BR", "pt")],
-        *[("cmn", "zh"), ("zho", "zh"), ("zho_Hans", "zh"), ("zh-TW", "zh"), ("zh-yue", "yue"), ("yue_Hant", "yue")],
-        *[("nob", "no"), ("nob_Latn", "no"), ("nb", "no"), ("nno_Latn", "nn"), ("iw", "he"), ("heb_Hebr", "he")],
-        *[("fil", "tl"), ("tgl_Latn", "tl"), ("in", "id"), ("ind", "id"), ("zsm_Latn", "ms"), ("jw", "jv")],
-        *[("arb_Arab", "ar"), ("arz_Arab", "arz"), ("pes_Arab", "fa"), ("prs", "fa"), ("azj_Latn", "az")],
-        *[("azb", "azb"), ("als", "als"), ("als_Latn", "sq"), ("gsw", "als"), ("hbs", "sh"), ("srp_Cyrl", "sr")],
-        *[("bho", "bh"), ("zza", "diq"), ("be-tarask", "be"), ("nds-nl", "nds"), ("swh_Latn", "sw")],
-        *[("ekk", "et"), ("lvs_Latn", "lv"), ("plt_Latn", "mg"), ("khk_Cyrl", "mn"), ("quy_Latn", "qu")],
+        *[
+            ("deu", "de"),
+            ("deu_Latn", "de"),
+            ("__label__de", "de"),
+            ("de-CH", "de"),
+            ("en_US", "en"),
+            ("pt-BR", "pt"),
+        ],
+        *[
+            ("cmn", "zh"),
+            ("zho", "zh"),
+            ("zho_Hans", "zh"),
+            ("zh-TW", "zh"),
+            ("zh-yue", "yue"),
+            ("yue_Hant", "yue"),
+        ],
+        *[
+            ("nob", "no"),
+            ("nob_Latn", "no"),
+            ("nb", "no"),
+            ("nno_Latn", "nn"),
+            ("iw", "he"),
+            ("heb_Hebr", "he"),
+        ],
+        *[
+            ("fil", "tl"),
+            ("tgl_Latn", "tl"),
+            ("in", "id"),
+            ("ind", "id"),
+            ("zsm_Latn", "ms"),
+            ("jw", "jv"),
+        ],
+        *[
+            ("arb_Arab", "ar"),
+            ("arz_Arab", "arz"),
+            ("pes_Arab", "fa"),
+            ("prs", "fa"),
+            ("azj_Latn", "az"),
+        ],
+        *[
+            ("azb", "azb"),
+            ("als", "als"),
+            ("als_Latn", "sq"),
+            ("gsw", "als"),
+            ("hbs", "sh"),
+            ("srp_Cyrl", "sr"),
+        ],
+        *[
+            ("bho", "bh"),
+            ("zza", "diq"),
+            ("be-tarask", "be"),
+            ("nds-nl", "nds"),
+            ("swh_Latn", "sw"),
+        ],
+        *[
+            ("ekk", "et"),
+            ("lvs_Latn", "lv"),
+            ("plt_Latn", "mg"),
+            ("khk_Cyrl", "mn"),
+            ("quy_Latn", "qu"),
+        ],
         *[("uzn_Latn", "uz"), ("kmr_Latn", "ku")],
     ],
-)  # fmt: skip
+)
 def test_other_code_systems(label: str, code: str) -> None:
     assert fasttext_code(label) == code
 
@@ -54,7 +107,9 @@ def test_other_code_systems(label: str, code: str) -> None:
 NONE = "ary acm twi_Latn zxx und mul python java c C++ go js Germany China DE IN culture_x French Türkçe 日本 - _ de:x"
 
 
-@pytest.mark.parametrize("label", [*NONE.split(), "", " ", "de fr", "\ud800", "a\x00b", "x" * 1000, "de-" * 50])
+@pytest.mark.parametrize(
+    "label", [*NONE.split(), "", " ", "de fr", "\ud800", "a\x00b", "x" * 1000, "de-" * 50]
+)
 def test_what_is_no_language_of_the_set(label: str) -> None:
     assert fasttext_code(label) is None
 
@@ -68,9 +123,15 @@ def test_to_labels_prefers_the_exact_string_then_the_first() -> None:
     assert to_labels(LID176, PAPER) == {code: code for code in PAPER}
     assert to_labels(LID176, ["nob", "no", "nn"]) == {"no": "no", "nn": "nn"}
     assert to_labels(LID176, ["srp_Cyrl", "srp_Latn"]) == {"sr": "srp_Cyrl"}
-    assert to_labels(LID176, ["deu_Latn", "python", "zho_Hans"]) == {"de": "deu_Latn", "zh": "zho_Hans"}
+    assert to_labels(LID176, ["deu_Latn", "python", "zho_Hans"]) == {
+        "de": "deu_Latn",
+        "zh": "zho_Hans",
+    }
     assert to_labels(["de"], ["de", "fr"]) == {"de": "de"}
-    assert to_labels(["deu_Latn", "fr"], ["deu_Latn", "fra"]) == {"deu_Latn": "deu_Latn", "fr": "fra"}
+    assert to_labels(["deu_Latn", "fr"], ["deu_Latn", "fra"]) == {
+        "deu_Latn": "deu_Latn",
+        "fr": "fra",
+    }
 
 
 # --------------------------------------------------------------------------- conversion
@@ -118,7 +179,9 @@ def test_the_labels_of_the_paper_among_all_systems(row: dict[str, str]) -> None:
 CHINESE = {"iso639-1": "zh", "wili": "zho", "fasttext": "zh"}
 
 
-@pytest.mark.parametrize("label", ["zh", "zho", "cmn", "zh-Hans", "zho_Hans", "cmn_Hans", "zh-CN", "Chinese"])
+@pytest.mark.parametrize(
+    "label", ["zh", "zho", "cmn", "zh-Hans", "zho_Hans", "cmn_Hans", "zh-CN", "Chinese"]
+)
 def test_chinese_asks_for_its_script_where_there_are_two(label: str) -> None:
     assert {system: convert(label, system) for system in CHINESE} == CHINESE
     if label in ("zh", "zho", "cmn", "Chinese"):
@@ -133,23 +196,74 @@ def test_chinese_asks_for_its_script_where_there_are_two(label: str) -> None:
     ("label", "system", "expected"),
     [
         *[("nb", "flores", "nob_Latn"), ("nn", "nllb", "nno_Latn"), ("nob", "fasttext", "no")],
-        *[("nob", "iso639-1", "nb"), ("ger", "name", "German"), ("mo", "iso639-1", "ro"), ("en-Latn", "wili", "eng")],
+        *[
+            ("nob", "iso639-1", "nb"),
+            ("ger", "name", "German"),
+            ("mo", "iso639-1", "ro"),
+            ("en-Latn", "wili", "eng"),
+        ],
         *[("ms", "flores", "zsm_Latn"), ("id", "flores", "ind_Latn"), ("fa", "flores", "pes_Arab")],
-        *[("prs", "nllb", "prs_Arab"), ("prs", "fasttext", "fa"), ("ar", "nllb", "arb_Arab"), ("arz", "wili", "arz")],
+        *[
+            ("prs", "nllb", "prs_Arab"),
+            ("prs", "fasttext", "fa"),
+            ("ar", "nllb", "arb_Arab"),
+            ("arz", "wili", "arz"),
+        ],
         *[("sw", "flores", "swh_Latn"), ("et", "nllb", "est_Latn"), ("et", "flores", "ekk_Latn")],
-        *[("tl", "flores", "fil_Latn"), ("fil_Latn", "nllb", "tgl_Latn"), ("lv", "flores", "lvs_Latn")],
-        *[("pbt_Arab", "iso639-1", "ps"), ("quy_Latn", "wili", "que"), ("kmr_Latn", "iso639-1", "ku")],
-        *[("als_Latn", "iso639-1", "sq"), ("__label__als", "iso639-3", "gsw"), ("gsw", "wili", "als")],
-        *[("zh-TW", "flores", "cmn_Hant"), ("zh-yue", "flores", "yue_Hant"), ("ko-KR", "nllb", "kor_Hang")],
+        *[
+            ("tl", "flores", "fil_Latn"),
+            ("fil_Latn", "nllb", "tgl_Latn"),
+            ("lv", "flores", "lvs_Latn"),
+        ],
+        *[
+            ("pbt_Arab", "iso639-1", "ps"),
+            ("quy_Latn", "wili", "que"),
+            ("kmr_Latn", "iso639-1", "ku"),
+        ],
+        *[
+            ("als_Latn", "iso639-1", "sq"),
+            ("__label__als", "iso639-3", "gsw"),
+            ("gsw", "wili", "als"),
+        ],
+        *[
+            ("zh-TW", "flores", "cmn_Hant"),
+            ("zh-yue", "flores", "yue_Hant"),
+            ("ko-KR", "nllb", "kor_Hang"),
+        ],
         *[("pt-BR", "flores", "por_Latn"), ("en_US", "wili", "eng"), ("iw", "iso639-3", "heb")],
-        *[("ca", "flores", "cat_Latn"), ("cat_Latn_vale1252", "nllb", "cat_Latn"), ("sat_Olck", "nllb", "sat_Beng")],
-        *[("bh", "nllb", "bho_Deva"), ("sh", "wili", "hbs"), ("kok", "fasttext", "gom"), ("kk", "name", "Kazakh")],
-        *[("be-tarask", "fasttext", "be"), ("be-tarask", "wili", "be-tarask"), ("nds-nl", "iso639-3", "nds")],
-        *[("Greek", "iso639-1", "el"), ("greek", "flores", "ell_Grek"), ("Modern Greek", "wili", "ell")],
-        *[("Malay", "iso639-1", "ms"), ("Alemannic", "fasttext", "als"), ("Norwegian Bokmål", "wili", "nob")],
-        *[("__label__deu_Latn", "iso639-1", "de"), ("yue", "wili", "zh-yue"), ("roa-tara", "wili", "roa-tara")],
+        *[
+            ("ca", "flores", "cat_Latn"),
+            ("cat_Latn_vale1252", "nllb", "cat_Latn"),
+            ("sat_Olck", "nllb", "sat_Beng"),
+        ],
+        *[
+            ("bh", "nllb", "bho_Deva"),
+            ("sh", "wili", "hbs"),
+            ("kok", "fasttext", "gom"),
+            ("kk", "name", "Kazakh"),
+        ],
+        *[
+            ("be-tarask", "fasttext", "be"),
+            ("be-tarask", "wili", "be-tarask"),
+            ("nds-nl", "iso639-3", "nds"),
+        ],
+        *[
+            ("Greek", "iso639-1", "el"),
+            ("greek", "flores", "ell_Grek"),
+            ("Modern Greek", "wili", "ell"),
+        ],
+        *[
+            ("Malay", "iso639-1", "ms"),
+            ("Alemannic", "fasttext", "als"),
+            ("Norwegian Bokmål", "wili", "nob"),
+        ],
+        *[
+            ("__label__deu_Latn", "iso639-1", "de"),
+            ("yue", "wili", "zh-yue"),
+            ("roa-tara", "wili", "roa-tara"),
+        ],
     ],
-)  # fmt: skip
+)
 def test_macrolanguages_scripts_tags_and_names(label: str, system: str, expected: str) -> None:
     assert convert(label, system) == expected
 
@@ -165,16 +279,40 @@ def test_macrolanguages_scripts_tags_and_names(label: str, system: str, expected
         ("tw", "flores", "tw may be twi_Latn_akua1239 or twi_Latn_asan1239 in flores; say which"),
         ("arz", "iso639-1", "arz has no code in iso639-1; its macrolanguage Arabic has ar"),
         ("yue", "iso639-1", "yue has no code in iso639-1; its macrolanguage Chinese has zh"),
-        ("srp_Latn", "flores", "srp_Latn has no code in flores; its macrolanguage Serbo-Croatian has bos_Latn"),
+        (
+            "srp_Latn",
+            "flores",
+            "srp_Latn has no code in flores; its macrolanguage Serbo-Croatian has bos_Latn",
+        ),
         ("roa-tara", "iso639-3", "roa-tara has no code in iso639-3"),
         ("map-bms", "name", "map-bms has no code in name"),
         ("gsw", "nllb", "gsw has no code in nllb"),
-        ("als", "name", "als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which"),
-        ("__label__qq", "name", "__label__qq is no language code and no English name of a language"),
-        ("DE", "name", "DE is no language code and no English name of a language; did you mean de?"),
-        ("Klingonn", "name", "Klingonn is no language code and no English name of a language; did you mean Klingon?"),
+        (
+            "als",
+            "name",
+            "als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which",
+        ),
+        (
+            "__label__qq",
+            "name",
+            "__label__qq is no language code and no English name of a language",
+        ),
+        (
+            "DE",
+            "name",
+            "DE is no language code and no English name of a language; did you mean de?",
+        ),
+        (
+            "Klingonn",
+            "name",
+            "Klingonn is no language code and no English name of a language; did you mean Klingon?",
+        ),
         ("", "name", " is no language code"),
-        ("en", "iso", "unknown code system iso; there are iso639-1, iso639-3, flores, nllb, wili, fasttext, name"),
+        (
+            "en",
+            "iso",
+            "unknown code system iso; there are iso639-1, iso639-3, flores, nllb, wili, fasttext, name",
+        ),
     ],
 )
 def test_unknown_and_ambiguous_labels_get_a_sentence(label: str, system: str, message: str) -> None:
@@ -184,7 +322,9 @@ def test_unknown_and_ambiguous_labels_get_a_sentence(label: str, system: str, me
 
 
 def test_arabic_is_in_its_own_script_unless_latin_is_asked_for() -> None:
-    assert [convert(label, "flores") for label in ("ar", "ara", "arb", "Arabic")] == ["arb_Arab"] * 4
+    assert [convert(label, "flores") for label in ("ar", "ara", "arb", "Arabic")] == [
+        "arb_Arab"
+    ] * 4
     assert convert("ar-Latn", "flores") == convert("arb_Latn", "flores") == "arb_Latn"
     assert to_labels(["arb_Latn", "arb_Arab"], ["ar"]) == {"arb_Arab": "ar"}
 
@@ -197,18 +337,38 @@ def test_a_code_in_upper_case_is_no_other_language(code: str) -> None:
     for source in (None, "iso639-3"):
         with pytest.raises(UserError):
             convert(code.upper(), "iso639-3", source)
-    with pytest.raises(UserError, match=f"^{code.upper()} is no language code .*; did you mean {code}[?]$"):
+    with pytest.raises(
+        UserError, match=f"^{code.upper()} is no language code .*; did you mean {code}[?]$"
+    ):
         read(code.upper())
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        *[("Farsi", "fas"), ("Persian", "fas"), ("Mandarin", "cmn"), ("Cantonese", "yue"), ("Bangla", "ben")],
-        *[("Slovene", "slv"), ("Chinese", "zho"), ("Norwegian Bokmal", "nob"), ("castilian", "spa"), ("Odia", "ory")],
-        *[("Flemish", "nld"), ("Modern Standard Arabic", "arb"), ("Burmese", "mya"), ("Myanmar", "mya"), ("Ko", "fuj")],
+        *[
+            ("Farsi", "fas"),
+            ("Persian", "fas"),
+            ("Mandarin", "cmn"),
+            ("Cantonese", "yue"),
+            ("Bangla", "ben"),
+        ],
+        *[
+            ("Slovene", "slv"),
+            ("Chinese", "zho"),
+            ("Norwegian Bokmal", "nob"),
+            ("castilian", "spa"),
+            ("Odia", "ory"),
+        ],
+        *[
+            ("Flemish", "nld"),
+            ("Modern Standard Arabic", "arb"),
+            ("Burmese", "mya"),
+            ("Myanmar", "mya"),
+            ("Ko", "fuj"),
+        ],
     ],
-)  # fmt: skip
+)
 def test_names_that_people_use(name: str, code: str) -> None:
     assert convert(name, "iso639-3") == code
 
@@ -221,7 +381,11 @@ def test_the_names_beside_those_of_iso_are_in_no_table_of_it_and_have_a_code() -
 
 
 def test_a_system_may_be_said_for_the_label() -> None:
-    assert [convert("als", "iso639-3", system) for system in ("fasttext", "wili", "iso639-3")] == ["gsw", "gsw", "als"]
+    assert [convert("als", "iso639-3", system) for system in ("fasttext", "wili", "iso639-3")] == [
+        "gsw",
+        "gsw",
+        "als",
+    ]
     with pytest.raises(UserError, match="en is no code of wili"):
         convert("en", "name", "wili")
 
@@ -240,16 +404,20 @@ def test_a_code_stays_in_its_own_system(of: tuple[str, str]) -> None:
     assert convert(code, system, system) == code
 
 
-# Dari is Persian where there is no code for it; the others are a spelling, a region and a transliteration that no
-# other system has.
+# Dari is Persian where there is no code for it; the others are a spelling, a region and a
+# transliteration that no other system has.
 ONE_WAY = {"prs_Arab", "be-tarask", "nds-nl", "arb_Latn"}
 
 
 @given(CODES, SYSTEM)
-def test_there_and_back_is_the_same_code_or_among_those_that_are_asked_for(of: tuple[str, str], through: str) -> None:
+def test_there_and_back_is_the_same_code_or_among_those_that_are_asked_for(
+    of: tuple[str, str], through: str
+) -> None:
     system, code = of
     there = counterparts(code, through, system)
-    if len(there) == 1 and code not in ONE_WAY and code.count("_") < 2:  # varieties return as what they vary
+    if (
+        len(there) == 1 and code not in ONE_WAY and code.count("_") < 2
+    ):  # varieties return as what they vary
         assert code in counterparts(there[0], system, through)
 
 
@@ -281,7 +449,9 @@ def test_to_labels_between_any_two_systems() -> None:
     )
     assert to_labels(["zh"], ["zho_Hans", "zho_Hant"]) == {"zh": "zho_Hans"}
     assert to_labels(["zho_Hans", "zho_Hant"], ["zh", "zh-TW"]) == {"zho_Hant": "zh-TW"}
-    assert to_labels(["nob", "nno"], ["nb", "no"]) == {"nob": "nb"}  # `no` is not Nynorsk for want of another
+    assert to_labels(["nob", "nno"], ["nb", "no"]) == {
+        "nob": "nb"
+    }  # `no` is not Nynorsk for want of another
     assert to_labels(["gsw"], ["als", "python"]) == {"gsw": "als"}
     assert to_labels(lists.WILI, PAPER) == {convert(label, "wili"): label for label in PAPER}
     assert to_labels(["python"], ["python", "de"]) == {"python": "python"}
@@ -291,8 +461,14 @@ def test_in_codes_gives_each_label_the_code_of_its_language() -> None:
     labels = ["deu_Latn", "eng", "__label__fr", "cmn_Hans", "cmn_Hant", "th", "python", "deu"]
     found = in_codes(labels, ["de", "en", "fr", "zh", "th", "java"])
     assert found == {
-        "deu_Latn": "de", "eng": "en", "__label__fr": "fr", "cmn_Hans": "zh", "cmn_Hant": "zh", "th": "th", "deu": "de",
-    }  # fmt: skip
+        "deu_Latn": "de",
+        "eng": "en",
+        "__label__fr": "fr",
+        "cmn_Hans": "zh",
+        "cmn_Hant": "zh",
+        "th": "th",
+        "deu": "de",
+    }
     assert in_codes(["no"], ["nob", "nno"]) == {}
     assert in_codes(["java", "de"], ["java", "deu", "de"]) == {"java": "java", "de": "de"}
     assert own_label("deu", ["en", "de"]) == "de" and own_label("deu", ["en", "fr"]) is None

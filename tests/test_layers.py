@@ -54,12 +54,16 @@ def imports(name, tree, known):
                 parts = [f"{target}.{alias.name}" for alias in node.names]
                 yield from (part if part in known else target for part in parts)
         elif isinstance(node, ast.Import):
-            yield from (a.name.removeprefix("saefeat.") for a in node.names if a.name.startswith("saefeat."))
+            yield from (
+                a.name.removeprefix("saefeat.") for a in node.names if a.name.startswith("saefeat.")
+            )
 
 
 def graph():
     known = dict(modules())
-    return {name: set(imports(name, ast.parse(path.read_text()), known)) for name, path in known.items()}
+    return {
+        name: set(imports(name, ast.parse(path.read_text()), known)) for name, path in known.items()
+    }
 
 
 def room(module):
@@ -94,5 +98,9 @@ def test_imports_inside_functions_are_seen():
 def test_the_command_line_imports_nothing_heavy_at_the_top():
     trees = [ast.parse(path.read_text()) for path in (ROOT / "cli").glob("*.py")]
     top = {n.module for tree in trees for n in tree.body if isinstance(n, ast.ImportFrom)}
-    ours = {module for module in top if module.startswith("saefeat") and not module.startswith("saefeat.cli")}
+    ours = {
+        module
+        for module in top
+        if module.startswith("saefeat") and not module.startswith("saefeat.cli")
+    }
     assert ours == {"saefeat.io"}

@@ -85,7 +85,9 @@ def activations(tiny_lm, texts):
     seen, result = {}, []
 
     def note(site):
-        return lambda _m, _i, out: seen.update({site: (out[0] if isinstance(out, tuple) else out)[0]})
+        return lambda _m, _i, out: seen.update(
+            {site: (out[0] if isinstance(out, tuple) else out)[0]}
+        )
 
     handles = [module.register_forward_hook(note(site)) for site, module in modules.items()]
     with torch.no_grad():
@@ -113,7 +115,11 @@ def features(tiny_lm, texts):
 def chosen(stats):
     """A loose selection: several labels, several dictionaries, shared units."""
     selection = METHODS["sae-lape"].rank(
-        [stats[sae.id] for sae in SAES], example_rate=0.3, high_frequency_rate=0.05, owners="any", ratio=0.6
+        [stats[sae.id] for sae in SAES],
+        example_rate=0.3,
+        high_frequency_rate=0.05,
+        owners="any",
+        ratio=0.6,
     )
     assert all(len(selection.for_label(label)) > 1 for label in LABELS)
     assert set(selection.dictionaries) == {sae.id for sae in SAES}
@@ -130,7 +136,9 @@ def chosen_neurons(stats):
 
 
 def best_or_none(rows, known):
-    return [LABELS[int(np.argmax(row))] if ok else None for row, ok in zip(rows, known, strict=True)]
+    return [
+        LABELS[int(np.argmax(row))] if ok else None for row, ok in zip(rows, known, strict=True)
+    ]
 
 
 def read_by(selection, stats):
@@ -140,7 +148,10 @@ def read_by(selection, stats):
 def sets(selection):
     """[(dictionary, unit, row of the label)]."""
     rows = selection.to_pandas()
-    return [(d, u, LABELS.index(label)) for d, u, label in zip(rows.dictionary, rows.unit, rows.label, strict=True)]
+    return [
+        (d, u, LABELS.index(label))
+        for d, u, label in zip(rows.dictionary, rows.unit, rows.label, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------- the published heads
@@ -168,7 +179,9 @@ def test_min_max_scales_each_firing_value_by_the_units_extremes_over_all_labels_
         low = min(float(v) for v in stats[dictionary].min[:, unit])
         high = max(float(v) for v in stats[dictionary].max[:, unit])
         for i, row in enumerate(activations):
-            hits = [(float(v) - low) / (high - low + 1e-6) for v in row[dictionary][:, unit] if v > 0]
+            hits = [
+                (float(v) - low) / (high - low + 1e-6) for v in row[dictionary][:, unit] if v > 0
+            ]
             expected[i, k] += sum(hits)
             seen += hits
     assert min(seen) < 0
@@ -185,7 +198,9 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
     codes = Codes(torch.full((n, 1), value), torch.zeros(n, 1, dtype=torch.int64), 1)
     bag = codes.bag(torch.tensor([n]))
     bag.reduce_into(stats.tensors, torch.tensor([0]))
-    selection = Selection.build("any", {}, [part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))])
+    selection = Selection.build(
+        "any", {}, [part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))]
+    )
     total = float(bag.sum[0]) * 2.0**-20
     assert total != n * float(bag.min[0])  # it was rounded, and 1e-6 is what it is divided by
     features = Features({"d": sp.csr_matrix([[float(n)]])}, {"d": sp.csr_matrix([[total]])})
@@ -207,13 +222,16 @@ def stats_of(fired, tokens=(10, 10), dictionary="d"):
 def features_of(**counts):
     """Features with the given counts by dictionary; values are all 1."""
     matrices = {name: sp.csr_matrix(np.asarray(rows, np.float32)) for name, rows in counts.items()}
-    return Features(matrices, {name: matrix.astype(np.float64) for name, matrix in matrices.items()})
+    return Features(
+        matrices, {name: matrix.astype(np.float64) for name, matrix in matrices.items()}
+    )
 
 
 def test_naive_bayes_by_hand():
     first, second = stats_of([[3, 0], [1, 4]], dictionary="d"), stats_of([[2], [0]], dictionary="e")
     head = naive_bayes_head([first, second], ("a", "b"))
-    # Three units, 5 firings under each label, one added to each: (3+1)/8, (0+1)/8, (2+1)/8 and (1+1)/8, 5/8, 1/8.
+    # Three units, 5 firings under each label, one added to each: (3+1)/8, (0+1)/8, (2+1)/8 and
+    # (1+1)/8, 5/8, 1/8.
     p = {"a": [4 / 8, 1 / 8, 3 / 8], "b": [2 / 8, 5 / 8, 1 / 8]}
     seen = features_of(d=[[2, 0], [0, 1]], e=[[1], [0]])
     expected = [[2 * math.log(q[0]) + math.log(q[2]), math.log(q[1])] for q in p.values()]
@@ -249,22 +267,35 @@ def test_the_evidence_names_the_units_read_and_adds_up_to_the_lead_over_the_othe
     assert head.predict(seen) == ["de"]
     # 4: 2 x (3 - 0), 7: 4 x (1 - 1/2); e:1 speaks for English and is left out.
     assert head.evidence(seen) == [
-        [{"dictionary": "d", "unit": 4, "weight": 6.0}, {"dictionary": "d", "unit": 7, "weight": 2.0}]
+        [
+            {"dictionary": "d", "unit": 4, "weight": 6.0},
+            {"dictionary": "d", "unit": 7, "weight": 2.0},
+        ]
     ]
     assert head.evidence(seen, n=1)[0] == head.evidence(seen)[0][:1]
 
 
 @pytest.mark.parametrize("name", ["sae-min-max", "linear"])
-def test_all_evidence_for_and_against_adds_up_to_the_scores(name, chosen, stats, features, tiny_corpus, texts):
+def test_all_evidence_for_and_against_adds_up_to_the_scores(
+    name, chosen, stats, features, tiny_corpus, texts
+):
     of = [tiny_corpus.of[tiny_corpus.texts.index(text)] for text in texts[:-1]] + ["th"]
-    some = Features({d.id: features.counts[d.id] for d in SAES}, {d.id: features.sums[d.id] for d in SAES})
-    head = linear_head(some, of, LABELS) if name == "linear" else selection_head(name, chosen, read_by(chosen, stats))
+    some = Features(
+        {d.id: features.counts[d.id] for d in SAES}, {d.id: features.sums[d.id] for d in SAES}
+    )
+    head = (
+        linear_head(some, of, LABELS)
+        if name == "linear"
+        else selection_head(name, chosen, read_by(chosen, stats))
+    )
     scores = head.scores(some) - (head.intercept if len(head.intercept) else 0)
     for i, row in enumerate(head.evidence(some, n=10**6)):
         k = int(head.scores(some)[i].argmax())
         against = Head(head.name, LABELS, head.units, *negated(head), head.intercept, head.root)
         lead = scores[i, k] - (scores[i].sum() - scores[i, k]) / 2
-        one = Features({d: m[i] for d, m in some.counts.items()}, {d: m[i] for d, m in some.sums.items()})
+        one = Features(
+            {d: m[i] for d, m in some.counts.items()}, {d: m[i] for d, m in some.sums.items()}
+        )
         opposed = sum(u["weight"] for part in contributions(against, one, k) for u in part)
         assert sum(u["weight"] for u in row) - opposed == pytest.approx(lead, abs=1e-3)
 
@@ -283,8 +314,12 @@ def contributions(head, one, k):
         yield head._contributions(name, sp.csr_matrix(rows[name][:, units]), sums, k)
 
 
-@pytest.mark.parametrize("name", ["sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear"])
-def test_a_saved_head_predicts_the_same(tmp_path, name, chosen, chosen_neurons, stats, features, texts, tiny_corpus):
+@pytest.mark.parametrize(
+    "name", ["sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear"]
+)
+def test_a_saved_head_predicts_the_same(
+    tmp_path, name, chosen, chosen_neurons, stats, features, texts, tiny_corpus
+):
     if name == "naive-bayes":
         head = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
     elif name == "linear":
@@ -301,7 +336,9 @@ def test_a_saved_head_predicts_the_same(tmp_path, name, chosen, chosen_neurons, 
     assert np.array_equal(loaded.probabilities(features), head.probabilities(features))
     assert loaded.evidence(features) == head.evidence(features)
     head.save(tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "head.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "head.safetensors"
+    ).read_bytes()
 
 
 def test_a_file_that_is_no_head_is_a_user_error(tmp_path, collected):
@@ -327,7 +364,9 @@ def test_the_bags_that_were_written_are_the_features_of_the_same_texts(collected
 def test_bags_are_read_in_the_order_asked_for(collected, plan):
     positions = sorted(plan.tokens)[:20]
     widths = {sae.id: sae.width for sae in SAES}
-    forward, backward = (features_from_bags(collected / "bags", widths, p) for p in (positions, positions[::-1]))
+    forward, backward = (
+        features_from_bags(collected / "bags", widths, p) for p in (positions, positions[::-1])
+    )
     assert (forward.counts["wide"][::-1] != backward.counts["wide"]).nnz == 0
 
 
@@ -401,8 +440,12 @@ def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
     seen, of = separable(["b", "a"])
     x = np.hstack([m.toarray() for m in _rooted(seen.counts).values()])
     assert np.allclose((x**2).sum(1), 1, atol=1e-5)
-    expected = LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)  # columns a, b
-    assert np.allclose(linear_head(seen, of, ("b", "a")).probabilities(seen), expected[:, ::-1], atol=1e-2)
+    expected = (
+        LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)
+    )  # columns a, b
+    assert np.allclose(
+        linear_head(seen, of, ("b", "a")).probabilities(seen), expected[:, ::-1], atol=1e-2
+    )
 
 
 def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
@@ -411,7 +454,10 @@ def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
     monkeypatch.setattr(lid, "WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
     head = linear_head(seen, of, labels)
     assert {name: units.tolist() for name, units in head.units.items()} == {"d": [0, 1, 2], "e": []}
-    assert {name: weights.shape for name, weights in head.counts.items()} == {"d": (3, 3), "e": (0, 3)}
+    assert {name: weights.shape for name, weights in head.counts.items()} == {
+        "d": (3, 3),
+        "e": (0, 3),
+    }
     assert head.predict(seen) == of
     assert head.evidence(seen)[0][0]["unit"] == 0
 
@@ -419,8 +465,13 @@ def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
 def test_the_copies_are_beginnings_and_capitals_and_none_says_nothing():
     texts, of = ["1234567890 1234567890 ja", "der Hund und die Katze", "น้ำ"], ["de", "de", "th"]
     copies, labels, weights = linear_copies(texts, of)
-    assert copies == ["der Hund und die Kat", "น้ำ", "1234567890 1234567890 JA", "DER HUND UND DIE KATZE",
-                      "DER HUND UND DIE KAT"]  # fmt: skip
+    assert copies == [
+        "der Hund und die Kat",
+        "น้ำ",
+        "1234567890 1234567890 JA",
+        "DER HUND UND DIE KATZE",
+        "DER HUND UND DIE KAT",
+    ]
     assert labels == ["de", "th", "de", "de", "de"]
     assert weights.tolist() == [1, 1, 1, 1, 1, lid.CAPITALS, lid.CAPITALS, lid.CAPITALS]
     assert linear_copies(texts, of, letters=False)[0][0] == "1234567890 123456789"
@@ -431,7 +482,10 @@ def test_a_row_of_weight_nothing_is_not_learnt_from():
     wrong = [*of, *("b" if label == "a" else "a" for label in of)]
     twice = Features.stack([seen, seen])
     weights = np.repeat([1.0, 0.0], len(of))
-    plain, weighed = linear_head(seen, of, ("a", "b")), linear_head(twice, wrong, ("a", "b"), weights=weights)
+    plain, weighed = (
+        linear_head(seen, of, ("a", "b")),
+        linear_head(twice, wrong, ("a", "b"), weights=weights),
+    )
     assert np.allclose(plain.scores(seen), weighed.scores(seen), atol=0.05)
     assert linear_head(twice, wrong, ("a", "b")).predict(seen) != of
 
@@ -441,8 +495,9 @@ def test_units_that_never_fire_tell_nothing(monkeypatch):
     seen, of = separable(list(labels))
     silent = features_of(d=np.zeros((len(of), 5)), e=seen.counts["d"].toarray())
     monkeypatch.setattr(lid, "WEIGHTS", 2 * 6)
-    assert {name: units.tolist() for name, units in linear_head(silent, of, labels).units.items()} == {
-        "d": [], "e": [0, 1, 2, 3, 4, 5]}  # fmt: skip
+    assert {
+        name: units.tolist() for name, units in linear_head(silent, of, labels).units.items()
+    } == {"d": [], "e": [0, 1, 2, 3, 4, 5]}
 
 
 # --------------------------------------------------------------------------- scikit-learn
@@ -468,7 +523,9 @@ def test_the_identifier_fits_predicts_and_scores(tiny_lm, head):
 
 
 @pytest.mark.parametrize("head", lid.SAE_HEADS)
-def test_a_text_where_nothing_can_be_said_is_unknown_has_no_probabilities_and_counts_as_wrong(tiny_lm, head):
+def test_a_text_where_nothing_can_be_said_is_unknown_has_no_probabilities_and_counts_as_wrong(
+    tiny_lm, head
+):
     made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(TEXTS, OF)
     assert made.predict(SILENT).tolist() == ["unknown"] * len(SILENT)
     assert not made.predict_proba(SILENT).any()
@@ -495,17 +552,31 @@ def test_the_metrics_of_scikit_learn_take_what_is_unknown(tiny_lm):
 
 
 def test_labels_that_are_written_without_letters_can_be_told_apart(tiny_lm):
-    sums, smiles = [f"{i} + {i} = {2 * i}" for i in range(20)], ["😀" * (1 + i % 5) for i in range(20)]
+    sums, smiles = (
+        [f"{i} + {i} = {2 * i}" for i in range(20)],
+        ["😀" * (1 + i % 5) for i in range(20)],
+    )
     for head in ("linear", "naive-bayes"):
-        made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(sums + smiles, ["sum"] * 20 + ["smile"] * 20)
-        assert made.predict(["7 + 7 = 14", "😀😀", " ", "\u200b"]).tolist() == ["sum", "smile", "unknown", "unknown"]
+        made = LanguageIdentifier(tiny_lm, SAES, head=head).fit(
+            sums + smiles, ["sum"] * 20 + ["smile"] * 20
+        )
+        assert made.predict(["7 + 7 = 14", "😀😀", " ", "\u200b"]).tolist() == [
+            "sum",
+            "smile",
+            "unknown",
+            "unknown",
+        ]
 
 
 def test_the_linear_head_knows_its_labels_in_capitals(tiny_lm):
-    english = [f"the cat number {i} sat on the mat and the dog ran after it" for i in "abcdefghijklmnop"]
+    english = [
+        f"the cat number {i} sat on the mat and the dog ran after it" for i in "abcdefghijklmnop"
+    ]
     thai = [f"น้ำ {i} แมว" for i in "กขคงจฉชซ"] * 2
     german = [f"der Hund {i} und die Katze sind in dem Haus" for i in "abcdefghijklmnop"]
-    made = LanguageIdentifier(tiny_lm, SAES).fit(english + german + thai, ["en"] * 16 + ["de"] * 16 + ["th"] * 16)
+    made = LanguageIdentifier(tiny_lm, SAES).fit(
+        english + german + thai, ["en"] * 16 + ["de"] * 16 + ["th"] * 16
+    )
     assert made.score([text.upper() for text in english + german], ["en"] * 16 + ["de"] * 16) > 0.9
 
 
@@ -537,7 +608,9 @@ def test_a_pickle_holds_names_and_paths_and_predicts_the_same(stored, objects, m
     assert made.predict_proba(TEXTS).shape == (24, 2)  # what was pickled still holds all
     monkeypatch.chdir("/")
     loaded = joblib.load(folder / "identifier.joblib")
-    assert loaded.model == lm.name and loaded.saes == [str(folder / "saes" / sae.id) for sae in saes]
+    assert loaded.model == lm.name and loaded.saes == [
+        str(folder / "saes" / sae.id) for sae in saes
+    ]
     assert not hasattr(loaded, "lm_")
     again = pickle.loads(pickle.dumps(loaded))  # before it was used
     for one in (loaded, again):
@@ -555,7 +628,9 @@ def test_what_has_changed_since_is_not_used(stored):
     save_sae(make_sae(seed=7), folder / "saes" / "wide")
     loaded = pickle.loads(made)
     for _ in range(2):
-        with pytest.raises(UserError, match="wide has changed since the identifier was fitted; fit it again"):
+        with pytest.raises(
+            UserError, match="wide has changed since the identifier was fitted; fit it again"
+        ):
             loaded.predict(TEXTS)
     assert loaded.fit(TEXTS, OF).predict(TEXTS[:1]) == ["en"]
 
@@ -565,7 +640,9 @@ def test_saes_made_in_memory_are_held_whole_and_a_model_must_have_its_name(tiny_
     made = LanguageIdentifier(lm, SAES).fit(TEXTS, OF)
     loaded = pickle.loads(pickle.dumps(made))
     assert np.array_equal(loaded.predict_proba(TEXTS), made.predict_proba(TEXTS))
-    nameless = pickle.loads(pickle.dumps(LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)))
+    nameless = pickle.loads(
+        pickle.dumps(LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF))
+    )
     with pytest.raises(UserError, match="the model tiny-llama-0"):
         nameless.predict(TEXTS)
     assert nameless.set_params(model=tiny_lm).predict(TEXTS[:1]) == ["en"]  # or it is given again
@@ -574,8 +651,13 @@ def test_saes_made_in_memory_are_held_whole_and_a_model_must_have_its_name(tiny_
 def test_an_identifier_that_is_not_fitted_can_be_pickled(stored):
     lm, saes, folder = stored
     loaded = pickle.loads(pickle.dumps(LanguageIdentifier(lm, saes, seed=3)))
-    assert loaded.get_params() == {"head": "linear", "model": lm.name, "seed": 3, "unknown": "unknown",
-                                   "saes": [str(folder / "saes" / sae.id) for sae in saes]}  # fmt: skip
+    assert loaded.get_params() == {
+        "head": "linear",
+        "model": lm.name,
+        "seed": 3,
+        "unknown": "unknown",
+        "saes": [str(folder / "saes" / sae.id) for sae in saes],
+    }
     assert loaded.fit(TEXTS, OF).score(TEXTS, OF) > 0.9
 
 
@@ -586,10 +668,14 @@ def test_fitting_survives_blank_texts_nul_and_lone_surrogates(tiny_lm, head):
     assert len(made.predict(odd)) == len(odd)
 
 
-def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(tiny_lm, features, stats, plan):
+def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(
+    tiny_lm, features, stats, plan
+):
     positions = sorted(plan.tokens)
     of = [plan.corpus.of[i] for i in positions]
-    made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit([plan.corpus.texts[i] for i in positions], of)
+    made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(
+        [plan.corpus.texts[i] for i in positions], of
+    )
     expected = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
     assert np.array_equal(made.head_.scores(features), expected.scores(features))
 
@@ -658,12 +744,21 @@ def test_saes_that_are_given_are_checked(tiny_lm, make_lm, tmp_path):
         return str(told.value)
 
     save_sae(SAES[0], tmp_path / "wide")
-    assert say(tiny_lm, SAES[0], str(tmp_path / "wide")) == "two SAEs are named wide; rename one of the directories"
-    assert "a value of type Identity is neither an SAE nor a source" in say(tiny_lm, SAES[0], NEURONS[0])
-    of_other = replace(SAES[0], record={"model": {"name": "tiny-llama-0", "fingerprint": tiny_lm.fingerprint}})
+    assert (
+        say(tiny_lm, SAES[0], str(tmp_path / "wide"))
+        == "two SAEs are named wide; rename one of the directories"
+    )
+    assert "a value of type Identity is neither an SAE nor a source" in say(
+        tiny_lm, SAES[0], NEURONS[0]
+    )
+    of_other = replace(
+        SAES[0], record={"model": {"name": "tiny-llama-0", "fingerprint": tiny_lm.fingerprint}}
+    )
     save_sae(replace(of_other, id="of_other"), tmp_path / "of_other")
     other_lm = make_lm("llama", 1)
-    assert "was trained on tiny-llama-0, not on tiny-llama-1" in say(other_lm, str(tmp_path / "of_other"))
+    assert "was trained on tiny-llama-0, not on tiny-llama-1" in say(
+        other_lm, str(tmp_path / "of_other")
+    )
     LanguageIdentifier(other_lm, [of_other]).fit(TEXTS, OF)  # whoever loaded it has chosen
     narrow = replace(SAES[0], site="mlp_act@0")
     assert "reads vectors of 32, but mlp_act@0 of tiny-llama-0 has 48" in say(tiny_lm, narrow)
@@ -692,14 +787,24 @@ def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
     columns = {"text": TEXTS, "label": OF}
     by_list = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(TEXTS, OF)
     expected = by_list.predict_proba(TEXTS)
-    for table in (columns, pd.DataFrame(columns), Dataset.from_dict(columns), list(zip(TEXTS, OF, strict=True))):
+    for table in (
+        columns,
+        pd.DataFrame(columns),
+        Dataset.from_dict(columns),
+        list(zip(TEXTS, OF, strict=True)),
+    ):
         made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(table)
         assert np.array_equal(made.predict_proba(TEXTS), expected)
         assert made.score(table) == by_list.score(TEXTS, OF)
     for table in (columns, pd.Series(TEXTS), Dataset.from_dict(columns)["text"], iter(TEXTS)):
         assert np.array_equal(by_list.decision_function(table), by_list.decision_function(TEXTS))
     one = "one string; write"
-    for method in (by_list.predict, by_list.predict_proba, by_list.decision_function, by_list.score):
+    for method in (
+        by_list.predict,
+        by_list.predict_proba,
+        by_list.decision_function,
+        by_list.score,
+    ):
         with pytest.raises(UserError, match=r"one string|no labelled text"):
             method("the cat")
     with pytest.raises(UserError, match=one):

@@ -80,7 +80,11 @@ def silence_feed_forward(block):
 
 
 def last_projection(block):
-    return next(getattr(block.mlp, n) for n in ("down_proj", "c_proj", "dense_4h_to_h") if hasattr(block.mlp, n))
+    return next(
+        getattr(block.mlp, n)
+        for n in ("down_proj", "c_proj", "dense_4h_to_h")
+        if hasattr(block.mlp, n)
+    )
 
 
 def close(a, b, tolerance=1e-6):
@@ -117,7 +121,9 @@ def test_mlp_act_is_the_activation_by_hand_and_gives_the_feed_forward_output(fam
         act = read(family_model, f"mlp_act@{layer}")
         assert act.shape == (*IDS.shape, FFN)
         if hasattr(block.mlp, "gate_proj"):
-            function = (lambda z: gelu(z, approximate="tanh")) if family.startswith("gemma") else silu
+            function = (
+                (lambda z: gelu(z, approximate="tanh")) if family.startswith("gemma") else silu
+            )
             close(act, function(block.mlp.gate_proj(x)))
             close(block.mlp.down_proj(act * block.mlp.up_proj(x)), output)
         elif family == "gpt2":
@@ -145,7 +151,10 @@ def test_resid_post_of_a_layer_is_the_input_of_the_next(family_model):
 
 
 def test_the_widths_of_the_sites_are_seen(family_lm):
-    widths = [site_width(family_lm, family_lm.site(f"{kind}@1")) for kind in ("mlp_out", "mlp_act", "resid_post")]
+    widths = [
+        site_width(family_lm, family_lm.site(f"{kind}@1"))
+        for kind in ("mlp_out", "mlp_act", "resid_post")
+    ]
     assert widths == [HIDDEN, FFN, HIDDEN]
     assert family_lm.n_layers == LAYERS
 
@@ -153,7 +162,8 @@ def test_the_widths_of_the_sites_are_seen(family_lm):
 def test_capture_stops_the_forward_pass_after_the_last_site(family_model):
     reached = []
     handles = [
-        b.register_forward_hook(lambda *_args, i=i: reached.append(i)) for i, b in enumerate(blocks(family_model))
+        b.register_forward_hook(lambda *_args, i=i: reached.append(i))
+        for i, b in enumerate(blocks(family_model))
     ]
     try:
         read(family_model, "mlp_act@0", "mlp_out@0")
@@ -174,7 +184,9 @@ def test_zeroing_mlp_out_removes_the_addition(family_model):
     assert (logits - family_model(input_ids=IDS).logits).abs().max() > 0.01
 
 
-def test_setting_neurons_to_zero_equals_zeroing_their_columns_of_the_projection(family, family_model):
+def test_setting_neurons_to_zero_equals_zeroing_their_columns_of_the_projection(
+    family, family_model
+):
     neurons = [3, 17, 40]
 
     def ablate(x, _mask):
@@ -223,7 +235,9 @@ def test_special_positions_and_padding_keep_their_value(tiny_lm):
 
 def watch_masked(model, path, ids, mask):
     seen = []
-    handle = model.get_submodule(path).register_forward_hook(lambda _m, a, out: seen.append((a[0], out)))
+    handle = model.get_submodule(path).register_forward_hook(
+        lambda _m, a, out: seen.append((a[0], out))
+    )
     try:
         model(input_ids=ids, attention_mask=mask)
     finally:
@@ -245,7 +259,9 @@ def test_every_decoded_step_is_edited_with_the_cache_on(family_model):
     with intervene(family_model, {path: edit}):
         cached = family_model.generate(IDS, attention_mask=torch.ones_like(IDS), **options)
         assert lengths == [7, 1, 1, 1, 1, 1] and all(edits)
-        again = family_model.generate(IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **options)
+        again = family_model.generate(
+            IDS, attention_mask=torch.ones_like(IDS), use_cache=False, **options
+        )
     assert torch.equal(cached, again)
 
 
@@ -261,7 +277,9 @@ def test_a_special_token_that_is_decoded_is_edited(tiny_lm):
     past = model(input_ids=IDS[:1], use_cache=True).past_key_values
     with intervene(model, {path: edit}, tiny_lm.special_ids):
         model(input_ids=torch.tensor([[1]]), attention_mask=torch.ones(1, 8), past_key_values=past)
-        model(input_ids=torch.tensor([[1]]), attention_mask=torch.ones(1, 1))  # a prompt of one token is a prompt
+        model(
+            input_ids=torch.tensor([[1]]), attention_mask=torch.ones(1, 1)
+        )  # a prompt of one token is a prompt
     assert masks == [[[True]], [[False]]]
 
 
@@ -320,7 +338,9 @@ def test_an_explicit_path_works_with_and_without_the_base_models_prefix(tiny_lm)
     assert torch.equal(read(tiny_lm.model, short.name), expected)
 
 
-@pytest.mark.parametrize("name", ["layers.1.mlp", "h.1.mlp", "model.layers.1.mlp", "transformer.h.1.mlp"])
+@pytest.mark.parametrize(
+    "name", ["layers.1.mlp", "h.1.mlp", "model.layers.1.mlp", "transformer.h.1.mlp"]
+)
 def test_a_block_is_found_by_another_models_path_of_it(make_lm, name):
     site = make_lm("gpt2").site(name)
     assert (site.name, site.path, site.layer) == (name, "transformer.h.1.mlp", 1)
@@ -328,20 +348,39 @@ def test_a_block_is_found_by_another_models_path_of_it(make_lm, name):
     assert make_lm("neox-parallel").site(name).path == "gpt_neox.layers.1.mlp"
 
 
-@pytest.mark.parametrize("name", ["layers.1.mlp", "model.layers.1.mlp", "language_model.layers.1.mlp"])
+@pytest.mark.parametrize(
+    "name", ["layers.1.mlp", "model.layers.1.mlp", "language_model.layers.1.mlp"]
+)
 def test_a_block_of_the_text_part_of_a_model_that_sees_is_found(name):
-    text = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14}  # fmt: skip
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    text = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4
+    )
     model = transformers.AutoModelForCausalLM.from_config(config)
     assert resolve_site(model, name).path == "model.language_model.layers.1.mlp"
     with pytest.raises(UserError, match=r"unknown site layers\.4"):
         resolve_site(model, "layers.4")
 
 
-@pytest.mark.parametrize("name", ["mlp_out", "mlp_out@", "mlp_out@x", "mlp_in@0", "model.layers.7", "", "mlp_out@-1"])
+@pytest.mark.parametrize(
+    "name", ["mlp_out", "mlp_out@", "mlp_out@x", "mlp_in@0", "model.layers.7", "", "mlp_out@-1"]
+)
 def test_an_unknown_site_is_a_user_error_that_names_it(tiny_lm, name):
     with pytest.raises(UserError, match="unknown site " + name):
         tiny_lm.site(name)
@@ -412,7 +451,10 @@ def test_tokens_are_cut_at_the_limit_and_no_special_token_is_added(tiny_lm):
         ("", "the model has an empty name"),
         ("~no-such-user/x", "in the home of a user who is not known here"),
         (f"{'x' * 300}.gguf", "does not exist"),
-        ("someone/no-such-model", "someone/no-such-model is neither a directory here nor whole in the hub's cache"),
+        (
+            "someone/no-such-model",
+            "someone/no-such-model is neither a directory here nor whole in the hub's cache",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_a_user_error(tmp_path, monkeypatch, name, message):
@@ -424,10 +466,21 @@ def test_a_model_that_cannot_be_loaded_is_a_user_error(tmp_path, monkeypatch, na
 
 def test_without_a_network_the_hub_is_asked_once_and_the_sentence_says_how_to_go_on(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-m", "saefeat", "sites", "own/nope"]  # the client's own attempts take 23 seconds
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20)
+    command = [
+        sys.executable,
+        "-m",
+        "saefeat",
+        "sites",
+        "own/nope",
+    ]  # the client's own attempts take 23 seconds
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20
+    )
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert re.search(r"the hub cannot be reached \(.*refused.*\); check the name and the network, or", result.stderr)
+    assert re.search(
+        r"the hub cannot be reached \(.*refused.*\); check the name and the network, or",
+        result.stderr,
+    )
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -452,7 +505,9 @@ def test_a_model_that_lacks_a_weight_is_a_user_error_not_a_random_weight(save_lm
         load_model(str(directory), dtype="float32", device="cpu")
 
 
-@pytest.mark.parametrize("data", [b"not a model at all" * 10, b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\1\0\0\0" * 3])
+@pytest.mark.parametrize(
+    "data", [b"not a model at all" * 10, b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\1\0\0\0" * 3]
+)
 def test_a_gguf_file_that_is_none_or_is_cut_is_a_user_error(tmp_path, monkeypatch, data):
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "junk.gguf"
@@ -463,14 +518,16 @@ def test_a_gguf_file_that_is_none_or_is_cut_is_a_user_error(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device"), [("float8", "cpu"), ("float32", "nonsense"), ("float32", "cuda:99"), ("auto", "meta")]
+    ("dtype", "device"),
+    [("float8", "cpu"), ("float32", "nonsense"), ("float32", "cuda:99"), ("auto", "meta")],
 )
 def test_an_unknown_dtype_or_device_is_a_user_error(tmp_path, dtype, device):
     with pytest.raises(UserError, match=f"--dtype {dtype}|--device {device}"):
         load_model(str(tmp_path), dtype=dtype, device=device)
 
 
-# --------------------------------------------------------------------------- the cache of converted models
+# --------------------------------------------------------------------------- the cache of converted
+# models
 
 
 @pytest.fixture
@@ -500,8 +557,18 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(converter):
     assert (second / "model.safetensors").read_bytes() == b"weights of second"
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "removed", "no record", "bad record", "record of another kind",
-                                    "record of an earlier version"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut",
+        "changed",
+        "removed",
+        "no record",
+        "bad record",
+        "record of another kind",
+        "record of an earlier version",
+    ],
+)
 def test_a_damaged_converted_model_is_rebuilt(converter, damage):
     gguf, calls = converter
     target = conversion.converted(gguf, "m")
@@ -514,7 +581,9 @@ def test_a_damaged_converted_model_is_rebuilt(converter, damage):
         "no record": record.unlink,
         "bad record": lambda: record.write_text('{"files": '),
         "record of another kind": lambda: record.write_text('{"files": []}'),
-        "record of an earlier version": lambda: record.write_text(record.read_text().replace("complete", "x")),
+        "record of an earlier version": lambda: record.write_text(
+            record.read_text().replace("complete", "x")
+        ),
     }[damage]()
     assert conversion.converted(gguf, "m") == target
     assert len(calls) == 2 and file_sha256(weights) == good

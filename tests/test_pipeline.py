@@ -64,13 +64,24 @@ def setting(tiny_run):
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()
+    }
 
 
 def without_timings(files):
     index = json.loads(files["run.json"])
-    assert set(index.pop("timings")) == {"train", "collect", "rank", "lid fit", "lid evaluate", "report"}
-    report = re.sub(rb"<dt>[\w ]+</dt><dd[^>]*>[\d.]+ s</dd>", b"", files["report.html"])  # it shows the timings
+    assert set(index.pop("timings")) == {
+        "train",
+        "collect",
+        "rank",
+        "lid fit",
+        "lid evaluate",
+        "report",
+    }
+    report = re.sub(
+        rb"<dt>[\w ]+</dt><dd[^>]*>[\d.]+ s</dd>", b"", files["report.html"]
+    )  # it shows the timings
     return {**files, "run.json": index, "report.html": report.replace(b"<div></div>", b"")}
 
 
@@ -78,18 +89,30 @@ def without_timings(files):
 
 
 def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_run):
-    expected = {"run.json", "report.html", "examples/shown.json", "lid/metrics.json", "lid/predictions.parquet"}
-    expected |= {f"saes/{site}/{name}" for site in SAES for name in ("cfg.json", "sae_weights.safetensors")}
+    expected = {
+        "run.json",
+        "report.html",
+        "examples/shown.json",
+        "lid/metrics.json",
+        "lid/predictions.parquet",
+    }
+    expected |= {
+        f"saes/{site}/{name}" for site in SAES for name in ("cfg.json", "sae_weights.safetensors")
+    }
     expected |= {f"stats/{name}.safetensors" for name in [*SAES, *SITES, "mlp_act@0"]}
     expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
     expected |= {f"examples/{site}.parquet" for site in SAES}
-    expected |= {f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")}
+    expected |= {
+        f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")
+    }
     expected |= {f"lid/{name}.safetensors" for name in [*HEADS, *FITTED]}
     expected |= {f"tables/{name}.csv" for name in ("lid", "errors", "features", "overlap")}
     assert set(contents(tiny_run)) == expected
 
 
-def test_the_index_names_versions_arguments_seeds_fingerprints_and_timings(tiny_run, config, setting):
+def test_the_index_names_versions_arguments_seeds_fingerprints_and_timings(
+    tiny_run, config, setting
+):
     index = json.loads((tiny_run / "run.json").read_text())
     assert index["complete"] is True
     assert index["arguments"]["model"] == config.model
@@ -138,7 +161,9 @@ def test_the_report_is_one_page_that_loads_nothing(tiny_run):
     class Page(HTMLParser):
         def handle_starttag(self, tag, attrs):
             here = ("#", "data:", "tables/")
-            loads.extend(v for k, v in attrs if k in ("src", "href") and v and not v.startswith(here))
+            loads.extend(
+                v for k, v in attrs if k in ("src", "href") and v and not v.startswith(here)
+            )
 
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     Page().feed(page)
@@ -152,15 +177,24 @@ def test_the_report_is_one_page_that_loads_nothing(tiny_run):
 
 def test_the_metrics_have_the_format_of_the_contract(metrics, tiny_jsonl):
     assert {"corpus", "split", "labels", "n", "heads", "by_length"} <= metrics.keys()
-    assert (metrics["corpus"], metrics["split"], metrics["labels"]) == (str(tiny_jsonl), "test", ["de", "en", "th"])
+    assert (metrics["corpus"], metrics["split"], metrics["labels"]) == (
+        str(tiny_jsonl),
+        "test",
+        ["de", "en", "th"],
+    )
     assert list(metrics["by_length"]) == ["10", "20", "50", "all"]
     for part in metrics["by_length"].values():
         assert part["n"] == metrics["n"]
         assert sorted(part["heads"]) == sorted(NAMES)
         for head in part["heads"].values():
             assert head.keys() == {
-                "accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci", "per_label", "confusion_matrix"
-            }  # fmt: skip
+                "accuracy",
+                "accuracy_ci",
+                "f1_macro",
+                "f1_macro_ci",
+                "per_label",
+                "confusion_matrix",
+            }
             assert head["accuracy_ci"][0] <= head["accuracy"] <= head["accuracy_ci"][1]
             assert [len(row) for row in head["confusion_matrix"]] == [4, 4, 4]
             assert np.sum(head["confusion_matrix"]) == metrics["n"]
@@ -168,7 +202,9 @@ def test_the_metrics_have_the_format_of_the_contract(metrics, tiny_jsonl):
 
 
 def test_a_head_that_says_nothing_fills_the_column_unknown(metrics, tiny_run):
-    assert not len(Selection.load(tiny_run / "selections/lape.parquet"))  # 48 neurons have no hundredth
+    assert not len(
+        Selection.load(tiny_run / "selections/lape.parquet")
+    )  # 48 neurons have no hundredth
     matrix = np.array(metrics["heads"]["neuron-count"]["confusion_matrix"])
     assert matrix[:, 3].sum() == metrics["n"]
 
@@ -184,7 +220,9 @@ def test_the_predictions_are_those_that_were_measured(tiny_run, metrics, setting
     assert len(rows) == len(test) * 4 * len(NAMES)
     for (length, head), part in rows.groupby(["length", "head"]):
         assert list(part.id) == [setting.corpus.ids[i] for i in test]
-        assert list(part.text) == [setting.corpus.texts[i][: None if length == "all" else int(length)] for i in test]
+        assert list(part.text) == [
+            setting.corpus.texts[i][: None if length == "all" else int(length)] for i in test
+        ]
         predicted = [p if isinstance(p, str) else None for p in part.predicted]
         again = head_metrics(list(part.label), predicted, metrics["labels"])
         assert again == metrics["by_length"][length]["heads"][head]
@@ -196,7 +234,9 @@ def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
     for name in HEADS:
         expected = rows[(rows["length"] == "all") & (rows["head"] == name)].predicted
         found = predict(setting, texts, choose_head(setting, name))
-        assert [row["label"] for row in found] == [p if isinstance(p, str) else None for p in expected]
+        assert [row["label"] for row in found] == [
+            p if isinstance(p, str) else None for p in expected
+        ]
         read = Head.load(tiny_run / f"lid/{name}.safetensors").units
         for row in found:
             assert (row["label"] is None) == (row["units"] == []) or row["score"] < 0.5
@@ -207,11 +247,16 @@ def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
 def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
-    Head("neuron-count", ("de", "en", "th"), {"mlp_act@0": np.array([5, 40])}, {"mlp_act@0": np.eye(3)[:2]}).save(
-        out / "lid/neuron-count.safetensors"
-    )
+    Head(
+        "neuron-count",
+        ("de", "en", "th"),
+        {"mlp_act@0": np.array([5, 40])},
+        {"mlp_act@0": np.eye(3)[:2]},
+    ).save(out / "lid/neuron-count.safetensors")
     other = open_run(out, with_corpus=False)
-    found = predict(other, ["the cat sat on the mat and the dog"], choose_head(other, "neuron-count"))[0]
+    found = predict(
+        other, ["the cat sat on the mat and the dog"], choose_head(other, "neuron-count")
+    )[0]
     assert found["label"] in ("de", "en")
     assert {unit["unit"] for unit in found["units"]} == {5 if found["label"] == "de" else 40}
 
@@ -224,7 +269,9 @@ def test_nothing_is_said_of_a_text_without_a_letter(setting, head):
     ]
 
 
-def test_a_text_without_a_letter_is_unknown_to_every_head_and_baseline_that_is_measured(tiny_run, tmp_path):
+def test_a_text_without_a_letter_is_unknown_to_every_head_and_baseline_that_is_measured(
+    tiny_run, tmp_path
+):
     texts = [("the cat sat", "en"), ("12345", "en"), ("der Hund", "de")]
     rows = [{"text": text, "label": label} for text, label in texts]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -239,10 +286,16 @@ def test_a_text_without_a_letter_is_unknown_to_every_head_and_baseline_that_is_m
 
 def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config):
     rows = [{"text": f"{i} + {i} = {2 * i}", "label": "sum"} for i in range(100)]
-    rows += [{"text": f"the cat number {i} sat on the mat", "label": "unknown"} for i in range(100)]  # any string
+    rows += [
+        {"text": f"the cat number {i} sat on the mat", "label": "unknown"} for i in range(100)
+    ]  # any string
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
-    run(RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}), tmp_path / "run", say=lines.append)
+    run(
+        RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}),
+        tmp_path / "run",
+        say=lines.append,
+    )
     assert any("some label is written without letters" in line for line in lines)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
@@ -265,7 +318,8 @@ def test_a_run_of_an_older_version_is_fitted_and_measured_again(tmp_path, tiny_r
     assert (out / "lid/metrics.json").read_bytes() == (tiny_run / "lid/metrics.json").read_bytes()
 
 
-# --------------------------------------------------------------------------- again, otherwise, interrupted
+# --------------------------------------------------------------------------- again, otherwise,
+# interrupted
 
 
 def test_running_again_is_quick_and_changes_nothing_but_timings(tiny_run, config):
@@ -274,17 +328,29 @@ def test_running_again_is_quick_and_changes_nothing_but_timings(tiny_run, config
     run(config, tiny_run, say=lines.append)
     assert time.monotonic() - start < 5
     assert without_timings(contents(tiny_run)) == without_timings(before)
-    assert stamps == {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*.safetensors")}  # not written again either
+    assert stamps == {
+        p: p.stat().st_mtime_ns for p in tiny_run.rglob("*.safetensors")
+    }  # not written again either
     assert not any("FVU" in line or "window" in line for line in lines)
 
 
-def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_not(tmp_path, config, monkeypatch):
+def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_not(
+    tmp_path, config, monkeypatch
+):
     out = tmp_path / "run"
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.pipeline._rank_all"]
-    places += ["saefeat.lid.linear_head", "saefeat.pipeline.identify.lid_metrics", "saefeat.pipeline.add_activations"]
+    places = [
+        "saefeat.sae.train.save_sae",
+        "saefeat.collection.write_bags",
+        "saefeat.pipeline._rank_all",
+    ]
+    places += [
+        "saefeat.lid.linear_head",
+        "saefeat.pipeline.identify.lid_metrics",
+        "saefeat.pipeline.add_activations",
+    ]
     for place in places:
 
         def interrupt(*_args, **_options):
@@ -299,7 +365,9 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     assert without_timings(contents(out)) == whole
 
 
-def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_rest(tmp_path, config, tiny_run):
+def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_rest(
+    tmp_path, config, tiny_run
+):
     out = tmp_path / "run"
     asked = replace(config, saes=(str(tiny_run / "saes"),), eval_texts=3, matrix_texts=2)
     run(asked, out)
@@ -313,7 +381,9 @@ def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_
     run(asked, out)
     assert contents(out).keys() == whole.keys()
     assert "matrix" in json.loads(path.read_text())["timings"]
-    kept.write_text(json.dumps({"request": "another"}))  # of a matrix with other options, which may go on
+    kept.write_text(
+        json.dumps({"request": "another"})
+    )  # of a matrix with other options, which may go on
     run(asked, out)
     assert kept.exists()
 
@@ -323,7 +393,9 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
     run(given, tmp_path / "run")
     assert not (tmp_path / "run/saes").exists()
     for site in SAES:
-        mine, theirs = (Stats.load(d / f"stats/{site}.safetensors") for d in (tmp_path / "run", tiny_run))
+        mine, theirs = (
+            Stats.load(d / f"stats/{site}.safetensors") for d in (tmp_path / "run", tiny_run)
+        )
         assert mine.equal(theirs)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert made["heads"]["linear"] == metrics["heads"]["linear"]
@@ -333,7 +405,10 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
 
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
     saes = (str(tiny_run / "saes" / SAES[1]),)
-    run(RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}), tmp_path / "run")
+    run(
+        RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}),
+        tmp_path / "run",
+    )
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (SITES[1], SAES[1])
     ]
@@ -363,11 +438,16 @@ def relative(config, **changes):
     return RunConfig(**{**config.__dict__, "model": "model", "corpus": "c.jsonl", **changes})
 
 
-def test_a_run_with_relative_paths_goes_on_from_another_directory(here, tmp_path, config, monkeypatch):
+def test_a_run_with_relative_paths_goes_on_from_another_directory(
+    here, tmp_path, config, monkeypatch
+):
     out = tmp_path / "run"
     run(relative(config, eval_texts=3), out)
     index = json.loads((out / "run.json").read_text())
-    assert (index["arguments"]["model"], index["arguments"]["corpus"]) == (str(here / "model"), str(here / "c.jsonl"))
+    assert (index["arguments"]["model"], index["arguments"]["corpus"]) == (
+        str(here / "model"),
+        str(here / "c.jsonl"),
+    )
     before = without_timings(contents(out))
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
@@ -378,22 +458,32 @@ def test_a_run_with_relative_paths_goes_on_from_another_directory(here, tmp_path
         assert without_timings(contents(out)) == before
     for name in ("lid/metrics.json", "report.html"):  # the corpus is called what it was called
         assert "c.jsonl" in (out / name).read_text()
-    assert json.loads((out / "lid/metrics.json").read_text())["corpus"] == index["corpus"]["name"] == "c.jsonl"
+    assert (
+        json.loads((out / "lid/metrics.json").read_text())["corpus"]
+        == index["corpus"]["name"]
+        == "c.jsonl"
+    )
     shutil.copy(here / "c.jsonl", "c.jsonl")
     with pytest.raises(UserError, match="holds a run with other arguments"):
         run(relative(config, eval_texts=3, model="../here/model"), out)
 
 
-def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_lead(here, config, monkeypatch):
+def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_lead(
+    here, config, monkeypatch
+):
     asked = relative(config, eval_texts=3)
     with monkeypatch.context() as patch:
-        patch.setattr("saefeat.pipeline.setting.located", lambda config, place=None: config)  # as it was once
+        patch.setattr(
+            "saefeat.pipeline.setting.located", lambda config, place=None: config
+        )  # as it was once
         run(asked, here / "run")
     before = without_timings(contents(here / "run"))
     assert before["run.json"]["arguments"]["corpus"] == "c.jsonl"
     for config in (asked, relative(asked, model=str(here / "model"), corpus=str(here / "c.jsonl"))):
         run(config, here / "run")
-        assert without_timings(contents(here / "run")) == before  # its metrics too, which name their run
+        assert (
+            without_timings(contents(here / "run")) == before
+        )  # its metrics too, which name their run
     assert open_run(here / "run").config == asked
 
 
@@ -401,7 +491,11 @@ def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_le
     ("model", "corpus", "saes"),
     [
         ("embedded:gemma-3-270m", "embedded:eld", "gpt2-small-res-jb/blocks.1.hook_resid_pre"),
-        ("taken", "xnli", "owner/repo@main/folder"),  # of these there is a file and a directory here
+        (
+            "taken",
+            "xnli",
+            "owner/repo@main/folder",
+        ),  # of these there is a file and a directory here
         ("owner/name", "hub:owner/name:config", "/nowhere"),
         ("none.gguf", "none.jsonl", "../none"),
     ],
@@ -422,19 +516,25 @@ def test_whole_paths_keep_the_names_of_links(here, monkeypatch):
     (here / "else/deep").mkdir(parents=True)
     (here / "else/c.jsonl").touch()
     (here / "away").symlink_to("else/deep")
-    assert located(RunConfig("m", "away/../c.jsonl")).corpus == str((here / "else/c.jsonl").resolve())
+    assert located(RunConfig("m", "away/../c.jsonl")).corpus == str(
+        (here / "else/c.jsonl").resolve()
+    )
     assert (found.model, found.corpus) == (str(here / "m.gguf"), str(here / "link.jsonl"))
 
 
 @pytest.mark.parametrize("changed", ["model", "corpus"])
-def test_a_model_or_corpus_that_has_changed_since_is_refused(tmp_path, tiny_run, save_lm, tiny_jsonl, changed):
+def test_a_model_or_corpus_that_has_changed_since_is_refused(
+    tmp_path, tiny_run, save_lm, tiny_jsonl, changed
+):
     shutil.copytree(tiny_run, tmp_path / "run")
     index = json.loads((tmp_path / "run/run.json").read_text())
     if changed == "model":
         index["arguments"]["model"] = str(save_lm(tmp_path / "model", seed=5))
     else:
         index["arguments"]["corpus"] = str(tmp_path / "c.jsonl")
-        (tmp_path / "c.jsonl").write_text("\n".join(tiny_jsonl.read_text().splitlines()[:-3]) + "\n")
+        (tmp_path / "c.jsonl").write_text(
+            "\n".join(tiny_jsonl.read_text().splitlines()[:-3]) + "\n"
+        )
     (tmp_path / "run/run.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=f"the {changed} .* has changed since the run"):
         open_run(tmp_path / "run")
@@ -451,20 +551,30 @@ def test_a_dry_run_prints_a_forecast_of_time_memory_and_disk_and_writes_nothing(
     assert "SAEs at resid_post@0, mlp_out@0 (width 64, k 4)" in text
 
 
-def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weights(tiny_lm, monkeypatch):
+def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weights(
+    tiny_lm, monkeypatch
+):
     from saefeat import collection
     from saefeat.dictionaries import SAE
     from saefeat.pipeline.forecast import collect_memory, forecast_collect, mapped_bytes
 
     rows = torch.randn(64, 32)
-    saes = [SAE(name, "mlp_out@0", rows.T, torch.zeros(64), rows, torch.zeros(32), k=4) for name in "ab"]
+    saes = [
+        SAE(name, "mlp_out@0", rows.T, torch.zeros(64), rows, torch.zeros(32), k=4) for name in "ab"
+    ]
     assert mapped_bytes(saes) == 2 * 4 * (2 * 64 * 32 + 64 + 32)
-    each = 5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12  # statistics of five labels, the encoder, the top examples
+    each = (
+        5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12
+    )  # statistics of five labels, the encoder, the top examples
     assert collect_memory(tiny_lm, saes, 5) == 2 * each + 2 * 4 * 512 * 64
-    assert forecast_collect(tiny_lm, saes, 5, with_neurons=True).endswith(", 1 pass over the corpus")
+    assert forecast_collect(tiny_lm, saes, 5, with_neurons=True).endswith(
+        ", 1 pass over the corpus"
+    )
     monkeypatch.setattr(collection, "memory_limit", lambda device: 2)
     assert collect_memory(tiny_lm, saes, 5) == each + 2 * 4 * 512 * 64
-    assert forecast_collect(tiny_lm, saes, 5, with_neurons=False).endswith(", 3 passes over the corpus")
+    assert forecast_collect(tiny_lm, saes, 5, with_neurons=False).endswith(
+        ", 3 passes over the corpus"
+    )
 
 
 def test_the_forecast_tells_what_was_skipped(tiny_run, setting):
@@ -480,15 +590,25 @@ def test_the_forecast_tells_what_was_skipped(tiny_run, setting):
 
 @pytest.fixture
 def other():
-    return load_corpus([(f"ein Haus Nummer {i}", "de") for i in range(8)] + [(f"a house {i}", "en") for i in range(8)])
+    return load_corpus(
+        [(f"ein Haus Nummer {i}", "de") for i in range(8)]
+        + [(f"a house {i}", "en") for i in range(8)]
+    )
 
 
-def test_another_corpus_is_measured_without_touching_the_runs_own_results(tiny_run, setting, other, tmp_path):
+def test_another_corpus_is_measured_without_touching_the_runs_own_results(
+    tiny_run, setting, other, tmp_path
+):
     before = contents(tiny_run)
     for place in (tmp_path / "other.json", tiny_run / "lid/other.json"):
         made = evaluate(setting, other, split="all", out=place)
         assert json.loads(place.read_text()) == made
-        assert (made["corpus"], made["split"], made["n"], made["labels"]) == ("python", "all", 16, ["de", "en", "th"])
+        assert (made["corpus"], made["split"], made["n"], made["labels"]) == (
+            "python",
+            "all",
+            16,
+            ["de", "en", "th"],
+        )
     after = contents(tiny_run)
     for name in [name for name in after if name not in before]:
         (tiny_run / name).unlink()
@@ -501,21 +621,33 @@ def test_labels_of_another_code_system_are_the_runs_own(setting, other, tmp_path
     names = {"de": "deu_Latn", "en": "eng"}
     coded = replace(other, of=[names[label] for label in other.of], labels=("deu_Latn", "eng"))
     made, own = (
-        evaluate(setting, corpus, split="all", out=tmp_path / f"{n}.json") for n, corpus in enumerate((coded, other))
+        evaluate(setting, corpus, split="all", out=tmp_path / f"{n}.json")
+        for n, corpus in enumerate((coded, other))
     )
     assert made == own  # also the fingerprint of what was measured
     assert told[0] == "labels of python: deu_Latn as de, eng as en"
-    assert set(pq.read_table(tmp_path / "0-predictions.parquet")["label"].to_pylist()) == {"de", "en"}
-    split = replace(other, of=["de", "deu"] * 4 + ["en"] * 8, labels=("de", "deu", "en"))  # two names of one label
+    assert set(pq.read_table(tmp_path / "0-predictions.parquet")["label"].to_pylist()) == {
+        "de",
+        "en",
+    }
+    split = replace(
+        other, of=["de", "deu"] * 4 + ["en"] * 8, labels=("de", "deu", "en")
+    )  # two names of one label
     assert evaluate(setting, split, split="all", out=tmp_path / "2.json")["heads"] == own["heads"]
 
 
 def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):
-    with pytest.raises(UserError, match="has the label fr, which the run does not know; use --labels"):
-        evaluate(setting, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json")
+    with pytest.raises(
+        UserError, match="has the label fr, which the run does not know; use --labels"
+    ):
+        evaluate(
+            setting, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json"
+        )
 
 
-def test_metrics_of_another_run_or_another_file_are_not_taken_for_ones_own(setting, tmp_path, tiny_run):
+def test_metrics_of_another_run_or_another_file_are_not_taken_for_ones_own(
+    setting, tmp_path, tiny_run
+):
     target = tmp_path / "m.json"
     made = json.loads((tiny_run / "lid/metrics.json").read_text())
     for content in ({**made, "request": {**made["request"], "run": "another"}}, {"mine": 1}, [1]):
@@ -564,7 +696,8 @@ def test_heads_refuse_saes_that_have_changed(tmp_path, tiny_run):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"schema": 1, "arguments": {}, "model": 1, "corpus": 1, "sites": []}', "{"]
+    "text",
+    ["[]", "{}", '{"schema": 1, "arguments": {}, "model": 1, "corpus": 1, "sites": []}', "{"],
 )
 def test_a_damaged_index_of_a_run_is_a_user_error(tmp_path, tiny_run, config, text):
     out = tmp_path / "run"
@@ -594,7 +727,9 @@ def test_a_damaged_index_of_a_run_is_a_user_error(tmp_path, tiny_run, config, te
         ("model", "fingerprint", None),
     ],
 )
-def test_an_index_with_values_of_other_types_is_a_user_error(tmp_path, tiny_run, config, section, name, value):
+def test_an_index_with_values_of_other_types_is_a_user_error(
+    tmp_path, tiny_run, config, section, name, value
+):
     index = json.loads((tiny_run / "run.json").read_text())
     if name is None:
         index[section] = value
@@ -606,18 +741,33 @@ def test_an_index_with_values_of_other_types_is_a_user_error(tmp_path, tiny_run,
             read()
 
 
-def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(tmp_path, make_lm, tiny_jsonl, config):
+def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(
+    tmp_path, make_lm, tiny_jsonl, config
+):
     import torch
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)  # a state-space model has no feed-forward part
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 300, "state_size": 4, "pad_token_id": 2}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "vocab_size": 300,
+        "state_size": 4,
+        "pad_token_id": 2,
+    }
     MambaForCausalLM(MambaConfig(**sizes)).save_pretrained(tmp_path / "mamba")
     make_lm().tokenizer.save_pretrained(tmp_path / "mamba")
     sites = ("backbone.layers.1.mixer",)
-    changes = {"model": str(tmp_path / "mamba"), "corpus": str(tiny_jsonl), "sites": sites, "eval_texts": 3}
+    changes = {
+        "model": str(tmp_path / "mamba"),
+        "corpus": str(tiny_jsonl),
+        "sites": sites,
+        "eval_texts": 3,
+    }
     run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (sites[0], sae_id(sites[0]))
     ]
-    assert "neuron-count" not in json.loads((tmp_path / "run/lid/metrics.json").read_text())["heads"]
+    assert (
+        "neuron-count" not in json.loads((tmp_path / "run/lid/metrics.json").read_text())["heads"]
+    )

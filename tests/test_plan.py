@@ -31,7 +31,9 @@ class Watched:
 def planned_at_once(corpus, lm, budget, limit, count_bos):
     """The chosen examples in their hashed order, with tokens and counts: all texts are tokenised first."""
     positions = corpus.positions("train", 0)
-    rows = dict(zip(positions, lm.tokenize([corpus.texts[i] for i in positions], limit), strict=True))
+    rows = dict(
+        zip(positions, lm.tokenize([corpus.texts[i] for i in positions], limit), strict=True)
+    )
     counts = {i: sum(t not in lm.special_ids for t in row) for i, row in rows.items()}
     used, chosen = Counter(), []
     for i in sorted(positions, key=lambda i: (hashed(0, "budget", corpus.ids[i]), i)):
@@ -42,15 +44,26 @@ def planned_at_once(corpus, lm, budget, limit, count_bos):
     return chosen
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    st.lists(st.tuples(st.sampled_from(["a cat", "Haus " * 9, "x", "</s>", "der Hund ist"]), st.sampled_from("abc"),
-                       st.integers(0, 30)), min_size=1, max_size=60),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a cat", "Haus " * 9, "x", "</s>", "der Hund ist"]),
+            st.sampled_from("abc"),
+            st.integers(0, 30),
+        ),
+        min_size=1,
+        max_size=60,
+    ),
     st.one_of(st.none(), st.integers(1, 40)),
     st.integers(1, 7),
     st.booleans(),
-)  # fmt: skip
-def test_slices_choose_what_tokenising_all_texts_at_once_chooses(monkeypatch, tiny_lm, rows, budget, size, count_bos):
+)
+def test_slices_choose_what_tokenising_all_texts_at_once_chooses(
+    monkeypatch, tiny_lm, rows, budget, size, count_bos
+):
     texts, of, ids = map(list, zip(*rows, strict=True))
     corpus = Corpus(texts, of, [str(i) for i in ids], tuple(sorted(set(of))), "some")
     expected = planned_at_once(corpus, tiny_lm, budget, 12, count_bos)
@@ -67,8 +80,12 @@ def test_slices_choose_what_tokenising_all_texts_at_once_chooses(monkeypatch, ti
 
 
 def test_a_small_budget_tokenises_few_of_many_texts(tiny_corpus, tiny_lm, monkeypatch):
-    many = Corpus(*([*getattr(tiny_corpus, name)] * 20 for name in ("texts", "of")),
-                  [str(i) for i in range(20 * len(tiny_corpus))], tiny_corpus.labels, "many")  # fmt: skip
+    many = Corpus(
+        *([*getattr(tiny_corpus, name)] * 20 for name in ("texts", "of")),
+        [str(i) for i in range(20 * len(tiny_corpus))],
+        tiny_corpus.labels,
+        "many",
+    )
     read = []
 
     def tokenize(texts, **options):

@@ -41,7 +41,9 @@ def lies_at(monkeypatch):
     def move(name, *places, **changes):
         recipe = RECIPES[name]
         places = places if len(places) == len(recipe.sources) else places * len(recipe.sources)
-        moved = [replace(s, at=str(at), **changes) for s, at in zip(recipe.sources, places, strict=True)]
+        moved = [
+            replace(s, at=str(at), **changes) for s, at in zip(recipe.sources, places, strict=True)
+        ]
         monkeypatch.setitem(RECIPES, name, replace(recipe, sources=tuple(moved)))
 
     return move
@@ -94,17 +96,31 @@ def rows_of(corpus):
 def test_every_recipe_is_pinned_and_its_labels_are_the_papers():
     for name, recipe in RECIPES.items():
         for source in recipe.sources:
-            pinned = source.sha256 or re.search(r"@(v1\.1$|[0-9a-f]{40})|/[0-9a-f]{40}(/|$)", source.at)
+            pinned = source.sha256 or re.search(
+                r"@(v1\.1$|[0-9a-f]{40})|/[0-9a-f]{40}(/|$)", source.at
+            )
             assert pinned, source.name
             assert source.labels and source.splits and recipe.licence and recipe.about
         if name not in ("xnli", "paws-x", "murel", "github-code"):
             assert set(recipe.labels) == set(PAPER_LABELS)
-    assert set(RECIPES["xnli"].labels) > {"en", "de", "fr", "hi", "es", "th", "bg", "ru", "tr", "vi"}
+    assert set(RECIPES["xnli"].labels) > {
+        "en",
+        "de",
+        "fr",
+        "hi",
+        "es",
+        "th",
+        "bg",
+        "ru",
+        "tr",
+        "vi",
+    }
     assert RECIPES["paws-x"].labels == ("en", "de", "fr", "es", "ja", "ko", "zh")
     assert len(RECIPES["github-code"].labels) == 12
 
 
-# --------------------------------------------------------------------------- each recipe, in its source's own format
+# --------------------------------------------------------------------------- each recipe, in its
+# source's own format
 
 
 def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
@@ -122,23 +138,38 @@ def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
         ("A\u2028sentence.", "en", "wili-2018/test/1"),
         ("Eine Zeile.", "de", "wili-2018/test/2"),
     ]
-    train = load_corpus("wili-2018:train", labels=["de", "cos"])  # a label without a code of ours goes by the source's
+    train = load_corpus(
+        "wili-2018:train", labels=["de", "cos"]
+    )  # a label without a code of ours goes by the source's
     assert rows_of(train)[1] == ("Un altru.", "cos", "wili-2018/train/1")
 
 
 def test_an_archive_that_is_not_the_pinned_one_is_one_sentence(tmp_path, lies_at):
     (tmp_path / "wili-2018.zip").write_bytes(b"a login page")
     lies_at("wili-2018", tmp_path / "wili-2018.zip")
-    with pytest.raises(UserError, match=r"is not the file that wili-2018 is pinned to \(its SHA-256 differs\)"):
+    with pytest.raises(
+        UserError, match=r"is not the file that wili-2018 is pinned to \(its SHA-256 differs\)"
+    ):
         load_corpus("wili-2018")
 
 
 def test_xnli_joins_premise_and_hypothesis_and_its_translations_share_an_id(tmp_path, lies_at):
-    for code, words in {"de": ("Eins.", "Zwei.", "Drei."), "en": ("One.", "Two.", "Three.")}.items():
+    for code, words in {
+        "de": ("Eins.", "Zwei.", "Drei."),
+        "en": ("One.", "Two.", "Three."),
+    }.items():
         parquet(
-            tmp_path / code / "train-00000-of-00001.parquet", premise=words, hypothesis=words[::-1], label=[0, 1, 2]
+            tmp_path / code / "train-00000-of-00001.parquet",
+            premise=words,
+            hypothesis=words[::-1],
+            label=[0, 1, 2],
         )
-        parquet(tmp_path / code / "test-00000-of-00001.parquet", premise=words, hypothesis=words, label=[0, 1, 2])
+        parquet(
+            tmp_path / code / "test-00000-of-00001.parquet",
+            premise=words,
+            hypothesis=words,
+            label=[0, 1, 2],
+        )
     lies_at("xnli", tmp_path)
     corpus = load_corpus("xnli#2", labels=["en", "de"])
     assert rows_of(corpus) == [
@@ -155,8 +186,16 @@ def test_xnli_joins_premise_and_hypothesis_and_its_translations_share_an_id(tmp_
 
 def test_paws_x_takes_the_first_sentence_and_the_pairs_id(tmp_path, lies_at):
     for code in ("fr", "ko"):
-        columns = {"sentence1": [f"a {code}", f"b {code}"], "sentence2": ["x", "y"], "label": [0, 1]}
-        parquet(tmp_path / code / "train-00000-of-00001.parquet", id=pa.array([7, 9], pa.int32()), **columns)
+        columns = {
+            "sentence1": [f"a {code}", f"b {code}"],
+            "sentence2": ["x", "y"],
+            "label": [0, 1],
+        }
+        parquet(
+            tmp_path / code / "train-00000-of-00001.parquet",
+            id=pa.array([7, 9], pa.int32()),
+            **columns,
+        )
     lies_at("paws-x", tmp_path)
     assert rows_of(load_corpus("paws-x", labels=["ko", "fr"])) == [
         ("a ko", "ko", "paws-x/train/7"),
@@ -168,8 +207,22 @@ def test_paws_x_takes_the_first_sentence_and_the_pairs_id(tmp_path, lies_at):
 
 def flores_row(number, code, text):
     iso, script = code.split("_")
-    about = {"url": "u", "domain": "news", "topic": "t", "has_image": "no", "has_hyperlink": "no", "last_updated": "1"}
-    return {"id": number, "iso_639_3": iso, "iso_15924": script, "glottocode": "x", "text": text, **about}
+    about = {
+        "url": "u",
+        "domain": "news",
+        "topic": "t",
+        "has_image": "no",
+        "has_hyperlink": "no",
+        "last_updated": "1",
+    }
+    return {
+        "id": number,
+        "iso_639_3": iso,
+        "iso_15924": script,
+        "glottocode": "x",
+        "text": text,
+        **about,
+    }
 
 
 def write_flores(folder, split="dev"):
@@ -185,8 +238,10 @@ def test_flores_plus_is_read_by_language_and_split(tmp_path, lies_at):
     lies_at("flores+", tmp_path)
     corpus = load_corpus("flores+", labels=["zh", "it", "swh_Latn"])
     assert rows_of(corpus)[:3] == [
-        ("你好 3", "zh", "flores+/dev/3"), ("你好 4", "zh", "flores+/dev/4"), ("ciao 3", "it", "flores+/dev/3"),
-    ]  # fmt: skip
+        ("你好 3", "zh", "flores+/dev/3"),
+        ("你好 4", "zh", "flores+/dev/4"),
+        ("ciao 3", "it", "flores+/dev/3"),
+    ]
     assert Counter(corpus.of) == {"zh": 2, "it": 2, "swh_Latn": 2}
     assert load_corpus("flores+:devtest", labels=["zh", "it"]).ids[0] == "flores+/devtest/3"
 
@@ -210,17 +265,28 @@ def test_flores_200_is_read_from_its_tar(tmp_path, lies_at):
 
 def test_the_data_of_sae_lape_are_its_three_parts_together(tmp_path, lies_at):
     for code in ("en", "de"):
-        parquet(tmp_path / code / "train-0-of-1.parquet", premise=[f"p {code}"], hypothesis=["h"], label=[0])
-        parquet(tmp_path / "p" / code / "train-00000-of-00001.parquet", id=[1], sentence1=[f"s {code}"])
+        parquet(
+            tmp_path / code / "train-0-of-1.parquet",
+            premise=[f"p {code}"],
+            hypothesis=["h"],
+            label=[0],
+        )
+        parquet(
+            tmp_path / "p" / code / "train-00000-of-00001.parquet", id=[1], sentence1=[f"s {code}"]
+        )
     (tmp_path / "f/dev").mkdir(parents=True)
     for code in ("eng_Latn", "deu_Latn"):
-        (tmp_path / "f/dev" / f"{code}.jsonl").write_text(json.dumps(flores_row(0, code, code)) + "\n")
+        (tmp_path / "f/dev" / f"{code}.jsonl").write_text(
+            json.dumps(flores_row(0, code, code)) + "\n"
+        )
     lies_at("sae-lape", tmp_path, tmp_path / "p", tmp_path / "f")
     corpus = load_corpus("sae-lape", labels=["de", "en"])
     german = [row for row in rows_of(corpus) if row[1] == "de"]
     assert german == [
-        ("p de h", "de", "xnli/train/0"), ("s de", "de", "paws-x/train/1"), ("deu_Latn", "de", "flores+/dev/0"),
-    ]  # fmt: skip
+        ("p de h", "de", "xnli/train/0"),
+        ("s de", "de", "paws-x/train/1"),
+        ("deu_Latn", "de", "flores+/dev/0"),
+    ]
     assert Counter(corpus.of) == {"de": 3, "en": 3}
 
 
@@ -230,7 +296,8 @@ def test_murel_takes_lines_from_all_over_a_culture(tmp_path, lies_at):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("Culture_Neurons-8563/data/en/A Novels/1887_Study.txt", novel)
         archive.writestr(
-            "Culture_Neurons-8563/data/en/proverbs_en.txt", "".join(f"  proverb {n}\n" for n in range(200))
+            "Culture_Neurons-8563/data/en/proverbs_en.txt",
+            "".join(f"  proverb {n}\n" for n in range(200)),
         )
         archive.writestr("Culture_Neurons-8563/data/fa/MAPS_fa.txt", "ضرب المثل\n")
         archive.writestr("Culture_Neurons-8563/data/fa/old.txt", b"\xff\xfe")
@@ -276,7 +343,11 @@ def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tm
     write_code(tmp_path, 0, ["a.py", "b.py", "x.C", "x.h", "Makefile", "c.py"])
     write_code(tmp_path, 1, ["d.py", "e.cc", "f.rs"])  # and no third: it is not asked for
     parquet(
-        tmp_path / "20231101.en/train-00000-of-00041.parquet", id=["12"], url=["u"], title=["t"], text=["An article."]
+        tmp_path / "20231101.en/train-00000-of-00041.parquet",
+        id=["12"],
+        url=["u"],
+        title=["t"],
+        text=["An article."],
     )
     lies_at("github-code", tmp_path)
     corpus = load_corpus("github-code#2", labels=["python", "c++"])
@@ -292,7 +363,11 @@ def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tm
 
 def test_fineweb_2_reads_a_label_a_folder_and_english_from_fineweb(tmp_path, lies_at):
     for split in ("train", "test"):
-        for code, texts in {"deu_Latn": ["eins", "zwei", "drei"], "cmn_Hani": ["一"], "yor_Latn": ["ọ̀kan"]}.items():
+        for code, texts in {
+            "deu_Latn": ["eins", "zwei", "drei"],
+            "cmn_Hani": ["一"],
+            "yor_Latn": ["ọ̀kan"],
+        }.items():
             ids = [f"<urn:{code}:{n}>" for n in range(len(texts))]
             parquet(
                 tmp_path / "data" / code / split / "000_00000.parquet",
@@ -300,7 +375,9 @@ def test_fineweb_2_reads_a_label_a_folder_and_english_from_fineweb(tmp_path, lie
                 id=ids,
                 language_score=[1.0] * len(ids),
             )
-    parquet(tmp_path / "sample/10BT/000_00000.parquet", text=["one"], id=["<urn:en>"], token_count=[1])
+    parquet(
+        tmp_path / "sample/10BT/000_00000.parquet", text=["one"], id=["<urn:en>"], token_count=[1]
+    )
     lies_at("fineweb-2", tmp_path)
     corpus = load_corpus("fineweb-2#2", labels=["de", "en", "zh", "yor_Latn"])
     assert Counter(corpus.of) == {"de": 2, "en": 1, "zh": 1, "yor_Latn": 1}
@@ -323,11 +400,16 @@ def test_commonlid_is_tab_separated_without_quotes(tmp_path, lies_at):
     lies_at("commonlid", tmp_path)
     corpus = load_corpus("commonlid", labels=["de", "en", "zh"])
     assert list(zip(corpus.texts, corpus.of, strict=True)) == [
-        ('"Halb ein Zitat', "de"), ("NA", "en"), ("123", "de"), ("一", "zh"), ("二", "zh"),
-    ]  # fmt: skip
+        ('"Halb ein Zitat', "de"),
+        ("NA", "en"),
+        ("123", "de"),
+        ("一", "zh"),
+        ("二", "zh"),
+    ]
 
 
-# --------------------------------------------------------------------------- any data set of the hub
+# --------------------------------------------------------------------------- any data set of the
+# hub
 
 
 def hub(at, **changes):
@@ -350,13 +432,19 @@ def class_labels(path, labels, names):
 
     features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    Dataset.from_dict({"text": [f"t{n}" for n in range(len(labels))], "label": labels}, features).to_parquet(path)
+    Dataset.from_dict(
+        {"text": [f"t{n}" for n in range(len(labels))], "label": labels}, features
+    ).to_parquet(path)
 
 
 def test_a_class_label_gives_its_names(tmp_path, hub_at):
     class_labels(tmp_path / "set/train.parquet", [0, 1, 0], ["neg", "pos"])
     corpus = load_corpus(hub_at(tmp_path / "set"))
-    assert list(zip(corpus.texts, corpus.of, strict=True)) == [("t0", "neg"), ("t1", "pos"), ("t2", "neg")]
+    assert list(zip(corpus.texts, corpus.of, strict=True)) == [
+        ("t0", "neg"),
+        ("t1", "pos"),
+        ("t2", "neg"),
+    ]
     assert corpus.labels == ("neg", "pos")
 
 
@@ -376,7 +464,10 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
             {"config_name": "one", "data_files": "a.jsonl"},
             {
                 "config_name": "two",
-                "data_files": [{"split": "dev", "path": "b.jsonl"}, {"split": "x", "path": "a.jsonl"}],
+                "data_files": [
+                    {"split": "dev", "path": "b.jsonl"},
+                    {"split": "x", "path": "a.jsonl"},
+                ],
             },
         ]
     }
@@ -385,7 +476,13 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
     for name in "ab":
         rows = [{"q": f"{name}{n}", "r": "!", "lang": lang} for n, lang in enumerate(("de", "en"))]
         (tmp_path / f"set/{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"files": "two", "splits": ("dev",), "text": "{q} {r}", "label": "lang", "identity": "{q}"}
+    options = {
+        "files": "two",
+        "splits": ("dev",),
+        "text": "{q} {r}",
+        "label": "lang",
+        "identity": "{q}",
+    }
     corpus = load_corpus(hub_at(tmp_path / "set", **options))
     assert rows_of(corpus) == [("b0 !", "de", "b0"), ("b1 !", "en", "b1")]
     with pytest.raises(UserError, match="x has the splits dev, x; name one: hub:x:two:dev"):
@@ -397,7 +494,10 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "number"}, "the label column number of x holds numbers without names; name a column of strings"),
+        (
+            {"label": "number"},
+            "the label column number of x holds numbers without names; name a column of strings",
+        ),
         ({"label": "lang"}, "x: no column lang; there are text, number, label .use --label-column"),
         ({"text": "{satz}"}, "x: no column satz; there are text, number, label .use --text-column"),
         ({"identity": "{key}"}, "x: no column key; there are text, number, label .use --id-column"),
@@ -413,7 +513,8 @@ def test_a_data_set_with_a_script_is_one_sentence(tmp_path, hub_at):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/set.py").write_text("import datasets\n")
     with pytest.raises(
-        UserError, match="read by a script of its own, which is not run: name a data set of plain files"
+        UserError,
+        match="read by a script of its own, which is not run: name a data set of plain files",
     ):
         load_corpus(hub_at(tmp_path / "set"))
 
@@ -426,7 +527,8 @@ def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeyp
     assert len(load_corpus(hub_at(tmp_path / "set"), labels=["x", "y"])) == 5
 
 
-# --------------------------------------------------------------------------- names that cannot be read
+# --------------------------------------------------------------------------- names that cannot be
+# read
 
 
 @pytest.mark.parametrize(
@@ -438,7 +540,10 @@ def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeyp
         ("hub:", "is no corpus of the hub; write hub:OWNER/NAME"),
         ("hub:a/b/c", "is no corpus of the hub"),
         ("hub:a/b:c:d:e", "is no corpus of the hub"),
-        ("wili", "the corpus wili does not exist; give a file, .* or a name of `saefeat corpus list`"),
+        (
+            "wili",
+            "the corpus wili does not exist; give a file, .* or a name of `saefeat corpus list`",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
@@ -454,11 +559,14 @@ def test_a_label_that_the_source_does_not_have_is_one_sentence(tmp_path, lies_at
 
 
 def test_the_columns_of_a_recipe_are_fixed():
-    with pytest.raises(UserError, match="the recipe xnli knows its label and id columns; leave out --label-column"):
+    with pytest.raises(
+        UserError, match="the recipe xnli knows its label and id columns; leave out --label-column"
+    ):
         load_corpus("xnli", label_column="language")
 
 
-# --------------------------------------------------------------------------- the network and the cache
+# --------------------------------------------------------------------------- the network and the
+# cache
 
 
 def serve_tatoeba(folder, **texts):
@@ -480,19 +588,21 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert told == ["fetching tatoeba (de)", "fetching tatoeba (fr)"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     server.asked.clear()
-    assert load_corpus("tatoeba", labels=["fr", "de"]).fingerprint != corpus.fingerprint  # another order
+    assert (
+        load_corpus("tatoeba", labels=["fr", "de"]).fingerprint != corpus.fingerprint
+    )  # another order
     assert load_corpus("tatoeba", labels=["de", "fr"]).fingerprint == corpus.fingerprint
     assert server.asked == []
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
 
 
-def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(tmp_path, server, lies_at, own_cache):
+def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
+    tmp_path, server, lies_at, own_cache
+):
     serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
     lies_at("tatoeba", server.url)
     server.fails["/tatoeba.fra-eng.fra"] = 99
-    message = (
-        r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again when the network"
-    )
+    message = r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again when the network"
     with pytest.raises(UserError, match=message):
         load_corpus("tatoeba", labels=["de", "fr"])
     server.fails.clear()
@@ -511,7 +621,9 @@ def test_a_file_that_the_server_does_not_have_is_asked_for_once(tmp_path, server
 
 def test_offline_and_not_in_the_cache_is_one_sentence(lies_at, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"xnli \(de\) is not in the cache and HF_HUB_OFFLINE is set; run once with"):
+    with pytest.raises(
+        UserError, match=r"xnli \(de\) is not in the cache and HF_HUB_OFFLINE is set; run once with"
+    ):
         load_corpus("xnli", labels=["de", "en"])
 
 
@@ -532,12 +644,18 @@ def test_the_cache_knows_what_was_asked_for(tmp_path, hub_at):
     assert load_corpus(hub_at(tmp_path / "set", text="{text}!")).texts == ["a!", "b!", "c!"]
 
 
-def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(tmp_path, hub_at, own_cache, monkeypatch):
+def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(
+    tmp_path, hub_at, own_cache, monkeypatch
+):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], label=["x", "y"])
     read_at, told = [], []
     monkeypatch.setattr(fetch, "hub_revision", lambda source: "abc")
     monkeypatch.setattr(
-        fetch, "_read", lambda part, most: read_at.append(part.source.revision) or [("a", "x", "1"), ("b", "y", "2")]
+        fetch,
+        "_read",
+        lambda part, most: (
+            read_at.append(part.source.revision) or [("a", "x", "1"), ("b", "y", "2")]
+        ),
     )
     first = load_corpus(hub_at(tmp_path / "set"), say=told.append)
     (kept,) = own_cache.rglob("*.parquet")
@@ -564,28 +682,45 @@ def test_the_revision_of_a_source_is_asked_of_the_hub_once(monkeypatch, at):
 
 
 def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
-    for source in (*RECIPES["wili-2018"].sources, *RECIPES["tatoeba"].sources, Source("x", str(tmp_path), "hub")):
+    for source in (
+        *RECIPES["wili-2018"].sources,
+        *RECIPES["tatoeba"].sources,
+        Source("x", str(tmp_path), "hub"),
+    ):
         assert hub_revision(source) == ""
 
 
 @pytest.mark.parametrize("source", ["hub:own/er", "hub:own/er@v1:config", "xnli"])
 def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path, source):
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "SAEFEAT_CACHE": str(tmp_path)}
+    nowhere = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "SAEFEAT_CACHE": str(tmp_path),
+    }
     program = (
         "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\n"  # of 20 seconds together
         "from saefeat.cli import main; main()"
     )
     command = [sys.executable, "-c", program, "corpus", "show", source]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20
+    )
     assert (result.returncode, result.stdout) == (2, "")
     fetching, told = result.stderr.splitlines()
     assert fetching.startswith("fetching ")
-    assert "is not in the cache and cannot be fetched (" in told and "run again when the network is there, " in told
-    assert told.endswith("it is kept once it is whole" if "hub:" in source else "what has come is kept")
+    assert (
+        "is not in the cache and cannot be fetched (" in told
+        and "run again when the network is there, " in told
+    )
+    assert told.endswith(
+        "it is kept once it is whole" if "hub:" in source else "what has come is kept"
+    )
 
 
 @pytest.mark.parametrize(("answers", "attempts"), [(False, 3), (True, 4)])
-def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(monkeypatch, answers, attempts):
+def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
+    monkeypatch, answers, attempts
+):
     asked = []
 
     def revision(source):
@@ -599,7 +734,9 @@ def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
 
     monkeypatch.setattr(fetch, "hub_revision", revision)
     monkeypatch.setattr(fetch, "read_rows", lost)
-    with pytest.raises(UserError, match="; check the name, or run again when the network is there, it is kept once"):
+    with pytest.raises(
+        UserError, match="; check the name, or run again when the network is there, it is kept once"
+    ):
         load_corpus("hub:own/er", labels=["a", "b"])
     assert len(asked) == attempts
 
@@ -633,7 +770,10 @@ main()
             ("403", "GatedRepo"),
             "saefeat: a/b is gated: accept its terms at https://huggingface.co/datasets/a/b and set",
         ),
-        (("401", "RepoNotFound"), "saefeat: a/b is not on the hub, or is private: check the name, or set HF_TOKEN"),
+        (
+            ("401", "RepoNotFound"),
+            "saefeat: a/b is not on the hub, or is private: check the name, or set HF_TOKEN",
+        ),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answer, message):
@@ -652,5 +792,7 @@ def test_a_gated_recipe_names_what_to_take_in_its_place(tmp_path):
         pass
 
     told = sentence(GatedRepoError("401"), RECIPES["flores+"].sources[0], "deu_Latn")
-    assert told.startswith("flores+ is gated: accept its terms at https://huggingface.co/datasets/openlanguagedata/")
+    assert told.startswith(
+        "flores+ is gated: accept its terms at https://huggingface.co/datasets/openlanguagedata/"
+    )
     assert told.endswith("or take flores-200 in its place")

@@ -17,7 +17,13 @@ LABELS = ("de", "fr", "th")
 
 def make_stats(name="sae-a", *, labels=LABELS, width=6, model="m", **fields):
     """Three labels of 10 tokens; unit u of label k fires u + k times with value 2, and -1 is added to each total."""
-    dictionary = {"id": name, "site": "mlp_out@3", "width": width, "fingerprint": f"f-{name}", "kind": "sae"}
+    dictionary = {
+        "id": name,
+        "site": "mlp_out@3",
+        "width": width,
+        "fingerprint": f"f-{name}",
+        "kind": "sae",
+    }
     stats = Stats.zeros(labels, width, signed=True, dictionary=dictionary, model=model)
     k, u = torch.meshgrid(torch.arange(len(labels)), torch.arange(width), indexing="ij")
     stats.tensors["tokens"] += 10
@@ -34,7 +40,11 @@ def make_stats(name="sae-a", *, labels=LABELS, width=6, model="m", **fields):
 def cells(*rows, name="sae-a", **options):
     """A part with rows (unit, label, score)."""
     unit, label, score = zip(*rows, strict=True) if rows else ((), (), ())
-    tensors = (torch.tensor(unit).long(), torch.tensor(label).long(), torch.tensor(score, dtype=torch.float64))
+    tensors = (
+        torch.tensor(unit).long(),
+        torch.tensor(label).long(),
+        torch.tensor(score, dtype=torch.float64),
+    )
     return part(make_stats(name, **options), *tensors)
 
 
@@ -43,14 +53,17 @@ def build(*parts: Part, **options):
 
 
 def keys(selection):
-    columns = [selection.table[name].to_pylist() for name in ("label", "rank", "dictionary", "unit")]
+    columns = [
+        selection.table[name].to_pylist() for name in ("label", "rank", "dictionary", "unit")
+    ]
     return list(zip(*columns, strict=True))
 
 
 @pytest.fixture
 def selection():
     return build(
-        cells((5, 1, 0.3), (2, 0, 0.1), (4, 1, 0.3), (2, 1, 0.1), name="sae-b"), cells((4, 1, 0.3), (1, 0, 0.2))
+        cells((5, 1, 0.3), (2, 0, 0.1), (4, 1, 0.3), (2, 1, 0.1), name="sae-b"),
+        cells((4, 1, 0.3), (1, 0, 0.2)),
     )
 
 
@@ -110,7 +123,9 @@ def test_parts_that_do_not_belong_together_are_refused():
 
 
 def test_places():
-    assert places(np.array([1, 0, 1, 1]), np.array([2.0, 5, 1, 2]), np.array([1, 0, 0, 0])).tolist() == [3, 1, 1, 2]
+    assert places(
+        np.array([1, 0, 1, 1]), np.array([2.0, 5, 1, 2]), np.array([1, 0, 0, 0])
+    ).tolist() == [3, 1, 1, 2]
     assert places(np.array([], dtype=np.int64)).tolist() == []
 
 
@@ -133,18 +148,30 @@ def test_a_column_with_nulls_is_refused(tmp_path, selection, column):
     at = COLUMNS.index(column)
     kind = selection.table.schema.field(at)
     holes = pa.array([None, *selection.table[column].to_pylist()[1:]], kind.type)
-    Selection(selection.table.set_column(at, kind, holes), selection.header).save(tmp_path / "x.parquet")
+    Selection(selection.table.set_column(at, kind, holes), selection.header).save(
+        tmp_path / "x.parquet"
+    )
     with pytest.raises(UserError, match=r"x\.parquet is damaged; rank again"):
         Selection.load(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"labels": None}, {"labels": ["de"]}, {"labels": ["de", "de", "fr"]}, {"labels": [1]}, {"dictionaries": []},
-     {"dictionaries": {}}, {"dictionaries": {"sae-a": 1, "sae-b": 1}}, {"dictionaries": {"sae-a": {}, "sae-b": {}}},
-     {"dictionaries": {"sae-a": {"width": 4}, "sae-b": {"width": 4}}}, {"parameters": 3}, {"method": 1},
-     {"stats": 1}],
-)  # fmt: skip
+    [
+        {"labels": None},
+        {"labels": ["de"]},
+        {"labels": ["de", "de", "fr"]},
+        {"labels": [1]},
+        {"dictionaries": []},
+        {"dictionaries": {}},
+        {"dictionaries": {"sae-a": 1, "sae-b": 1}},
+        {"dictionaries": {"sae-a": {}, "sae-b": {}}},
+        {"dictionaries": {"sae-a": {"width": 4}, "sae-b": {"width": 4}}},
+        {"parameters": 3},
+        {"method": 1},
+        {"stats": 1},
+    ],
+)
 def test_a_header_that_does_not_fit_the_rows_is_refused(tmp_path, selection, change):
     Selection(selection.table, {**selection.header, **change}).save(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet is damaged; rank again"):
@@ -170,10 +197,14 @@ def test_a_file_that_is_no_selection_is_refused(tmp_path, selection):
     pq.write_table(foreign.replace_schema_metadata({b"saefeat": b"{"}), path)
     with pytest.raises(UserError):
         Selection.load(path)
-    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({b"saefeat": b'{"method": "x"}'}), path)
+    pq.write_table(
+        pa.table({"a": [1]}).replace_schema_metadata({b"saefeat": b'{"method": "x"}'}), path
+    )
     with pytest.raises(UserError, match="not a selection"):
         Selection.load(path)
-    pq.write_table(foreign.replace_schema_metadata({b"saefeat": b'{"schema": 99, "method": "x"}'}), path)
+    pq.write_table(
+        foreign.replace_schema_metadata({b"saefeat": b'{"schema": 99, "method": "x"}'}), path
+    )
     with pytest.raises(UserError, match="schema 99"):
         Selection.load(path)
 
@@ -184,8 +215,12 @@ def test_csv_and_pandas(tmp_path, selection):
         rows = list(csv.DictReader(file))
     frame = selection.to_pandas()
     assert list(rows[0]) == list(COLUMNS) == list(frame.columns)
-    assert [(r["label"], int(r["rank"]), r["dictionary"], int(r["unit"])) for r in rows] == keys(selection)
-    assert [np.float32(r["probability"]) for r in rows] == selection.table["probability"].to_pylist()
+    assert [(r["label"], int(r["rank"]), r["dictionary"], int(r["unit"])) for r in rows] == keys(
+        selection
+    )
+    assert [np.float32(r["probability"]) for r in rows] == selection.table[
+        "probability"
+    ].to_pylist()
     assert frame["score"].tolist() == selection.table["score"].to_pylist()
 
 
@@ -228,7 +263,9 @@ def test_set_operations(selection):
 
 
 def test_union_takes_labels_and_dictionaries_of_both():
-    union = build(cells((1, 0, 0.0))).union(build(cells((1, 1, 0.0), name="b", labels=("de", "bg"))))
+    union = build(cells((1, 0, 0.0))).union(
+        build(cells((1, 1, 0.0), name="b", labels=("de", "bg")))
+    )
     assert union.labels == ("de", "fr", "th", "bg")
     assert keys(union) == [("de", 1, "sae-a", 1), ("bg", 1, "b", 1)]
     assert sorted(union.dictionaries) == ["b", "sae-a"]

@@ -42,7 +42,9 @@ def alone(setting: Setting, row: dict[str, Any], text: str) -> list[float]:
     ids = lm.tokenize([text], TOKEN_LIMIT)[0]
     path = lm.site(row["site"]).path
     with capture(lm.model, (path,)) as captured, torch.inference_mode():
-        x = captured.run(lm.model, input_ids=torch.tensor([[*lm.prefix, *ids]]), use_cache=False)[path]
+        x = captured.run(lm.model, input_ids=torch.tensor([[*lm.prefix, *ids]]), use_cache=False)[
+            path
+        ]
         return sae.encode(x[0, len(lm.prefix) :]).of(torch.tensor([row["unit"]]))[:, 0].tolist()
 
 
@@ -53,7 +55,9 @@ def test_activations_of_passages_in_batches_are_those_of_each_passage_alone(
     for row in rows:
         for passage in row["passages"][:2]:
             assert "".join(passage["pieces"]) == passage["text"]
-            assert passage["activations"] == pytest.approx(alone(setting, row, passage["text"]), abs=1e-3)
+            assert passage["activations"] == pytest.approx(
+                alone(setting, row, passage["text"]), abs=1e-3
+            )
         assert all("pieces" not in passage for passage in row["passages"][2:])
 
 
@@ -65,7 +69,10 @@ def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
         monkeypatch.setattr(module, "_MANY", limit)
         these = copy.deepcopy(rows)
         add_activations(setting.lm, these, saes_of(setting))
-        assert max(sum("pieces" in passage for passage in row["passages"]) for row in these) == expected
+        assert (
+            max(sum("pieces" in passage for passage in row["passages"]) for row in these)
+            == expected
+        )
 
 
 def test_a_histogram_of_the_whole_plan_counts_what_the_statistics_count(

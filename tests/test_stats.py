@@ -24,7 +24,9 @@ from saefeat.stats import REDUCTIONS, Stats, check_mergeable
 LABELS = ("de", "en", "th")
 WIDTH = 6
 RANDOM = st.randoms(use_true_random=False)
-QUICK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def random_examples(seed, count=9):
@@ -33,9 +35,13 @@ def random_examples(seed, count=9):
     made = []
     for _ in range(count):
         tokens = int(torch.randint(0, 5, (1,), generator=g))
-        values = torch.randn(tokens, WIDTH, generator=g) * 10 ** (6 * torch.rand(tokens, WIDTH, generator=g) - 3)
+        values = torch.randn(tokens, WIDTH, generator=g) * 10 ** (
+            6 * torch.rand(tokens, WIDTH, generator=g) - 3
+        )
         values *= torch.rand(tokens, WIDTH, generator=g) < 0.5
-        made.append((values, int(torch.randint(0, 2, (1,), generator=g))))  # the third label stays empty
+        made.append(
+            (values, int(torch.randint(0, 2, (1,), generator=g)))
+        )  # the third label stays empty
     return made
 
 
@@ -77,12 +83,16 @@ def test_any_partition_in_any_order_gives_the_same_bytes(tmp_path, seed, random,
     shuffled = list(enumerate(examples))
     random.shuffle(shuffled)
     parts = [
-        total_of([e for _, e in part], kind, dictionary={"id": "a"}, windows=sorted(w for w, _ in part))
+        total_of(
+            [e for _, e in part], kind, dictionary={"id": "a"}, windows=sorted(w for w, _ in part)
+        )
         for part in cut(shuffled, random)
     ]
     random.shuffle(parts)
     while len(parts) > 1:  # as a random tree
-        parts.append(parts.pop(random.randrange(len(parts))).merge(parts.pop(random.randrange(len(parts)))))
+        parts.append(
+            parts.pop(random.randrange(len(parts))).merge(parts.pop(random.randrange(len(parts))))
+        )
         random.shuffle(parts)
     assert parts[0].equal(whole)
     assert saved(parts[0], tmp_path / "a") == saved(whole, tmp_path / "b")
@@ -131,7 +141,9 @@ def test_merging_is_commutative_associative_and_has_a_neutral_element(seed, kind
 @QUICK
 @given(st.integers(0, 10**6), st.sampled_from(["sparse", "dense", "signed"]))
 def test_what_is_saved_and_loaded_and_saved_again_is_the_same(tmp_path, seed, kind):
-    stats = total_of(random_examples(seed), kind, dictionary={"id": "ä", "site": "mlp_out@1"}, windows=[0, 2])
+    stats = total_of(
+        random_examples(seed), kind, dictionary={"id": "ä", "site": "mlp_out@1"}, windows=[0, 2]
+    )
     data = saved(stats, tmp_path / "a")
     loaded = Stats.load(tmp_path / "a")
     assert loaded.equal(stats) and loaded.header == stats.header and loaded.labels == LABELS
@@ -144,7 +156,9 @@ def test_the_tensors_are_those_of_the_design():
     assert set(stats.tensors) == set(REDUCTIONS)
     for name, tensor in stats.tensors.items():
         assert tensor.dtype == (torch.float32 if name in ("min", "max") else torch.int64)
-    assert (stats.tensors["min"][2] == torch.inf).all() and (stats.tensors["max"][2] == -torch.inf).all()
+    assert (stats.tensors["min"][2] == torch.inf).all() and (
+        stats.tensors["max"][2] == -torch.inf
+    ).all()
     assert "total" not in total_of(random_examples(0), "sparse").tensors
 
 
@@ -160,8 +174,12 @@ def test_means_and_probabilities_are_those_of_a_table_worked_by_hand():
     assert stats.fired.tolist() == [[2, 1], [1, 0], [0, 0]]
     assert stats.fired_examples.tolist() == [[1, 1], [1, 0], [0, 0]]
     torch.testing.assert_close(stats.probability(), torch.tensor([[2 / 3, 1 / 3], [1, 0], [0, 0]]))
-    torch.testing.assert_close(stats.mean(), torch.tensor([[0.5, 1 / 3], [2, 0], [0, 0]], dtype=torch.float64))
-    torch.testing.assert_close(stats.mean_firing(), torch.tensor([[0.75, 4], [2, 0], [0, 0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        stats.mean(), torch.tensor([[0.5, 1 / 3], [2, 0], [0, 0]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        stats.mean_firing(), torch.tensor([[0.75, 4], [2, 0], [0, 0]], dtype=torch.float64)
+    )
     assert stats.min.tolist()[0] == [0.5, 4] and stats.max.tolist()[0] == [1, 4]
     assert torch.equal(Stats(("a",), {"sum": torch.ones(1, 1)}).total, torch.ones(1, 1))
     with pytest.raises(AttributeError):
@@ -169,7 +187,9 @@ def test_means_and_probabilities_are_those_of_a_table_worked_by_hand():
 
 
 @pytest.mark.parametrize("name", ["sum", "total"])
-@pytest.mark.parametrize(("first", "second"), [(2**61, 2**61), (2**62 - 1, 2**62 - 1), (2**62, 1), (-(2**62), -5)])
+@pytest.mark.parametrize(
+    ("first", "second"), [(2**61, 2**61), (2**62 - 1, 2**62 - 1), (2**62, 1), (-(2**62), -5)]
+)
 def test_a_sum_that_leaves_the_exact_range_fails_the_run(name, first, second):
     a, b = (Stats.zeros(LABELS, WIDTH, signed=True) for _ in range(2))
     a.tensors[name][1, 2], b.tensors[name][1, 2] = first, second
@@ -198,15 +218,23 @@ def header(**changes):
     ],
 )
 def test_statistics_of_different_things_or_a_shared_window_do_not_merge(changes, message):
-    first, other = (Stats.zeros(LABELS, WIDTH, signed=False, **h) for h in (header(), header(**changes)))
+    first, other = (
+        Stats.zeros(LABELS, WIDTH, signed=False, **h) for h in (header(), header(**changes))
+    )
     with pytest.raises(UserError, match=f"here: .*{message}"):
         check_mergeable(first, other, "here")
 
 
 def test_statistics_merge_although_names_and_paths_differ():
-    first = Stats.zeros(LABELS, WIDTH, signed=False, **header(dictionary={"id": "a", "path": "/one/a"}))
-    moved = header(model={"name": "elsewhere/m", "fingerprint": "f"}, dictionary={"id": "a", "path": "/two/a"})
-    check_mergeable(first, Stats.zeros(LABELS, WIDTH, signed=False, **{**moved, "windows": [5]}), "here")
+    first = Stats.zeros(
+        LABELS, WIDTH, signed=False, **header(dictionary={"id": "a", "path": "/one/a"})
+    )
+    moved = header(
+        model={"name": "elsewhere/m", "fingerprint": "f"}, dictionary={"id": "a", "path": "/two/a"}
+    )
+    check_mergeable(
+        first, Stats.zeros(LABELS, WIDTH, signed=False, **{**moved, "windows": [5]}), "here"
+    )
 
 
 def test_a_merged_file_does_not_depend_on_the_order_although_names_and_paths_differ(tmp_path):
@@ -290,7 +318,9 @@ def test_tensors_that_are_not_those_of_statistics_are_a_user_error(tmp_path, nam
     path = tmp_path / "a.safetensors"
     Stats.zeros(("de", "fr"), 4, signed=True, dictionary={"id": "a", "site": "s"}).save(path)
     tensors, header = load_tensors(path)
-    tensors = {k: v for k, v in tensors.items() if k != name} | ({name: change(tensors.get(name))} if change else {})
+    tensors = {k: v for k, v in tensors.items() if k != name} | (
+        {name: change(tensors.get(name))} if change else {}
+    )
     save_tensors(path, tensors, header)
     with pytest.raises(UserError, match=r"a\.safetensors .*collect it again|holds no statistics"):
         Stats.load(path)
@@ -298,12 +328,23 @@ def test_tensors_that_are_not_those_of_statistics_are_a_user_error(tmp_path, nam
 
 @pytest.mark.parametrize(
     "change",
-    [{"labels": None}, {"labels": "de"}, {"labels": ["de", "de"]}, {"labels": ["de", 1]}, {"windows": 3},
-     {"windows": ["a"]}, {"dictionary": None}, {"dictionary": []}, {"dictionary": {"id": 1, "site": "s"}}],
-)  # fmt: skip
+    [
+        {"labels": None},
+        {"labels": "de"},
+        {"labels": ["de", "de"]},
+        {"labels": ["de", 1]},
+        {"windows": 3},
+        {"windows": ["a"]},
+        {"dictionary": None},
+        {"dictionary": []},
+        {"dictionary": {"id": 1, "site": "s"}},
+    ],
+)
 def test_a_header_that_is_damaged_is_a_user_error(tmp_path, change):
     path = tmp_path / "a.safetensors"
-    Stats.zeros(("de", "fr"), 4, signed=True, dictionary={"id": "a", "site": "s"}, windows=[0]).save(path)
+    Stats.zeros(
+        ("de", "fr"), 4, signed=True, dictionary={"id": "a", "site": "s"}, windows=[0]
+    ).save(path)
     tensors, header = load_tensors(path)
     save_tensors(path, tensors, {**header, **change})
     for read in (Stats.load, Stats.read_header):
@@ -318,7 +359,9 @@ def test_the_header_alone_is_that_of_the_statistics(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize(("number", "expected"), [("ENOSPC", OSError), ("EDQUOT", OSError), ("EACCES", UserError)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [("ENOSPC", OSError), ("EDQUOT", OSError), ("EACCES", UserError)]
+)
 def test_a_full_disk_is_no_user_error(tmp_path, monkeypatch, number, expected):
     def fail(**_options):
         raise OSError(getattr(errno, number), "reason")
@@ -355,7 +398,8 @@ def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
     assert json.loads(metadata["saefeat"])["step"] == STEP
 
 
-# --------------------------------------------------------------------------- highest-activating examples
+# --------------------------------------------------------------------------- highest-activating
+# examples
 
 
 @QUICK
@@ -363,7 +407,10 @@ def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
 def test_top_examples_are_the_brute_force_ones_under_any_partition(tmp_path, seed, random):
     g = torch.Generator().manual_seed(seed)
     peaks = torch.randint(0, 4, (25, WIDTH), generator=g).float()  # few values, many ties
-    expected = [sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5] for unit in range(WIDTH)]
+    expected = [
+        sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5]
+        for unit in range(WIDTH)
+    ]
     corpus = load_corpus([(f"text {i}", LABELS[i % 3]) for i in range(25)])
     positions = list(range(len(peaks)))
     random.shuffle(positions)
@@ -374,15 +421,23 @@ def test_top_examples_are_the_brute_force_ones_under_any_partition(tmp_path, see
             if batch:
                 values = peaks[batch]
                 order = values.argsort(1)
-                bag = Codes(values.gather(1, order), order, WIDTH).bag(torch.ones(len(batch), dtype=torch.int64))
+                bag = Codes(values.gather(1, order), order, WIDTH).bag(
+                    torch.ones(len(batch), dtype=torch.int64)
+                )
                 top.add(bag, torch.tensor(batch))
         files.append(tmp_path / f"{len(files)}.parquet")
         top.save(files[-1], corpus, "a")
     random.shuffle(files)
     merge_examples(files, tmp_path / "merged.parquet", "a", corpus.labels)
     rows = pq.read_table(tmp_path / "merged.parquet").to_pylist()
-    found = [[(-row["value"], row["position"]) for row in rows if row["unit"] == unit] for unit in range(WIDTH)]
+    found = [
+        [(-row["value"], row["position"]) for row in rows if row["unit"] == unit]
+        for unit in range(WIDTH)
+    ]
     assert found == expected
     for row in rows:
         assert row["position"] == expected[row["unit"]][row["place"]][1]
-        assert (row["text"], row["label"]) == (f"text {row['position']}", LABELS[row["position"] % 3])
+        assert (row["text"], row["label"]) == (
+            f"text {row['position']}",
+            LABELS[row["position"] % 3],
+        )

@@ -20,7 +20,14 @@ from saefeat.hooks import intervene
 from saefeat.io import UserError, fingerprint
 from saefeat.pipeline import open_run, run
 from saefeat.pipeline.matrix import matrix, own_is_most, own_units
-from saefeat.pipeline.steer import Bench, Recipe, continuations, recipe_for, source_of, steering_sites
+from saefeat.pipeline.steer import (
+    Bench,
+    Recipe,
+    continuations,
+    recipe_for,
+    source_of,
+    steering_sites,
+)
 from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
 from saefeat.steering import CONSTANT, Schedule
 
@@ -96,7 +103,8 @@ def test_labels_may_be_named_in_any_code_system(out):
 
 def test_random_units_are_as_many_and_as_long_as_the_features(bench):
     features, random = (
-        Recipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 5}) for method in ("features", "random")
+        Recipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 5})
+        for method in ("features", "random")
     )
     vectors = []
     for recipe in (features, random):
@@ -106,7 +114,11 @@ def test_random_units_are_as_many_and_as_long_as_the_features(bench):
     (one, n), (other, m) = vectors
     assert n == m > 0
     length = float(bench._difference(SITE, "de").norm())
-    assert float(one.norm()) == pytest.approx(length, rel=1e-5) == pytest.approx(float(other.norm()), rel=1e-5)
+    assert (
+        float(one.norm())
+        == pytest.approx(length, rel=1e-5)
+        == pytest.approx(float(other.norm()), rel=1e-5)
+    )
     assert abs(float(torch.cosine_similarity(one, other, dim=0))) < 0.95
 
 
@@ -114,10 +126,27 @@ def test_random_units_are_as_many_and_as_long_as_the_features(bench):
 
 
 def test_a_sweep_writes_what_the_contract_says(bench, out):
-    metrics = json.loads(sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json").read_text())
+    metrics = json.loads(
+        sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json").read_text()
+    )
     assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
-    assert set(metrics["own"]) == {"de", "th"} and set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
-    names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half", "forcing", "perplexity"}
+    assert set(metrics["own"]) == {"de", "th"} and set(metrics["own"]["de"]) == {
+        "forcing",
+        "perplexity",
+        "distinct3",
+    }
+    names = {
+        "method",
+        "label",
+        "edit",
+        "sites",
+        "schedule",
+        "strength",
+        "units",
+        "half",
+        "forcing",
+        "perplexity",
+    }
     assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
     methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
@@ -130,15 +159,28 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     settings = json.loads((out / "steering" / "settings.json").read_text())
     own = {label: Own(**values) for label, values in metrics["own"].items()}
     best = {
-        label: max((r for r in metrics["rows"] if (r["label"], r["method"], r["half"]) == (label, "features", "tune")),
-                   key=lambda r: (reaches(r, own[label]), r["score"])) for label in ("de", "th")}  # fmt: skip
-    assert all(row["chosen"] == (row["half"] == "report" or row == best[row["label"]])
-               for row in metrics["rows"] if row["method"] == "features")  # fmt: skip
+        label: max(
+            (
+                r
+                for r in metrics["rows"]
+                if (r["label"], r["method"], r["half"]) == (label, "features", "tune")
+            ),
+            key=lambda r: (reaches(r, own[label]), r["score"]),
+        )
+        for label in ("de", "th")
+    }
+    assert all(
+        row["chosen"] == (row["half"] == "report" or row == best[row["label"]])
+        for row in metrics["rows"]
+        if row["method"] == "features"
+    )
     assert all(0 <= row["reached"] <= row["labels"] == 2 for row in metrics["summary"])
     for label, row in best.items():
         assert settings["labels"][label]["strength"] == row["strength"]
         assert settings["labels"][label]["parameters"] == row["parameters"]
-    samples = [json.loads(line) for line in (out / "steering" / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (out / "steering" / "samples.jsonl").read_text().splitlines()
+    ]
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
     assert not (out / "steering" / "partial").exists()
@@ -177,7 +219,10 @@ def test_what_a_kill_left_beside_whole_metrics_goes_and_what_is_of_another_sweep
     sweep(bench, grid, PROMPTS, target)
     mine = json.loads(target.read_text())["grid"]
     label = next(iter(json.loads(target.read_text())["own"]))
-    kept = [out / "steering" / "partial" / f"{name}-{fingerprint(label)}.json" for name in (mine, "another")]
+    kept = [
+        out / "steering" / "partial" / f"{name}-{fingerprint(label)}.json"
+        for name in (mine, "another")
+    ]
     kept[0].parent.mkdir()
     for path in kept:
         path.write_text("{}")
@@ -189,7 +234,9 @@ def test_what_a_kill_left_beside_whole_metrics_goes_and_what_is_of_another_sweep
 
 def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
     metrics = json.loads(
-        sweep(bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False).read_text()
+        sweep(
+            bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False
+        ).read_text()
     )
     assert {row["half"] for row in metrics["rows"]} == {"all"}
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
@@ -198,7 +245,9 @@ def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
 def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench, out):
     shutil.rmtree(out / "steering", ignore_errors=True)
     (out / "stats" / "mlp_act@1.safetensors").unlink(missing_ok=True)
-    recipe = Recipe("neurons", "clamp", ("mlp_act@0", "mlp_act@1"), CONSTANT, 1.0, {"top_rate": 0.5})
+    recipe = Recipe(
+        "neurons", "clamp", ("mlp_act@0", "mlp_act@1"), CONSTANT, 1.0, {"top_rate": 0.5}
+    )
     bench.need([recipe])
     made = out / "steering" / "stats" / "mlp_act@1.safetensors"
     before = made.stat().st_mtime_ns
@@ -248,8 +297,12 @@ def test_labels_that_cannot_be_measured_are_left_out_with_a_note(bench, out, mon
 def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
     grid = demo_grid([SITE])
     neurons = ("mlp_act@0", "mlp_act@1")
-    grid += [Recipe("neurons", "clamp", neurons, CONSTANT, 1.0, {"top_rate": 1e-9})]  # rounds to none
-    metrics = json.loads(sweep(bench, grid, PROMPTS, out / "steering/metrics.json", halves=False).read_text())
+    grid += [
+        Recipe("neurons", "clamp", neurons, CONSTANT, 1.0, {"top_rate": 1e-9})
+    ]  # rounds to none
+    metrics = json.loads(
+        sweep(bench, grid, PROMPTS, out / "steering/metrics.json", halves=False).read_text()
+    )
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
 
 
@@ -267,7 +320,9 @@ def test_a_run_given_again_leaves_the_full_sweep_alone(bench, out):
 
 def test_a_sweep_over_one_more_label_keeps_the_settings_of_the_others(bench, out):
     for label in ("de", "th"):
-        sweep(bench, demo_grid([SITE]), PROMPTS, out / f"{label}.json", halves=False, labels=[label])
+        sweep(
+            bench, demo_grid([SITE]), PROMPTS, out / f"{label}.json", halves=False, labels=[label]
+        )
     assert set(json.loads((out / "steering/settings.json").read_text())["labels"]) == {"de", "th"}
 
 
@@ -308,7 +363,9 @@ def test_damaged_settings_are_refused(bench, out, damage):
 def test_damaged_partial_files_are_done_again(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
-    bench.setting.say = lambda line: (_ for _ in ()).throw(KeyboardInterrupt) if "1 of 2" in line else None
+    bench.setting.say = lambda line: (
+        (_ for _ in ()).throw(KeyboardInterrupt) if "1 of 2" in line else None
+    )
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "again.json", halves=False)
     (kept,) = (out / "steering/partial").iterdir()
@@ -324,7 +381,9 @@ def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypat
     from saefeat.pipeline import matrix as room
 
     texts, units = room._texts, room.own_units
-    monkeypatch.setattr(room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n))
+    monkeypatch.setattr(
+        room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
+    )
     monkeypatch.setattr(room, "own_units", lambda s, top: {**units(s, top), "de": {}})
     result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
     rows = result["interventions"][0]["rows"]
@@ -334,7 +393,9 @@ def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypat
 
 def test_the_matrix_is_that_of_a_plain_loop(out):
     setting = open_run(out)
-    result = matrix(setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5)
+    result = matrix(
+        setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5
+    )
     assert json.loads((out / "steering" / "matrix.json").read_text()) == result
     lm, label, other = setting.lm, "de", "th"
     units = own_units(setting, 5)[label]
@@ -404,7 +465,11 @@ def test_the_labels_whose_own_text_suffers_most_are_counted():
     result = {
         "baseline": row(a=1.0, b=2.0),
         "interventions": [
-            {"edit": "ablate", "units": "features", "rows": {"a": row(a=1.5, b=2.1), "b": row(a=2, b=3)}}
+            {
+                "edit": "ablate",
+                "units": "features",
+                "rows": {"a": row(a=1.5, b=2.1), "b": row(a=2, b=3)},
+            }
         ],
     }
     assert own_is_most(result, "ablate") == ["a"]  # b: both rise by 1
@@ -414,19 +479,54 @@ def test_the_labels_whose_own_text_suffers_most_are_counted():
 
 
 def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
-    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man", "--json",
-                            "--prompt", "Water is", "--max-new-tokens", 8)  # fmt: skip
+    code, text, _ = saefeat(
+        "steer",
+        "generate",
+        "--run",
+        out,
+        "--label",
+        "de",
+        "--prompt",
+        "The old man",
+        "--json",
+        "--prompt",
+        "Water is",
+        "--max-new-tokens",
+        8,
+    )
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
-    assert set(rows[0]) == {"prompt", "label", "strength", "text", "twin", "judged", "judged_twin", "perplexity",
-                            "perplexity_twin"}  # fmt: skip
-    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man")
+    assert set(rows[0]) == {
+        "prompt",
+        "label",
+        "strength",
+        "text",
+        "twin",
+        "judged",
+        "judged_twin",
+        "perplexity",
+        "perplexity_twin",
+    }
+    code, text, _ = saefeat(
+        "steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"
+    )
     assert code == 0 and "unsteered" in text and "  de  " in text
 
 
 def test_strength_zero_is_the_twin(saefeat, out):
-    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man",
-                            "--strength", 0, "--json")  # fmt: skip
+    code, text, _ = saefeat(
+        "steer",
+        "generate",
+        "--run",
+        out,
+        "--label",
+        "de",
+        "--prompt",
+        "The old man",
+        "--strength",
+        0,
+        "--json",
+    )
     row = json.loads(text)
     assert code == 0 and row["text"] == row["twin"] and row["perplexity"] == row["perplexity_twin"]
 
@@ -434,20 +534,39 @@ def test_strength_zero_is_the_twin(saefeat, out):
 def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
     sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json")
     recipe = recipe_for(bench, "th")
-    code, text, _ = saefeat("steer", "generate", "--run", out, "--label", "th", "--prompt", "The old man", "--json")
+    code, text, _ = saefeat(
+        "steer", "generate", "--run", out, "--label", "th", "--prompt", "The old man", "--json"
+    )
     assert code == 0 and json.loads(text)["strength"] == recipe.strength
     for method in ("neurons", "random", "diffmean"):
-        assert saefeat("steer", "generate", "--run", out, "--label", "th", "--prompt", "A", "--method", method)[0] == 0
+        assert (
+            saefeat(
+                "steer",
+                "generate",
+                "--run",
+                out,
+                "--label",
+                "th",
+                "--prompt",
+                "A",
+                "--method",
+                method,
+            )[0]
+            == 0
+        )
 
 
 def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("The old man\n\nWater is\n")
     target = out / "steering" / "metrics.json"
-    code, text, err = saefeat("steer", "sweep", "--run", out, "--out", target, "--prompts", prompts,
-                              "--max-new-tokens", 7)  # fmt: skip
+    code, text, err = saefeat(
+        "steer", "sweep", "--run", out, "--out", target, "--prompts", prompts, "--max-new-tokens", 7
+    )
     assert code == 0 and "features" in text and "de (1 of 2)" in err and target.exists()
-    code, text, _ = saefeat("steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5)
+    code, text, _ = saefeat(
+        "steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5
+    )
     assert code == 0 and "ablate: the own median NLL rises most for" in text
     one = ["steer", "matrix", "--run", out, "--out", tmp_path / "one.json", "--sentences", 2]
     code, text, _ = saefeat(*one, "--edits", "amplify")
@@ -459,13 +578,22 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
 REFUSED = {
     "an unknown label": (["--label", "xx", "--prompt", "A"], "no setting for xx|no label 'xx'"),
     "the source": (["--label", "en", "--prompt", "A"], "en is the source|no setting for en"),
-    "a strength that is no number": (["--label", "de", "--prompt", "A", "--strength", "nan"], "not a finite number"),
-    "an infinite strength": (["--label", "de", "--prompt", "A", "--strength", "inf"], "not a finite number"),
+    "a strength that is no number": (
+        ["--label", "de", "--prompt", "A", "--strength", "nan"],
+        "not a finite number",
+    ),
+    "an infinite strength": (
+        ["--label", "de", "--prompt", "A", "--strength", "inf"],
+        "not a finite number",
+    ),
     "an empty prompt": (["--label", "de", "--prompt", " "], "prompt 1 is empty"),
     "no prompt": (["--label", "de"], "give --prompt"),
     "a prompt that is too long": (["--label", "de", "--prompt", "word " * 3000], "exceeds"),
     "an unknown source": (["--label", "de", "--prompt", "A", "--source", "xx"], "no label 'xx'"),
-    "an unknown method": (["--label", "de", "--prompt", "A", "--method", "magic"], "no setting for magic"),
+    "an unknown method": (
+        ["--label", "de", "--prompt", "A", "--method", "magic"],
+        "no setting for magic",
+    ),
     "a chat without a template": (["--label", "de", "--prompt", "A", "--chat"], "no chat template"),
 }
 
@@ -502,5 +630,7 @@ def test_no_run_and_files_of_others_are_refused(saefeat, out, tmp_path):
         code, _, err = saefeat("steer", command, "--run", out, "--out", other)
         assert code == 2 and "something else" in err
     assert other.read_text() == '{"mine": 1}'
-    code, _, err = saefeat("steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--sites", "resid_post@1")
+    code, _, err = saefeat(
+        "steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--sites", "resid_post@1"
+    )
     assert code == 2 and "no SAE at resid_post@1" in err

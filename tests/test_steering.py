@@ -57,8 +57,16 @@ def random(*shape, seed=0):
 def make_sae(site=SITE, k=6, width=64, seed=0, **options):
     rows = random(width, HIDDEN, seed=seed)
     bias = 0.3 * random(width, seed=seed + 1)
-    return SAE("wide", site, rows.t().contiguous(), bias, rows / rows.norm(dim=1, keepdim=True),
-               0.1 * random(HIDDEN, seed=seed + 2), k=k, **options)  # fmt: skip
+    return SAE(
+        "wide",
+        site,
+        rows.t().contiguous(),
+        bias,
+        rows / rows.norm(dim=1, keepdim=True),
+        0.1 * random(HIDDEN, seed=seed + 2),
+        k=k,
+        **options,
+    )
 
 
 UNITS = [5, 2, 33, 60]
@@ -68,7 +76,10 @@ NEURONS = [40, 3, 17]
 def kinds():
     """name -> (site, change) of every edit, on vectors, on neurons and on features of an SAE."""
     sae, neurons = make_sae(), Identity("mlp_act@1", FFN)
-    made = {"add": (SITE, add(2 * random(HIDDEN))), "replace": (SITE, replace(random(HIDDEN, seed=3)))}
+    made = {
+        "add": (SITE, add(2 * random(HIDDEN))),
+        "replace": (SITE, replace(random(HIDDEN, seed=3))),
+    }
     for name, dictionary, units in (("features", sae, UNITS), ("neurons", neurons, NEURONS)):
         values = 2 + random(len(units), seed=4).abs()
         site = dictionary.site
@@ -101,7 +112,9 @@ def go(lm, rows, new=NEW, **options):
     """The new tokens of each row by transformers' own `generate`, greedy, ends ignored."""
     ids, mask = padded(rows)
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2, **options}
-    return lm.model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)[:, ids.shape[1] :].tolist()
+    return lm.model.generate(ids, attention_mask=mask, max_new_tokens=new, **options)[
+        :, ids.shape[1] :
+    ].tolist()
 
 
 def change_by_hand(lm, change, x, steps, strength=1.0, schedule=CONSTANT):
@@ -114,7 +127,8 @@ def vectors(lm, site, row):
         return captured.run(lm.model, input_ids=torch.tensor([row]))[path].clone()
 
 
-# --------------------------------------------------------------------------- every path of generation
+# --------------------------------------------------------------------------- every path of
+# generation
 
 
 def test_greedy_output_is_one_with_and_without_cache_batched_and_alone(family_lm, kind):
@@ -157,7 +171,9 @@ def test_the_prompt_and_every_decoded_token_are_edited_but_special_ones_and_padd
     mean = random(HIDDEN)
     try:
         with apply(tiny_lm, {SITE: [replace(mean)]}, 1.0):
-            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(lambda _m, _i, out: seen.append(out))
+            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(
+                lambda _m, _i, out: seen.append(out)
+            )
             go(tiny_lm, ROWS, 4)
     finally:
         handle.remove()
@@ -208,16 +224,24 @@ def test_no_edits_are_allowed_and_change_nothing(tiny_lm):
 
 def test_hooks_are_gone_after_an_exception(tiny_lm):
     def count():
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules())
+        return sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_lm.model.modules()
+        )
 
     before, plain = count(), logits(tiny_lm)
-    changes = {SITE: [KINDS["add"][1], KINDS["scale features"][1]], "resid_post@1": [KINDS["replace"][1]]}
+    changes = {
+        SITE: [KINDS["add"][1], KINDS["scale features"][1]],
+        "resid_post@1": [KINDS["replace"][1]],
+    }
     with pytest.raises(ZeroDivisionError), apply(tiny_lm, changes, 1.0):
         logits(tiny_lm)
         raise ZeroDivisionError
     with pytest.raises(RuntimeError), apply(tiny_lm, {SITE: [add(random(HIDDEN + 1))]}, 1.0):
         logits(tiny_lm)
-    with pytest.raises(UserError, match="unknown site"), apply(tiny_lm, {SITE: changes[SITE], "nowhere": [1]}, 1.0):
+    with (
+        pytest.raises(UserError, match="unknown site"),
+        apply(tiny_lm, {SITE: changes[SITE], "nowhere": [1]}, 1.0),
+    ):
         pass
     assert count() == before
     assert torch.equal(logits(tiny_lm), plain)
@@ -253,7 +277,10 @@ def test_edits_of_several_sites_are_those_of_nested_contexts(tiny_lm):
     changes = {SITE: [KINDS["add"][1]], "resid_post@1": [add(random(HIDDEN, seed=9))]}
     with apply(tiny_lm, changes, 1.0):
         together = logits(tiny_lm)
-    with apply(tiny_lm, {SITE: changes[SITE]}, 1.0), apply(tiny_lm, {"resid_post@1": changes["resid_post@1"]}, 1.0):
+    with (
+        apply(tiny_lm, {SITE: changes[SITE]}, 1.0),
+        apply(tiny_lm, {"resid_post@1": changes["resid_post@1"]}, 1.0),
+    ):
         assert torch.equal(logits(tiny_lm), together)
 
 
@@ -269,7 +296,9 @@ def test_strength_falls_after_the_first_tokens_and_keeps_its_sign():
 
     assert strengths(1.5) == pytest.approx([0, 1.5, 1.5, 1.5, 1.5, 0.3, 0.3])
     assert strengths(-1.5) == pytest.approx([0, -1.5, -1.5, -1.5, -1.5, -0.3, -0.3])
-    assert strengths(0.2) == pytest.approx([0] + [0.2] * 6)  # `rest` is a limit, not a strength of its own
+    assert strengths(0.2) == pytest.approx(
+        [0] + [0.2] * 6
+    )  # `rest` is a limit, not a strength of its own
     assert strengths(1.5, CONSTANT) == [0] + [1.5] * 6
     assert strengths(1.5, Schedule(first=0, rest=0.0)) == [0, 1.5, 1.5, 0, 0, 0, 0]
     rows = schedule.strengths(steps.expand(2, -1), torch.tensor([2.0, 0.1]))[..., 0]
@@ -282,14 +311,18 @@ def test_a_schedule_with_rest_0_is_one_edit_of_the_first_tokens_on_every_path(ti
     for options in ({}, {"use_cache": False}):
         seen = []
         with apply(tiny_lm, {SITE: [replace(mean)]}, 1.0, Schedule(first=first, rest=0.0)):
-            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(lambda _m, _i, x, s=seen: s.append(x))
+            handle = tiny_lm.model.model.layers[0].mlp.register_forward_hook(
+                lambda _m, _i, x, s=seen: s.append(x)
+            )
             try:
                 for rows in ([[40]], ROWS, ROWS[1:2]):  # one after another in one context
                     seen.clear()
                     go(tiny_lm, rows, NEW, **options)
                     x = torch.cat(seen[-NEW:], 1) if not options else seen[-1]
                     edited = (x == mean).all(-1)[:, -(NEW - 1) :]
-                    assert edited.tolist() == [[step <= first for step in range(1, NEW)]] * len(rows)
+                    assert edited.tolist() == [[step <= first for step in range(1, NEW)]] * len(
+                        rows
+                    )
             finally:
                 handle.remove()
 
@@ -321,9 +354,13 @@ def test_ablating_neurons_equals_zeroing_columns_of_down_proj(tiny_lm):
         keep = mask.bool()
         ablated = tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]
         tokens = go(tiny_lm, rows)
-    torch.testing.assert_close(ablated, lesioned(input_ids=ids, attention_mask=mask).logits[keep], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ablated, lesioned(input_ids=ids, attention_mask=mask).logits[keep], rtol=0, atol=1e-5
+    )
     assert go(dataclasses.replace(tiny_lm, model=lesioned), rows) == tokens
-    assert (ablated - tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]).abs().max() > 1e-3
+    assert (
+        ablated - tiny_lm.model(input_ids=ids, attention_mask=mask).logits[keep]
+    ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4, -1.0, 2.5])
@@ -335,7 +372,10 @@ def test_edits_of_neurons_are_what_they_say(strength):
         "scale": (scale(dictionary, NEURONS), lambda v, _m: v * (1 + strength)),
         "ablate": (ablate(dictionary, NEURONS), lambda v, _m: v * (1 - strength)),
         "clamp": (clamp(dictionary, NEURONS, values), lambda _v, m: strength * m),
-        "raise": (clamp(dictionary, NEURONS, values, least=True), lambda v, m: max(v, strength * m)),
+        "raise": (
+            clamp(dictionary, NEURONS, values, least=True),
+            lambda v, m: max(v, strength * m),
+        ),
     }
     for name, (change, rule) in wanted.items():
         expected = x.clone()
@@ -343,7 +383,9 @@ def test_edits_of_neurons_are_what_they_say(strength):
             for b in range(2):
                 for t in range(3):
                     expected[b, t, n] = rule(x[b, t, n].item(), m)
-        torch.testing.assert_close(scheduled(change, strength, CONSTANT)(x, steps), expected, msg=name)
+        torch.testing.assert_close(
+            scheduled(change, strength, CONSTANT)(x, steps), expected, msg=name
+        )
 
 
 def brute_force(sae, x, rule):
@@ -367,7 +409,10 @@ def test_edits_of_features_write_their_difference_alone(strength):
         "scale": (scale(sae, UNITS), lambda v, _p: v * (1 + strength)),
         "ablate": (ablate(sae, UNITS), lambda v, _p: v * (1 - strength)),
         "clamp": (clamp(sae, UNITS, values), lambda _v, p: strength * values[p].item()),
-        "raise": (clamp(sae, UNITS, values, least=True), lambda v, p: max(v, strength * values[p].item())),
+        "raise": (
+            clamp(sae, UNITS, values, least=True),
+            lambda v, p: max(v, strength * values[p].item()),
+        ),
     }
     fires = sae.encode(x.flatten(0, 1)).of(torch.tensor(UNITS)) > 0
     assert fires.any() and not fires.all()
@@ -381,7 +426,9 @@ def test_the_reconstruction_error_stays_out():
     steps = torch.zeros(4, 5, dtype=torch.int64)
     flat = x.flatten(0, 1)
     codes = sae.encode(flat)
-    assert (sae.decode(codes) - flat).norm() > 0.3 * flat.norm()  # a poor SAE: there is much to keep out
+    assert (
+        sae.decode(codes) - flat
+    ).norm() > 0.3 * flat.norm()  # a poor SAE: there is much to keep out
     silent = [u for u in range(64) if not (codes.of(torch.tensor([u])) > 0).any()][:3]
     assert silent and torch.equal(scheduled(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
     every = list(range(64))
@@ -409,7 +456,10 @@ def test_adding_and_replacing_are_what_they_say(tiny_lm):
     v = random(HIDDEN)
     x = vectors(tiny_lm, SITE, ROWS[1])
     for strength in (1.0, -0.5, 3.0):
-        for change, wanted in ((add(v), x + strength * v), (replace(v), (strength * v).expand_as(x))):
+        for change, wanted in (
+            (add(v), x + strength * v),
+            (replace(v), (strength * v).expand_as(x)),
+        ):
             with apply(tiny_lm, {SITE: [change]}, strength):
                 found = vectors(tiny_lm, SITE, ROWS[1])
             torch.testing.assert_close(found[:, 1:], wanted[:, 1:])
@@ -420,7 +470,9 @@ def test_raising_never_lowers_and_changes_no_bit_of_what_is_higher():
     neurons = Identity("mlp_act@1", FFN)
     x = random(1, 40, FFN)
     values = torch.tensor([0.3, -0.2, 0.0])
-    found = scheduled(clamp(neurons, NEURONS, values, least=True), 1.0, CONSTANT)(x, torch.zeros(1, 40).long())
+    found = scheduled(clamp(neurons, NEURONS, values, least=True), 1.0, CONSTANT)(
+        x, torch.zeros(1, 40).long()
+    )
     assert (found[..., NEURONS] >= values).all() and (found >= x).all()
     higher = x[..., NEURONS] >= values
     assert higher.any() and torch.equal(found[..., NEURONS][higher], x[..., NEURONS][higher])
@@ -436,14 +488,18 @@ def world(tmp_path_factory, tiny_lm, tiny_corpus):
     save_sae(make_sae(), folder / "wide")
     sae = load_sae(folder / "wide")
     plan = make_plan(tiny_corpus, tiny_lm)
-    collect(tiny_lm, plan, [sae, Identity(SITE, HIDDEN), Identity("mlp_act@1", FFN)], folder / "stats")
+    collect(
+        tiny_lm, plan, [sae, Identity(SITE, HIDDEN), Identity("mlp_act@1", FFN)], folder / "stats"
+    )
     return folder
 
 
 def ranked(world, *dictionaries, **parameters):
     parameters = {"top": 5, "entropy_ratio": 1.0, "source": "en"} | parameters
     folder = world / "stats"
-    chosen = feature_diffmean([Stats.load(folder / f"{name}.safetensors") for name in dictionaries], **parameters)
+    chosen = feature_diffmean(
+        [Stats.load(folder / f"{name}.safetensors") for name in dictionaries], **parameters
+    )
     chosen.header["stats"] = str(folder)  # as `pipeline.rank` does
     return chosen
 
@@ -487,7 +543,9 @@ def shift(lm, site, row=ROWS[1]):
 
 @pytest.mark.parametrize("source", ["en", None])
 @pytest.mark.parametrize("which", ["features", "neurons"])
-def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(tiny_lm, selection, neurons, means, source, which):
+def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(
+    tiny_lm, selection, neurons, means, source, which
+):
     chosen, site = (selection, SITE) if which == "features" else (neurons, "mlp_act@1")
     rest = means[site, "en"] if source else (means[site, "en"] + means[site, "th"]) / 2
     length = float((means[site, "de"] - rest).norm())
@@ -495,7 +553,9 @@ def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(tiny_lm, se
     for strength in (1.0, 2.0, -0.5):
         with steer(tiny_lm, chosen, "de", strength, source=source):
             found = moved()
-        torch.testing.assert_close(found.norm(dim=1), torch.full((6,), abs(strength) * length), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            found.norm(dim=1), torch.full((6,), abs(strength) * length), rtol=1e-3, atol=0
+        )
         torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-4)
 
 
@@ -517,7 +577,9 @@ def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_di
     basis = np.linalg.svd(sae.W_dec[units].double().numpy(), full_matrices=False)[2]
     by_hand = torch.from_numpy(basis.T @ (basis @ difference.double().numpy()))
     found = towards_with([(sae, units)], difference.double())
-    torch.testing.assert_close(found.double(), by_hand * (difference.norm() / by_hand.norm()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.double(), by_hand * (difference.norm() / by_hand.norm()), rtol=1e-4, atol=1e-5
+    )
     _, moved = shift(tiny_lm, SITE)
     with steer(tiny_lm, selection, "de", source="en"):
         assert torch.nn.functional.cosine_similarity(moved(), by_hand[None].float()).min() > 0.9999
@@ -566,7 +628,9 @@ def test_strength_1_patches_with_the_labels_mean(tiny_lm, neurons, means):
     for strength in (1.0, -0.5):
         with steer(tiny_lm, neurons, "de", strength, edit="clamp"):
             now = vectors(tiny_lm, "mlp_act@1", ROWS[1])
-        torch.testing.assert_close(now[0, 1:, units], (strength * mean[units]).expand(6, -1), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            now[0, 1:, units], (strength * mean[units]).expand(6, -1), rtol=0, atol=1e-4
+        )
         with steer(tiny_lm, neurons, "de", strength, edit="raise"):
             now = vectors(tiny_lm, "mlp_act@1", ROWS[1])
         wanted = torch.maximum(before[0, 1:, units], strength * mean[units])
@@ -583,9 +647,7 @@ def test_features_are_clamped_to_the_labels_mean(tiny_lm, world, selection):
     z = sae.encode(before).of(torch.tensor(units))
     mean = stats.mean()[stats.labels.index("de")][units].float()
     assert torch.equal(label_mean(stats, "de")[units].float(), mean)
-    wanted = {
-        "clamp": mean - z, "raise": (mean - z).clamp(min=0), "scale": z, "ablate": -z,
-    }  # fmt: skip
+    wanted = {"clamp": mean - z, "raise": (mean - z).clamp(min=0), "scale": z, "ablate": -z}
     for edit, moved in wanted.items():
         with steer(tiny_lm, selection, "de", edit=edit):
             now = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
@@ -594,7 +656,9 @@ def test_features_are_clamped_to_the_labels_mean(tiny_lm, world, selection):
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("which", ["features", "neurons"])
-def test_steered_text_is_one_with_and_without_cache_batched_and_alone(tiny_lm, selection, neurons, edit, which):
+def test_steered_text_is_one_with_and_without_cache_batched_and_alone(
+    tiny_lm, selection, neurons, edit, which
+):
     chosen = selection if which == "features" else neurons
     for schedule in (CONSTANT, Schedule(first=3, rest=0.3)):
         with steer(tiny_lm, chosen, "de", 2.0, edit=edit, source="en", schedule=schedule):
@@ -625,11 +689,16 @@ def test_by_default_an_addition_falls_off_and_other_edits_stay(tiny_lm, selectio
 def test_steers_nest_and_compose_in_order(tiny_lm, selection, neurons):
     with steer(tiny_lm, selection, "de", source="en"):
         outer = vectors(tiny_lm, SITE, ROWS[1])
-        with steer(tiny_lm, selection, "th", -1.0, source="en"), steer(tiny_lm, neurons, "de", edit="ablate"):
+        with (
+            steer(tiny_lm, selection, "th", -1.0, source="en"),
+            steer(tiny_lm, neurons, "de", edit="ablate"),
+        ):
             inner = vectors(tiny_lm, SITE, ROWS[1])
             act = vectors(tiny_lm, "mlp_act@1", ROWS[1])
         assert torch.equal(vectors(tiny_lm, SITE, ROWS[1]), outer)
-    changes = [changes_of(tiny_lm, selection, label, source="en")[SITE][0] for label in ("de", "th")]
+    changes = [
+        changes_of(tiny_lm, selection, label, source="en")[SITE][0] for label in ("de", "th")
+    ]
     x = vectors(tiny_lm, SITE, ROWS[1])
     steps = [[-1, 0, 0, 0, 0, 0, 0]]
     first = change_by_hand(tiny_lm, changes[0], x, steps)
@@ -648,7 +717,9 @@ def test_a_saved_selection_steers_as_the_one_in_memory(tiny_lm, selection, tmp_p
 
 def test_dictionaries_and_statistics_may_be_given(tiny_lm, world, selection, tmp_path):
     moved = Selection(selection.table, {**selection.header, "stats": str(tmp_path)})
-    moved.header["dictionaries"] = {"wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "gone")}}
+    moved.header["dictionaries"] = {
+        "wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "gone")}
+    }
     with steer(tiny_lm, selection, "de", 2.0):
         wanted = logits(tiny_lm)
     given = {"dictionaries": {"wide": load_sae(world / "wide")}, "stats": world / "stats"}
@@ -664,7 +735,10 @@ def test_dictionaries_and_statistics_may_be_given(tiny_lm, world, selection, tmp
 def refused(lm, selection, label="de", *args, match, **options):
     """`steer` raises one sentence that says so, before any hook is set."""
     before = sum(len(m._forward_hooks) for m in lm.model.modules())
-    with pytest.raises(UserError, match=match) as error, steer(lm, selection, label, *args, **options):
+    with (
+        pytest.raises(UserError, match=match) as error,
+        steer(lm, selection, label, *args, **options),
+    ):
         raise AssertionError("it was not refused")
     assert "\n" not in str(error.value)
     assert sum(len(m._forward_hooks) for m in lm.model.modules()) == before
@@ -681,12 +755,18 @@ def test_labels_edits_and_sources_that_are_not_there_are_refused(tiny_lm, select
 def test_a_strength_that_is_not_finite_is_refused(tiny_lm, selection, strength):
     refused(tiny_lm, selection, "de", strength, match="not a finite number")
     bad = torch.tensor([0.0, strength])
-    with pytest.raises(UserError, match="not a finite number"), apply(tiny_lm, {SITE: [KINDS["add"][1]]}, bad):
+    with (
+        pytest.raises(UserError, match="not a finite number"),
+        apply(tiny_lm, {SITE: [KINDS["add"][1]]}, bad),
+    ):
         pass
 
 
 def test_strengths_of_another_number_of_rows_are_refused(tiny_lm):
-    with apply(tiny_lm, {SITE: [KINDS["add"][1]]}, torch.ones(2)), pytest.raises(UserError, match=r"2 .*3"):
+    with (
+        apply(tiny_lm, {SITE: [KINDS["add"][1]]}, torch.ones(2)),
+        pytest.raises(UserError, match=r"2 .*3"),
+    ):
         logits(tiny_lm)
 
 
@@ -697,8 +777,16 @@ def test_another_model_is_refused(make_lm, selection):
 @pytest.mark.parametrize(("edit", "missing"), [("add", SITE), ("clamp", "wide"), ("replace", SITE)])
 def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_path, edit, missing):
     for name in {"wide", SITE} - {missing}:
-        (tmp_path / f"{name}.safetensors").write_bytes((world / "stats" / f"{name}.safetensors").read_bytes())
-    refused(tiny_lm, selection, edit=edit, stats=tmp_path, match=f"no statistics of {missing}.*saefeat collect")
+        (tmp_path / f"{name}.safetensors").write_bytes(
+            (world / "stats" / f"{name}.safetensors").read_bytes()
+        )
+    refused(
+        tiny_lm,
+        selection,
+        edit=edit,
+        stats=tmp_path,
+        match=f"no statistics of {missing}.*saefeat collect",
+    )
 
 
 def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):
@@ -710,7 +798,9 @@ def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):
 def test_an_sae_that_has_changed_since_is_refused(tiny_lm, world, selection, tmp_path):
     save_sae(make_sae(seed=5), tmp_path / "wide")
     moved = Selection(selection.table, {**selection.header})
-    moved.header["dictionaries"] = {"wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "wide")}}
+    moved.header["dictionaries"] = {
+        "wide": {**selection.dictionaries["wide"], "path": str(tmp_path / "wide")}
+    }
     refused(tiny_lm, moved, match="has changed since")
     refused(tiny_lm, selection, dictionaries={"wide": make_sae(seed=5)}, match="has changed since")
 
@@ -721,9 +811,13 @@ def test_statistics_of_another_sae_are_refused(tiny_lm, world, selection, tmp_pa
     refused(tiny_lm, selection, stats=tmp_path, edit="clamp", match="of another dictionary")
 
 
-def test_an_sae_collected_in_another_dtype_is_opened_in_that_dtype(tiny_lm, world, tiny_corpus, tmp_path):
+def test_an_sae_collected_in_another_dtype_is_opened_in_that_dtype(
+    tiny_lm, world, tiny_corpus, tmp_path
+):
     half = load_sae(world / "wide", dtype="bfloat16")
-    collect(tiny_lm, make_plan(tiny_corpus, tiny_lm), [half, Identity(SITE, HIDDEN)], tmp_path / "stats")
+    collect(
+        tiny_lm, make_plan(tiny_corpus, tiny_lm), [half, Identity(SITE, HIDDEN)], tmp_path / "stats"
+    )
     chosen = ranked(tmp_path, "wide")
     with steer(tiny_lm, chosen, "de", edit="ablate"):
         now = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
@@ -744,8 +838,13 @@ def test_an_instruct_model_is_steered_through_its_chat_template(smollm):
     path = smollm.site(site).path
     with capture(smollm.model, (path,)) as captured:
         german, english = (
-            captured.run(smollm.model, input_ids=torch.tensor(smollm.tokenize([text], 64)))[path][0, 1:].mean(0)
-            for text in ("Die Hauptstadt ist eine sehr schöne Stadt.", "The capital is a very beautiful city.")
+            captured.run(smollm.model, input_ids=torch.tensor(smollm.tokenize([text], 64)))[path][
+                0, 1:
+            ].mean(0)
+            for text in (
+                "Die Hauptstadt ist eine sehr schöne Stadt.",
+                "The capital is a very beautiful city.",
+            )
         )
     changes = {site: [add(german - english)]}
     turn, end = (smollm.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
@@ -766,10 +865,14 @@ def test_an_instruct_model_is_steered_through_its_chat_template(smollm):
         assert generate(smollm, rows[1:], decoding) == batched[1:]
         assert [
             smollm.model.generate(
-                torch.tensor([row]), attention_mask=torch.ones(1, len(row)), max_new_tokens=4, do_sample=False,
-                use_cache=False, pad_token_id=end,
+                torch.tensor([row]),
+                attention_mask=torch.ones(1, len(row)),
+                max_new_tokens=4,
+                do_sample=False,
+                use_cache=False,
+                pad_token_id=end,
             )[0, len(row) :].tolist()[: len(new)]
             for row, new in zip(rows[1:], batched[1:], strict=True)
-        ] == batched[1:]  # fmt: skip
+        ] == batched[1:]
     assert batched != plain
     assert generate(smollm, rows[:1], decoding) == plain[:1]

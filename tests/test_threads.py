@@ -57,7 +57,9 @@ def test_a_sweep_measures_labels_again_that_were_measured_with_other_threads(set
     lines = interrupted(setting, "1 of 2", call)
     torch.set_num_threads(2)
     call()
-    assert any(line.startswith("note: de is measured again: the number of threads") for line in lines)
+    assert any(
+        line.startswith("note: de is measured again: the number of threads") for line in lines
+    )
     assert any("1 of 2" in line for line in lines) and json.loads(out.read_text())["threads"] == 2
     resumed = out.read_bytes()
     out.unlink()
@@ -65,7 +67,9 @@ def test_a_sweep_measures_labels_again_that_were_measured_with_other_threads(set
     assert out.read_bytes() == resumed
     torch.set_num_threads(1)
     call()
-    assert out.read_bytes() == resumed and "is complete already" in lines[-1]  # a whole file is of one kind
+    assert (
+        out.read_bytes() == resumed and "is complete already" in lines[-1]
+    )  # a whole file is of one kind
 
 
 def test_a_matrix_starts_again_with_other_threads(setting):
@@ -77,14 +81,18 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     lines = interrupted(setting, "2 of 3", call)
     torch.set_num_threads(2)
     assert call()["threads"] == 2
-    assert lines[0].startswith("note: the matrix is measured again") and "matrix: de (1 of 3)" in lines
+    assert (
+        lines[0].startswith("note: the matrix is measured again") and "matrix: de (1 of 3)" in lines
+    )
     resumed = out.read_bytes()
     out.unlink()
     call()
     assert out.read_bytes() == resumed
 
 
-def test_collecting_and_training_say_that_they_go_on_with_other_threads(tmp_path, tiny_corpus, tiny_lm, small_windows):
+def test_collecting_and_training_say_that_they_go_on_with_other_threads(
+    tmp_path, tiny_corpus, tiny_lm, small_windows
+):
     plan = make_plan(tiny_corpus, tiny_lm, mixed=True)
     config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
     neurons = [Identity("mlp_act@0", 48)]
@@ -109,5 +117,7 @@ def test_collecting_and_training_say_that_they_go_on_with_other_threads(tmp_path
         lines = []
         call(lines.append)
         note = f"note: the {name} goes on with 2 threads where 1 were used before"
-        assert [line for line in lines if line.startswith("note")] == [lines[0]] and lines[0].startswith(note)
+        assert [line for line in lines if line.startswith("note")] == [lines[0]] and lines[
+            0
+        ].startswith(note)
         torch.set_num_threads(1)

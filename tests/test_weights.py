@@ -25,9 +25,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_model_stored_in_float32_is_one_model_in_every_dtype(family, family_lm, save_lm, tmp_path, dtype):
+def test_a_model_stored_in_float32_is_one_model_in_every_dtype(
+    family, family_lm, save_lm, tmp_path, dtype
+):
     directory = save_lm(tmp_path / "m", family)
-    assert load_model(str(directory), dtype=dtype, device="cpu").fingerprint == family_lm.fingerprint
+    assert (
+        load_model(str(directory), dtype=dtype, device="cpu").fingerprint == family_lm.fingerprint
+    )
 
 
 def test_values_that_one_rounding_moves_and_two_move_further_keep_the_fingerprint():
@@ -37,7 +41,9 @@ def test_values_that_one_rounding_moves_and_two_move_further_keep_the_fingerprin
         model.weight.copy_(torch.tensor([[1 + 2**-8 - 2**-20, -1e-9, -1 - 2**-8 + 2**-20, 0.0]]))
     twice = copy.deepcopy(model).half().bfloat16()
     assert not torch.equal(twice.weight, copy.deepcopy(model).bfloat16().weight)
-    assert {weights_fingerprint(copy.deepcopy(model).to(dtype)) for dtype in DTYPES} == {weights_fingerprint(twice)}
+    assert {weights_fingerprint(copy.deepcopy(model).to(dtype)) for dtype in DTYPES} == {
+        weights_fingerprint(twice)
+    }
 
 
 def test_a_little_training_changes_the_fingerprint(make_lm):
@@ -106,7 +112,9 @@ def test_weights_in_a_tensor_class_of_a_library_are_read_for_what_they_stand_for
             values = (weight / scale).round().to(torch.int8)
             block.mlp.up_proj.weight = nn.Parameter(Int8(values, scale), requires_grad=False)
             other.mlp.up_proj.weight.copy_(values * scale)
-    assert wrap(quantised, lm.tokenizer, "x").fingerprint == wrap(plain, lm.tokenizer, "x").fingerprint
+    assert (
+        wrap(quantised, lm.tokenizer, "x").fingerprint == wrap(plain, lm.tokenizer, "x").fingerprint
+    )
 
 
 def test_weights_of_an_unknown_tensor_class_are_one_sentence():
@@ -114,8 +122,12 @@ def test_weights_of_an_unknown_tensor_class_are_one_sentence():
         dequantize = Tensor.dequantize
 
     layer = nn.Linear(2, 2)
-    layer.weight = nn.Parameter(Closed(torch.ones(2, 2, dtype=torch.int8), torch.ones(2, 1)), requires_grad=False)
-    with pytest.raises(UserError, match=r"the weight weight of the model is held as Closed, which cannot be read"):
+    layer.weight = nn.Parameter(
+        Closed(torch.ones(2, 2, dtype=torch.int8), torch.ones(2, 1)), requires_grad=False
+    )
+    with pytest.raises(
+        UserError, match=r"the weight weight of the model is held as Closed, which cannot be read"
+    ):
         weights_fingerprint(layer)
 
 
@@ -128,18 +140,24 @@ def test_int8_weights_of_torchao_are_read(make_lm):
 
 
 @pytest.mark.parametrize("first", ["cpu", "disk"])
-def test_weights_that_are_offloaded_to_a_disk_are_read_there(family, family_lm, save_lm, tmp_path, first):
+def test_weights_that_are_offloaded_to_a_disk_are_read_there(
+    family, family_lm, save_lm, tmp_path, first
+):
     from transformers import AutoModelForCausalLM
 
     directory = save_lm(tmp_path / "m", family)
     parts = {name for name, _ in family_lm.model.base_model.named_children()}
     places = {f"{family_lm.model.base_model_prefix}.{name}": first for name in parts}
-    places |= {name: first for name, _ in family_lm.model.named_children()}  # a tied head lies where its weights do
+    places |= {
+        name: first for name, _ in family_lm.model.named_children()
+    }  # a tied head lies where its weights do
     places.pop(family_lm.model.base_model_prefix)
     blocks = family_lm.layers_path
     places.pop(blocks)
     places |= {f"{blocks}.0": "cpu", f"{blocks}.1": "disk"}
-    model = AutoModelForCausalLM.from_pretrained(directory, device_map=places, offload_folder=str(tmp_path / "off"))
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, device_map=places, offload_folder=str(tmp_path / "off")
+    )
     assert any(weight.is_meta for weight in model.parameters())
     lm = wrap(model, family_lm.tokenizer, "x")
     assert (lm.fingerprint, lm.device) == (family_lm.fingerprint, "cpu")
@@ -152,7 +170,8 @@ def test_a_model_without_its_weights_is_one_sentence(make_lm):
         wrap(lm.model.to("meta"), lm.tokenizer, "x")
 
 
-# --------------------------------------------------------------------------- weights that are not there
+# --------------------------------------------------------------------------- weights that are not
+# there
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +184,9 @@ def gguf_of_llama(tmp_path_factory, make_lm):
         lm = make_lm()
         weights = lm.model.state_dict()
         writer = gguf.GGUFWriter(
-            folder / "tiny.gguf", "llama", split_max_tensors=-(-len(weights) // shards) * (shards > 1)
+            folder / "tiny.gguf",
+            "llama",
+            split_max_tensors=-(-len(weights) // shards) * (shards > 1),
         )
         config, tokenizer = lm.model.config, json.loads(lm.tokenizer.backend_tokenizer.to_str())
         writer.add_block_count(config.num_hidden_layers)
@@ -190,7 +211,11 @@ def gguf_of_llama(tmp_path_factory, make_lm):
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
             for part, n in heads.items():  # llama.cpp turns the halves of a head into pairs
                 if part in name:
-                    weight = weight.reshape(n, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+                    weight = (
+                        weight.reshape(n, 2, -1, weight.shape[1])
+                        .swapaxes(1, 2)
+                        .reshape(weight.shape)
+                    )
             key = names.get_name(name, try_suffixes=(".weight",))
             writer.add_tensor(key, weight.numpy())
         writer.write_header_to_file()
@@ -218,7 +243,10 @@ def test_shards_of_a_gguf_are_joined(gguf_of_llama, tmp_path, cache, make_lm):
     assert [p.name for p in shards] == [f"tiny-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     marks = {opened(path).fingerprint for path in (whole, shards[0], shards[2])}
     assert marks == {make_lm().fingerprint}
-    assert sorted(p.name.rpartition("-")[0] for p in cache.iterdir()) == ["tiny", "tiny"]  # and nothing else
+    assert sorted(p.name.rpartition("-")[0] for p in cache.iterdir()) == [
+        "tiny",
+        "tiny",
+    ]  # and nothing else
     one, other = (load_file(p / "model.safetensors") for p in cache.iterdir())
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -226,10 +254,14 @@ def test_shards_of_a_gguf_are_joined(gguf_of_llama, tmp_path, cache, make_lm):
 def test_a_gguf_without_all_of_its_shards_is_one_sentence(gguf_of_llama, tmp_path, cache):
     first, second = gguf_of_llama(tmp_path / "shards", 2)
     second.rename(tmp_path / "elsewhere.gguf")
-    with pytest.raises(UserError, match=r"is one of 2 shards, and tiny-00002-of-00002\.gguf is not beside it"):
+    with pytest.raises(
+        UserError, match=r"is one of 2 shards, and tiny-00002-of-00002\.gguf is not beside it"
+    ):
         opened(first)
     first.rename(tmp_path / "tiny.gguf")
-    with pytest.raises(UserError, match=r"tiny\.gguf is one of 2 shards; give all of them the names that they had"):
+    with pytest.raises(
+        UserError, match=r"tiny\.gguf is one of 2 shards; give all of them the names that they had"
+    ):
         opened(tmp_path / "tiny.gguf")
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "tiny-00001-of-00002.gguf")
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "tiny-00002-of-00002.gguf")
@@ -242,7 +274,9 @@ def test_a_gguf_that_lacks_a_weight_is_refused_and_not_cached(gguf_of_llama, tmp
     name = "model.layers.1.mlp.down_proj.weight"
     (path,) = gguf_of_llama(tmp_path / "part", lacking=name)
     for _ in range(2):
-        with pytest.raises(UserError, match=rf"tiny\.gguf as a GGUF model: its weights lack {name}; fetch"):
+        with pytest.raises(
+            UserError, match=rf"tiny\.gguf as a GGUF model: its weights lack {name}; fetch"
+        ):
             opened(path)
     assert list(cache.iterdir()) == []
 
@@ -276,7 +310,8 @@ def test_a_checkpoint_without_one_of_its_shards_is_one_sentence(make_lm, tmp_pat
     assert "\n" not in str(told.value)
 
 
-# --------------------------------------------------------------------------- ids without an embedding
+# --------------------------------------------------------------------------- ids without an
+# embedding
 
 
 @pytest.fixture
@@ -292,7 +327,9 @@ def test_a_pad_id_beyond_the_embeddings_is_not_given_to_the_model(padded, tiny_l
     assert (padded.pad_id, tiny_lm.pad_id) == (padded.tokenizer.eos_token_id, 2)
     plan, usual = (make_plan(tiny_corpus, lm, max_tokens=300) for lm in (padded, tiny_lm))
     seen = 0
-    for batch, other in zip(plan.batches(padded, plan.window(0)), usual.batches(tiny_lm, usual.window(0)), strict=True):
+    for batch, other in zip(
+        plan.batches(padded, plan.window(0)), usual.batches(tiny_lm, usual.window(0)), strict=True
+    ):
         assert int(batch.input_ids.max()) < padded.embedding_rows
         assert torch.equal(batch.counted, other.counted)
         logits, expected = (
@@ -306,14 +343,19 @@ def test_a_pad_id_beyond_the_embeddings_is_not_given_to_the_model(padded, tiny_l
 
 def test_a_text_that_holds_a_token_without_an_embedding_is_read_without_it(padded):
     assert padded.tokenize(["the[PAD] cat"], 16) == padded.tokenize(["the cat"], 16)
-    corpus = Corpus(["[PAD]", "der Hund", "the cat"], ["de", "de", "en"], ["0", "1", "2"], ("de", "en"), "few")
+    corpus = Corpus(
+        ["[PAD]", "der Hund", "the cat"], ["de", "de", "en"], ["0", "1", "2"], ("de", "en"), "few"
+    )
     assert make_plan(corpus, padded, split="all").skipped == {"no tokens": 1}
 
 
 def test_a_tokenizer_of_a_larger_model_is_one_sentence(make_lm, tokenizer):
     lm = make_lm()
     lm.model.resize_token_embeddings(60)
-    with pytest.raises(UserError, match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens alone"):
+    with pytest.raises(
+        UserError,
+        match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens alone",
+    ):
         wrap(lm.model, tokenizer, "small").tokenize(["the mat"], 16)
 
 
@@ -330,8 +372,12 @@ def test_bos_without_an_embedding_is_one_sentence(make_lm, tokenizer):
     lm = make_lm("llama")
     lm.model.resize_token_embeddings(200)
     bare = copy.deepcopy(tokenizer)
-    bare.backend_tokenizer.post_processor = TemplateProcessing(single="<far> $A", special_tokens=[("<far>", 299)])
-    with pytest.raises(UserError, match="puts the token 299 around a text, but the model has embeddings of 200"):
+    bare.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<far> $A", special_tokens=[("<far>", 299)]
+    )
+    with pytest.raises(
+        UserError, match="puts the token 299 around a text, but the model has embeddings of 200"
+    ):
         wrap(lm.model, bare, "short")
 
 
@@ -340,9 +386,23 @@ def test_fingerprints_of_an_older_version_are_told_apart(make_lm, tmp_path):
     from saefeat.sae.store import load_saes, save_sae
 
     lm = make_lm()
-    assert not is_outdated(lm.fingerprint) and not is_outdated(None) and is_outdated("04b24b0674fd5446")
+    assert (
+        not is_outdated(lm.fingerprint)
+        and not is_outdated(None)
+        and is_outdated("04b24b0674fd5446")
+    )
     rows = torch.randn(8, 32)
-    sae = SAE("sae", "mlp_out@0", rows.t().contiguous(), torch.zeros(8), rows, torch.zeros(32), k=2,
-              record={"model": {"name": lm.name, "fingerprint": "04b24b0674fd5446"}})  # fmt: skip
+    sae = SAE(
+        "sae",
+        "mlp_out@0",
+        rows.t().contiguous(),
+        torch.zeros(8),
+        rows,
+        torch.zeros(32),
+        k=2,
+        record={"model": {"name": lm.name, "fingerprint": "04b24b0674fd5446"}},
+    )
     save_sae(sae, tmp_path / "sae")
-    assert load_saes(str(tmp_path / "sae"), lm)[0].width == 8  # by its name, as an SAE without a fingerprint
+    assert (
+        load_saes(str(tmp_path / "sae"), lm)[0].width == 8
+    )  # by its name, as an SAE without a fingerprint

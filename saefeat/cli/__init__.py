@@ -36,8 +36,12 @@ from saefeat.cli.common import (
 )
 from saefeat.io import UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Find, rank and use the language features inside a language model.")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find, rank and use the language features inside a language model.",
+)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(lid.app, name="lid")
 app.add_typer(steer.app, name="steer")
@@ -59,7 +63,9 @@ def demo(
     from saefeat.pipeline import run as run_all
 
     names = by_commas(labels) or PAPER_LABELS
-    config = RunConfig(model, "embedded:eld", labels=names, seed=seed, device=device, dtype=dtype, **DEMO)
+    config = RunConfig(
+        model, "embedded:eld", labels=names, seed=seed, device=device, dtype=dtype, **DEMO
+    )
     _finish(run_all(config, out, say=say, dry_run=dry_run), out)
 
 
@@ -70,17 +76,31 @@ def run(
     out: Out,
     saes: Saes = None,
     labels: Labels = None,
-    sites: Annotated[str | None, typer.Option(help="Where to train SAEs, by commas; default by depth.")] = None,
-    d_sae: Annotated[int | None, typer.Option(min=16, help="Width of the SAEs; default 4 times d_in.")] = None,
-    k: Annotated[int | None, typer.Option(min=1, help="Active features of a token; default 32.")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Where to train SAEs, by commas; default by depth.")
+    ] = None,
+    d_sae: Annotated[
+        int | None, typer.Option(min=16, help="Width of the SAEs; default 4 times d_in.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="Active features of a token; default 32.")
+    ] = None,
     train_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens a label for SAE training; default 100000.")
     ] = None,
     max_tokens: MaxTokens = 50_000,
-    eval_texts: Annotated[int | None, typer.Option(min=1, help="Test texts a label; default all.")] = None,
-    neuron_layers: Annotated[int | None, typer.Option(min=0, help="Layers whose neurons are counted.")] = None,
-    steer_prompts: Annotated[int, typer.Option(min=0, max=64, help="English prompts to steer; 0: do not steer.")] = 16,
-    matrix_texts: Annotated[int, typer.Option(min=0, help="Texts a label of the perplexity matrix; 0: none.")] = 10,
+    eval_texts: Annotated[
+        int | None, typer.Option(min=1, help="Test texts a label; default all.")
+    ] = None,
+    neuron_layers: Annotated[
+        int | None, typer.Option(min=0, help="Layers whose neurons are counted.")
+    ] = None,
+    steer_prompts: Annotated[
+        int, typer.Option(min=0, max=64, help="English prompts to steer; 0: do not steer.")
+    ] = 16,
+    matrix_texts: Annotated[
+        int, typer.Option(min=0, help="Texts a label of the perplexity matrix; 0: none.")
+    ] = 10,
     source: Source = None,
     gate: Gate = True,
     seed: Seed = 0,
@@ -98,7 +118,9 @@ def run(
     training = {"--sites": sites, "--d-sae": d_sae, "--k": k, "--train-tokens": train_tokens}
     asked = [name for name, value in training.items() if value is not None]
     if saes and asked:
-        raise UserError(f"--saes takes SAEs that exist, {asked[0]} is for new ones: give one or the other")
+        raise UserError(
+            f"--saes takes SAEs that exist, {asked[0]} is for new ones: give one or the other"
+        )
     config = RunConfig(
         model,
         corpus,
@@ -146,7 +168,9 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
 
 
 @app.command()
-def fetch(assets: Annotated[list[str] | None, typer.Argument(help="Assets; default all.")] = None) -> None:
+def fetch(
+    assets: Annotated[list[str] | None, typer.Argument(help="Assets; default all.")] = None,
+) -> None:
     """Embedded assets into the cache (SAEFEAT_CACHE) ahead of time."""
     from saefeat.assets import ASSETS
     from saefeat.assets import fetch as fetch_asset
@@ -171,14 +195,20 @@ def train(
     sites: Annotated[str, typer.Option(help="By commas: mlp_out@13,resid_post@5 or module paths.")],
     out: Out,
     labels: Labels = None,
-    d_sae: Annotated[int | None, typer.Option(min=16, help="Width; default --expansion times d_in.")] = None,
+    d_sae: Annotated[
+        int | None, typer.Option(min=16, help="Width; default --expansion times d_in.")
+    ] = None,
     expansion: Annotated[int, typer.Option(min=1)] = 4,
     k: Annotated[int, typer.Option(min=1, help="Active features of a token.")] = 32,
     passes: Annotated[int, typer.Option(min=1, help="How often each activation is used.")] = 2,
     batch_size: Annotated[int, typer.Option(min=16)] = 2048,
     chunk_tokens: Annotated[int, typer.Option(min=16, help="Tokens held in memory.")] = 65_536,
-    lr: Annotated[float | None, typer.Option(min=1e-8, help="Default 1e-3 * sqrt(10240 / d_sae).")] = None,
-    dead_tokens: Annotated[int | None, typer.Option(min=1, help="Silent so long, a unit is dead.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-8, help="Default 1e-3 * sqrt(10240 / d_sae).")
+    ] = None,
+    dead_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Silent so long, a unit is dead.")
+    ] = None,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -192,7 +222,17 @@ def train(
     from saefeat.sae.train import TrainConfig, plan_chunks, train_saes
 
     names = by_commas(sites) or ()
-    config = TrainConfig(k, d_sae, expansion, passes, batch_size, chunk_tokens, lr, dead_tokens=dead_tokens, seed=seed)
+    config = TrainConfig(
+        k,
+        d_sae,
+        expansion,
+        passes,
+        batch_size,
+        chunk_tokens,
+        lr,
+        dead_tokens=dead_tokens,
+        seed=seed,
+    )
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
     from saefeat.hooks import site_width
@@ -209,10 +249,15 @@ def train(
     for sae in train_saes(lm, plan, list(names), out, config, progress=say):
         record, held = sae.record, sae.record.get("held_out")
         average = record.get("training_average", record)  # older files have these figures alone
-        found = f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens" if held else (
-            "FVU not measured, as no text is held out")  # fmt: skip
-        typer.echo(f"{out / sae.id}: d_sae {sae.width}, {found} (average over training: FVU {average['fvu']:.3f}, "
-                   f"L0 {average['l0']:.1f}), dead {record['dead']:.1%}")  # fmt: skip
+        found = (
+            f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens"
+            if held
+            else ("FVU not measured, as no text is held out")
+        )
+        typer.echo(
+            f"{out / sae.id}: d_sae {sae.width}, {found} (average over training: FVU {average['fvu']:.3f}, "
+            f"L0 {average['l0']:.1f}), dead {record['dead']:.1%}"
+        )
 
 
 @app.command()
@@ -221,11 +266,15 @@ def collect(
     corpus: CorpusName,
     out: Out,
     saes: Saes = None,
-    neurons: Annotated[bool, typer.Option("--neurons", help="Count the hidden neurons of every layer too.")] = False,
+    neurons: Annotated[
+        bool, typer.Option("--neurons", help="Count the hidden neurons of every layer too.")
+    ] = False,
     bags: Annotated[bool, typer.Option("--bags", help="Write bags by example as well.")] = False,
     shard: Annotated[str, typer.Option(help="i/n: take the windows w with w mod n = i.")] = "0/1",
     split: Annotated[str, typer.Option(help="train, test or all.")] = "train",
-    count_bos: Annotated[bool, typer.Option("--count-bos", help="Count BOS, as SAE-LAPE was published.")] = False,
+    count_bos: Annotated[
+        bool, typer.Option("--count-bos", help="Count BOS, as SAE-LAPE was published.")
+    ] = False,
     labels: Labels = None,
     max_tokens: MaxTokens = None,
     gate: Gate = True,
@@ -254,28 +303,52 @@ def collect(
     sites = [d.site for d in (*loaded, *(identities(lm) if neurons else ()))]
     check_activations(lm, text, sites, whole=bool(loaded) and gate)
     if dry_run:
-        _say_plan(lm, text, make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos))
+        _say_plan(
+            lm,
+            text,
+            make_plan(text, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos),
+        )
         for report in check_saes(lm, loaded if gate else [], text, seed=seed):
             say(describe(report))
         say(forecast_collect(lm, loaded, len(text.labels), with_neurons=neurons))
         return
-    paths = collect_all(lm, text, loaded, out=out, with_neurons=neurons, with_bags=bags, split=split,
-                        max_tokens=max_tokens, seed=seed, shard=part, count_bos=count_bos, gate=gate,
-                        progress=say)  # fmt: skip
+    paths = collect_all(
+        lm,
+        text,
+        loaded,
+        out=out,
+        with_neurons=neurons,
+        with_bags=bags,
+        split=split,
+        max_tokens=max_tokens,
+        seed=seed,
+        shard=part,
+        count_bos=count_bos,
+        gate=gate,
+        progress=say,
+    )
     for path in paths:
         typer.echo(path)
 
 
 def _shard(text: str) -> tuple[int, int]:
     i, slash, n = text.partition("/")
-    if slash and i.isdecimal() and n.isdecimal() and len(n) <= 12 and len(i) <= 12 and int(i) < int(n):
+    if (
+        slash
+        and i.isdecimal()
+        and n.isdecimal()
+        and len(n) <= 12
+        and len(i) <= 12
+        and int(i) < int(n)
+    ):
         return int(i), int(n)
     raise UserError(f"--shard {text} should be i/n with 0 <= i < n")
 
 
 @app.command()
 def merge(
-    stats: Annotated[list[Path], typer.Argument(help="Directories of statistics, one a shard.")], out: Out
+    stats: Annotated[list[Path], typer.Argument(help="Directories of statistics, one a shard.")],
+    out: Out,
 ) -> None:
     """Merge the statistics of shards."""
     from saefeat.collection import merge as merge_all
@@ -290,23 +363,33 @@ def rank(
     stats: Annotated[Path, typer.Argument(help="Directory of statistics.")],
     out: Out,
     method: Annotated[str, typer.Option(help="lape, sae-lape or feature-diffmean.")] = "sae-lape",
-    parameters: Annotated[list[str] | None, typer.Option("-p", help="name=value; may be repeated.")] = None,
-    dictionaries: Annotated[list[str] | None, typer.Option(help="Patterns of dictionary ids.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("-p", help="name=value; may be repeated.")
+    ] = None,
+    dictionaries: Annotated[
+        list[str] | None, typer.Option(help="Patterns of dictionary ids.")
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="Units of each label to print.")] = 3,
-    lens: Annotated[bool, typer.Option("--lens/--no-lens", help="Print the tokens that units promote.")] = True,
+    lens: Annotated[
+        bool, typer.Option("--lens/--no-lens", help="Print the tokens that units promote.")
+    ] = True,
 ) -> None:
     """Rank units by how specific they are to a label; writes Parquet, or CSV by the name of --out."""
     from saefeat.methods import parse_parameters
     from saefeat.pipeline import rank as rank_all
 
     _check_replaceable(out)
-    selection = rank_all(stats, method, dictionaries=dictionaries, **parse_parameters(method, parameters or []))
+    selection = rank_all(
+        stats, method, dictionaries=dictionaries, **parse_parameters(method, parameters or [])
+    )
     if out.suffix == ".csv":
         selection.to_csv(out)
     else:
         selection.save(out)
     counts = {label: len(selection.for_label(label)) for label in selection.labels}
-    typer.echo(f"{out}: {len(selection)} rows; " + ", ".join(f"{label} {n}" for label, n in counts.items()))
+    typer.echo(
+        f"{out}: {len(selection)} rows; " + ", ".join(f"{label} {n}" for label, n in counts.items())
+    )
     if show:
         _print_units(stats, selection, show, lens)
 
@@ -340,15 +423,23 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
         try:
             lm = load_model(_model_name(selection))
             entries = selection.header["dictionaries"]
-            saes = {n: load_sae(_sae_source(e, stats, n)) for n, e in entries.items() if e.get("kind") == "sae"}
+            saes = {
+                n: load_sae(_sae_source(e, stats, n))
+                for n, e in entries.items()
+                if e.get("kind") == "sae"
+            }
         except UserError as error:
             say(f"note: no promoted tokens ({error})")
     folder = stats / "examples" if (stats / "examples").is_dir() else stats.parent / "examples"
     for row in shown_units(lm, selection, saes, folder, show):
-        typer.echo(f"{row['label']} {row['rank']}. {row['dictionary']}:{row['unit']}  score {row['score']:.4f}  "
-                   f"p {row['probability']:.4f}")  # fmt: skip
+        typer.echo(
+            f"{row['label']} {row['rank']}. {row['dictionary']}:{row['unit']}  score {row['score']:.4f}  "
+            f"p {row['probability']:.4f}"
+        )
         if row["tokens"]:
-            typer.echo("    promotes " + " ".join(json.dumps(t, ensure_ascii=False) for t in row["tokens"]))
+            typer.echo(
+                "    promotes " + " ".join(json.dumps(t, ensure_ascii=False) for t in row["tokens"])
+            )
         for passage in row["passages"][:1]:
             typer.echo(f"    fires on [{passage['label']}] {passage['text'][:160]}")
 
@@ -367,7 +458,12 @@ def _sae_source(entry: dict[str, Any], stats: Path, name: str) -> str:
 
 
 def _open(
-    model: str, corpus: str, labels: str | None, device: str, dtype: str, columns: tuple[str, str, str]
+    model: str,
+    corpus: str,
+    labels: str | None,
+    device: str,
+    dtype: str,
+    columns: tuple[str, str, str],
 ) -> tuple[Any, Any]:
     """Corpus first: it is cheap to find wrong."""
     from saefeat.corpora import load_corpus
@@ -376,17 +472,26 @@ def _open(
 
     set_threads()
     text = load_corpus(
-        corpus, labels=by_commas(labels), text_column=columns[0], label_column=columns[1], id_column=columns[2], say=say
+        corpus,
+        labels=by_commas(labels),
+        text_column=columns[0],
+        label_column=columns[1],
+        id_column=columns[2],
+        say=say,
     )
     return load_model(model, dtype=dtype, device=device), text
 
 
 def _say_plan(lm: Any, corpus: Any, plan: Any) -> None:
-    say(f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
-        f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens")  # fmt: skip
+    say(
+        f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
+        f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens"
+    )
     skipped = {**corpus.skipped, **plan.skipped}
     if skipped:
-        say("rows skipped or mended: " + ", ".join(f"{reason} {n}" for reason, n in skipped.items()))
+        say(
+            "rows skipped or mended: " + ", ".join(f"{reason} {n}" for reason, n in skipped.items())
+        )
 
 
 app.command()(sites.sites)
@@ -396,8 +501,12 @@ app.command()(export.export)
 
 def main() -> None:
     """Entry point: turns failures into the exit codes of the contract."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's pre-emption ends like Ctrl-C
-    warnings.formatwarning = lambda message, *_args, **_options: f"warning: {message}\n"  # not where in the code
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a cluster's pre-emption ends like Ctrl-C
+    warnings.formatwarning = lambda message, *_args, **_options: (
+        f"warning: {message}\n"
+    )  # not where in the code
     started = time.monotonic()
     try:
         if app(standalone_mode=False) == 130:  # typer makes it of Ctrl-C
@@ -405,7 +514,10 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail(f"interrupted after {time.monotonic() - started:.0f} s; to go on, run: {_command()}", 130)
+        _fail(
+            f"interrupted after {time.monotonic() - started:.0f} s; to go on, run: {_command()}",
+            130,
+        )
     except Exception as error:
         _other(error)
 
@@ -424,14 +536,25 @@ def _other(error: Exception) -> None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         _fail(f"out of memory; give it more, or less to do at once, then run: {_command()}", 1)
     if isinstance(error, RunFailed):
-        _fail(f"{error}; what is done is kept; mend that (another --dtype, whole weights), then run: {_command()}", 1)
+        _fail(
+            f"{error}; what is done is kept; mend that (another --dtype, whole weights), then run: {_command()}",
+            1,
+        )
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     # safetensors tells of the system's error in words only.
     told = any(f"os error {number})" in str(error) for number in full)
     if (isinstance(error, OSError) and error.errno in full) or told:
         reason = getattr(error, "strerror", None) or error
         _fail(f"cannot write ({reason}); make room, then run: {_command()}", 1)
-    barred = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+    barred = (
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+    )
     if isinstance(error, OSError) and error.errno in barred:
         _fail(f"cannot write {error.filename or ''} ({error.strerror}); choose another place", 2)
     raise error

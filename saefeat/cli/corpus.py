@@ -25,12 +25,16 @@ def corpus_list() -> None:
         most = sorted({source.max_texts for source in recipe.sources})
         typer.echo(f"{recipe.name}: {recipe.about}")
         typer.echo(f"    labels   {' '.join(recipe.labels)}")
-        typer.echo(f"    splits   {', '.join(splits)}; {' or '.join(f'{n:,}' for n in most)} texts a label")
+        typer.echo(
+            f"    splits   {', '.join(splits)}; {' or '.join(f'{n:,}' for n in most)} texts a label"
+        )
         for at in dict.fromkeys(source.at for source in recipe.sources):
             typer.echo(f"    from     {at}")
         typer.echo(f"    licence  {recipe.licence}{f'; gated, see {gates[0]}' if gates else ''}")
     typer.echo("NAME:SPLIT takes another split than the first, NAME#500 at most 500 texts a label.")
-    typer.echo("--labels takes the source's own codes too. Any other data set of the hub: hub:OWNER/NAME[:CONFIG].")
+    typer.echo(
+        "--labels takes the source's own codes too. Any other data set of the hub: hub:OWNER/NAME[:CONFIG]."
+    )
 
 
 @app.command("show")
@@ -67,14 +71,21 @@ def _print(corpus: Any, seed: int) -> None:
         sizes = (len(own), len(own) - test[label], test[label], round(median(map(len, own))))
         rows.append((_cut(label), *(f"{size:,}" for size in sizes), _cut(own[0])))
     whole = (len(corpus), len(corpus) - test.total(), test.total())
-    rows.append(("all", *(f"{size:,}" for size in whole), f"{round(median(map(len, corpus.texts))):,}", ""))
+    rows.append(
+        ("all", *(f"{size:,}" for size in whole), f"{round(median(map(len, corpus.texts))):,}", "")
+    )
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     typer.echo(f"{corpus.name}: {len(corpus.labels)} label{'s' * (len(corpus.labels) > 1)}")
     for label, *numbers, example in rows:
-        aligned = "".join(f"{number:>{width + 2}}" for number, width in zip(numbers, widths[1:], strict=True))
+        aligned = "".join(
+            f"{number:>{width + 2}}" for number, width in zip(numbers, widths[1:], strict=True)
+        )
         typer.echo(f"{label:{widths[0]}}{aligned}  {example}".rstrip())
     if corpus.skipped:
-        typer.echo("rows skipped or mended: " + ", ".join(f"{reason} {n:,}" for reason, n in corpus.skipped.items()))
+        typer.echo(
+            "rows skipped or mended: "
+            + ", ".join(f"{reason} {n:,}" for reason, n in corpus.skipped.items())
+        )
 
 
 def _cut(text: str) -> str:

@@ -11,11 +11,16 @@ from saefeat.io import UserError
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="SAE_OR_RUN", help="A run directory, or what --saes takes.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SAE_OR_RUN", help="A run directory, or what --saes takes.")
+    ],
     out: Out,
-    form: Annotated[str | None, typer.Option("--format", help="sae-lens or sparsify: a folder an SAE.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="sae-lens or sparsify: a folder an SAE.")
+    ] = None,
     feature: Annotated[
-        str | None, typer.Option("--feature", help="SAE:UNIT: its vector alone, as .safetensors or .npy.")
+        str | None,
+        typer.Option("--feature", help="SAE:UNIT: its vector alone, as .safetensors or .npy."),
     ] = None,
 ) -> None:
     """Write SAEs as other libraries open them, with a model card; or the vector of one feature."""
@@ -25,7 +30,9 @@ def export(
 
     if feature is not None:
         about = export_direction(source, feature, out)
-        typer.echo(f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, norm {about['norm']:.4f}")
+        typer.echo(
+            f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, norm {about['norm']:.4f}"
+        )
     elif form is not None:
         for folder in export_saes(source, form, out):
             typer.echo(folder)

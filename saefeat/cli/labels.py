@@ -10,11 +10,18 @@ from saefeat.io import UserError
 
 
 def labels(
-    codes: Annotated[list[str], typer.Argument(help="Codes of any system, BCP-47 tags, English names.")],
+    codes: Annotated[
+        list[str], typer.Argument(help="Codes of any system, BCP-47 tags, English names.")
+    ],
     to: Annotated[
-        str | None, typer.Option("--to", help="iso639-1, iso639-3, flores, nllb, wili, fasttext, name; default all.")
+        str | None,
+        typer.Option(
+            "--to", help="iso639-1, iso639-3, flores, nllb, wili, fasttext, name; default all."
+        ),
     ] = None,
-    source: Annotated[str | None, typer.Option("--from", help="The system of CODES, where two differ (als).")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="The system of CODES, where two differ (als).")
+    ] = None,
 ) -> None:
     """What labels are called in another code system; / separates what a label leaves open.
 
@@ -31,7 +38,9 @@ def labels(
             if to is not None:
                 rows.append([code, convert(code, to, source)])
             else:
-                rows.append([code, *("/".join(counterparts(code, name, source)) or "-" for name in SYSTEMS)])
+                rows.append(
+                    [code, *("/".join(counterparts(code, name, source)) or "-" for name in SYSTEMS)]
+                )
         except UserError as error:
             if len(codes) == 1:
                 raise

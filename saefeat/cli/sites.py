@@ -14,15 +14,21 @@ _COLUMNS = ("site", "width", "module", "sparsify", "transformer_lens")
 
 
 def sites(
-    model: Annotated[str, typer.Argument(help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")],
+    model: Annotated[
+        str, typer.Argument(help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")
+    ],
     every: Annotated[bool, typer.Option("--all", help="Each layer by itself.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One object a line, each layer by itself.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One object a line, each layer by itself.")
+    ] = False,
 ) -> None:
     """Every site of a model: its module, its width, its name in other tools. Weights are not loaded."""
     from saefeat.models import load_skeleton
     from saefeat.models.sites import MEANINGS, describe_sites
 
-    rows = [{**row, "meaning": MEANINGS[row["kind"]]} for row in describe_sites(load_skeleton(model))]
+    rows = [
+        {**row, "meaning": MEANINGS[row["kind"]]} for row in describe_sites(load_skeleton(model))
+    ]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))
@@ -41,7 +47,11 @@ def _by_range(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
     def general(row: dict[str, Any]) -> dict[str, Any]:
         number = re.compile(rf"(?<=[.@]){row['layer']}(?!\d)")
-        return {k: number.sub("L", v) if isinstance(v, str) else v for k, v in row.items() if k != "layer"}
+        return {
+            k: number.sub("L", v) if isinstance(v, str) else v
+            for k, v in row.items()
+            if k != "layer"
+        }
 
     for row, run in groupby(rows, general):
         layers = [member["layer"] for member in run]
@@ -50,8 +60,15 @@ def _by_range(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    head = dict(zip(_COLUMNS, ("site", "width", "module", "sparsify", "TransformerLens"), strict=True))
-    lines = [[str(row[name] if row[name] is not None else "-") for name in _COLUMNS] for row in [head, *rows]]
+    head = dict(
+        zip(_COLUMNS, ("site", "width", "module", "sparsify", "TransformerLens"), strict=True)
+    )
+    lines = [
+        [str(row[name] if row[name] is not None else "-") for name in _COLUMNS]
+        for row in [head, *rows]
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
     for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        typer.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )

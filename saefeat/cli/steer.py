@@ -17,7 +17,9 @@ NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 
 
-def _bench(run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0) -> Any:
+def _bench(
+    run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0
+) -> Any:
     from saefeat.generation import Decoding
     from saefeat.pipeline import open_run, set_threads
     from saefeat.pipeline.steer import Bench, source_of
@@ -34,11 +36,18 @@ def steer_generate(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Default the label's best; 1 is the difference of means, negative suppresses.")
+        float | None,
+        typer.Option(
+            help="Default the label's best; 1 is the difference of means, negative suppresses."
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="features, diffmean, neurons or random.")] = "features",
+    method: Annotated[
+        str, typer.Option(help="features, diffmean, neurons or random.")
+    ] = "features",
     source: Source = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put prompts through the model's chat template.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    ] = False,
     max_new_tokens: NewTokens = 24,
     temperature: Temperature = 0.8,
     seed: Seed = 0,
@@ -56,7 +65,9 @@ def steer_generate(
         check_strength(strength)
     from saefeat.corpora import clean_text
 
-    texts = [clean_text(text) for text in prompt or ()] if prompts is None else _prompt_lines(prompts)
+    texts = (
+        [clean_text(text) for text in prompt or ()] if prompts is None else _prompt_lines(prompts)
+    )
     if not texts:
         raise UserError(f"{prompts} holds no prompt; write one a line")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
@@ -76,21 +87,31 @@ def _side_by_side(row: dict[str, Any]) -> str:
         measured = "-" if perplexity is None else f"{perplexity:.1f}"
         return f"  {name:9} [{judged or '-'}, perplexity {measured}] {' '.join(text.split())}"
 
-    return "\n".join([
-        row["prompt"],
-        line("unsteered", row["twin"], row["judged_twin"], row["perplexity_twin"]),
-        line(row["label"], row["text"], row["judged"], row["perplexity"]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            row["prompt"],
+            line("unsteered", row["twin"], row["judged_twin"], row["perplexity_twin"]),
+            line(row["label"], row["text"], row["judged"], row["perplexity"]),
+        ]
+    )
 
 
 @app.command("sweep")
 def steer_sweep(
     run: Run,
     out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
-    sites: Annotated[str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")] = None,
-    strengths: Annotated[str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")] = None,
-    methods: Annotated[str | None, typer.Option(help="By commas; default all; features always are among them.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")] = None,
+    sites: Annotated[
+        str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")
+    ] = None,
+    strengths: Annotated[
+        str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="By commas; default all; features always are among them.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")
+    ] = None,
     labels: Labels = None,
     source: Source = None,
     max_new_tokens: NewTokens = 24,
@@ -105,15 +126,23 @@ def steer_sweep(
     forces = tuple(_number(text) for text in by_commas(strengths) or ()) or None
     lines = english_prompts() if prompts is None else _prompt_lines(prompts)
     if max_new_tokens < 6:
-        raise UserError("--max-new-tokens is less than 6; perplexity is measured from the 6th new token on")
+        raise UserError(
+            "--max-new-tokens is less than 6; perplexity is measured from the 6th new token on"
+        )
     if len(lines) < 2:
         raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
     _check_own(out, "summary")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
     if prompts is None and fasttext_code(bench.source) != "en":
-        raise UserError(f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE")
+        raise UserError(
+            f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE"
+        )
     given = by_commas(sites)
-    groups = [given] if given else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
+    groups = (
+        [given]
+        if given
+        else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
+    )
     for site in given or ():
         bench.saes_at(site)
     names = None if labels is None else [bench.target(name) for name in by_commas(labels) or ()]
@@ -121,8 +150,12 @@ def steer_sweep(
     if methods is not None:
         known = {"none", *(recipe.method for recipe in grid)}
         if unknown := set(by_commas(methods) or ()) - known:
-            raise UserError(f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}")
-        grid = [recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}]
+            raise UserError(
+                f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}"
+            )
+        grid = [
+            recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}
+        ]
     path = sweep(bench, grid, lines, out, labels=names)
     understood(path, lambda: print_steering(read_json(path)))
 
@@ -145,7 +178,9 @@ def _number(text: str) -> float:
 @app.command("matrix")
 def steer_matrix(
     run: Run,
-    out: Annotated[Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")],
+    out: Annotated[
+        Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")
+    ],
     sentences: Annotated[int, typer.Option(min=1, help="Test texts a label.")] = 100,
     top: Annotated[int, typer.Option(min=1, help="Features of a label at each SAE.")] = 100,
     edits: Annotated[str, typer.Option(help="By commas: ablate, amplify.")] = "ablate,amplify",
@@ -157,12 +192,16 @@ def steer_matrix(
     _check_own(out, "interventions")
     chosen = by_commas(edits) or ()
     if unknown := set(chosen) - set(EDITS):
-        raise UserError(f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}")
+        raise UserError(
+            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}"
+        )
     set_threads()
     result = matrix(open_run(run, say), out, sentences=sentences, top=top, edits=chosen)
     for edit in chosen:
         own = own_is_most(result, edit)
-        typer.echo(f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels")
+        typer.echo(
+            f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels"
+        )
 
 
 def _check_own(out: Path, key: str) -> None:
@@ -175,10 +214,16 @@ def _check_own(out: Path, key: str) -> None:
 
 def print_steering(metrics: dict[str, Any]) -> None:
     typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    typer.echo(f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}")
+    typer.echo(
+        f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}"
+    )
     for row in metrics["summary"]:
         low, high = row["score_ci"]
-        perplexity, distinct3 = ("-" if row[name] is None else f"{row[name]:.{places}f}"
-                                 for name, places in (("perplexity", 1), ("distinct3", 3)))  # fmt: skip
-        typer.echo(f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
-                   f"{perplexity:>12}{distinct3:>11}{row['reached']:>9}")  # fmt: skip
+        perplexity, distinct3 = (
+            "-" if row[name] is None else f"{row[name]:.{places}f}"
+            for name, places in (("perplexity", 1), ("distinct3", 3))
+        )
+        typer.echo(
+            f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
+            f"{perplexity:>12}{distinct3:>11}{row['reached']:>9}"
+        )

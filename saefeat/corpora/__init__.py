@@ -61,7 +61,8 @@ class Plan:
         tokens: position -> token ids without added special tokens, of the chosen examples only.
         counts: position -> counted tokens.
         policy: what artefacts record of the choice.
-        order: the examples' order when it is not the corpus's own (SAE training mixes them by hashed id).
+        order: the examples' order when it is not the corpus's own (SAE training mixes them by
+            hashed id).
     """
 
     corpus: Corpus
@@ -89,10 +90,14 @@ class Plan:
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
         """The batches of a window's examples."""
-        return plan_batches(lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"])
+        return plan_batches(
+            lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"]
+        )
 
 
-def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False) -> Iterator[Batch]:
+def plan_batches(
+    lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False
+) -> Iterator[Batch]:
     """Cut examples into batches: sorted by length, filled to a budget of padded tokens, none split."""
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
@@ -106,7 +111,9 @@ def plan_batches(lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: 
         yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
 
 
-def make_batch(lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False) -> Batch:
+def make_batch(
+    lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False
+) -> Batch:
     """Pad token lists on the right, with the model's special tokens around them."""
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
@@ -136,10 +143,14 @@ def make_plan(
     Raises UserError when a label has no usable text in the split.
     """
     by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
-    tokens, counts, skipped = fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
+    tokens, counts, skipped = fill_budget(
+        corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
+    )
     for label in corpus.labels:
         if not any(corpus.of[i] == label for i in tokens):
-            raise UserError(f"the label {label} of {corpus.name} has no usable text in the {split} split")
+            raise UserError(
+                f"the label {label} of {corpus.name} has no usable text in the {split} split"
+            )
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
     return Plan(corpus, tokens, counts, policy, skipped, list(tokens) if mixed else None)
@@ -156,7 +167,8 @@ def fill_budget(
 ) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
     """Token ids and counted tokens of examples, taken in this order until each label has `budget` counted tokens.
 
-    Also how many were left out or cut, and why, of those that came before their label was full. Texts are read in
+    Also how many were left out or cut, and why, of those that came before their label was full.
+    Texts are read in
     slices, and none beyond: a small budget costs as much for a large corpus as for a small one.
     """
     tokens: dict[int, list[int]] = {}
@@ -169,7 +181,9 @@ def fill_budget(
 
     special, waiting = lm.special_ids, iter(positions)
     while some := list(islice(filter(open_to, waiting), _SLICE)):
-        for i, row in zip(some, lm.tokenize([corpus.texts[i] for i in some], token_limit + 1), strict=True):
+        for i, row in zip(
+            some, lm.tokenize([corpus.texts[i] for i in some], token_limit + 1), strict=True
+        ):
             if not open_to(i):
                 continue
             count = sum(t not in special for t in row[:token_limit])

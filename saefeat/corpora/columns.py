@@ -35,13 +35,17 @@ def walk(value: Any, keys: Iterable[str]) -> Any:
     return value
 
 
-def row_values(where: str, row: Mapping[str, Any], columns: Columns, options: Columns = OPTIONS) -> Row:
+def row_values(
+    where: str, row: Mapping[str, Any], columns: Columns, options: Columns = OPTIONS
+) -> Row:
     """Text, label and id (None where there is none) of a row; raises UserError for a missing column."""
     text, label, identity = columns
     return (
         required(where, row, text, options[0]),
         required(where, row, label, options[1]),
-        None if identity == "id" and "id" not in row else required(where, row, identity, options[2]),
+        None
+        if identity == "id" and "id" not in row
+        else required(where, row, identity, options[2]),
     )
 
 
@@ -54,7 +58,12 @@ def required(where: str, row: Mapping[str, Any], column: str, option: str = "") 
 
 
 def check_columns(
-    where: str, present: Iterable[str], columns: Columns, options: Columns = OPTIONS, *, flat: bool = False
+    where: str,
+    present: Iterable[str],
+    columns: Columns,
+    options: Columns = OPTIONS,
+    *,
+    flat: bool = False,
 ) -> None:
     """Refuse a column that is not there, and one that is there twice. `flat`: nothing can be nested."""
     names = list(present)
@@ -63,7 +72,9 @@ def check_columns(
         if (keys is None or (flat and len(keys) > 1)) and column != "id":
             raise UserError(no_column(where, column, names, option))
         if keys and names.count(keys[0]) > 1:
-            raise UserError(f"{where}: there are {names.count(keys[0])} columns {keys[0]}; give each a name of its own")
+            raise UserError(
+                f"{where}: there are {names.count(keys[0])} columns {keys[0]}; give each a name of its own"
+            )
 
 
 def no_column(where: str, column: str, names: Iterable[Any], option: str = "") -> str:
@@ -76,16 +87,24 @@ def names_within(row: Mapping[str, Any], head: str = "") -> list[str]:
     """Names of all columns of a row, those within others as `metadata.language`."""
     found: list[str] = []
     for name, value in row.items():
-        found += names_within(value, f"{head}{name}.") if isinstance(value, Mapping) and value else [f"{head}{name}"]
+        found += (
+            names_within(value, f"{head}{name}.")
+            if isinstance(value, Mapping) and value
+            else [f"{head}{name}"]
+        )
     return found
 
 
-def check_label(label: Any, column: str, mend: str = "name a column of strings with --label-column") -> None:
+def check_label(
+    label: Any, column: str, mend: str = "name a column of strings with --label-column"
+) -> None:
     """Refuse a number, for which class it stands for is not said, and whatever else is no string."""
     if isinstance(label, Number):
         raise UserError(f"the label column {column} holds numbers without names; {mend}")
     if label is not None and not isinstance(label, str):
-        raise UserError(f"the label column {column} holds values of the type {type(label).__name__}; {mend}")
+        raise UserError(
+            f"the label column {column} holds values of the type {type(label).__name__}; {mend}"
+        )
 
 
 def class_names(features: Any, column: str) -> list[str] | None:

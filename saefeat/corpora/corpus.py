@@ -83,21 +83,27 @@ def load_corpus(
     """Read labelled text.
 
     Args:
-        source: `embedded:eld`; a .jsonl, .csv, .tsv or .parquet file, which may be packed (.gz, .bz2, .xz, .zst); a
-            directory of LABEL.txt, or one of `Dataset.save_to_disk`; a recipe of `saefeat corpus list`,
-            `NAME[:SPLIT][#N]` with at most N texts a label; `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`, any data set
-            of the hub that needs no script; (text, label) pairs or (text, label, id) triples; rows by name; a table
+        source: `embedded:eld`; a .jsonl, .csv, .tsv or .parquet file, which may be packed (.gz,
+            .bz2, .xz, .zst); a directory of LABEL.txt, or one of `Dataset.save_to_disk`; a recipe
+            of `saefeat corpus list`, `NAME[:SPLIT][#N]` with at most N texts a label;
+            `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`, any data set of the hub that needs no
+            script; (text, label) pairs or (text, label, id) triples; rows by name; a table
             with the columns: a dict of lists, a Dataset, a data frame.
-        labels: only these, in this order. One that is not there stands for the same language in another code system
-            (`de` for `deu_Latn`). A recipe takes the source's own codes here too.
+        labels: only these, in this order. One that is not there stands for the same language in
+            another code system (`de` for `deu_Latn`). A recipe takes the source's own codes here
+            too.
         least: how many labels there must be; one can be looked at, but not told from others.
-        text_column: a column, `metadata.text` for one within another, or, for recipes and the hub, a template over
-            columns: "{premise} {hypothesis}". So is label_column, and id_column, without the template.
-        say: a function that is told, in one line, what is fetched, and which labels are taken for others.
+        text_column: a column, `metadata.text` for one within another, or, for recipes and the hub,
+            a template over
+            columns: "{premise} {hypothesis}". So is label_column, and id_column, without the
+                template.
+        say: a function that is told, in one line, what is fetched, and which labels are taken for
+            others.
 
-    Rows without usable text are skipped and counted. What comes over the network is kept in the cache and read from
-    there the next time. Raises UserError for a source that cannot be read, a line that cannot be parsed (with its
-    number), a missing column, labels that are numbers without names, or a label without usable text.
+    Rows without usable text are skipped and counted. What comes over the network is kept in the
+    cache and read from there the next time. Raises UserError for a source that cannot be read, a
+    line that cannot be parsed (with its number), a missing column, labels that are numbers without
+    names, or a label without usable text.
     """
     wanted = _wanted(labels, least)
     columns = (text_column, label_column, id_column)
@@ -105,11 +111,21 @@ def load_corpus(
     if isinstance(source, Path):
         source = str(source)
     if not isinstance(source, str):
-        return _build(given_rows(source, columns), "python", wanted, least, "give strings", skipped, say)
-    if not source.strip():  # such as a shell's variable that is not set; as a path it would be this directory
-        raise UserError("the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld")
+        return _build(
+            given_rows(source, columns), "python", wanted, least, "give strings", skipped, say
+        )
+    if (
+        not source.strip()
+    ):  # such as a shell's variable that is not set; as a path it would be this directory
+        raise UserError(
+            "the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld"
+        )
     request = find_recipe(source, columns)
-    rows = local_rows(source, columns, wanted, skipped) if request is None else recipe_rows(request, wanted, say)
+    rows = (
+        local_rows(source, columns, wanted, skipped)
+        if request is None
+        else recipe_rows(request, wanted, say)
+    )
     mend = f"name a column of strings with --text-column, which {text_column} is not"
     return _build(rows, source, wanted, least, mend, skipped, say)
 
@@ -137,10 +153,15 @@ def _build(
     """`mend`: what helps where values that are no strings stand in place of texts."""
     corpus = Corpus([], [], [], (), name)
     odd: dict[str, str] = {}  # label -> type of what stands in place of its text
-    rows = [(text, "" if label is None else clean_text(label).strip(), identity) for text, label, identity in given]
+    rows = [
+        (text, "" if label is None else clean_text(label).strip(), identity)
+        for text, label, identity in given
+    ]
     seen = {label for _, label, _ in rows}
     names = {label: label for label in seen} if wanted is None else to_labels(sorted(seen), wanted)
-    if say is not None and (others := [f"{label} as {own}" for label, own in names.items() if label != own]):
+    if say is not None and (
+        others := [f"{label} as {own}" for label, own in names.items() if label != own]
+    ):
         say(f"labels of {name}: {', '.join(others)}")
     for text, label, identity in rows:
         if label not in names:
@@ -154,7 +175,9 @@ def _build(
             continue
         corpus.texts.append(clean)
         corpus.of.append(names[label])
-        corpus.ids.append(fingerprint(clean) if identity in (None, "") else clean_text(str(identity)))
+        corpus.ids.append(
+            fingerprint(clean) if identity in (None, "") else clean_text(str(identity))
+        )
     corpus.labels = wanted if wanted is not None else tuple(sorted(seen - {""}))
     corpus.skipped = dict(sorted(skipped.items()))
     instead = {label: f", but values of the type {kind}; {mend}" for label, kind in odd.items()}
@@ -177,7 +200,9 @@ def _clean(text: Any, skipped: Counter[str]) -> str | None:
     return text
 
 
-def _check_labels(corpus: Corpus, seen: set[str], named: set[str], least: int, instead: dict[str, str]) -> None:
+def _check_labels(
+    corpus: Corpus, seen: set[str], named: set[str], least: int, instead: dict[str, str]
+) -> None:
     """`seen`: labels as they stand; `named`: as the corpus has them; `instead`: what is there in place of a text."""
     for label in corpus.labels:
         if label not in named:
@@ -186,8 +211,12 @@ def _check_labels(corpus: Corpus, seen: set[str], named: set[str], least: int, i
     counts = Counter(corpus.of)
     empty = [label for label in corpus.labels if not counts[label]]
     if empty:
-        raise UserError(f"the label {empty[0]} of {corpus.name} has no usable text{instead.get(empty[0], '')}")
+        raise UserError(
+            f"the label {empty[0]} of {corpus.name} has no usable text{instead.get(empty[0], '')}"
+        )
     if len(corpus.labels) < least:
         found = corpus.labels[0] if corpus.labels else "none"
         needed = "one label" if least == 1 else "two labels"
-        raise UserError(f"the corpus {corpus.name} needs at least {needed} with text (found: {found})")
+        raise UserError(
+            f"the corpus {corpus.name} needs at least {needed} with text (found: {found})"
+        )

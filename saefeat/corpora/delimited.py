@@ -22,7 +22,8 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
     """Rows of comma-separated text, or of another delimiter where with it the header has the columns.
 
-    Raises UserError for a row that cannot be parsed, or has another number of columns than the header.
+    Raises UserError for a row that cannot be parsed, or has another number of columns than the
+    header.
     """
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(_lines_kept(text), delimiter=_delimiter(text, columns), strict=True)
@@ -37,9 +38,10 @@ def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
 def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     """Rows of tab-separated text, one a line: a quotation mark that stays open takes no further line with it.
 
-    Quotation marks that a writer of CSV put around a cell, doubling those inside, go, and such cells are counted. A
-    cell that only begins with one is text as it stands, and is counted too. Raises UserError for a line with another
-    number of columns than the header, such as the first of a quoted cell over several lines.
+    Quotation marks that a writer of CSV put around a cell, doubling those inside, go, and such
+    cells are counted. A cell that only begins with one is text as it stands, and is counted too.
+    Raises UserError for a line with another number of columns than the header, such as the first of
+    a quoted cell over several lines.
     """
     lines = split_lines(text)
     header = lines[0].split("\t")
@@ -64,7 +66,9 @@ def _cells(where: str, line: str, width: int, all_quoted: bool, counts: Counter[
             continue
         whole = _QUOTED.fullmatch(cell)
         if all_quoted and not whole:
-            raise UserError(f"{where} has a quoted cell that is not closed, or marks inside it that are not doubled")
+            raise UserError(
+                f"{where} has a quoted cell that is not closed, or marks inside it that are not doubled"
+            )
         if whole and (all_quoted or '""' in whole[1] or "\t" in whole[1]):
             cells[n] = _unquote(cell)
             if not all_quoted:
@@ -83,8 +87,10 @@ def _with_tabs_inside(where: str, cells: list[str]) -> list[str]:
         else:
             joined.append(cell)
     if joined[-1].startswith('"') and not _QUOTED.fullmatch(joined[-1]):
-        raise UserError(f"{where} begins a quoted cell that goes on in the next line, but a line of .tsv is a row; "
-                        "write such texts as .csv or .jsonl")  # fmt: skip
+        raise UserError(
+            f"{where} begins a quoted cell that goes on in the next line, but a line of .tsv is a row; "
+            "write such texts as .csv or .jsonl"
+        )
     return joined
 
 
@@ -92,7 +98,9 @@ def _unquote(cell: str) -> str:
     return cell[1:-1].replace('""', '"')
 
 
-def _rows(path: Path, header: list[str], columns: Columns, rows: Iterable[tuple[int, list[str]]]) -> Iterator[Row]:
+def _rows(
+    path: Path, header: list[str], columns: Columns, rows: Iterable[tuple[int, list[str]]]
+) -> Iterator[Row]:
     """Text, label and id of numbered rows; raises UserError for labels that are numbers."""
     text, label = header.index(columns[0]), header.index(columns[1])
     identity = header.index(columns[2]) if columns[2] in header else None
@@ -103,7 +111,9 @@ def _rows(path: Path, header: list[str], columns: Columns, rows: Iterable[tuple[
         labels.add(row[label])
         yield row[text], row[label], None if identity is None else row[identity]
     names = [name for name in labels if name.strip()]
-    if names and all(map(_NUMBER.fullmatch, names)):  # as `datasets` takes them; among names, a number is one too
+    if names and all(
+        map(_NUMBER.fullmatch, names)
+    ):  # as `datasets` takes them; among names, a number is one too
         check_label(float(names[0]), f"{columns[1]} of {path}")
 
 

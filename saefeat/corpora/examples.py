@@ -9,20 +9,22 @@ from typing import Any
 from saefeat.io import UserError
 
 UNKNOWN = "unknown"  # what estimators predict where nothing can be said; `lid/metrics.json` calls that column so
-# Letters by their category alone: the Hangul fillers, which are invisible, the information sign, an emoji, the ordinal
-# indicators, and the modifiers of other letters.
-_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | {chr(c) for c in range(0x2B0, 0x300)}
+# Letters by their category alone: the Hangul fillers, which are invisible, the information sign, an
+# emoji, the ordinal indicators, and the modifiers of other letters.
+_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | {
+    chr(c) for c in range(0x2B0, 0x300)
+}
 _MISSING = ("NAType", "NaTType")  # of pandas, which is not imported for them
 
 
 def says_something(text: str, *, letters: bool = True) -> bool:
     """Whether a label can be told from a text: it holds a letter of any script (a Unicode category L).
 
-    Spaces, control and format characters (U+200B), digits, punctuation, symbols and emoji say nothing. Nor do combining
-    marks and modifiers of letters (U+02BC) without a letter.
+    Spaces, control and format characters (U+200B), digits, punctuation, symbols and emoji say
+    nothing. Nor do combining marks and modifiers of letters (U+02BC) without a letter.
 
-    letters: False for labels that are written without letters (see `need_letters`). Then digits, punctuation and
-    symbols (N, P, S) are enough.
+    letters: False for labels that are written without letters (see `need_letters`). Then digits,
+    punctuation and symbols (N, P, S) are enough.
     """
     if letters:
         return any(c.isalpha() and c not in _NO_LETTERS for c in text)
@@ -35,19 +37,25 @@ def need_letters(texts: Sequence[str], labels: Sequence[str]) -> bool:
     return written == set(labels)
 
 
-def check_examples(texts: Sequence[str], labels: Iterable[Any], unknown: str | None = None) -> list[str]:
+def check_examples(
+    texts: Sequence[str], labels: Iterable[Any], unknown: str | None = None
+) -> list[str]:
     """The labels of n texts as strings.
 
     Raises:
-        UserError: the lengths differ, there is no text, `check_labels` refuses a label, or all texts of a label are
-            blank.
+        UserError: the lengths differ, there is no text, `check_labels` refuses a label, or all
+            texts of a label are blank.
     """
     of = check_labels(labels, unknown)
     if len(texts) != len(of):
-        raise UserError(f"there are {len(texts):,} texts but {len(of):,} labels; give one label for each text")
+        raise UserError(
+            f"there are {len(texts):,} texts but {len(of):,} labels; give one label for each text"
+        )
     if not of:
         raise UserError("there is no text to fit on; give texts and their labels")
-    told = {label for text, label in zip(texts, of, strict=True) if says_something(text, letters=False)}
+    told = {
+        label for text, label in zip(texts, of, strict=True) if says_something(text, letters=False)
+    }
     blank = next((label for label in of if label not in told), None)
     if blank is not None:
         raise UserError(f"all texts of the label {blank} are blank; leave it out or give it texts")
@@ -59,9 +67,13 @@ def check_labels(labels: Iterable[Any], unknown: str | None = None) -> list[str]
     given = list(labels)
     for at, label in enumerate(given):
         if label is None or type(label).__name__ in _MISSING or label != label:
-            raise UserError(f"label {at} (counted from 0) is {label}; leave its text out or give it a label")
+            raise UserError(
+                f"label {at} (counted from 0) is {label}; leave its text out or give it a label"
+            )
         if not str(label).strip():
-            raise UserError(f"label {at} (counted from 0) is blank; leave its text out or give it a label")
+            raise UserError(
+                f"label {at} (counted from 0) is blank; leave its text out or give it a label"
+            )
         if str(label) == unknown:
             raise UserError(
                 f"a label is {unknown!r}, which stands for texts that say nothing; choose another `unknown`"

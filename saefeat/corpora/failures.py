@@ -9,16 +9,26 @@ from saefeat.corpora.recipes import Source
 
 _BARRED = (401, 403)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-# By name: the clients below `datasets` differ from one installation to the next (httpx, httpx2, aiohttp, urllib).
+# By name: the clients below `datasets` differ from one installation to the next (httpx, httpx2,
+# aiohttp, urllib).
 _LOST = {
-    "ConnectionError", "TimeoutError", "TransportError", "ClientConnectionError", "ClientPayloadError", "HTTPException",
-    "URLError", "gaierror",
-}  # fmt: skip
+    "ConnectionError",
+    "TimeoutError",
+    "TransportError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "HTTPException",
+    "URLError",
+    "gaierror",
+}
 
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether this machine, not the source, is what failed."""
-    return any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) for e in _chain(error))
+    return any(
+        isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        for e in _chain(error)
+    )
 
 
 def is_passing(error: BaseException) -> bool:
@@ -66,7 +76,11 @@ def _status(error: BaseException) -> int | None:
     """The HTTP status in an error of urllib, httpx or the hub's client, or in what it came from."""
     for part in _chain(error):
         answer = getattr(part, "response", None)
-        told = (getattr(part, "code", None), getattr(part, "status", None), getattr(answer, "status_code", None))
+        told = (
+            getattr(part, "code", None),
+            getattr(part, "status", None),
+            getattr(answer, "status_code", None),
+        )
         for status in told:
             if isinstance(status, int):
                 return status

@@ -22,7 +22,11 @@ from saefeat.corpora.recipes import Recipe, Request, Source
 from saefeat.corpora.text import clean_text
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, make_dir
 
-PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has a few of its own
+PAUSES = (
+    1.0,
+    4.0,
+    15.0,
+)  # seconds before each further attempt; the hub's client has a few of its own
 _ROWS = 1_000_000  # of a data set whose labels nobody named
 _UNANSWERED = 2  # further attempts where the hub has not answered at all, as without a network
 Say = Callable[[str], Any]
@@ -44,7 +48,9 @@ class _Part:
     shard: int = 0
 
 
-def recipe_rows(request: Request, wanted: tuple[str, ...] | None, say: Say | None = None) -> Iterator[Row]:
+def recipe_rows(
+    request: Request, wanted: tuple[str, ...] | None, say: Say | None = None
+) -> Iterator[Row]:
     """Rows of a recipe, label by label; what is not in the cache is fetched."""
     for source, labels in _assigned(request, wanted):
         split = request.split or source.splits[0]
@@ -59,20 +65,28 @@ def recipe_rows(request: Request, wanted: tuple[str, ...] | None, say: Say | Non
                 yield row
 
 
-def _assigned(request: Request, wanted: tuple[str, ...] | None) -> list[tuple[Source, tuple[str, ...] | None]]:
+def _assigned(
+    request: Request, wanted: tuple[str, ...] | None
+) -> list[tuple[Source, tuple[str, ...] | None]]:
     """Which source gives which labels (None: all that it has). Several may give the same."""
     recipe = request.recipe
     sources = [s for s in recipe.sources if request.split is None or request.split in s.splits]
     if not sources[0].labels:
         return [(sources[0], wanted)]
     asked = wanted or Recipe("", "", "", tuple(sources)).labels
-    found = [(source, tuple(label for label in asked if label in source.labels)) for source in sources]
+    found = [
+        (source, tuple(label for label in asked if label in source.labels)) for source in sources
+    ]
     other = tuple(label for label in asked if not any(label in labels for _, labels in found))
     if other:  # the source's own codes; the first source of a recipe is its main one
         if other[0] in recipe.labels:
-            raise UserError(f"{recipe.name} has no {other[0]} in the split {request.split}; choose another split")
+            raise UserError(
+                f"{recipe.name} has no {other[0]} in the split {request.split}; choose another split"
+            )
         if not sources[0].label and "{code}" not in sources[0].files:
-            raise UserError(f"{recipe.name} has no label {other[0]}; there are {', '.join(recipe.labels)}")
+            raise UserError(
+                f"{recipe.name} has no label {other[0]}; there are {', '.join(recipe.labels)}"
+            )
         found[0] = (found[0][0], found[0][1] + other)
     return [(source, labels) for source, labels in found if labels]
 
@@ -108,20 +122,25 @@ def _kept(part: _Part, most: int, say: Say | None) -> list[Row]:
         except (pa.ArrowException, OSError):
             table = pa.table({})  # damaged
         revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
-        # Without a revision, rows of the hub are those of a folder of that name, which earlier versions read.
+        # Without a revision, rows of the hub are those of a folder of that name, which earlier
+        # versions read.
         if table.num_columns and (revision or source.read != "hub" or is_local(source)):
             _tell(part, revision, say)
             return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         path.unlink()
     if _offline():
-        raise UserError(f"{_what(part)} is not in the cache and HF_HUB_OFFLINE is set; run once with a network")
+        raise UserError(
+            f"{_what(part)} is not in the cache and HF_HUB_OFFLINE is set; run once with a network"
+        )
     make_dir(path.parent)
     if say is not None:
         say(f"fetching {_what(part)}")
     rows, revision = _attempts(part, most)
     _tell(part, revision, say)
     columns = zip(*rows, strict=True) if rows else ((), (), ())
-    table = pa.table({n: pa.array(c, pa.string()) for n, c in zip(("text", "label", "id"), columns, strict=True)})
+    table = pa.table(
+        {n: pa.array(c, pa.string()) for n, c in zip(("text", "label", "id"), columns, strict=True)}
+    )
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata({"revision": revision}), temporary)
     return rows
@@ -167,11 +186,15 @@ def _attempts(part: _Part, most: int) -> tuple[list[Row], str]:
             with _quiet_client():
                 revision = hub_revision(part.source)
                 answered = True
-                pinned = replace(part, source=replace(part.source, revision=revision or part.source.revision))
+                pinned = replace(
+                    part, source=replace(part.source, revision=revision or part.source.revision)
+                )
                 return _read(pinned, most), revision
         except UserError:
             raise
-        except Exception as error:  # `datasets` hands on whatever its readers, fsspec and the hub's client raise
+        except (
+            Exception
+        ) as error:  # `datasets` hands on whatever its readers, fsspec and the hub's client raise
             if is_full_disk(error):
                 raise
             if not is_passing(error):
@@ -206,21 +229,29 @@ def _quiet_client() -> Iterator[None]:
 def _read(part: _Part, most: int) -> list[Row]:
     """The first texts of each label of a part, or, for a source that is `spread`, those of the least hashes."""
     if part.source.spread:
-        return heapq.nsmallest(most, _examples(part), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+        return heapq.nsmallest(
+            most, _examples(part), key=lambda row: hashlib.sha256(row[0].encode()).digest()
+        )
     left = None if part.need is None else dict(part.need)
     counts: dict[str, int] = {}
     rows = []
     for number, row in enumerate(_examples(part)):
         label = row[1]
         if left is None and number >= _ROWS:
-            raise UserError(f"hub:{part.source.name} has more than {_ROWS:,} rows; name the labels with --labels")
+            raise UserError(
+                f"hub:{part.source.name} has more than {_ROWS:,} rows; name the labels with --labels"
+            )
         if counts.get(label, 0) >= (most if left is None else left[label]):
             continue
         rows.append(row)
         if not row[0].strip():
             continue  # skipped later, and counted as such
         counts[label] = counts.get(label, 0) + 1
-        if left is not None and counts[label] >= left[label] and all(counts.get(n, 0) >= m for n, m in left.items()):
+        if (
+            left is not None
+            and counts[label] >= left[label]
+            and all(counts.get(n, 0) >= m for n, m in left.items())
+        ):
             break
     return rows
 
@@ -247,7 +278,9 @@ def _examples(part: _Part) -> Iterator[Row]:
 def _by_code(source: Source, need: dict[str, int] | None) -> dict[str, str] | None:
     if need is None:
         return None
-    own = {label: source.labels[label].split() if label in source.labels else [label] for label in need}
+    own = {
+        label: source.labels[label].split() if label in source.labels else [label] for label in need
+    }
     return {code: label for label, codes in own.items() for code in codes}
 
 
@@ -261,11 +294,17 @@ def _code(source: Source, row: dict[str, Any]) -> str | None:
 
 
 def _fill(
-    source: Source, template: str, row: dict[str, Any], known: dict[str, Any], option: str = "--text-column"
+    source: Source,
+    template: str,
+    row: dict[str, Any],
+    known: dict[str, Any],
+    option: str = "--text-column",
 ) -> str | None:
     """A template with a row's values, and with what else is known of it; None where one of the values is null."""
     found = {
-        name: known[name] if name in known and name not in row else required(source.name, row, name, option)
+        name: known[name]
+        if name in known and name not in row
+        else required(source.name, row, name, option)
         for name in re.findall(r"{([^{}]+)}", template)
     }
     if any(value is None for value in found.values()):

@@ -19,12 +19,15 @@ _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _NO_LABELS = {"readme", "license", "licence", "notice", "copying", "changelog", "authors"}
 
 
-def local_rows(source: str, columns: Columns, wanted: tuple[str, ...] | None, counts: Counter[str]) -> Iterator[Row]:
+def local_rows(
+    source: str, columns: Columns, wanted: tuple[str, ...] | None, counts: Counter[str]
+) -> Iterator[Row]:
     """Rows of `embedded:eld`, of a file or of a directory; `columns` name text, label and id.
 
     counts: reason -> what is left out or mended here, added to.
 
-    Raises UserError for labels that are numbers; in .csv and .tsv, where all is text, for a column of nothing else.
+    Raises UserError for labels that are numbers; in .csv and .tsv, where all is text, for a column
+    of nothing else.
     """
     if source.startswith("embedded:"):
         return _embedded(source)
@@ -40,7 +43,9 @@ def local_rows(source: str, columns: Columns, wanted: tuple[str, ...] | None, co
     refuse_archive(path)
     suffix = plain_name(path).suffix
     if suffix not in _SUFFIXES:
-        raise UserError(f"the corpus {source} must end in {', '.join(_SUFFIXES)}, or be a directory of LABEL.txt")
+        raise UserError(
+            f"the corpus {source} must end in {', '.join(_SUFFIXES)}, or be a directory of LABEL.txt"
+        )
     if suffix == ".parquet":
         return _parquet(path, columns)
     text = read_text(path)
@@ -48,7 +53,9 @@ def local_rows(source: str, columns: Columns, wanted: tuple[str, ...] | None, co
         raise UserError(f"the corpus {source} is empty")
     if suffix == ".jsonl":
         return _jsonl(path, text, columns)
-    return csv_rows(path, text, columns) if suffix == ".csv" else tsv_rows(path, text, columns, counts)
+    return (
+        csv_rows(path, text, columns) if suffix == ".csv" else tsv_rows(path, text, columns, counts)
+    )
 
 
 def _embedded(source: str) -> Iterator[Row]:
@@ -78,13 +85,17 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
         else:
             files[bare.stem] = file
     if not files:
-        others = sorted(file.name for file in path.iterdir() if plain_name(file).suffix in _SUFFIXES)
+        others = sorted(
+            file.name for file in path.iterdir() if plain_name(file).suffix in _SUFFIXES
+        )
         instead = f"; give one of its files, such as {path / others[0]}" if others else ""
         raise UserError(f"the corpus directory {path} holds no LABEL.txt files{instead}")
     chosen = files if wanted is None else to_labels(files, wanted)
     for label, file in files.items():
         if label in chosen:
-            for line in split_lines(read_text(file)) or [""]:  # a label without a line is a label without text
+            for line in split_lines(read_text(file)) or [
+                ""
+            ]:  # a label without a line is a label without text
                 yield line, label, None
 
 
@@ -122,8 +133,12 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(path)) if plain_name(path) != path else path)
+        table = pq.read_table(
+            pa.BufferReader(read_bytes(path)) if plain_name(path) != path else path
+        )
         table.validate(full=True)  # such as strings that are not UTF-8
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})"
+        ) from error
     return table_rows(table, columns, str(path))

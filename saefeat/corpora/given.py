@@ -1,7 +1,7 @@
 """Texts and labels that a program hands over: lists, pairs, rows by name, and tables of datasets, pandas and others.
 
-A table is whatever has names of columns and gives a column by its name: a dict of lists, a Dataset, a data frame of
-pandas or polars, an Arrow table.
+A table is whatever has names of columns and gives a column by its name: a dict of lists, a Dataset,
+a data frame of pandas or polars, an Arrow table.
 """
 
 from __future__ import annotations
@@ -38,16 +38,21 @@ _NO_OPTIONS: Columns = ("", "", "")
 def listed(values: Any, what: str) -> list[Any]:
     """Values as a list; raises UserError for one string, whose characters nobody means, and for what is no list."""
     if isinstance(values, str | bytes):
-        raise UserError(f"{what} should be a list of strings, not one string; write [{values[:20]!r}]")
+        raise UserError(
+            f"{what} should be a list of strings, not one string; write [{values[:20]!r}]"
+        )
     if not _in_order(values) or getattr(values, "ndim", 1) != 1:
-        raise UserError(f"{what} should be a list of strings, not a value of the type {type(values).__name__}")
+        raise UserError(
+            f"{what} should be a list of strings, not a value of the type {type(values).__name__}"
+        )
     return _plain(values)
 
 
 def given_texts(texts: Any) -> list[str]:
     """Texts that a user gives: a list or another iterable of strings, or a table or rows with a column `text`.
 
-    They come back as `clean_text` leaves them. Raises UserError for one string and for a value that is no string.
+    They come back as `clean_text` leaves them. Raises UserError for one string and for a value that
+    is no string.
     """
     names = _names(texts)
     if names is not None and "text" not in names:
@@ -73,20 +78,25 @@ def given_examples(texts: Any, labels: Any = None) -> tuple[list[str], list[Any]
         return given_texts([text for text, _, _ in rows]), [label for _, label, _ in rows]
     strings, of = given_texts(texts), listed(labels, "labels")
     if len(strings) != len(of):
-        raise UserError(f"there are {len(strings):,} texts but {len(of):,} labels; give one label for each text")
+        raise UserError(
+            f"there are {len(strings):,} texts but {len(of):,} labels; give one label for each text"
+        )
     return strings, of
 
 
 def given_rows(source: Any, columns: Columns, options: Columns = ARGUMENTS) -> Iterator[Row]:
     """Rows of (text, label) pairs, (text, label, id) triples, mappings by column, or a table.
 
-    Raises UserError for one string, for a row that is none of these, and for labels that are no strings.
+    Raises UserError for one string, for a row that is none of these, and for labels that are no
+    strings.
     """
     if _names(source) is not None:
         return table_rows(source, columns, "the table", options)
     if isinstance(source, str | bytes) or not _in_order(source):
-        raise UserError(f"a value of the type {type(source).__name__} is no labelled text; give (text, label) pairs, "
-                        "or a table with columns text and label")  # fmt: skip
+        raise UserError(
+            f"a value of the type {type(source).__name__} is no labelled text; give (text, label) pairs, "
+            "or a table with columns text and label"
+        )
     return _each(source, columns, options)
 
 
@@ -103,8 +113,12 @@ def _each(source: Iterable[Any], columns: Columns, options: Columns) -> Iterator
             text, label, identity = row_values(where, row, columns, options)
             label = named(label, classes)
             check_label(label, f"{columns[1]} ({where})", "give strings")
-        elif isinstance(row, str | bytes) or not isinstance(row, Sequence) or len(row) not in (2, 3):
-            raise UserError(f"{where} is {_shown(row)}; give (text, label) pairs or (text, label, id) triples")
+        elif (
+            isinstance(row, str | bytes) or not isinstance(row, Sequence) or len(row) not in (2, 3)
+        ):
+            raise UserError(
+                f"{where} is {_shown(row)}; give (text, label) pairs or (text, label, id) triples"
+            )
         else:
             text, label, identity = (*row, None)[:3]
             check_label(label, "(the second of each pair)", "give strings")
@@ -116,15 +130,21 @@ def _shown(row: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def table_rows(table: Any, columns: Columns, where: str, options: Columns = OPTIONS) -> Iterator[Row]:
+def table_rows(
+    table: Any, columns: Columns, where: str, options: Columns = OPTIONS
+) -> Iterator[Row]:
     """Rows of a table; `where` names it in errors, `options` how columns are named."""
     names = _names(table) or []
     check_columns(where, names, columns, options)
-    texts, labels = (_column(table, names, *pair, where) for pair in zip(columns[:2], options[:2], strict=True))
+    texts, labels = (
+        _column(table, names, *pair, where) for pair in zip(columns[:2], options[:2], strict=True)
+    )
     has_ids = keys_to(columns[2], names) is not None
     ids = _column(table, names, columns[2], options[2], where) if has_ids else [None] * len(labels)
     if not len(texts) == len(labels) == len(ids):
-        raise UserError(f"the columns of {where} have different lengths: {len(texts):,} texts, {len(labels):,} labels")
+        raise UserError(
+            f"the columns of {where} have different lengths: {len(texts):,} texts, {len(labels):,} labels"
+        )
     classes = class_names(_features(table), columns[1])
     of = [named(label, classes) for label in labels]
     for label in of:
@@ -137,7 +157,9 @@ def _names(table: Any) -> list[str] | None:
     found = getattr(table, "column_names", None)
     if isinstance(found, Mapping):
         splits = list(found)
-        raise UserError(f"a {type(table).__name__} has the splits {', '.join(splits)}; give one: data[{splits[0]!r}]")
+        raise UserError(
+            f"a {type(table).__name__} has the splits {', '.join(splits)}; give one: data[{splits[0]!r}]"
+        )
     if isinstance(table, Mapping):
         return list(table)
     if found is None:
@@ -159,10 +181,14 @@ def _column(table: Any, names: list[str], column: str, option: str, where: str) 
 
 def _plain(values: Any) -> list[Any]:
     """A list of plain values, None for each that is missing."""
-    method = next((name for name in ("to_pylist", "tolist", "to_list") if hasattr(values, name)), None)
+    method = next(
+        (name for name in ("to_pylist", "tolist", "to_list") if hasattr(values, name)), None
+    )
     plain = list(values) if method is None else getattr(values, method)()
     if hasattr(values, "isna"):  # pandas
-        return [None if missing else value for value, missing in zip(plain, values.isna(), strict=True)]
+        return [
+            None if missing else value for value, missing in zip(plain, values.isna(), strict=True)
+        ]
     return plain
 
 

@@ -31,7 +31,8 @@ def is_local(source: Source) -> bool:
 def hub_revision(source: Source) -> str:
     """The commit that a source of the hub is read at; empty for others.
 
-    One question without the client's own attempts, which take longer than ours: without a network it fails at once.
+    One question without the client's own attempts, which take longer than ours: without a network
+    it fails at once.
     """
     from huggingface_hub import HfApi
 
@@ -80,13 +81,18 @@ def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
 
     # Without the scheme, `datasets` would read a folder of that name in its place.
     at = source.at if is_local(source) else f"hf://datasets/{source.at}"
-    streams = load_dataset(at, source.files or None, revision=source.revision or None, streaming=True)
+    streams = load_dataset(
+        at, source.files or None, revision=source.revision or None, streaming=True
+    )
     names = [str(name) for name in streams]
-    stream = streams[one_split(names, source.name, f"hub:{source.name}:{source.files or 'default'}:", split)]
+    stream = streams[
+        one_split(names, source.name, f"hub:{source.name}:{source.files or 'default'}:", split)
+    ]
     classes = class_names(stream.features, source.label)
     for row in stream:
         if classes is not None:
-            # Beside its column, under the whole name, which is looked for first: the column may be nested.
+            # Beside its column, under the whole name, which is looked for first: the column may be
+            # nested.
             row[source.label] = named(walk(row, keys_to(source.label, row) or ()), classes)
         yield row
 
@@ -106,7 +112,9 @@ def _fetched(source: Source, url: str) -> Path:
     if source.sha256 and file_sha256(path) != source.sha256:
         if remote:
             path.unlink()
-        raise UserError(f"{url} is not the file that {source.name} is pinned to (its SHA-256 differs); try again")
+        raise UserError(
+            f"{url} is not the file that {source.name} is pinned to (its SHA-256 differs); try again"
+        )
     return path
 
 
@@ -151,14 +159,18 @@ def _members(path: Path, pattern: str) -> Iterator[bytes]:
         return
     with tarfile.open(path) as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):
-            file = archive.extractfile(member) if fnmatch.fnmatchcase(member.name, pattern) else None
+            file = (
+                archive.extractfile(member) if fnmatch.fnmatchcase(member.name, pattern) else None
+            )
             if file is not None:
                 yield file.read()
 
 
 def _wili(path: Path, split: str) -> Iterator[dict[str, Any]]:
     with zipfile.ZipFile(path) as archive:
-        texts, codes = (archive.read(f"{part}_{split}.txt").decode().rstrip("\n").split("\n") for part in "xy")
+        texts, codes = (
+            archive.read(f"{part}_{split}.txt").decode().rstrip("\n").split("\n") for part in "xy"
+        )
     if len(texts) != len(codes):
         raise UserError(f"{path}: x_{split}.txt has {len(texts)} lines, y_{split}.txt {len(codes)}")
     return iter([{"text": text, "code": code} for text, code in zip(texts, codes, strict=True)])

@@ -8,7 +8,23 @@ from dataclasses import dataclass, field, replace
 
 from saefeat.io import UserError
 
-PAPER_LABELS = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh")
+PAPER_LABELS = (
+    "en",
+    "de",
+    "fr",
+    "it",
+    "pt",
+    "hi",
+    "es",
+    "th",
+    "bg",
+    "ru",
+    "tr",
+    "vi",
+    "ja",
+    "ko",
+    "zh",
+)
 _ISO3 = "eng deu fra ita por hin spa tha bul rus tur vie jpn kor zho"
 _SCRIPTS = "Latn Latn Latn Latn Latn Deva Latn Thai Cyrl Cyrl Latn Latn Jpan Hang Hans"
 _HUB_TEXTS = 10_000
@@ -21,22 +37,26 @@ class Source:
 
     Attributes:
         name: begins the ids, so that two sources never share one.
-        at: the directory of the files, as `hf://datasets/OWNER/NAME@REVISION`, a URL or a local path; for archives the
-            archive itself; for `hub` the data set's id.
-        read: streamed: `parquet`, `json` (lines), `tsv` (a header, no quotes), `hub`; fetched whole: `lines` (an
-            example a line), `archive` (an example a line of a zip's or tar's members), `wili` (the archive with
-            x_SPLIT.txt and y_SPLIT.txt).
-        files: path below `at`, or of an archive's members, with {code}, {split} and {shard}; for `hub` the
-            configuration.
-        labels: label -> the source's code, or several separated by blanks. Empty: whatever the label column holds.
-        text, identity: templates over the columns, {row}, {code} and {split}; without identity the text's hash is it.
-        label: the column that holds the code; empty where the file has one label. `by_ending`: that column holds a
-            path, and its ending is the code.
+        at: the directory of the files, as `hf://datasets/OWNER/NAME@REVISION`, a URL or a local
+            path; for archives the archive itself; for `hub` the data set's id.
+        read: streamed: `parquet`, `json` (lines), `tsv` (a header, no quotes), `hub`; fetched
+            whole: `lines` (an example a line), `archive` (an example a line of a zip's or tar's
+            members), `wili` (the archive with x_SPLIT.txt and y_SPLIT.txt).
+        files: path below `at`, or of an archive's members, with {code}, {split} and {shard}; for
+            `hub` the configuration.
+        labels: label -> the source's code, or several separated by blanks. Empty: whatever the
+            label column holds.
+        text, identity: templates over the columns, {row}, {code} and {split}; without identity the
+            text's hash is it.
+        label: the column that holds the code; empty where the file has one label. `by_ending`: that
+            column holds a path, and its ending is the code.
         splits: as the source has them; the first is read unless another is named.
-        shards: how many files share all labels, read one after the other until every label has its texts.
+        shards: how many files share all labels, read one after the other until every label has its
+            texts.
         max_texts: of a label, unless asked otherwise.
         spread: take these all over the source, by hash, and not its first.
-        gate: where a person is granted access, where that is needed; `instead`: an open corpus for whoever is not.
+        gate: where a person is granted access, where that is needed; `instead`: an open corpus for
+            whoever is not.
     """
 
     name: str
@@ -91,7 +111,8 @@ def _same(labels: str) -> dict[str, str]:
 
 
 _FLORES = {
-    label: f"{code}_{script}" for label, code, script in zip(PAPER_LABELS, _ISO3.split(), _SCRIPTS.split(), strict=True)
+    label: f"{code}_{script}"
+    for label, code, script in zip(PAPER_LABELS, _ISO3.split(), _SCRIPTS.split(), strict=True)
 }
 
 WILI = Source(
@@ -228,7 +249,9 @@ COMMONLID = Source(
     gate="https://huggingface.co/datasets/commoncrawl/CommonLID",
     instead="wili-2018",
 )
-_ENGLISH_OF_TATOEBA = replace(TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"})  # translates the German
+_ENGLISH_OF_TATOEBA = replace(
+    TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"}
+)  # translates the German
 
 
 def _only(source: Source, labels: str) -> Source:
@@ -238,11 +261,26 @@ def _only(source: Source, labels: str) -> Source:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("wili-2018", "paragraphs of Wikipedia, 235 languages, 500 of each split", "ODbL-1.0", (WILI,)),
+        Recipe(
+            "wili-2018",
+            "paragraphs of Wikipedia, 235 languages, 500 of each split",
+            "ODbL-1.0",
+            (WILI,),
+        ),
         Recipe("xnli", "premise and hypothesis, translated", "CC-BY-NC-4.0", (XNLI,)),
-        Recipe("paws-x", "first sentences of paraphrase pairs, translated", "free for any purpose", (PAWS_X,)),
+        Recipe(
+            "paws-x",
+            "first sentences of paraphrase pairs, translated",
+            "free for any purpose",
+            (PAWS_X,),
+        ),
         Recipe("flores+", "translated sentences, version 4.6", "CC-BY-SA-4.0", (FLORES_PLUS,)),
-        Recipe("flores-200", "translated sentences, the open release of 2022", "CC-BY-SA-4.0", (FLORES_200,)),
+        Recipe(
+            "flores-200",
+            "translated sentences, the open release of 2022",
+            "CC-BY-SA-4.0",
+            (FLORES_200,),
+        ),
         Recipe(
             "sae-lape",
             "what SAE-LAPE was counted on: XNLI, PAWS-X and FLORES+ together",
@@ -250,7 +288,12 @@ RECIPES: dict[str, Recipe] = {
             (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS),
         ),
         Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
-        Recipe("tatoeba", "short sentences that translate English", "CC-BY-2.0-FR", (TATOEBA, _ENGLISH_OF_TATOEBA)),
+        Recipe(
+            "tatoeba",
+            "short sentences that translate English",
+            "CC-BY-2.0-FR",
+            (TATOEBA, _ENGLISH_OF_TATOEBA),
+        ),
         Recipe(
             "github-code",
             "files by programming language, and English Wikipedia",
@@ -258,7 +301,12 @@ RECIPES: dict[str, Recipe] = {
             (GITHUB_CODE, WIKIPEDIA),
         ),
         Recipe("fineweb-2", "web pages; English from FineWeb", "ODC-By-1.0", (FINEWEB_2, FINEWEB)),
-        Recipe("commonlid", "lines of the web, judged by people", "Common Crawl's terms of use", (COMMONLID,)),
+        Recipe(
+            "commonlid",
+            "lines of the web, judged by people",
+            "Common Crawl's terms of use",
+            (COMMONLID,),
+        ),
     )
 }
 
@@ -266,33 +314,44 @@ RECIPES: dict[str, Recipe] = {
 def find_recipe(source: str, columns: tuple[str, str, str]) -> Request | None:
     """What `NAME[:SPLIT][#N]` or `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]` asks for; None for any other source.
 
-    `columns`: text, label and id, where the user named them. Raises UserError for a part that cannot be read.
+    `columns`: text, label and id, where the user named them. Raises UserError for a part that
+    cannot be read.
     """
     bare, hashed, number = source.partition("#")
     name, *rest = bare.split(":")
     if name != "hub" and name not in RECIPES:
         return None
     if hashed and (not number.isdecimal() or len(number) > _DIGITS or not int(number)):
-        raise UserError(f"{source}: after # stands the greatest number of texts a label, such as {bare}#500")
+        raise UserError(
+            f"{source}: after # stands the greatest number of texts a label, such as {bare}#500"
+        )
     max_texts = int(number) if hashed else None
     if name == "hub":
         return _hub(source, rest, columns, max_texts)
     recipe = RECIPES[name]
     splits = list(dict.fromkeys(split for part in recipe.sources for split in part.splits))
     if len(rest) > 1 or any(split not in splits for split in rest):
-        raise UserError(f"{source}: {name} has the splits {', '.join(splits)}; give {name} or {name}:{splits[0]}")
+        raise UserError(
+            f"{source}: {name} has the splits {', '.join(splits)}; give {name} or {name}:{splits[0]}"
+        )
     if columns[1:] != ("label", "id"):
-        raise UserError(f"the recipe {name} knows its label and id columns; leave out --label-column and --id-column")
+        raise UserError(
+            f"the recipe {name} knows its label and id columns; leave out --label-column and --id-column"
+        )
     if columns[0] != "text":
         sources = tuple(replace(part, text=_template(columns[0])) for part in recipe.sources)
         recipe = replace(recipe, sources=sources)
     return Request(recipe, rest[0] if rest else None, max_texts)
 
 
-def _hub(source: str, parts: list[str], columns: tuple[str, str, str], max_texts: int | None) -> Request:
+def _hub(
+    source: str, parts: list[str], columns: tuple[str, str, str], max_texts: int | None
+) -> Request:
     repo, _, revision = (parts[0] if parts else "").partition("@")
     if len(parts) > 3 or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
-        raise UserError(f"{source} is no corpus of the hub; write hub:OWNER/NAME, hub:OWNER/NAME:CONFIG")
+        raise UserError(
+            f"{source} is no corpus of the hub; write hub:OWNER/NAME, hub:OWNER/NAME:CONFIG"
+        )
     text, label, identity = columns
     found = Source(
         name=repo,

@@ -13,7 +13,14 @@ from pathlib import Path
 
 from saefeat.io import UserError
 
-_PACKED = {".zip": "unzip", ".tar": "tar xf", ".tgz": "tar xf", ".7z": "7z x", ".lz4": "lz4 -d", ".Z": "uncompress"}
+_PACKED = {
+    ".zip": "unzip",
+    ".tar": "tar xf",
+    ".tgz": "tar xf",
+    ".7z": "7z x",
+    ".lz4": "lz4 -d",
+    ".Z": "uncompress",
+}
 UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no tokenizer takes
 _MARKS = (  # byte-order marks; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -47,7 +54,9 @@ def refuse_archive(path: Path) -> None:
     """Raise UserError for a file that is packed in a way that is not read, with the command that unpacks it."""
     command = _PACKED.get(path.suffix) or _PACKED.get(plain_name(path).suffix)
     if command:
-        raise UserError(f"{path} is packed in a way that is not read; unpack it first: {command} {path}")
+        raise UserError(
+            f"{path} is packed in a way that is not read; unpack it first: {command} {path}"
+        )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -65,7 +74,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return _UNPACK[path.suffix](data)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); it may be cut off, or have another format") from error
+        raise UserError(
+            f"{path} cannot be unpacked ({error}); it may be cut off, or have another format"
+        ) from error
 
 
 def read_text(path: Path) -> str:
@@ -77,8 +88,12 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         if encoding.startswith("utf-8"):
             line = data[: error.start].count(b"\n") + 1
-            raise UserError(f"{path} is not UTF-8 text (line {line}); convert it to UTF-8") from error
-        raise UserError(f"{path} begins as {encoding.upper()} text but is not ({error.reason})") from error
+            raise UserError(
+                f"{path} is not UTF-8 text (line {line}); convert it to UTF-8"
+            ) from error
+        raise UserError(
+            f"{path} begins as {encoding.upper()} text but is not ({error.reason})"
+        ) from error
     if text[:4096].count("\0") * 4 > len(text[:4096]):
         raise UserError(
             f"{path} is not UTF-8 text but looks like UTF-16 without a byte-order mark; convert it to UTF-8"

@@ -1,7 +1,9 @@
 """Code systems of languages: what a label of one system is called in another.
 
-Labels are strings used as given. Only here are they read as codes, and only where another system is asked. The facts
-come from libraries that are kept up: ISO 639's tables from `iso639-lang`, tags and their equivalents from `langcodes`.
+Labels are strings used as given. Only here are they read as codes, and only where another system is
+asked. The facts
+come from libraries that are kept up: ISO 639's tables from `iso639-lang`, tags and their
+equivalents from `langcodes`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,26 @@ LID176 = frozenset(lists.LID176)
 # Codes that mean another thing in their system than in ISO 639, which they otherwise follow.
 _OWN: dict[str, dict[str, str | None]] = {
     "fasttext": {"als": "gsw", "bh": "bho", "sh": "hbs"},
-    "wili": {"als": "gsw", "map-bms": None, "roa-tara": None},  # ISO 639-3 has no code for Banyumasan and Tarantino
+    "wili": {
+        "als": "gsw",
+        "map-bms": None,
+        "roa-tara": None,
+    },  # ISO 639-3 has no code for Banyumasan and Tarantino
     "nllb": {"sat_Beng": "sat_Olck"},  # the text is in Ol Chiki, as FLORES says
 }
 # Members that stand for a macrolanguage or a group, beyond those that CLDR knows.
-_STANDARD = {"quy": "que", "quz": "que", "pbt": "pus", "pbu": "pus", "knn": "gom", "kok": "gom",
-             "nci": "nah", "nhn": "nah", "egl": "eml", "rgn": "eml"}  # fmt: skip
+_STANDARD = {
+    "quy": "que",
+    "quz": "que",
+    "pbt": "pus",
+    "pbu": "pus",
+    "knn": "gom",
+    "kok": "gom",
+    "nci": "nah",
+    "nhn": "nah",
+    "egl": "eml",
+    "rgn": "eml",
+}
 _NEAR = 9  # CLDR's distance: the standard of a macrolanguage (nb, no) is nearer, a dialect (ary, ar) is not
 
 
@@ -45,15 +61,19 @@ def convert(label: str, system: str, source: str | None = None) -> str:
     """The code or name that `system` has for the language of a label.
 
     Args:
-        label: a code of any of the SYSTEMS, a BCP-47 tag (its script counts, its region only for the script), or an
-            English name. Codes are lower-case: `DE` and `IN` may be countries, and are refused.
+        label: a code of any of the SYSTEMS, a BCP-47 tag (its script counts, its region only for
+            the script), or an English name. Codes are lower-case: `DE` and `IN` may be countries,
+            and are refused.
         system: one of SYSTEMS. `name` is the reference name of ISO 639-3.
         source: the system of the label, for one that two systems understand differently (`als`).
 
     Raises:
-        UserError: for a label that is no language, one that has several meanings, and one for which `system` has no
-            code or several: `no` is Bokmål or Nynorsk in FLORES, `zh` in simplified or traditional script. `ar` is
-            `arb_Arab`, though: where its likely script is there, a transliteration to Latin does not count.
+        UserError: for a label that is no language, one that has several meanings, and one for which
+        `system` has no
+            code or several: `no` is Bokmål or Nynorsk in FLORES, `zh` in simplified or traditional
+                script. `ar` is
+            `arb_Arab`, though: where its likely script is there, a transliteration to Latin does
+            not count.
     """
     found = counterparts(label, system, source)
     if len(found) == 1:
@@ -77,9 +97,10 @@ def counterparts(label: str, system: str, source: str | None = None) -> list[str
 def in_codes(labels: Iterable[str], codes: Iterable[str]) -> dict[str, str]:
     """Which of `codes` has the language of each of `labels`: label -> code. Either may be of any system, even mixed.
 
-    A label equal to a code takes it, whatever it means. Several labels may have one code (`cmn_Hans` and `cmn_Hant`
-    among codes that have `zh` alone). What two systems read differently is read as fastText does. A label that leaves
-    its code open (`no` among `nob`, `nno`), or whose language has none, is left out.
+    A label equal to a code takes it, whatever it means. Several labels may have one code
+    (`cmn_Hans` and `cmn_Hant` among codes that have `zh` alone). What two systems read differently
+    is read as fastText does. A label that leaves its code open (`no` among `nob`, `nno`), or whose
+    language has none, is left out.
     """
     codes = list(codes)
     readings = {code: reading for code in codes if (reading := _read_code(code)) is not None}
@@ -100,7 +121,8 @@ def own_label(label: str, labels: Iterable[str]) -> str | None:
 def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
     """Which of `labels` each of `codes` stands for: code -> label. Codes are matched as by `in_codes`.
 
-    One label a code: an equal one before others, else the earliest. A label for which no code is left has none.
+    One label a code: an equal one before others, else the earliest. A label for which no code is
+    left has none.
     """
     by_label = in_codes(labels, codes)
     found = {label: label for label, code in by_label.items() if label == code}
@@ -113,11 +135,12 @@ def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
 def fasttext_code(label: str) -> str | None:
     """The code in lid.176 of a label in any code system; English names are not read.
 
-    A label that is such a code as it stands stays it (`als` is Alemannic as in fastText, `als_Latn` Tosk Albanian
-    as in FLORES). Script and region are not looked at.
+    A label that is such a code as it stands stays it (`als` is Alemannic as in fastText, `als_Latn`
+    Tosk Albanian as in FLORES). Script and region are not looked at.
 
     Returns:
-        The code, or None for a language that lid.176 does not know and for whatever is not a language code.
+        The code, or None for a language that lid.176 does not know and for whatever is not a
+        language code.
     """
     bare = label.removeprefix(PREFIX)
     if bare in LID176:
@@ -142,7 +165,9 @@ def read(label: str, source: str | None = None) -> Reading:
         raise UserError(f"{label} is {_either(means)}; say which system it is of (--from)")
     found = _read_code(bare) or _read_name(bare)
     if found is None:
-        raise UserError(f"{label} is no language code and no English name of a language{_near(bare)}")
+        raise UserError(
+            f"{label} is no language code and no English name of a language{_near(bare)}"
+        )
     return found
 
 
@@ -184,7 +209,9 @@ def _read_name(text: str) -> Reading | None:
         if len(main) == 1:
             return Reading(main[0])
         if found:
-            raise UserError(f"{text} may be {_either([Lang(code).name for code in found])}; say which")
+            raise UserError(
+                f"{text} may be {_either([Lang(code).name for code in found])}; say which"
+            )
     tag = lists.NAMES.get(text.casefold())
     return _read_tag(tag) if tag else None
 
@@ -213,17 +240,26 @@ def codes_of(system: str) -> Mapping[str, Reading]:
         return {lang.pt3: Reading(lang.pt3) for lang in iter_langs() if lang.pt3}
     if system == "name":
         return {lang.name: Reading(lang.pt3) for lang in iter_langs() if lang.pt3}
-    published = {"flores": lists.FLORES, "nllb": lists.NLLB, "wili": lists.WILI, "fasttext": lists.LID176}
+    published = {
+        "flores": lists.FLORES,
+        "nllb": lists.NLLB,
+        "wili": lists.WILI,
+        "fasttext": lists.LID176,
+    }
     if system not in published:
         raise UserError(f"unknown code system {system}; there are {', '.join(SYSTEMS)}")
     own = _OWN.get(system, {})
-    return {code: _read_tag(own.get(code, code) or "") or Reading(code) for code in published[system]}
+    return {
+        code: _read_tag(own.get(code, code) or "") or Reading(code) for code in published[system]
+    }
 
 
 def _same(reading: Reading, codes: Mapping[str, Reading]) -> list[str]:
     """The codes for a language, of the nearest kind there is: its own, its standard's, its members', its macro's."""
     code, script = reading
-    fits = {key: at.code for key, at in codes.items() if script is None or at.script in (None, script)}
+    fits = {
+        key: at.code for key, at in codes.items() if script is None or at.script in (None, script)
+    }
     found = [key for key, other in fits.items() if other == code]
     if not found:
         found = [key for key, other in fits.items() if _standard(other) == _standard(code)]
@@ -232,7 +268,9 @@ def _same(reading: Reading, codes: Mapping[str, Reading]) -> list[str]:
         found = [key for key, other in fits.items() if other in members]
     if not found and (macro := _macro(code)) and tag_distance(code, macro.pt3) < _NEAR:
         found = [key for key, other in fits.items() if other == macro.pt3]
-    found = [key for key in found if key.count("_") < 2] or found  # plain FLORES+ codes before those of a variety
+    found = [
+        key for key in found if key.count("_") < 2
+    ] or found  # plain FLORES+ codes before those of a variety
     return found if script else _untransliterated(found, codes)
 
 
@@ -276,5 +314,9 @@ def _either(names: list[str]) -> str:
 def _near(text: str) -> str:
     """A suggestion to end a sentence with, if there is one."""
     lower = text.lower()
-    found = [lower] if lower != text and _read_code(lower) else get_close_matches(text, list(codes_of("name")), 2, 0.75)
+    found = (
+        [lower]
+        if lower != text and _read_code(lower)
+        else get_close_matches(text, list(codes_of("name")), 2, 0.75)
+    )
     return f"; did you mean {_either(found)}?" if found else ""

@@ -1,8 +1,11 @@
 """The codes that corpora and judges use, as published: facts, kept beside the code that reads them.
 
-LID176: fastText's lid.176, in Wikipedia's codes. WILI: WiLI-2018. FLORES: FLORES+ (a code may end in a variety).
-NAMES: English names beside those of ISO 639, as in CLDR's English locale and its alternatives, or in common use.
-NLLB: the tokens of NLLB-200; with `arb_Latn` and `min_Arab`, and `sat_Olck` for `sat_Beng`, the codes of FLORES-200.
+LID176: fastText's lid.176, in Wikipedia's codes. WILI: WiLI-2018. FLORES: FLORES+ (a code may end
+in a variety).
+NAMES: English names beside those of ISO 639, as in CLDR's English locale and its alternatives, or
+in common use.
+NLLB: the tokens of NLLB-200; with `arb_Latn` and `min_Arab`, and `sat_Olck` for `sat_Beng`, the
+codes of FLORES-200.
 """
 
 from __future__ import annotations
@@ -68,12 +71,31 @@ tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Tfng uig_Arab ukr_Cyrl umb_Latn urd_Arab
 war_Latn wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn
 """
 NAMES = {
-    "azeri": "az", "bangla": "bn", "bokmal": "nb", "byelorussian": "be", "cambodian": "km", "cantonese": "yue",
-    "farsi": "fa", "hakka": "hak", "hokkien": "nan", "isixhosa": "xh", "isizulu": "zu", "kurmanji": "kmr",
-    "laotian": "lo", "mandarin": "cmn", "modern standard arabic": "arb", "myanmar": "my", "norwegian bokmal": "nb",
-    "sesotho": "st", "setswana": "tn", "simplified chinese": "zh-Hans", "slovene": "sl", "sorani": "ckb",
-    "traditional chinese": "zh-Hant", "west frisian": "fy",
-}  # fmt: skip
+    "azeri": "az",
+    "bangla": "bn",
+    "bokmal": "nb",
+    "byelorussian": "be",
+    "cambodian": "km",
+    "cantonese": "yue",
+    "farsi": "fa",
+    "hakka": "hak",
+    "hokkien": "nan",
+    "isixhosa": "xh",
+    "isizulu": "zu",
+    "kurmanji": "kmr",
+    "laotian": "lo",
+    "mandarin": "cmn",
+    "modern standard arabic": "arb",
+    "myanmar": "my",
+    "norwegian bokmal": "nb",
+    "sesotho": "st",
+    "setswana": "tn",
+    "simplified chinese": "zh-Hans",
+    "slovene": "sl",
+    "sorani": "ckb",
+    "traditional chinese": "zh-Hant",
+    "west frisian": "fy",
+}
 LID176 = tuple(_LID176.split())
 WILI = tuple(_WILI.split())
 FLORES = tuple(_FLORES.split())

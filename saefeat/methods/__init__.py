@@ -42,7 +42,9 @@ def _is_sae(dictionary: Mapping[str, Any]) -> bool:
 
 
 METHODS: dict[str, Method] = {
-    "lape": Method(lape, _is_hidden_neurons, "neurons at the site mlp_act (collect with --neurons)"),
+    "lape": Method(
+        lape, _is_hidden_neurons, "neurons at the site mlp_act (collect with --neurons)"
+    ),
     "sae-lape": Method(sae_lape, _is_sae, "SAEs (collect with --saes)"),
     "feature-diffmean": Method(feature_diffmean, _is_sae, "SAEs (collect with --saes)"),
 }
@@ -55,13 +57,16 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def choose(dictionaries: Iterable[Mapping[str, Any]], method: str, globs: Sequence[str] | None = None) -> list[str]:
+def choose(
+    dictionaries: Iterable[Mapping[str, Any]], method: str, globs: Sequence[str] | None = None
+) -> list[str]:
     """Ids of the dictionaries that a method pools, sorted.
 
     Args:
         dictionaries: their headers (`stats.header["dictionary"]`: id, site, kind, ...).
         method: its name; decides where no globs are given.
-        globs: patterns of ids (`fnmatch`). They replace the method's own choice: what matches any of them is taken.
+        globs: patterns of ids (`fnmatch`). They replace the method's own choice: what matches any
+            of them is taken.
 
     Raises:
         UserError: unknown method, or nothing to pool; the message lists what there is.
@@ -83,7 +88,8 @@ def choose(dictionaries: Iterable[Mapping[str, Any]], method: str, globs: Sequen
 def parse_parameters(method: str, settings: Iterable[str]) -> dict[str, Any]:
     """Parameters from the command line's `name=value`; `none`, `true` and `false` mean what they say.
 
-    Raises UserError for an unknown method, an unknown or repeated name, or a value of the wrong kind or range.
+    Raises UserError for an unknown method, an unknown or repeated name, or a value of the wrong
+    kind or range.
     """
     get_method(method)
     values: dict[str, Any] = {}
@@ -101,17 +107,27 @@ def check_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The same parameters, whole numbers made floats where floats are due; raises UserError like `parse_parameters`."""
     function = get_method(method).rank
     hints = get_type_hints(function)
-    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    names = [
+        p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"{method} has no parameter {name!r}{hint}; its parameters are {', '.join(names)}")
-        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+            raise UserError(
+                f"{method} has no parameter {name!r}{hint}; its parameters are {', '.join(names)}"
+            )
+        kinds = (
+            get_args(hints[name])
+            if get_origin(hints[name]) in (Union, UnionType)
+            else (hints[name],)
+        )
         if not any(_accepts(kind, name, value) for kind in kinds):
             wanted = " or ".join(_in_words(kind, name) for kind in kinds)
-            raise UserError(f"the parameter {name} of {method} is {value!r}, but should be {wanted}")
+            raise UserError(
+                f"the parameter {name} of {method} is {value!r}, but should be {wanted}"
+            )
         checked[name] = float(value) if float in kinds and value is not None else value
     return checked
 
@@ -154,5 +170,9 @@ def _in_words(kind: Any, name: str) -> str:
         return " or ".join(str(choice) for choice in get_args(kind))
     if kind is float:
         return "a number above 0 and up to 1" if _is_rate(name) else "a number"
-    return {NoneType: "none", bool: "true or false", int: "a whole number of at least 1",
-            str: "a label"}[kind]  # fmt: skip
+    return {
+        NoneType: "none",
+        bool: "true or false",
+        int: "a whole number of at least 1",
+        str: "a label",
+    }[kind]

@@ -31,16 +31,22 @@ def sae_lape(
 
     Args:
         stats: one item a dictionary; gone through once, so it may load each item when asked.
-        example_rate: a unit passes if for some label it fires in at least int(example_rate * examples) examples,
+        example_rate: a unit passes if for some label it fires in at least int(example_rate *
+            examples) examples,
         high_frequency_rate: and if for some label (the same or another) on more than
-            int(high_frequency_rate * tokens) tokens. A label without tokens or examples lets nothing pass.
-        ratio: a label owns the unit if its firing probability is at least `ratio` times the greatest one.
-        owners: keep the units with exactly this many owners. 1 is the published `--lang-specific`, m is
-            `--lang-shared --shared-count m`, "any" (or None) is neither flag: every unit, for each of its owners.
+            int(high_frequency_rate * tokens) tokens. A label without tokens or examples lets
+            nothing pass.
+        ratio: a label owns the unit if its firing probability is at least `ratio` times the
+            greatest one.
+        owners: keep the units with exactly this many owners. 1 is the published `--lang-specific`,
+            m is `--lang-shared --shared-count m`, "any" (or None) is neither flag: every unit, for
+            each of its owners.
         top: at most this many units a label, None for all (`--top`).
-        by: the order of ranks and of `top`: lowest entropy, or highest probability first (`--top-by-frequency`).
+        by: the order of ranks and of `top`: lowest entropy, or highest probability first
+            (`--top-by-frequency`).
         per_layer: `top` holds in each dictionary and not overall (`--top-per-layer`).
-        entropy_threshold: after `top`, keep units of at most this entropy (`--entropy-threshold`; here 0 counts too).
+        entropy_threshold: after `top`, keep units of at most this entropy (`--entropy-threshold`;
+            here 0 counts too).
 
     Returns:
         The selection; score is the entropy (natural log) of the probabilities over labels.
@@ -54,7 +60,9 @@ def sae_lape(
         unit, label, score, p = owned_units(each, example_rate, high_frequency_rate, ratio, owners)
         if top is not None and per_layer:
             frequency = [-p.numpy()] if by == "frequency" else []
-            first = torch.from_numpy(places(label.numpy(), *frequency, score.numpy(), unit.numpy()) <= top)
+            first = torch.from_numpy(
+                places(label.numpy(), *frequency, score.numpy(), unit.numpy()) <= top
+            )
             unit, label, score = unit[first], label[first], score[first]
         parts.append(part(each, unit, label, score))
     parameters = {
@@ -71,7 +79,11 @@ def sae_lape(
 
 
 def owned_units(
-    stats: Stats, example_rate: float, high_frequency_rate: float, ratio: float, owners: int | Literal["any"]
+    stats: Stats,
+    example_rate: float,
+    high_frequency_rate: float,
+    ratio: float,
+    owners: int | Literal["any"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cells (unit, owning label) that pass: unit[m], label[m] int64, entropy[m] float64, probability[m] float32."""
     unit = passing(stats, example_rate, high_frequency_rate).nonzero().flatten()
@@ -86,7 +98,9 @@ def owned_units(
 def passing(stats: Stats, example_rate: float, high_frequency_rate: float) -> Tensor:
     """Units that pass both filters, bool [width]."""
     examples, tokens = stats.examples.cpu(), stats.tokens.cpu()
-    counted = ((examples > 0) & (tokens > 0))[:, None]  # of nothing, 98 per cent is 0: all would pass
+    counted = ((examples > 0) & (tokens > 0))[
+        :, None
+    ]  # of nothing, 98 per cent is 0: all would pass
     in_examples = stats.fired_examples.cpu() >= truncated(example_rate, examples)[:, None]
     often = stats.fired.cpu() > truncated(high_frequency_rate, tokens)[:, None]
     return (in_examples & counted).any(0) & (often & counted).any(0)
@@ -100,21 +114,33 @@ def owned_labels(p: Tensor, ratio: float) -> Tensor:
 def truncated(rate: float, counts: Tensor) -> Tensor:
     """int(rate * count) of each count, exact for the rate as it is written in decimals. int64 -> int64.
 
-    The published code multiplies an int64 tensor by the rate, in float32. That gives the same at the published rates
-    for fewer than 267,501 examples (rate 0.98; there it gives 262,151, and this function 262,150) and fewer than
-    16,777,219 tokens (rate 0.1); beyond, it can be one more or less, or further off as the counts grow.
+    The published code multiplies an int64 tensor by the rate, in float32. That gives the same at
+    the published rates for fewer than 267,501 examples (rate 0.98; there it gives 262,151, and this
+    function 262,150) and fewer than 16,777,219 tokens (rate 0.1); beyond, it can be one more or
+    less, or further off as the counts grow.
     """
     exact = Fraction(repr(float(rate)))
-    return torch.tensor([count * exact.numerator // exact.denominator for count in counts.tolist()], dtype=torch.int64)
+    return torch.tensor(
+        [count * exact.numerator // exact.denominator for count in counts.tolist()],
+        dtype=torch.int64,
+    )
 
 
 def _cut(
-    parts: Sequence[Part], parameters: dict[str, object], top: int | None, by: str, entropy_threshold: float | None
+    parts: Sequence[Part],
+    parameters: dict[str, object],
+    top: int | None,
+    by: str,
+    entropy_threshold: float | None,
 ) -> Selection:
     """Rank the parts together and cut each label, first by rank, then by entropy, in the published order."""
-    selection = Selection.build("sae-lape", parameters, parts, by="probability" if by == "frequency" else "score")
+    selection = Selection.build(
+        "sae-lape", parameters, parts, by="probability" if by == "frequency" else "score"
+    )
     if top is not None:
         selection = selection.head(top)
     if entropy_threshold is not None:
-        selection = selection.filter(np.asarray(selection.table["score"].to_numpy() <= entropy_threshold))
+        selection = selection.filter(
+            np.asarray(selection.table["score"].to_numpy() <= entropy_threshold)
+        )
     return selection

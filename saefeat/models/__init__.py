@@ -19,8 +19,22 @@ from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 from saefeat.models.weights import devices, weights_fingerprint
 
 # What transformers raises for bad models.
-_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, StrictDataclassError)
-_CUT_OFF = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")  # of any client of the hub
+_LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
+_CUT_OFF = (
+    "ConnectError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "OfflineModeIsEnabled",
+)  # of any client of the hub
 _TEXTS = 1024  # tokenised in one call, whose result is many times their size
 _FIRST = 5  # seconds for the question whether the hub is there
 EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
@@ -64,7 +78,12 @@ class LanguageModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What artefacts record of the model."""
-        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint, "dtype": self.dtype}
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+        }
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -79,8 +98,10 @@ class LanguageModel:
         """Say so where a stage goes on with another number of threads than its checkpoint's header records."""
         then = header.get("threads")
         if then not in (None, self.threads):
-            say(f"note: {what} goes on with {self.threads} threads where {then} were used before; its last digits may "
-                "differ from those of one that was not stopped")  # fmt: skip
+            say(
+                f"note: {what} goes on with {self.threads} threads where {then} were used before; its last digits may "
+                "differ from those of one that was not stopped"
+            )
 
     @property
     def layers_path(self) -> str:
@@ -101,14 +122,18 @@ class LanguageModel:
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
         """Token ids of each text without special tokens added, cut at `limit` tokens.
 
-        Added tokens for which the model has no embedding ([PAD] in a text, where the embeddings were never resized)
-        are left out; raises UserError for any other such token, because tokenizer and model do not belong together.
+        Added tokens for which the model has no embedding ([PAD] in a text, where the embeddings
+        were never resized) are left out; raises UserError for any other such token, because
+        tokenizer and model do not belong together.
         """
         rows: list[list[int]] = []
         for start in range(0, len(texts), _TEXTS):
-            # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from stalling the rest.
+            # A token is rarely longer than 64 characters; cutting first keeps one 100 MB line from
+            # stalling the rest.
             cut = [text[: 64 * limit] for text in texts[start : start + _TEXTS]]
-            ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            ids = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)[
+                "input_ids"
+            ]
             rows += [self._embedded(row)[:limit] for row in ids]
         return rows
 
@@ -134,7 +159,9 @@ class LanguageModel:
     def pad_id(self) -> int:
         """A token id for positions that are masked: any that has an embedding will do."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((token for token in known if token is not None and token < self.embedding_rows), 0)
+        return next(
+            (token for token in known if token is not None and token < self.embedding_rows), 0
+        )
 
     def unembedding(self) -> Tensor:
         """[vocabulary, d] weight of the output projection."""
@@ -156,7 +183,9 @@ def choose_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # `meta` has no values
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used here ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"--device {device} cannot be used here ({str(error).splitlines()[0]})"
+        ) from error
     return device
 
 
@@ -188,12 +217,19 @@ def load_model(
     try:
         where: dict[str, Any] = {"revision": revision, "local_files_only": bool(cut_off)}
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **where, dtype=torch_dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, **where, dtype=torch_dtype, output_loading_info=True
+        )
     except (*_LOADING, SafetensorError) as error:
         raise _cannot_load(name, error, cut_off) from error
     model, info = loaded
     check_complete(f"the model {name}", info)
-    return wrap(model.to(chosen).eval(), tokenizer, name, revision or getattr(model.config, "_commit_hash", None))
+    return wrap(
+        model.to(chosen).eval(),
+        tokenizer,
+        name,
+        revision or getattr(model.config, "_commit_hash", None),
+    )
 
 
 def load_skeleton(name: str | Path) -> nn.Module:
@@ -243,7 +279,9 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     prefix, suffix = _added_tokens(tokenizer)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     device = str(next(devices(model), "cpu"))
-    lm = LanguageModel(model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix)
+    lm = LanguageModel(
+        model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix
+    )
     greatest = max([*prefix, *suffix], default=0)
     if greatest >= lm.embedding_rows:
         raise UserError(
@@ -265,7 +303,9 @@ def _source(name: str) -> str:
         if name not in EMBEDDED:
             raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
         return str(converted(fetch(EMBEDDED[name]), EMBEDDED[name]))
-    if not name.strip():  # such as a shell's variable that is not set; as a path it would be this directory
+    if (
+        not name.strip()
+    ):  # such as a shell's variable that is not set; as a path it would be this directory
         raise UserError(
             f"the model has an empty name; give a hub id, a directory, a .gguf file or {next(iter(EMBEDDED))}"
         )
@@ -300,4 +340,8 @@ def _probes(tokenizer: Any) -> Iterator[str]:
     """Short texts: "a", and tokens of the vocabulary, for alphabets without it (DNA, proteins)."""
     yield from ("a", "A", "1")
     special = set(tokenizer.all_special_ids)
-    yield from (tokenizer.decode([token]) for token in range(min(len(tokenizer), 1000)) if token not in special)
+    yield from (
+        tokenizer.decode([token])
+        for token in range(min(len(tokenizer), 1000))
+        if token not in special
+    )

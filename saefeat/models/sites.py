@@ -21,7 +21,10 @@ _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
-_POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2 and 3 and OLMo 2, GLM 4
+_POST_NORMS = (
+    "post_feedforward_layernorm",
+    "post_mlp_layernorm",
+)  # Gemma 2 and 3 and OLMo 2, GLM 4
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,17 @@ def find_layers(model: nn.Module) -> str:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = set(decoder.modules())  # type: ignore[union-attr]
-    lists = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and m in inside and len(m)}
+    lists = {
+        path: m
+        for path, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and m in inside and len(m)
+    }
     known = {path: len(blocks) for path, blocks in lists.items() if _holder(blocks[0]) is not None}
     if not known:
-        raise UserError("this model has no list of blocks with an `mlp`; name sites by their module path"
-                        + _some_paths(lists))  # fmt: skip
+        raise UserError(
+            "this model has no list of blocks with an `mlp`; name sites by their module path"
+            + _some_paths(lists)
+        )
     return max(known, key=known.__getitem__)  # of equals the first
 
 
@@ -60,11 +69,11 @@ def _some_paths(lists: dict[str, Any]) -> str:
 def resolve_site(model: nn.Module, name: str) -> Site:
     """Find the module of a site; raises UserError for one that the model does not have.
 
-    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm after it where the
-    block has one (Gemma 2 and 3, OLMo 2), of the last projection where there is no module of that part alone (OPT) or
-    it adds the residual stream itself (BLOOM), else of the feed-forward module. `mlp_act` is the output of the
-    activation function, where LAPE counts; experts have none. `resid_post` is the output of the block. Anything else
-    is a module path.
+    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm
+    after it where the block has one (Gemma 2 and 3, OLMo 2), of the last projection where there is
+    no module of that part alone (OPT) or it adds the residual stream itself (BLOOM), else of the
+    feed-forward module. `mlp_act` is the output of the activation function, where LAPE counts;
+    experts have none. `resid_post` is the output of the block. Anything else is a module path.
     """
     match = _SITE.match(name)
     if not match:
@@ -73,7 +82,9 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     layers = find_layers(model)
     blocks: Any = model.get_submodule(layers)
     if layer >= len(blocks):
-        raise UserError(f"the site {name} does not exist: the model has the layers 0 to {len(blocks) - 1}")
+        raise UserError(
+            f"the site {name} does not exist: the model has the layers 0 to {len(blocks) - 1}"
+        )
     parts = {"mlp_out": _added, "mlp_act": _activation, "resid_post": lambda _block: ""}
     part = parts[kind](blocks[layer])
     if part is None:
@@ -102,7 +113,9 @@ def _explicit(model: nn.Module, name: str) -> Site:
             continue
         numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
         return Site(name, path, int(numbers[0]) if numbers else None)
-    raise UserError(f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model")
+    raise UserError(
+        f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model"
+    )
 
 
 def feed_forward(block: nn.Module) -> Any:
@@ -113,13 +126,21 @@ def feed_forward(block: nn.Module) -> Any:
 def down_projection(block: nn.Module) -> Any:
     """The module that hidden neurons write through ([neurons] -> [d]); None where none is known."""
     holder = feed_forward(block)
-    return next((getattr(holder, name) for name in _DOWN if isinstance(getattr(holder, name, None), nn.Module)), None)
+    return next(
+        (
+            getattr(holder, name)
+            for name in _DOWN
+            if isinstance(getattr(holder, name, None), nn.Module)
+        ),
+        None,
+    )
 
 
 def norm_after(block: nn.Module) -> nn.Module | None:
     """The norm that what the feed-forward part writes goes through before the next block reads it; None: there is none.
 
-    Gemma 2 and 3, OLMo 2 and GLM 4 have it before the addition to the residual stream, OPT-350m after it.
+    Gemma 2 and 3, OLMo 2 and GLM 4 have it before the addition to the residual stream, OPT-350m
+    after it.
     """
     if names := _post_norms(block):
         return getattr(block, names[0])
@@ -166,8 +187,9 @@ def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
 def describe_sites(model: Any) -> list[dict[str, Any]]:
     """One row a kind and layer of a transformers model, whose weights are not needed.
 
-    Keys: site, kind, layer, module (dotted path), width, sparsify (its name of the place), transformer_lens (likewise,
-    None where it has no such place), refused (why there is no such site, else None, and then the others are None).
+    Keys: site, kind, layer, module (dotted path), width, sparsify (its name of the place),
+    transformer_lens (likewise, None where it has no such place), refused (why there is no such
+    site, else None, and then the others are None).
     """
     layers = find_layers(model)
     blocks = model.get_submodule(layers)
@@ -185,7 +207,15 @@ def describe_sites(model: Any) -> list[dict[str, Any]]:
                 "sparsify": path.removeprefix(f"{model.base_model_prefix}."),
                 "transformer_lens": _hook(kind, layer, block),
             }
-            rows.append({**row, "module": path, "width": _width(model, kind, block), **names, "refused": None})
+            rows.append(
+                {
+                    **row,
+                    "module": path,
+                    "width": _width(model, kind, block),
+                    **names,
+                    "refused": None,
+                }
+            )
     return rows
 
 
@@ -195,12 +225,15 @@ def _width(model: Any, kind: str, block: nn.Module) -> int | None:
     down = down_projection(block)
     if down is None:
         return None
-    return down.in_features if isinstance(down, nn.Linear) else down.weight.shape[0]  # GPT-2's Conv1D: [neurons, d]
+    return (
+        down.in_features if isinstance(down, nn.Linear) else down.weight.shape[0]
+    )  # GPT-2's Conv1D: [neurons, d]
 
 
 def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
     if kind != "mlp_act":
         return f"blocks.{layer}.hook_{kind}"
-    # Of gated blocks, its `hook_post` is the product with the up projection, which is another place.
+    # Of gated blocks, its `hook_post` is the product with the up projection, which is another
+    # place.
     gated = any(hasattr(feed_forward(block), name) for name in ("gate_proj", "gate_up_proj"))
     return None if gated else f"blocks.{layer}.mlp.hook_post"

@@ -19,17 +19,21 @@ _STEP = 2_654_435_761  # a prime: the entries are of all rows and columns
 def weights_fingerprint(model: nn.Module) -> str:
     """A mark of the names, the shapes and the signs of up to 4,096 entries of every weight: "2:" and 16 hex digits.
 
-    Rounding to another floating-point dtype keeps the sign of every value, zeros included, and nothing else for sure.
-    So a model has one fingerprint in float32, float16 and bfloat16, however often it was rounded. Training changes some
-    signs. A change that keeps all signs, such as a module scaled by a positive factor, does not show. Weights that are
-    stored as integers count by their values, and those of a tensor class of a library (torchao) as what they stand for.
+    Rounding to another floating-point dtype keeps the sign of every value, zeros included, and
+    nothing else for sure. So a model has one fingerprint in float32, float16 and bfloat16, however
+    often it was rounded. Training changes some signs. A change that keeps all signs, such as a
+    module scaled by a positive factor, does not show. Weights that are stored as integers count by
+    their values, and those of a tensor class of a library (torchao) as what they stand for.
 
     Raises UserError for weights that cannot be read: of an unknown tensor class, or without data.
     """
     digest = hashlib.sha256()
     names = {name for name, _ in model.named_parameters()}  # tied weights once
     for path, module in sorted(model.named_modules()):
-        own = [(f"{path}.{name}".lstrip("."), name) for name, _ in module.named_parameters(recurse=False)]
+        own = [
+            (f"{path}.{name}".lstrip("."), name)
+            for name, _ in module.named_parameters(recurse=False)
+        ]
         own = [(whole, name) for whole, name in own if whole in names]
         if not own:
             continue

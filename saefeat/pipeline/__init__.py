@@ -21,7 +21,14 @@ from saefeat.pipeline.forecast import forecast
 from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.pipeline.matrix import clear_kept as clear_matrix
 from saefeat.pipeline.matrix import matrix as measure_matrix
-from saefeat.pipeline.setting import RunConfig, Setting, default_sites, open_run, open_setting, read_index
+from saefeat.pipeline.setting import (
+    RunConfig,
+    Setting,
+    default_sites,
+    open_run,
+    open_setting,
+    read_index,
+)
 from saefeat.pipeline.shown import add_activations, add_histograms, shown_units
 from saefeat.pipeline.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
 from saefeat.pipeline.steer import Bench, source_of, steering_sites
@@ -53,8 +60,14 @@ __all__ = [
 ]
 
 _PACKAGES = ("saefeat", "torch", "transformers", "numpy", "scikit-learn", "safetensors", "pyarrow")
-DEMO: dict[str, Any] = {"d_sae": 2560, "train_tokens": 6000, "max_tokens": 7000, "eval_texts": 60,
-                        "steer_prompts": 16, "matrix_texts": 10}  # fmt: skip
+DEMO: dict[str, Any] = {
+    "d_sae": 2560,
+    "train_tokens": 6000,
+    "max_tokens": 7000,
+    "eval_texts": 60,
+    "steer_prompts": 16,
+    "matrix_texts": 10,
+}
 
 
 def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:
@@ -76,7 +89,14 @@ def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> P
         write_json(out / "gate.json", gates)
     with _timed(index, out, "train"):
         if not setting.given:
-            train_saes(setting.lm, setting.training_plan, setting.sites, out / "saes", setting.training, progress=say)
+            train_saes(
+                setting.lm,
+                setting.training_plan,
+                setting.sites,
+                out / "saes",
+                setting.training,
+                progress=say,
+            )
     lm, saes = setting.lm, setting.saes
     dictionaries = distinct([*saes, *means(lm, saes, setting.plan), *neurons(lm, setting.layers)])
     with _timed(index, out, "collect"):
@@ -94,7 +114,13 @@ def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> P
     with _timed(index, out, "lid fit"):
         fit_heads(setting)
     with _timed(index, out, "lid evaluate"):
-        evaluate(setting, None, split="test", out=out / "lid" / "metrics.json", max_texts=config.eval_texts)
+        evaluate(
+            setting,
+            None,
+            split="test",
+            out=out / "lid" / "metrics.json",
+            max_texts=config.eval_texts,
+        )
     _steer(setting, index)
     with _timed(index, out, "report"):
         _show(setting)
@@ -135,8 +161,13 @@ def _gate(setting: Setting) -> dict[str, Any]:
     """What the given SAEs make of a little text, refusing those that do not fit; empty where that is known already."""
     if not (setting.given and setting.config.gate):
         return {}
-    request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint,
-                           [sae.identity["fingerprint"] for sae in setting.given]])  # fmt: skip
+    request = fingerprint(
+        [
+            setting.lm.fingerprint,
+            setting.corpus.fingerprint,
+            [sae.identity["fingerprint"] for sae in setting.given],
+        ]
+    )
     if kept_json(setting.out / "gate.json").get("request") == request:
         return {}
     check_ids([*setting.given, *means(setting.lm, setting.given, None)])
@@ -169,26 +200,41 @@ def _timed(index: dict[str, Any], out: Path, stage: str) -> Iterator[None]:
 def _steer(setting: Setting, index: dict[str, Any]) -> None:
     """A first look at steering; `steer sweep` and `steer matrix` have the full figures, and theirs are left alone.
 
-    What cannot be steered (no English, no features that part the labels) is said, and does not stop the run.
+    What cannot be steered (no English, no features that part the labels) is said, and does not stop
+    the run.
     """
     config, folder = setting.config, setting.out / "steering"
 
     def sweep_few() -> None:
         bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
         prompts = english_prompts()
-        some = [prompts[i * len(prompts) // config.steer_prompts] for i in range(config.steer_prompts)]
-        sweep_grid(bench, demo_grid(steering_sites(setting)), some, folder / "metrics.json", halves=False)
+        some = [
+            prompts[i * len(prompts) // config.steer_prompts] for i in range(config.steer_prompts)
+        ]
+        sweep_grid(
+            bench, demo_grid(steering_sites(setting)), some, folder / "metrics.json", halves=False
+        )
 
     def matrix_of_few() -> None:
-        measure_matrix(setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",))
+        measure_matrix(
+            setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",)
+        )
 
     for name, wanted, file, make, clear in (
-        ("steering", config.steer_prompts, "metrics.json", sweep_few, partial(clear_sweep, folder=folder)),
+        (
+            "steering",
+            config.steer_prompts,
+            "metrics.json",
+            sweep_few,
+            partial(clear_sweep, folder=folder),
+        ),
         ("matrix", config.matrix_texts, "matrix.json", matrix_of_few, clear_matrix),
     ):
         if not wanted:
             continue
-        with _timed(index, setting.out, name):  # a kill may have come after the file and before its time
+        with _timed(
+            index, setting.out, name
+        ):  # a kill may have come after the file and before its time
             try:
                 if not (folder / file).exists():
                     make()

@@ -33,12 +33,18 @@ def forecast(setting: Setting) -> list[str]:
     texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
     mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
     short = min(mean, 9.0)
-    dictionaries = distinct([*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)])
-    rounds = len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
+    dictionaries = distinct(
+        [*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)]
+    )
+    rounds = (
+        len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
+    )
     tokens_of = {
         "train": training.total if not setting.given else 0,
         "collect": rounds * plan.total,
-        "lid fit": int(len(plan.tokens) * 2.3 * short + 1.3 * plan.total),  # beginnings, and both in capitals
+        "lid fit": int(
+            len(plan.tokens) * 2.3 * short + 1.3 * plan.total
+        ),  # beginnings, and both in capitals
         "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
     }
     neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
@@ -49,22 +55,33 @@ def forecast(setting: Setting) -> list[str]:
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(sites) + 1)
     seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     seconds |= _steering_seconds(setting, plan)
-    widths = [sae.width for sae in setting.given] or [setting.training.width(_d(lm, s)) for s in sites]
+    widths = [sae.width for sae in setting.given] or [
+        setting.training.width(_d(lm, s)) for s in sites
+    ]
     width = sum(widths)
     there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
     if setting.given:
         there["collect"] = collect_memory(lm, dictionaries, len(setting.corpus.labels))
     else:
-        chunk = min(setting.training.chunk_tokens * 1.25, training.total) * sum(_d(lm, s) for s in sites) * 2
+        chunk = (
+            min(setting.training.chunk_tokens * 1.25, training.total)
+            * sum(_d(lm, s) for s in sites)
+            * 2
+        )
         there["train"] = chunk + width * _d(lm, sites[0]) * 4 * 10
     if config.steer_prompts or config.matrix_texts:
         there["judge"] = _judging_memory(setting, mean)
     if config.matrix_texts and setting.given:
         encoders, most = room(setting)
         there["matrix"] = encoders if encoders <= most else 0  # else it is left out
-    # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is what is measured.
-    memory = _memory(lm, sum(there.values()), _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
-                     mapped_bytes(setting.given))  # fmt: skip
+    # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is
+    # what is measured.
+    memory = _memory(
+        lm,
+        sum(there.values()),
+        _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
+        mapped_bytes(setting.given),
+    )
     k = len(setting.corpus.labels)
     weights = 0 if setting.given else width * _d(lm, sites[0]) * 8
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + weights + 6e6
@@ -79,18 +96,24 @@ def forecast(setting: Setting) -> list[str]:
         f"{speed:,.0f} tokens/s forward",
     ]
     if setting.corpus.skipped or plan.skipped:
-        counts = ", ".join(f"{reason} {n}" for reason, n in {**setting.corpus.skipped, **plan.skipped}.items())
+        counts = ", ".join(
+            f"{reason} {n}" for reason, n in {**setting.corpus.skipped, **plan.skipped}.items()
+        )
         lines.append(f"rows skipped or mended: {counts}")
     return lines
 
 
-def forecast_collect(lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool) -> str:
+def forecast_collect(
+    lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool
+) -> str:
     """What a collection takes of memory, and in how many passes over the corpus."""
     dictionaries = distinct([*saes, *means(lm, saes, None), *(neurons(lm) if with_neurons else [])])
     there = _parameters(lm) + collect_memory(lm, dictionaries, labels)
     groups = len(passes(dictionaries, lm.device, labels))
-    return (f"forecast: {_memory(lm, there, _LIBRARIES, mapped_bytes(saes))}, "
-            f"{groups} pass{'es' * (groups > 1)} over the corpus")  # fmt: skip
+    return (
+        f"forecast: {_memory(lm, there, _LIBRARIES, mapped_bytes(saes))}, "
+        f"{groups} pass{'es' * (groups > 1)} over the corpus"
+    )
 
 
 def _parameters(lm: LanguageModel) -> float:
@@ -117,7 +140,11 @@ def mapped_bytes(saes: Sequence[SAE]) -> float:
 
 def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
     """In words: what the model's device and the process must have, and what mapped weights take where there is room."""
-    more = f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)" if mapped > 5e7 else ""
+    more = (
+        f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)"
+        if mapped > 5e7
+        else ""
+    )
     if lm.device == "cpu":
         return f"{(there + here) / 1e9:.1f} GB of memory{more}"
     return f"{there / 1e9:.1f} GB of GPU memory and {here / 1e9:.1f} GB of memory{more}"
@@ -138,8 +165,14 @@ def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
 def _judging_memory(setting: Setting, tokens: float) -> float:
     """Bytes of the logits over texts, of so many tokens: of a group in the model's dtype, of one text in float32."""
     weight, config = setting.lm.unembedding(), setting.config
-    rows = max(config.matrix_texts * len(setting.corpus.labels) * tokens, config.steer_prompts * 2 * TOKEN_LIMIT)
-    return min(LOGITS, rows * weight.shape[0]) * weight.element_size() + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
+    rows = max(
+        config.matrix_texts * len(setting.corpus.labels) * tokens,
+        config.steer_prompts * 2 * TOKEN_LIMIT,
+    )
+    return (
+        min(LOGITS, rows * weight.shape[0]) * weight.element_size()
+        + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
+    )
 
 
 def _d(lm: LanguageModel, site: str) -> int:
@@ -170,12 +203,18 @@ def _steering_seconds(setting: Setting, plan: Plan) -> dict[str, float]:
         decoding = Decoding(max_new_tokens=4)
         start = _now(lm.device)
         generate(lm, [lm.prefix + row[:10] for row in lm.tokenize(texts, 10)] * 4, decoding)
-        row = (_now(lm.device) - start) / (4 * len(texts) * decoding.max_new_tokens) * Decoding().max_new_tokens
+        row = (
+            (_now(lm.device) - start)
+            / (4 * len(texts) * decoding.max_new_tokens)
+            * Decoding().max_new_tokens
+        )
         found["steering"] = 1.5 * row * config.steer_prompts * labels * (2 + len(demo_grid(())))
     if config.matrix_texts:
         start = _now(lm.device)
         text_losses(lm, texts, TOKEN_LIMIT)
-        found["matrix"] = (_now(lm.device) - start) / len(texts) * config.matrix_texts * labels * (1 + 2 * labels)
+        found["matrix"] = (
+            (_now(lm.device) - start) / len(texts) * config.matrix_texts * labels * (1 + 2 * labels)
+        )
     return found
 
 

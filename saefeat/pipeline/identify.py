@@ -53,7 +53,9 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
     texts = [setting.corpus.texts[i] for i in positions]
     letters = need_letters(texts, of)
     if not letters:
-        setting.say("lid: some label is written without letters, so digits, punctuation and symbols say something too")
+        setting.say(
+            "lid: some label is written without letters, so digits, punctuation and symbols say something too"
+        )
     _fit_baselines(setting, texts, of)
     stats = StatsFiles([setting.out / "stats" / f"{sae.id}.safetensors" for sae in saes])
     selection = Selection.load(setting.out / "selections" / "sae-lape.parquet")
@@ -61,20 +63,28 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
     heads.append(lid.naive_bayes_head(stats, labels))
     if setting.layers:
         chosen = Selection.load(setting.out / "selections" / "lape.parquet")
-        neuron_stats = StatsFiles([setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers])
+        neuron_stats = StatsFiles(
+            [setting.out / "stats" / f"mlp_act@{layer}.safetensors" for layer in setting.layers]
+        )
         heads.append(lid.selection_head("neuron-count", chosen, neuron_stats))
     bags, widths = setting.out / "bags", {sae.id: sae.width for sae in saes}
     for sae in saes:
-        windows = Stats.read_header(setting.out / "stats" / f"{sae.id}.safetensors").get("windows", [])
+        windows = Stats.read_header(setting.out / "stats" / f"{sae.id}.safetensors").get(
+            "windows", []
+        )
         lost = [path for w in windows if not (path := bags_path(bags, sae.id, w)).is_file()]
         if lost:
-            raise UserError(f"{lost[0]} is missing; remove {setting.out / 'stats'} and give the run's command again")
+            raise UserError(
+                f"{lost[0]} is missing; remove {setting.out / 'stats'} and give the run's command again"
+            )
     whole = understood(bags, lambda: _finite(lid.features_from_bags(bags, widths, positions)))
     copies, copies_of, weights = lid.linear_copies(texts, of, letters=letters)
     beside = lid.featurize(setting.lm, saes, copies, letters=letters, progress=setting.say)
     setting.say("lid: fitting the linear head")
     features = lid.Features.stack([whole, beside])
-    heads.append(lid.linear_head(features, of + copies_of, labels, weights=weights, seed=setting.config.seed))
+    heads.append(
+        lid.linear_head(features, of + copies_of, labels, weights=weights, seed=setting.config.seed)
+    )
     marks = {d.id: d.identity["fingerprint"] for d in (*saes, *neurons(setting.lm, setting.layers))}
     for head in heads:
         head.reads = {name: marks[name] for name in head.units}
@@ -87,7 +97,9 @@ def _fit_baselines(setting: Setting, texts: list[str], of: list[str]) -> None:
     out = setting.out / "lid"
     token_nb(setting.lm, setting.plan).fit(texts, of).save(out / "token-naive-bayes.safetensors")
     short = [text[: lid.SHORT] for text in texts]
-    CharNaiveBayes(unknown=None).fit(texts + short, of + of).save(out / "char-naive-bayes.safetensors")
+    CharNaiveBayes(unknown=None).fit(texts + short, of + of).save(
+        out / "char-naive-bayes.safetensors"
+    )
 
 
 def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, Any]:
@@ -97,16 +109,23 @@ def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, 
     """
     for name in FITTED:
         if not (setting.out / "lid" / f"{name}.safetensors").exists():
-            raise UserError(f"{setting.out} has no {name}; run `saefeat lid fit --run {setting.out}` first")
+            raise UserError(
+                f"{setting.out} has no {name}; run `saefeat lid fit --run {setting.out}` first"
+            )
     tokens, characters = (setting.out / "lid" / f"{name}.safetensors" for name in FITTED)
     fitted = {
         tokens: lambda: TokenNaiveBayes.load(tokens, token_nb(setting.lm).tokenize),
         characters: lambda: CharNaiveBayes.load(characters),
     }
-    found = {path.stem: understood(path, read).set_params(unknown=None) for path, read in fitted.items()}
+    found = {
+        path.stem: understood(path, read).set_params(unknown=None) for path, read in fitted.items()
+    }
     for path in fitted:  # what is damaged shows before the long work
         understood(path, lambda path=path: found[path.stem].predict(["a"]))
-    return {**found, "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels), unknown=None).fit()}
+    return {
+        **found,
+        "fasttext": FastText(path=fasttext, labels=list(setting.corpus.labels), unknown=None).fit(),
+    }
 
 
 def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
@@ -117,7 +136,9 @@ def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
     def tokenize(texts: list[str]) -> list[list[int]]:
         return [[t for t in row if t not in special] for row in lm.tokenize(texts, limit)]
 
-    return TokenNaiveBayes(tokenize, max(len(lm.tokenizer), lm.unembedding().shape[0]), unknown=None)
+    return TokenNaiveBayes(
+        tokenize, max(len(lm.tokenizer), lm.unembedding().shape[0]), unknown=None
+    )
 
 
 def _finite(features: lid.Features) -> lid.Features:
@@ -131,8 +152,11 @@ def _finite(features: lid.Features) -> lid.Features:
 def load_heads(out: Path) -> dict[str, lid.Head]:
     """The fitted heads of a run; raises UserError when there are none."""
     found = {name: out / "lid" / f"{name}.safetensors" for name in lid.HEADS}
-    heads = {name: understood(path, lambda path=path: _whole(lid.Head.load(path)))
-             for name, path in found.items() if path.exists()}  # fmt: skip
+    heads = {
+        name: understood(path, lambda path=path: _whole(lid.Head.load(path)))
+        for name, path in found.items()
+        if path.exists()
+    }
     if not heads:
         raise UserError(f"{out} has no fitted heads; run `saefeat lid fit --run {out}` first")
     return heads
@@ -141,11 +165,17 @@ def load_heads(out: Path) -> dict[str, lid.Head]:
 def _whole(head: lid.Head) -> lid.Head:
     """The head; raises ValueError where its parts do not fit together."""
     k = len(head.labels)
-    shapes = [(part[name].shape, (len(head.units[name]), k)) for part in (head.counts, head.sums) for name in part]
+    shapes = [
+        (part[name].shape, (len(head.units[name]), k))
+        for part in (head.counts, head.sums)
+        for name in part
+    ]
     shapes += [(units.shape, (units.size,)) for units in head.units.values()]
     if head.counts.keys() != head.units.keys() or any(one != two for one, two in shapes):
         raise ValueError("its tensors do not fit together")
-    if head.intercept.shape not in ((0,), (k,)) or not all(map(_is_finite, [*head.counts.values(), head.intercept])):
+    if head.intercept.shape not in ((0,), (k,)) or not all(
+        map(_is_finite, [*head.counts.values(), head.intercept])
+    ):
         raise ValueError("its weights are damaged")
     if not isinstance(head.root, bool) or not isinstance(head.probabilistic, bool):
         raise ValueError("its flags are damaged")
@@ -170,7 +200,9 @@ def head_dictionaries(setting: Setting, heads: dict[str, lid.Head]) -> list[Dict
         head = next(h for h in heads.values() if name in h.units)
         width = site_width(setting.lm, setting.lm.site(name))
         _check_units(head, name, width)
-        picked.append(Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device)))
+        picked.append(
+            Identity(name, width, units=torch.from_numpy(head.units[name]).to(setting.lm.device))
+        )
     found: list[Dictionary] = [*saes, *picked]
     marks = {d.id: d.identity["fingerprint"] for d in found}
     for head in heads.values():
@@ -202,12 +234,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate every head and baseline, whole texts and by length; write the metrics and the predictions.
 
-    other: another corpus than the run's own; its labels must be among the run's, in any code system.
+    other: another corpus than the run's own; its labels must be among the run's, in any code
+    system.
     fasttext: a fastText model; default the embedded lid.176.ftz.
     """
     corpus = setting.corpus if other is None else _in_labels(setting, other)
     request: dict[str, Any] = {"corpus": corpus.fingerprint, "split": split, "max_texts": max_texts}
-    request["fasttext"] = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
+    request["fasttext"] = (
+        file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
+    )
     request["run"] = fingerprint(asdict(setting.config))
     heads = load_heads(setting.out)
     request["heads"] = sorted([*heads, *FITTED])  # metrics of an older version lack some of them
@@ -226,10 +261,16 @@ def evaluate(
     for length in lid.LENGTHS:
         key = "all" if length is None else str(length)
         texts = [corpus.texts[i][:length] for i in positions]
-        setting.say(f"lid: evaluating {len(texts):,} texts, {'whole' if length is None else f'first {length}'}")
-        features = lid.featurize(setting.lm, dictionaries, texts, letters=letters, progress=setting.say)
+        setting.say(
+            f"lid: evaluating {len(texts):,} texts, {'whole' if length is None else f'first {length}'}"
+        )
+        features = lid.featurize(
+            setting.lm, dictionaries, texts, letters=letters, progress=setting.say
+        )
         predicted = {name: head.predict(features) for name, head in heads.items()}
-        by_length[key] = predicted | {name: baseline.predict(texts) for name, baseline in baselines.items()}
+        by_length[key] = predicted | {
+            name: baseline.predict(texts) for name, baseline in baselines.items()
+        }
     metrics = lid_metrics(corpus.name, split, labels, truth, by_length, seed=setting.config.seed)
     metrics["request"] = request
     # Beside the run's own metrics others may stand; each has its own predictions.
@@ -244,7 +285,9 @@ def _in_labels(setting: Setting, corpus: Corpus) -> Corpus:
     names = in_codes(corpus.labels, setting.corpus.labels)
     unknown = [label for label in corpus.labels if label not in names]
     if unknown:
-        raise UserError(f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels")
+        raise UserError(
+            f"{corpus.name} has the label {unknown[0]}, which the run does not know; use --labels"
+        )
     others = [f"{label} as {own}" for label, own in names.items() if label != own]
     if not others:
         return corpus
@@ -274,18 +317,24 @@ def evaluated(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> l
 
 
 def _write_predictions(
-    path: Path, corpus: Corpus, positions: list[int], by_length: dict[str, dict[str, list[str | None]]]
+    path: Path,
+    corpus: Corpus,
+    positions: list[int],
+    by_length: dict[str, dict[str, list[str | None]]],
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "text", "length", "head", "predicted")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "label", "text", "length", "head", "predicted")
+    }
     for length, heads in by_length.items():
         for head, predicted in heads.items():
             columns["id"] += [corpus.ids[i] for i in positions]
             columns["label"] += [corpus.of[i] for i in positions]
             columns["text"] += [
-                corpus.texts[i] if length == "all" else corpus.texts[i][: int(length)] for i in positions
+                corpus.texts[i] if length == "all" else corpus.texts[i][: int(length)]
+                for i in positions
             ]
             columns["length"] += [length] * len(positions)
             columns["head"] += [head] * len(positions)
@@ -304,11 +353,21 @@ def choose_head(setting: Setting, name: str) -> lid.Head:
 
 def predict(setting: Setting, texts: Sequence[str], head: lid.Head) -> list[dict[str, Any]]:
     """One object a text: text, label (None where nothing can be said), score, and the units that decided."""
-    # A head that was given no units reads nothing and says nothing; the features still need their rows.
+    # A head that was given no units reads nothing and says nothing; the features still need their
+    # rows.
     dictionaries = head_dictionaries(setting, {head.name: head}) or setting.saes[:1]
     features = lid.featurize(setting.lm, dictionaries, texts, letters=head.letters)
-    labels, scores, evidence = head.predict(features), head.probabilities(features).max(1), head.evidence(features)
+    labels, scores, evidence = (
+        head.predict(features),
+        head.probabilities(features).max(1),
+        head.evidence(features),
+    )
     return [
-        {"text": text, "label": label, "score": round(float(s), 6) if label else 0.0, "units": e if label else []}
+        {
+            "text": text,
+            "label": label,
+            "score": round(float(s), 6) if label else 0.0,
+            "units": e if label else [],
+        }
         for text, label, s, e in zip(texts, labels, scores, evidence, strict=True)
     ]

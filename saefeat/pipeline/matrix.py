@@ -1,6 +1,7 @@
 """`steer matrix`: the perplexity change matrix. Edit each label's units, measure every label's text.
 
-After `ppl.py` of SAE-LAPE (arXiv 2507.11230, its perplexity experiment), with medians and a random-unit control.
+After `ppl.py` of SAE-LAPE (arXiv 2507.11230, its perplexity experiment), with medians and a
+random-unit control.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ Measures = dict[str, float]
 
 
 def matrix(
-    setting: Setting, out: Path, *, sentences: int = 100, edits: Sequence[str] = EDITS, top: int = TOP
+    setting: Setting,
+    out: Path,
+    *,
+    sentences: int = 100,
+    edits: Sequence[str] = EDITS,
+    top: int = TOP,
 ) -> dict[str, Any]:
     """Write the matrix to `out`; run again, it goes on with the label at which it was killed.
 
@@ -41,19 +47,29 @@ def matrix(
     Args:
         sentences: texts of each label's test split that are measured.
         edits: `ablate` sets a label's features to zero, `amplify` doubles them.
-        top: features of a label at each SAE: of low entropy, and highest above the mean of the other labels.
+        top: features of a label at each SAE: of low entropy, and highest above the mean of the
+            other labels.
 
     All SAEs are edited together; raises UserError where their encoders do not fit in memory so.
 
-    Returns the content of the file: baseline {label: measures}, interventions with rows {label: {label: measures}};
-    measures are nll_mean, nll_median (nats a token), perplexity_mean, perplexity_median over texts.
+    Returns the content of the file: baseline {label: measures}, interventions with rows {label:
+    {label: measures}}; measures are nll_mean, nll_median (nats a token), perplexity_mean,
+    perplexity_median over texts.
     """
     labels = list(setting.corpus.labels)
     texts = {label: some for label in labels if (some := _texts(setting, label, sentences))}
     if not texts:
         raise UserError("no label has a test text to measure; the corpus is too small")
-    request = fingerprint([setting.lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top,
-                           [sae.identity["fingerprint"] for sae in setting.saes]])  # fmt: skip
+    request = fingerprint(
+        [
+            setting.lm.fingerprint,
+            setting.corpus.fingerprint,
+            sentences,
+            list(edits),
+            top,
+            [sae.identity["fingerprint"] for sae in setting.saes],
+        ]
+    )
     if (before := kept_json(out)).get("request") == request:
         clear_kept(out)
         setting.say(f"{out} is complete already")
@@ -62,9 +78,16 @@ def matrix(
     make_dir(out.parent)
     kept = _kept(out)
     done = kept_json(kept)
-    if done.get("request") != request or not same_threads(setting.lm, done, "the matrix", setting.say):
-        done = {"request": request, "threads": setting.lm.threads, "baseline": _measured(setting, texts), "rows": {},
-                "counts": {}}  # fmt: skip
+    if done.get("request") != request or not same_threads(
+        setting.lm, done, "the matrix", setting.say
+    ):
+        done = {
+            "request": request,
+            "threads": setting.lm.threads,
+            "baseline": _measured(setting, texts),
+            "rows": {},
+            "counts": {},
+        }
     units = own_units(setting, top) if len(done["counts"]) < len(labels) else {}
     for number, label in enumerate(labels, 1):
         if label in done["counts"]:
@@ -99,7 +122,9 @@ def matrix(
     }
     write_json(out, result)
     clear_kept(out)
-    setting.__dict__.pop("saes_at_hand", None)  # with their encoders; what comes after has no use for them
+    setting.__dict__.pop(
+        "saes_at_hand", None
+    )  # with their encoders; what comes after has no use for them
     return result
 
 
@@ -122,14 +147,20 @@ def room(setting: Setting) -> tuple[int, int]:
 def _check_room(setting: Setting) -> None:
     needed, there = room(setting)
     if needed > there:
-        raise UserError(f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
-                        f"{needed / 1e9:.1f} GB, where they may take {there / 1e9:.1f} (half of the memory); measure "
-                        "it over a run with fewer or narrower SAEs")  # fmt: skip
+        raise UserError(
+            f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
+            f"{needed / 1e9:.1f} GB, where they may take {there / 1e9:.1f} (half of the memory); measure "
+            "it over a run with fewer or narrower SAEs"
+        )
 
 
-def own_is_most(result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median") -> list[str]:
+def own_is_most(
+    result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median"
+) -> list[str]:
     """The labels whose own measure an edit of their units raises more than that of any other label."""
-    rows = next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units))
+    rows = next(
+        i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units)
+    )
     rise = {
         label: {
             other: found[measure] - result["baseline"][other][measure]
@@ -152,7 +183,11 @@ def _texts(setting: Setting, label: str, n: int) -> list[str]:
 
 
 def _row(
-    setting: Setting, label: str, chosen: dict[str, list[int]], texts: dict[str, list[str]], edits: Sequence[str]
+    setting: Setting,
+    label: str,
+    chosen: dict[str, list[int]],
+    texts: dict[str, list[str]],
+    edits: Sequence[str],
 ) -> dict[str, dict[str, Measures]]:
     """`EDIT UNITS` -> measures of every label's texts under that edit of one label's units."""
     lm = setting.lm
@@ -161,9 +196,17 @@ def _row(
         for units in UNITS:
             changes: dict[str, list[Change]] = {}
             for sae in setting.saes_at_hand:
-                picked = chosen[sae.id] if units == "features" else _others(setting, sae.id, label, chosen[sae.id])
+                picked = (
+                    chosen[sae.id]
+                    if units == "features"
+                    else _others(setting, sae.id, label, chosen[sae.id])
+                )
                 if picked:
-                    change = steering.ablate(sae, picked) if edit == "ablate" else steering.scale(sae, picked)
+                    change = (
+                        steering.ablate(sae, picked)
+                        if edit == "ablate"
+                        else steering.scale(sae, picked)
+                    )
                     changes.setdefault(sae.site, []).append(change)
             with steering.apply(lm, changes, 1.0):
                 found[f"{edit} {units}"] = _measured(setting, texts)

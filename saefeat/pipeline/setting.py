@@ -37,12 +37,13 @@ class RunConfig:
         sites: where SAEs are trained when none are given.
         train_tokens, max_tokens: counted tokens a label for SAE training and for statistics.
         eval_texts: greatest number of texts a label in the evaluation; None: the whole test split.
-        neuron_layers: how many of the first layers have their neurons counted (0: none); None: up to the deepest
-            site of an SAE.
+        neuron_layers: how many of the first layers have their neurons counted (0: none); None: up
+            to the deepest site of an SAE.
         steer_prompts: English prompts on which steering is tried, 0 for none.
         matrix_texts: texts a label in the perplexity change matrix, 0 for none.
         source: the label that is steered away from; None: English.
-        gate: whether given SAEs are tried on a little text first, and refused where they do not fit.
+        gate: whether given SAEs are tried on a little text first, and refused where they do not
+            fit.
     """
 
     model: str
@@ -68,7 +69,12 @@ class RunConfig:
     id_column: str = "id"
 
 
-_SECTIONS = {"arguments": dict, "model": dict, "corpus": dict, "sites": tuple[str, ...]}  # of a run's index
+_SECTIONS = {
+    "arguments": dict,
+    "model": dict,
+    "corpus": dict,
+    "sites": tuple[str, ...],
+}  # of a run's index
 DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
 
 
@@ -116,7 +122,9 @@ class Setting:
     @cached_property
     def plan(self) -> Plan:
         """What the statistics and the heads are made from."""
-        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens)
+        return make_plan(
+            self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens
+        )
 
     @cached_property
     def training_plan(self) -> Plan:
@@ -133,13 +141,24 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         before = read_index(out)
         kept = _arguments(before)
         if not same_request(kept, config):
-            raise UserError(f"{out} holds a run with other arguments; choose another --out or remove it")
-        name, config = _corpus_name(before), kept  # written so, they are what its metrics were measured with
+            raise UserError(
+                f"{out} holds a run with other arguments; choose another --out or remove it"
+            )
+        name, config = (
+            _corpus_name(before),
+            kept,
+        )  # written so, they are what its metrics were measured with
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another --out")
-    if out.is_dir() and not index.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+    if (
+        out.is_dir()
+        and not index.exists()
+        and any(not entry.name.startswith(".") for entry in out.iterdir())
+    ):
         raise UserError(f"{out} is not empty and holds no run; choose another --out")
-    make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))  # checks, and makes nothing
+    make_dir(
+        next(place for place in (out, *out.absolute().parents) if place.exists())
+    )  # checks, and makes nothing
     corpus = load_corpus(
         config.corpus,
         labels=config.labels,
@@ -150,14 +169,18 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     )
     corpus.name = name  # as given: reports and model cards show it
     if config.source is not None and own_label(config.source, corpus.labels) is None:
-        raise UserError(f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}")
+        raise UserError(
+            f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}"
+        )
     _check_splits(corpus, config)
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     whole = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     check_activations(lm, corpus, [*sites, *(sae.site for sae in given)], whole=whole)
-    FastText(labels=list(corpus.labels), unknown=None).fit()  # the evaluation needs it: fetch it before the long work
+    FastText(
+        labels=list(corpus.labels), unknown=None
+    ).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
         training.width(site_width(lm, lm.site(site)))
@@ -174,25 +197,39 @@ def _check_splits(corpus: Corpus, config: RunConfig) -> None:
             )
 
 
-def check_activations(lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *, whole: bool = False) -> None:
+def check_activations(
+    lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *, whole: bool = False
+) -> None:
     """Run the beginnings of a few texts; raises UserError where a site has what is no number, as in a narrow dtype.
 
-    whole: look at the stream after the last block too, where that of every block ends up: for the gate and steering.
+    whole: look at the stream after the last block too, where that of every block ends up: for the
+    gate and steering.
     """
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)
     with suppress(UserError):  # a family whose blocks are not known
         sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if whole else sites
     paths = {lm.site(site).path: site for site in sites}
-    for batch in islice(plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row}), 1):
-        inputs = {"input_ids": batch.input_ids.to(lm.device), "attention_mask": batch.attention_mask.to(lm.device)}
+    for batch in islice(
+        plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row}), 1
+    ):
+        inputs = {
+            "input_ids": batch.input_ids.to(lm.device),
+            "attention_mask": batch.attention_mask.to(lm.device),
+        }
         with torch.inference_mode(), capture(lm.model, tuple(paths)) as captured:
             found = captured.run(lm.model, **inputs, use_cache=False)
         for path, tensor in found.items():
             if not torch.isfinite(tensor[batch.counted.to(lm.device)]).all():
-                mend = "its weights are damaged" if lm.dtype == "float32" else "use another --dtype, such as float32"
-                raise UserError(f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at "
-                                f"{paths[path]}; {mend}")  # fmt: skip
+                mend = (
+                    "its weights are damaged"
+                    if lm.dtype == "float32"
+                    else "use another --dtype, such as float32"
+                )
+                raise UserError(
+                    f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at "
+                    f"{paths[path]}; {mend}"
+                )
 
 
 def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunConfig:
@@ -206,7 +243,9 @@ def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunC
         return place(path) if os.path.exists(path) else source
 
     model, corpus = config.model, config.corpus
-    if model.endswith(".gguf") or os.path.isdir(os.path.expanduser(model)):  # any other file is none to `load_model`
+    if model.endswith(".gguf") or os.path.isdir(
+        os.path.expanduser(model)
+    ):  # any other file is none to `load_model`
         model = whole(model)
     if find_recipe(corpus, ("text", "label", "id")) is None:
         corpus = whole(corpus)
@@ -216,13 +255,17 @@ def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunC
 def same_request(one: RunConfig, other: RunConfig) -> bool:
     """Whether two ask for the same of the same files, whatever these are called from here."""
     # In JSON tuples and lists are the same.
-    first, second = (json.dumps(asdict(located(config, os.path.realpath))) for config in (one, other))
+    first, second = (
+        json.dumps(asdict(located(config, os.path.realpath))) for config in (one, other)
+    )
     return first == second
 
 
 def _arguments(index: dict[str, Any]) -> RunConfig:
     """Those that came later than the run take their defaults."""
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()}
+    found: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in index["arguments"].items()
+    }
     return RunConfig(**found)
 
 
@@ -233,7 +276,9 @@ def _corpus_name(index: dict[str, Any]) -> str:
 def _training(config: RunConfig, corpus: Corpus) -> TrainConfig:
     # Few tokens need many small steps.
     few = config.train_tokens is not None and config.train_tokens * len(corpus.labels) < 1_000_000
-    return TrainConfig(k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=1024 if few else 2048)
+    return TrainConfig(
+        k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=1024 if few else 2048
+    )
 
 
 def read_index(out: Path) -> dict[str, Any]:
@@ -245,9 +290,16 @@ def read_index(out: Path) -> dict[str, Any]:
     arguments, kinds = index["arguments"], get_type_hints(RunConfig)
     if not {"model", "corpus"} <= set(arguments) <= set(kinds):
         raise UserError(f"{out / 'run.json'} is of another version; start a new run")
-    labels, prints = index["corpus"].get("labels"), [index[part].get("fingerprint") for part in ("model", "corpus")]
+    labels, prints = (
+        index["corpus"].get("labels"),
+        [index[part].get("fingerprint") for part in ("model", "corpus")],
+    )
     right = [_fits(value, kinds[name]) for name, value in arguments.items()]
-    right += [_fits(labels, tuple[str, ...]), _fits(index.get("timings", {}), dict), *(_fits(p, str) for p in prints)]
+    right += [
+        _fits(labels, tuple[str, ...]),
+        _fits(index.get("timings", {}), dict),
+        *(_fits(p, str) for p in prints),
+    ]
     if not all(right):
         raise UserError(f"{out / 'run.json'} is damaged; start a new run")
     return index
@@ -268,16 +320,26 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     config = _arguments(index)
     corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), "")
     if with_corpus:
-        columns = {name: getattr(config, name) for name in ("text_column", "label_column", "id_column")}
+        columns = {
+            name: getattr(config, name) for name in ("text_column", "label_column", "id_column")
+        }
         corpus = load_corpus(config.corpus, labels=config.labels, **columns)
     corpus.name = _corpus_name(index)
     if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
-        raise UserError(f"the corpus {config.corpus} has changed since the run in {out}; start a new run")
+        raise UserError(
+            f"the corpus {config.corpus} has changed since the run in {out}; start a new run"
+        )
     lm = load_model(config.model, dtype=config.dtype, device=config.device)
     if is_outdated(index["model"]["fingerprint"]):
-        raise UserError(f"the run in {out} was made by an older version of saefeat; start a new run")
+        raise UserError(
+            f"the run in {out} was made by an older version of saefeat; start a new run"
+        )
     if lm.fingerprint != index["model"]["fingerprint"]:
-        raise UserError(f"the model {config.model} has changed since the run in {out}; start a new run")
+        raise UserError(
+            f"the model {config.model} has changed since the run in {out}; start a new run"
+        )
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     training = _training(config, corpus)
-    return Setting(config, out, lm, corpus, index["sites"] if not given else [], training, given, say)
+    return Setting(
+        config, out, lm, corpus, index["sites"] if not given else [], training, given, say
+    )

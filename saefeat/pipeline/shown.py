@@ -27,7 +27,11 @@ _SAMPLE = (12, 600, 64)  # of a histogram: texts a label, texts in all, tokens a
 
 
 def shown_units(
-    lm: LanguageModel | None, selection: Selection, saes: dict[str, SAE], examples: Path, n: int = SHOWN
+    lm: LanguageModel | None,
+    selection: Selection,
+    saes: dict[str, SAE],
+    examples: Path,
+    n: int = SHOWN,
 ) -> list[dict[str, Any]]:
     """The first n units of each label with the tokens that they promote and the passages on which they fire most.
 
@@ -36,15 +40,21 @@ def shown_units(
     rows = selection.head(n).to_pandas().to_dict("records")
     for row in rows:
         row |= {"method": selection.header["method"], "tokens": [], "passages": []}
-        row["max"] = row["max"] if math.isfinite(row["max"]) else None  # a unit that never fires for its label
+        row["max"] = (
+            row["max"] if math.isfinite(row["max"]) else None
+        )  # a unit that never fires for its label
     by_dictionary: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_dictionary.setdefault(row["dictionary"], []).append(row)
     for name, members in by_dictionary.items():
         units = [row["unit"] for row in members]
-        for row, tokens in zip(members, _promoted(lm, name, members[0]["site"], units, saes), strict=True):
+        for row, tokens in zip(
+            members, _promoted(lm, name, members[0]["site"], units, saes), strict=True
+        ):
             row["tokens"] = tokens
-        for row, passages in zip(members, _passages(examples / f"{name}.parquet", units), strict=True):
+        for row, passages in zip(
+            members, _passages(examples / f"{name}.parquet", units), strict=True
+        ):
             row["passages"] = passages
     return rows
 
@@ -67,7 +77,11 @@ def _promoted(
 
 
 def _passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
-    return understood(path, lambda: _read_passages(path, units)) if path.exists() else [[] for _ in units]
+    return (
+        understood(path, lambda: _read_passages(path, units))
+        if path.exists()
+        else [[] for _ in units]
+    )
 
 
 def _read_passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
@@ -78,20 +92,30 @@ def _read_passages(path: Path, units: list[int]) -> list[list[dict[str, Any]]]:
         raise ValueError("a value is not a number")
     found: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: (r["unit"], r["place"])):
-        found.setdefault(row["unit"], []).append({key: row[key] for key in ("text", "label", "value")})
+        found.setdefault(row["unit"], []).append(
+            {key: row[key] for key in ("text", "label", "value")}
+        )
     return [found.get(unit, []) for unit in units]
 
 
 # --------------------------------------------------------------------------- activations
 
 
-def add_activations(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str, SAE], n: int | None = None) -> None:
+def add_activations(
+    lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str, SAE], n: int | None = None
+) -> None:
     """Give the first n passages of each row their tokens (`pieces`) and the unit's activation on each.
 
-    n None: three, or one where there are very many rows. Each text is run once, for all units and sites together.
+    n None: three, or one where there are very many rows. Each text is run once, for all units and
+    sites together.
     """
     n = n or (_PASSAGES if len(rows) <= _MANY else 1)
-    asked = [(row, passage) for row in rows if row["dictionary"] in saes for passage in row["passages"][:n]]
+    asked = [
+        (row, passage)
+        for row in rows
+        if row["dictionary"] in saes
+        for passage in row["passages"][:n]
+    ]
     texts = list(dict.fromkeys(passage["text"] for _, passage in asked))
     ids = dict(zip(texts, lm.tokenize(texts, TOKEN_LIMIT) if texts else [], strict=True))
     wanted = _wanted(rows, saes)
@@ -108,17 +132,24 @@ def add_activations(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[st
             parts = pieces(lm, ids[text]) if here else []
             for row, passage in here:
                 name = row["dictionary"]
-                of_tokens = values[name][place, inside, column[name][row["unit"]]].nan_to_num(0).clamp(min=0)
+                of_tokens = (
+                    values[name][place, inside, column[name][row["unit"]]]
+                    .nan_to_num(0)
+                    .clamp(min=0)
+                )
                 passage["pieces"] = parts
                 passage["activations"] = [round(value, 4) for value in of_tokens.tolist()]
 
 
-def add_histograms(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str, SAE], plan: Plan) -> None:
+def add_histograms(
+    lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str, SAE], plan: Plan
+) -> None:
     """Give each row the `histogram` of its unit's firing values on a sample of the plan's texts.
 
-    A histogram is {tokens, fired, max, counts}: counted tokens, those on which the unit fired, the greatest value, and
-    how many firing values lie in each of `BINS` equal bins from 0 to it. The sample is the first texts of each label
-    by hashed id, cut short, so that it costs little whatever the corpus.
+    A histogram is {tokens, fired, max, counts}: counted tokens, those on which the unit fired, the
+    greatest value, and how many firing values lie in each of `BINS` equal bins from 0 to it. The
+    sample is the first texts of each label by hashed id, cut short, so that it costs little
+    whatever the corpus.
     """
     wanted = _wanted(rows, saes)
     per_label, in_all, length = _SAMPLE
@@ -133,17 +164,27 @@ def add_histograms(lm: LanguageModel, rows: list[dict[str, Any]], saes: dict[str
             fires = known > 0
             firing[name].append((fires.nonzero()[:, 1], known[fires]))
             tokens[name] += len(known)
-    flat = {name: [torch.cat(part) for part in zip(*parts, strict=True)] for name, parts in firing.items() if parts}
+    flat = {
+        name: [torch.cat(part) for part in zip(*parts, strict=True)]
+        for name, parts in firing.items()
+        if parts
+    }
     for row in rows:
         name = row["dictionary"]
         if name in flat:
             columns, values = flat[name]
-            row["histogram"] = _histogram(values[columns == wanted[name].index(row["unit"])], tokens[name])
+            row["histogram"] = _histogram(
+                values[columns == wanted[name].index(row["unit"])], tokens[name]
+            )
 
 
 def _histogram(values: Tensor, tokens: int) -> dict[str, Any]:
     top = float(values.max()) if len(values) else 0.0
-    counts = torch.histc(values.double(), BINS, 0, top).long() if len(values) else torch.zeros(BINS, dtype=torch.long)
+    counts = (
+        torch.histc(values.double(), BINS, 0, top).long()
+        if len(values)
+        else torch.zeros(BINS, dtype=torch.long)
+    )
     return {"tokens": tokens, "fired": len(values), "max": round(top, 4), "counts": counts.tolist()}
 
 
@@ -161,8 +202,8 @@ def _values(
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Run batches; for each, by SAE, the values of its wanted units: float32 [rows, tokens, m] on the CPU.
 
-    NaN at tokens that do not count: special ones, padding, outliers. SAEs that do not fit in memory together come one
-    group after another, each with all batches.
+    NaN at tokens that do not count: special ones, padding, outliers. SAEs that do not fit in memory
+    together come one group after another, each with all batches.
     """
     for group in passes([saes[name] for name in wanted], lm.device) if wanted else []:
         yield from _values_of(lm, [sae for sae in group if isinstance(sae, SAE)], wanted, batches)
@@ -176,13 +217,17 @@ def _values_of(
     paths = {name: lm.site(sae.site).path for name, sae in here.items()}
     with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
         for batch in batches:
-            # The inner block ends before the yield: the caller's own tensors are not made in inference mode.
+            # The inner block ends before the yield: the caller's own tensors are not made in
+            # inference mode.
             with torch.inference_mode():
                 inputs = {"input_ids": batch.input_ids.to(lm.device)}
                 inputs["attention_mask"] = batch.attention_mask.to(lm.device)
                 vectors = captured.run(lm.model, **inputs, use_cache=False)
                 counted = batch.counted.to(lm.device)
-                found = {name: _of(here[name], wanted[name], vectors[path], counted) for name, path in paths.items()}
+                found = {
+                    name: _of(here[name], wanted[name], vectors[path], counted)
+                    for name, path in paths.items()
+                }
             yield batch, {name: values.clone() for name, values in found.items()}
 
 

@@ -33,7 +33,9 @@ def quiet(_: str) -> None:
 def set_threads() -> int:
     """Use every core that this process may use; results are the same for the same number."""
     _keep_memory()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     torch.set_num_threads(threads)
     return threads
 
@@ -42,8 +44,10 @@ def same_threads(lm: LanguageModel, before: dict[str, Any], what: str, say: Say)
     """Whether what was kept of a stage that was killed was measured with as many threads as now; says so if not."""
     now, then = lm.threads, before.get("threads")
     if then != now:
-        say(f"note: {what} is measured again: the number of threads changes the figures, and it is {now} now, where it "
-            f"was {then or 'not recorded'}")  # fmt: skip
+        say(
+            f"note: {what} is measured again: the number of threads changes the figures, and it is {now} now, where it "
+            f"was {then or 'not recorded'}"
+        )
     return then == now
 
 
@@ -63,7 +67,9 @@ def _keep_memory() -> None:
 
 def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Identity]:
     """Identity dictionaries of the hidden neurons (`mlp_act`) of layers, by default of all that have them."""
-    sites = [lm.site(f"mlp_act@{layer}") for layer in (neuron_layers(lm) if layers is None else layers)]
+    sites = [
+        lm.site(f"mlp_act@{layer}") for layer in (neuron_layers(lm) if layers is None else layers)
+    ]
     return [Identity(site.name, site_width(lm, site)) for site in sites]
 
 
@@ -85,21 +91,29 @@ def distinct(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     """The same without repetitions: neurons may be at the site of an SAE, whose means are wanted too."""
     found: list[Dictionary] = []
     for one in dictionaries:
-        if not any(isinstance(one, Identity) and isinstance(two, Identity) and one.id == two.id for two in found):
+        if not any(
+            isinstance(one, Identity) and isinstance(two, Identity) and one.id == two.id
+            for two in found
+        ):
             found.append(one)
     return found
 
 
-def means(lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, sites: Iterable[str] = ()) -> list[Identity]:
+def means(
+    lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, sites: Iterable[str] = ()
+) -> list[Identity]:
     """Identities of the sites of SAEs and of others: the difference of means, the force of steering, is read from them.
 
-    They leave out the tokens that the SAEs of the site leave out; where these leave none out, or there is none, those
-    of more than 8 times the median norm in a sample of the plan. Neurons (`mlp_act`) are all counted, as LAPE counts
+    They leave out the tokens that the SAEs of the site leave out; where these leave none out, or
+    there is none, those of more than 8 times the median norm in a sample of the plan. Neurons
+    (`mlp_act`) are all counted, as LAPE counts
     them: first tokens are no outliers there. plan None: no limits, where only sizes are asked for.
     """
     names = dict.fromkeys([*(sae.site for sae in saes), *sites])
     limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
-    unknown = [name for name, limit in limits.items() if limit is None and not name.startswith("mlp_act@")]
+    unknown = [
+        name for name, limit in limits.items() if limit is None and not name.startswith("mlp_act@")
+    ]
     if plan is not None and unknown:
         limits |= norm_limits(lm, plan, unknown)
     found = [lm.site(name) for name in names]
@@ -146,7 +160,9 @@ def stats_files(source: str | Path) -> dict[str, Path]:
     """Dictionary id -> statistics in a directory; raises UserError when it holds none."""
     path = Path(source)
     found = [path] if path.is_file() else path.glob("*.safetensors") if path.is_dir() else []
-    files = sorted(file for file in found if not file.name.startswith("."))  # a killed process leaves such names
+    files = sorted(
+        file for file in found if not file.name.startswith(".")
+    )  # a killed process leaves such names
     if not files:
         raise UserError(f"{source} holds no statistics; collect them first")
     if path.is_dir() and (path / "partial").exists():
@@ -170,13 +186,20 @@ class StatsFiles(Sequence[Stats]):
 
 
 def rank(
-    source: str | Path, method: str = "sae-lape", /, *, dictionaries: Sequence[str] | None = None, **parameters: Any
+    source: str | Path,
+    method: str = "sae-lape",
+    /,
+    *,
+    dictionaries: Sequence[str] | None = None,
+    **parameters: Any,
 ) -> Selection:
     """Rank the units of statistics in a directory by a published rule. Raises UserError for unknown names."""
     rule, parameters = get_method(method), check_parameters(method, parameters)
     files = stats_files(source)
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
     paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}
-    selection = rule.rank(StatsFiles([paths[name] for name in choose(headers, method, dictionaries)]), **parameters)
+    selection = rule.rank(
+        StatsFiles([paths[name] for name in choose(headers, method, dictionaries)]), **parameters
+    )
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection

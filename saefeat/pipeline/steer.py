@@ -39,7 +39,8 @@ class Recipe:
 
     Attributes:
         method: none, features, neurons, diffmean or random.
-        edit: add, or (neurons) clamp; `clamp, source off` also sets the source's own neurons to zero.
+        edit: add, or (neurons) clamp; `clamp, source off` also sets the source's own neurons to
+            zero.
         sites: where; each is steered with the force of its own means.
         parameters: of the choice of units: top (features, random), top_rate (neurons).
     """
@@ -58,16 +59,39 @@ class Recipe:
     def read(cls, entry: dict[str, Any]) -> Recipe:
         """The recipe of an entry of `settings.json`; raises UserError for one that saefeat does not write."""
         try:
-            recipe = cls(entry["method"], entry["edit"], tuple(entry["sites"]), Schedule(**entry["schedule"]),
-                         float(entry["strength"]), dict(entry["parameters"]))  # fmt: skip
-            known = {"features": {"top"}, "random": {"top"}, "neurons": {"top_rate"}, "diffmean": set(), "none": set()}
+            recipe = cls(
+                entry["method"],
+                entry["edit"],
+                tuple(entry["sites"]),
+                Schedule(**entry["schedule"]),
+                float(entry["strength"]),
+                dict(entry["parameters"]),
+            )
+            known = {
+                "features": {"top"},
+                "random": {"top"},
+                "neurons": {"top_rate"},
+                "diffmean": set(),
+                "none": set(),
+            }
             when = recipe.schedule
-            numbers = [abs(recipe.strength), when.first, when.rest or 0, *recipe.parameters.values()]
-            whole = set(recipe.parameters) == known[recipe.method] and all(isinstance(s, str) for s in recipe.sites)
-            if not whole or not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
+            numbers = [
+                abs(recipe.strength),
+                when.first,
+                when.rest or 0,
+                *recipe.parameters.values(),
+            ]
+            whole = set(recipe.parameters) == known[recipe.method] and all(
+                isinstance(s, str) for s in recipe.sites
+            )
+            if not whole or not all(
+                isinstance(n, int | float) and 0 <= n < math.inf for n in numbers
+            ):
                 raise ValueError("not a recipe")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError("steering/settings.json is damaged; run saefeat steer sweep again") from error
+            raise UserError(
+                "steering/settings.json is damaged; run saefeat steer sweep again"
+            ) from error
         return recipe
 
 
@@ -88,9 +112,15 @@ def steering_sites(setting: Setting) -> list[str]:
 def stream_sites(setting: Setting) -> list[str]:
     """The residual-stream sites with an SAE, up to the one where features steer by default."""
     last = steering_sites(setting)
-    sites = list(dict.fromkeys(sae.site for sae in setting.saes if sae.site.startswith("resid_post@")))
+    sites = list(
+        dict.fromkeys(sae.site for sae in setting.saes if sae.site.startswith("resid_post@"))
+    )
     layer = {site: int(site.split("@")[1]) for site in sites}
-    return sorted((site for site in sites if layer[site] <= layer[last[0]]), key=layer.__getitem__) if sites else last
+    return (
+        sorted((site for site in sites if layer[site] <= layer[last[0]]), key=layer.__getitem__)
+        if sites
+        else last
+    )
 
 
 def source_of(setting: Setting, source: str | None) -> str:
@@ -100,7 +130,9 @@ def source_of(setting: Setting, source: str | None) -> str:
     english = next((label for label in labels if fasttext_code(label) == "en"), None)
     found = english if asked is None else known_label(setting, asked)
     if found is None:
-        raise UserError(f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source")
+        raise UserError(
+            f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source"
+        )
     if len(labels) < 2:
         raise UserError(f"the run has the label {found} alone; there is nothing to steer towards")
     return found
@@ -110,7 +142,9 @@ def known_label(setting: Setting, label: str) -> str:
     """The run's own label for one of any code system; raises UserError where there is none."""
     own = own_label(label, setting.corpus.labels)
     if own is None:
-        raise UserError(f"there is no label {label!r} in this run; it has {', '.join(setting.corpus.labels)}")
+        raise UserError(
+            f"there is no label {label!r} in this run; it has {', '.join(setting.corpus.labels)}"
+        )
     return own
 
 
@@ -120,19 +154,33 @@ def recipe_for(bench: Bench, label: str, method: str = "features") -> Recipe:
     label = bench.target(label)
     if not path.exists():
         if method not in ("features", "diffmean"):
-            raise UserError(f"there is no setting for {method}; methods are features and diffmean before a sweep")
+            raise UserError(
+                f"there is no setting for {method}; methods are features and diffmean before a sweep"
+            )
         sites = tuple(steering_sites(bench.setting))
-        default = replace(DEFAULT, sites=sites, strength=0.7 if len(sites) > 1 else DEFAULT.strength)
+        default = replace(
+            DEFAULT, sites=sites, strength=0.7 if len(sites) > 1 else DEFAULT.strength
+        )
         return default if method == "features" else replace(default, method=method, parameters={})
     settings = read_json(path)
     try:
         if settings["source"] != bench.source:
-            raise UserError(f"{path} is of steering away from {settings['source']}, not {bench.source}; sweep again")
-        entry = settings["labels"].get(label) if method == "features" else settings["methods"][method].get(label)
+            raise UserError(
+                f"{path} is of steering away from {settings['source']}, not {bench.source}; sweep again"
+            )
+        entry = (
+            settings["labels"].get(label)
+            if method == "features"
+            else settings["methods"][method].get(label)
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no settings for {method}; run saefeat steer sweep again") from error
+        raise UserError(
+            f"{path} has no settings for {method}; run saefeat steer sweep again"
+        ) from error
     if entry is None:
-        raise steering.NoUnits(f"{path} has no setting for {label}; run saefeat steer sweep --labels {label}")
+        raise steering.NoUnits(
+            f"{path} has no setting for {label}; run saefeat steer sweep --labels {label}"
+        )
     return Recipe.read(entry)
 
 
@@ -147,7 +195,9 @@ def continuations(
             for sae in bench.saes_at(site):
                 bench.stats(sae.id)  # refused before anything is collected
     bench.need([recipe])
-    ((steered,), _), ((twin,), _) = (bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE))
+    ((steered,), _), ((twin,), _) = (
+        bench.outcomes(one, label, ids, [one.strength]) for one in (recipe, NONE)
+    )
     rows = beside(steered, twin)
     head = {"label": label, "strength": recipe.strength}
     return [{"prompt": prompt, **head, **row} for prompt, row in zip(prompts, rows, strict=True)]
@@ -182,7 +232,8 @@ def random_units(stats: Stats, chosen: Sequence[int], seed: int) -> list[int]:
 class Bench:
     """What steering a run needs: its model, statistics and judge, each loaded once.
 
-    Statistics that the run has not collected (neurons of further layers) come into `RUN/steering/stats`.
+    Statistics that the run has not collected (neurons of further layers) come into
+    `RUN/steering/stats`.
     """
 
     setting: Setting
@@ -205,15 +256,21 @@ class Bench:
     def judge(self, texts: Sequence[str]) -> list[str | None]:
         """fastText's best of 176, in the run's codes where they meet."""
         best = [found[0] if found else None for found in self._judge.judge(texts)]
-        names = to_labels(LID176, self.setting.corpus.labels)  # whatever codes the texts at hand happen to have
+        names = to_labels(
+            LID176, self.setting.corpus.labels
+        )  # whatever codes the texts at hand happen to have
         return [None if code is None else names.get(code, code) for code in best]
 
     def stats(self, name: str) -> Stats:
         """Statistics of a dictionary of the run; raises UserError when they are missing or of another dictionary."""
         stats = self._stats[name]
-        own = next((sae.identity["fingerprint"] for sae in self.setting.saes if sae.id == name), None)
+        own = next(
+            (sae.identity["fingerprint"] for sae in self.setting.saes if sae.id == name), None
+        )
         if own is not None and stats.header["dictionary"].get("fingerprint") != own:
-            raise UserError(f"the SAE {name} has changed since the statistics were collected; start a new run")
+            raise UserError(
+                f"the SAE {name} has changed since the statistics were collected; start a new run"
+            )
         return stats
 
     @property
@@ -221,7 +278,13 @@ class Bench:
         """What steering of this run depends on."""
         setting = self.setting
         marks = [sae.identity["fingerprint"] for sae in setting.saes]
-        return [setting.lm.fingerprint, setting.corpus.fingerprint, marks, self.source, asdict(self.decoding)]
+        return [
+            setting.lm.fingerprint,
+            setting.corpus.fingerprint,
+            marks,
+            self.source,
+            asdict(self.decoding),
+        ]
 
     @cached_property
     def _stats(self) -> _StatsOf:
@@ -232,15 +295,26 @@ class Bench:
         missing = self._missing(recipes)
         if missing:
             self.setting.say("steering: collecting " + ", ".join(d.id for d in missing))
-            # Each collection is a directory of its own, so that it resumes and later ones do not collide.
+            # Each collection is a directory of its own, so that it resumes and later ones do not
+            # collide.
             folder = self.setting.out / "steering" / "stats"
-            collect(self.setting.lm, self.setting.plan, missing, folder / missing[0].id, progress=self.setting.say)
+            collect(
+                self.setting.lm,
+                self.setting.plan,
+                missing,
+                folder / missing[0].id,
+                progress=self.setting.say,
+            )
             for d in missing:
-                (folder / missing[0].id / f"{d.id}.safetensors").replace(folder / f"{d.id}.safetensors")
+                (folder / missing[0].id / f"{d.id}.safetensors").replace(
+                    folder / f"{d.id}.safetensors"
+                )
             shutil.rmtree(folder / missing[0].id, ignore_errors=True)
 
     def _missing(self, recipes: Iterable[Recipe]) -> list[Identity]:
-        sites = dict.fromkeys(site for recipe in recipes if recipe.method != "none" for site in recipe.sites)
+        sites = dict.fromkeys(
+            site for recipe in recipes if recipe.method != "none" for site in recipe.sites
+        )
         missing = [site for site in sites if not self._stats.has(site)]
         saes = [sae for sae in self.setting.saes if sae.site in missing]
         return means(self.setting.lm, saes, self.setting.plan, missing)
@@ -259,19 +333,25 @@ class Bench:
         if recipe.method == "none":
             return {}, 0
         if recipe.method == "diffmean":
-            return {site: [self._add(self._difference(site, label), site)] for site in recipe.sites}, 0
+            return {
+                site: [self._add(self._difference(site, label), site)] for site in recipe.sites
+            }, 0
         return make[recipe.method](recipe, label)
 
     def target(self, label: str) -> str:
         """The run's own label for one of any code system; raises UserError where it cannot be steered towards."""
         own = known_label(self.setting, label)
         if own == self.source:
-            raise UserError(f"{own} is the source that is steered away from; choose another label or --source")
+            raise UserError(
+                f"{own} is the source that is steered away from; choose another label or --source"
+            )
         return own
 
     def _add(self, vector: torch.Tensor, site: str) -> Change:
         saes = [sae for sae in self.setting.saes if sae.site == site]
-        return steering.add(vector.to(self.setting.lm.device), steering.limit_of(self.stats(site), saes))
+        return steering.add(
+            vector.to(self.setting.lm.device), steering.limit_of(self.stats(site), saes)
+        )
 
     def _difference(self, site: str, label: str) -> torch.Tensor:
         return mean_difference(self.stats(site), label, self.source).float()
@@ -284,12 +364,16 @@ class Bench:
             chosen = [(sae, self._units(recipe, label, sae.id)) for sae in self.saes_at(site)]
             here = sum(len(units) for _, units in chosen)
             if here:
-                vector = steering.towards_with(chosen, mean_difference(self.stats(site), label, self.source))
+                vector = steering.towards_with(
+                    chosen, mean_difference(self.stats(site), label, self.source)
+                )
                 if vector.any():
                     changes[site] = [self._add(vector, site)]
                     count += here
         if not changes:
-            raise steering.NoUnits(f"{label} has no features of low entropy at {', '.join(recipe.sites)}; use diffmean")
+            raise steering.NoUnits(
+                f"{label} has no features of low entropy at {', '.join(recipe.sites)}; use diffmean"
+            )
         return changes, count
 
     def _units(self, recipe: Recipe, label: str, name: str) -> list[int]:
@@ -337,16 +421,25 @@ class Bench:
         return {}
 
     def outcomes(
-        self, recipe: Recipe, label: str, prompts: Sequence[Sequence[int]], strengths: Sequence[float]
+        self,
+        recipe: Recipe,
+        label: str,
+        prompts: Sequence[Sequence[int]],
+        strengths: Sequence[float],
     ) -> tuple[list[Outcome], int]:
         """What each strength of a recipe does to the prompts (token ids), all in one batch, and the count of units."""
         changes, count = self.changes(recipe, label)
         n, rows = len(prompts), []
-        # Strengths stand side by side in a batch where several fit, and each sees the same random numbers.
+        # Strengths stand side by side in a batch where several fit, and each sees the same random
+        # numbers.
         step = max(1, BATCH // n)
         for start in range(0, len(strengths), step):
             some = strengths[start : start + step]
-            each = some[0] if len(some) == 1 else torch.tensor([strength for strength in some for _ in range(n)])
+            each = (
+                some[0]
+                if len(some) == 1
+                else torch.tensor([strength for strength in some for _ in range(n)])
+            )
             with steering.apply(self.setting.lm, changes, each, recipe.schedule):
                 rows += generate(self.setting.lm, [*prompts] * len(some), self.decoding, repeat=n)
         outcome = measure(self.setting.lm, [*prompts] * len(strengths), rows, self.judge)
@@ -361,10 +454,14 @@ class Bench:
         rows = setting.lm.tokenize([corpus.texts[i] for i in picked], BEGINNING)
         begun = [setting.lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
-            raise UserError(f"{label} has no test text of {BEGINNING} tokens, so no text of the model's own to compare")
+            raise UserError(
+                f"{label} has no test text of {BEGINNING} tokens, so no text of the model's own to compare"
+            )
         own = own_text(setting.lm, label, begun, self.decoding, self.judge)
         if not math.isfinite(own.perplexity):
-            raise UserError(f"the model's own text in {label} is too short to measure; allow more new tokens")
+            raise UserError(
+                f"the model's own text in {label} is too short to measure; allow more new tokens"
+            )
         return own
 
 
@@ -380,6 +477,8 @@ class _StatsOf:
 
     def __getitem__(self, name: str) -> Stats:
         if name not in self.loaded:
-            folder = next((f for f in self.folders if (f / f"{name}.safetensors").is_file()), self.folders[0])
+            folder = next(
+                (f for f in self.folders if (f / f"{name}.safetensors").is_file()), self.folders[0]
+            )
             self.loaded[name] = steering.load_stats(folder, name)
         return self.loaded[name]

@@ -29,14 +29,19 @@ SAMPLES = 4  # prompts of each label and method that are kept with their continu
 
 def english_prompts() -> list[str]:
     """The fixed list of English prompts, kind after kind; every second one is a half with all kinds in it."""
-    kinds = json.loads(files("saefeat.pipeline").joinpath("prompts.json").read_text(encoding="utf-8"))
+    kinds = json.loads(
+        files("saefeat.pipeline").joinpath("prompts.json").read_text(encoding="utf-8")
+    )
     return [prompt for group in kinds.values() for prompt in group]
 
 
-def full_grid(bench: Bench, groups: Sequence[Sequence[str]], strengths: Sequence[float] | None = None) -> list[Recipe]:
+def full_grid(
+    bench: Bench, groups: Sequence[Sequence[str]], strengths: Sequence[float] | None = None
+) -> list[Recipe]:
     """What `steer sweep` tries: features, the difference of means and random units at each group of sites, and neurons.
 
-    strengths: of the vectors; default those that serve one site or, for a group of several, each of them.
+    strengths: of the vectors; default those that serve one site or, for a group of several, each of
+    them.
     """
     grid = [
         Recipe(method, "add", tuple(sites), schedule, strength, parameters)
@@ -51,7 +56,12 @@ def full_grid(bench: Bench, groups: Sequence[Sequence[str]], strengths: Sequence
     ]
     layers = neuron_sites(bench.setting.lm)
     off = "clamp, source off"
-    patches = (("clamp", CONSTANT, 0.05), (off, CONSTANT, 0.03), (off, CONSTANT, 0.05), (off, START_ONLY, 0.05))
+    patches = (
+        ("clamp", CONSTANT, 0.05),
+        (off, CONSTANT, 0.03),
+        (off, CONSTANT, 0.05),
+        (off, START_ONLY, 0.05),
+    )
     grid += [
         Recipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
         for edit, schedule, rate in patches
@@ -113,12 +123,13 @@ def sweep(
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`; run again to resume.
 
-    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done. Those that were
-    measured with another number of threads, whose figures differ in bfloat16, are measured again. A label that cannot
-    be measured (no test text, no features) is said and left out.
+    Labels are kept one by one in `RUN/steering/partial` until all that were asked for are done.
+    Those that were measured with another number of threads, whose figures differ in bfloat16, are
+    measured again. A label that cannot be measured (no test text, no features) is said and left
+    out.
 
-    halves: tune on every second prompt and report on the others. Else all prompts do both, which flatters every
-    method that has something to tune.
+    halves: tune on every second prompt and report on the others. Else all prompts do both, which
+    flatters every method that has something to tune.
     labels: steer towards these only; default all but the source. Settings of others are kept.
 
     Raises UserError when no label is left.
@@ -126,7 +137,9 @@ def sweep(
     folder = make_dir(bench.setting.out / "steering")
     make_dir(out.parent)
     wanted = list(labels or bench.labels)
-    request = fingerprint([[recipe.plain() for recipe in grid], list(prompts), halves, bench.request])
+    request = fingerprint(
+        [[recipe.plain() for recipe in grid], list(prompts), halves, bench.request]
+    )
     whole = fingerprint([request, wanted])
     if kept_json(out).get("request") == whole:
         clear_kept(out, folder)
@@ -139,7 +152,9 @@ def sweep(
     found: dict[str, _Label] = {}
     kept = {label: _kept(folder, request, label) for label in wanted}
     for number, label in enumerate(wanted, 1):
-        if (before := kept_json(kept[label])) and same_threads(bench.setting.lm, before, label, bench.setting.say):
+        if (before := kept_json(kept[label])) and same_threads(
+            bench.setting.lm, before, label, bench.setting.say
+        ):
             found[label] = _Label.read(before)
             continue
         try:
@@ -149,8 +164,10 @@ def sweep(
             continue
         write_json(kept[label], {"threads": bench.setting.lm.threads, **found[label].plain()})
         best = found[label].rows[-1]
-        bench.setting.say(f"steering: {label} ({number} of {len(wanted)}), {best['method']} forcing "
-                          f"{best['forcing']:.2f}, score {best['score']:.3f}")  # fmt: skip
+        bench.setting.say(
+            f"steering: {label} ({number} of {len(wanted)}), {best['method']} forcing "
+            f"{best['forcing']:.2f}, score {best['score']:.3f}"
+        )
     if not found:
         raise UserError(f"none of {', '.join(wanted)} can be steered; the notes above say why")
     numbers = {"prompts": len(prompts), "threads": bench.setting.lm.threads}
@@ -172,10 +189,13 @@ def _kept(folder: Path, grid: str, label: str) -> Path:
     return folder / "partial" / f"{grid}-{fingerprint(label)}.json"
 
 
-def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[str, list[list[int]]]) -> _Label:
+def _sweep_label(
+    bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[str, list[list[int]]]
+) -> _Label:
     """Every recipe on the first part; of each method the chosen one on the last.
 
-    Chosen is the greatest score among those that force the label fluently (`forcing.reaches`), or among all if none do.
+    Chosen is the greatest score among those that force the label fluently (`forcing.reaches`), or
+    among all if none do.
     """
     first, last = next(iter(parts)), list(parts)[-1]
     own = bench.own(label, sum(map(len, parts.values())))
@@ -184,7 +204,9 @@ def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[s
     for _, group in groupby([NONE, *grid], key=lambda recipe: replace(recipe, strength=0.0)):
         recipes = list(group)
         try:
-            outcomes, units = bench.outcomes(recipes[0], label, parts[first], [recipe.strength for recipe in recipes])
+            outcomes, units = bench.outcomes(
+                recipes[0], label, parts[first], [recipe.strength for recipe in recipes]
+            )
         except NoUnits as error:
             bench.setting.say(f"note: {recipes[0].method} is left out for {label}: {error}")
             continue
@@ -208,10 +230,15 @@ def _sweep_label(bench: Bench, grid: Sequence[Recipe], label: str, parts: dict[s
     return _Label(rows, own, chosen, final)
 
 
-def _row(recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, own: Own) -> dict[str, Any]:
+def _row(
+    recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, own: Own
+) -> dict[str, Any]:
     plain = recipe.plain()
     return {
-        **{name: plain[name] for name in ("method", "edit", "sites", "schedule", "strength", "parameters")},
+        **{
+            name: plain[name]
+            for name in ("method", "edit", "sites", "schedule", "strength", "parameters")
+        },
         "label": label,
         "units": units,
         "half": half,
@@ -220,7 +247,9 @@ def _row(recipe: Recipe, label: str, units: int, half: str, outcome: Outcome, ow
     }
 
 
-def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path, head: dict[str, Any]) -> None:
+def _write(
+    bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path, head: dict[str, Any]
+) -> None:
     own = {label: one.own for label, one in found.items()}
     methods = list(dict.fromkeys(method for one in found.values() for method in one.recipes))
     summary = [_summary(method, found, own) for method in methods]
@@ -238,16 +267,29 @@ def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path
     old = before.get("methods", {}) if before.get("source") == bench.source else {}
     recipes = {
         method: old.get(method, {})
-        | {label: one.recipes[method].plain() for label, one in found.items() if method in one.recipes}
+        | {
+            label: one.recipes[method].plain()
+            for label, one in found.items()
+            if method in one.recipes
+        }
         for method in dict.fromkeys([*old, *methods])
     }
-    settings = {"schema": SCHEMA, "source": bench.source, "decoding": asdict(bench.decoding),
-                "labels": recipes.get("features", {}), "methods": recipes}  # fmt: skip
+    settings = {
+        "schema": SCHEMA,
+        "source": bench.source,
+        "decoding": asdict(bench.decoding),
+        "labels": recipes.get("features", {}),
+        "methods": recipes,
+    }
     samples = []
     for label, one in found.items():
         for method in [method for method in one.recipes if method != "none"]:
-            samples += _samples(label, one.recipes[method], one.outcomes[method], one.outcomes["none"], prompts)
-    write_text(folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+            samples += _samples(
+                label, one.recipes[method], one.outcomes[method], one.outcomes["none"], prompts
+            )
+    write_text(
+        folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+    )
     write_json(folder / "settings.json", settings)
     write_json(out, metrics)
 
@@ -255,24 +297,45 @@ def _write(bench: Bench, found: dict[str, _Label], prompts: list[str], out: Path
 def _summary(method: str, found: dict[str, _Label], own: dict[str, Own]) -> dict[str, Any]:
     """Means over labels of a method's chosen settings, and how much features are ahead of it on the same labels."""
     having = {label: one for label, one in found.items() if method in one.outcomes}
-    chosen = [r for one in having.values() for r in one.rows
-              if r["chosen"] and (r["method"], r["half"]) == (method, one.rows[-1]["half"])]  # fmt: skip
-    means = {name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")}
+    chosen = [
+        r
+        for one in having.values()
+        for r in one.rows
+        if r["chosen"] and (r["method"], r["half"]) == (method, one.rows[-1]["half"])
+    ]
+    means = {
+        name: _mean([r[name] for r in chosen]) for name in ("forcing", "perplexity", "distinct3")
+    }
     outcomes = {label: one.outcomes[method] for label, one in having.items()}
     scored = compare(outcomes, outcomes, own)
     sites = dict.fromkeys(site for entry in chosen for site in entry["sites"])
     reached = sum(reaches(entry, own[entry["label"]]) for entry in chosen)
-    entry = {"method": method, "labels": len(having), "sites": list(sites), **means, "reached": reached,
-             "score": scored["score"], "score_ci": scored["score_ci"]}  # fmt: skip
+    entry = {
+        "method": method,
+        "labels": len(having),
+        "sites": list(sites),
+        **means,
+        "reached": reached,
+        "score": scored["score"],
+        "score_ci": scored["score_ci"],
+    }
     both = [label for label, one in having.items() if "features" in one.outcomes]
     if method != "features" and both:
-        ahead = compare({label: found[label].outcomes["features"] for label in both},
-                        {label: outcomes[label] for label in both}, own)  # fmt: skip
-        entry |= {"features_ahead_by": ahead["difference"], "features_ahead_ci": ahead["difference_ci"]}
+        ahead = compare(
+            {label: found[label].outcomes["features"] for label in both},
+            {label: outcomes[label] for label in both},
+            own,
+        )
+        entry |= {
+            "features_ahead_by": ahead["difference"],
+            "features_ahead_ci": ahead["difference_ci"],
+        }
     return entry
 
 
-def _samples(label: str, recipe: Recipe, steered: Outcome, plain: Outcome, prompts: list[str]) -> list[dict[str, Any]]:
+def _samples(
+    label: str, recipe: Recipe, steered: Outcome, plain: Outcome, prompts: list[str]
+) -> list[dict[str, Any]]:
     head = {"label": label, "method": recipe.method, "strength": recipe.strength}
     rows = beside(steered, plain)[:SAMPLES]
     return [{**head, "prompt": prompt, **row} for prompt, row in zip(prompts, rows, strict=False)]

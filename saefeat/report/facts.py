@@ -43,7 +43,9 @@ def fact_groups(record: dict[str, Any]) -> list[dict[str, Any]]:
     place = {name: at for at, name in enumerate(_ORDER)}
     names = sorted(nested, key=lambda name: place.get(name, len(place)))
     groups = ([("run", scalars)] if scalars else []) + [(name, nested[name]) for name in names]
-    return [{"name": name, "open": name in _OPEN, "rows": _rows(name, value)} for name, value in groups]
+    return [
+        {"name": name, "open": name in _OPEN, "rows": _rows(name, value)} for name, value in groups
+    ]
 
 
 def _rows(group: str, value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -25,7 +25,11 @@ HEADS = {
     "fasttext": "baseline: fastText, closed set",
 }
 OURS, THEIRS = "linear", "fasttext"
-KINDS = {"theirs": (False, True), "ours": (True, False), "neither": (False, False)}  # which of the two is right
+KINDS = {
+    "theirs": (False, True),
+    "ours": (True, False),
+    "neither": (False, False),
+}  # which of the two is right
 _SHOWN = 48  # texts of each length and kind
 _CHARACTERS = 280  # of a text
 
@@ -39,11 +43,17 @@ def _lid(metrics: Any) -> dict[str, Any]:
     order = {name: place for place, name in enumerate(HEADS)}
     names = sorted(metrics["heads"], key=lambda name: (order.get(name, len(order)), name))
     lengths = sorted(metrics.get("by_length", {}), key=lambda name: (name == "all", natural(name)))
-    by_length = {length: metrics["by_length"][length]["heads"] for length in lengths} or {"all": metrics["heads"]}
+    by_length = {length: metrics["by_length"][length]["heads"] for length in lengths} or {
+        "all": metrics["heads"]
+    }
     heads = [_head(name, metrics["heads"][name], by_length) for name in names]
     support = [sum(row) for row in metrics["heads"][names[0]]["confusion_matrix"]] if names else []
     table = [
-        {"label": label, "n": n, "f1": [metrics["heads"][name]["per_label"][label]["f1"] for name in names]}
+        {
+            "label": label,
+            "n": n,
+            "f1": [metrics["heads"][name]["per_label"][label]["f1"] for name in names],
+        }
         for label, n in zip(metrics["labels"], support, strict=False)
     ]
     return {
@@ -53,10 +63,19 @@ def _lid(metrics: Any) -> dict[str, Any]:
         "lengths": list(by_length),
         "per_label": table,
         "confusion": {
-            name: {at: _sparse(of[name]["confusion_matrix"]) for at, of in by_length.items() if name in of}
+            name: {
+                at: _sparse(of[name]["confusion_matrix"])
+                for at, of in by_length.items()
+                if name in of
+            }
             for name in names
         },
-        "rows": [_table_row(name, at, of[name]) for name in names for at, of in by_length.items() if name in of],
+        "rows": [
+            _table_row(name, at, of[name])
+            for name in names
+            for at, of in by_length.items()
+            if name in of
+        ],
     }
 
 
@@ -77,14 +96,20 @@ def _head(name: str, metrics: Any, by_length: dict[str, Any]) -> dict[str, Any]:
         "accuracy_ci": metrics.get("accuracy_ci"),
         "f1": metrics["f1_macro"],
         "f1_ci": metrics.get("f1_macro_ci"),
-        "by_length": {length: heads.get(name, {}).get("f1_macro") for length, heads in by_length.items()},
+        "by_length": {
+            length: heads.get(name, {}).get("f1_macro") for length, heads in by_length.items()
+        },
     }
 
 
 def _best(heads: list[dict[str, Any]], lengths: list[str]) -> dict[str, Any]:
     """The greatest accuracy, macro-F1, and macro-F1 of each length."""
-    best: dict[str, Any] = {key: max((head[key] for head in heads), default=None) for key in ("accuracy", "f1")}
-    known = {at: [h["by_length"][at] for h in heads if h["by_length"][at] is not None] for at in lengths}
+    best: dict[str, Any] = {
+        key: max((head[key] for head in heads), default=None) for key in ("accuracy", "f1")
+    }
+    known = {
+        at: [h["by_length"][at] for h in heads if h["by_length"][at] is not None] for at in lengths
+    }
     return {**best, "by_length": {at: max(values, default=None) for at, values in known.items()}}
 
 
@@ -100,8 +125,9 @@ def _sparse(matrix: list[list[int]]) -> list[int]:
 def read_errors(run: Path) -> dict[str, Any] | None:
     """Texts that the linear head or fastText got wrong; None without predictions of either.
 
-    {lengths, counts: {length: {kind: n}}, shown: [{length, kind, label, text, direction, ours, theirs}], rows: all of
-    them for `errors.csv`}; kinds: theirs (fastText alone is right), ours (the head alone is right), neither.
+    {lengths, counts: {length: {kind: n}}, shown: [{length, kind, label, text, direction, ours,
+    theirs}], rows: all of them for `errors.csv`}; kinds: theirs (fastText alone is right), ours
+    (the head alone is right), neither.
     """
     path = run / "lid" / "predictions.parquet"
     return understood(path, lambda: _errors(path)) if path.exists() else None
@@ -112,24 +138,44 @@ def _errors(path: Path) -> dict[str, Any] | None:
     table = pq.read_table(path, columns=columns, filters=[("head", "in", [OURS, THEIRS])])
     if OURS not in table["head"].unique().to_pylist():
         return None
-    lengths = sorted(table["length"].unique().to_pylist(), key=lambda name: (name == "all", natural(name)))
+    lengths = sorted(
+        table["length"].unique().to_pylist(), key=lambda name: (name == "all", natural(name))
+    )
     found = {length: list(_wrong(table, length)) for length in lengths}
-    counts = {at: {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS} for at, rows in found.items()}
+    counts = {
+        at: {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
+        for at, rows in found.items()
+    }
     shown = [row for rows in found.values() for kind in KINDS for row in _some(rows, kind)]
-    return {"lengths": lengths, "counts": counts, "shown": shown, "rows": list(chain(*found.values()))}
+    return {
+        "lengths": lengths,
+        "counts": counts,
+        "shown": shown,
+        "rows": list(chain(*found.values())),
+    }
 
 
 def _wrong(table: pa.Table, length: str) -> Iterator[dict[str, Any]]:
     """Rows of one length that either got wrong; both heads have the texts in the same order."""
-    of = {head: table.filter((pc.field("length") == length) & (pc.field("head") == head)) for head in (OURS, THEIRS)}
+    of = {
+        head: table.filter((pc.field("length") == length) & (pc.field("head") == head))
+        for head in (OURS, THEIRS)
+    }
     ours = [of[OURS][name].to_pylist() for name in ("id", "label", "text", "predicted")]
     theirs = of[THEIRS]["predicted"].to_pylist() or [None] * of[OURS].num_rows
     kinds = {right: kind for kind, right in KINDS.items()}
     for identity, label, text, mine, said in zip(*ours, theirs, strict=True):
         kind = kinds.get((mine == label, said == label))
         if kind:
-            yield {"length": length, "kind": kind, "label": label, "ours": mine, "theirs": said,
-                   "id": identity, "text": text}  # fmt: skip
+            yield {
+                "length": length,
+                "kind": kind,
+                "label": label,
+                "ours": mine,
+                "theirs": said,
+                "id": identity,
+                "text": text,
+            }
 
 
 def _some(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -140,7 +186,10 @@ def _some(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
             by_label[row["label"]].append(row)
     turns = [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None]
     return [
-        {**{key: row[key] for key in ("length", "kind", "label", "ours", "theirs")},
-         "text": shortened(row["text"], _CHARACTERS), "direction": direction(row["text"])}
+        {
+            **{key: row[key] for key in ("length", "kind", "label", "ours", "theirs")},
+            "text": shortened(row["text"], _CHARACTERS),
+            "direction": direction(row["text"]),
+        }
         for row in turns[:_SHOWN]
-    ]  # fmt: skip
+    ]

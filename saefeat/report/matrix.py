@@ -14,9 +14,10 @@ MEASURES = ("nll_median", "nll_mean", "perplexity_median", "perplexity_mean")
 def read_matrix(run: Path) -> dict[str, Any] | None:
     """What `steering/matrix.json` says; None without it.
 
-    {corpus, split, sentences, labels, interventions: [{name, counts, rows, changes: {measure: [[change]]}, diagonal:
-    {measure: number of rows whose own label rises most}}], table: rows of `matrix.csv`}. A change is the difference
-    of nats a token for nll, and the relative difference for perplexities; None where a value is missing.
+    {corpus, split, sentences, labels, interventions: [{name, counts, rows, changes: {measure:
+    [[change]]}, diagonal: {measure: number of rows whose own label rises most}}], table: rows of
+    `matrix.csv`}. A change is the difference of nats a token for nll, and the relative difference
+    for perplexities; None where a value is missing.
     """
     return parsed(run / "steering" / "matrix.json", _matrix)
 
@@ -35,7 +36,10 @@ def _matrix(found: Any) -> dict[str, Any]:
 def _intervention(each: Any, labels: list[str], baseline: Any) -> dict[str, Any]:
     rows = [label for label in labels if label in each["rows"]]
     changes = {
-        measure: [[_change(measure, each["rows"][r].get(c), baseline.get(c)) for c in labels] for r in rows]
+        measure: [
+            [_change(measure, each["rows"][r].get(c), baseline.get(c)) for c in labels]
+            for r in rows
+        ]
         for measure in MEASURES
     }
     own = [labels.index(label) for label in rows]
@@ -60,7 +64,9 @@ def _range(counts: Any) -> str:
 def _rises_most(row: list[float | None], at: int) -> bool:
     """Whether the change at a place is greater than every other one of a row."""
     mine = row[at]
-    return mine is not None and all(mine > value for i, value in enumerate(row) if i != at and value is not None)
+    return mine is not None and all(
+        mine > value for i, value in enumerate(row) if i != at and value is not None
+    )
 
 
 def _change(measure: str, value: Any, base: Any) -> float | None:
@@ -72,8 +78,16 @@ def _change(measure: str, value: Any, base: Any) -> float | None:
 
 def _table(each: Any, labels: list[str], baseline: Any) -> list[dict[str, Any]]:
     return [
-        {"edit": each["edit"], "units": each["units"], "count": each.get("counts", {}).get(row), "intervened": row,
-         "evaluated": column, **{measure: value.get(measure) for measure in MEASURES},
-         **{f"baseline_{measure}": baseline[column].get(measure) for measure in MEASURES}}
-        for row, values in each["rows"].items() for column in labels if (value := values.get(column)) is not None
-    ]  # fmt: skip
+        {
+            "edit": each["edit"],
+            "units": each["units"],
+            "count": each.get("counts", {}).get(row),
+            "intervened": row,
+            "evaluated": column,
+            **{measure: value.get(measure) for measure in MEASURES},
+            **{f"baseline_{measure}": baseline[column].get(measure) for measure in MEASURES},
+        }
+        for row, values in each["rows"].items()
+        for column in labels
+        if (value := values.get(column)) is not None
+    ]

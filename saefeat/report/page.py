@@ -19,12 +19,20 @@ def render(view: dict[str, Any], data: dict[str, Any]) -> str:
     """The page of what `parts.read_run` returns. Everything but our own style and script is escaped or packed."""
     # Autoescape for every template, whatever its name.
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share, "interval": interval}
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
-    script = Markup("\n".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS))
-    return environment.get_template("page.html").render(view, css=style, js=script, packed=packed(data))
+    script = Markup(
+        "\n".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
+    )
+    return environment.get_template("page.html").render(
+        view, css=style, js=script, packed=packed(data)
+    )
 
 
 def packed(data: dict[str, Any]) -> str:

@@ -31,7 +31,10 @@ def read_run(run: Path) -> tuple[Values, Values, dict[str, list[Values]]]:
     selections = read_selections(run)
     shown = read_shown(run)
     spread = read_spread(run, _chosen(selections), _filters(selections))
-    methods = [method_view(n, s, (shown or {}).get(n, {}), len(selections), spread) for n, s in selections.items()]
+    methods = [
+        method_view(n, s, (shown or {}).get(n, {}), len(selections), spread)
+        for n, s in selections.items()
+    ]
     overlap = overlap_view(spread) if spread else None
     steering, samples, matrix = read_steering(run), read_samples(run), read_matrix(run)
     saes = [_sae(path) for path in sorted((run / "saes").glob("*/cfg.json"), key=natural)]
@@ -74,49 +77,79 @@ _DRAWN = ("name", "score", "labels", "dictionaries", "counts", "totals", "units"
 def _record(run: Path) -> Values:
     path = run / "run.json"
     if not path.exists():
-        raise UserError(f"{run} is not a run directory: it has no run.json; give the --out of `saefeat run`")
+        raise UserError(
+            f"{run} is not a run directory: it has no run.json; give the --out of `saefeat run`"
+        )
     record = parsed(path, dict) or {}
     if record.get("schema") != SCHEMA:
         raise UserError(f"{path} is damaged or of another version; start a new run")
     if record.get("complete") is not True:
-        raise UserError(f"the run in {run} is unfinished; give its `saefeat run` or `saefeat demo` again to go on")
+        raise UserError(
+            f"the run in {run} is unfinished; give its `saefeat run` or `saefeat demo` again to go on"
+        )
     return record
 
 
 def _chosen(selections: dict[str, Selection]) -> set[tuple[str, int]]:
-    columns = [[s.table[name].to_pylist() for name in ("dictionary", "unit")] for s in selections.values()]
+    columns = [
+        [s.table[name].to_pylist() for name in ("dictionary", "unit")] for s in selections.values()
+    ]
     return {cell for dictionary, unit in columns for cell in zip(dictionary, unit, strict=True)}
 
 
 def _filters(selections: dict[str, Selection]) -> Values:
-    found = [s.header.get("parameters", {}) for s in selections.values() if s.header["method"] == "sae-lape"]
+    found = [
+        s.header.get("parameters", {})
+        for s in selections.values()
+        if s.header["method"] == "sae-lape"
+    ]
     return found[0] if found else {}
 
 
 def _labels(record: Values, lid: Values | None, selections: dict[str, Selection]) -> list[str]:
     known = dict.fromkeys(label for selection in selections.values() for label in selection.labels)
     corpus = record.get("corpus")
-    return list(known) or (lid["labels"] if lid else corpus.get("labels", []) if isinstance(corpus, dict) else [])
+    return list(known) or (
+        lid["labels"] if lid else corpus.get("labels", []) if isinstance(corpus, dict) else []
+    )
 
 
 def _tiles(
-    saes: list[Values], lid: Values | None, methods: list[Values], labels: list[str], steering: Values | None
+    saes: list[Values],
+    lid: Values | None,
+    methods: list[Values],
+    labels: list[str],
+    steering: Values | None,
 ) -> list[Values]:
     tiles: list[Values] = []
     if labels:
         tiles.append({"value": len(labels), "name": "labels", "note": ""})
     if saes:
         width = sum(sae["d_sae"] or 0 for sae in saes)
-        tiles.append({"value": len(saes), "name": "autoencoders", "note": f"{width:,} features" if width else ""})
+        tiles.append(
+            {
+                "value": len(saes),
+                "name": "autoencoders",
+                "note": f"{width:,} features" if width else "",
+            }
+        )
     if methods:
-        tiles.append({"value": methods[0]["distinct"], "name": "units selected", "note": methods[0]["name"]})
+        tiles.append(
+            {"value": methods[0]["distinct"], "name": "units selected", "note": methods[0]["name"]}
+        )
     if lid and lid["heads"]:
         best = max(lid["heads"], key=lambda head: head["f1"])
         tiles.append({"value": best["f1"], "name": "best macro-F1", "note": best["name"]})
-    scores = {name: mean["score"] for name, mean in (steering or {}).get("mean", {}).items() if mean["score"]}
+    scores = {
+        name: mean["score"]
+        for name, mean in (steering or {}).get("mean", {}).items()
+        if mean["score"]
+    }
     if scores:
         best_method = max(scores, key=lambda name: scores[name])
-        tiles.append({"value": scores[best_method], "name": "best steering score", "note": best_method})
+        tiles.append(
+            {"value": scores[best_method], "name": "best steering score", "note": best_method}
+        )
     return tiles
 
 

@@ -22,7 +22,9 @@ _FILTERS = {"example_rate": 0.98, "high_frequency_rate": 0.1, "ratio": 0.5}  # a
 Unit = tuple[str, int]
 
 
-def read_spread(run: Path, wanted: Iterable[Unit], filters: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_spread(
+    run: Path, wanted: Iterable[Unit], filters: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """One pass over `stats/*.safetensors`, a dictionary at a time; None when there are none.
 
     Args:
@@ -30,9 +32,9 @@ def read_spread(run: Path, wanted: Iterable[Unit], filters: Mapping[str, Any]) -
         filters: parameters of SAE-LAPE as the run used them, for the overlap.
 
     Returns:
-        labels; entropy: [{dictionary, kind, bins, chosen, fired, silent}], SAEs first; overlap: int64 [K, K], units
-        that two labels own in any SAE, or None without SAEs; filters: those used; tables: by dictionary what
-        `unit_spread` reads.
+        labels; entropy: [{dictionary, kind, bins, chosen, fired, silent}], SAEs first; overlap:
+        int64 [K, K], units that two labels own in any SAE, or None without SAEs; filters: those
+        used; tables: by dictionary what `unit_spread` reads.
     """
     paths = [
         path
@@ -48,7 +50,9 @@ def read_spread(run: Path, wanted: Iterable[Unit], filters: Mapping[str, Any]) -
     spread: dict[str, Any] = {"entropy": [], "overlap": None, "tables": {}, "filters": filters}
     for path in paths:
         stats = Stats.load(path)
-        understood(path, lambda stats=stats: _add(spread, stats, sorted(chosen.get(stats.dictionary, ()))))
+        understood(
+            path, lambda stats=stats: _add(spread, stats, sorted(chosen.get(stats.dictionary, ())))
+        )
     spread["entropy"].sort(key=lambda part: part["kind"] != "sae")
     return spread
 
@@ -66,8 +70,11 @@ def _add(spread: dict[str, Any], stats: Stats, units: list[int]) -> None:
     kind = stats.header["dictionary"].get("kind")
     counts = _histogram(h, p.amax(0) > 0, units, len(stats.labels))
     spread["entropy"].append({"dictionary": stats.dictionary, "kind": kind, **counts})
-    spread["tables"][stats.dictionary] = {"units": {unit: at for at, unit in enumerate(units)}, "p": p[:, units],
-                                          "entropy": h[units].tolist()}  # fmt: skip
+    spread["tables"][stats.dictionary] = {
+        "units": {unit: at for at, unit in enumerate(units)},
+        "p": p[:, units],
+        "entropy": h[units].tolist(),
+    }
     if kind == "sae" and list(stats.labels) == spread["labels"]:
         owned = _owned(stats, spread["filters"])
         both = owned.float() @ owned.float().t()
@@ -75,12 +82,22 @@ def _add(spread: dict[str, Any], stats: Stats, units: list[int]) -> None:
         spread["overlap"] = both.long() if before is None else before + both.long()
 
 
-def _histogram(h: torch.Tensor, fires: torch.Tensor, units: list[int], labels: int) -> dict[str, Any]:
+def _histogram(
+    h: torch.Tensor, fires: torch.Tensor, units: list[int], labels: int
+) -> dict[str, Any]:
     top = math.log(max(labels, 2))
     known = torch.zeros_like(fires)
     known[units] = True
-    bins = [torch.histc(h[part].clamp(0, top), BINS, 0, top).long().tolist() for part in (fires, fires & known)]
-    return {"bins": bins[0], "chosen": bins[1], "fired": int(fires.sum()), "silent": int((~fires).sum())}
+    bins = [
+        torch.histc(h[part].clamp(0, top), BINS, 0, top).long().tolist()
+        for part in (fires, fires & known)
+    ]
+    return {
+        "bins": bins[0],
+        "chosen": bins[1],
+        "fired": int(fires.sum()),
+        "silent": int((~fires).sum()),
+    }
 
 
 def _owned(stats: Stats, filters: Mapping[str, Any]) -> torch.Tensor:
@@ -95,14 +112,18 @@ def overlap_view(spread: dict[str, Any]) -> dict[str, Any] | None:
     """{labels, both[K][K], filters}: units that two labels both own; on the diagonal those that a label owns."""
     if spread["overlap"] is None:
         return None
-    return {"labels": spread["labels"], "both": spread["overlap"].tolist(), "filters": spread["filters"]}
+    return {
+        "labels": spread["labels"],
+        "both": spread["overlap"].tolist(),
+        "filters": spread["filters"],
+    }
 
 
 def unit_spread(spread: dict[str, Any] | None, dictionary: str, unit: int) -> dict[str, Any]:
     """{entropy, p: [[label, probability], ...], rest}: all labels in order, or where there are very many the greatest.
 
-    rest: the greatest probability among the labels that are left out, None when all are there. Empty where the run
-    has no statistics of the unit.
+    rest: the greatest probability among the labels that are left out, None when all are there.
+    Empty where the run has no statistics of the unit.
     """
     table = spread["tables"].get(dictionary) if spread else None
     if spread is None or table is None or unit not in table["units"]:
@@ -110,7 +131,11 @@ def unit_spread(spread: dict[str, Any] | None, dictionary: str, unit: int) -> di
     at = table["units"][unit]
     values = table["p"][:, at].tolist()
     order = range(len(values))
-    kept = list(order) if len(values) <= _ALL else sorted(order, key=lambda k: (-values[k], k))[:_GREATEST]
+    kept = (
+        list(order)
+        if len(values) <= _ALL
+        else sorted(order, key=lambda k: (-values[k], k))[:_GREATEST]
+    )
     rest = max((values[k] for k in set(order) - set(kept)), default=None)
     pairs = [[spread["labels"][k], real(values[k], 3)] for k in kept]
     return {"entropy": real(table["entropy"][at]), "p": pairs, "rest": real(rest, 3)}

@@ -16,7 +16,12 @@ Row = dict[str, Any]
 
 MEASURES = ("score", "forcing", "perplexity", "distinct3")
 _METHODS = ("none", "random", "diffmean", "neurons", "features")
-_RECIPE = ("edit", "sites", "schedule", "parameters")  # with a strength it is a setting; units differ by label
+_RECIPE = (
+    "edit",
+    "sites",
+    "schedule",
+    "parameters",
+)  # with a strength it is a setting; units differ by label
 _SAMPLES = 900  # on the page
 _CHARACTERS = 600  # of a sample
 
@@ -24,8 +29,10 @@ _CHARACTERS = 600  # of a sample
 def read_steering(run: Path) -> Row | None:
     """What `steering/metrics.json` and `steering/settings.json` say; None without metrics.
 
-    {decoding, prompts, own: {label: numbers}, labels, methods, chosen: {method: {label: row}}, mean: {method: numbers},
-    summary: a row a method, best: its greatest score, lines: the frontier (see `_lines`), settings: {label: words},
+    {decoding, prompts, own: {label: numbers}, labels, methods, chosen: {method: {label: row}},
+    mean: {method: numbers},
+    summary: a row a method, best: its greatest score, lines: the frontier (see `_lines`), settings:
+    {label: words},
     rows: as they are, for `steering.csv`}.
     """
     settings = parsed(run / "steering" / "settings.json", _settings) or {}
@@ -35,10 +42,15 @@ def read_steering(run: Path) -> Row | None:
 
 def _steering(metrics: Any) -> Row:
     rows = metrics["rows"]
-    own = {label: {key: real(value.get(key)) for key in MEASURES[1:]} for label, value in metrics["own"].items()}
+    own = {
+        label: {key: real(value.get(key)) for key in MEASURES[1:]}
+        for label, value in metrics["own"].items()
+    }
     labels = list(dict.fromkeys([*own, *(row["label"] for row in rows)]))
     place = {name: at for at, name in enumerate(_METHODS)}
-    methods = sorted({row["method"] for row in rows}, key=lambda name: (place.get(name, len(place)), name))
+    methods = sorted(
+        {row["method"] for row in rows}, key=lambda name: (place.get(name, len(place)), name)
+    )
     chosen: dict[str, dict[str, Row]] = {method: {} for method in methods}
     for (method, label), members in _grouped(rows, ("method", "label")):
         chosen[method][label] = _cell(_choice(members))
@@ -60,18 +72,29 @@ def _steering(metrics: Any) -> Row:
 
 
 def _pairs(value: Any) -> list[str]:
-    return [f"{key} {as_text(leaf)}" for key, leaf in value.items()] if isinstance(value, dict) else []
+    return (
+        [f"{key} {as_text(leaf)}" for key, leaf in value.items()] if isinstance(value, dict) else []
+    )
 
 
 def _summary(row: Row) -> Row:
     numbers = {key: real(row.get(key)) for key in (*MEASURES, "features_ahead_by")}
     ends = {key: row.get(key) for key in ("score_ci", "features_ahead_ci")}
     counts = {key: row.get(key) for key in ("reached", "labels")}
-    return {"method": row["method"], "sites": " + ".join(row.get("sites") or []), **numbers, **ends, **counts}
+    return {
+        "method": row["method"],
+        "sites": " + ".join(row.get("sites") or []),
+        **numbers,
+        **ends,
+        **counts,
+    }
 
 
 def _settings(value: Any) -> dict[str, str]:
-    return {label: f"{setting['method']}: {_words(setting)}" for label, setting in value["labels"].items()}
+    return {
+        label: f"{setting['method']}: {_words(setting)}"
+        for label, setting in value["labels"].items()
+    }
 
 
 def _grouped(rows: Iterable[Row], keys: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
@@ -105,8 +128,12 @@ def _choice(rows: list[Row]) -> Row:
 def _cell(row: Row) -> Row:
     numbers = {key: real(row.get(key)) for key in MEASURES}
     ends = row.get("score_ci")
-    return {**numbers, "ci": [real(end, 3) for end in ends] if ends else None, "setting": _words(row),
-            "half": row.get("half")}  # fmt: skip
+    return {
+        **numbers,
+        "ci": [real(end, 3) for end in ends] if ends else None,
+        "setting": _words(row),
+        "half": row.get("half"),
+    }
 
 
 def _words(setting: Row) -> str:
@@ -128,7 +155,10 @@ def _means(cells: Iterable[Row]) -> Row:
     """Means over the labels that have the number."""
     cells = list(cells)
     found = {key: [cell[key] for cell in cells if cell.get(key) is not None] for key in MEASURES}
-    return {key: real(math.fsum(values) / len(values)) if values else None for key, values in found.items()}
+    return {
+        key: real(math.fsum(values) / len(values)) if values else None
+        for key, values in found.items()
+    }
 
 
 def _geometric(values: list[float]) -> float | None:
@@ -141,18 +171,25 @@ def _geometric(values: list[float]) -> float | None:
 def _lines(method: str, rows: list[Row], own: dict[str, Row]) -> Iterator[Row]:
     """A method's line: {method, setting, points: {label: [[strength, relative perplexity, forcing, score]]}}.
 
-    The points of the label "" are means over labels. Of the settings that differ in more than strength, the line is
-    that of the greatest mean score; of the halves it is the one with more strengths.
+    The points of the label "" are means over labels. Of the settings that differ in more than
+    strength, the line is that of the greatest mean score; of the halves it is the one with more
+    strengths.
     """
     mine = [row for row in rows if row["method"] == method]
     halves = _grouped(mine, ("half",))
-    mine = max(halves, key=lambda group: (len({row["strength"] for row in group[1]}), group[0] == ("report",)))[1]
+    mine = max(
+        halves,
+        key=lambda group: (len({row["strength"] for row in group[1]}), group[0] == ("report",)),
+    )[1]
     best, greatest = None, -1.0
     for _, members in _grouped(mine, _RECIPE):
         points = _points(members, own)
         top = max((point[3] or 0.0 for point in points.get("", [])), default=-1.0)
         if top > greatest:
-            best, greatest = {"method": method, "setting": _place(members[0]), "points": points}, top
+            best, greatest = (
+                {"method": method, "setting": _place(members[0]), "points": points},
+                top,
+            )
     if best:
         yield best
 
@@ -164,7 +201,9 @@ def _place(row: Row) -> str:
 
 def _points(rows: list[Row], own: dict[str, Row]) -> dict[str, list[list[float | None]]]:
     points: dict[str, list[list[float | None]]] = defaultdict(list)
-    for (strength,), members in sorted(_grouped(rows, ("strength",)), key=lambda group: group[0][0] or 0.0):
+    for (strength,), members in sorted(
+        _grouped(rows, ("strength",)), key=lambda group: group[0][0] or 0.0
+    ):
         cells = []
         for row in members:
             base = own.get(row["label"], {}).get("perplexity")
@@ -200,8 +239,17 @@ def _samples(path: Path) -> Row:
 
 
 def _sample(row: Any) -> Row:
-    texts = {name: shortened(str(row[name] or ""), _CHARACTERS) for name in ("prompt", "text", "twin")}
+    texts = {
+        name: shortened(str(row[name] or ""), _CHARACTERS) for name in ("prompt", "text", "twin")
+    }
     ways = {f"{name}_way": direction(texts["prompt"] + texts[name]) for name in ("text", "twin")}
     judged = {name: row.get(name) for name in ("judged", "judged_twin")}
     numbers = {name: real(row.get(name)) for name in ("strength", "perplexity", "perplexity_twin")}
-    return {"label": str(row["label"]), "method": str(row["method"]), **texts, **ways, **judged, **numbers}
+    return {
+        "label": str(row["label"]),
+        "method": str(row["method"]),
+        **texts,
+        **ways,
+        **judged,
+        **numbers,
+    }

@@ -16,15 +16,38 @@ from saefeat.selection import COLUMNS, Selection
 
 _M = [*MEASURES, *(f"baseline_{measure}" for measure in MEASURES)]
 FIELDS: dict[str, Sequence[str]] = {
-    "lid": ("head", "length", "accuracy", "accuracy_low", "accuracy_high", "f1_macro", "f1_macro_low",
-            "f1_macro_high"),
+    "lid": (
+        "head",
+        "length",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "f1_macro",
+        "f1_macro_low",
+        "f1_macro_high",
+    ),
     "errors": ("length", "kind", "label", "linear", "fasttext", "id", "text"),
     "features": ("method", *COLUMNS),
     "overlap": ("label", "other", "owned", "owned_by_other", "both", "jaccard"),
-    "steering": ("method", "label", "edit", "sites", "schedule", "parameters", "strength", "units", "half", "forcing",
-                 "perplexity", "distinct3", "score", "score_low", "score_high"),
+    "steering": (
+        "method",
+        "label",
+        "edit",
+        "sites",
+        "schedule",
+        "parameters",
+        "strength",
+        "units",
+        "half",
+        "forcing",
+        "perplexity",
+        "distinct3",
+        "score",
+        "score_low",
+        "score_high",
+    ),
     "matrix": ("edit", "units", "count", "intervened", "evaluated", *_M),
-}  # fmt: skip
+}
 
 
 def write_tables(folder: Path, tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
@@ -43,7 +66,9 @@ def write_tables(folder: Path, tables: Mapping[str, Iterable[Mapping[str, Any]]]
 
 
 def feature_rows(selections: Mapping[str, Selection]) -> list[dict[str, Any]]:
-    return [{"method": name, **row} for name, s in selections.items() for row in s.table.to_pylist()]
+    return [
+        {"method": name, **row} for name, s in selections.items() for row in s.table.to_pylist()
+    ]
 
 
 def error_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -56,8 +81,16 @@ def overlap_rows(overlap: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for i, j in combinations(range(len(labels)), 2):
         either = both[i][i] + both[j][j] - both[i][j]
-        rows.append({"label": labels[i], "other": labels[j], "owned": both[i][i], "owned_by_other": both[j][j],
-                     "both": both[i][j], "jaccard": round(both[i][j] / either, 6) if either else 0.0})  # fmt: skip
+        rows.append(
+            {
+                "label": labels[i],
+                "other": labels[j],
+                "owned": both[i][i],
+                "owned_by_other": both[j][j],
+                "both": both[i][j],
+                "jaccard": round(both[i][j] / either, 6) if either else 0.0,
+            }
+        )
     return rows
 
 
@@ -66,7 +99,8 @@ def steering_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         low, high = row.get("score_ci") or (None, None)
         nested = {
-            key: json.dumps(row[key], sort_keys=True) if row.get(key) else "" for key in ("schedule", "parameters")
+            key: json.dumps(row[key], sort_keys=True) if row.get(key) else ""
+            for key in ("schedule", "parameters")
         }
         sites = " ".join(row.get("sites") or [])
         found.append({**row, **nested, "sites": sites, "score_low": low, "score_high": high})

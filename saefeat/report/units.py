@@ -27,7 +27,10 @@ _BY_ENTROPY = ("sae-lape", "lape")  # methods whose score it is
 def read_selections(run: Path) -> dict[str, Selection]:
     """Every selection by the name of its file, those of features first."""
     order = {name: place for place, name in enumerate(_ORDER)}
-    paths = sorted((run / "selections").glob("[!.]*.parquet"), key=lambda p: (order.get(p.stem, len(order)), p.stem))
+    paths = sorted(
+        (run / "selections").glob("[!.]*.parquet"),
+        key=lambda p: (order.get(p.stem, len(order)), p.stem),
+    )
     return {path.stem: Selection.load(path) for path in paths}
 
 
@@ -43,7 +46,10 @@ def _shown(rows: Any) -> dict[str, dict[Cell, Any]]:
         found[row["method"]][row["dictionary"], int(row["unit"]), row["label"]] = {
             "tokens": [visible(str(token)) for token in row.get("tokens") or []],
             "histogram": _histogram(row.get("histogram")),
-            "passages": [_passage(p, _PIECES[at > 0]) for at, p in enumerate((row.get("passages") or [])[:most])],
+            "passages": [
+                _passage(p, _PIECES[at > 0])
+                for at, p in enumerate((row.get("passages") or [])[:most])
+            ],
         }
     return dict(found)
 
@@ -52,11 +58,20 @@ def _histogram(value: Any) -> dict[str, Any] | None:
     if not value:
         return None
     counts = [int(n) for n in value["counts"]]
-    return {"tokens": int(value["tokens"]), "fired": int(value["fired"]), "max": real(value["max"]), "counts": counts}
+    return {
+        "tokens": int(value["tokens"]),
+        "fired": int(value["fired"]),
+        "max": real(value["max"]),
+        "counts": counts,
+    }
 
 
 def method_view(
-    name: str, selection: Selection, shown: dict[Cell, Any], methods: int, spread: dict[str, Any] | None
+    name: str,
+    selection: Selection,
+    shown: dict[Cell, Any],
+    methods: int,
+    spread: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """A method's counts by label and dictionary, and its first units of each label."""
     rows = selection.table.to_pylist()
@@ -69,16 +84,22 @@ def method_view(
     units: dict[str, list[dict[str, Any]]] = {label: [] for label in selection.labels}
     for row in rows:
         if row["rank"] <= first:
-            others = [label for label in owners[row["dictionary"], row["unit"]] if label != row["label"]]
+            others = [
+                label for label in owners[row["dictionary"], row["unit"]] if label != row["label"]
+            ]
             extra = shown.get((row["dictionary"], row["unit"], row["label"])) or {}
-            units[row["label"]].append(_unit(row, others, unit_spread(spread, row["dictionary"], row["unit"]), extra))
+            units[row["label"]].append(
+                _unit(row, others, unit_spread(spread, row["dictionary"], row["unit"]), extra)
+            )
     totals = Counter(row["label"] for row in rows)
     parameters = selection.header.get("parameters", {})
     return {
         "name": name,
         "score": "entropy" if selection.header["method"] in _BY_ENTROPY else "score",
         "labels": list(selection.labels),
-        "parameters": [f"{key} {as_text(value)}" for key, value in parameters.items() if value is not None],
+        "parameters": [
+            f"{key} {as_text(value)}" for key, value in parameters.items() if value is not None
+        ],
         "dictionaries": dictionaries,
         "counts": [[cells[label, each] for each in dictionaries] for label in selection.labels],
         "rows": len(rows),
@@ -88,7 +109,9 @@ def method_view(
     }
 
 
-def _unit(row: dict[str, Any], others: list[str], spread: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+def _unit(
+    row: dict[str, Any], others: list[str], spread: dict[str, Any], extra: dict[str, Any]
+) -> dict[str, Any]:
     numbers = {key: real(row[key]) for key in ("score", "probability", "mean_firing", "max")}
     names = {key: row[key] for key in ("dictionary", "unit", "rank")}
     return {**names, **numbers, "others": others, **spread, **extra}
@@ -117,7 +140,12 @@ def _passage(passage: Any, around: int) -> dict[str, Any]:
     else:
         spans = [[shortened(text, _CHARACTERS), 0, False]]
     way = direction(text or "".join(pieces))
-    return {"label": passage.get("label"), "value": real(passage.get("value")), "direction": way, "spans": spans}
+    return {
+        "label": passage.get("label"),
+        "value": real(passage.get("value")),
+        "direction": way,
+        "spans": spans,
+    }
 
 
 def _spans(pieces: list[str], activations: list[float], around: int) -> list[list[Any]]:
@@ -155,5 +183,8 @@ def _excerpt(pieces: list[str], peak: int, around: int) -> tuple[int, int]:
 
 def _split_marks(piece: str) -> tuple[str, str]:
     """Combining marks at the start, which belong to the letter before, and the rest."""
-    at = next((i for i, character in enumerate(piece) if unicodedata.category(character)[0] != "M"), len(piece))
+    at = next(
+        (i for i, character in enumerate(piece) if unicodedata.category(character)[0] != "M"),
+        len(piece),
+    )
     return piece[:at], piece[at:]

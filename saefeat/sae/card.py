@@ -53,7 +53,9 @@ def read_facts(saes: Sequence[SAE], model: dict[str, Any], run: Path | None) -> 
             stats = Stats.load(path)
             measured["l0"] = float(stats.fired.sum() / stats.tokens.sum().clamp(min=1))
             measured["dead"] = float((stats.fired.sum(0) == 0).float().mean())
-            for label, texts, tokens in zip(stats.labels, stats.examples.tolist(), stats.tokens.tolist(), strict=True):
+            for label, texts, tokens in zip(
+                stats.labels, stats.examples.tolist(), stats.tokens.tolist(), strict=True
+            ):
                 counts.setdefault(label, (texts, {}))[1][sae.id] = tokens
             counted = f"{stats.header['corpus']['name']}, {stats.header['policy']['split']} split"
         names = ("fvu", "l0", "dead")
@@ -61,7 +63,9 @@ def read_facts(saes: Sequence[SAE], model: dict[str, Any], run: Path | None) -> 
     return Facts(model, figures, counts, counted)
 
 
-def render(form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str | None], facts: Facts) -> str:
+def render(
+    form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str | None], facts: Facts
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -87,7 +91,10 @@ def render(form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str |
         by_transformers=not (name != given or name.endswith(".gguf")),
         model={**dict.fromkeys(("name", "revision", "fingerprint")), **facts.model},
         name=name,
-        rows=[_row(folder, sae, hookpoints[sae.id], facts.figures[sae.id]) for folder, sae in folders.items()],
+        rows=[
+            _row(folder, sae, hookpoints[sae.id], facts.figures[sae.id])
+            for folder, sae in folders.items()
+        ],
         policies=dict.fromkeys(map(_policy, folders.values())),
         trained=dict.fromkeys(filter(None, map(_training, folders.values()))),
         notes=_notes(form, list(folders.values()), hookpoints),
@@ -98,7 +105,9 @@ def render(form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str |
     )
 
 
-def _row(folder: str, sae: SAE, hookpoint: str | None, figures: Mapping[str, float | None]) -> dict[str, Any]:
+def _row(
+    folder: str, sae: SAE, hookpoint: str | None, figures: Mapping[str, float | None]
+) -> dict[str, Any]:
     activation = f"{sae.activation} {sae.k}" if sae.k else sae.activation
     dead = figures["dead"]
     return {
@@ -118,16 +127,25 @@ def _row(folder: str, sae: SAE, hookpoint: str | None, figures: Mapping[str, flo
 def _policy(sae: SAE) -> str:
     policy, tokens = sae.record.get("policy"), sae.record.get("tokens")
     if policy:
-        special = "BOS is fed to the model and counted; EOS and padding are" if policy.get("count_bos") else (
-            "Special tokens (BOS, EOS, padding) are fed to the model and")  # fmt: skip
+        special = (
+            "BOS is fed to the model and counted; EOS and padding are"
+            if policy.get("count_bos")
+            else ("Special tokens (BOS, EOS, padding) are fed to the model and")
+        )
         return f"{special} left out of training and of every count; texts are cut at {policy.get('token_limit')} tokens"
     if tokens:
-        return ", ".join(f"{name} {value}" for name, value in tokens.items()) + " (from the SAEs' own files)"
+        return (
+            ", ".join(f"{name} {value}" for name, value in tokens.items())
+            + " (from the SAEs' own files)"
+        )
     return "not recorded"
 
 
 def _training(sae: SAE) -> str | None:
-    tokens, corpus = (sae.record.get("training") or {}).get("tokens"), sae.record.get("corpus") or {}
+    tokens, corpus = (
+        (sae.record.get("training") or {}).get("tokens"),
+        sae.record.get("corpus") or {},
+    )
     if not tokens:
         return None
     labels = ", ".join(map(str, corpus.get("labels") or ()))
@@ -139,17 +157,27 @@ def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None])
     """What a reader of another library has to do, because its format does not say it."""
     notes = []
     if any(sae.max_norm is not None for sae in saes):
-        notes.append(f"{form} encodes every token; those whose norm exceeds the max norm (massive activations) were in "
-                     "no training, so leave them out.")  # fmt: skip
-    after = sorted({place for sae in saes if (place := hookpoints[sae.id]) and _is_post_norm(sae, place)})
+        notes.append(
+            f"{form} encodes every token; those whose norm exceeds the max norm (massive activations) were in "
+            "no training, so leave them out."
+        )
+    after = sorted(
+        {place for sae in saes if (place := hookpoints[sae.id]) and _is_post_norm(sae, place)}
+    )
     if after:
-        notes.append(f"mlp_out is what the feed-forward part adds to the residual stream: in this model the output of "
-                     f"the norm after it ({', '.join(f'`{place}`' for place in after)}), not of `mlp`.")  # fmt: skip
+        notes.append(
+            f"mlp_out is what the feed-forward part adds to the residual stream: in this model the output of "
+            f"the norm after it ({', '.join(f'`{place}`' for place in after)}), not of `mlp`."
+        )
     if any(sae.dtype == "bfloat16" for sae in saes):
-        notes.append("Trained with matrix products in bfloat16; in float32 activations differ a little.")
+        notes.append(
+            "Trained with matrix products in bfloat16; in float32 activations differ a little."
+        )
     if any(sae.normalize != "none" for sae in saes):
-        notes.append("The input is normalised vector by vector, so activations and decoder rows are in units of its "
-                     "spread.")  # fmt: skip
+        notes.append(
+            "The input is normalised vector by vector, so activations and decoder rows are in units of its "
+            "spread."
+        )
     return notes
 
 

@@ -33,7 +33,10 @@ from saefeat.sae.store import load_saes
 from saefeat.stats import Stats
 
 CARD, MANIFEST = "README.md", "export.json"
-_INNER = ("decoder", "language_model")  # parts of base models; any other first name of a path is the base model's own
+_INNER = (
+    "decoder",
+    "language_model",
+)  # parts of base models; any other first name of a path is the base model's own
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,16 @@ class Exportable:
     def check(self, sae: SAE) -> None:
         """Raises UserError for an SAE that is another one than the run used."""
         if self.used.get(sae.id) not in (None, sae.identity["fingerprint"]):
-            raise UserError(f"the SAE {sae.id} of {sae.record.get('path')} is another one than {self.run} used; put "
-                            "that back, or start a new run")  # fmt: skip
+            raise UserError(
+                f"the SAE {sae.id} of {sae.record.get('path')} is another one than {self.run} used; put "
+                "that back, or start a new run"
+            )
 
     def hookpoint(self, sae: SAE) -> str | None:
         """Path in the base model of the module whose output an SAE reads, which sparsify hooks too.
 
-        Of `mlp_out` in a block with a norm after the feed-forward part (Gemma 2 and 3) it is that norm. None where
-        neither the SAE's files nor a run tell it.
+        Of `mlp_out` in a block with a norm after the feed-forward part (Gemma 2 and 3) it is that
+        norm. None where neither the SAE's files nor a run tell it.
         """
         module = sae.record.get("module")
         if module and "hook_" not in module and re.fullmatch(r"\w+(\.\w+)*", module):
@@ -74,22 +79,29 @@ class Exportable:
             return module if relative else rest
         if self._skeleton is None:
             return None
-        return resolve_site(self._skeleton, sae.site).path.removeprefix(f"{self._skeleton.base_model_prefix}.")
+        return resolve_site(self._skeleton, sae.site).path.removeprefix(
+            f"{self._skeleton.base_model_prefix}."
+        )
 
 
 def open_source(source: str) -> Exportable:
     """The SAEs of a run directory, or of anything that `load_saes` takes.
 
-    Raises UserError for a source that holds none or cannot be read, and for SAEs of several base models.
+    Raises UserError for a source that holds none or cannot be read, and for SAEs of several base
+    models.
     """
     path = user_path(source)
-    if source.strip() and os.path.isfile(path / "run.json"):  # pathlib's would raise for a name that is too long
+    if source.strip() and os.path.isfile(
+        path / "run.json"
+    ):  # pathlib's would raise for a name that is too long
         return _open_run(path)
     saes = load_saes(source)
     models = [sae.record.get("model") or {} for sae in saes]
     names = list(dict.fromkeys(str(model.get("name")) for model in models))
     if len(names) > 1:
-        raise UserError(f"the SAEs of {source} are of several base models ({', '.join(names)}); export them apart")
+        raise UserError(
+            f"the SAEs of {source} are of several base models ({', '.join(names)}); export them apart"
+        )
     return Exportable(saes, models[0])
 
 
@@ -101,7 +113,10 @@ def _open_run(run: Path) -> Exportable:
             pass
         case _:
             raise UserError(f"{run / 'run.json'} is damaged or of another version; start a new run")
-    headers = [Stats.read_header(path)["dictionary"] for path in sorted((run / "stats").glob("[!.]*.safetensors"))]
+    headers = [
+        Stats.read_header(path)["dictionary"]
+        for path in sorted((run / "stats").glob("[!.]*.safetensors"))
+    ]
     used = [header for header in headers if header.get("kind") == "sae"]
     for source in given:
         _check_there(source, run, [str(header.get("path")) for header in used])
@@ -117,8 +132,14 @@ def _check_there(source: str, run: Path, paths: list[str]) -> None:
     if user_path(source).exists() or registry.names_release(source):
         return
     cached = "models--" + "--".join(source.partition("@")[0].split("/")[:2])
-    if os.path.isabs(source) or source.startswith((".", "~")) or (paths and not any(cached in p for p in paths)):
-        raise UserError(f"{source}, whose SAEs the run {run} used, is not there any more; put it back")
+    if (
+        os.path.isabs(source)
+        or source.startswith((".", "~"))
+        or (paths and not any(cached in p for p in paths))
+    ):
+        raise UserError(
+            f"{source}, whose SAEs the run {run} used, is not there any more; put it back"
+        )
 
 
 def export_saes(source: str, form: str, out: Path) -> list[Path]:
@@ -128,8 +149,8 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
         source: a run directory, or anything that `load_saes` takes.
         form: `sae-lens` (folders are named by the SAEs' ids) or `sparsify` (by their hookpoints).
 
-    Returns the folders. Raises UserError for an unknown format or one that cannot hold an SAE, and for an `out` that
-    is something else than an earlier export.
+    Returns the folders. Raises UserError for an unknown format or one that cannot hold an SAE, and
+    for an `out` that is something else than an earlier export.
     """
     if form not in FORMATS:
         raise UserError(f"unknown format {form}; there are {', '.join(FORMATS)}")
@@ -145,7 +166,10 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
             write_json(temporary / sparsify.RUN, _sparsify_run(given, list(folders)))
         facts = card.read_facts(given.saes, given.model, given.run)
         write_text(temporary / CARD, card.render(form, folders, places, facts))
-        marks = {folder: {"id": s.id, "fingerprint": s.identity["fingerprint"]} for folder, s in folders.items()}
+        marks = {
+            folder: {"id": s.id, "fingerprint": s.identity["fingerprint"]}
+            for folder, s in folders.items()
+        }
         write_json(temporary / MANIFEST, {"schema": SCHEMA, "format": form, "saes": marks})
     return [out / folder for folder in folders]
 
@@ -157,18 +181,24 @@ def _folders(given: Exportable, form: str) -> dict[str, SAE]:
         check_holds(form, sae)
         folder = sae.id if form == "sae-lens" else given.hookpoint(sae)
         if folder is None:
-            raise UserError(f"the files of {sae.id} name no module of a model, which sparsify needs; run saefeat with "
-                            "the SAE and export the run")  # fmt: skip
+            raise UserError(
+                f"the files of {sae.id} name no module of a model, which sparsify needs; run saefeat with "
+                "the SAE and export the run"
+            )
         if folder in found:
-            raise UserError(f"{found[folder].id} and {sae.id} both read {folder}, where sparsify has one SAE; export "
-                            "them apart")  # fmt: skip
+            raise UserError(
+                f"{found[folder].id} and {sae.id} both read {folder}, where sparsify has one SAE; export "
+                "them apart"
+            )
         found[folder] = sae
     return found
 
 
 def _sparsify_run(given: Exportable, hookpoints: list[str]) -> dict[str, Any]:
     record = given.saes[0].record
-    length = (record.get("policy") or {}).get("token_limit") or (record.get("tokens") or {}).get("context_size")
+    length = (record.get("policy") or {}).get("token_limit") or (record.get("tokens") or {}).get(
+        "context_size"
+    )
     name = given.model.get("name")
     model = {"model": name and on_hub(name), "revision": given.model.get("revision")}
     return {**model, "hookpoints": hookpoints, "ctx_len": length}
@@ -181,9 +211,9 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
         source: a run directory, or anything that `load_saes` takes.
         feature: `SAE:UNIT`, an SAE's id and the number of a unit.
 
-    Returns what it is of, which is also the header of the `.safetensors` (the tensor is `direction`): sae, site,
-    module, model, unit, norm, normalize. Raises UserError for an unknown SAE or unit, another suffix, and an `out` that
-    is something else.
+    Returns what it is of, which is also the header of the `.safetensors` (the tensor is
+    `direction`): sae, site, module, model, unit, norm, normalize. Raises UserError for an unknown
+    SAE or unit, another suffix, and an `out` that is something else.
     """
     name, colon, number = feature.rpartition(":")
     _check_file(out)
@@ -230,7 +260,9 @@ def _check_file(out: Path) -> None:
     except UserError:
         ours = False
     if not ours:  # a .npy does not say what it is
-        raise UserError(f"{out} exists and does not say that it is an exported direction; choose another --out")
+        raise UserError(
+            f"{out} exists and does not say that it is an exported direction; choose another --out"
+        )
 
 
 def _check_directory(out: Path) -> None:
@@ -244,4 +276,6 @@ def _check_directory(out: Path) -> None:
     ours = {CARD, MANIFEST, sparsify.RUN, *folders} if isinstance(folders, dict) else set()
     others = sorted({entry.name for entry in out.iterdir()} - ours)
     if others:
-        raise UserError(f"{out} exists and holds {others[0]}, which is of no export; choose another --out")
+        raise UserError(
+            f"{out} exists and holds {others[0]}, which is of no export; choose another --out"
+        )

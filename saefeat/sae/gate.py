@@ -1,6 +1,7 @@
 """The gate: whether an SAE was loaded right and reads where it was trained, told from a little text.
 
-An SAE fed from the wrong site, layer or scale still gives codes; only its reconstruction error tells.
+An SAE fed from the wrong site, layer or scale still gives codes; only its reconstruction error
+tells.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Fidelity:
     Attributes:
         fvu: share of their variance that the reconstruction leaves out.
         l0: mean number of active units of a token.
-        silent: share of the units that fire on none of them; of few tokens it is no share of dead units.
+        silent: share of the units that fire on none of them; of few tokens it is no share of dead
+            units.
         tokens: how many they are.
     """
 
@@ -61,7 +63,9 @@ def fidelity(sae: SAE, x: Tensor) -> Fidelity:
     seen[codes.indices[fires]] = True
     error = (x - sae.reconstruct(x)).double().square().sum()
     spread = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
-    return Fidelity(float(error / spread), float(fires.sum() / len(x)), 1 - float(seen.float().mean()), len(x))
+    return Fidelity(
+        float(error / spread), float(fires.sum() / len(x)), 1 - float(seen.float().mean()), len(x)
+    )
 
 
 def usual(x: Tensor) -> Tensor:
@@ -70,17 +74,20 @@ def usual(x: Tensor) -> Tensor:
     return x[norms <= OUTLIER_FACTOR * norms.median()]
 
 
-def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0) -> list[dict[str, Any]]:
+def check_saes(
+    lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0
+) -> list[dict[str, Any]]:
     """Run SAEs on a little of the corpus, at their own sites and at those of every layer that are as wide.
 
-    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three that fit better;
-    `stated`, what its own files say of fvu, l0, dead; `doubt`, why its files may be wrong; `revisions`, of the base
-    model it was trained on and of the one at hand, where both are known and differ; and `bos`, how its files and the
-    tokenizer differ in it, or "".
+    Returns, for each SAE: id, site, fvu, l0, silent, tokens; `better`, FVU by site of up to three
+    that fit better; `stated`, what its own files say of fvu, l0, dead; `doubt`, why its files may
+    be wrong; `revisions`, of the base model it was trained on and of the one at hand, where both
+    are known and differ; and `bos`, how its files and the tokenizer differ in it, or "".
 
     Raises:
-        UserError: the error is as great as the variance (FVU of 1 or more), or another site has half of it or less,
-            with the sites that fit better; the SAE leaves out most tokens; or there is too little text to tell.
+        UserError: the error is as great as the variance (FVU of 1 or more), or another site has
+            half of it or less, with the sites that fit better; the SAE leaves out most tokens; or
+            there is too little text to tell.
     """
     if not saes:
         return []
@@ -90,7 +97,9 @@ def check_saes(lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: 
     vectors = _vectors(lm, _batches(lm, corpus, seed), paths)
     n = len(next(iter(vectors.values())))
     if n < LEAST:
-        raise UserError(f"the corpus has {n} tokens, too few to try the SAEs on; give it more text, or use --no-gate")
+        raise UserError(
+            f"the corpus has {n} tokens, too few to try the SAEs on; give it more text, or use --no-gate"
+        )
     return [_tried(lm, sae, vectors, own[sae.id], others[sae.d_in]) for sae in saes]
 
 
@@ -108,10 +117,20 @@ def _tried(
         raise UserError(_refusal(lm, sae, at_home, better))
     kept = sae.keeps(vectors[home])
     if kept is not None and (out := len(kept) - int(kept.sum())) > len(kept) * OUTLIERS:
-        raise UserError(f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
-                        f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)")  # fmt: skip
-    return {"id": sae.id, "site": sae.site, **asdict(at_home), "better": better, "stated": stated(sae.record),
-            "doubt": sae.record.get("doubt"), "revisions": _revisions(sae, lm), "bos": _bos(sae, lm)}  # fmt: skip
+        raise UserError(
+            f"the SAE {sae.id} leaves out {out} of {len(kept)} tokens, whose norms exceed its max_norm "
+            f"{sae.max_norm:g}; look at its base model and scale (--no-gate uses it anyway)"
+        )
+    return {
+        "id": sae.id,
+        "site": sae.site,
+        **asdict(at_home),
+        "better": better,
+        "stated": stated(sae.record),
+        "doubt": sae.record.get("doubt"),
+        "revisions": _revisions(sae, lm),
+        "bos": _bos(sae, lm),
+    }
 
 
 def describe(report: dict[str, Any]) -> str:
@@ -121,18 +140,26 @@ def describe(report: dict[str, Any]) -> str:
     def beside(name: str, form: str) -> str:
         return f" (stated {said[name]:{form}})" if name in said else ""
 
-    line = (f"gate: {report['id']} at {report['site']}, FVU {report['fvu']:.3f}{beside('fvu', '.3f')}, "
-            f"L0 {report['l0']:.1f}{beside('l0', '.1f')}, {report['silent']:.1%} silent on {report['tokens']:,} tokens"
-            + (f" (stated dead {said['dead']:.1%})" if "dead" in said else ""))  # fmt: skip
+    line = (
+        f"gate: {report['id']} at {report['site']}, FVU {report['fvu']:.3f}{beside('fvu', '.3f')}, "
+        f"L0 {report['l0']:.1f}{beside('l0', '.1f')}, {report['silent']:.1%} silent on {report['tokens']:,} tokens"
+        + (f" (stated dead {said['dead']:.1%})" if "dead" in said else "")
+    )
     if report["better"]:
-        line += "; better at " + ", ".join(f"{name} ({fvu:.3f})" for name, fvu in report["better"].items())
-    odd = [name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])]
+        line += "; better at " + ", ".join(
+            f"{name} ({fvu:.3f})" for name, fvu in report["better"].items()
+        )
+    odd = [
+        name.upper() for name in ("fvu", "l0") if said.get(name) and _far(report[name], said[name])
+    ]
     if odd:
         line += f"; {' and '.join(odd)} far from the stated: are this the model, the site and text it was trained on?"
     for remark in (report["doubt"], report["bos"]):
         line += f"; {remark}" if remark else ""
     if report["revisions"]:
-        line += "; trained on revision {} of the base model, this is {}".format(*report["revisions"])
+        line += "; trained on revision {} of the base model, this is {}".format(
+            *report["revisions"]
+        )
     return line
 
 
@@ -149,7 +176,11 @@ def _bos(sae: SAE, lm: LanguageModel) -> str:
 def _revisions(sae: SAE, lm: LanguageModel) -> list[str]:
     known = [str((sae.record.get("model") or {}).get("revision")), str(lm.revision)]
     # Commits alone are compared: a branch may be at any.
-    return known if known[0] != known[1] and all(re.fullmatch("[0-9a-f]{40}", name) for name in known) else []
+    return (
+        known
+        if known[0] != known[1] and all(re.fullmatch("[0-9a-f]{40}", name) for name in known)
+        else []
+    )
 
 
 def _far(found: float, stated: float) -> bool:
@@ -175,9 +206,13 @@ def _vectors(lm: LanguageModel, batches: Iterable[Any], paths: set[str]) -> dict
     for _, here in counted_vectors(lm, batches, sorted(paths)):
         for path, x in here.items():
             found[path].append(x)
-    generator = torch.Generator().manual_seed(0)  # batches are sorted by length: few tokens should be of all kinds
+    generator = torch.Generator().manual_seed(
+        0
+    )  # batches are sorted by length: few tokens should be of all kinds
     if not any(map(len, next(iter(found.values())))):
-        raise UserError("the corpus has no token to try the SAEs on; give it text, or use --no-gate")
+        raise UserError(
+            "the corpus has no token to try the SAEs on; give it text, or use --no-gate"
+        )
     n = len(torch.cat(next(iter(found.values()))))
     order = torch.randperm(n, generator=generator)[:TOKENS].to(lm.device)
     return {path: torch.cat(parts)[order].clone() for path, parts in found.items()}
@@ -201,9 +236,17 @@ def _sites(lm: LanguageModel, width: int) -> dict[str, str]:
 
 def _refusal(lm: LanguageModel, sae: SAE, at_home: Fidelity, better: dict[str, float]) -> str:
     """One sentence with the numbers and the sites that fit better."""
-    where = ", ".join(f"{name} {fvu:.2f}" for name, fvu in sorted(better.items(), key=lambda b: b[1]) if fvu < 1)
-    hint = f"it fits better at {where}" if where else "it fits at no layer, so look at its base model and normalisation"
+    where = ", ".join(
+        f"{name} {fvu:.2f}" for name, fvu in sorted(better.items(), key=lambda b: b[1]) if fvu < 1
+    )
+    hint = (
+        f"it fits better at {where}"
+        if where
+        else "it fits at no layer, so look at its base model and normalisation"
+    )
     if sae.record.get("doubt"):
         hint += f"; {sae.record['doubt']}"
-    return (f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
-            f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)")  # fmt: skip
+    return (
+        f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {at_home.fvu:.2f}, L0 {at_home.l0:.1f} "
+        f"on {at_home.tokens} tokens; {hint} (--no-gate uses it all the same)"
+    )

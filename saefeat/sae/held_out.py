@@ -18,8 +18,8 @@ TOKENS = 4096  # counted tokens of the sample, the labels alike
 def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
     """Some TOKENS tokens of the corpus that the plan keeps out; None where there are too few to tell anything.
 
-    They are of the test split where the plan is of the train split, and of no example that shares its id with one of
-    the plan (a translation).
+    They are of the test split where the plan is of the train split, and of no example that shares
+    its id with one of the plan (a translation).
     """
     corpus, policy = plan.corpus, plan.policy
     split = "test" if policy["split"] == "train" else "all"

@@ -30,13 +30,20 @@ class Gradients:
 
 
 def topk_step(
-    x: Tensor, encoder: Tensor, b_enc: Tensor, decoder: Tensor, b_dec: Tensor, k: int, dtype: torch.dtype
+    x: Tensor,
+    encoder: Tensor,
+    b_enc: Tensor,
+    decoder: Tensor,
+    b_dec: Tensor,
+    k: int,
+    dtype: torch.dtype,
 ) -> Gradients:
     """Loss mean((x' - x)^2) * d of x [n, d] and its gradients.
 
-    encoder, decoder: float32 [d_sae, d], one row a unit; d_sae is a multiple of the group size of the top-k. Decoder
-    rows have any length: units compete by the length of what they would add, pre-activation times decoder norm, as
-    they will once the norms are folded into the encoder.
+    encoder, decoder: float32 [d_sae, d], one row a unit; d_sae is a multiple of the group size of
+    the top-k. Decoder
+    rows have any length: units compete by the length of what they would add, pre-activation times
+    decoder norm, as they will once the norms are folded into the encoder.
     dtype: of the encoder product.
     """
     centred = x - b_dec
@@ -51,15 +58,23 @@ def topk_step(
     token = order // units.shape[1]
     counts = torch.bincount(units.view(-1), minlength=len(encoder))
     offsets = torch.cumsum(counts, 0) - counts
-    d_decoder = embedding_bag(token, slope, offsets, mode="sum", per_sample_weights=values.view(-1)[order])
-    d_encoder = embedding_bag(token, centred, offsets, mode="sum", per_sample_weights=d_values.view(-1)[order])
-    d_b_enc = torch.bincount(units.view(-1), weights=d_values.view(-1), minlength=len(encoder)).to(x.dtype)
+    d_decoder = embedding_bag(
+        token, slope, offsets, mode="sum", per_sample_weights=values.view(-1)[order]
+    )
+    d_encoder = embedding_bag(
+        token, centred, offsets, mode="sum", per_sample_weights=d_values.view(-1)[order]
+    )
+    d_b_enc = torch.bincount(units.view(-1), weights=d_values.view(-1), minlength=len(encoder)).to(
+        x.dtype
+    )
     d_b_dec = slope.sum(0) - d_b_enc @ encoder
     loss = error.square().sum() / len(x)
     return Gradients(d_encoder, d_b_enc, d_decoder, d_b_dec, loss, error, values, units)
 
 
-def _select(x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _select(
+    x: Tensor, encoder: Tensor, b_enc: Tensor, k: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """TopK in which rows stand for columns of the grouped layout: any fixed order of units serves in training."""
     groups = len(encoder) // GroupedEncoder.size
     weight, bias = encoder.to(dtype), b_enc.to(dtype)
@@ -77,7 +92,9 @@ def _row_products(a: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CSR tensors are in beta
         ends = torch.arange(0, n * k + 1, k)
-        wanted = torch.sparse_csr_tensor(ends, index.reshape(-1), a.new_zeros(n * k), (n, len(rows)))
+        wanted = torch.sparse_csr_tensor(
+            ends, index.reshape(-1), a.new_zeros(n * k), (n, len(rows))
+        )
     return torch.sparse.sampled_addmm(wanted, a, rows.t(), beta=0.0).values().view(n, k)
 
 
@@ -86,8 +103,8 @@ def aux_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """AuxK (Gao et al., arXiv 2406.04093): the k best of the dead units reconstruct what the others left.
 
-    x: centred input [n, d]; error: reconstruction minus input [n, d]; encoder, decoder: rows of the dead units.
-    Returns the gradients (encoder, b_enc, decoder) of mean((e' - e)^2) / mean(e^2).
+    x: centred input [n, d]; error: reconstruction minus input [n, d]; encoder, decoder: rows of the
+    dead units. Returns the gradients (encoder, b_enc, decoder) of mean((e' - e)^2) / mean(e^2).
     """
     pre = torch.addmm(b_enc, x, encoder.t())
     units = (pre * decoder.norm(dim=1)).topk(min(k, len(encoder)), sorted=False).indices

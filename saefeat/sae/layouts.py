@@ -25,7 +25,9 @@ def check_holds(form: str, sae: SAE) -> None:
         raise UserError(f"unknown format {form}; there are {', '.join(FORMATS)}")
     if form == "sae-lens":
         if sae.activation not in _ARCHITECTURES:
-            raise UserError(f"sae-lens has no {sae.activation} SAEs, and {sae.id} is one; use --format sparsify")
+            raise UserError(
+                f"sae-lens has no {sae.activation} SAEs, and {sae.id} is one; use --format sparsify"
+            )
         return
     reasons = {
         f"is {sae.activation}": sae.activation not in ("topk", "groupmax"),
@@ -34,8 +36,10 @@ def check_holds(form: str, sae: SAE) -> None:
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason:
-        raise UserError("sparsify holds topk and groupmax SAEs that subtract b_dec and normalise nothing, but "
-                        f"{sae.id} {reason}; use --format sae-lens")  # fmt: skip
+        raise UserError(
+            "sparsify holds topk and groupmax SAEs that subtract b_dec and normalise nothing, but "
+            f"{sae.id} {reason}; use --format sae-lens"
+        )
 
 
 def write_sae(form: str, sae: SAE, folder: Path) -> None:
@@ -47,7 +51,9 @@ def write_sae(form: str, sae: SAE, folder: Path) -> None:
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file(
+        {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}, path
+    )
     path.chmod(0o644)  # safetensors lets nobody else read it
 
 
@@ -77,7 +83,10 @@ def _sae_lens_metadata(sae: SAE, mark: str) -> dict[str, Any]:
     record = {key: value for key, value in sae.record.items() if key != "path"}
     model, module = record.get("model") or {}, record.get("module")
     policy: dict[str, Any] = record.get("policy") or {}
-    tokens = {"context_size": policy.get("token_limit"), "exclude_special_tokens": not policy.get("count_bos")}
+    tokens = {
+        "context_size": policy.get("token_limit"),
+        "exclude_special_tokens": not policy.get("count_bos"),
+    }
     hook, name = transformer_lens_hook(sae), model.get("name")
     return {
         "sae_lens_version": "6.0.0",  # of the format; without it sae-lens takes the file for an older one
@@ -87,7 +96,13 @@ def _sae_lens_metadata(sae: SAE, mark: str) -> dict[str, Any]:
         "hf_hook_name": module if module != hook else None,
         **(tokens if policy else {}),
         **(record.get("tokens") or {}),
-        "saefeat": {**record, "site": sae.site, "max_norm": sae.max_norm, "dtype": sae.dtype, "fingerprint": mark},
+        "saefeat": {
+            **record,
+            "site": sae.site,
+            "max_norm": sae.max_norm,
+            "dtype": sae.dtype,
+            "fingerprint": mark,
+        },
     }
 
 
@@ -101,12 +116,19 @@ def transformer_lens_hook(sae: SAE) -> str | None:
 
 
 def _write_sparsify(sae: SAE, folder: Path) -> None:
-    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    tensors = {
+        "encoder.weight": sae.W_enc.T,
+        "encoder.bias": sae.b_enc,
+        "W_dec": sae.W_dec,
+        "b_dec": sae.b_dec,
+    }
     _write_weights(folder / sparsify.WEIGHTS, tensors)
     norms = sae.W_dec.float().norm(dim=1)
     cfg = {
         "activation": sae.activation,
-        "normalize_decoder": bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3)),  # in further training
+        "normalize_decoder": bool(
+            torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
+        ),  # in further training
         "num_latents": sae.width,
         "k": sae.k,
         "multi_topk": False,

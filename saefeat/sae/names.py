@@ -1,6 +1,7 @@
 """Names of base models: which spellings are of one model, those of TransformerLens among them, which sae-lens writes.
 
-TransformerLens has a table of them; it takes seconds to import, so what no rule covers is written down here.
+TransformerLens has a table of them; it takes seconds to import, so what no rule covers is written
+down here.
 """
 
 from __future__ import annotations
@@ -15,11 +16,21 @@ _STORED = re.compile(
     r"|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
 )
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
-_OURS = {"embedded:gemma-3-270m": "google/gemma-3-270m",
-         "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # fmt: skip
+_OURS = {
+    "embedded:gemma-3-270m": "google/gemma-3-270m",
+    "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 # The sizes of Pythia before and after the parameters were counted again.
-_SIZES = {"19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b",
-          "13b": "12b"}  # fmt: skip
+_SIZES = {
+    "19m": "70m",
+    "125m": "160m",
+    "350m": "410m",
+    "800m": "1b",
+    "1.3b": "1.4b",
+    "2.7b": "2.8b",
+    "6.7b": "6.9b",
+    "13b": "12b",
+}
 _PYTHIA = re.compile(rf"(?<=^pythia-)({'|'.join(map(re.escape, _SIZES))})(?=-|$)")
 _OTHERS = {
     "gpt2": "gpt2-small",
@@ -91,7 +102,11 @@ def are_same(one: str, other: str) -> bool:
     Versions (v0.1) are compared where both names have one.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
-    return bool(name) and name == other_name and (version == other_version or not version or not other_version)
+    return (
+        bool(name)
+        and name == other_name
+        and (version == other_version or not version or not other_version)
+    )
 
 
 def _spelled(model: str) -> str:

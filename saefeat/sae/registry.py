@@ -16,11 +16,15 @@ from saefeat.sae.formats import sae_lens
 from saefeat.sae.formats.tensors import figures, rest
 from saefeat.sae.hub import download, hub_errors
 
-# Formats that are read here, without sae-lens and its seven seconds of imports; its reader of sparsify takes another
-# site and forgets b_dec. None is sae-lens's own.
+# Formats that are read here, without sae-lens and its seven seconds of imports; its reader of
+# sparsify takes another site and forgets b_dec. None is sae-lens's own.
 _OURS = (None, "sparsify", "gemma_2", "gemma_3", "dictionary_learning_1", "qwen_scope")
 _CACHED = re.compile(r".*/models--([^/]+)/snapshots/[^/]+/(.+)")
-_REFUSED = {"transcoder": "a transcoder", "temporal": "a temporal SAE", "hook_z": "of attention heads"}
+_REFUSED = {
+    "transcoder": "a transcoder",
+    "temporal": "a temporal SAE",
+    "hook_z": "of attention heads",
+}
 
 
 @dataclass(frozen=True)
@@ -59,24 +63,41 @@ def _entry(source: str) -> _Entry:
     rows = {row["id"]: row for row in about["saes"]}
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
-        raise UserError(f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as {some}")
+        raise UserError(
+            f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as {some}"
+        )
     return _row(about, rows[name])
 
 
 def _row(about: dict[str, Any], row: dict[str, Any]) -> _Entry:
-    stated = figures(fvu=rest(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0")))
-    return _Entry(about["repo_id"], str(row["path"]), about.get("conversion_func"), about["model"],
-                  row.get("norm_scaling_factor"), about.get("config_overrides") or {}, stated)  # fmt: skip
+    stated = figures(
+        fvu=rest(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0"))
+    )
+    return _Entry(
+        about["repo_id"],
+        str(row["path"]),
+        about.get("conversion_func"),
+        about["model"],
+        row.get("norm_scaling_factor"),
+        about.get("config_overrides") or {},
+        stated,
+    )
 
 
 def read_place(directory: Path) -> SAE:
     """The SAE of a directory; of one in the hub's cache, with what only the registry knows of that place.
 
-    So a hub id, and the path that artefacts record of it, give the same SAE as its name in sae-lens.
+    So a hub id, and the path that artefacts record of it, give the same SAE as its name in
+    sae-lens.
     """
     match = _CACHED.fullmatch(directory.as_posix())
-    rows = [(about, row) for about in _releases().values() if match and about["repo_id"] == match[1].replace("--", "/")
-            for row in about["saes"] if row["path"] == match[2]]  # fmt: skip
+    rows = [
+        (about, row)
+        for about in _releases().values()
+        if match and about["repo_id"] == match[1].replace("--", "/")
+        for row in about["saes"]
+        if row["path"] == match[2]
+    ]
     return _told(_row(*rows[0]), directory) if rows else formats.read(directory)
 
 
@@ -97,12 +118,16 @@ def read(source: str) -> SAE:
     entry = _entry(source)
     reason = next((why for name, why in _REFUSED.items() if name in (entry.form or "")), None)
     if reason:
-        raise UserError(f"{source} is {reason}, which cannot be read; choose an SAE of whole vectors")
+        raise UserError(
+            f"{source} is {reason}, which cannot be read; choose an SAE of whole vectors"
+        )
     if entry.form in _OURS:
         sae = _told(entry, download(entry.repo, None, entry.folder)[1])
     else:
         sae = _named(_by_sae_lens(source), entry)
-    sae.record["path"] = source  # reading the files alone would leave out what only the registry knows
+    sae.record["path"] = (
+        source  # reading the files alone would leave out what only the registry knows
+    )
     return sae
 
 
@@ -118,5 +143,7 @@ def _by_sae_lens(source: str) -> SAE:
             raise
         except Exception as error:  # its readers check nothing, so damaged files raise anything
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"sae-lens cannot read {source} ({what}); clear it from the hub's cache") from error
+            raise UserError(
+                f"sae-lens cannot read {source} ({what}); clear it from the hub's cache"
+            ) from error
     return sae_lens.convert(theirs.cfg.to_dict(), theirs.state_dict(), source, source)

@@ -33,22 +33,27 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
     """Load one SAE: a directory of any format, a `release/sae_id` of sae-lens, or a hub id with a folder.
 
     `dtype` of the products in `encode`: by default the one that the SAE was trained with.
-    Raises UserError for a source that holds none or several, or one that is damaged or cannot be read.
+    Raises UserError for a source that holds none or several, or one that is damaged or cannot be
+    read.
     """
     found = _read(str(source))
     if len(found) != 1:
-        raise UserError(f"{source} holds {len(found)} SAEs; name one of them: {', '.join(sae.id for sae in found[:5])}")
+        raise UserError(
+            f"{source} holds {len(found)} SAEs; name one of them: {', '.join(sae.id for sae in found[:5])}"
+        )
     return found[0] if dtype is None else replace(found[0], dtype=encoding_dtype(dtype, source))
 
 
-def load_saes(sources: list[str] | str, lm: LanguageModel | None = None, *, same_model: bool = True) -> list[SAE]:
+def load_saes(
+    sources: list[str] | str, lm: LanguageModel | None = None, *, same_model: bool = True
+) -> list[SAE]:
     """Load SAEs, those of a folder in natural order; check that they fit the model.
 
-    A source is a directory in the format of sae-lens, sparsify, dictionary_learning or Gemma Scope, a folder of them,
-    a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`. `same_model` False: of another base model
-    they fit too, where their width does.
-    Raises UserError for a source that holds none or cannot be read, two SAEs of one id, or an SAE of another width or
-    base model.
+    A source is a directory in the format of sae-lens, sparsify, dictionary_learning or Gemma Scope,
+    a folder of them, a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`.
+    `same_model` False: of another base model they fit too, where their width does.
+    Raises UserError for a source that holds none or cannot be read, two SAEs of one id, or an SAE
+    of another width or base model.
     """
     saes: list[SAE] = []
     for source in [sources] if isinstance(sources, str) else sources:
@@ -57,7 +62,9 @@ def load_saes(sources: list[str] | str, lm: LanguageModel | None = None, *, same
     return saes
 
 
-def check_together(saes: Sequence[SAE], lm: LanguageModel | None = None, *, same_model: bool = True) -> None:
+def check_together(
+    saes: Sequence[SAE], lm: LanguageModel | None = None, *, same_model: bool = True
+) -> None:
     """Raises UserError for two SAEs of one id, and for one that does not fit the model."""
     known: dict[str, SAE] = {}
     places: dict[str, SAE] = {}
@@ -66,7 +73,9 @@ def check_together(saes: Sequence[SAE], lm: LanguageModel | None = None, *, same
         twin = path and places.setdefault(os.path.realpath(path), sae)
         if twin and twin is not sae:
             also = "" if sae.id == twin.id else f", as {twin.id} and as {sae.id}"
-            raise UserError(f"the SAE {twin.id} of {twin.record['path']} is given twice{also}; give it once")
+            raise UserError(
+                f"the SAE {twin.id} of {twin.record['path']} is given twice{also}; give it once"
+            )
         if sae.id in known:
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
         known[sae.id] = sae
@@ -80,10 +89,15 @@ def _read(source: str) -> list[SAE]:
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
-        raise UserError(f"{source[:40]}... does not exist, for no name of a file is so long; {_GIVE}")
+        raise UserError(
+            f"{source[:40]}... does not exist, for no name of a file is so long; {_GIVE}"
+        )
     if path.is_dir() or formats.form_of(path):
         return [registry.read_place(directory) for directory in _directories(path, source)]
-    lost = next((place for place in (path, *path.parents) if place.is_symlink() and not place.exists()), None)
+    lost = next(
+        (place for place in (path, *path.parents) if place.is_symlink() and not place.exists()),
+        None,
+    )
     if lost:
         raise UserError(f"{source} cannot be read, because the link {lost} leads nowhere; {_GIVE}")
     if path.exists() or source.startswith((".", "/", "~")):
@@ -100,7 +114,9 @@ def _directories(root: Path, source: str) -> list[Path]:
     found = formats.find(root)
     if not found:
         raise UserError(f"{source} holds no SAE; {_GIVE}")
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
+    return sorted(
+        found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))]
+    )
 
 
 def _of_hub(repo: str, snapshot: Path, directory: Path) -> SAE:
@@ -121,20 +137,28 @@ def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
     if same_model:
         _check_model(sae, lm)
     site = resolve_site(lm.model, sae.site)
-    gated = any(hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES)
+    gated = any(
+        hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES
+    )
     if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
-        raise UserError(f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
-                        f"which is the output of no module of {lm.name}; choose an SAE at another site")  # fmt: skip
+        raise UserError(
+            f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
+            f"which is the output of no module of {lm.name}; choose an SAE at another site"
+        )
     width = site_width(lm, site)
     if width != sae.d_in:
-        raise UserError(f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}")
+        raise UserError(
+            f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}"
+        )
 
 
 def _check_model(sae: SAE, lm: LanguageModel) -> None:
     model = sae.record.get("model") or {}
     name, mark, here = str(model.get("name") or ""), model.get("fingerprint"), _hub_name(lm)
     mark = None if is_outdated(mark) else mark
-    if mark == lm.fingerprint or (not mark and may_be_same(name, here)):  # names, where they are all there is
+    if mark == lm.fingerprint or (
+        not mark and may_be_same(name, here)
+    ):  # names, where they are all there is
         return
     if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):
         return  # its weights are others by necessity: the gate tells whether the SAE still fits
@@ -142,8 +166,10 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
         other = f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it those"
     else:
         other = f"{name or 'another model'}, not on {lm.name}; give it that model"
-    raise UserError(f"the SAE {sae.id} was trained on {other} "
-                    "(--no-gate, same_model=False in Python, uses it all the same)")  # fmt: skip
+    raise UserError(
+        f"the SAE {sae.id} was trained on {other} "
+        "(--no-gate, same_model=False in Python, uses it all the same)"
+    )
 
 
 def _is_quantised(lm: LanguageModel) -> bool:

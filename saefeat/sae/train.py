@@ -1,7 +1,8 @@
 """Train TopK SAEs for several sites from one stream of forward passes, in bounded memory and resumable.
 
-Activations are held a chunk at a time: fill, then consume in a random order given by (seed, chunk, pass). Checkpoints
-fall on chunk ends, so a resumed run is bit-identical to one that was not interrupted, without activations on disk.
+Activations are held a chunk at a time: fill, then consume in a random order given by (seed, chunk,
+pass). Checkpoints fall on chunk ends, so a resumed run is bit-identical to one that was not
+interrupted, without activations on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from saefeat.sae.store import load_sae, save_sae
 Progress = Callable[[str], None]
 
 MAX_GRADIENT = 1.0  # norm of all gradients together, above which they are cut: keeps Adam from slowing after the start
-INITIAL_NORM = 0.3  # of encoder and decoder rows: short rows turn fast, and find their directions in few steps
+INITIAL_NORM = (
+    0.3  # of encoder and decoder rows: short rows turn fast, and find their directions in few steps
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class TrainConfig:
         k: active units of a token.
         passes: how often each activation is used.
         batch_size: tokens of a step.
-        chunk_tokens: tokens held in memory (2 bytes x d_in each, for every site); a checkpoint falls on its end.
-        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; None: 1e-3 * sqrt(10240 / d_sae).
-            Linear warm-up over the first `warmup` of the steps and linear decay over the last `decay`.
-        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for `dead_tokens` tokens; None:
-            an eighth of all training tokens, at most 10 million.
+        chunk_tokens: tokens held in memory (2 bytes x d_in each, for every site); a checkpoint
+            falls on its end.
+        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; None: 1e-3 *
+            sqrt(10240 / d_sae). Linear warm-up over the first `warmup` of the steps and linear
+            decay over the last `decay`.
+        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for
+            `dead_tokens` tokens; None: an eighth of all training tokens, at most 10 million.
         dtype: of the encoder product: auto, float32 or bfloat16. Weights are float32 always.
     """
 
@@ -95,9 +100,13 @@ class Trainer:
             "b_dec": torch.zeros(d_in, device=device),
         }
         self.lr = config.lr or 1e-3 * (10_240 / width) ** 0.5
-        self.dead_tokens = config.dead_tokens or min(10_000_000, self.total_steps * config.batch_size // 8)
+        self.dead_tokens = config.dead_tokens or min(
+            10_000_000, self.total_steps * config.batch_size // 8
+        )
         self.adam = torch.optim.Adam(list(self.parameters.values()), lr=self.lr, fused=True)
-        self.silent = torch.zeros(width, dtype=torch.int64, device=device)  # tokens since a unit fired
+        self.silent = torch.zeros(
+            width, dtype=torch.int64, device=device
+        )  # tokens since a unit fired
         self.frame: dict[str, Tensor] = {}  # mean [d_in], scale [], max_norm []: of the first chunk
         self.step = 0
         self.fvu = torch.zeros((), device=device)
@@ -126,7 +135,9 @@ class Trainer:
         """One step on raw vectors x [batch, d_in]."""
         p = self.parameters
         x = (x.float() - self.frame["mean"]) / self.frame["scale"]
-        g = topk_step(x, p["encoder"], p["b_enc"], p["decoder"], p["b_dec"], self.config.k, self.dtype)
+        g = topk_step(
+            x, p["encoder"], p["b_enc"], p["decoder"], p["b_dec"], self.config.k, self.dtype
+        )
         self._note(x, g)
         self._add_aux(x, g)
         for name, parameter in p.items():
@@ -173,7 +184,11 @@ class Trainer:
         return float((self.silent > self.dead_tokens).float().mean())
 
     def state(self) -> dict[str, Tensor]:
-        tensors = dict(self.parameters) | self.frame | {"silent": self.silent, "fvu": self.fvu, "l0": self.l0}
+        tensors = (
+            dict(self.parameters)
+            | self.frame
+            | {"silent": self.silent, "fvu": self.fvu, "l0": self.l0}
+        )
         for name, parameter in self.parameters.items():
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{name}.{key}"] = value
@@ -184,10 +199,14 @@ class Trainer:
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
             prefix = f"adam.{name}."
-            moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            moments = {
+                k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)
+            }
             self.adam.state[parameter] = {k: v.to(self.device) for k, v in moments.items()}
         self.frame = {name: tensors[name].to(self.device) for name in ("mean", "scale", "max_norm")}
-        self.silent, self.fvu, self.l0 = (tensors[n].to(self.device) for n in ("silent", "fvu", "l0"))
+        self.silent, self.fvu, self.l0 = (
+            tensors[n].to(self.device) for n in ("silent", "fvu", "l0")
+        )
 
     def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
         """The SAE so far in raw units: scale, mean and decoder norms are folded in, units in their final order."""
@@ -195,7 +214,9 @@ class Trainer:
         norms = p["decoder"].norm(dim=1)
         width = len(p["encoder"])
         units = torch.arange(width, device=self.device)
-        row = (units % GroupedEncoder.size) * (width // GroupedEncoder.size) + units // GroupedEncoder.size
+        row = (units % GroupedEncoder.size) * (
+            width // GroupedEncoder.size
+        ) + units // GroupedEncoder.size
         return SAE(
             identity,
             site,
@@ -222,7 +243,8 @@ class Chunk:
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
     """Cut the plan's order into chunks of about `chunk_tokens`, no example split.
 
-    The number of steps is known before any forward pass. A last chunk below a quarter joins the one before it.
+    The number of steps is known before any forward pass. A last chunk below a quarter joins the one
+    before it.
     """
     groups: list[list[int]] = [[]]
     sizes = [0]
@@ -264,10 +286,11 @@ def train_saes(
 ) -> list[SAE]:
     """Train one SAE a site and write each to `out/<id>/`; run again, it goes on where it was killed.
 
-    `plan` should be mixed, so that every chunk holds every label. The record of each SAE holds, as `held_out`, its FVU
-    and L0 on text of the corpus that the plan keeps out (empty where there is none), and as `training_average` those of
-    the SAE in training, averaged over the last steps. Raises UserError for unknown sites or an `out`
-    that holds other SAEs, RunFailed when training diverges.
+    `plan` should be mixed, so that every chunk holds every label. The record of each SAE holds, as
+    `held_out`, its FVU and L0 on text of the corpus that the plan keeps out (empty where there is
+    none), and as `training_average` those of the SAE in training, averaged over the last steps.
+    Raises UserError for unknown sites or an `out` that holds other SAEs, RunFailed when training
+    diverges.
     """
     out = Path(out)
     resolved = [lm.site(site) for site in sites]
@@ -296,7 +319,9 @@ def _train(
     if _finished(out, records):
         progress(f"{out} is complete already")
         return
-    trainers = {site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved}
+    trainers = {
+        site.name: Trainer(widths[site.name], config, total, lm.device) for site in resolved
+    }
     request = fingerprint(records)
     done = _resume(lm, out / "partial", trainers, request, progress)
     meter = _Meter(chunks[done:], trainers, progress)
@@ -327,7 +352,11 @@ def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> d
     return {
         "model": lm.identity,
         "module": site.path,
-        "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint, "labels": list(corpus.labels)},
+        "corpus": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "labels": list(corpus.labels),
+        },
         "policy": {**plan.policy, "outlier_factor": OUTLIER_FACTOR},
         "training": {**asdict(config), "tokens": plan.total},
     }
@@ -338,26 +367,38 @@ def _finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     for name in present:
         made = load_sae(out / sae_id(name)).record
         if any(made.get(key) != value for key, value in records[name].items()):
-            raise UserError(f"{out / sae_id(name)} holds an SAE of another training; choose another --out or remove it")
+            raise UserError(
+                f"{out / sae_id(name)} holds an SAE of another training; choose another --out or remove it"
+            )
     return len(present) == len(records)
 
 
 def _checkpoint(partial: Path, trainers: dict[str, Trainer], state: dict[str, Any]) -> None:
-    tensors = {f"{name}|{key}": value.cpu() for name, t in trainers.items() for key, value in t.state().items()}
+    tensors = {
+        f"{name}|{key}": value.cpu()
+        for name, t in trainers.items()
+        for key, value in t.state().items()
+    }
     step = next(iter(trainers.values())).step
     save_tensors(partial / "state.safetensors", tensors, {**state, "step": step})
 
 
-def _resume(lm: LanguageModel, partial: Path, trainers: dict[str, Trainer], request: str, progress: Progress) -> int:
+def _resume(
+    lm: LanguageModel, partial: Path, trainers: dict[str, Trainer], request: str, progress: Progress
+) -> int:
     path = partial / "state.safetensors"
     if not path.exists():
         return 0
     tensors, header = load_tensors(path)
     if header["request"] != request:
-        raise UserError(f"{partial.parent} holds an unfinished training of something else; choose another --out")
+        raise UserError(
+            f"{partial.parent} holds an unfinished training of something else; choose another --out"
+        )
     lm.say_threads(header, "the training", progress)
     for name, trainer in trainers.items():
-        mine = {key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name}
+        mine = {
+            key.split("|")[1]: value for key, value in tensors.items() if key.split("|")[0] == name
+        }
         trainer.restore(mine, header["step"])
     return header["done"]
 
@@ -390,12 +431,16 @@ def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor
     """Which vectors a step reads: the next `batch_size` of endless passes, each in its own random order."""
     n, size = len(usable), config.batch_size
     if not n:
-        raise RunFailed(f"chunk {chunk} has no usable token: each is an outlier to the tokens of the first chunk")
+        raise RunFailed(
+            f"chunk {chunk} has no usable token: each is an outlier to the tokens of the first chunk"
+        )
     parts = []
     start = step * size
     while start < (step + 1) * size:
         turn, offset = divmod(start, n)
-        generator = torch.Generator().manual_seed(int(fingerprint([config.seed, chunk, turn]), 16) % 2**63)
+        generator = torch.Generator().manual_seed(
+            int(fingerprint([config.seed, chunk, turn]), 16) % 2**63
+        )
         order = torch.randperm(n, generator=generator)
         part = order[offset : offset + (step + 1) * size - start]
         parts.append(part)
@@ -404,13 +449,20 @@ def _picks(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor
 
 
 def fill(
-    lm: LanguageModel, plan: Plan, sites: list[Site], chunk: Chunk, read: Callable[[int], None] = lambda n: None
+    lm: LanguageModel,
+    plan: Plan,
+    sites: list[Site],
+    chunk: Chunk,
+    read: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Tensor]:
     """Activations bfloat16 [chunk.tokens, d_in] of each site; `read` is told the tokens of every batch."""
     buffers: dict[str, Tensor] = {}
     filled = 0
     # Sorted by length within a window, and mixed over all.
-    windows = (list(chunk.positions[start : start + WINDOW]) for start in range(0, len(chunk.positions), WINDOW))
+    windows = (
+        list(chunk.positions[start : start + WINDOW])
+        for start in range(0, len(chunk.positions), WINDOW)
+    )
     batches = (batch for window in windows for batch in plan.batches(lm, window))
     for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
         count = int(batch.counted.sum())
@@ -430,7 +482,9 @@ class _Meter:
 
     every = 10.0  # seconds between lines
 
-    def __init__(self, chunks: list[Chunk], trainers: dict[str, Trainer], progress: Progress) -> None:
+    def __init__(
+        self, chunks: list[Chunk], trainers: dict[str, Trainer], progress: Progress
+    ) -> None:
         self.total_tokens = sum(chunk.tokens for chunk in chunks)
         self.total_steps = sum(chunk.steps for chunk in chunks)
         self.trainers, self.progress = trainers, progress
@@ -464,7 +518,10 @@ class _Meter:
         left = (self.total_tokens - self.tokens) * self.reading / max(self.tokens, 1)
         left += (self.total_steps - self.steps) * self.stepping / max(self.steps, 1)
         more = "" if self.steps else " of reading"
-        parts = [f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}" for name, t in self.trainers.items()]
+        parts = [
+            f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}"
+            for name, t in self.trainers.items()
+        ]
         self.progress(
             f"train: {self.tokens:,} of {self.total_tokens:,} tokens, step {self.steps} of {self.total_steps}, "
             f"{speed:,.0f} tokens/s, {left:,.0f} s{more} left | " + " | ".join(parts)

@@ -19,7 +19,13 @@ from saefeat.stats import Stats
 def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):
     """tokens[K], fired[K][width], total[K][width] in whole numbers: sums of values; labels L0, L1, ..."""
     labels = labels or tuple(f"L{i}" for i in range(len(tokens)))
-    dictionary = {"id": name, "site": f"mlp_out@{name}", "width": len(fired[0]), "fingerprint": name, "kind": "sae"}
+    dictionary = {
+        "id": name,
+        "site": f"mlp_out@{name}",
+        "width": len(fired[0]),
+        "fingerprint": name,
+        "kind": "sae",
+    }
     stats = Stats.zeros(labels, len(fired[0]), signed=signed, dictionary=dictionary, **header)
     stats.tensors["tokens"] += torch.tensor(tokens)
     stats.tensors["fired"] += torch.tensor(fired)
@@ -36,7 +42,8 @@ def scores(selection, label):
 
 
 # Three labels of 10 tokens each.
-#        0: L0 alone  1: L1 alone  2: all alike  3: L0 and L1  4: never  5: L2 alone, weak  6: L0 as 0, stronger
+#        0: L0 alone  1: L1 alone  2: all alike  3: L0 and L1  4: never  5: L2 alone, weak  6: L0 as
+# 0, stronger
 FIRED = [[5, 0, 6, 4, 0, 0, 5], [0, 8, 6, 4, 0, 0, 0], [0, 0, 6, 0, 0, 2, 0]]
 TOTAL = [[20, 0, 90, 40, 0, 0, 30], [0, 40, 30, 10, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]]
 
@@ -46,7 +53,8 @@ def example(name="a", **header):
 
 
 def test_by_hand():
-    # Means, a tenth of TOTAL. Unit 2 has the greatest differences and the greatest entropy: it is left out.
+    # Means, a tenth of TOTAL. Unit 2 has the greatest differences and the greatest entropy: it is
+    # left out.
     chosen = feature_diffmean([example()], source="L2")
     assert units(chosen) == {"L0": [3, 6, 0, 5], "L1": [1, 3, 5], "L2": []}
     assert scores(chosen, "L0") == pytest.approx([-4, -3, -2, -0.1])
@@ -71,7 +79,9 @@ def test_the_bar_on_the_entropy():
 
 @pytest.mark.parametrize("k", [2, 3, 5, 12, 13, 50, 101, 200])
 def test_ratio_1_keeps_every_unit_that_fires(k):
-    stats = make_stats("a", [10] * k, [[3]] * k, [[i] for i in range(k)])  # fires alike in all, unlike in strength
+    stats = make_stats(
+        "a", [10] * k, [[3]] * k, [[i] for i in range(k)]
+    )  # fires alike in all, unlike in strength
     assert units(feature_diffmean([stats], entropy_ratio=1.0))["L0"] == [0]
 
 
@@ -79,7 +89,12 @@ def test_top_is_by_label_and_dictionary():
     chosen = feature_diffmean([example("b"), example("a")], source="L2", top=2)
     assert units(chosen, "a") == units(chosen, "b") == {"L0": [3, 6], "L1": [1, 3], "L2": []}
     rows = chosen.for_label("L0").table.select(["rank", "dictionary", "unit"]).to_pylist()
-    assert [tuple(row.values()) for row in rows] == [(1, "a", 3), (2, "b", 3), (3, "a", 6), (4, "b", 6)]
+    assert [tuple(row.values()) for row in rows] == [
+        (1, "a", 3),
+        (2, "b", 3),
+        (3, "a", 6),
+        (4, "b", 6),
+    ]
 
 
 def test_ties_go_to_the_lower_unit_also_where_top_cuts():
@@ -88,19 +103,24 @@ def test_ties_go_to_the_lower_unit_also_where_top_cuts():
 
 
 def test_units_that_never_fire_are_not_chosen_however_far_their_means_lie():
-    # Unit 0 is negative everywhere: it never fires, its entropy is 0 by convention, its means differ most.
+    # Unit 0 is negative everywhere: it never fires, its entropy is 0 by convention, its means
+    # differ most.
     stats = make_stats("a", [10, 10], [[0, 5], [0, 1]], [[-90, 20], [-10, 1]], signed=True)
     assert units(feature_diffmean([stats], entropy_ratio=0.9)) == {"L0": [1], "L1": [1]}
     assert scores(feature_diffmean([stats], entropy_ratio=0.9), "L0") == pytest.approx([-1.9])
 
 
 def test_a_label_without_tokens_takes_no_part():
-    with_it = make_stats("a", [10, 0, 10, 10], [FIRED[0], [0] * 7, *FIRED[1:]], [TOTAL[0], [0] * 7, *TOTAL[1:]])
+    with_it = make_stats(
+        "a", [10, 0, 10, 10], [FIRED[0], [0] * 7, *FIRED[1:]], [TOTAL[0], [0] * 7, *TOTAL[1:]]
+    )
     renamed = {"L0": "L0", "L1": "L2", "L2": "L3"}
     for ratio in (0.886, 1.0):
         for source in (None, "L2"):
             plain = feature_diffmean([example()], source=source, entropy_ratio=ratio)
-            found = feature_diffmean([with_it], source=source and renamed[source], entropy_ratio=ratio)
+            found = feature_diffmean(
+                [with_it], source=source and renamed[source], entropy_ratio=ratio
+            )
             assert units(found)["L1"] == []
             for label, name in renamed.items():
                 assert units(found)[name] == units(plain)[label]
@@ -117,7 +137,10 @@ def test_the_order_of_labels_does_not_matter():
 def test_mean_difference_by_hand():
     stats = make_stats("a", [4, 2, 1], [[1, 1]] * 3, [[8, -4], [1, 2], [3, 5]], signed=True)
     assert mean_difference(stats, "L0", "L1").tolist() == [1.5, -2.0]
-    assert mean_difference(stats, "L0").tolist() == [2 - (0.5 + 3) / 2, -1 - (1 + 5) / 2]  # labels weigh the same
+    assert mean_difference(stats, "L0").tolist() == [
+        2 - (0.5 + 3) / 2,
+        -1 - (1 + 5) / 2,
+    ]  # labels weigh the same
     assert mean_difference(stats, "L2", "L0").tolist() == [1.0, 6.0]
     assert mean_difference(stats, "L0").dtype == torch.float64
 
@@ -156,13 +179,20 @@ def oracle(tokens, fired, total, source, ratio):
 
 
 @settings(max_examples=200, deadline=None)
-@given(tables(), st.one_of(st.none(), st.integers(0, 3)), st.sampled_from([None, 1, 3]), st.sampled_from([0.6, 0.9, 1]))
+@given(
+    tables(),
+    st.one_of(st.none(), st.integers(0, 3)),
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([0.6, 0.9, 1]),
+)
 def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
     tokens, fired, total, signed = table
     assume(sum(n > 0 for n in tokens) > 1)
     assume(source is None or (source < len(tokens) and tokens[source]))
     stats = make_stats("a", tokens, fired, total, signed=signed)
-    chosen = feature_diffmean([stats], source=None if source is None else f"L{source}", top=top, entropy_ratio=ratio)
+    chosen = feature_diffmean(
+        [stats], source=None if source is None else f"L{source}", top=top, entropy_ratio=ratio
+    )
     want = oracle(tokens, fired, total, source, ratio)
     for k in range(len(tokens)):
         cells = sorted(want.get(k, {}).values())[:top]
@@ -170,13 +200,17 @@ def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
         got = [score for score in scores(chosen, f"L{k}") if score < -1e-9]
         own = units(chosen)[f"L{k}"][: len(got)]
         assert got == pytest.approx(cells, abs=1e-8) and got == sorted(got)
-        assert [want[k][u] for u in own] == pytest.approx(got, abs=1e-8) and len(set(own)) == len(own)
+        assert [want[k][u] for u in own] == pytest.approx(got, abs=1e-8) and len(set(own)) == len(
+            own
+        )
 
 
 def test_the_source_may_be_named_in_another_code_system():
     tokens, fired = [5, 4, 6], [[2, 1], [0, 3], [1, 1]]
     stats = make_stats("a", tokens, fired, [[3, 3], [0, 9], [2, 2]], labels=("de", "en", "fr"))
-    by_code, by_own = (feature_diffmean([stats], source=source, entropy_ratio=1.0) for source in ("eng", "en"))
+    by_code, by_own = (
+        feature_diffmean([stats], source=source, entropy_ratio=1.0) for source in ("eng", "en")
+    )
     assert len(by_own) and by_code.table.equals(by_own.table)
     assert by_code.header["parameters"]["source"] == "en"
 
@@ -231,13 +265,21 @@ def test_goes_through_the_statistics_once_and_records_its_parameters():
 
 def test_parameters_from_the_command_line():
     assert parse_parameters("feature-diffmean", ["source=en", "top=5", "entropy_ratio=1"]) == {
-        "source": "en", "top": 5, "entropy_ratio": 1.0,
-    }  # fmt: skip
-    assert parse_parameters("feature-diffmean", ["source=none", "top=none"]) == {"source": None, "top": None}
+        "source": "en",
+        "top": 5,
+        "entropy_ratio": 1.0,
+    }
+    assert parse_parameters("feature-diffmean", ["source=none", "top=none"]) == {
+        "source": None,
+        "top": None,
+    }
     assert check_parameters("feature-diffmean", {"source": "None"}) == {"source": "None"}
     for setting, message in (
-        ("top=0", "top"), ("entropy_ratio=2", "above 0 and up to 1"), ("source=5", "a label"), ("sorce=en", "source"),
-    ):  # fmt: skip
+        ("top=0", "top"),
+        ("entropy_ratio=2", "above 0 and up to 1"),
+        ("source=5", "a label"),
+        ("sorce=en", "source"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_parameters("feature-diffmean", [setting])
 

@@ -17,7 +17,12 @@ def make_stats(name, tokens, fired):
     """tokens[K], fired[K][width]; labels L0, L1, ..."""
     labels = tuple(f"L{i}" for i in range(len(tokens)))
     fired = torch.tensor(fired)
-    dictionary = {"id": name, "site": f"mlp_act@{name}", "width": fired.shape[1], "fingerprint": name}
+    dictionary = {
+        "id": name,
+        "site": f"mlp_act@{name}",
+        "width": fired.shape[1],
+        "fingerprint": name,
+    }
     stats = Stats.zeros(labels, fired.shape[1], signed=True, dictionary=dictionary)
     stats.tensors["tokens"] += torch.tensor(tokens)
     stats.tensors["fired"] += fired
@@ -37,7 +42,13 @@ def oracle(dictionaries, top_rate, filter_rate, bar_rate):
     for name in sorted(dictionaries):
         tokens, fired = dictionaries[name]
         for u in range(len(fired[0])):
-            units.append((name, u, [np.float32(fired[k][u]) / np.float32(max(tokens[k], 1)) for k in present]))
+            units.append(
+                (
+                    name,
+                    u,
+                    [np.float32(fired[k][u]) / np.float32(max(tokens[k], 1)) for k in present],
+                )
+            )
     ordered = sorted(float(x) for _, _, p in units for x in p)
 
     def bar(rate):
@@ -85,8 +96,13 @@ def test_same_as_the_rule_written_with_loops(pool, top_rate, filter_rate, bar_ra
         with pytest.raises(UserError, match="tokens"):
             lape(stats)
         return
-    selection = lape(stats, top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=bar_rate)
-    got = {k: [row[2:4] for row in rows(selection) if row[0] == f"L{k}"] for k in range(len(selection.labels))}
+    selection = lape(
+        stats, top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=bar_rate
+    )
+    got = {
+        k: [row[2:4] for row in rows(selection) if row[0] == f"L{k}"]
+        for k in range(len(selection.labels))
+    }
     want = oracle(pool, top_rate, filter_rate, bar_rate)
     assert got == {k: [row[:2] for row in want[k]] for k in want}
     scores = [row[2] for k in want for row in want[k]]
@@ -94,9 +110,12 @@ def test_same_as_the_rule_written_with_loops(pool, top_rate, filter_rate, bar_ra
 
 
 def test_by_hand():
-    # Of the 20 values, number round(.8 * 20) = 16 in ascending order is the bar: .3. Units 4 and 9 are at the bar: out.
+    # Of the 20 values, number round(.8 * 20) = 16 in ascending order is the bar: .3. Units 4 and 9
+    # are at the bar: out.
     fired = [[9, 8, 6, 0, 3, 0, 1, 1, 1, 1], [0, 8, 2, 0, 0, 0, 1, 1, 1, 3]]
-    selection = lape([make_stats("a", [10, 10], fired)], top_rate=0.5, filter_rate=0.8, activation_bar_ratio=0.8)
+    selection = lape(
+        [make_stats("a", [10, 10], fired)], top_rate=0.5, filter_rate=0.8, activation_bar_ratio=0.8
+    )
     share = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert [row[:4] for row in rows(selection)] == [
         ("L0", 1, "a", 0),
@@ -104,7 +123,9 @@ def test_by_hand():
         ("L0", 3, "a", 1),
         ("L1", 1, "a", 1),
     ]
-    assert [row[4] for row in rows(selection)] == pytest.approx([0, share, math.log(2), math.log(2)], abs=1e-7)
+    assert [row[4] for row in rows(selection)] == pytest.approx(
+        [0, share, math.log(2), math.log(2)], abs=1e-7
+    )
     assert math.copysign(1, rows(selection)[0][4]) == 1
 
 
@@ -177,7 +198,11 @@ def test_reads_each_dictionary_twice_and_records_its_parameters():
     selection = lape(lazy, top_rate=0.5, filter_rate=0.7)  # type: ignore[arg-type]
     assert lazy.made == 4
     assert selection.header["method"] == "lape"
-    assert selection.header["parameters"] == {"top_rate": 0.5, "filter_rate": 0.7, "activation_bar_ratio": 0.95}
+    assert selection.header["parameters"] == {
+        "top_rate": 0.5,
+        "filter_rate": 0.7,
+        "activation_bar_ratio": 0.95,
+    }
     assert list(selection.dictionaries) == ["a", "b"]
 
 
@@ -199,7 +224,11 @@ DICTIONARIES = [
 def test_each_method_pools_its_kind_of_dictionary():
     assert choose(DICTIONARIES, "lape") == ["mlp_act@12", "mlp_act@3"]
     assert choose(DICTIONARIES, "sae-lape", []) == ["sae-3"]
-    assert choose(DICTIONARIES, "sae-lape", ["mlp_act@*", "sae-?"]) == ["mlp_act@12", "mlp_act@3", "sae-3"]
+    assert choose(DICTIONARIES, "sae-lape", ["mlp_act@*", "sae-?"]) == [
+        "mlp_act@12",
+        "mlp_act@3",
+        "sae-3",
+    ]
     with pytest.raises(UserError, match=r"SAEs.*resid_post@3"):
         choose(DICTIONARIES[3:], "sae-lape")
     with pytest.raises(UserError, match="matches x"):
@@ -209,7 +238,10 @@ def test_each_method_pools_its_kind_of_dictionary():
 
 
 def test_parameters_are_parsed():
-    assert parse_parameters("lape", ["top_rate=1", " filter_rate = 0.9"]) == {"top_rate": 1.0, "filter_rate": 0.9}
+    assert parse_parameters("lape", ["top_rate=1", " filter_rate = 0.9"]) == {
+        "top_rate": 1.0,
+        "filter_rate": 0.9,
+    }
     settings = ["owners=any", "top=10", "by=frequency", "per_layer=true", "entropy_threshold=1"]
     assert parse_parameters("sae-lape", settings) == {
         "owners": "any",
@@ -227,7 +259,11 @@ def test_parameters_are_parsed():
     ("method", "setting", "message"),
     [
         ("nothing", "x=1", "the methods are lape, sae-lape"),
-        ("lape", "top-rate=0.1", "did you mean top_rate.*top_rate, filter_rate, activation_bar_ratio"),
+        (
+            "lape",
+            "top-rate=0.1",
+            "did you mean top_rate.*top_rate, filter_rate, activation_bar_ratio",
+        ),
         ("lape", "stats=1", "no parameter 'stats'"),
         ("lape", "top_rate", "name=value"),
         ("lape", "top_rate=0", "above 0 and up to 1"),
@@ -259,6 +295,8 @@ def test_a_repeated_parameter_is_refused():
 def test_defaults_are_the_published_ones_and_pass_their_own_check():
     for name, method in METHODS.items():
         defaults = {
-            p.name: p.default for p in inspect.signature(method.rank).parameters.values() if p.kind is p.KEYWORD_ONLY
+            p.name: p.default
+            for p in inspect.signature(method.rank).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
         }
         assert check_parameters(name, defaults) == defaults

@@ -15,9 +15,20 @@ def make_stats(name, tokens, examples, fired, fired_examples):
     """tokens[K], examples[K], fired[K][width], fired_examples[K][width]; labels L0, L1, ..."""
     labels = tuple(f"L{i}" for i in range(len(tokens)))
     width = len(fired[0])
-    dictionary = {"id": name, "site": f"mlp_out@{name}", "width": width, "fingerprint": name, "kind": "sae"}
+    dictionary = {
+        "id": name,
+        "site": f"mlp_out@{name}",
+        "width": width,
+        "fingerprint": name,
+        "kind": "sae",
+    }
     stats = Stats.zeros(labels, width, signed=False, dictionary=dictionary)
-    values = {"tokens": tokens, "examples": examples, "fired": fired, "fired_examples": fired_examples}
+    values = {
+        "tokens": tokens,
+        "examples": examples,
+        "fired": fired,
+        "fired_examples": fired_examples,
+    }
     for field, value in values.items():
         stats.tensors[field] += torch.tensor(value)
     return stats
@@ -53,7 +64,9 @@ def oracle(pool, ratio, owners, top, by, per_layer, threshold):
                 if x > 0:
                     h -= (x / total) * math.log(x / total)
             for k in own:
-                found.setdefault(k, []).append((-float(p[k]) if by == "frequency" else 0.0, h, name, u))
+                found.setdefault(k, []).append(
+                    (-float(p[k]) if by == "frequency" else 0.0, h, name, u)
+                )
     chosen = {}
     for k, cells in found.items():
         kept, count = [], {}
@@ -74,8 +87,13 @@ def pools(draw):
         width = draw(st.integers(1, 10))
         examples = draw(st.lists(st.sampled_from([0, 1, 2, 3, 4]), min_size=k, max_size=k))
         tokens = [n * draw(st.integers(1, 12)) for n in examples]
-        fired = [[draw(st.one_of(st.just(0), st.integers(0, n))) for _ in range(width)] for n in tokens]
-        seen = [[draw(st.integers(min(f, 1), min(f, n))) for f in row] for n, row in zip(examples, fired, strict=True)]
+        fired = [
+            [draw(st.one_of(st.just(0), st.integers(0, n))) for _ in range(width)] for n in tokens
+        ]
+        seen = [
+            [draw(st.integers(min(f, 1), min(f, n))) for f in row]
+            for n, row in zip(examples, fired, strict=True)
+        ]
         pool[name] = (tokens, examples, fired, seen)
     return pool
 
@@ -109,7 +127,8 @@ def test_same_as_the_rule_written_with_loops(pool, ratio, owners, top, by, per_l
 
 
 # Three labels of 100 tokens and 10 examples. int(.98 * 10) = 9 examples, more than 10 tokens.
-#        0: one-hot  1: uniform  2: dead  3: at half  4: below half  5: 10 tokens  6: 8 examples  7: pair, no third
+#        0: one-hot  1: uniform  2: dead  3: at half  4: below half  5: 10 tokens  6: 8 examples  7:
+# pair, no third
 FIRED = [[60, 40, 0, 40, 41, 10, 50, 30], [0, 40, 0, 20, 20, 0, 0, 30], [0, 40, 0, 0, 0, 0, 0, 0]]
 SEEN = [[10, 10, 0, 9, 10, 9, 8, 10], [0, 10, 0, 9, 9, 0, 0, 10], [0, 10, 0, 0, 0, 0, 0, 0]]
 
@@ -123,21 +142,35 @@ def test_by_hand():
     assert units(sae_lape([example()], owners=2)) == {"L0": [3, 7], "L1": [3, 7], "L2": []}
     assert units(sae_lape([example()], owners=3)) == {"L0": [1], "L1": [1], "L2": [1]}
     anyone = {"L0": [0, 4, 3, 7, 1], "L1": [3, 7, 1], "L2": [1]}
-    assert units(sae_lape([example()], owners="any")) == units(sae_lape([example()], owners=None)) == anyone
+    assert (
+        units(sae_lape([example()], owners="any"))
+        == units(sae_lape([example()], owners=None))
+        == anyone
+    )
     scores = sae_lape([example()], owners="any").for_label("L0").table["score"].to_pylist()
     thirds = math.log(3) - 2 / 3 * math.log(2)
-    assert scores[0] == 0 and scores[2:] == pytest.approx([thirds, math.log(2), math.log(3)], abs=1e-7)
+    assert scores[0] == 0 and scores[2:] == pytest.approx(
+        [thirds, math.log(2), math.log(3)], abs=1e-7
+    )
 
 
 def test_cuts():
-    assert units(sae_lape([example()], owners="any", top=2)) == {"L0": [0, 4], "L1": [3, 7], "L2": [1]}
+    assert units(sae_lape([example()], owners="any", top=2)) == {
+        "L0": [0, 4],
+        "L1": [3, 7],
+        "L2": [1],
+    }
     by_frequency = sae_lape([example()], owners="any", by="frequency")
     assert units(by_frequency) == {
         "L0": [0, 4, 3, 1, 7],
         "L1": [1, 7, 3],
         "L2": [1],
     }  # 3 before 1: equal p, lower entropy
-    assert units(sae_lape([example()], owners="any", by="frequency", top=1)) == {"L0": [0], "L1": [1], "L2": [1]}
+    assert units(sae_lape([example()], owners="any", by="frequency", top=1)) == {
+        "L0": [0],
+        "L1": [1],
+        "L2": [1],
+    }
     cut = sae_lape([example()], owners="any", by="frequency", top=4, entropy_threshold=0.65)
     assert units(cut) == {"L0": [0, 4, 3], "L1": [3], "L2": []}
     assert cut.for_label("L1").table["rank"].to_pylist() == [1]
@@ -156,13 +189,17 @@ def test_filters_may_be_met_by_different_labels():
     # Label 0: in every example, rarely; label 1: in few examples, often.
     stats = make_stats("a", [100, 100], [10, 10], [[10], [40]], [[10], [2]])
     assert units(sae_lape([stats])) == {"L0": [], "L1": [0]}
-    assert not passing(make_stats("a", [100, 100], [10, 10], [[10], [10]], [[10], [2]]), 0.98, 0.1).any()
+    assert not passing(
+        make_stats("a", [100, 100], [10, 10], [[10], [10]], [[10], [2]]), 0.98, 0.1
+    ).any()
 
 
 def test_a_label_without_text_lets_nothing_pass():
     stats = make_stats("a", [100, 0], [10, 0], [[50, 20], [0, 0]], [[3, 10], [0, 0]])
     assert units(sae_lape([stats])) == {"L0": [1], "L1": []}
-    assert len(sae_lape([make_stats("a", [0, 0], [0, 0], [[0], [0]], [[0], [0]])], owners="any")) == 0
+    assert (
+        len(sae_lape([make_stats("a", [0, 0], [0, 0], [[0], [0]], [[0], [0]])], owners="any")) == 0
+    )
 
 
 def test_ownership_at_exactly_the_ratio():
@@ -171,7 +208,9 @@ def test_ownership_at_exactly_the_ratio():
 
 
 def test_truncation_is_as_published():
-    counts = torch.cat([torch.arange(20_000), torch.randint(0, 2**40, (20_000,)), torch.tensor([2997, 1997, 997])])
+    counts = torch.cat(
+        [torch.arange(20_000), torch.randint(0, 2**40, (20_000,)), torch.tensor([2997, 1997, 997])]
+    )
     for rate in (0.98, 0.1):
         assert truncated(rate, counts).tolist() == [int(rate * n) for n in counts.tolist()]
     assert truncated(0.98, counts)[-3:].tolist() == [2937, 1957, 977]
@@ -181,7 +220,9 @@ def test_truncation_is_as_published():
 def test_the_published_float32_truncates_otherwise_from_the_documented_counts_on():
     for rate, first in ((0.98, 267_501), (0.1, 16_777_219)):
         counts = torch.arange(first + 1)
-        published = (counts * rate).long()  # float32, as torch multiplies an int64 tensor by a Python float
+        published = (
+            counts * rate
+        ).long()  # float32, as torch multiplies an int64 tensor by a Python float
         assert published.dtype == torch.int64 and (counts * rate).dtype == torch.float32
         differs = (published != truncated(rate, counts)).nonzero().flatten()
         assert differs.tolist() == [first]

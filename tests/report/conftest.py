@@ -21,7 +21,11 @@ from saefeat.stats import Stats
 EVIL = "<script>alert('x')</script> & </script><img src=x onerror=alert(1)>"
 LABELS = ("de", "ar", "ja", EVIL)
 METHODS = ("none", "features", "neurons", "diffmean", "random")
-TEXTS = {"de": ["Grüße", " & ", "</script>", "<b>x</b>"], "ar": ["مرحبا", " بالعالم"], "ja": ["こんにちは", "世界"]}
+TEXTS = {
+    "de": ["Grüße", " & ", "</script>", "<b>x</b>"],
+    "ar": ["مرحبا", " بالعالم"],
+    "ja": ["こんにちは", "世界"],
+}
 
 
 def make_stats(name: str, kind: str, seed: int) -> Stats:
@@ -45,7 +49,10 @@ def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
     """Two units of each dictionary for each label but the last; unit 0 is shared by the first two labels."""
     generator = torch.Generator().manual_seed(seed)
     unit, label = torch.tensor([0, 1, 0, 2, 3, 4]), torch.tensor([0, 0, 1, 1, 2, 2])
-    parts = [part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64)) for s in all_stats]
+    parts = [
+        part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64))
+        for s in all_stats
+    ]
     return Selection.build(method, {"top": None, "note": EVIL}, parts)
 
 
@@ -57,7 +64,10 @@ def make_shown(selection: Selection, method: str) -> list[dict[str, Any]]:
         if row["rank"] > 1:  # the first one has no pieces
             passage |= {"pieces": pieces, "activations": [0.0, 2.5, 1.0, 0.0][: len(pieces)]}
         keys = ("dictionary", "unit", "label", "rank", "score", "probability")
-        shown = {key: row[key] for key in keys} | {"tokens": [" Tag", "\n", EVIL], "passages": [passage]}
+        shown = {key: row[key] for key in keys} | {
+            "tokens": [" Tag", "\n", EVIL],
+            "passages": [passage],
+        }
         histogram = {"tokens": 500, "fired": 30, "max": 3.5, "counts": [0, 5, 15, 10]}
         rows.append({"method": method, **shown, "histogram": histogram})
     return rows
@@ -76,8 +86,13 @@ def write_lid(run: Path) -> None:
         }
         for length in ("all", "10", "20", "50")
     }
-    write_json(run / "lid" / "metrics.json", lid_metrics(EVIL, "test", LABELS, truth, predictions, resamples=20))
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "text", "length", "head", "predicted")}
+    write_json(
+        run / "lid" / "metrics.json",
+        lid_metrics(EVIL, "test", LABELS, truth, predictions, resamples=20),
+    )
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "label", "text", "length", "head", "predicted")
+    }
     for length, heads in predictions.items():
         for head, predicted in heads.items():
             columns["id"] += [f"id{at % 5}" for at in range(len(truth))]  # translations share an id
@@ -90,7 +105,9 @@ def write_lid(run: Path) -> None:
 
 
 def steering_row(method: str, label: str, strength: float, half: str) -> dict[str, Any]:
-    forcing = 0.1 if method == "none" else min(1.0, 0.2 * strength * (1 + METHODS.index(method) % 3))
+    forcing = (
+        0.1 if method == "none" else min(1.0, 0.2 * strength * (1 + METHODS.index(method) % 3))
+    )
     perplexity = None if (method, label, strength) == ("random", "de", 2.0) else 10 * (1 + strength)
     score = round(2 * forcing * 0.5 / (forcing + 0.5), 4)
     setting = {
@@ -100,9 +117,19 @@ def steering_row(method: str, label: str, strength: float, half: str) -> dict[st
         "parameters": {"top": 100},
     }
     units = 20 + LABELS.index(label)  # how many there are differs by label
-    return {"method": method, "label": label, **setting, "strength": strength, "units": units, "half": half,
-            "forcing": forcing, "perplexity": perplexity, "distinct3": 0.8, "score": score,
-            "score_ci": [max(0, score - 0.1), score + 0.1] if half == "report" else None}  # fmt: skip
+    return {
+        "method": method,
+        "label": label,
+        **setting,
+        "strength": strength,
+        "units": units,
+        "half": half,
+        "forcing": forcing,
+        "perplexity": perplexity,
+        "distinct3": 0.8,
+        "score": score,
+        "score_ci": [max(0, score - 0.1), score + 0.1] if half == "report" else None,
+    }
 
 
 def write_steering(run: Path) -> None:
@@ -115,14 +142,33 @@ def write_steering(run: Path) -> None:
             rows.append(steering_row(method, label, strengths[-1], "report"))
     own = {label: {"forcing": 0.9, "perplexity": 10.0, "distinct3": 0.9} for label in LABELS}
     decoding = {"temperature": 0.7, "max_new_tokens": 40}
-    means = {"sites": ["resid_post@3"], "forcing": 0.6, "perplexity": 30.0, "distinct3": 0.8, "score": 0.5}
-    summary = [{"method": "random", **means, "score_ci": [0.4, 0.6], "features_ahead_by": 0.123,
-                "features_ahead_ci": [0.1, 0.2]},
-               {"method": "features", **means, "score": 0.6, "score_ci": None}]  # fmt: skip
+    means = {
+        "sites": ["resid_post@3"],
+        "forcing": 0.6,
+        "perplexity": 30.0,
+        "distinct3": 0.8,
+        "score": 0.5,
+    }
+    summary = [
+        {
+            "method": "random",
+            **means,
+            "score_ci": [0.4, 0.6],
+            "features_ahead_by": 0.123,
+            "features_ahead_ci": [0.1, 0.2],
+        },
+        {"method": "features", **means, "score": 0.6, "score_ci": None},
+    ]
     metrics = {"decoding": decoding, "prompts": 24, "own": own, "rows": rows, "summary": summary}
     write_json(run / "steering" / "metrics.json", metrics)
     schedule, parameters = {"first": 4, "rest": 0.3}, {"top": 100}
-    setting = {"method": "features", "edit": "add", "sites": ["resid_post@3"], "schedule": schedule, "strength": 1.5}
+    setting = {
+        "method": "features",
+        "edit": "add",
+        "sites": ["resid_post@3"],
+        "schedule": schedule,
+        "strength": 1.5,
+    }
     settings = {label: {**setting, "parameters": parameters} for label in LABELS[:3]}
     write_json(run / "steering" / "settings.json", {"source": "de", "labels": settings})
     lines = []
@@ -130,9 +176,20 @@ def write_steering(run: Path) -> None:
         for method in ("features", "random"):
             for at in range(15):
                 text = f" {''.join(TEXTS.get(label, [EVIL]))} number {at}"
-                lines.append({"label": label, "method": method, "strength": 1.5, "prompt": f"{EVIL} The", "text": text,
-                              "twin": " same as ever", "judged": label, "judged_twin": None, "perplexity": 20.5,
-                              "perplexity_twin": None})  # fmt: skip
+                lines.append(
+                    {
+                        "label": label,
+                        "method": method,
+                        "strength": 1.5,
+                        "prompt": f"{EVIL} The",
+                        "text": text,
+                        "twin": " same as ever",
+                        "judged": label,
+                        "judged_twin": None,
+                        "perplexity": 20.5,
+                        "perplexity_twin": None,
+                    }
+                )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (run / "steering" / "samples.jsonl").write_text(text, encoding="utf-8")
 
@@ -141,15 +198,21 @@ def write_matrix(run: Path) -> None:
     """Ablating features raises the nats of the label itself by 0.5, but of the last label; random units do nothing."""
 
     def numbers(nats: float) -> dict[str, float]:
-        return {"nll_mean": nats, "nll_median": nats, "perplexity_mean": math.exp(nats),
-                "perplexity_median": math.exp(nats)}  # fmt: skip
+        return {
+            "nll_mean": nats,
+            "nll_median": nats,
+            "perplexity_mean": math.exp(nats),
+            "perplexity_median": math.exp(nats),
+        }
 
     def rows(change: float) -> dict[str, Any]:
         return {r: {c: numbers(2 + change * (r == c != EVIL)) for c in LABELS} for r in LABELS}
 
     counts = dict.fromkeys(LABELS, 3)
-    interventions = [{"edit": "ablate", "units": units, "counts": counts, "rows": rows(change)}
-                     for units, change in (("features", 0.5), ("random", 0.0))]  # fmt: skip
+    interventions = [
+        {"edit": "ablate", "units": units, "counts": counts, "rows": rows(change)}
+        for units, change in (("features", 0.5), ("random", 0.0))
+    ]
     baseline = {label: numbers(2.0) for label in LABELS}
     found = {
         "corpus": EVIL,
@@ -170,15 +233,40 @@ def evil() -> str:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
-    arguments = {"labels": list(LABELS), "seed": 7, "nested": {"a": {"b": 1.5}}, "none": None, "note": EVIL}
-    record = {"model": {"name": "org/tiny"}, "arguments": arguments, "timings": {"train": 75.2}, "schema": SCHEMA}
+    arguments = {
+        "labels": list(LABELS),
+        "seed": 7,
+        "nested": {"a": {"b": 1.5}},
+        "none": None,
+        "note": EVIL,
+    }
+    record = {
+        "model": {"name": "org/tiny"},
+        "arguments": arguments,
+        "timings": {"train": 75.2},
+        "schema": SCHEMA,
+    }
     corpus = {"name": EVIL, "examples": 1234, "labels": list(LABELS)}
-    record |= {"versions": {"torch": "2.11"}, "seeds": {"seed": 7}, "corpus": corpus, "complete": True}
+    record |= {
+        "versions": {"torch": "2.11"},
+        "seeds": {"seed": 7},
+        "corpus": corpus,
+        "complete": True,
+    }
     write_json(run / "run.json", record)
     for layer in (12, 3):
         ours = {"site": f"mlp_out@{layer}", "dead": 0.031, "training": {"tokens": 400_000}}
-        ours |= {"held_out": {"fvu": 0.25, "l0": 31.7}, "training_average": {"fvu": 0.75, "l0": 31.9}}
-        cfg = {"architecture": "topk", "d_in": 640, "d_sae": 5120, "k": 32, "metadata": {"saefeat": ours}}
+        ours |= {
+            "held_out": {"fvu": 0.25, "l0": 31.7},
+            "training_average": {"fvu": 0.75, "l0": 31.9},
+        }
+        cfg = {
+            "architecture": "topk",
+            "d_in": 640,
+            "d_sae": 5120,
+            "k": 32,
+            "metadata": {"saefeat": ours},
+        }
         write_json(run / "saes" / f"mlp_out@{layer}" / "cfg.json", cfg)
     saes = [make_stats(name, "sae", seed) for seed, name in enumerate(("mlp_out@12", "mlp_out@3"))]
     neurons = make_stats("mlp_act@3", "identity", 5)

@@ -11,15 +11,25 @@ import pytest
 
 from saefeat.report import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')"
+)
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not CHROMIUM or not DRIVER, reason="no chromium and chromedriver (apt-get install chromium chromium-driver)"
+    not CHROMIUM or not DRIVER,
+    reason="no chromium and chromedriver (apt-get install chromium chromium-driver)",
 )
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 WIDE, NARROW = (1280, 900), (390, 844)
 
 
@@ -39,14 +49,20 @@ class Page:
         self.driver.get_log("browser")
         self.driver.get(path.as_uri())
         self.wait("'ready' in document.body.dataset")
-        for section in self.run("return [...document.querySelectorAll('main > section')].map((s) => s.id)"):
+        for section in self.run(
+            "return [...document.querySelectorAll('main > section')].map((s) => s.id)"
+        ):
             self.show(section)
         return self
 
     def show(self, section: str) -> None:
         """Scroll to a section and wait until it is drawn."""
-        self.run("document.getElementById(arguments[0]).scrollIntoView({ behavior: 'instant' })", section)
-        self.wait(f"[...document.querySelectorAll('#{section} .heat')].every((heat) => heat.querySelector('td'))")
+        self.run(
+            "document.getElementById(arguments[0]).scrollIntoView({ behavior: 'instant' })", section
+        )
+        self.wait(
+            f"[...document.querySelectorAll('#{section} .heat')].every((heat) => heat.querySelector('td'))"
+        )
 
     def wait(self, condition: str) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
@@ -55,8 +71,11 @@ class Page:
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element that is shown."""
-        return self.run("return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility())"
-                        ".map((e) => (e.innerText ?? e.textContent).trim())", selector)  # fmt: skip
+        return self.run(
+            "return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility())"
+            ".map((e) => (e.innerText ?? e.textContent).trim())",
+            selector,
+        )
 
     def text(self, selector: str) -> str:
         return " ".join(self.texts(selector))
@@ -66,8 +85,12 @@ class Page:
 
     def choose(self, name: str, value: str) -> None:
         """Click the radio button of that name and value."""
-        self.run("[...document.querySelectorAll(`input[name='${arguments[0]}']`)]"
-                 ".find((input) => input.value === arguments[1]).click()", name, value)  # fmt: skip
+        self.run(
+            "[...document.querySelectorAll(`input[name='${arguments[0]}']`)]"
+            ".find((input) => input.value === arguments[1]).click()",
+            name,
+            value,
+        )
 
     def select(self, name: str, value: str) -> None:
         from selenium.webdriver.support.ui import Select
@@ -138,11 +161,15 @@ def test_a_narrow_page_does_not_scroll_sideways(open_page: Callable[..., Page], 
 
 
 def test_markup_of_the_corpus_is_shown_as_text_and_not_interpreted(page: Page, evil: str) -> None:
-    assert page.run("return document.querySelectorAll('img, main script, header script').length") == 0
+    assert (
+        page.run("return document.querySelectorAll('img, main script, header script').length") == 0
+    )
     assert evil in page.texts(".token")
     assert evil in page.text("#samples .passage") and evil in page.text("#errors .passage")
     assert evil in page.texts("#confusion-heat tbody th")
-    page.choose("label", str(page.run("return [...document.querySelectorAll('.pills label')].length - 1")))
+    page.choose(
+        "label", str(page.run("return [...document.querySelectorAll('.pills label')].length - 1"))
+    )
     assert page.text("#features-title").startswith(evil)
     page.search("<b>x</b>")
     assert page.count("#feature-list > li") > 0
@@ -154,12 +181,25 @@ def test_a_label_shows_its_features_with_all_that_is_known_of_them(page: Page) -
     assert page.text("#features-title").startswith("de")
     assert page.count("#feature-list > li") == 4
     card = page.texts("#feature-list > li")[0]
-    for words in ("entropy", "fires on", "probability by label", "activation", "promotes", "␣Tag", "with 2.50 in de"):
+    for words in (
+        "entropy",
+        "fires on",
+        "probability by label",
+        "activation",
+        "promotes",
+        "␣Tag",
+        "with 2.50 in de",
+    ):
         assert words in card, words
     assert page.count("#feature-list .chart svg rect") == 12
     page.choose("label", "1")
     assert page.text("#features-title").startswith("ar")
-    assert page.run("return getComputedStyle(document.querySelector('#feature-list .passage')).direction") == "rtl"
+    assert (
+        page.run(
+            "return getComputedStyle(document.querySelector('#feature-list .passage')).direction"
+        )
+        == "rtl"
+    )
     page.choose("label", "3")
     assert page.count("#feature-list > li") == 0
     assert page.text("#features-none") == "sae-lape chose no unit for this label."
@@ -187,7 +227,9 @@ def test_a_method_changes_the_features_and_where_they_are(page: Page) -> None:
         ("nowhere at all", 0, ""),
     ],
 )
-def test_the_search_finds_names_labels_tokens_and_passages(page: Page, words: str, features: int, first: str) -> None:
+def test_the_search_finds_names_labels_tokens_and_passages(
+    page: Page, words: str, features: int, first: str
+) -> None:
     page.search(words)
     noun = "feature" if features == 1 else "features"
     assert page.texts("#hits a")[0] == f"{features} {noun}"
@@ -227,7 +269,9 @@ def test_selectors_of_the_confusion_matrix_change_its_numbers(page: Page) -> Non
 
 def test_a_cell_tells_itself_to_the_pointer_and_to_the_keys(page: Page) -> None:
     page.run("document.querySelector('#overlap-heat tbody td:nth-child(3)').click()")
-    assert page.text("#overlap-heat-readout").startswith("de and ar: 2 units in both, 4 and 4 owned (Jaccard 33.3 %)")
+    assert page.text("#overlap-heat-readout").startswith(
+        "de and ar: 2 units in both, 4 and 4 owned (Jaccard 33.3 %)"
+    )
     page.run("document.getElementById('overlap-heat').focus()")
     page.driver.switch_to.active_element.send_keys("\ue012")  # left
     assert page.text("#overlap-heat-readout") == "de owns 4 units"
@@ -279,7 +323,9 @@ def test_the_frontier_is_of_the_chosen_label_and_its_marks_tell_themselves(page:
     page.select("frontier-label", "de")
     assert page.count(marks) == 1 + 4 * 3 - 1  # one perplexity was not measured
     page.run("document.querySelector('#frontier path.mark.features').focus()")
-    assert page.text("#frontier-readout").startswith("features, strength 1: forcing 40.0 %, perplexity 2.00 times own")
+    assert page.text("#frontier-readout").startswith(
+        "features, strength 1: forcing 40.0 %, perplexity 2.00 times own"
+    )
 
 
 def test_samples_stand_beside_their_twins_and_are_filtered(page: Page) -> None:
@@ -314,7 +360,9 @@ def test_every_control_is_reached_by_keys_and_has_a_name(page: Page) -> None:
         " && !e.closest('label') && !e.innerText?.trim()).map((e) => e.outerHTML.slice(0, 80))"
     )
     assert nameless == []
-    assert page.run("return [...document.querySelectorAll('[tabindex]')].every((e) => e.tabIndex === 0)")
+    assert page.run(
+        "return [...document.querySelectorAll('[tabindex]')].every((e) => e.tabIndex === 0)"
+    )
     page.run("document.querySelector('input[name=label]').focus()")
     page.driver.switch_to.active_element.send_keys("\ue014")  # right
     assert page.text("#features-title").startswith("ar")

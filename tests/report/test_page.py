@@ -81,9 +81,26 @@ class Shape(HTMLParser):
 def test_what_was_run_and_identification_are_there(run: Path) -> None:
     page = page_of(run)
     text = re.sub(r"\s+", " ", Shape(page).text)
-    for words in ("tiny", "1,234 texts", "mlp_out@12", "31.7", "3.1 %", "400,000", "1 min 15 s", "nested · a · b"):
+    for words in (
+        "tiny",
+        "1,234 texts",
+        "mlp_out@12",
+        "31.7",
+        "3.1 %",
+        "400,000",
+        "1 min 15 s",
+        "nested · a · b",
+    ):
         assert words in text, words
-    for words in ("2.11", "0.100 – 0.200", "40 sentences a label", "linear", "fasttext", "a new head", "first 10"):
+    for words in (
+        "2.11",
+        "0.100 – 0.200",
+        "40 sentences a label",
+        "linear",
+        "fasttext",
+        "a new head",
+        "first 10",
+    ):
         assert words in text, words
     for words in ("whole text", "1.000", "temperature 0.7"):
         assert words in text, words
@@ -112,7 +129,9 @@ def test_charts_get_the_numbers_of_the_run(run: Path) -> None:
     assert neurons["dictionaries"] == ["mlp_act@3"]
 
 
-def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passages(run: Path) -> None:
+def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passages(
+    run: Path,
+) -> None:
     unit = next(unit for unit in units_of(page_of(run)) if unit["unit"] == 0)
     p = dict(unit["p"])
     assert (p["de"], p["ar"]) == (0.6, 0.6)
@@ -124,21 +143,40 @@ def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passag
     assert unit["passages"][0]["value"] == 2.5
 
 
-def test_the_entropy_of_every_unit_that_fires_is_counted_and_the_chosen_ones_are_marked(run: Path) -> None:
+def test_the_entropy_of_every_unit_that_fires_is_counted_and_the_chosen_ones_are_marked(
+    run: Path,
+) -> None:
     parts = data_of(page_of(run))["entropy"]["parts"]
-    assert [part["dictionary"] for part in parts] == ["mlp_out@3", "mlp_out@12", "mlp_act@3"]  # SAEs first
+    assert [part["dictionary"] for part in parts] == [
+        "mlp_out@3",
+        "mlp_out@12",
+        "mlp_act@3",
+    ]  # SAEs first
     for part in parts:
-        assert (sum(part["bins"]), sum(part["chosen"]), part["fired"], part["silent"]) == (15, 5, 15, 1)
+        assert (sum(part["bins"]), sum(part["chosen"]), part["fired"], part["silent"]) == (
+            15,
+            5,
+            15,
+            1,
+        )
 
 
 def test_overlap_counts_the_units_that_two_labels_own(run: Path) -> None:
     overlap = data_of(page_of(run))["overlap"]
-    assert overlap["both"] == [[4, 2, 0, 0], [2, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0]]  # of two SAEs; no neurons
+    assert overlap["both"] == [
+        [4, 2, 0, 0],
+        [2, 4, 0, 0],
+        [0, 0, 4, 0],
+        [0, 0, 0, 0],
+    ]  # of two SAEs; no neurons
 
 
 def test_errors_are_told_by_who_was_right(run: Path) -> None:
     errors = data_of(page_of(run))["errors"]
-    short, whole = ([(e["kind"], e["ours"], e["theirs"]) for e in errors if e["length"] == at] for at in ("10", "all"))
+    short, whole = (
+        [(e["kind"], e["ours"], e["theirs"]) for e in errors if e["length"] == at]
+        for at in ("10", "all")
+    )
     assert short == [("theirs", "ar", "de"), ("ours", "de", "ja"), ("neither", None, None)]
     assert whole == [("ours", "de", None), ("ours", "de", "ja")]
 
@@ -153,13 +191,22 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     assert steering["summary"][0]["features_ahead_by"] == 0.123
     line = next(line for line in steering["lines"] if line["method"] == "random")
     assert [point[0] for point in line["points"][""]] == [1, 2, 3]
-    assert [point[1] for point in line["points"]["de"]] == [2, None, 4]  # relative to own; one was not measured
+    assert [point[1] for point in line["points"]["de"]] == [
+        2,
+        None,
+        4,
+    ]  # relative to own; one was not measured
     assert steering["settings"]["ar"].startswith("features: add · resid_post@3 · strength 1.5")
 
 
 def test_the_matrix_tells_changes_and_on_how_many_rows_the_diagonal_is_greatest(run: Path) -> None:
     features, others = data_of(page_of(run))["matrix"]["interventions"]
-    assert features["changes"]["nll_median"] == [[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 0]]
+    assert features["changes"]["nll_median"] == [
+        [0.5, 0, 0, 0],
+        [0, 0.5, 0, 0],
+        [0, 0, 0.5, 0],
+        [0, 0, 0, 0],
+    ]
     assert features["changes"]["perplexity_mean"][0] == [0.6487, 0, 0, 0]
     assert set(features["diagonal"].values()) == {3}
     assert set(others["diagonal"].values()) == {0}
@@ -189,7 +236,9 @@ def test_markup_in_the_corpus_stays_text(run: Path, evil: str) -> None:
 
 def test_the_script_never_reads_text_as_markup(run: Path) -> None:
     script = page_of(run).rsplit("<script>", 1)[1]
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|DOMParser", script)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|DOMParser", script
+    )
 
 
 def test_pieces_are_shaded_and_the_peak_is_marked(run: Path) -> None:
@@ -201,7 +250,9 @@ def test_pieces_are_shaded_and_the_peak_is_marked(run: Path) -> None:
 def test_combining_marks_stay_on_their_letter_and_direction_is_of_the_whole_text(run: Path) -> None:
     path = run / "examples" / "shown.json"
     shown = json.loads(path.read_text(encoding="utf-8"))
-    shown[0]["passages"] = [{"text": "हिन्दी", "pieces": ["ह", "ि", "न्द", "ी है"], "activations": [0, 0, 1, 2]}]
+    shown[0]["passages"] = [
+        {"text": "हिन्दी", "pieces": ["ह", "ि", "न्द", "ी है"], "activations": [0, 0, 1, 2]}
+    ]
     shown[1]["passages"] = [{"text": "OK مرحبا بالعالم", "label": "ar", "value": 1}]
     write_json(path, shown)
     first, second = [unit["passages"][0] for unit in units_of(page_of(run)) if unit["rank"] < 3][:2]
@@ -213,18 +264,28 @@ def test_a_long_passage_is_cut_around_its_peak(run: Path) -> None:
     shown = json.loads((run / "examples" / "shown.json").read_text())
     pieces = [f"p{at}." for at in range(1000)]
     activations = [float(at == 500) for at in range(1000)]
-    passage = {"text": "", "label": None, "value": None, "pieces": pieces, "activations": activations}
+    passage = {
+        "text": "",
+        "label": None,
+        "value": None,
+        "pieces": pieces,
+        "activations": activations,
+    }
     shown[1]["passages"] = [passage, passage]
     write_json(run / "examples" / "shown.json", shown)
     long = [spans for spans in spans_of(page_of(run)) if any("p500." in text for text, *_ in spans)]
-    for spans, start, end in zip(long, (460, 482), (540, 518), strict=True):  # of the second one less
+    for spans, start, end in zip(
+        long, (460, 482), (540, 518), strict=True
+    ):  # of the second one less
         text = "".join(text for text, *_ in spans)
         assert text.startswith(f"… p{start}.") and text.endswith(f"p{end}. …")
 
 
 def test_lone_surrogates_do_not_stop_it(run: Path) -> None:
     path = run / "examples" / "shown.json"
-    path.write_text(path.read_text(encoding="utf-8").replace("Grüße", "\\ud800Gr"), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("Grüße", "\\ud800Gr"), encoding="utf-8"
+    )
     assert any("?Gr" in text for spans in spans_of(page_of(run)) for text, *_ in spans)
 
 
@@ -237,13 +298,18 @@ def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
         if name in ("src", "href", "srcset", "data", "action", "poster"):
             assert value.startswith(("#", "tables/", "data:,")), (name, value)
     page = page.replace('"http://www.w3.org/2000/svg"', "")  # a name, not an address
-    assert not re.search(r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\b *[('\"]", page)
+    assert not re.search(
+        r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\b *[('\"]", page
+    )
     assert "default-src 'none'" in page
 
 
 def test_it_is_the_same_again_and_leaves_nothing_behind(run: Path) -> None:
     def contents() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in [run / "report.html", *(run / "tables").iterdir()]}
+        return {
+            str(path): path.read_bytes()
+            for path in [run / "report.html", *(run / "tables").iterdir()]
+        }
 
     write_report(run)
     first = contents()
@@ -260,27 +326,70 @@ def test_hundreds_of_labels_with_text_that_cannot_be_packed_stay_under_8_mb(run:
     view, data, _ = read_run(run)
     rng = random.Random(0)
     labels = [f"label-{at}" for at in range(480)]
-    write_json(run / "examples" / "shown.json", [
-        {"method": "m", "dictionary": "d", "unit": at, "label": labels[at // 5], "tokens": ["x" * 12] * 8,
-         "histogram": {"tokens": 9, "fired": 9, "max": 1, "counts": [rng.randrange(99) for _ in range(24)]},
-         "passages": [{"text": "", "label": "x", "value": 1.0, "activations": [rng.random() for _ in range(128)],
-                       "pieces": ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in "abc") for _ in range(128)]}] * 3}
-        for at in range(2400)
-    ])  # fmt: skip
+    write_json(
+        run / "examples" / "shown.json",
+        [
+            {
+                "method": "m",
+                "dictionary": "d",
+                "unit": at,
+                "label": labels[at // 5],
+                "tokens": ["x" * 12] * 8,
+                "histogram": {
+                    "tokens": 9,
+                    "fired": 9,
+                    "max": 1,
+                    "counts": [rng.randrange(99) for _ in range(24)],
+                },
+                "passages": [
+                    {
+                        "text": "",
+                        "label": "x",
+                        "value": 1.0,
+                        "activations": [rng.random() for _ in range(128)],
+                        "pieces": [
+                            "".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in "abc")
+                            for _ in range(128)
+                        ],
+                    }
+                ]
+                * 3,
+            }
+            for at in range(2400)
+        ],
+    )
     shown = (read_shown(run) or {})["m"]
-    numbers = {"score": 0.1234, "probability": 0.1234, "mean_firing": 1.234, "max": 12.34, "entropy": 1.234}
+    numbers = {
+        "score": 0.1234,
+        "probability": 0.1234,
+        "mean_firing": 1.234,
+        "max": 12.34,
+        "entropy": 1.234,
+    }
     units = [
-        {"dictionary": "d", "unit": unit, "rank": 1, **numbers, "others": [], "rest": 0.01,
-         "p": [[rng.choice(labels), rng.random()] for _ in range(12)], **row}
+        {
+            "dictionary": "d",
+            "unit": unit,
+            "rank": 1,
+            **numbers,
+            "others": [],
+            "rest": 0.01,
+            "p": [[rng.choice(labels), rng.random()] for _ in range(12)],
+            **row,
+        }
         for (_, unit, _), row in shown.items()
-    ]  # fmt: skip
+    ]
     data["methods"][0]["units"] = [units[at : at + 5] for at in range(0, 2400, 5)]
-    data["overlap"] = {"labels": labels, "both": [[rng.randrange(100) for _ in labels] for _ in labels]}
+    data["overlap"] = {
+        "labels": labels,
+        "both": [[rng.randrange(100) for _ in labels] for _ in labels],
+    }
     assert len(units) == 2400
     assert len(render({**view, "tables": []}, data).encode()) < 8e6
 
 
-# --------------------------------------------------------------------------- missing and damaged parts
+# --------------------------------------------------------------------------- missing and damaged
+# parts
 
 MISSING = {
     "saes": "holds no autoencoders",
@@ -367,7 +476,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_part_is_refused_in_a_sentence_and_the_page_before_stays(run: Path, name: str) -> None:
+def test_a_damaged_part_is_refused_in_a_sentence_and_the_page_before_stays(
+    run: Path, name: str
+) -> None:
     write_report(run)
     before = (run / "report.html").read_bytes()
     (run / name).write_text(DAMAGE[name])
@@ -391,7 +502,10 @@ def test_the_tables_beside_the_page_are_linked_and_hold_its_numbers(run: Path, e
     assert {path.name for path in (run / "tables").iterdir()} == {f"{name}.csv" for name in TABLES}
     heads = {(row["head"], row["length"]): row for row in table(run, "lid")}
     assert len(heads) == 12 and float(heads["linear", "10"]["accuracy"]) == 0.95
-    assert len(table(run, "features")) == pq.read_table(run / "selections" / "sae-lape.parquet").num_rows + 6
+    assert (
+        len(table(run, "features"))
+        == pq.read_table(run / "selections" / "sae-lape.parquet").num_rows + 6
+    )
     overlap = {(row["label"], row["other"]): row for row in table(run, "overlap")}
     assert len(overlap) == 6
     assert (overlap["de", "ar"]["both"], float(overlap["de", "ar"]["jaccard"])) == ("2", 0.333333)
@@ -399,7 +513,11 @@ def test_the_tables_beside_the_page_are_linked_and_hold_its_numbers(run: Path, e
     assert len(steering) == 4 * (2 + 4 * 4)
     assert {row["sites"] for row in steering} == {"resid_post@3"}
     matrix = table(run, "matrix")
-    assert len(matrix) == 2 * 16 and matrix[0]["nll_median"] == "2.5" and matrix[0]["baseline_nll_median"] == "2.0"
+    assert (
+        len(matrix) == 2 * 16
+        and matrix[0]["nll_median"] == "2.5"
+        and matrix[0]["baseline_nll_median"] == "2.0"
+    )
     errors = table(run, "errors")
     assert {row["kind"] for row in errors} == {"theirs", "ours", "neither"}
     assert all(row["text"].startswith(evil) for row in errors)

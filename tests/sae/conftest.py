@@ -16,7 +16,10 @@ def activations():
     """Real vectors float32 [n, 640] after a block of Gemma-3-270m, the first of each text (BOS) left out."""
     lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
     site = lm.site("resid_post@3").path
-    texts = ["The keeper of the old lighthouse climbed the stairs.", "Der Hund und die Katze schliefen im Haus."]
+    texts = [
+        "The keeper of the old lighthouse climbed the stairs.",
+        "Der Hund und die Katze schliefen im Haus.",
+    ]
     rows = []
     with capture(lm.model, (site,)) as captured, torch.inference_mode():
         for text in texts:

@@ -41,7 +41,13 @@ def make(weights):
         if activation == "gated":
             kept["gain"] = kept.pop("r_mag").exp()
         k = 16 if activation in ("topk", "groupmax") else 0
-        options = {"id": "sae-mlp_out@3", "site": "mlp_out@3", "k": k, "record": record, "activation": activation}
+        options = {
+            "id": "sae-mlp_out@3",
+            "site": "mlp_out@3",
+            "k": k,
+            "record": record,
+            "activation": activation,
+        }
         return SAE(**kept, **{**options, **changes})
 
     return build
@@ -62,7 +68,9 @@ def no_gradients():
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])
-def test_sae_lens_opens_every_architecture(tmp_path, make, given, same, x, activation, centred, normalize):
+def test_sae_lens_opens_every_architecture(
+    tmp_path, make, given, same, x, activation, centred, normalize
+):
     sae_lens = pytest.importorskip("sae_lens")
     ours = make(activation, centred=centred, normalize=normalize, max_norm=9000.0)
     given(ours)
@@ -71,14 +79,24 @@ def test_sae_lens_opens_every_architecture(tmp_path, make, given, same, x, activ
     acts = theirs.encode(x)
     same(ours, x, acts, theirs.decode(acts))
     meta = theirs.cfg.metadata
-    assert (meta.model_name, meta.model_revision, meta.hook_name) == ("owner/model", "r1", "blocks.3.hook_mlp_out")
+    assert (meta.model_name, meta.model_revision, meta.hook_name) == (
+        "owner/model",
+        "r1",
+        "blocks.3.hook_mlp_out",
+    )
     assert (meta.hf_hook_name, meta.context_size) == ("model.layers.3.mlp", 128)
     assert meta.exclude_special_tokens is True
 
 
 @pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu", "gated"])
 def test_nothing_is_lost_in_the_layout_of_sae_lens(tmp_path, make, given, activation):
-    ours = make(activation, max_norm=9000.0, dtype="bfloat16", centred=activation != "relu", normalize="layer_norm")
+    ours = make(
+        activation,
+        max_norm=9000.0,
+        dtype="bfloat16",
+        centred=activation != "relu",
+        normalize="layer_norm",
+    )
     given(ours)
     export_saes("any", "sae-lens", tmp_path / "out")
     (back,) = load_saes(str(tmp_path / "out"))
@@ -86,13 +104,17 @@ def test_nothing_is_lost_in_the_layout_of_sae_lens(tmp_path, make, given, activa
     assert (back.id, back.site, back.record) == (ours.id, ours.site, ours.record)
     for name, tensor in ours.tensors.items():
         # A gain is kept as its logarithm.
-        torch.testing.assert_close(back.tensors[name], tensor, rtol=1e-6 if name == "gain" else 0, atol=0)
+        torch.testing.assert_close(
+            back.tensors[name], tensor, rtol=1e-6 if name == "gain" else 0, atol=0
+        )
     if activation != "gated":
         assert back.identity["fingerprint"] == ours.identity["fingerprint"]
 
 
 @pytest.mark.parametrize("activation", ["topk", "groupmax"])
-def test_sparsify_opens_its_two_activations_and_nothing_is_lost(tmp_path, make, given, same, x, activation):
+def test_sparsify_opens_its_two_activations_and_nothing_is_lost(
+    tmp_path, make, given, same, x, activation
+):
     sparsify = pytest.importorskip("sparsify")
     ours = make(activation)
     given(ours)
@@ -115,7 +137,9 @@ def foreign(form, directory, weights):
     if form == "scope 1":
         directory = directory / "gemma-scope-2b-pt-res/layer_3/average_l0_7"
         directory.mkdir(parents=True)
-        np.savez(directory / "params.npz", **{name: tensor.numpy() for name, tensor in given.items()})
+        np.savez(
+            directory / "params.npz", **{name: tensor.numpy() for name, tensor in given.items()}
+        )
         return directory
     directory = directory / ("SAE-Res-Tiny-W1K-L0_16" if form == "qwen" else "layers.3.mlp")
     directory.mkdir()
@@ -124,17 +148,32 @@ def foreign(form, directory, weights):
         save_file(state, directory / "params.safetensors")
         config = {"hf_hook_point_in": "model.layers.3.output", "model_name": "gemma-3-270m"}
     elif form.startswith("dictionary"):
-        names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec", "b_dec": "b_dec"}
+        names = {
+            "encoder.weight": "W_enc",
+            "encoder.bias": "b_enc",
+            "decoder.weight": "W_dec",
+            "b_dec": "b_dec",
+        }
         state = {new: given[old].T if "weight" in new else given[old] for new, old in names.items()}
         torch.save(state, directory / "ae.pt")
-        trainer = {"dict_class": "AutoEncoderTopK", "k": 16, "submodule_name": form.partition(" ")[2], "lm_name": "m"}
+        trainer = {
+            "dict_class": "AutoEncoderTopK",
+            "k": 16,
+            "submodule_name": form.partition(" ")[2],
+            "lm_name": "m",
+        }
         config = {"trainer": trainer}
     elif form == "qwen":
         state = {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in given.items()}
         torch.save(state, directory / "layer3.sae.pt")
     else:
-        sae = SAE("a", "mlp_out@3", **{k: v for k, v in given.items() if k != "threshold"}, k=16,
-                  record={"module": "blocks.3.hook_mlp_out"})  # fmt: skip
+        sae = SAE(
+            "a",
+            "mlp_out@3",
+            **{k: v for k, v in given.items() if k != "threshold"},
+            k=16,
+            record={"module": "blocks.3.hook_mlp_out"},
+        )
         write_sae(form, sae, directory)
         write_json(directory.parent / "config.json", {"model": "m"})  # of a run of sparsify
     if config:
@@ -154,7 +193,9 @@ def foreign(form, directory, weights):
         ("qwen", "layers.3", "does not subtract it"),
     ],
 )
-def test_every_format_that_is_read_is_exported_or_refused(tmp_path, weights, x, form, hookpoint, reason):
+def test_every_format_that_is_read_is_exported_or_refused(
+    tmp_path, weights, x, form, hookpoint, reason
+):
     directory = foreign(form, tmp_path, weights)
     (ours,) = load_saes(str(directory))
     export_saes(str(directory), "sae-lens", tmp_path / "lens")
@@ -169,7 +210,9 @@ def test_every_format_that_is_read_is_exported_or_refused(tmp_path, weights, x, 
             export_saes(str(directory), "sparsify", tmp_path / "out")
         assert "\n" not in str(told.value)
         return
-    assert export_saes(str(directory), "sparsify", tmp_path / "out") == [tmp_path / "out" / str(hookpoint)]
+    assert export_saes(str(directory), "sparsify", tmp_path / "out") == [
+        tmp_path / "out" / str(hookpoint)
+    ]
     (back,) = load_saes(str(tmp_path / "out"))
     assert back.site == hookpoint and torch.equal(back.encode(x).dense(), ours.encode(x).dense())
 
@@ -178,7 +221,9 @@ def test_an_exported_norm_of_the_decoder_is_that_of_its_rows(tmp_path, make):
     sae = make()
     write_sae("sparsify", sae, tmp_path)
     assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is False
-    write_sae("sparsify", replace(sae, W_dec=sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)), tmp_path)
+    write_sae(
+        "sparsify", replace(sae, W_dec=sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)), tmp_path
+    )
     assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is True
 
 
@@ -211,7 +256,9 @@ def test_hookpoints_are_the_modules_that_sites_resolve_to(family_lm, make, given
         path = family_lm.site(name).path
         given(make(record={**RECORD, "module": path}))
         source = open_source("any")
-        assert base.get_submodule(source.hookpoint(source.saes[0])) is family_lm.model.get_submodule(path)
+        assert base.get_submodule(
+            source.hookpoint(source.saes[0])
+        ) is family_lm.model.get_submodule(path)
 
 
 def test_the_names_of_transformer_lens_are_kept_and_make_no_hookpoint(tmp_path, make, given):
@@ -236,7 +283,10 @@ def test_the_card_says_what_the_format_does_not(tmp_path, make, given):
     export_saes("any", "sparsify", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: sparsify\nbase_model: owner/model\ntags:\n")
-    assert "the output of the norm after it (`layers.3.post_feedforward_layernorm`), not of `mlp`" in text
+    assert (
+        "the output of the norm after it (`layers.3.post_feedforward_layernorm`), not of `mlp`"
+        in text
+    )
     assert "those whose norm exceeds the max norm" in text and "products in bfloat16" in text
     row = "| layers.3.post_feedforward_layernorm | mlp_out@3 | layers.3.post_feedforward_layernorm | blocks.3.hook_mlp"
     assert f"{row}_out | 384 | topk 16 | 0.250 | 15.5 | 12.5% | 12.50 |" in text
@@ -249,14 +299,27 @@ def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path
     export_saes("any", "sae-lens", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "base_model" not in text and "- Tokens: not recorded" in text and "None" not in text
-    assert "| sae-mlp_out@3 | mlp_out@3 | – | blocks.3.hook_mlp_out | 384 | topk 16 | – | – | – | – |" in text
+    assert (
+        "| sae-mlp_out@3 | mlp_out@3 | – | blocks.3.hook_mlp_out | 384 | topk 16 | – | – | – | – |"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
     ("form", "activation", "changes", "message"),
     [
-        ("sae-lens", "groupmax", {}, "sae-lens has no groupmax SAEs, and sae-mlp_out@3 is one; use --format sparsify"),
-        ("sparsify", "jumprelu", {}, "topk and groupmax SAEs .* sae-mlp_out@3 is jumprelu; use --format sae-lens"),
+        (
+            "sae-lens",
+            "groupmax",
+            {},
+            "sae-lens has no groupmax SAEs, and sae-mlp_out@3 is one; use --format sparsify",
+        ),
+        (
+            "sparsify",
+            "jumprelu",
+            {},
+            "topk and groupmax SAEs .* sae-mlp_out@3 is jumprelu; use --format sae-lens",
+        ),
         ("sparsify", "relu", {}, "is relu"),
         ("sparsify", "gated", {}, "is gated"),
         ("sparsify", "topk", {"centred": False}, "does not subtract it"),
@@ -264,7 +327,9 @@ def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path
         ("onnx", "topk", {}, "unknown format onnx; there are sae-lens, sparsify"),
     ],
 )
-def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, make, given, form, activation, changes, message):
+def test_what_a_format_cannot_hold_is_one_sentence(
+    tmp_path, make, given, form, activation, changes, message
+):
     given(make(activation, **changes))
     with pytest.raises(UserError, match=message) as told:
         export_saes("any", form, tmp_path / "out")
@@ -275,22 +340,36 @@ def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, make, given, form, 
 def test_a_source_that_names_no_place_is_one_sentence(tmp_path, monkeypatch, source):
     (tmp_path / "run.json").write_text("{}")  # of the directory one is in
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"in the home of a user who is not known here|a source of SAEs is empty"):
+    with pytest.raises(
+        UserError, match=r"in the home of a user who is not known here|a source of SAEs is empty"
+    ):
         export_saes(source, "sae-lens", tmp_path / "out")
 
 
 def test_an_embedded_model_is_named_as_on_the_hub_and_still_fits(tmp_path, make_lm):
     lm = make_lm()
     lm.name = "embedded:gemma-3-270m"
-    sae = SAE("a", "mlp_out@1", torch.randn(32, 48), torch.ones(48), torch.randn(48, 32), torch.ones(32), k=4,
-              record={"model": {"name": lm.name, "revision": None, "fingerprint": lm.fingerprint},
-                      "module": "model.layers.1.mlp"})  # fmt: skip
+    sae = SAE(
+        "a",
+        "mlp_out@1",
+        torch.randn(32, 48),
+        torch.ones(48),
+        torch.randn(48, 32),
+        torch.ones(32),
+        k=4,
+        record={
+            "model": {"name": lm.name, "revision": None, "fingerprint": lm.fingerprint},
+            "module": "model.layers.1.mlp",
+        },
+    )
     save_sae(sae, tmp_path / "a")
     for form in ("sae-lens", "sparsify"):
         (folder,) = export_saes(str(tmp_path / "a"), form, tmp_path / form)
         file = tmp_path / form / "config.json" if form == "sparsify" else folder / "cfg.json"
         found = read_json(file)
-        assert (found["model"] if form == "sparsify" else found["metadata"]["model_name"]) == "google/gemma-3-270m"
+        assert (
+            found["model"] if form == "sparsify" else found["metadata"]["model_name"]
+        ) == "google/gemma-3-270m"
         card = (tmp_path / form / "README.md").read_text()
         assert "\nbase_model: google/gemma-3-270m\n" in card
         assert "# Sparse autoencoders of google/gemma-3-270m\n" in card
@@ -315,7 +394,12 @@ def test_an_export_is_written_over_and_nothing_else(tmp_path, make, given):
     export_saes("any", "sae-lens", out)
     given(make())
     export_saes("any", "sparsify", out)
-    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "export.json", "layers.3.mlp"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "export.json",
+        "layers.3.mlp",
+    ]
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     export_saes("any", "sparsify", out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
@@ -369,10 +453,16 @@ def test_one_direction_for_other_tools(tmp_path, make, given):
         ("sae-mlp_out@3:384", "v.npy", "sae-mlp_out@3 has the units 0 to 383, and no 384"),
         ("sae-mlp_out@3:1", "v.txt", r"should end in \.safetensors or \.npy"),
         ("sae-mlp_out@3:1", "old.npy", "exists and does not say that it is an exported direction"),
-        ("sae-mlp_out@3:1", "old.safetensors", "exists and does not say that it is an exported direction"),
+        (
+            "sae-mlp_out@3:1",
+            "old.safetensors",
+            "exists and does not say that it is an exported direction",
+        ),
     ],
 )
-def test_a_direction_that_cannot_be_written_is_one_sentence(tmp_path, make, given, feature, name, message):
+def test_a_direction_that_cannot_be_written_is_one_sentence(
+    tmp_path, make, given, feature, name, message
+):
     given(make())
     before = dict.fromkeys(("old.npy", "old.safetensors"), b"mine")
     for old, data in before.items():
@@ -397,8 +487,13 @@ def test_the_snippet_of_the_card_runs_and_finds_what_we_find(tmp_path, tiny_run,
     export_saes(str(tiny_run), form, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     code = text.split("```python\n")[1].split("```")[0] + _KEEP
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "out" / "found.safetensors")
     x, activations = found["x"], found["activations"]

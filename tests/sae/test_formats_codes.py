@@ -19,7 +19,9 @@ def make(activation="relu", width=12, d_in=4, k=3, seed=0, **options):
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_dec": (d_in,), "b_enc": (width,)}
     shapes |= dict.fromkeys(EXTRA.get(activation, ()), (width,))
-    weights = {name: torch.randint(-2, 3, shape, generator=g).float() for name, shape in shapes.items()}
+    weights = {
+        name: torch.randint(-2, 3, shape, generator=g).float() for name, shape in shapes.items()
+    }
     if "gain" in weights:
         weights["gain"] = 2.0 ** weights["gain"]
     return SAE("a", "mlp_out@1", **weights, k=k, activation=activation, **options)
@@ -36,20 +38,32 @@ def by_definition(sae, x):
             value = [v if v > float(t) else 0.0 for v, t in zip(value, sae.threshold, strict=True)]
         elif sae.activation == "gated":
             gate = [h[u] + float(sae.b_gate[u]) > 0 for u in range(sae.width)]
-            value = [max(h[u] * float(sae.gain[u]) + float(sae.b_enc[u]), 0.0) * gate[u] for u in range(sae.width)]
+            value = [
+                max(h[u] * float(sae.gain[u]) + float(sae.b_enc[u]), 0.0) * gate[u]
+                for u in range(sae.width)
+            ]
         elif sae.activation == "topk":
             best = sorted(range(sae.width), key=lambda u: (-value[u], u))[: sae.k]
             value = [v if u in best else 0.0 for u, v in enumerate(value)]
         elif sae.activation == "groupmax":
             size = sae.width // sae.k
-            best = [max(range(s, s + size), key=lambda u: (value[u], -u)) for s in range(0, sae.width, size)]
+            best = [
+                max(range(s, s + size), key=lambda u: (value[u], -u))
+                for s in range(0, sae.width, size)
+            ]
             value = [v if u in best else 0.0 for u, v in enumerate(value)]
         rows.append(value)
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.sampled_from(ACTIVATIONS), st.integers(1, 4), st.integers(1, 20), st.booleans(), st.integers(0, 10**6))
+@given(
+    st.sampled_from(ACTIVATIONS),
+    st.integers(1, 4),
+    st.integers(1, 20),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
 def test_codes_are_those_of_the_definition(activation, k, size, centred, seed):
     sae = make(activation, k * size, k=k, seed=seed, centred=centred)
     x = torch.randint(-2, 3, (7, 4), generator=torch.Generator().manual_seed(seed + 1)).float()
@@ -83,5 +97,7 @@ def test_the_fingerprint_knows_the_activation_and_the_transforms():
     given += [dataclasses.replace(sae, normalize=n) for n in NORMALIZATIONS[1:]]
     given += [dataclasses.replace(sae, centred=False)]
     for name in ("threshold", "b_gate", "gain"):
-        given += [dataclasses.replace(sae, **{name: torch.full((12,), value)}) for value in (1.0, 2.0)]
+        given += [
+            dataclasses.replace(sae, **{name: torch.full((12,), value)}) for value in (1.0, 2.0)
+        ]
     assert len({one.identity["fingerprint"] for one in given}) == len(given)

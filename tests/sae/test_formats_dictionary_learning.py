@@ -17,33 +17,50 @@ from saefeat.io import UserError
 from saefeat.sae.store import load_sae, load_saes
 
 D_IN, D_SAE = 640, 384
-TRAINER = {"layer": 3, "lm_name": "google/gemma-3-270m", "submodule_name": "resid_post_layer_3", "k": 16}
+TRAINER = {
+    "layer": 3,
+    "lm_name": "google/gemma-3-270m",
+    "submodule_name": "resid_post_layer_3",
+    "k": 16,
+}
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 # Class -> the names of its weights in `ae.pt`, those of linear layers being transposed.
 CLASSES = {
     "AutoEncoder": {**LINEAR, "b_dec": "bias"},
     "AutoEncoderNew": {**LINEAR, "b_dec": "decoder.bias"},
-    "GatedAutoEncoder": {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias",
-                         "r_mag": "r_mag", "b_mag": "mag_bias", "b_gate": "gate_bias"},
+    "GatedAutoEncoder": {
+        "W_enc": "encoder.weight",
+        "W_dec": "decoder.weight",
+        "b_dec": "decoder_bias",
+        "r_mag": "r_mag",
+        "b_mag": "mag_bias",
+        "b_gate": "gate_bias",
+    },
     "AutoEncoderTopK": {**LINEAR, "b_dec": "b_dec"},
     "BatchTopKSAE": {**LINEAR, "b_dec": "b_dec"},
     "MatryoshkaBatchTopKSAE": PLAIN,
     "JumpReluAutoEncoder": {**PLAIN, "threshold": "threshold"},
-}  # fmt: skip
+}
 
 
 def save(directory, kind, weights, trainer=(), **extra):
     """The layout of `ae.pt` and `config.json`, with random weights."""
     given = weights(*CLASSES[kind])
-    state = {new: given[old].T if new.endswith(".weight") else given[old] for old, new in CLASSES[kind].items()}
+    state = {
+        new: given[old].T if new.endswith(".weight") else given[old]
+        for old, new in CLASSES[kind].items()
+    }
     if "TopK" in kind:
         state |= {"k": torch.tensor(16, dtype=torch.int), "threshold": torch.tensor(7.0)}
     if kind.startswith("Matryoshka"):
         state["group_sizes"] = torch.tensor([64, D_SAE - 64])
     directory.mkdir(parents=True, exist_ok=True)
     torch.save(state | extra, directory / "ae.pt")
-    config = {"trainer": {"dict_class": kind, **TRAINER, **dict(trainer)}, "buffer": {"ctx_len": 128}}
+    config = {
+        "trainer": {"dict_class": kind, **TRAINER, **dict(trainer)},
+        "buffer": {"ctx_len": 128},
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return given
 
@@ -72,11 +89,18 @@ def theirs():
     package.__path__ = list(spec.submodule_search_locations)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "dictionary_learning", package)
-        names = ("dictionary", "trainers.top_k", "trainers.batch_top_k", "trainers.matryoshka_batch_top_k")
+        names = (
+            "dictionary",
+            "trainers.top_k",
+            "trainers.batch_top_k",
+            "trainers.matryoshka_batch_top_k",
+        )
         places = [importlib.import_module(f"dictionary_learning.{name}") for name in names]
 
         def load(kind, path):
-            return next(getattr(place, kind) for place in places if hasattr(place, kind)).from_pretrained(path)
+            return next(
+                getattr(place, kind) for place in places if hasattr(place, kind)
+            ).from_pretrained(path)
 
         yield load
 
@@ -100,7 +124,9 @@ def test_every_class_fires_as_in_the_library(tmp_path, weights, same, x, kind, t
     same(load_sae(tmp_path / "a"), x, peer.encode(x), peer(x))
 
 
-def test_a_batchtopk_sae_whose_threshold_was_never_set_fires_wherever_it_is_positive(tmp_path, weights, same, x):
+def test_a_batchtopk_sae_whose_threshold_was_never_set_fires_wherever_it_is_positive(
+    tmp_path, weights, same, x
+):
     given = save(tmp_path / "a", "BatchTopKSAE", weights, threshold=torch.tensor(-1.0))
     same(load_sae(tmp_path / "a"), x, relu((x - given["b_dec"]) @ given["W_enc"] + given["b_enc"]))
 
@@ -134,9 +160,16 @@ def test_ids_sites_and_the_model_come_from_the_folders_and_the_trainer(tmp_path,
     for layer in (3, 12):
         for i in range(2):
             trainer = {"submodule_name": None, "layer": layer}
-            save(tmp_path / f"resid_post_layer_{layer}" / f"trainer_{i}", "AutoEncoderTopK", weights, trainer)
+            save(
+                tmp_path / f"resid_post_layer_{layer}" / f"trainer_{i}",
+                "AutoEncoderTopK",
+                weights,
+                trainer,
+            )
     saes = load_saes(str(tmp_path))
-    assert [sae.id for sae in saes] == [f"resid_post_layer_{n}-trainer_{i}" for n in (3, 12) for i in (0, 1)]
+    assert [sae.id for sae in saes] == [
+        f"resid_post_layer_{n}-trainer_{i}" for n in (3, 12) for i in (0, 1)
+    ]
     assert [sae.site for sae in saes] == ["resid_post@3"] * 2 + ["resid_post@12"] * 2
     assert saes[0].record["model"]["name"] == "google/gemma-3-270m" and saes[0].k == 16
     assert saes[0].record["tokens"] == {"context_size": 128}
@@ -191,7 +224,10 @@ def test_parameters_are_read_as_their_values(tmp_path, weights, x, kind):
     save(tmp_path / "a", kind, weights)
     save(tmp_path / "b", kind, weights)
     path = tmp_path / "b" / "ae.pt"
-    state = {name: torch.nn.Parameter(t) if t.is_floating_point() else t for name, t in torch.load(path).items()}
+    state = {
+        name: torch.nn.Parameter(t) if t.is_floating_point() else t
+        for name, t in torch.load(path).items()
+    }
     torch.save(state, path)
     with torch.enable_grad():
         before, after = load_sae(tmp_path / "a"), load_sae(tmp_path / "b")
@@ -204,7 +240,9 @@ class Thing:
     """An object that a pickle may hold."""
 
 
-@pytest.mark.parametrize("damage", ["removed", "cut", "empty", "text", "object", "pickle", "list", "nan", "number"])
+@pytest.mark.parametrize(
+    "damage", ["removed", "cut", "empty", "text", "object", "pickle", "list", "nan", "number"]
+)
 def test_damaged_weights_are_one_sentence(tmp_path, weights, damage):
     save(tmp_path / "a", "AutoEncoder", weights)
     path = tmp_path / "a" / "ae.pt"

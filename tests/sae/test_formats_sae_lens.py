@@ -40,7 +40,9 @@ def make(kind, weights, **options):
     if kind == "topk":
         options = {"k": 16, **options}
     metadata = SAEMetadata(**HOOK, prepend_bos=True, context_size=128)
-    return fill(theirs(config(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **options)), weights(*NAMES[kind]))
+    return fill(
+        theirs(config(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **options)), weights(*NAMES[kind])
+    )
 
 
 def change(directory, **changes):
@@ -58,7 +60,9 @@ def no_gradients():
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
 @pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu", "gated"])
-def test_every_architecture_fires_as_in_sae_lens(tmp_path, weights, same, x, kind, normalize, centred):
+def test_every_architecture_fires_as_in_sae_lens(
+    tmp_path, weights, same, x, kind, normalize, centred
+):
     theirs = make(kind, weights, normalize_activations=normalize, apply_b_dec_to_input=centred)
     theirs.save_model(tmp_path / "a")
     ours = load_sae(tmp_path / "a")
@@ -80,7 +84,9 @@ def test_what_a_training_saves_fires_as_in_sae_lens(tmp_path, weights, same, x, 
         options["matryoshka_widths"] = [64, D_SAE]
     config = getattr(saes, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **options)
     config.metadata.model_name, config.metadata.hook_name = "m", "blocks.3.hook_resid_post"
-    training = fill(getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc"))
+    training = fill(
+        getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc")
+    )
     if "Batch" in kind:
         training.topk_threshold.fill_(7.0)
     training.save_inference_model(tmp_path / "a")
@@ -101,17 +107,62 @@ def test_weights_of_half_precision_are_read_in_float32(tmp_path, weights, same, 
 @pytest.mark.parametrize(
     ("kind", "old"),
     [
-        ("standard", {"hook_point": HOOK["hook_name"], "hook_point_layer": 3, "normalize_activations": False}),
-        ("standard", {"hook_name": HOOK["hook_name"], "architecture": "standard", "activation_fn_str": "relu"}),
-        ("topk", {"hook_name": HOOK["hook_name"], "architecture": "standard", "normalize_activations": "layer_norm",
-                  "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 16}, "sae_lens_version": "3.9.1"}),
-        ("gated", {"hook_name": HOOK["hook_name"], "architecture": "gated", "apply_b_dec_to_input": False}),
-        ("jumprelu", {"hook_name": HOOK["hook_name"], "architecture": "jumprelu", "normalize_activations": None}),
+        (
+            "standard",
+            {
+                "hook_point": HOOK["hook_name"],
+                "hook_point_layer": 3,
+                "normalize_activations": False,
+            },
+        ),
+        (
+            "standard",
+            {
+                "hook_name": HOOK["hook_name"],
+                "architecture": "standard",
+                "activation_fn_str": "relu",
+            },
+        ),
+        (
+            "topk",
+            {
+                "hook_name": HOOK["hook_name"],
+                "architecture": "standard",
+                "normalize_activations": "layer_norm",
+                "activation_fn_str": "topk",
+                "activation_fn_kwargs": {"k": 16},
+                "sae_lens_version": "3.9.1",
+            },
+        ),
+        (
+            "gated",
+            {
+                "hook_name": HOOK["hook_name"],
+                "architecture": "gated",
+                "apply_b_dec_to_input": False,
+            },
+        ),
+        (
+            "jumprelu",
+            {
+                "hook_name": HOOK["hook_name"],
+                "architecture": "jumprelu",
+                "normalize_activations": None,
+            },
+        ),
     ],
-)  # fmt: skip
-def test_configurations_of_early_versions_are_read_as_sae_lens_reads_them(tmp_path, weights, same, x, kind, old):
+)
+def test_configurations_of_early_versions_are_read_as_sae_lens_reads_them(
+    tmp_path, weights, same, x, kind, old
+):
     make(kind, weights).save_model(tmp_path / "a")
-    cfg = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu", "model_name": "gpt2-small"}
+    cfg = {
+        "d_in": D_IN,
+        "d_sae": D_SAE,
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "model_name": "gpt2-small",
+    }
     (tmp_path / "a" / "cfg.json").write_text(json.dumps(cfg | old))
     theirs, ours = sae_lens.SAE.load_from_disk(tmp_path / "a"), load_sae(tmp_path / "a")
     acts = theirs.encode(x)
@@ -123,11 +174,15 @@ def test_configurations_of_early_versions_are_read_as_sae_lens_reads_them(tmp_pa
     ("kind", "rescale"),
     [("standard", False), ("topk", False), ("topk", True), ("jumprelu", False), ("gated", False)],
 )
-def test_the_scale_of_the_vectors_in_training_is_folded_in(tmp_path, weights, same, x, kind, rescale):
+def test_the_scale_of_the_vectors_in_training_is_folded_in(
+    tmp_path, weights, same, x, kind, rescale
+):
     theirs = make(kind, weights, **({"rescale_acts_by_decoder_norm": True} if rescale else {}))
     theirs.save_model(tmp_path / "a")
     change(tmp_path / "a", normalize_activations="expected_average_only_in")
-    with pytest.raises(UserError, match=r"but no activation_scaler\.json beside it holds the factor; copy"):
+    with pytest.raises(
+        UserError, match=r"but no activation_scaler\.json beside it holds the factor; copy"
+    ):
         load_sae(tmp_path / "a")
     (tmp_path / "a" / "activation_scaler.json").write_text('{"scaling_factor": 0.3}')
     theirs.fold_activation_norm_scaling_factor(0.3)
@@ -139,7 +194,9 @@ def test_the_scale_of_the_vectors_in_training_is_folded_in(tmp_path, weights, sa
 
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("kind", ["standard", "topk", "jumprelu", "gated"])
-def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(tmp_path, weights, same, x, kind, centred):
+def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(
+    tmp_path, weights, same, x, kind, centred
+):
     theirs = make(kind, weights, apply_b_dec_to_input=centred)
     theirs.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
     theirs.save_model(tmp_path / "a")
@@ -153,7 +210,10 @@ def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(tmp_path, weig
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "transcoder"}, "architecture transcoder cannot be read: it writes at another place"),
+        (
+            {"architecture": "transcoder"},
+            "architecture transcoder cannot be read: it writes at another place",
+        ),
         ({"architecture": "jumprelu_skip_transcoder"}, "it writes at another place"),
         ({"architecture": "abstopk"}, "fire with negative values"),
         ({"architecture": "matching_pursuit"}, "by iteration"),
@@ -196,7 +256,9 @@ def save_batchtopk(directory, weights, kind="BatchTopK", version="6.54.8", **run
     config = getattr(saes, f"{kind}TrainingSAEConfig")(d_in=D_IN, d_sae=D_SAE, **options)
     config.metadata.model_name, config.metadata.hook_name = "m", "blocks.3.hook_resid_post"
     config.metadata.sae_lens_version = version
-    training = fill(getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc"))
+    training = fill(
+        getattr(saes, f"{kind}TrainingSAE")(config), weights("W_enc", "W_dec", "b_dec", "b_enc")
+    )
     training.topk_threshold.fill_(0.7)
     training.fold_activation_norm_scaling_factor(0.1)
     if version == "6.54.8":  # from 6.54.9 on the fold mends the threshold too
@@ -212,15 +274,27 @@ def doubt(directory):
         warnings.simplefilter("always")
         sae = load_sae(directory)
     told = [str(warning.message) for warning in caught if "BatchTopK" in str(warning.message)]
-    assert told == ([f"the SAE in {directory}: {sae.record['doubt']}"] if "doubt" in sae.record else [])
+    assert told == (
+        [f"the SAE in {directory}: {sae.record['doubt']}"] if "doubt" in sae.record else []
+    )
     return sae.record.get("doubt")
 
 
 @pytest.mark.parametrize("kind", ["BatchTopK", "MatryoshkaBatchTopK"])
 def test_a_batchtopk_sae_whose_threshold_was_not_scaled_is_named(tmp_path, weights, x, kind):
-    save_batchtopk(tmp_path / "old", weights, kind, sae={"normalize_activations": "expected_average_only_in"})
-    save_batchtopk(tmp_path / "new", weights, kind, "6.54.9", sae={"normalize_activations": "expected_average_only_in"})
-    assert "sae-lens 6.54.8 saved this BatchTopK SAE, which was trained on scaled" in doubt(tmp_path / "old")
+    save_batchtopk(
+        tmp_path / "old", weights, kind, sae={"normalize_activations": "expected_average_only_in"}
+    )
+    save_batchtopk(
+        tmp_path / "new",
+        weights,
+        kind,
+        "6.54.9",
+        sae={"normalize_activations": "expected_average_only_in"},
+    )
+    assert "sae-lens 6.54.8 saved this BatchTopK SAE, which was trained on scaled" in doubt(
+        tmp_path / "old"
+    )
     assert doubt(tmp_path / "new") is None
     old, new = load_sae(tmp_path / "old"), load_sae(tmp_path / "new")
     torch.testing.assert_close(old.threshold / 0.1, new.threshold)  # as the advice says
@@ -233,14 +307,19 @@ def test_a_batchtopk_sae_whose_threshold_was_not_scaled_is_named(tmp_path, weigh
     [
         ({}, "which may have been trained (no runner_cfg.json tells) on scaled activations"),
         ({"sae": {"normalize_activations": "none"}}, None),
-        ({"saes": {"a": {"normalize_activations": "expected_average_only_in"}}}, "which was trained on scaled"),
+        (
+            {"saes": {"a": {"normalize_activations": "expected_average_only_in"}}},
+            "which was trained on scaled",
+        ),
         ({"saes": {"a": {"normalize_activations": "none"}}}, None),
         ({"saes": "all", "sae": 3}, "may have been trained"),
     ],
 )
 def test_the_configuration_of_a_training_tells_whether_it_scaled(tmp_path, weights, run, said):
     save_batchtopk(tmp_path / "a", weights)
-    (tmp_path / ("runner_cfg.json" if "saes" in run else "a/runner_cfg.json")).write_text(json.dumps(run))
+    (tmp_path / ("runner_cfg.json" if "saes" in run else "a/runner_cfg.json")).write_text(
+        json.dumps(run)
+    )
     found = doubt(tmp_path / "a")
     assert found is None if said is None else said in found
 
@@ -256,7 +335,10 @@ def test_the_configuration_of_a_training_tells_whether_it_scaled(tmp_path, weigh
         ({"sae_lens_version": None}, False),
         ({"training_architecture": "jumprelu"}, False),
         ({"training_architecture_details": {"rescale_acts_by_decoder_norm": False}}, False),
-        ({"training_architecture": None, "training_architecture_details": None}, True),  # an early version
+        (
+            {"training_architecture": None, "training_architecture_details": None},
+            True,
+        ),  # an early version
     ],
 )
 def test_only_those_of_which_it_can_be_true_are_named(tmp_path, weights, changes, doubted):

@@ -43,9 +43,21 @@ class Hub(BaseHTTPRequestHandler):
             return self.say(404, {"X-Error-Code": "RevisionNotFound"})
         files = [p for p in sorted((self.root / repo).rglob("*")) if p.is_file()]
         if path.startswith("api/") and rest[:1] == ["tree"]:
-            return self.say(200, {}, json.dumps([
-                {"type": "file", "path": p.relative_to(self.root / repo).as_posix(), "size": p.stat().st_size,
-                 "oid": f"{abs(hash(p)):040x}"} for p in files]))  # fmt: skip
+            return self.say(
+                200,
+                {},
+                json.dumps(
+                    [
+                        {
+                            "type": "file",
+                            "path": p.relative_to(self.root / repo).as_posix(),
+                            "size": p.stat().st_size,
+                            "oid": f"{abs(hash(p)):040x}",
+                        }
+                        for p in files
+                    ]
+                ),
+            )
         if path.startswith("api/"):
             return self.say(
                 200,
@@ -55,14 +67,18 @@ class Hub(BaseHTTPRequestHandler):
                         "id": repo,
                         "modelId": repo,
                         "sha": COMMIT,
-                        "siblings": [{"rfilename": p.relative_to(self.root / repo).as_posix()} for p in files],
+                        "siblings": [
+                            {"rfilename": p.relative_to(self.root / repo).as_posix()} for p in files
+                        ],
                     }
                 ),
             )
         file = self.root / repo / "/".join(rest[2:])
         if not file.is_file():
             return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        return self.say(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(file)):040x}"'}, file.read_bytes())
+        return self.say(
+            200, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(file)):040x}"'}, file.read_bytes()
+        )
 
     def say(self, status, headers, body=b""):
         body = body.encode() if isinstance(body, str) else body
@@ -81,7 +97,11 @@ def use(monkeypatch, endpoint, cache, offline=False):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
 
@@ -116,8 +136,12 @@ def offline(tmp_path, monkeypatch):
 def save_sparsify(directory, weights, seed=0):
     given = weights("W_enc", "b_enc", "W_dec", "b_dec", seed=seed)
     directory.mkdir(parents=True)
-    tensors = {"encoder.weight": given["W_enc"].T.contiguous(), "encoder.bias": given["b_enc"],
-               "W_dec": given["W_dec"], "b_dec": given["b_dec"]}  # fmt: skip
+    tensors = {
+        "encoder.weight": given["W_enc"].T.contiguous(),
+        "encoder.bias": given["b_enc"],
+        "W_dec": given["W_dec"],
+        "b_dec": given["b_dec"],
+    }
     save_file(tensors, directory / "sae.safetensors")
     (directory / "cfg.json").write_text(json.dumps({"d_in": D_IN, "num_latents": D_SAE, "k": 16}))
     return given
@@ -127,13 +151,21 @@ def save_sae_lens(directory, weights, **cfg):
     directory.mkdir(parents=True)
     given = weights("W_enc", "b_enc", "W_dec", "b_dec")
     save_file(given, directory / "sae_weights.safetensors")
-    cfg = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "hook_name": "blocks.3.hook_resid_post", **cfg}
+    cfg = {
+        "d_in": D_IN,
+        "d_sae": D_SAE,
+        "dtype": "float32",
+        "hook_name": "blocks.3.hook_resid_post",
+        **cfg,
+    }
     (directory / "cfg.json").write_text(json.dumps(cfg))
     return given
 
 
 def one_sentence(told, *words):
-    assert "\n" not in str(told.value) and all(word in str(told.value) for word in words), str(told.value)
+    assert "\n" not in str(told.value) and all(word in str(told.value) for word in words), str(
+        told.value
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,10 +208,16 @@ def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offlin
     use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache", offline=True)
     for source in ("owner/sae-tiny@v1", f"owner/sae-tiny@{COMMIT}"):
         found = load_saes(source)
-        assert [sae.identity["fingerprint"] for sae in found] == [sae.identity["fingerprint"] for sae in online]
+        assert [sae.identity["fingerprint"] for sae in found] == [
+            sae.identity["fingerprint"] for sae in online
+        ]
     with pytest.raises(UserError) as told:
         load_saes("owner/other")
-    one_sentence(told, "owner/other is neither a directory here nor whole in the hub's cache", "HF_HUB_OFFLINE")
+    one_sentence(
+        told,
+        "owner/other is neither a directory here nor whole in the hub's cache",
+        "HF_HUB_OFFLINE",
+    )
 
 
 def test_a_folder_of_the_hub_is_downloaded_alone(served, tmp_path, weights):
@@ -187,29 +225,47 @@ def test_a_folder_of_the_hub_is_downloaded_alone(served, tmp_path, weights):
         save_sparsify(served / f"owner/sae-tiny/layers.{layer}", weights)
     (served / "owner/sae-tiny/config.json").write_text('{"model": "owner/tiny"}')
     sae = load_sae("owner/sae-tiny/layers.2")
-    assert (sae.id, sae.site, sae.record["model"]["name"]) == ("sae-tiny-layers.2", "resid_post@2", "owner/tiny")
+    assert (sae.id, sae.site, sae.record["model"]["name"]) == (
+        "sae-tiny-layers.2",
+        "resid_post@2",
+        "owner/tiny",
+    )
     assert [p.parent.name for p in (tmp_path / "cache").rglob("sae.safetensors")] == ["layers.2"]
 
 
 @pytest.mark.parametrize("told_by", ["the hub's library", "us"])
-def test_a_repository_that_is_in_the_cache_in_part_is_refused_offline(served, tmp_path, monkeypatch, weights, told_by):
+def test_a_repository_that_is_in_the_cache_in_part_is_refused_offline(
+    served, tmp_path, monkeypatch, weights, told_by
+):
     for layer in (1, 2, 6):
         save_sparsify(served / f"owner/sae-tiny/layers.{layer}", weights)
     load_sae("owner/sae-tiny/layers.2")
     if told_by == "us":  # not every version of the library remembers what there is
         shutil.rmtree(tmp_path / "cache/models--owner--sae-tiny/trees", ignore_errors=True)
         shutil.move(tmp_path / "cache", tmp_path / "moved")  # nor in its memory
-    words = {"us": ["2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's cache"]}
-    alone = {"us": ["owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go online"]}
+    words = {
+        "us": [
+            "2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's cache"
+        ]
+    }
+    alone = {
+        "us": [
+            "owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go online"
+        ]
+    }
     cache = tmp_path / ("moved" if told_by == "us" else "cache")
     use(monkeypatch, "http://127.0.0.1:9", cache, offline=True)
     assert load_sae("owner/sae-tiny/layers.2").id == "sae-tiny-layers.2"
     with pytest.raises(UserError) as told:
         load_saes("owner/sae-tiny")
-    one_sentence(told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *words.get(told_by, []))
+    one_sentence(
+        told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *words.get(told_by, [])
+    )
     with pytest.raises(UserError) as told:
         load_saes("owner/sae-tiny/layers.6")
-    one_sentence(told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *alone.get(told_by, []))
+    one_sentence(
+        told, "in the hub's cache", "go online, without HF_HUB_OFFLINE", *alone.get(told_by, [])
+    )
     with pytest.raises(UserError) as told:
         load_saes("owner/sae-tiny/layers.7")
     one_sentence(told, "owner/sae-tiny has no SAE in the folder layers.7")
@@ -219,11 +275,16 @@ def test_what_a_cache_of_another_tool_lacks_is_told_by_the_run(offline, weights)
     snapshot = offline("owner/sae-tiny")
     save_sparsify(snapshot / "layers.2.mlp", weights)
     assert len(load_saes("owner/sae-tiny")) == 1
-    (snapshot / "config.json").write_text(json.dumps({"model": "m", "hookpoints": ["layers.2.mlp", "layers.6.mlp"]}))
+    (snapshot / "config.json").write_text(
+        json.dumps({"model": "m", "hookpoints": ["layers.2.mlp", "layers.6.mlp"]})
+    )
     assert load_sae("owner/sae-tiny/layers.2.mlp").site == "layers.2.mlp"
     with pytest.raises(UserError) as told:
         load_saes("owner/sae-tiny")
-    one_sentence(told, "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's cache")
+    one_sentence(
+        told,
+        "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's cache",
+    )
     for folder in ("layers.6.mlp", "layers.7.mlp"):
         with pytest.raises(UserError) as told:
             load_saes(f"owner/sae-tiny/{folder}")
@@ -242,7 +303,10 @@ def test_a_repository_of_very_many_saes_is_not_downloaded_whole(served, tmp_path
         (folder / "params.npz").write_bytes(b"")
     with pytest.raises(UserError) as told:
         load_saes("owner/scope")
-    one_sentence(told, "owner/scope holds 70 SAEs; name a folder in it, such as owner/scope/layer_0/width_16k")
+    one_sentence(
+        told,
+        "owner/scope holds 70 SAEs; name a folder in it, such as owner/scope/layer_0/width_16k",
+    )
     assert not (tmp_path / "cache").exists()
 
 
@@ -266,7 +330,9 @@ def test_what_the_hub_does_not_give_is_one_sentence(served, weights, source, wor
     one_sentence(told, *words)
 
 
-@pytest.mark.parametrize("error", [OSError("the disk is odd"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [OSError("the disk is odd"), OSError(28, "No space left on device")]
+)
 def test_a_full_disk_is_no_bad_input_but_other_failures_are_one_sentence(error):
     with pytest.raises(Exception) as told, hub.hub_errors("owner/repo"):
         raise error
@@ -284,7 +350,8 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     one_sentence(told, "the hub cannot be reached")
 
 
-# --------------------------------------------------------------------------- by their names in sae-lens
+# --------------------------------------------------------------------------- by their names in
+# sae-lens
 
 
 @pytest.fixture
@@ -296,7 +363,11 @@ def releases(monkeypatch):
     monkeypatch.setattr(registry, "_releases", lambda: rows)
 
     def add(release, repo, name, path, form=None, overrides=None, **row):
-        about = {"repo_id": repo, "model": "gpt2-small", "saes": [{"id": name, "path": path, **row}]}
+        about = {
+            "repo_id": repo,
+            "model": "gpt2-small",
+            "saes": [{"id": name, "path": path, **row}],
+        }
         rows[release] = {**about, "conversion_func": form, "config_overrides": overrides}
         lookup = theirs.PretrainedSAELookup(
             release,
@@ -310,19 +381,36 @@ def releases(monkeypatch):
             {name: row.get("norm_scaling_factor")},
             overrides,
         )
-        for place in ("saes.sae", "loading.pretrained_sae_loaders", "loading.pretrained_saes_directory"):
-            monkeypatch.setattr(f"sae_lens.{place}.get_pretrained_saes_directory", lambda: {release: lookup})
+        for place in (
+            "saes.sae",
+            "loading.pretrained_sae_loaders",
+            "loading.pretrained_saes_directory",
+        ):
+            monkeypatch.setattr(
+                f"sae_lens.{place}.get_pretrained_saes_directory", lambda: {release: lookup}
+            )
 
     return add
 
 
-def test_a_release_of_sae_lens_is_read_with_what_only_the_registry_knows(offline, releases, weights, same, x):
+def test_a_release_of_sae_lens_is_read_with_what_only_the_registry_knows(
+    offline, releases, weights, same, x
+):
     from sae_lens import SAE
 
     path = "group_gpt2_blocks.3:v1"
     centring = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
-    releases("gpt2-tm", "owner/gpt2", "blocks.3.hook_resid_post", path, overrides=centring, norm_scaling_factor=0.4)
-    save_sae_lens(offline("owner/gpt2") / path, weights, normalize_activations=True, model_name="gpt2-small")
+    releases(
+        "gpt2-tm",
+        "owner/gpt2",
+        "blocks.3.hook_resid_post",
+        path,
+        overrides=centring,
+        norm_scaling_factor=0.4,
+    )
+    save_sae_lens(
+        offline("owner/gpt2") / path, weights, normalize_activations=True, model_name="gpt2-small"
+    )
     ours = load_saes("gpt2-tm/blocks.3.hook_resid_post")[0]
     theirs = SAE.from_pretrained("gpt2-tm", "blocks.3.hook_resid_post")
     with torch.no_grad():
@@ -341,9 +429,19 @@ def test_a_release_of_sae_lens_is_read_with_what_only_the_registry_knows(offline
         (None, {"norm_scaling_factor": 0.4}, {"normalize_activations": "expected_average_only_in"}),
     ],
 )
-def test_a_hub_id_gives_what_its_name_in_sae_lens_gives(served, releases, weights, overrides, row, cfg):
+def test_a_hub_id_gives_what_its_name_in_sae_lens_gives(
+    served, releases, weights, overrides, row, cfg
+):
     place = "some/blocks.3.hook_resid_pre"
-    releases("corrected", "owner/gpt2", "blocks.3.hook_resid_pre", place, overrides=overrides, l0=12, **row)
+    releases(
+        "corrected",
+        "owner/gpt2",
+        "blocks.3.hook_resid_pre",
+        place,
+        overrides=overrides,
+        l0=12,
+        **row,
+    )
     releases("other", "owner/other", "blocks.3.hook_resid_pre", place, overrides={"d_in": 1})
     save_sae_lens(served / "owner/gpt2" / place, weights, model_name=None, **cfg)
     by_name = load_sae("corrected/blocks.3.hook_resid_pre")
@@ -351,13 +449,17 @@ def test_a_hub_id_gives_what_its_name_in_sae_lens_gives(served, releases, weight
     again = load_sae(Path(str(by_hub.record["path"])))  # as an artefact names it
     marks = {sae.identity["fingerprint"] for sae in (by_name, by_hub, whole, again)}
     assert len(marks) == 1
-    assert {(sae.record["model"]["name"], sae.record["l0"]) for sae in (by_hub, whole, again)} == {("gpt2-small", 12.0)}
+    assert {(sae.record["model"]["name"], sae.record["l0"]) for sae in (by_hub, whole, again)} == {
+        ("gpt2-small", 12.0)
+    }
     if not cfg:  # without the registry it would be another
         copy = shutil.copytree(by_hub.record["path"], served / "copy")
         assert load_sae(copy).identity["fingerprint"] not in marks
 
 
-def test_a_release_in_the_format_of_sparsify_is_read_as_sparsify_reads_it(offline, releases, weights, same, x):
+def test_a_release_in_the_format_of_sparsify_is_read_as_sparsify_reads_it(
+    offline, releases, weights, same, x
+):
     releases("sparse", "owner/sparse", "layers.3.mlp", "layers.3.mlp", form="sparsify")
     given = save_sparsify(offline("owner/sparse") / "layers.3.mlp", weights)
     ours = load_sae("sparse/layers.3.mlp")
@@ -381,50 +483,85 @@ def test_a_release_says_how_good_its_saes_are(offline, releases, weights, row, s
     assert {name: record[name] for name in ("fvu", "l0", "dead") if name in record} == stated
 
 
-def test_qwen_scope_is_read_by_its_name_in_sae_lens_and_by_its_file(offline, releases, monkeypatch, weights, same, x):
+def test_qwen_scope_is_read_by_its_name_in_sae_lens_and_by_its_file(
+    offline, releases, monkeypatch, weights, same, x
+):
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
     repo = "Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_50"
-    monkeypatch.setitem(loaders.QWEN_SCOPE_MODEL_INFO, "Qwen3-1.7B-Base", ("Qwen/Qwen3-1.7B-Base", D_IN))
+    monkeypatch.setitem(
+        loaders.QWEN_SCOPE_MODEL_INFO, "Qwen3-1.7B-Base", ("Qwen/Qwen3-1.7B-Base", D_IN)
+    )
     releases("qwen", repo, "layer3", "layer3.sae.pt", form="qwen_scope", l0=50)
     snapshot = offline(repo)
     snapshot.mkdir(parents=True)
     parts = [weights("W_enc", "b_enc", "W_dec", seed=seed) for seed in range(3)]
-    kept = {"W_enc": torch.cat([p["W_enc"] for p in parts], 1)[:, :1024].T, "b_dec": weights("b_dec")["b_dec"],
-            "W_dec": torch.cat([p["W_dec"] for p in parts])[:1024].T,
-            "b_enc": torch.cat([p["b_enc"] for p in parts])[:1024]}  # fmt: skip
-    torch.save({name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer3.sae.pt")
+    kept = {
+        "W_enc": torch.cat([p["W_enc"] for p in parts], 1)[:, :1024].T,
+        "b_dec": weights("b_dec")["b_dec"],
+        "W_dec": torch.cat([p["W_dec"] for p in parts])[:1024].T,
+        "b_enc": torch.cat([p["b_enc"] for p in parts])[:1024],
+    }
+    torch.save(
+        {name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer3.sae.pt"
+    )
     ours, theirs = load_sae("qwen/layer3"), SAE.from_pretrained("qwen", "layer3")
     with torch.no_grad():
         acts = theirs.encode(x)
         same(ours, x, acts, theirs.decode(acts))
-    assert (ours.id, ours.site, ours.k, ours.record["l0"]) == ("qwen-layer3", "resid_post@3", 50, 50.0)
+    assert (ours.id, ours.site, ours.k, ours.record["l0"]) == (
+        "qwen-layer3",
+        "resid_post@3",
+        50,
+        50.0,
+    )
     assert ours.record["module"] == theirs.cfg.metadata.hf_hook_name == "model.layers.3"
     assert ours.record["model"]["name"] == theirs.cfg.metadata.model_name
     torch.save({}, snapshot / "layer10.sae.pt")
     with pytest.raises(UserError, match=r"layer10\.sae\.pt: W_enc is missing"):
         load_saes(str(snapshot))
-    torch.save({name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer10.sae.pt")
+    torch.save(
+        {name: tensor.contiguous() for name, tensor in kept.items()}, snapshot / "layer10.sae.pt"
+    )
     (three, ten), alone = load_saes(str(snapshot)), load_sae(snapshot / "layer3.sae.pt")
     assert (three.site, ten.site) == ("resid_post@3", "resid_post@10")
     assert alone.id == three.id == "SAE-Res-Qwen3-1.7B-Base-W1K-L0_50-layer3"
     by_hub = load_sae(f"{repo}/layer3.sae.pt")
     again = load_sae(Path(str(by_hub.record["path"])))  # as an artefact names it
-    assert again.identity["fingerprint"] == by_hub.identity["fingerprint"] == ours.identity["fingerprint"]
+    assert (
+        again.identity["fingerprint"]
+        == by_hub.identity["fingerprint"]
+        == ours.identity["fingerprint"]
+    )
     assert len(load_saes(repo)) == 2
     (snapshot / "layer3.sae.pt").rename(snapshot.parents[2] / "layer3.sae.pt")
-    with pytest.raises(UserError, match=r"does not say what it is: keep the config\.json beside it, or the name"):
+    with pytest.raises(
+        UserError, match=r"does not say what it is: keep the config\.json beside it, or the name"
+    ):
         load_sae(snapshot.parents[2] / "layer3.sae.pt")
 
 
 def save_qwen_scope(folder, **changes):
     """Files of Qwen-Scope with the configuration that its repositories have."""
     folder.mkdir(parents=True)
-    made = {"W_enc": torch.eye(6)[:, :4], "W_dec": torch.eye(6)[:4], "b_enc": torch.zeros(6), "b_dec": torch.zeros(4)}
+    made = {
+        "W_enc": torch.eye(6)[:, :4],
+        "W_dec": torch.eye(6)[:4],
+        "b_enc": torch.zeros(6),
+        "b_dec": torch.zeros(4),
+    }
     torch.save({name: tensor.clone() for name, tensor in made.items()}, folder / "layer3.sae.pt")
-    cfg = {"model_type": "topk_sae", "base_model": "Qwen/Qwen3-1.7B-Base", "d_model": 4, "d_sae": 6, "k": 2,
-           "num_layers": 28, "hook_point": "resid_post", "dtype": "float32"}  # fmt: skip
+    cfg = {
+        "model_type": "topk_sae",
+        "base_model": "Qwen/Qwen3-1.7B-Base",
+        "d_model": 4,
+        "d_sae": 6,
+        "k": 2,
+        "num_layers": 28,
+        "hook_point": "resid_post",
+        "dtype": "float32",
+    }
     (folder / "config.json").write_text(json.dumps(cfg | changes))
 
 
@@ -459,42 +596,76 @@ def test_qwen_scope_in_a_repository_of_another_name_is_downloaded_with_its_confi
     save_qwen_scope(served / "owner/mirror")
     for source in ("owner/mirror", "owner/mirror/layer3.sae.pt"):
         sae = load_sae(source)
-        assert (sae.site, sae.k, sae.record["model"]["name"]) == ("resid_post@3", 2, "Qwen/Qwen3-1.7B-Base")
+        assert (sae.site, sae.k, sae.record["model"]["name"]) == (
+            "resid_post@3",
+            2,
+            "Qwen/Qwen3-1.7B-Base",
+        )
 
 
 def test_a_file_of_qwen_scope_is_downloaded_alone(served, tmp_path):
     folder = served / "owner/SAE-Res-Tiny-W1K-L0_2"
     folder.mkdir(parents=True)
-    made = {"W_enc": torch.ones(6, 4), "W_dec": torch.ones(4, 6), "b_enc": torch.ones(6), "b_dec": torch.ones(4)}
+    made = {
+        "W_enc": torch.ones(6, 4),
+        "W_dec": torch.ones(4, 6),
+        "b_enc": torch.ones(6),
+        "b_dec": torch.ones(4),
+    }
     for layer in (3, 10):
         torch.save(made, folder / f"layer{layer}.sae.pt")
     sae = load_sae("owner/SAE-Res-Tiny-W1K-L0_2/layer10.sae.pt")
     assert (sae.site, sae.id) == ("resid_post@10", "SAE-Res-Tiny-W1K-L0_2-layer10.sae.pt")
     assert [p.name for p in (tmp_path / "cache").rglob("layer*.sae.pt")] == ["layer10.sae.pt"]
-    assert load_sae(Path(str(sae.record["path"]))).identity["fingerprint"] == sae.identity["fingerprint"]
+    assert (
+        load_sae(Path(str(sae.record["path"]))).identity["fingerprint"]
+        == sae.identity["fingerprint"]
+    )
 
 
-def test_a_release_in_a_format_of_its_own_is_converted_by_sae_lens(offline, releases, weights, same, x):
+def test_a_release_in_a_format_of_its_own_is_converted_by_sae_lens(
+    offline, releases, weights, same, x
+):
     from sae_lens import SAE
 
     name = "Llama3_1-8B-Base-L3R-8x"
     releases("llama", "fnlp/tiny", "l3r", name, form="llama_scope", norm_scaling_factor=0.5)
     root = offline("fnlp/tiny") / name
     (root / "checkpoints").mkdir(parents=True)
-    told = {"d_model": D_IN, "d_sae": D_SAE, "jump_relu_threshold": 3.0, "hook_point_in": "blocks.3.hook_resid_post",
-            "dataset_average_activation_norm": {"in": 20.0}}  # fmt: skip
+    told = {
+        "d_model": D_IN,
+        "d_sae": D_SAE,
+        "jump_relu_threshold": 3.0,
+        "hook_point_in": "blocks.3.hook_resid_post",
+        "dataset_average_activation_norm": {"in": 20.0},
+    }
     (root / "hyperparams.json").write_text(json.dumps(told))
     given = weights("W_enc", "b_enc", "W_dec", "b_dec")
-    linear = {"encoder.weight": given["W_enc"].T, "encoder.bias": given["b_enc"],
-              "decoder.weight": given["W_dec"].T, "decoder.bias": given["b_dec"]}  # fmt: skip
-    save_file({key: value.contiguous() for key, value in linear.items()}, root / "checkpoints" / "final.safetensors")
+    linear = {
+        "encoder.weight": given["W_enc"].T,
+        "encoder.bias": given["b_enc"],
+        "decoder.weight": given["W_dec"].T,
+        "decoder.bias": given["b_dec"],
+    }
+    save_file(
+        {key: value.contiguous() for key, value in linear.items()},
+        root / "checkpoints" / "final.safetensors",
+    )
     ours, theirs = load_sae("llama/l3r"), SAE.from_pretrained("llama", "l3r")
     with torch.no_grad():
         acts = theirs.encode(x)
         same(ours, x, acts, theirs.decode(acts))
-    assert (ours.id, ours.site, ours.activation, ours.centred) == ("llama-l3r", "resid_post@3", "jumprelu", False)
+    assert (ours.id, ours.site, ours.activation, ours.centred) == (
+        "llama-l3r",
+        "resid_post@3",
+        "jumprelu",
+        False,
+    )
     assert ours.record["model"]["name"] == "meta-llama/Llama-3.1-8B"
-    assert load_sae(Path(str(ours.record["path"]))).identity["fingerprint"] == ours.identity["fingerprint"]
+    assert (
+        load_sae(Path(str(ours.record["path"]))).identity["fingerprint"]
+        == ours.identity["fingerprint"]
+    )
 
 
 @pytest.mark.parametrize("form", ["mwhanna_transcoder", "temporal", "connor_rob_hook_z"])
@@ -505,11 +676,17 @@ def test_a_release_without_a_form_here_is_one_sentence(releases, form):
     one_sentence(told, "odd/layer_0 is", "cannot be read; choose")
 
 
-@pytest.mark.parametrize("source", ["gemma-scope-2b-pt-res-canonical", "gemma-scope-2b-pt-res-canonical/layer_99"])
+@pytest.mark.parametrize(
+    "source", ["gemma-scope-2b-pt-res-canonical", "gemma-scope-2b-pt-res-canonical/layer_99"]
+)
 def test_a_release_alone_lists_how_to_name_an_sae(source):
     with pytest.raises(UserError) as told:
         load_saes(source)
-    one_sentence(told, "names no SAE of the release", "such as gemma-scope-2b-pt-res-canonical/layer_0/width_16k")
+    one_sentence(
+        told,
+        "names no SAE of the release",
+        "such as gemma-scope-2b-pt-res-canonical/layer_0/width_16k",
+    )
 
 
 def test_damaged_files_of_a_release_that_sae_lens_converts_are_one_sentence(offline, releases):
@@ -537,4 +714,6 @@ def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
     for release, about in registry._releases().items():
         for row in (about["saes"][0], about["saes"][-1]):
             entry = registry._entry(f"{release}/{row['id']}")
-            assert (entry.repo, entry.folder) == tuple(get_repo_id_and_folder_name(release, row["id"]))
+            assert (entry.repo, entry.folder) == tuple(
+                get_repo_id_and_folder_name(release, row["id"])
+            )

@@ -48,11 +48,18 @@ def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
     assert found["l0"] == pytest.approx(32, abs=0.5) and 500 < found["tokens"] <= 600
     assert found["stated"] == stated(sae.record) and set(found["stated"]) == {"fvu", "l0", "dead"}
     line = describe(found)
-    assert "\n" not in line and f"{sae.id} at {SITE}, FVU 0." in line and "(stated 32.0)" in line and "far" not in line
+    assert (
+        "\n" not in line
+        and f"{sae.id} at {SITE}, FVU 0." in line
+        and "(stated 32.0)" in line
+        and "far" not in line
+    )
     assert check_saes(lm, [sae], text) == [found]  # the same text every time
 
 
-@pytest.mark.parametrize("site", ["resid_post@4", "mlp_out@3", "mlp_out@5", "mlp_out@9", "mlp_out@14", "resid_post@12"])
+@pytest.mark.parametrize(
+    "site", ["resid_post@4", "mlp_out@3", "mlp_out@5", "mlp_out@9", "mlp_out@14", "resid_post@12"]
+)
 def test_an_sae_fed_from_elsewhere_is_refused_with_the_site_that_fits(lm, text, sae, site):
     with pytest.raises(UserError) as error:
         check_saes(lm, [dataclasses.replace(sae, site=site)], text)
@@ -63,12 +70,16 @@ def test_an_sae_fed_from_elsewhere_is_refused_with_the_site_that_fits(lm, text, 
 
 def test_an_sae_in_another_scale_is_refused(lm, text, sae):
     wrong = dataclasses.replace(sae, b_dec=sae.b_dec * 30, W_dec=sae.W_dec * 30)
-    with pytest.raises(UserError, match="it fits at no layer, so look at its base model and normalisation"):
+    with pytest.raises(
+        UserError, match="it fits at no layer, so look at its base model and normalisation"
+    ):
         check_saes(lm, [wrong], text)
 
 
 def test_an_sae_whose_norm_limit_leaves_most_tokens_out_is_refused(lm, text, sae):
-    with pytest.raises(UserError, match=r"leaves out (\d+) of \1 tokens, whose norms exceed its max_norm 0\.001"):
+    with pytest.raises(
+        UserError, match=r"leaves out (\d+) of \1 tokens, whose norms exceed its max_norm 0\.001"
+    ):
         check_saes(lm, [dataclasses.replace(sae, max_norm=1e-3)], text)
 
 
@@ -86,17 +97,23 @@ def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
 
 
 def test_a_strange_l0_is_said(lm, text, sae):
-    other = dataclasses.replace(sae, record={**sae.record, "held_out": {**sae.record["held_out"], "l0": 200.0}})
+    other = dataclasses.replace(
+        sae, record={**sae.record, "held_out": {**sae.record["held_out"], "l0": 200.0}}
+    )
     (found,) = check_saes(lm, [other], text)
     assert "(stated 200.0)" in describe(found) and "L0 far from the stated" in describe(found)
     assert "stated" not in describe({**found, "stated": {}})
 
 
 def test_another_revision_of_the_base_model_is_said(lm, text, sae):
-    other = dataclasses.replace(sae, record={**sae.record, "model": {**sae.record["model"], "revision": "a" * 40}})
+    other = dataclasses.replace(
+        sae, record={**sae.record, "model": {**sae.record["model"], "revision": "a" * 40}}
+    )
     assert check_saes(lm, [other], text)[0]["revisions"] == []  # the embedded model has none
     (found,) = check_saes(dataclasses.replace(lm, revision="b" * 40), [other], text)
-    assert f"trained on revision {'a' * 40} of the base model, this is {'b' * 40}" in describe(found)
+    assert f"trained on revision {'a' * 40} of the base model, this is {'b' * 40}" in describe(
+        found
+    )
 
 
 def test_what_is_known_to_be_wrong_with_the_files_is_said(lm, text, sae):
@@ -114,7 +131,9 @@ def test_fidelity_is_that_of_a_plain_loop(sae):
     z = sae.encode(x).dense()
     error = (x - (z @ sae.W_dec + sae.b_dec)).double()
     found = fidelity(sae, x)
-    assert found.fvu == pytest.approx(float(error.square().sum() / (x - x.mean(0)).double().square().sum()), rel=1e-5)
+    assert found.fvu == pytest.approx(
+        float(error.square().sum() / (x - x.mean(0)).double().square().sum()), rel=1e-5
+    )
     assert found.l0 == float((z > 0).sum(1).double().mean())
     assert found.silent == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
 

@@ -16,7 +16,11 @@ def weights(width, d, seed=0, scale=1.0):
 
 def naive(x, encoder, b_enc, decoder, b_dec, k):
     """Loss of a TopK SAE in float64, with autograd; rows stand for units."""
-    p = {n: t.double().requires_grad_() for n, t in locals().items() if isinstance(t, torch.Tensor) and n != "x"}
+    p = {
+        n: t.double().requires_grad_()
+        for n, t in locals().items()
+        if isinstance(t, torch.Tensor) and n != "x"
+    }
     pre = ((x.double() - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
     chosen = (pre * p["decoder"].norm(dim=1)).topk(k, dim=1).indices
     codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
@@ -25,7 +29,9 @@ def naive(x, encoder, b_enc, decoder, b_dec, k):
     return loss.detach(), {name: tensor.grad for name, tensor in p.items()}, codes.detach()
 
 
-@pytest.mark.parametrize(("width", "k", "bias"), [(64, 4, 0.0), (64, 4, -3.0), (16, 16, 0.0), (160, 7, 0.0)])
+@pytest.mark.parametrize(
+    ("width", "k", "bias"), [(64, 4, 0.0), (64, 4, -3.0), (16, 16, 0.0), (160, 7, 0.0)]
+)
 def test_the_step_has_the_gradients_of_autograd(width, k, bias):
     n, d = 300, 12
     p = weights(width, d)
@@ -35,7 +41,9 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
     step = topk_step(x, **p, k=k, dtype=torch.float32)
     torch.testing.assert_close(step.loss.double(), loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(getattr(step, name).double(), gradient, rtol=2e-4, atol=2e-4, msg=name)
+        torch.testing.assert_close(
+            getattr(step, name).double(), gradient, rtol=2e-4, atol=2e-4, msg=name
+        )
         assert gradient.abs().max() > 0.01
     dense = torch.zeros(n, width).scatter(1, step.units, step.values)
     torch.testing.assert_close(dense.double(), codes, rtol=1e-4, atol=1e-4)
@@ -46,7 +54,12 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
 def test_units_that_never_fire_have_no_gradient():
     p = weights(32, 6)
     p["b_enc"][7] = -100
-    step = topk_step(torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), **p, k=3, dtype=torch.float32)
+    step = topk_step(
+        torch.randn(50, 6, generator=torch.Generator().manual_seed(1)),
+        **p,
+        k=3,
+        dtype=torch.float32,
+    )
     assert not (step.units[step.values > 0] == 7).any()
     assert not step.encoder[7].any() and not step.decoder[7].any() and not step.b_enc[7].any()
 
@@ -65,5 +78,7 @@ def test_the_auxiliary_step_has_the_gradients_of_autograd(dead, k):
     ((codes @ rows["decoder"] - left).square().mean() / left.square().mean()).backward()
     found = aux_step(x, error, p["encoder"], p["b_enc"], p["decoder"], k)
     for name, gradient in zip(("encoder", "b_enc", "decoder"), found, strict=True):
-        torch.testing.assert_close(gradient.double(), rows[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(
+            gradient.double(), rows[name].grad, rtol=1e-4, atol=1e-5, msg=name
+        )
         assert gradient.abs().max() > 1e-4

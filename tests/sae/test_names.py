@@ -12,9 +12,17 @@ import pytest
 from saefeat.sae.names import is_quantised, may_be_same
 from saefeat.sae.registry import _releases
 
-# Of these TransformerLens has its own weights; transformers cannot load them, or they write no text.
-NOT_OURS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/", "facebook/wav2vec2", "facebook/hubert", "google-bert/",
-            "google-t5/")  # fmt: skip
+# Of these TransformerLens has its own weights; transformers cannot load them, or they write no
+# text.
+NOT_OURS = (
+    "NeelNanda/",
+    "ArthurConmy/",
+    "Baidicoot/",
+    "facebook/wav2vec2",
+    "facebook/hubert",
+    "google-bert/",
+    "google-t5/",
+)
 
 
 def tables():
@@ -23,7 +31,10 @@ def tables():
     source = Path(found.submodule_search_locations[0]) / "supported_models.py"
     values = {}
     for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.AnnAssign) and node.target.id in ("OFFICIAL_MODEL_NAMES", "MODEL_ALIASES"):
+        if isinstance(node, ast.AnnAssign) and node.target.id in (
+            "OFFICIAL_MODEL_NAMES",
+            "MODEL_ALIASES",
+        ):
             values[node.target.id] = ast.literal_eval(node.value)
     names = [name for name in values["OFFICIAL_MODEL_NAMES"] if not name.startswith(NOT_OURS)]
     return names, {name: values["MODEL_ALIASES"].get(name, []) for name in names}
@@ -86,8 +97,15 @@ def test_another_model_is_another(model, other):
     assert not may_be_same(model, other) and not may_be_same(other, model)
 
 
-@pytest.mark.parametrize(("name", "stored"), [("Qwen/Qwen3-0.6B", False), ("openai/gpt-oss-20b", False),
-                                              ("Qwen/Qwen3-0.6B-FP8", True), ("x/y-bnb-4bit", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("Qwen/Qwen3-0.6B", False),
+        ("openai/gpt-oss-20b", False),
+        ("Qwen/Qwen3-0.6B-FP8", True),
+        ("x/y-bnb-4bit", True),
+    ],
+)
 def test_a_name_says_whether_weights_are_quantised(name, stored):
     assert is_quantised(name) == stored
 

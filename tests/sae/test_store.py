@@ -21,7 +21,11 @@ def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
     g = torch.Generator().manual_seed(0)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
     weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
-    record = {"model": {"name": "hub/Tiny-Llama-0", "revision": "r"}, "module": "model.layers.1.mlp", **record}
+    record = {
+        "model": {"name": "hub/Tiny-Llama-0", "revision": "r"},
+        "module": "model.layers.1.mlp",
+        **record,
+    }
     return SAE(identity, site, **weights, k=4, max_norm=9.5, record=record)
 
 
@@ -49,7 +53,13 @@ def test_what_is_saved_is_loaded(directory):
     sae, made = load_sae(directory), make_sae()
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(sae, name), getattr(made, name))
-    assert (sae.id, sae.site, sae.k, sae.max_norm, sae.dtype) == ("a", "mlp_out@1", 4, 9.5, "float32")
+    assert (sae.id, sae.site, sae.k, sae.max_norm, sae.dtype) == (
+        "a",
+        "mlp_out@1",
+        4,
+        9.5,
+        "float32",
+    )
     assert sae.record == {**made.record, "path": str(directory)}
     assert sorted(p.name for p in directory.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
 
@@ -69,7 +79,10 @@ def test_the_same_sae_is_saved_as_the_same_bytes(tmp_path, directory):
 def test_the_configuration_names_the_model_its_revision_and_the_module(directory):
     metadata = json.loads((directory / "cfg.json").read_text())["metadata"]
     assert (metadata["model_name"], metadata["model_revision"]) == ("hub/Tiny-Llama-0", "r")
-    assert metadata["hook_name"] == "blocks.1.hook_mlp_out" and metadata["hf_hook_name"] == "model.layers.1.mlp"
+    assert (
+        metadata["hook_name"] == "blocks.1.hook_mlp_out"
+        and metadata["hf_hook_name"] == "model.layers.1.mlp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,12 +95,21 @@ def test_the_configuration_names_the_model_its_revision_and_the_module(directory
         ({"k": "4"}, "k is missing or not a positive"),
         ({"k": 49}, "k 49 is greater than d_sae 48"),
         ({"d_sae": 64}, "has not the shape"),
-        ({"normalize_activations": "covariance_whitening"}, "normalize_activations = covariance_whitening"),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            "normalize_activations = covariance_whitening",
+        ),
         ({"reshape_activations": "hook_z"}, "reshape_activations = hook_z"),
         ({"metadata": {}}, "names no hook"),
         ({"metadata": {"saefeat": {"site": "mlp_out@1", "dtype": "float7"}}}, "dtype float7"),
-        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input should be true or false, and is 'no'"),
-        ({"rescale_acts_by_decoder_norm": "no"}, "rescale_acts_by_decoder_norm should be true or false"),
+        (
+            {"apply_b_dec_to_input": "no"},
+            "apply_b_dec_to_input should be true or false, and is 'no'",
+        ),
+        (
+            {"rescale_acts_by_decoder_norm": "no"},
+            "rescale_acts_by_decoder_norm should be true or false",
+        ),
     ],
 )
 def test_a_configuration_that_we_cannot_follow_is_a_user_error(directory, changes, message):
@@ -113,7 +135,9 @@ def test_a_configuration_that_is_no_json_object_is_a_user_error(directory, text)
         ({"W_enc": torch.full((32, 48), torch.inf)}, "W_enc holds values that are not finite"),
     ],
 )
-def test_weights_that_are_missing_misshapen_or_not_finite_are_a_user_error(directory, changes, message):
+def test_weights_that_are_missing_misshapen_or_not_finite_are_a_user_error(
+    directory, changes, message
+):
     change_weights(directory, **changes)
     with pytest.raises(UserError, match=message):
         load_sae(directory)
@@ -123,7 +147,9 @@ def test_weights_that_are_missing_misshapen_or_not_finite_are_a_user_error(direc
 def test_a_damaged_weights_file_is_a_user_error(directory, damage):
     path = directory / "sae_weights.safetensors"
     data = path.read_bytes()
-    path.unlink() if damage == "removed" else path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    path.unlink() if damage == "removed" else path.write_bytes(
+        data[: len(data) // 2] if damage == "cut" else b""
+    )
     with pytest.raises(UserError, match=r"sae_weights\.safetensors cannot be read"):
         load_sae(directory)
 
@@ -147,7 +173,8 @@ def test_the_site_of_a_foreign_sae_is_read_from_its_hook(directory, hook, site):
 
 
 @pytest.mark.parametrize(
-    "hook", ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_mid", "hook_embed", "blocks.1.attn.hook_z"]
+    "hook",
+    ["blocks.0.hook_resid_pre", "blocks.3.hook_resid_mid", "hook_embed", "blocks.1.attn.hook_z"],
 )
 def test_a_hook_without_a_site_is_a_user_error(directory, hook):
     change_cfg(directory, metadata={"hook_name": hook, "model_name": "m"})
@@ -158,7 +185,9 @@ def test_a_hook_without_a_site_is_a_user_error(directory, hook):
 def test_gated_neurons_are_the_output_of_no_module(directory, make_lm):
     change_cfg(directory, metadata={"hook_name": "blocks.1.mlp.hook_post"})
     change_cfg(directory, d_in=48)
-    change_weights(directory, W_enc=torch.ones(48, 48), W_dec=torch.ones(48, 48), b_dec=torch.ones(48))
+    change_weights(
+        directory, W_enc=torch.ones(48, 48), W_dec=torch.ones(48, 48), b_dec=torch.ones(48)
+    )
     assert load_saes(str(directory), make_lm("gpt2"))[0].site == "mlp_act@1"
     with pytest.raises(UserError, match="product of the neurons and their gates"):
         load_saes(str(directory), make_lm("llama"))
@@ -184,7 +213,10 @@ def test_a_folder_of_saes_is_read_in_natural_order(tmp_path, tiny_lm):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "notes").mkdir()
     assert [sae.id for sae in load_saes(str(tmp_path), tiny_lm)] == ["s1", "s9", "s10"]
-    assert [sae.id for sae in load_saes([str(tmp_path / "s9"), str(tmp_path / "s1")])] == ["s9", "s1"]
+    assert [sae.id for sae in load_saes([str(tmp_path / "s9"), str(tmp_path / "s1")])] == [
+        "s9",
+        "s1",
+    ]
 
 
 def test_two_saes_of_one_id_are_a_user_error(tmp_path):
@@ -211,7 +243,10 @@ def test_saes_in_linked_folders_are_read_by_the_names_of_their_links(tmp_path, t
     (tmp_path / "saes" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "saes" / "latest").symlink_to("own")  # it is found under its own name
     (tmp_path / "saes" / "round").symlink_to(tmp_path / "saes")
-    with pytest.raises(UserError, match=r"the SAE layer-1 of .*/layer-1 is given twice, as layer-1 and as step-9000"):
+    with pytest.raises(
+        UserError,
+        match=r"the SAE layer-1 of .*/layer-1 is given twice, as layer-1 and as step-9000",
+    ):
         load_saes(str(tmp_path / "saes"), tiny_lm)
     (tmp_path / "saes" / "layer-1").unlink()
     saes = load_saes(str(tmp_path / "saes"), tiny_lm)
@@ -260,16 +295,22 @@ def test_a_link_that_leads_nowhere_is_said_to_be(tmp_path, monkeypatch, source):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     name = source.partition("/")[0]
     for given, link in ((source, name), (str(tmp_path / source), str(tmp_path / name))):
-        with pytest.raises(UserError, match=f"{given} cannot be read, because the link {link} leads nowhere"):
+        with pytest.raises(
+            UserError, match=f"{given} cannot be read, because the link {link} leads nowhere"
+        ):
             load_saes(given)
 
 
 def test_the_home_of_nobody_is_a_user_error():
-    with pytest.raises(UserError, match="~nobody-here/saes is in the home of a user who is not known here"):
+    with pytest.raises(
+        UserError, match="~nobody-here/saes is in the home of a user who is not known here"
+    ):
         load_saes("~nobody-here/saes")
 
 
-@pytest.mark.parametrize(("name", "identity"), [(".hid", "hid"), ("..", "sae"), (".mlp_out@1", "sae-mlp_out@1")])
+@pytest.mark.parametrize(
+    ("name", "identity"), [(".hid", "hid"), ("..", "sae"), (".mlp_out@1", "sae-mlp_out@1")]
+)
 def test_no_id_is_the_name_of_a_hidden_file(tmp_path, name, identity):
     assert formats.identifier(name, "mlp_out@1") == identity
     if name != "..":
@@ -296,9 +337,13 @@ def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, m
     with pytest.raises(UserError, match="trained on another model, not on tiny-llama-1"):
         fits(make_lm("llama", 1), model={**mine, "name": None})
     assert len(load_saes(str(tmp_path / "a"), make_lm("llama", 1), same_model=False)) == 1
-    with pytest.raises(UserError, match="reads vectors of 31, but mlp_out@1 of tiny-llama-0 has 32"):
+    with pytest.raises(
+        UserError, match="reads vectors of 31, but mlp_out@1 of tiny-llama-0 has 32"
+    ):
         fits(tiny_lm, d_in=31)
-    with pytest.raises(UserError, match="reads vectors of 32, but mlp_act@1 of tiny-llama-0 has 48"):
+    with pytest.raises(
+        UserError, match="reads vectors of 32, but mlp_act@1 of tiny-llama-0 has 48"
+    ):
         fits(tiny_lm, site="mlp_act@1")
     with pytest.raises(UserError, match="mlp_out@7"):
         fits(tiny_lm, site="mlp_out@7")
@@ -348,12 +393,16 @@ def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name,
             load_saes(str(directory), lm)
 
 
-@pytest.mark.parametrize("name", ["tiny", "/data/tiny", "google/gemma-3-270m", "embedded:gemma-3-270m"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "/data/tiny", "google/gemma-3-270m", "embedded:gemma-3-270m"]
+)
 def test_other_weights_of_the_model_are_told_from_another_model(directory, make_lm, name):
     lm = make_lm()
     lm.name = "google/gemma-3-270m" if "gemma" in name else name
     save_sae(make_sae(model={"name": name, "fingerprint": "2:other"}), directory)
-    with pytest.raises(UserError, match=f"trained on other weights of {lm.name} \\(another revision, quantisation"):
+    with pytest.raises(
+        UserError, match=f"trained on other weights of {lm.name} \\(another revision, quantisation"
+    ):
         load_saes(str(directory), lm)
     assert len(load_saes(str(directory), lm, same_model=False)) == 1
     save_sae(make_sae(model={"name": "/data/mine", "fingerprint": "2:other"}), directory)
@@ -363,23 +412,34 @@ def test_other_weights_of_the_model_are_told_from_another_model(directory, make_
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("owner/tiny-bnb-4bit", None), ("owner/tiny-AWQ", None), ("owner/tiny-FP8", None), ("owner/tiny", "torchao")],
+    [
+        ("owner/tiny-bnb-4bit", None),
+        ("owner/tiny-AWQ", None),
+        ("owner/tiny-FP8", None),
+        ("owner/tiny", "torchao"),
+    ],
 )
 def test_quantised_weights_of_the_model_are_for_the_gate_to_judge(directory, make_lm, name, config):
     lm = make_lm()
     lm.name = name
     if config:
         lm.model.config.quantization_config = {"quant_method": config}
-    save_sae(make_sae(model={"name": "owner/tiny", "fingerprint": "2:of its float weights"}), directory)
+    save_sae(
+        make_sae(model={"name": "owner/tiny", "fingerprint": "2:of its float weights"}), directory
+    )
     assert len(load_saes(str(directory), lm)) == 1
     save_sae(make_sae(model={"name": "owner/large", "fingerprint": "2:other"}), directory)
     with pytest.raises(UserError, match=f"trained on owner/large, not on {name}"):
         load_saes(str(directory), lm)
 
 
-@pytest.mark.parametrize(("said", "fits"), [("google/gemma-3-1b-pt", True), ("openai-community/gpt2", False)])
+@pytest.mark.parametrize(
+    ("said", "fits"), [("google/gemma-3-1b-pt", True), ("openai-community/gpt2", False)]
+)
 def test_a_directory_may_tell_where_its_model_is_from(directory, make_lm, said, fits):
-    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": "gemma-3-1b"})
+    change_cfg(
+        directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": "gemma-3-1b"}
+    )
     lm = make_lm()
     lm.name, lm.model.config._name_or_path = str(directory), said
     if fits:
@@ -394,12 +454,16 @@ def test_a_flipped_byte_in_weights_of_ours_is_one_sentence(directory):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"sae_weights\.safetensors is not what was saved with cfg\.json") as told:
+    with pytest.raises(
+        UserError, match=r"sae_weights\.safetensors is not what was saved with cfg\.json"
+    ) as told:
         load_sae(directory)
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["mlp_out@1", "resid_post@0", "layers.1.mlp", "model.layers.1", "embed_tokens"])
+@pytest.mark.parametrize(
+    "name", ["mlp_out@1", "resid_post@0", "layers.1.mlp", "model.layers.1", "embed_tokens"]
+)
 def test_the_id_of_an_sae_is_never_that_of_a_place(tmp_path, name):
     save_sae(make_sae(site=name), tmp_path / name)
     assert load_sae(tmp_path / name).id == f"sae-{name}"
@@ -417,14 +481,22 @@ def test_an_sae_in_a_directory_named_like_its_site_is_collected(tmp_path, tiny_l
     saes = load_saes([str(tmp_path / "mlp_out@0"), str(tmp_path / "run")], tiny_lm)
     collect(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats")
     assert sorted(p.stem for p in (tmp_path / "stats").glob("*.safetensors")) == [
-        "layers.1.mlp", "mlp_out@0", "sae-layers.1.mlp", "sae-mlp_out@0"]  # fmt: skip
+        "layers.1.mlp",
+        "mlp_out@0",
+        "sae-layers.1.mlp",
+        "sae-mlp_out@0",
+    ]
 
 
-@pytest.mark.parametrize("norm", ["NaN", "0", "-1", "true", "Infinity", "-Infinity", '"9"', "[9]", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    "norm", ["NaN", "0", "-1", "true", "Infinity", "-Infinity", '"9"', "[9]", "1" + "0" * 400]
+)
 def test_a_max_norm_that_leaves_out_everything_or_nothing_is_a_user_error(directory, norm):
     path = directory / "cfg.json"
     path.write_text(path.read_text().replace('"max_norm": 9.5', f'"max_norm": {norm}'))
-    with pytest.raises(UserError, match=r"cfg\.json: (the )?max_norm .*of its saefeat entry is damaged") as told:
+    with pytest.raises(
+        UserError, match=r"cfg\.json: (the )?max_norm .*of its saefeat entry is damaged"
+    ) as told:
         load_sae(directory)
     assert "\n" not in str(told.value)
 
@@ -475,7 +547,14 @@ def test_figures_of_our_own_that_are_no_numbers_are_left_out(directory, value):
 
 @pytest.mark.parametrize("value", [3, ["gemma"], {"a": 1}, float("nan")])
 def test_a_model_whose_name_is_no_text_is_not_known(directory, value):
-    change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "model_name": value, "model_revision": value})
+    change_cfg(
+        directory,
+        metadata={
+            "hook_name": "blocks.1.hook_mlp_out",
+            "model_name": value,
+            "model_revision": value,
+        },
+    )
     assert load_sae(directory).record["model"] == {"name": None, "revision": None}
 
 

@@ -58,7 +58,9 @@ def test_an_array_with_a_flipped_bit_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **ARRAYS)
     data = bytearray((tmp_path / "a.npz").read_bytes())
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
-        data[archive.getinfo("columns.npy").header_offset - 5] ^= 1  # in the data of the member before
+        data[archive.getinfo("columns.npy").header_offset - 5] ^= (
+            1  # in the data of the member before
+        )
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(UserError, match=r"a.npz cannot be read \(matrix.npy is damaged\)"):
         read_weights(tmp_path / "a.npz")
@@ -66,7 +68,12 @@ def test_an_array_with_a_flipped_bit_is_refused(tmp_path):
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_of_an_archive_only_arrays_of_numbers_are_read(tmp_path, write):
-    write(tmp_path / "a.npz", **ARRAYS, text=np.array(["layer 3"]), things=np.array([{}], dtype=object))
+    write(
+        tmp_path / "a.npz",
+        **ARRAYS,
+        text=np.array(["layer 3"]),
+        things=np.array([{}], dtype=object),
+    )
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("notes.txt", "trained on a Monday")
         archive.writestr("empty.npy", "")
@@ -77,10 +84,15 @@ def test_of_an_archive_only_arrays_of_numbers_are_read(tmp_path, write):
 @pytest.mark.parametrize("kind", ["sparse", "quantised", "meta"])
 @pytest.mark.filterwarnings("ignore")
 def test_only_plain_tensors_are_read(tmp_path, kind):
-    odd = {"sparse": torch.eye(3).to_sparse, "meta": lambda: torch.ones(3, device="meta"),
-           "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}[kind]()  # fmt: skip
+    odd = {
+        "sparse": torch.eye(3).to_sparse,
+        "meta": lambda: torch.ones(3, device="meta"),
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    }[kind]()
     torch.save({"a": torch.ones(3), "b": odd}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"a\.pt: b is sparse, quantised or without data; save it") as told:
+    with pytest.raises(
+        UserError, match=r"a\.pt: b is sparse, quantised or without data; save it"
+    ) as told:
         read_weights(tmp_path / "a.pt")
     assert "\n" not in str(told.value)
 
@@ -110,7 +122,9 @@ def test_a_directory_in_place_of_a_file_is_said_to_be(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
     given = {"W": torch.ones(3, 5, dtype=dtype), "k": torch.tensor(4)}
-    with pytest.raises(UserError, match=f"a: W is {str(dtype)[6:]}, and weights are floating-point numbers"):
+    with pytest.raises(
+        UserError, match=f"a: W is {str(dtype)[6:]}, and weights are floating-point numbers"
+    ):
         canonical(given, {"W_enc": "W"}, "a")
 
 
@@ -140,7 +154,9 @@ def test_matrices_stay_in_the_dtype_of_their_file_and_where_they_are(tmp_path, d
 
 
 def test_other_dtypes_become_float32():
-    found = canonical({"W": torch.ones(5, 3, dtype=torch.float64)}, {"W_enc": "W.T", "W_dec": "W"}, "a")
+    found = canonical(
+        {"W": torch.ones(5, 3, dtype=torch.float64)}, {"W_enc": "W.T", "W_dec": "W"}, "a"
+    )
     assert found["W_enc"].dtype == found["W_dec"].dtype == torch.float32
 
 
@@ -173,7 +189,10 @@ def test_what_is_settled_is_made_part_by_part(tmp_path, monkeypatch):
 def test_a_decoder_made_part_by_part_is_the_same(monkeypatch):
     def made():
         g = torch.Generator().manual_seed(0)
-        found = {"W_enc": torch.randn(5, 9, generator=g), "W_dec": torch.randn(9, 5, generator=g).half()}
+        found = {
+            "W_enc": torch.randn(5, 9, generator=g),
+            "W_dec": torch.randn(9, 5, generator=g).half(),
+        }
         found["b_enc"] = torch.randn(9, generator=g)
         unit_decoder(found)
         return found
@@ -202,9 +221,17 @@ def halved(activation, dtype):
     extra = {"threshold": torch.rand(40, generator=g)} if activation == "jumprelu" else {}
     if activation == "gated":
         extra = {"b_gate": torch.randn(40, generator=g), "gain": torch.rand(40, generator=g)}
-    half = SAE("a", "mlp_out@0", rows.T.to(dtype), torch.randn(40, generator=g), rows.to(dtype),
-               torch.randn(8, generator=g), k=5 if activation in ("topk", "groupmax") else 0, activation=activation,
-               **extra)  # fmt: skip
+    half = SAE(
+        "a",
+        "mlp_out@0",
+        rows.T.to(dtype),
+        torch.randn(40, generator=g),
+        rows.to(dtype),
+        torch.randn(8, generator=g),
+        k=5 if activation in ("topk", "groupmax") else 0,
+        activation=activation,
+        **extra,
+    )
     return half, dataclasses.replace(half, W_enc=half.W_enc.float(), W_dec=half.W_dec.float())
 
 
@@ -219,7 +246,8 @@ def test_weights_stored_in_half_precision_give_the_results_of_their_values(activ
     assert torch.equal(half.decode(half.encode(x[:0])), whole.decode(whole.encode(x[:0])))
     assert half.identity == whole.identity
     assert torch.equal(
-        towards_with([(half, [3, 5])], torch.ones(8).double()), towards_with([(whole, [3, 5])], torch.ones(8).double())
+        towards_with([(half, [3, 5])], torch.ones(8).double()),
+        towards_with([(whole, [3, 5])], torch.ones(8).double()),
     )
     assert half.encode(x).values.dtype == half.decode(ours).dtype == torch.float32
 

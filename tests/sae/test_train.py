@@ -28,7 +28,9 @@ from saefeat.sae.train import (
 )
 
 SITES = ["mlp_out@0", "resid_post@1"]
-CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32")
+CONFIG = TrainConfig(
+    k=4, d_sae=64, batch_size=64, chunk_tokens=900, passes=2, dead_tokens=1500, dtype="float32"
+)
 
 
 @pytest.fixture
@@ -58,7 +60,14 @@ def trained(tmp_path_factory, tiny_corpus, tiny_lm):
     out, lines = tmp_path_factory.mktemp("whole"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("saefeat.corpora.WINDOW", 32)
-        train_saes(tiny_lm, make_plan(tiny_corpus, tiny_lm, mixed=True), SITES, out, CONFIG, progress=lines.append)
+        train_saes(
+            tiny_lm,
+            make_plan(tiny_corpus, tiny_lm, mixed=True),
+            SITES,
+            out,
+            CONFIG,
+            progress=lines.append,
+        )
     return out, lines
 
 
@@ -68,7 +77,9 @@ def activations(lm, plan, site):
     path = lm.site(site).path
     with torch.no_grad(), capture(lm.model, (path,)) as captured:
         for ids in plan.tokens.values():
-            vectors = captured.run(lm.model, input_ids=torch.tensor([lm.prefix + ids]))[path][0, len(lm.prefix) :]
+            vectors = captured.run(lm.model, input_ids=torch.tensor([lm.prefix + ids]))[path][
+                0, len(lm.prefix) :
+            ]
             rows.append(vectors[[t not in lm.special_ids for t in ids]])
     return torch.cat(rows)
 
@@ -78,9 +89,14 @@ def fvu(sae, x):
 
 
 @pytest.mark.parametrize("size", [1, 50, 900, 1300, 10**6])
-def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(plan, tiny_corpus, tiny_lm, size):
+def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
+    plan, tiny_corpus, tiny_lm, size
+):
     config = dataclasses.replace(CONFIG, chunk_tokens=size)
-    for chosen, order in ((plan, plan.order), (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens))):
+    for chosen, order in (
+        (plan, plan.order),
+        (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens)),
+    ):
         chunks = plan_chunks(chosen, config)
         assert [i for chunk in chunks for i in chunk.positions] == order
         largest = max(plan.counts.values())
@@ -93,11 +109,16 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(plan, 
         assert whole(chosen) == Chunk(tuple(order), plan.total, 1)
 
 
-def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(plan, tiny_lm, monkeypatch):
+def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
+    plan, tiny_lm, monkeypatch
+):
     monkeypatch.setattr("saefeat.sae.train.WINDOW", 32)
     site = tiny_lm.site("mlp_out@0")
     order = plan.order
-    grouped = [sorted(order[i : i + 32], key=lambda p: (len(plan.tokens[p]), p)) for i in range(0, len(order), 32)]
+    grouped = [
+        sorted(order[i : i + 32], key=lambda p: (len(plan.tokens[p]), p))
+        for i in range(0, len(order), 32)
+    ]
     plan.tokens = {p: plan.tokens[p] for group in grouped for p in group}
     expected = activations(tiny_lm, plan, site.name)
     found = fill(tiny_lm, plan, [site], whole(plan))[site.name]
@@ -126,12 +147,19 @@ def test_figures_on_held_out_text_are_those_of_the_saved_sae(trained, plan, tiny
         x = activations(tiny_lm, test, site)
         held = sae.record["held_out"]
         assert held["split"] == "test" and held["tokens"] <= len(x) == test.total < held_out.TOKENS
-        assert held["fvu"] == pytest.approx(fvu(sae, x), rel=0.02)  # in bfloat16, and without its outliers
-        assert stated(sae.record) == {**{name: held[name] for name in ("fvu", "l0")}, "dead": sae.record["dead"]}
+        assert held["fvu"] == pytest.approx(
+            fvu(sae, x), rel=0.02
+        )  # in bfloat16, and without its outliers
+        assert stated(sae.record) == {
+            **{name: held[name] for name in ("fvu", "l0")},
+            "dead": sae.record["dead"],
+        }
 
 
 def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
-    texts = [(f"der Hund {i} lief", "de") for i in range(60)] + [(f"the dog {i} ran", "en") for i in range(60)]
+    texts = [(f"der Hund {i} lief", "de") for i in range(60)] + [
+        (f"the dog {i} ran", "en") for i in range(60)
+    ]
     corpus = load_corpus(texts)
     corpus.ids = [str(i % 60) for i in range(120)]  # translations
     everything = make_plan(corpus, tiny_lm, split="all", mixed=True)
@@ -144,7 +172,8 @@ def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
 
 def test_a_training_on_all_text_states_no_held_out_figures(tiny_lm, tmp_path):
     corpus = load_corpus(
-        [(f"der Hund {i} lief", "de") for i in range(90)] + [(f"dogs ran {i}", "en") for i in range(90)]
+        [(f"der Hund {i} lief", "de") for i in range(90)]
+        + [(f"dogs ran {i}", "en") for i in range(90)]
     )
     plan = make_plan(corpus, tiny_lm, split="all", mixed=True)
     (sae,) = train_saes(tiny_lm, plan, SITES[:1], tmp_path, CONFIG)
@@ -180,8 +209,13 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
     norms = p["decoder"].norm(dim=1)
-    found, wanted = sae.encode(x).dense().sort(1).values, (codes * norms * frame["scale"]).sort(1).values
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)  # the same values, units in another order
+    found, wanted = (
+        sae.encode(x).dense().sort(1).values,
+        (codes * norms * frame["scale"]).sort(1).values,
+    )
+    torch.testing.assert_close(
+        found, wanted, rtol=1e-3, atol=1e-2
+    )  # the same values, units in another order
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     assert sae.max_norm == pytest.approx(8 * float(x.norm(dim=1).median()))
 
@@ -201,7 +235,9 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
     with pytest.raises(KeyboardInterrupt):
         train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=Interrupted(at))
     assert not (tmp_path / "o" / sae_id(SITES[0])).exists()
-    assert (tmp_path / "o" / "partial").exists() == (at > 1)  # a checkpoint follows the line of its chunk
+    assert (tmp_path / "o" / "partial").exists() == (
+        at > 1
+    )  # a checkpoint follows the line of its chunk
     again = []
     train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=again.append)
     assert len(again) == len(trained[1]) - (at - 1)
@@ -258,7 +294,9 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
     ],
 )
-def test_bad_arguments_are_user_errors_before_anything_is_written(tmp_path, plan, tiny_lm, sites, config, message):
+def test_bad_arguments_are_user_errors_before_anything_is_written(
+    tmp_path, plan, tiny_lm, sites, config, message
+):
     with pytest.raises(UserError, match=message):
         train_saes(tiny_lm, plan, sites, tmp_path / "o", config)
     assert not (tmp_path / "o").exists()

@@ -22,9 +22,10 @@ _FEW = 64  # rows of a decoder that tell whether all have the length 1
 def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
     """Why the thresholds of an SAE are wrong or may be; None where nothing speaks for it.
 
-    Before 6.54.9 sae-lens saved those of BatchTopK SAEs wrong that were trained on scaled vectors and compare
-    activations in lengths of their decoder rows: folding the scale in made the rows longer, and the threshold stayed
-    as it was (issue 763 of sae-lens).
+    Before 6.54.9 sae-lens saved those of BatchTopK SAEs wrong that were trained on scaled vectors
+    and compare
+    activations in lengths of their decoder rows: folding the scale in made the rows longer, and the
+    threshold stayed as it was (issue 763 of sae-lens).
 
     Args:
         cfg: the configuration, with its metadata beside the rest.
@@ -36,9 +37,11 @@ def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
     if scaled is False:
         return None
     how = "was trained" if scaled else f"may have been trained (no {RUN} tells)"
-    return (f"sae-lens {'.'.join(map(str, version))} saved this BatchTopK SAE, which {how} on scaled activations, "
-            "without bringing its threshold into the scale of the model; save it again with sae-lens 6.54.9 or later, "
-            "or divide its threshold by the scaling factor, sqrt(d_in) / mean norm of the vectors")  # fmt: skip
+    return (
+        f"sae-lens {'.'.join(map(str, version))} saved this BatchTopK SAE, which {how} on scaled activations, "
+        "without bringing its threshold into the scale of the model; save it again with sae-lens 6.54.9 or later, "
+        "or divide its threshold by the scaling factor, sqrt(d_in) / mean norm of the vectors"
+    )
 
 
 def stated_l0(cfg: Mapping[str, Any]) -> Any:
@@ -56,9 +59,16 @@ def _compares_by_length(cfg: Mapping[str, Any], sae: SAE) -> bool:
     """Whether an SAE is of BatchTopK and rescaled by its decoder's norms; of early versions the weights tell."""
     trained = cfg.get("training_architecture")
     if trained is not None:
-        return "batchtopk" in str(trained) and _details(cfg).get("rescale_acts_by_decoder_norm") is not False
+        return (
+            "batchtopk" in str(trained)
+            and _details(cfg).get("rescale_acts_by_decoder_norm") is not False
+        )
     threshold = sae.threshold
-    return threshold is not None and bool((threshold == threshold[0]).all()) and _have_length_1(sae.W_dec[:_FEW])
+    return (
+        threshold is not None
+        and bool((threshold == threshold[0]).all())
+        and _have_length_1(sae.W_dec[:_FEW])
+    )
 
 
 def _have_length_1(rows: Tensor) -> bool:

@@ -12,37 +12,64 @@ from torch import Tensor
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, figures, json_object, read_weights, rest, text, unit_decoder
+from saefeat.sae.formats.tensors import (
+    active,
+    canonical,
+    figures,
+    json_object,
+    read_weights,
+    rest,
+    text,
+    unit_decoder,
+)
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 FILES = (CFG, WEIGHTS, EVALUATION)
 _LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
-_PLAIN = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec", "threshold": "threshold"}
-# Class -> activation, whether b_dec is subtracted from the input, names in the file. BatchTopK encodes with its
-# threshold, as its own class does unless asked otherwise.
+_PLAIN = {
+    "W_enc": "W_enc",
+    "b_enc": "b_enc",
+    "W_dec": "W_dec",
+    "b_dec": "b_dec",
+    "threshold": "threshold",
+}
+# Class -> activation, whether b_dec is subtracted from the input, names in the file. BatchTopK
+# encodes with its threshold, as its own class does unless asked otherwise.
 _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
     "AutoEncoder": ("relu", True, {**_LINEAR, "b_dec": "bias"}),
     "AutoEncoderNew": ("relu", False, {**_LINEAR, "b_dec": "decoder.bias"}),
-    "GatedAutoEncoder": ("gated", True, {
-        "W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T", "b_dec": "decoder_bias",
-        "b_enc": "mag_bias", "b_gate": "gate_bias", "gain": "r_mag"}),
+    "GatedAutoEncoder": (
+        "gated",
+        True,
+        {
+            "W_enc": "encoder.weight.T",
+            "W_dec": "decoder.weight.T",
+            "b_dec": "decoder_bias",
+            "b_enc": "mag_bias",
+            "b_gate": "gate_bias",
+            "gain": "r_mag",
+        },
+    ),
     "AutoEncoderTopK": ("topk", True, {**_LINEAR, "b_dec": "b_dec"}),
     "BatchTopKSAE": ("jumprelu", True, {**_LINEAR, "b_dec": "b_dec", "threshold": "threshold"}),
     "MatryoshkaBatchTopKSAE": ("jumprelu", True, _PLAIN),
     "JumpReluAutoEncoder": ("jumprelu", False, _PLAIN),
-}  # fmt: skip
+}
 
 
 def holds(directory: Path) -> bool:
     """Whether a directory holds an SAE of this format."""
     trainer = kept_json(directory / CFG).get("trainer")
-    return (directory / WEIGHTS).is_file() or (isinstance(trainer, dict) and "dict_class" in trainer)
+    return (directory / WEIGHTS).is_file() or (
+        isinstance(trainer, dict) and "dict_class" in trainer
+    )
 
 
 def read(directory: Path) -> SAE:
     """The SAE of a directory; raises UserError for one that is damaged or of an unknown class.
 
-    Activations are those of the class's own `from_pretrained`: of `AutoEncoder`, in units of the decoder's norms.
+    Activations are those of the class's own `from_pretrained`: of `AutoEncoder`, in units of the
+    decoder's norms.
     """
     where = directory / CFG
     cfg = json_object(read_json(where), where)
@@ -59,7 +86,9 @@ def read(directory: Path) -> SAE:
         found["gain"] = found["gain"].exp()
     k = 0
     if activation == "topk":
-        k = active({**trainer, **_kept_k(tensors, directory / WEIGHTS)}, found["W_enc"].shape[1], where)
+        k = active(
+            {**trainer, **_kept_k(tensors, directory / WEIGHTS)}, found["W_enc"].shape[1], where
+        )
     site = _site(trainer, directory, where)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}"
@@ -79,7 +108,9 @@ def _kept_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        raise UserError(f"{weights}: its k is {k.item()}, which is no whole number; fetch or save it again")
+        raise UserError(
+            f"{weights}: its k is {k.item()}, which is no whole number; fetch or save it again"
+        )
     return {"k": int(k)}
 
 
@@ -89,12 +120,17 @@ def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
     for name in [named] if named else [folder.name, folder.parent.name]:
         match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
         if match:
-            # What is called mlp_out is the module's output, before the norm that some models put after it.
-            return f"resid_post@{match[2]}" if match[1] == "resid_post" else f"layers.{match[2]}.mlp"
+            # What is called mlp_out is the module's output, before the norm that some models put
+            # after it.
+            return (
+                f"resid_post@{match[2]}" if match[1] == "resid_post" else f"layers.{match[2]}.mlp"
+            )
     if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):
         return str(named)
-    raise UserError(f"{where}: the submodule_name {named} of layer {trainer.get('layer')} names no site; "
-                    "write resid_post_layer_N or a module path there")  # fmt: skip
+    raise UserError(
+        f"{where}: the submodule_name {named} of layer {trainer.get('layer')} names no site; "
+        "write resid_post_layer_N or a module path there"
+    )
 
 
 def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
@@ -109,5 +145,8 @@ def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
 def _stated(directory: Path) -> dict[str, float]:
     """What its evaluation found."""
     found = kept_json(directory / EVALUATION)
-    return figures(fvu=rest(found.get("frac_variance_explained")), l0=found.get("l0"),
-                   dead=rest(found.get("frac_alive")))  # fmt: skip
+    return figures(
+        fvu=rest(found.get("frac_variance_explained")),
+        l0=found.get("l0"),
+        dead=rest(found.get("frac_alive")),
+    )

@@ -13,9 +13,14 @@ from saefeat.sae.formats.tensors import canonical, figures, read_weights
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 FILES = (FIRST, SECOND, CFG)
 _BIASES = {"b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
-_PLACES = {"res": "resid_post", "mlp": "mlp_out"}  # in both scopes mlp_out is after the post-norm, as here
+_PLACES = {
+    "res": "resid_post",
+    "mlp": "mlp_out",
+}  # in both scopes mlp_out is after the post-norm, as here
 _MODULES = {"output": "resid_post", "post_feedforward_layernorm.output": "mlp_out"}
-_NO_SITE = "only SAEs at resid_post and mlp_out can be read, not attention, embeddings or transcoders"
+_NO_SITE = (
+    "only SAEs at resid_post and mlp_out can be read, not attention, embeddings or transcoders"
+)
 
 
 def holds(directory: Path) -> bool:
@@ -53,28 +58,40 @@ def read(directory: Path) -> SAE:
 def _first(folder: Path) -> tuple[str, str, str]:
     """Id, site and model, which only the path tells: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`."""
     repo = re.search(r"gemma-scope-(\d+b)-(pt|it)-(\w+)", str(folder))
-    layer = next((i for i, part in enumerate(folder.parts) if re.fullmatch(r"layer_\d+", part)), None)
+    layer = next(
+        (i for i, part in enumerate(folder.parts) if re.fullmatch(r"layer_\d+", part)), None
+    )
     if not repo or (layer is None and "embedding" not in folder.parts):
-        raise UserError(f"{folder} does not say what it is: keep the names of its repository and folders, "
-                        "such as gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")  # fmt: skip
+        raise UserError(
+            f"{folder} does not say what it is: keep the names of its repository and folders, "
+            "such as gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
+        )
     if layer is None or repo[3] not in _PLACES:
         raise UserError(f"{folder}: {_NO_SITE}")
     parts = folder.parts[layer:]
     model = f"google/gemma-2-{repo[1]}" + ("-it" if repo[2] == "it" else "")
-    return "-".join([repo[3], *parts]), f"{_PLACES[repo[3]]}@{parts[0].removeprefix('layer_')}", model
+    return (
+        "-".join([repo[3], *parts]),
+        f"{_PLACES[repo[3]]}@{parts[0].removeprefix('layer_')}",
+        model,
+    )
 
 
 def _second(folder: Path) -> tuple[str, str, str | None]:
     """Id, site and model from `config.json`, and where that is silent from the folders' names."""
     cfg = kept_json(folder / CFG)
     if cfg.get("architecture", "jump_relu") != "jump_relu":
-        raise UserError(f"{folder / CFG}: the architecture {cfg['architecture']} cannot be read; only jump_relu can")
+        raise UserError(
+            f"{folder / CFG}: the architecture {cfg['architecture']} cannot be read; only jump_relu can"
+        )
     if cfg.get("hf_hook_point_out") not in (None, cfg.get("hf_hook_point_in")):
         raise UserError(f"{folder / CFG} is of a transcoder: {_NO_SITE}")
     kind, layer = _hook(cfg) or _folder(folder)
     if kind is None:
-        raise UserError(f"{folder}: {_NO_SITE}; the site is in hf_hook_point_in of {CFG}, or in folders such as "
-                        "resid_post/layer_17_width_16k_l0_medium")  # fmt: skip
+        raise UserError(
+            f"{folder}: {_NO_SITE}; the site is in hf_hook_point_in of {CFG}, or in folders such as "
+            "resid_post/layer_17_width_16k_l0_medium"
+        )
     return f"{folder.parent.name}-{folder.name}", f"{kind}@{layer}", _model(cfg, folder)
 
 

@@ -46,10 +46,14 @@ def _told(path: Path) -> tuple[str, str | None, object]:
     repo = re.search(r"SAE-Res-([^/]+)-W\d+K-L0_(\d+)", path.parent.as_posix())
     if cfg.get("model_type") == _KIND and "k" in cfg:
         if cfg.get("hook_point", _PLACE) != _PLACE:
-            raise UserError(f"{where}: SAEs of the hook_point {cfg['hook_point']} cannot be read; "
-                            f"only those of {_PLACE} can")  # fmt: skip
+            raise UserError(
+                f"{where}: SAEs of the hook_point {cfg['hook_point']} cannot be read; "
+                f"only those of {_PLACE} can"
+            )
         return repo[0] if repo else path.parent.name, text(cfg.get("base_model")), cfg["k"]
     if not repo:
-        raise UserError(f"{path} does not say what it is: keep the {CFG} beside it, or the name of its repository, "
-                        "such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50")  # fmt: skip
+        raise UserError(
+            f"{path} does not say what it is: keep the {CFG} beside it, or the name of its repository, "
+            "such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
+        )
     return repo[0], f"Qwen/{repo[1]}", int(repo[2])

@@ -46,15 +46,41 @@ _REFUSED = {
     "temporal": "its codes depend on the tokens before",
     "batchtopk": "it is a checkpoint of a training, save it with save_inference_model",
 }
-_PLACES = {"hook_mlp_out": "mlp_out", "hook_resid_post": "resid_post", "hook_out": "resid_post",
-           "mlp.hook_post": "mlp_act"}  # fmt: skip
-_RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}  # by sae-lens, before version 6
-_OWN = ("site", "max_norm", "dtype", "fingerprint")  # of our own entry, what is no part of the record
+_PLACES = {
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
+    "hook_out": "resid_post",
+    "mlp.hook_post": "mlp_act",
+}
+_RENAMED = {
+    "hook_point": "hook_name",
+    "activation_fn_str": "activation_fn",
+}  # by sae-lens, before version 6
+_OWN = (
+    "site",
+    "max_norm",
+    "dtype",
+    "fingerprint",
+)  # of our own entry, what is no part of the record
 _STATED = ("fvu", "l0", "dead")
 # In our own entry, where they are there; parents first.
-_KINDS = {"site": str, "module": str, "fingerprint": str, "model": dict, "model.name": str, "model.revision": str,
-          "model.fingerprint": str, "corpus": dict, "corpus.labels": list, "policy": dict, "training": dict,
-          "training.tokens": int, "tokens": dict, "held_out": dict, "training_average": dict}  # fmt: skip
+_KINDS = {
+    "site": str,
+    "module": str,
+    "fingerprint": str,
+    "model": dict,
+    "model.name": str,
+    "model.revision": str,
+    "model.fingerprint": str,
+    "corpus": dict,
+    "corpus.labels": list,
+    "policy": dict,
+    "training": dict,
+    "training.tokens": int,
+    "tokens": dict,
+    "held_out": dict,
+    "training_average": dict,
+}
 _TOKENS = ("prepend_bos", "exclude_special_tokens", "context_size", "seqpos_slice")
 
 
@@ -63,10 +89,13 @@ def holds(directory: Path) -> bool:
     return (directory / CFG).is_file()
 
 
-def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None) -> SAE:
+def read(
+    directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None
+) -> SAE:
     """The SAE of a directory; raises UserError for one that is damaged or of an architecture without a form here.
 
-    Weights of any size are compared with the fingerprint in our own entry, where that is there. It covers all tensors
+    Weights of any size are compared with the fingerprint in our own entry, where that is there. It
+    covers all tensors
     of the file and nothing else: a configuration may be edited.
 
     Args:
@@ -74,7 +103,9 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: f
         scaling: factor of the vectors that it was trained on, where a registry knows it.
     """
     where = directory / CFG
-    cfg = _settings({**json_object(read_json(where), where), **(overrides or {})}, where)  # before reading gigabytes
+    cfg = _settings(
+        {**json_object(read_json(where), where), **(overrides or {})}, where
+    )  # before reading gigabytes
     mark = _ours(cfg, where).get("fingerprint")
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
@@ -82,7 +113,9 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None, scaling: f
     tensors = read_weights(weights)
     sae = convert(cfg, tensors, where, weights, scaling)
     if mark is not None and mark != tensors_fingerprint(tensors):
-        raise UserError(f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again")
+        raise UserError(
+            f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save it again"
+        )
     sae.id = directory.name
     doubt = sae.record.get("doubt") if _ours(cfg, where) else batchtopk.doubt(cfg, sae, directory)
     if doubt:
@@ -103,7 +136,11 @@ def _ours(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     if wrong:
         raise UserError(f"{where}: {wrong} of its saefeat entry is damaged; save the SAE again")
     told = figures(*map(entry.get, _STATED))
-    return {key: told.get(key, value) for key, value in entry.items() if key not in _STATED or key in told}
+    return {
+        key: told.get(key, value)
+        for key, value in entry.items()
+        if key not in _STATED or key in told
+    }
 
 
 def _wrong(entry: Any) -> str | None:
@@ -138,7 +175,9 @@ def convert(
     cfg = _settings(cfg, where)
     activation, layout = _LAYOUTS[cfg["architecture"]]
     if (tensors.get("scaling_factor", torch.ones(1)) != 1).any():
-        raise UserError(f"{weights}: an SAE with a fine-tuned scaling_factor cannot be read; fold it into W_dec")
+        raise UserError(
+            f"{weights}: an SAE with a fine-tuned scaling_factor cannot be read; fold it into W_dec"
+        )
     found = canonical(tensors, layout, weights, (cfg["d_in"], cfg["d_sae"]))
     if activation == "gated":
         found["gain"] = found["gain"].exp()
@@ -171,11 +210,17 @@ def _settings(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
             told.setdefault("k", options.get("k") if isinstance(options, dict) else None)
     kind = str(told.get("architecture"))
     if kind not in _LAYOUTS:
-        reason = next((why for name, why in _REFUSED.items() if name in kind), "it is not known here")
-        raise UserError(f"{where}: the SAE architecture {kind} cannot be read: {reason}; "
-                        f"{', '.join(_LAYOUTS)} can")  # fmt: skip
+        reason = next(
+            (why for name, why in _REFUSED.items() if name in kind), "it is not known here"
+        )
+        raise UserError(
+            f"{where}: the SAE architecture {kind} cannot be read: {reason}; "
+            f"{', '.join(_LAYOUTS)} can"
+        )
     if kind == "standard" and told.get("activation_fn") not in (None, "relu"):
-        raise UserError(f"{where}: the activation {told['activation_fn']} cannot be read; only relu and topk can")
+        raise UserError(
+            f"{where}: the activation {told['activation_fn']} cannot be read; only relu and topk can"
+        )
     for key in ("d_in", "d_sae"):
         positive(told, key, where)
     if kind == "topk":
@@ -186,14 +231,18 @@ def _settings(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
 
 def _transforms(told: dict[str, Any], where: Path | str) -> None:
     if told.get("reshape_activations") not in (None, "none"):
-        raise UserError(f"{where}: an SAE with reshape_activations = {told['reshape_activations']} cannot be read; "
-                        "only SAEs of whole vectors can")  # fmt: skip
+        raise UserError(
+            f"{where}: an SAE with reshape_activations = {told['reshape_activations']} cannot be read; "
+            "only SAEs of whole vectors can"
+        )
     given = told.get("normalize_activations")
     if given is None or isinstance(given, bool):  # early versions said yes or no
         given = SCALED if given else "none"
     if given not in (*NORMALIZATIONS, SCALED):
-        raise UserError(f"{where}: an SAE with normalize_activations = {given} cannot be read; "
-                        f"fold it into the weights")  # fmt: skip
+        raise UserError(
+            f"{where}: an SAE with normalize_activations = {given} cannot be read; "
+            f"fold it into the weights"
+        )
     told["normalize_activations"] = given
     for key, usual in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
         value = usual if told.get(key) is None else told[key]
@@ -202,25 +251,32 @@ def _transforms(told: dict[str, Any], where: Path | str) -> None:
         told[key] = value
 
 
-def _fold(found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scaling: float | None) -> None:
+def _fold(
+    found: dict[str, Tensor], cfg: dict[str, Any], where: Path | str, scaling: float | None
+) -> None:
     """Bring the weights into the model's raw units, with decoder rows of length 1 where units compete by it."""
     if cfg["normalize_activations"] == SCALED:
         if not isinstance(scaling, int | float) or not 0 < scaling < float("inf"):
-            raise UserError(f"{where}: normalize_activations is {SCALED}, but no {_SCALER} beside it holds the factor; "
-                            "copy that file from a checkpoint of the training, or write one with "
-                            '{"scaling_factor": F}, where F is sqrt(d_in) / mean norm of the vectors of the '
-                            "training")  # fmt: skip
+            raise UserError(
+                f"{where}: normalize_activations is {SCALED}, but no {_SCALER} beside it holds the factor; "
+                "copy that file from a checkpoint of the training, or write one with "
+                '{"scaling_factor": F}, where F is sqrt(d_in) / mean norm of the vectors of the '
+                "training"
+            )
         cfg["normalize_activations"] = "none"
         found["W_enc"] = settled(found["W_enc"], lambda rows: rows * scaling)
         found["W_dec"] = settled(found["W_dec"], lambda rows: rows / scaling)
         found["b_dec"] = found["b_dec"] / scaling
     if cfg["rescale_acts_by_decoder_norm"]:
-        # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder rows.
+        # Selecting and scaling by the decoder's norms equals the same SAE with unit-norm decoder
+        # rows.
         unit_decoder(found)
     if _loaded_with(cfg).get("center_writing_weights"):
         if cfg["normalize_activations"] == "constant_norm_rescale":
-            raise UserError(f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be read; "
-                            "choose an SAE of the unprocessed model")  # fmt: skip
+            raise UserError(
+                f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be read; "
+                "choose an SAE of the unprocessed model"
+            )
         _read_uncentred(found, cfg["apply_b_dec_to_input"])
 
 
@@ -232,8 +288,8 @@ def _loaded_with(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _read_uncentred(found: dict[str, Tensor], centred: bool) -> None:
     """Let an SAE of a model that writes vectors of mean 0 (`center_writing_weights`) read those of the model itself.
 
-    Subtracting a vector's mean is linear and goes into the encoder; that b_dec then loses its mean too is undone in the
-    biases. Reconstructions stay those of the vectors of mean 0.
+    Subtracting a vector's mean is linear and goes into the encoder; that b_dec then loses its mean
+    too is undone in the biases. Reconstructions stay those of the vectors of mean 0.
     """
     mean = found["W_enc"].mean(0, dtype=torch.float32)
     found["W_enc"] = settled(found["W_enc"], lambda rows: rows - mean)
@@ -254,15 +310,22 @@ def hook_site(hook: Any, where: Path | str) -> str:
     if match and match[2] in ("hook_resid_pre", "hook_in") and match[1] != "0":
         return f"resid_post@{int(match[1]) - 1}"
     if "hook_" in hook:
-        raise UserError(f"{where}: there is no site for the hook {hook}; hook_mlp_out, hook_resid_post, hook_resid_pre "
-                        "of later blocks, mlp.hook_post and module paths can be read")  # fmt: skip
+        raise UserError(
+            f"{where}: there is no site for the hook {hook}; hook_mlp_out, hook_resid_post, hook_resid_pre "
+            "of later blocks, mlp.hook_post and module paths can be read"
+        )
     return hook
 
 
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     if ours:
-        return {"model": {"name": text(cfg.get("model_name")), "revision": text(cfg.get("model_revision"))},
-                **{key: value for key, value in ours.items() if key not in _OWN}}  # fmt: skip
+        return {
+            "model": {
+                "name": text(cfg.get("model_name")),
+                "revision": text(cfg.get("model_revision")),
+            },
+            **{key: value for key, value in ours.items() if key not in _OWN},
+        }
     revision = cfg.get("model_revision") or _loaded_with(cfg).get("revision")
     return {
         "model": {"name": text(cfg.get("model_name")), "revision": text(revision)},

@@ -34,16 +34,22 @@ def read(directory: Path) -> SAE:
     cfg = json_object(read_json(where), where)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
-            raise UserError(f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose another")
+            raise UserError(
+                f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose another"
+            )
     activation = cfg.get("activation") or "topk"
     if activation not in ("topk", "groupmax"):
-        raise UserError(f"{where}: the activation {activation} cannot be read; only topk and groupmax can")
+        raise UserError(
+            f"{where}: the activation {activation} cannot be read; only topk and groupmax can"
+        )
     d_in = positive(cfg, "d_in", where)
     d_sae = cfg.get("num_latents") or d_in * positive(cfg, "expansion_factor", where)
     k = active(cfg, positive({"num_latents": d_sae}, "num_latents", where), where)
     if activation == "groupmax" and d_sae % k:
         raise UserError(f"{where}: groupmax needs k {k} to divide the {d_sae} latents; correct it")
-    found = canonical(read_weights(directory / WEIGHTS), _LAYOUT, directory / WEIGHTS, (d_in, d_sae))
+    found = canonical(
+        read_weights(directory / WEIGHTS), _LAYOUT, directory / WEIGHTS, (d_in, d_sae)
+    )
     seed = re.fullmatch(r"seed\d+", directory.name)  # where several were trained at a hookpoint
     hookpoint = directory.parent if seed else directory
     return SAE(
