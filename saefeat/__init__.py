@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from saefeat.io import UserError
     from saefeat.lid import LanguageIdentifier
     from saefeat.models import load_model
-    from saefeat.pipeline import collect, rank
+    from saefeat.run import collect, rank
     from saefeat.sae.store import load_saes
     from saefeat.selection import Selection
     from saefeat.steering import steer
@@ -19,8 +19,8 @@ _HOMES = {
     "load_model": "saefeat.models",
     "load_corpus": "saefeat.corpora",
     "load_saes": "saefeat.sae.store",
-    "collect": "saefeat.pipeline",
-    "rank": "saefeat.pipeline",
+    "collect": "saefeat.run",
+    "rank": "saefeat.run",
     "LanguageIdentifier": "saefeat.lid",
     "steer": "saefeat.steering",
     "Selection": "saefeat.selection",

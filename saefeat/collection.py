@@ -34,7 +34,7 @@ from saefeat.io import (
     save_tensors,
 )
 from saefeat.models import LanguageModel
-from saefeat.stats import Stats, check_mergeable, comparable
+from saefeat.statistics import Stats, check_mergeable, comparable
 
 CHECKPOINT_SECONDS = 30.0
 TOP_EXAMPLES = 5

@@ -39,7 +39,7 @@ from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 SAE_HEADS = ("sae-count", "sae-min-max", "naive-bayes", "linear")
 HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")

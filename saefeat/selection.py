@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saefeat.io import SCHEMA, UserError, atomic_path
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 if TYPE_CHECKING:
     import pandas

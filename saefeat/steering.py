@@ -24,7 +24,7 @@ from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import LanguageModel
 from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""

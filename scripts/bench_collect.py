@@ -23,8 +23,8 @@ from saefeat.corpora import PAPER_LABELS, Batch, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
-from saefeat.pipeline import neurons, set_threads
-from saefeat.stats import Stats
+from saefeat.run import neurons, set_threads
+from saefeat.statistics import Stats
 
 
 def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:

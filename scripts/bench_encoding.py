@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from saefeat.dictionaries import SAE
-from saefeat.pipeline import set_threads
+from saefeat.run import set_threads
 from saefeat.sae.store import load_sae
 
 ROWS, K, THRESHOLD = 2048, 32, 0.05

@@ -20,8 +20,8 @@ import torch
 from saefeat import steering
 from saefeat.generation import Decoding, encode_prompts, generate
 from saefeat.models import LanguageModel
-from saefeat.pipeline import open_run, set_threads
-from saefeat.pipeline.sweep import english_prompts
+from saefeat.run import open_run, set_threads
+from saefeat.run.sweep import english_prompts
 from saefeat.steering import Change, Schedule
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
-from saefeat.pipeline import set_threads
+from saefeat.run import set_threads
 from saefeat.sae.train import TrainConfig, Trainer, fill, whole
 
 K, BATCH = 32, 2048

@@ -3,7 +3,7 @@
     python scripts/debian_docs.py --out docs.jsonl [--per-label 300] [--offset 0] [--cache DIR]
 
 The ``.deb`` files come from ``apt-get download`` (an up-to-date package index is needed: ``apt-get
-update``), are unpacked with ``dpkg-deb -x`` into a temporary folder, and nothing is installed. 
+update``), are unpacked with ``dpkg-deb -x`` into a temporary folder, and nothing is installed.
 Three kinds of text are read:
 
 * ``page``: paragraphs of Mallard help pages, ``<p>`` in ``usr/share/help/LANG/**/*.page``

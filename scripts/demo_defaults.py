@@ -27,9 +27,9 @@ from saefeat.corpora import PAPER_LABELS, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.methods import METHODS
 from saefeat.models import load_model
-from saefeat.pipeline import set_threads
+from saefeat.run import set_threads
 from saefeat.sae.train import TrainConfig, Trainer, _picks, fill, whole
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 EARLY = ("resid_post@0", "mlp_out@5", "resid_post@5")
 LATE = ("resid_post@5", "mlp_out@8", "resid_post@8")

@@ -55,10 +55,10 @@ import transformers
 from gpu_check import cut_model
 from mutations import copy, mutate
 
-from saefeat import cli, collection, corpora, pipeline
+from saefeat import cli, collection, corpora, run
 from saefeat.corpora import load_corpus
-from saefeat.pipeline import setting
 from saefeat.report import parts
+from saefeat.run import setting
 from saefeat.sae.train import TrainConfig
 
 LABELS = ("de", "en", "fr")
@@ -255,7 +255,7 @@ def _count_operations(watched: Path, kill_before: int | None) -> list[int]:
 
 def _take_snapshots(out: Path, folder: Path) -> None:
     """Copy the output before each stage."""
-    timed = pipeline._timed
+    timed = run._timed
 
     @contextmanager
     def noting(index: dict[str, Any], where: Path, stage: str) -> Iterator[None]:
@@ -263,7 +263,7 @@ def _take_snapshots(out: Path, folder: Path) -> None:
         with timed(index, where, stage):
             yield
 
-    pipeline._timed = noting
+    run._timed = noting
 
 
 # --------------------------------------------------------------------------- the undisturbed run

@@ -53,7 +53,7 @@ from saefeat.models import LanguageModel, load_model
 from saefeat.sae.formats.tensors import stated
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import TrainConfig, Trainer
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "gpu-pack"

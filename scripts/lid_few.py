@@ -19,8 +19,8 @@ from sklearn.metrics import f1_score
 
 from saefeat import lid
 from saefeat.baselines import CharNaiveBayes
-from saefeat.pipeline import open_run, set_threads
-from saefeat.pipeline.identify import token_nb
+from saefeat.run import open_run, set_threads
+from saefeat.run.identify import token_nb
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ from saefeat.generation import text_losses
 from saefeat.hooks import Edit, intervene, site_width
 from saefeat.io import kept_json, make_dir, write_json
 from saefeat.models import LanguageModel, load_model
-from saefeat.pipeline import collect, rank, set_threads
+from saefeat.run import collect, rank, set_threads
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import TrainConfig, train_saes
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 MODEL, SAES = "meta-llama/Llama-3.2-1B", "EleutherAI/sae-Llama-3.2-1B-131k"
 HEADS = ("fasttext", "sae-count", "sae-min-max", "neuron-count")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
-from saefeat.pipeline import open_run, set_threads
-from saefeat.stats import Stats
+from saefeat.run import open_run, set_threads
+from saefeat.statistics import Stats
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from typing import Any
 from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import Decoding, encode_prompts
 from saefeat.io import read_json
-from saefeat.pipeline import open_run, set_threads
-from saefeat.pipeline.steer import Bench, Recipe
-from saefeat.pipeline.sweep import english_prompts
+from saefeat.run import open_run, set_threads
+from saefeat.run.steer import Bench, Recipe
+from saefeat.run.sweep import english_prompts
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 from saefeat.forcing import row
 from saefeat.generation import Decoding, encode_prompts
-from saefeat.pipeline import open_run, set_threads
-from saefeat.pipeline.steer import Bench, Recipe
-from saefeat.pipeline.sweep import SHARED, STRENGTHS, english_prompts
+from saefeat.run import open_run, set_threads
+from saefeat.run.steer import Bench, Recipe
+from saefeat.run.sweep import SHARED, STRENGTHS, english_prompts
 from saefeat.steering import CONSTANT, Schedule
 
 LABELS = ("de", "es", "hi", "th", "ru", "ja")

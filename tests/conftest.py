@@ -206,7 +206,7 @@ def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_jsonl: Path
 ) -> Path:
     """A complete run of the tiny model on the tiny corpus; shared, so change a copy."""
-    from saefeat.pipeline import RunConfig, run
+    from saefeat.run import RunConfig, run
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:

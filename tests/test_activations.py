@@ -15,11 +15,11 @@ from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import wrap
-from saefeat.pipeline.stages import collect as collect_stage
-from saefeat.pipeline.stages import means, rank
+from saefeat.run.stages import collect as collect_stage
+from saefeat.run.stages import means, rank
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import TrainConfig, train_saes
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 from saefeat.steering import add, apply, limit_of
 
 SITE = "resid_post@0"

@@ -1195,7 +1195,7 @@ def test_the_runs_own_corpus_may_be_called_by_another_path(
 
 
 def test_count_bos_counts_one_more_token_a_text(saefeat, on, tmp_path):
-    from saefeat.stats import Stats
+    from saefeat.statistics import Stats
 
     for name, options in (("plain", []), ("bos", ["--count-bos"])):
         assert saefeat("collect", *on, "--neurons", "--out", tmp_path / name, *options)[0] == 0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from saefeat.io import read_json, write_json
 from saefeat.sae.store import load_saes, save_sae
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 @pytest.mark.parametrize("form", ["sae-lens", "sparsify"])

@@ -17,7 +17,7 @@ from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 EPS = 1e-4  # float noise between one example alone and in a batch stays well below it
 WIDTH, K = 64, 4

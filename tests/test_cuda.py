@@ -14,7 +14,7 @@ from saefeat.models import wrap
 from saefeat.sae.formats.tensors import stated
 from saefeat.sae.store import WEIGHTS
 from saefeat.sae.train import TrainConfig, Trainer, sae_id, train_saes
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = "cuda"

@@ -13,7 +13,7 @@ ROOT = Path(saefeat.__file__).parent
 ROOMS = [
     ["__main__"],
     ["cli"],
-    ["pipeline"],
+    ["run"],
     ["report"],
     ["lid", "baselines"],
     ["steering"],
@@ -23,7 +23,7 @@ ROOMS = [
     ["selection"],
     ["collection"],
     ["sae"],
-    ["dictionaries", "stats", "codes", "encoders"],
+    ["dictionaries", "statistics", "codes", "encoders"],
     ["activations"],
     ["hooks", "generation"],
     ["steps"],
@@ -90,9 +90,9 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_imports_inside_functions_are_seen():
     tree = ast.parse(
-        "def f():\n    from saefeat.pipeline import run\n    from saefeat import lid\n    import saefeat.cli\n"
+        "def f():\n    from saefeat.run import run\n    from saefeat import lid\n    import saefeat.cli\n"
     )
-    assert set(imports("x", tree, {})) == {"pipeline", "lid", "cli"}
+    assert set(imports("x", tree, {})) == {"run", "lid", "cli"}
 
 
 def test_the_command_line_imports_nothing_heavy_at_the_top():

@@ -36,7 +36,7 @@ from saefeat.lid import (
 )
 from saefeat.methods import METHODS
 from saefeat.selection import Selection, part
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 WIDTH, K = 64, 4
 LABELS = ("de", "en", "th")

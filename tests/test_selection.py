@@ -10,7 +10,7 @@ import torch
 from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.selection import COLUMNS, Part, Selection, part, places
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 LABELS = ("de", "fr", "th")
 

@@ -12,11 +12,11 @@ import torch
 
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.hooks import capture
-from saefeat.pipeline import Setting, open_run
-from saefeat.pipeline import shown as module
-from saefeat.pipeline.shown import BINS, add_activations, add_histograms, shown_units
+from saefeat.run import Setting, open_run
+from saefeat.run import shown as module
+from saefeat.run.shown import BINS, add_activations, add_histograms, shown_units
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 @pytest.fixture(scope="module")

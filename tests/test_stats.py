@@ -19,7 +19,7 @@ from saefeat.codes import STEP, Codes
 from saefeat.collection import TopExamples, merge_examples
 from saefeat.corpora import load_corpus
 from saefeat.io import RunFailed, UserError, load_tensors, make_dir, save_tensors
-from saefeat.stats import REDUCTIONS, Stats, check_mergeable
+from saefeat.statistics import REDUCTIONS, Stats, check_mergeable
 
 LABELS = ("de", "en", "th")
 WIDTH = 6

@@ -18,17 +18,10 @@ from saefeat.forcing import Own, reaches
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
 from saefeat.io import UserError, fingerprint
-from saefeat.pipeline import open_run, run
-from saefeat.pipeline.matrix import matrix, own_is_most, own_units
-from saefeat.pipeline.steer import (
-    Bench,
-    Recipe,
-    continuations,
-    recipe_for,
-    source_of,
-    steering_sites,
-)
-from saefeat.pipeline.sweep import demo_grid, english_prompts, full_grid, sweep
+from saefeat.run import open_run, run
+from saefeat.run.matrix import matrix, own_is_most, own_units
+from saefeat.run.steer import Bench, Recipe, continuations, recipe_for, source_of, steering_sites
+from saefeat.run.sweep import demo_grid, english_prompts, full_grid, sweep
 from saefeat.steering import CONSTANT, Schedule
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
@@ -61,7 +54,7 @@ def small_grid(bench):
 def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
     prompts = english_prompts()
     assert len(prompts) == 64 == len(set(prompts))
-    kinds = json.loads(files("saefeat.pipeline").joinpath("prompts.json").read_text())
+    kinds = json.loads(files("saefeat.run").joinpath("prompts.json").read_text())
     of = {prompt: kind for kind, group in kinds.items() for prompt in group}
     for half in (prompts[::2], prompts[1::2], prompts[::4]):
         assert {of[prompt] for prompt in half} == set(kinds)
@@ -328,12 +321,12 @@ def test_a_sweep_over_one_more_label_keeps_the_settings_of_the_others(bench, out
 
 def test_more_prompts_than_a_batch_holds(bench, monkeypatch):
     monkeypatch.setattr("saefeat.generation.BATCH", 3)
-    monkeypatch.setattr("saefeat.pipeline.steer.BATCH", 3)
+    monkeypatch.setattr("saefeat.run.steer.BATCH", 3)
     ids = [[0, 40 + i, 41] for i in range(7)]
     recipe = recipe_for(bench, "de")
     few, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
     monkeypatch.setattr("saefeat.generation.BATCH", 128)
-    monkeypatch.setattr("saefeat.pipeline.steer.BATCH", 128)
+    monkeypatch.setattr("saefeat.run.steer.BATCH", 128)
     many, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
     assert [one.texts for one in few] == [one.texts for one in many]
 
@@ -378,7 +371,7 @@ def test_damaged_partial_files_are_done_again(bench, out):
 
 
 def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypatch):
-    from saefeat.pipeline import matrix as room
+    from saefeat.run import matrix as room
 
     texts, units = room._texts, room.own_units
     monkeypatch.setattr(
@@ -430,11 +423,11 @@ def test_the_matrix_is_that_of_a_plain_loop(out):
 def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, monkeypatch):
     setting = open_run(out)
     needed = sum(collection.working_bytes(sae, "cpu", 0) for sae in setting.saes)
-    monkeypatch.setattr("saefeat.pipeline.matrix.memory_limit", lambda device: 2 * needed - 2)
+    monkeypatch.setattr("saefeat.run.matrix.memory_limit", lambda device: 2 * needed - 2)
     with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
         matrix(setting, tmp_path / "m.json", sentences=2, top=5)
     assert not list(tmp_path.glob("m*.json"))
-    monkeypatch.setattr("saefeat.pipeline.matrix.memory_limit", lambda device: 2 * needed)
+    monkeypatch.setattr("saefeat.run.matrix.memory_limit", lambda device: 2 * needed)
     matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
     assert "saes_at_hand" not in setting.__dict__  # the encoders are gone
 

@@ -19,7 +19,7 @@ from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.models import wrap
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 from saefeat.steering import (
     CONSTANT,
     EDITS,

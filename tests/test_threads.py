@@ -12,10 +12,10 @@ from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import Identity
 from saefeat.generation import Decoding
-from saefeat.pipeline import open_run
-from saefeat.pipeline.matrix import matrix
-from saefeat.pipeline.steer import Bench
-from saefeat.pipeline.sweep import demo_grid, sweep
+from saefeat.run import open_run
+from saefeat.run.matrix import matrix
+from saefeat.run.steer import Bench
+from saefeat.run.sweep import demo_grid, sweep
 from saefeat.sae.train import TrainConfig, train_saes
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]

@@ -59,8 +59,8 @@ def demo(
 ) -> None:
     """The whole path on an embedded model and the embedded text in 15 languages."""
     from saefeat.corpora import PAPER_LABELS
-    from saefeat.pipeline import DEMO, RunConfig
-    from saefeat.pipeline import run as run_all
+    from saefeat.run import DEMO, RunConfig
+    from saefeat.run import run as run_all
 
     names = by_commas(labels) or PAPER_LABELS
     config = RunConfig(
@@ -112,8 +112,8 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """The whole path on one's own model and corpus; SAEs are trained where none are given."""
-    from saefeat.pipeline import RunConfig
-    from saefeat.pipeline import run as run_all
+    from saefeat.run import RunConfig
+    from saefeat.run import run as run_all
 
     training = {"--sites": sites, "--d-sae": d_sae, "--k": k, "--train-tokens": train_tokens}
     asked = [name for name, value in training.items() if value is not None]
@@ -236,7 +236,7 @@ def train(
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
     from saefeat.hooks import site_width
-    from saefeat.pipeline.setting import check_activations
+    from saefeat.run.setting import check_activations
 
     widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
     check_activations(lm, text, names)
@@ -292,10 +292,10 @@ def collect(
         raise UserError("nothing to collect: give --saes or --neurons")
     lm, text = _open(model, corpus, labels, device, dtype, (text_column, label_column, id_column))
     from saefeat.corpora import make_plan
-    from saefeat.pipeline import collect as collect_all
-    from saefeat.pipeline import neurons as identities
-    from saefeat.pipeline.forecast import forecast_collect
-    from saefeat.pipeline.setting import check_activations
+    from saefeat.run import collect as collect_all
+    from saefeat.run import neurons as identities
+    from saefeat.run.forecast import forecast_collect
+    from saefeat.run.setting import check_activations
     from saefeat.sae.gate import check_saes, describe
     from saefeat.sae.store import load_saes
 
@@ -376,7 +376,7 @@ def rank(
 ) -> None:
     """Rank units by how specific they are to a label; writes Parquet, or CSV by the name of --out."""
     from saefeat.methods import parse_parameters
-    from saefeat.pipeline import rank as rank_all
+    from saefeat.run import rank as rank_all
 
     _check_replaceable(out)
     selection = rank_all(
@@ -414,7 +414,7 @@ def _check_replaceable(out: Path) -> None:
 
 def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
     from saefeat.models import load_model
-    from saefeat.pipeline import shown_units
+    from saefeat.run import shown_units
     from saefeat.sae.store import load_sae
 
     lm, saes = None, {}
@@ -468,7 +468,7 @@ def _open(
     """Corpus first: it is cheap to find wrong."""
     from saefeat.corpora import load_corpus
     from saefeat.models import load_model
-    from saefeat.pipeline import set_threads
+    from saefeat.run import set_threads
 
     set_threads()
     text = load_corpus(

@@ -32,7 +32,7 @@ def lid_fit(
     ] = False,
 ) -> None:
     """Fit the heads of a run."""
-    from saefeat.pipeline import fit_heads, open_run, set_threads
+    from saefeat.run import fit_heads, open_run, set_threads
 
     set_threads()
     fit_heads(open_run(run, say), force=force)
@@ -64,8 +64,8 @@ def lid_evaluate(
 ) -> None:
     """Measure every head and baseline, whole texts and by length."""
     from saefeat.corpora import load_corpus
-    from saefeat.pipeline import evaluate, open_run, set_threads
-    from saefeat.pipeline.setting import same_request
+    from saefeat.run import evaluate, open_run, set_threads
+    from saefeat.run.setting import same_request
 
     if corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
@@ -118,7 +118,7 @@ def lid_predict(
     head: Annotated[str, typer.Option(help="Which head.")] = "linear",
 ) -> None:
     """One JSON object a line: text, label (null where nothing can be said), score, the units that decided."""
-    from saefeat.pipeline import choose_head, open_run, predict, set_threads
+    from saefeat.run import choose_head, open_run, predict, set_threads
 
     set_threads()
     texts = input_lines(file)

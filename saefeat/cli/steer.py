@@ -21,8 +21,8 @@ def _bench(
     run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0
 ) -> Any:
     from saefeat.generation import Decoding
-    from saefeat.pipeline import open_run, set_threads
-    from saefeat.pipeline.steer import Bench, source_of
+    from saefeat.run import open_run, set_threads
+    from saefeat.run.steer import Bench, source_of
 
     set_threads()
     setting = open_run(run, say)
@@ -56,7 +56,7 @@ def steer_generate(
     """Continue prompts, steered and unsteered side by side."""
     from dataclasses import replace
 
-    from saefeat.pipeline.steer import continuations, recipe_for
+    from saefeat.run.steer import continuations, recipe_for
     from saefeat.steering import check_strength
 
     if bool(prompt) == (prompts is not None):
@@ -120,8 +120,8 @@ def steer_sweep(
 ) -> None:
     """Every method, site, schedule and strength: tuned by label on half of the prompts, reported on the other half."""
     from saefeat.labels import fasttext_code
-    from saefeat.pipeline.steer import steering_sites, stream_sites
-    from saefeat.pipeline.sweep import english_prompts, full_grid, sweep
+    from saefeat.run.steer import steering_sites, stream_sites
+    from saefeat.run.sweep import english_prompts, full_grid, sweep
 
     forces = tuple(_number(text) for text in by_commas(strengths) or ()) or None
     lines = english_prompts() if prompts is None else _prompt_lines(prompts)
@@ -186,8 +186,8 @@ def steer_matrix(
     edits: Annotated[str, typer.Option(help="By commas: ablate, amplify.")] = "ablate,amplify",
 ) -> None:
     """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
-    from saefeat.pipeline import open_run, set_threads
-    from saefeat.pipeline.matrix import EDITS, matrix, own_is_most
+    from saefeat.run import open_run, set_threads
+    from saefeat.run.matrix import EDITS, matrix, own_is_most
 
     _check_own(out, "interventions")
     chosen = by_commas(edits) or ()

@@ -17,7 +17,7 @@ from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.methods.lape import entropy
 from saefeat.selection import Selection, part
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 _ROUNDING = 1e-12  # of an entropy: that of equal probabilities may come out a little above ln K
 

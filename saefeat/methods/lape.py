@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saefeat.io import UserError
 from saefeat.selection import Part, Selection, part
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 def entropy(p: Tensor) -> Tensor:

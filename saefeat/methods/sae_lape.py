@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saefeat.methods.lape import entropy
 from saefeat.selection import Part, Selection, part, places
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 def sae_lape(

@@ -12,7 +12,7 @@ import torch
 from saefeat.methods.lape import entropy
 from saefeat.methods.sae_lape import owned_units
 from saefeat.report.reading import natural, real, understood
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 BINS = 30  # of an entropy histogram, from 0 to the logarithm of the number of labels
 _ALL = 40  # labels; beyond, only the greatest probabilities of a unit are kept

@@ -15,7 +15,7 @@ from saefeat.io import kept_json
 from saefeat.sae.formats.tensors import stated
 from saefeat.sae.layouts import transformer_lens_hook
 from saefeat.sae.names import on_hub
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LIBRARIES = {"sae-lens": "saelens", "sparsify": "sparsify"}  # as the hub knows them

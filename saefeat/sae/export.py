@@ -30,7 +30,7 @@ from saefeat.sae.formats import sparsify
 from saefeat.sae.layouts import FORMATS, check_holds, write_sae
 from saefeat.sae.names import on_hub
 from saefeat.sae.store import load_saes
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 CARD, MANIFEST = "README.md", "export.json"
 _INNER = (

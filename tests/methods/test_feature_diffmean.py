@@ -13,7 +13,7 @@ from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters, choose, parse_parameters
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):

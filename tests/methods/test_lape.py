@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters, choose, parse_parameters
 from saefeat.methods.lape import entropy, lape, quantile
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 def make_stats(name, tokens, fired):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from saefeat.io import UserError
 from saefeat.methods.sae_lape import owned_labels, passing, sae_lape, truncated
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 
 def make_stats(name, tokens, examples, fired, fired_examples):

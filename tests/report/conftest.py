@@ -16,7 +16,7 @@ from saefeat.codes import STEP
 from saefeat.evaluation import lid_metrics
 from saefeat.io import SCHEMA, write_json
 from saefeat.selection import Selection, part
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 EVIL = "<script>alert('x')</script> & </script><img src=x onerror=alert(1)>"
 LABELS = ("de", "ar", "ja", EVIL)

@@ -472,7 +472,7 @@ def test_the_id_of_an_sae_is_never_that_of_a_place(tmp_path, name):
 
 
 def test_an_sae_in_a_directory_named_like_its_site_is_collected(tmp_path, tiny_lm, tiny_corpus):
-    from saefeat.pipeline import collect
+    from saefeat.run import collect
 
     sae = make_sae(site="mlp_out@0", module="model.layers.0.mlp")
     save_sae(sae, tmp_path / "mlp_out@0")

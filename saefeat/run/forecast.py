@@ -14,11 +14,11 @@ from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
-from saefeat.pipeline.identify import evaluated
-from saefeat.pipeline.matrix import room
-from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import distinct, means, neurons
-from saefeat.pipeline.sweep import demo_grid
+from saefeat.run.identify import evaluated
+from saefeat.run.matrix import room
+from saefeat.run.setting import Setting
+from saefeat.run.stages import distinct, means, neurons
+from saefeat.run.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
 _LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more

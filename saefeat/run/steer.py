@@ -24,9 +24,9 @@ from saefeat.io import UserError, read_json
 from saefeat.labels import LID176, fasttext_code, own_label, to_labels
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.methods.lape import lape
-from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import means
-from saefeat.stats import Stats
+from saefeat.run.setting import Setting
+from saefeat.run.stages import means
+from saefeat.statistics import Stats
 from saefeat.steering import CONSTANT, Change, Schedule
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference

@@ -19,7 +19,7 @@ from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
 from saefeat.lid import HEADS, Head
 from saefeat.models import load_model
-from saefeat.pipeline import (
+from saefeat.run import (
     RunConfig,
     choose_head,
     default_sites,
@@ -30,12 +30,12 @@ from saefeat.pipeline import (
     predict,
     run,
 )
-from saefeat.pipeline.setting import located
-from saefeat.pipeline.shown import pieces
+from saefeat.run.setting import located
+from saefeat.run.shown import pieces
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 SITES = ["resid_post@0", "mlp_out@0"]  # by depth, of two layers
 SAES = [sae_id(site) for site in SITES]
@@ -344,12 +344,12 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     places = [
         "saefeat.sae.train.save_sae",
         "saefeat.collection.write_bags",
-        "saefeat.pipeline._rank_all",
+        "saefeat.run._rank_all",
     ]
     places += [
         "saefeat.lid.linear_head",
-        "saefeat.pipeline.identify.lid_metrics",
-        "saefeat.pipeline.add_activations",
+        "saefeat.run.identify.lid_metrics",
+        "saefeat.run.add_activations",
     ]
     for place in places:
 
@@ -474,7 +474,7 @@ def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_le
     asked = relative(config, eval_texts=3)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "saefeat.pipeline.setting.located", lambda config, place=None: config
+            "saefeat.run.setting.located", lambda config, place=None: config
         )  # as it was once
         run(asked, here / "run")
     before = without_timings(contents(here / "run"))
@@ -556,7 +556,7 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
 ):
     from saefeat import collection
     from saefeat.dictionaries import SAE
-    from saefeat.pipeline.forecast import collect_memory, forecast_collect, mapped_bytes
+    from saefeat.run.forecast import collect_memory, forecast_collect, mapped_bytes
 
     rows = torch.randn(64, 32)
     saes = [

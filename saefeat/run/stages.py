@@ -20,7 +20,7 @@ from saefeat.methods import check_parameters, choose, get_method
 from saefeat.models import LanguageModel
 from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 from saefeat.steering import norm_limit
 
 Say = Callable[[str], None]

@@ -30,10 +30,10 @@ from saefeat.io import (
 )
 from saefeat.labels import in_codes
 from saefeat.models import LanguageModel
-from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import StatsFiles, neurons
+from saefeat.run.setting import Setting
+from saefeat.run.stages import StatsFiles, neurons
 from saefeat.selection import Selection
-from saefeat.stats import Stats
+from saefeat.statistics import Stats
 
 FITTED = ("token-naive-bayes", "char-naive-bayes")  # baselines that are fitted on the run's texts
 

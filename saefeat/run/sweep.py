@@ -15,8 +15,8 @@ from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json, write_text
 from saefeat.models import LanguageModel
-from saefeat.pipeline.stages import neuron_layers, same_threads
-from saefeat.pipeline.steer import NONE, Bench, Recipe, beside
+from saefeat.run.stages import neuron_layers, same_threads
+from saefeat.run.steer import NONE, Bench, Recipe, beside
 from saefeat.steering import CONSTANT, NoUnits, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
@@ -29,9 +29,7 @@ SAMPLES = 4  # prompts of each label and method that are kept with their continu
 
 def english_prompts() -> list[str]:
     """The fixed list of English prompts, kind after kind; every second one is a half with all kinds in it."""
-    kinds = json.loads(
-        files("saefeat.pipeline").joinpath("prompts.json").read_text(encoding="utf-8")
-    )
+    kinds = json.loads(files("saefeat.run").joinpath("prompts.json").read_text(encoding="utf-8"))
     return [prompt for group in kinds.values() for prompt in group]
 
 

@@ -17,11 +17,11 @@ from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.generation import Decoding
 from saefeat.io import SCHEMA, UserError, claim, fingerprint, kept_json, read_json, write_json
-from saefeat.pipeline.forecast import forecast
-from saefeat.pipeline.identify import choose_head, evaluate, fit_heads, load_heads, predict
-from saefeat.pipeline.matrix import clear_kept as clear_matrix
-from saefeat.pipeline.matrix import matrix as measure_matrix
-from saefeat.pipeline.setting import (
+from saefeat.run.forecast import forecast
+from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.run.matrix import clear_kept as clear_matrix
+from saefeat.run.matrix import matrix as measure_matrix
+from saefeat.run.setting import (
     RunConfig,
     Setting,
     default_sites,
@@ -29,12 +29,12 @@ from saefeat.pipeline.setting import (
     open_setting,
     read_index,
 )
-from saefeat.pipeline.shown import add_activations, add_histograms, shown_units
-from saefeat.pipeline.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
-from saefeat.pipeline.steer import Bench, source_of, steering_sites
-from saefeat.pipeline.sweep import clear_kept as clear_sweep
-from saefeat.pipeline.sweep import demo_grid, english_prompts
-from saefeat.pipeline.sweep import sweep as sweep_grid
+from saefeat.run.shown import add_activations, add_histograms, shown_units
+from saefeat.run.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
+from saefeat.run.steer import Bench, source_of, steering_sites
+from saefeat.run.sweep import clear_kept as clear_sweep
+from saefeat.run.sweep import demo_grid, english_prompts
+from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.gate import check_saes, describe
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection

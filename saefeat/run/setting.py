@@ -24,7 +24,7 @@ from saefeat.io import SCHEMA, UserError, make_dir, read_json, whole_path
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.models.weights import is_outdated
-from saefeat.pipeline.stages import Say, neuron_layers, quiet
+from saefeat.run.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import TrainConfig, sae_id
 

@@ -18,10 +18,10 @@ from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
-from saefeat.pipeline.setting import Setting
-from saefeat.pipeline.stages import same_threads
-from saefeat.pipeline.steer import random_units
-from saefeat.stats import Stats
+from saefeat.run.setting import Setting
+from saefeat.run.stages import same_threads
+from saefeat.run.steer import random_units
+from saefeat.statistics import Stats
 from saefeat.steering import Change
 
 EDITS = ("ablate", "amplify")
