@@ -25,7 +25,6 @@ from saefeat.io import (
     SCHEMA,
     UserError,
     atomic_path,
-    claim,
     load_tensors,
     make_dir,
     memory_limit,
@@ -34,6 +33,7 @@ from saefeat.io import (
     save_tensors,
 )
 from saefeat.models import LanguageModel
+from saefeat.resume import claim
 from saefeat.statistics import Stats, check_mergeable, comparable
 
 CHECKPOINT_SECONDS = 30.0

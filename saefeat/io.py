@@ -18,20 +18,28 @@ if (
 ):  # torch is imported where it is needed: the command line's `--help` does not wait for it
     import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 T = TypeVar("T")
 SCHEMA = 1
 _VALUES = 2**24  # of a tensor, looked at together
-_TEMPORARY = ".saefeat-tmp"  # in the name of what is being written, which begins with a dot
+TEMPORARY = ".saefeat-tmp"  # in the name of what is being written, which begins with a dot
 _HEADER_KEY = "saefeat"  # one metadata key: safetensors writes several in random order
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what, where, how to mend. The command line exits with 2."""
+    """Bad input: the command line prints the message and exits with 2.
+
+    Args:
+        message: one sentence that says what is wrong, where, and how to mend it. It names no flags
+            of the command line.
+        options: names of the parameters to change, as they are called in Python: "out",
+            "max_tokens". The command line adds its flags for them.
+        command: what to run first, as it is called on the command line: "lid fit".
+    """
+
+    def __init__(self, message: str, *options: str, command: str = "") -> None:
+        super().__init__(message)
+        self.options = options
+        self.command = command
 
 
 class RunFailed(Exception):
@@ -76,60 +84,12 @@ def make_dir(path: Path) -> Path:
     return path
 
 
-_claimed: set[tuple[int, Path]] = set()  # by process: a fork inherits the set, and no claim
-
-
-@contextmanager
-def claim(directory: Path) -> Iterator[None]:
-    """Make a directory this process's own to write in, for as long as the block runs, and clear what a kill left there.
-
-    Claims of the same directory inside one another are one claim. Raises UserError where another
-    process has it.
-    """
-    place = make_dir(directory).resolve()
-    mine = (os.getpid(), place)
-    if mine in _claimed or fcntl is None:
-        yield
-        return
-    handle = os.open(place, os.O_RDONLY)
-    _claimed.add(mine)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is writing in {directory}; wait until it ends, or choose another "
-                "--out"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        else:
-            _clear(place)
-        yield
-    finally:
-        _claimed.discard(mine)
-        os.close(handle)
-
-
-def _clear(directory: Path) -> None:
-    """Remove what killed processes were writing; a directory that was being replaced comes back."""
-    for path in sorted(directory.rglob(f".*{_TEMPORARY}*"), reverse=True):
-        if path.is_file():
-            path.unlink()
-        elif path.is_dir():
-            name = path.stem.removeprefix(".").removesuffix("-before").rpartition("-")[0]
-            if path.stem.endswith("-before") and not path.with_name(name).exists():
-                path.rename(path.with_name(name))
-            else:
-                shutil.rmtree(path)
-
-
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success rename it to `path`, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays, because some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_TEMPORARY}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -147,10 +107,10 @@ def replacing(directory: Path) -> Iterator[Path]:
     directory = directory.resolve()  # a link stays, and what it points to is replaced
     make_dir(directory.parent)
     temporary = Path(
-        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=_TEMPORARY)
+        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=TEMPORARY)
     )
     temporary.chmod(0o755)  # mkdtemp lets nobody else in
-    before = temporary.with_name(f"{temporary.stem}-before{_TEMPORARY}")
+    before = temporary.with_name(f"{temporary.stem}-before{TEMPORARY}")
     try:
         yield temporary
         try:

@@ -14,11 +14,11 @@ from saefeat.io import (
     _group_limits,
     atomic_path,
     cache_dir,
-    claim,
     memory_limit,
     replacing,
     user_path,
 )
+from saefeat.resume import claim
 
 
 def names(directory):

@@ -15,20 +15,15 @@ from typing import Any
 
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
+from saefeat.config import DEMO, RunConfig
 from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, UserError, claim, fingerprint, kept_json, read_json, write_json
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
+from saefeat.resume import claim
 from saefeat.run.forecast import forecast
 from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
-from saefeat.run.setting import (
-    RunConfig,
-    Setting,
-    default_sites,
-    open_run,
-    open_setting,
-    read_index,
-)
+from saefeat.run.setting import Setting, default_sites, open_run, open_setting, read_index
 from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
 from saefeat.run.steer import Bench, source_of, steering_sites
@@ -60,14 +55,6 @@ __all__ = [
 ]
 
 _PACKAGES = ("saefeat", "torch", "transformers", "numpy", "scikit-learn", "safetensors", "pyarrow")
-DEMO: dict[str, Any] = {
-    "d_sae": 2560,
-    "train_tokens": 6000,
-    "max_tokens": 7000,
-    "eval_texts": 60,
-    "steer_prompts": 16,
-    "matrix_texts": 10,
-}
 
 
 def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:

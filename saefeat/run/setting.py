@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 
 from saefeat.baselines import FastText
+from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
@@ -27,47 +28,6 @@ from saefeat.models.weights import is_outdated
 from saefeat.run.stages import Say, neuron_layers, quiet
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import TrainConfig, sae_id
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What `saefeat run` is asked for. None stands for a default that depends on the model (see `complete`).
-
-    Attributes:
-        sites: where SAEs are trained when none are given.
-        train_tokens, max_tokens: counted tokens a label for SAE training and for statistics.
-        eval_texts: greatest number of texts a label in the evaluation; None: the whole test split.
-        neuron_layers: how many of the first layers have their neurons counted (0: none); None: up
-            to the deepest site of an SAE.
-        steer_prompts: English prompts on which steering is tried, 0 for none.
-        matrix_texts: texts a label in the perplexity change matrix, 0 for none.
-        source: the label that is steered away from; None: English.
-        gate: whether given SAEs are tried on a little text first, and refused where they do not
-            fit.
-    """
-
-    model: str
-    corpus: str
-    saes: tuple[str, ...] = ()
-    labels: tuple[str, ...] | None = None
-    sites: tuple[str, ...] | None = None
-    d_sae: int | None = None
-    k: int = 32
-    train_tokens: int | None = 8000
-    max_tokens: int | None = 8000
-    eval_texts: int | None = None
-    neuron_layers: int | None = None
-    steer_prompts: int = 0
-    matrix_texts: int = 0
-    source: str | None = None
-    gate: bool = True
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    text_column: str = "text"
-    label_column: str = "label"
-    id_column: str = "id"
-
 
 _SECTIONS = {
     "arguments": dict,

@@ -22,8 +22,9 @@ from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, UserError, claim, fingerprint, load_tensors, save_tensors
+from saefeat.io import RunFailed, UserError, fingerprint, load_tensors, save_tensors
 from saefeat.models import LanguageModel, Site, native_bf16
+from saefeat.resume import claim
 from saefeat.sae.held_out import held_out_plan, measured
 from saefeat.sae.kernels import TINY, Gradients, aux_step, topk_step
 from saefeat.sae.store import load_sae, save_sae

@@ -1,0 +1,166 @@
+"""Claim an output, and resume the work on it after a kill.
+
+Every stage that takes long follows one scheme. It claims its output directory, so that no other
+process writes there. It compares what the output belongs to with what is asked for (`check_same`).
+It keeps its state in a `Checkpoint` until the output is written, so that the same command goes on
+where it was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saefeat.io import TEMPORARY, UserError, load_tensors, make_dir, read_header, save_tensors
+from saefeat.progress import Say, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_claimed: set[tuple[int, Path]] = (
+    set()
+)  # (process, directory): a forked child inherits the set, not the locks
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Keep other processes from writing in a directory while the block runs.
+
+    Files that a killed process left half-written there are removed first. A process may claim a
+    directory that it holds already. File systems without locks, and Windows, give no protection.
+
+    Raises UserError when another process holds the directory.
+    """
+    place = make_dir(directory).resolve()
+    mine = (os.getpid(), place)
+    if mine in _claimed or fcntl is None:
+        yield
+        return
+    handle = os.open(place, os.O_RDONLY)
+    _claimed.add(mine)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing in {directory}; wait until it ends, or choose another "
+                "output directory",
+                "out",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        else:
+            _clear(place)
+        yield
+    finally:
+        _claimed.discard(mine)
+        os.close(handle)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what killed processes were writing; restore a directory that was being replaced."""
+    for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
+        if path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            name = path.stem.removeprefix(".").removesuffix("-before").rpartition("-")[0]
+            if path.stem.endswith("-before") and not path.with_name(name).exists():
+                path.rename(path.with_name(name))
+            else:
+                shutil.rmtree(path)
+
+
+def check_same(place: Path, found: Any, request: Any, what: str) -> None:
+    """Raise UserError when an output belongs to something else than what is asked for.
+
+    Args:
+        place: the output, a file or a directory.
+        found: the request that the output records.
+        request: what is asked for now.
+        what: what is there, in the message: "statistics", "an unfinished training".
+    """
+    if found != request:
+        raise UserError(
+            f"{place} holds {what} of something else; choose another output or remove it", "out"
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of unfinished work, in one file that is replaced as a whole.
+
+    Attributes:
+        path: the file (safetensors). It is removed when the work is done.
+        request: JSON value that says what the work is of.
+        what: the work, in messages: "the training".
+        threads: threads of the process, which change the last digits of sums; None on a GPU.
+        restart: whether a state of another request or number of threads is dropped and the work
+            begins again. Otherwise another request is an error, and another number of threads is
+            reported.
+        say: takes notes for the user.
+    """
+
+    path: Path
+    request: Any
+    what: str
+    threads: int | None
+    restart: bool = False
+    say: Say = quiet
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The values and tensors that `save` was given last, or None to begin at the start.
+
+        Raises UserError when the state is damaged or belongs to something else.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            tensors, header = load_tensors(self.path)
+        except UserError:
+            if self.restart:
+                return None
+            raise
+        if self.restart and header["request"] != self.request:
+            return None
+        check_same(self.path, header["request"], self.request, f"the state of {self.what}")
+        if header["threads"] != self.threads:
+            self._say_threads(header["threads"])
+            if self.restart:
+                return None
+        return header["values"], tensors
+
+    def save(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Replace the state by these JSON values and tensors."""
+        header = {"request": self.request, "threads": self.threads, "values": dict(values)}
+        save_tensors(self.path, tensors or {}, header)
+
+    def clear(self) -> None:
+        """Remove the state: the work is done."""
+        self.path.unlink(missing_ok=True)
+
+    def _say_threads(self, then: int | None) -> None:
+        if self.restart:
+            self.say(
+                f"note: {self.what} starts again, because it was begun with {then} threads and "
+                f"there are {self.threads} now, which changes the figures"
+            )
+        else:
+            self.say(
+                f"note: {self.what} goes on with {self.threads} threads after {then}; the last "
+                "digits may differ from those of a run that was not stopped"
+            )
+
+
+def saved_request(path: Path) -> Any:
+    """The request of the state in a file, None where there is no file."""
+    return read_header(path)["request"] if path.exists() else None
