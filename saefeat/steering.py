@@ -25,6 +25,7 @@ from saefeat.models import LanguageModel
 from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
@@ -379,13 +380,3 @@ def stats_of(folder: Path, dictionary: Dictionary) -> Stats:
             f"the statistics of {dictionary.id} in {folder} are of another dictionary; collect and rank again"
         )
     return stats
-
-
-def load_stats(folder: Path, name: str) -> Stats:
-    """Statistics of a dictionary in a directory; raises UserError when they are not there."""
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no statistics of {name}, which steering needs; run saefeat collect"
-        )
-    return Stats.load(path)

@@ -31,9 +31,10 @@ from saefeat.io import (
 from saefeat.labels import in_codes
 from saefeat.models import LanguageModel
 from saefeat.run.setting import Setting
-from saefeat.run.stages import StatsFiles, neurons
+from saefeat.run.stages import neurons
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import StatsFiles
 
 FITTED = ("token-naive-bayes", "char-naive-bayes")  # baselines that are fitted on the run's texts
 

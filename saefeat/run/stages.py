@@ -21,6 +21,7 @@ from saefeat.models import LanguageModel
 from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import StatsFiles, list_stats
 from saefeat.steering import norm_limit
 
 Say = Callable[[str], None]
@@ -156,35 +157,6 @@ def collect(
     return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
 
 
-def stats_files(source: str | Path) -> dict[str, Path]:
-    """Dictionary id -> statistics in a directory; raises UserError when it holds none."""
-    path = Path(source)
-    found = [path] if path.is_file() else path.glob("*.safetensors") if path.is_dir() else []
-    files = sorted(
-        file for file in found if not file.name.startswith(".")
-    )  # a killed process leaves such names
-    if not files:
-        raise UserError(f"{source} holds no statistics; collect them first")
-    if path.is_dir() and (path / "partial").exists():
-        raise UserError(f"{source} is unfinished; run its collect again first")
-    return {file.stem: file for file in files}
-
-
-class StatsFiles(Sequence[Stats]):
-    """Statistics read from disk one at a time, whenever they are asked for."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return StatsFiles(self.paths[index])
-        return Stats.load(self.paths[index])
-
-
 def rank(
     source: str | Path,
     method: str = "sae-lape",
@@ -195,7 +167,7 @@ def rank(
 ) -> Selection:
     """Rank the units of statistics in a directory by a published rule. Raises UserError for unknown names."""
     rule, parameters = get_method(method), check_parameters(method, parameters)
-    files = stats_files(source)
+    files = list_stats(Path(source))
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
     paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}
     selection = rule.rank(

@@ -27,6 +27,7 @@ from saefeat.methods.lape import lape
 from saefeat.run.setting import Setting
 from saefeat.run.stages import means
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats
 from saefeat.steering import CONSTANT, Change, Schedule
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
@@ -480,5 +481,5 @@ class _StatsOf:
             folder = next(
                 (f for f in self.folders if (f / f"{name}.safetensors").is_file()), self.folders[0]
             )
-            self.loaded[name] = steering.load_stats(folder, name)
+            self.loaded[name] = load_stats(folder, name)
         return self.loaded[name]

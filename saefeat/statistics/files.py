@@ -1,0 +1,56 @@
+"""A directory of statistics: one `<dictionary>.safetensors` per dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saefeat.io import UserError
+from saefeat.statistics import Stats
+
+UNFINISHED = "partial"  # directory that is there as long as a collection is unfinished
+
+
+def stats_file(directory: Path, dictionary: str) -> Path:
+    """Where the statistics of a dictionary are in a directory."""
+    return directory / f"{dictionary}.safetensors"
+
+
+def list_stats(directory: Path) -> dict[str, Path]:
+    """Dictionary id -> file, sorted. One file may be given in place of a directory.
+
+    Raises UserError when there are none, or when their collection is unfinished.
+    """
+    if directory.is_file():
+        return {directory.stem: directory}
+    found = directory.glob("*.safetensors") if directory.is_dir() else []
+    files = sorted(file for file in found if not file.name.startswith("."))  # temporary names
+    if not files:
+        raise UserError(f"{directory} holds no statistics; collect them first")
+    if (directory / UNFINISHED).exists():
+        raise UserError(f"{directory} is unfinished; run its collect again first")
+    return {file.stem: file for file in files}
+
+
+def load_stats(directory: Path, dictionary: str) -> Stats:
+    """Statistics of a dictionary in a directory. Raises UserError when they are not there."""
+    path = stats_file(directory, dictionary)
+    if not path.is_file():
+        raise UserError(f"{directory} holds no statistics of {dictionary}; collect them first")
+    return Stats.load(path)
+
+
+class StatsFiles(Sequence[Stats]):
+    """Statistics that are read from disk one at a time, whenever they are asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return StatsFiles(self.paths[index])
+        return Stats.load(self.paths[index])
