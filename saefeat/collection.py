@@ -20,18 +20,18 @@ from torch import Tensor
 from saefeat.activations import counted_vectors
 from saefeat.codes import STEP, Bag, concat
 from saefeat.corpora import Batch, Corpus, Plan
-from saefeat.dictionaries import SAE, Dictionary
+from saefeat.dictionaries import Dictionary
 from saefeat.io import (
     SCHEMA,
     UserError,
     atomic_path,
     load_tensors,
     make_dir,
-    memory_limit,
     read_header,
     replacing,
     save_tensors,
 )
+from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.resume import claim
 from saefeat.statistics import Stats, check_mergeable, comparable
@@ -46,10 +46,9 @@ def encode_batches(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterator[Batch]
 ) -> Iterator[tuple[Batch, dict[str, tuple[Bag, Tensor]]]]:
     """Run batches; for each, every dictionary's bag and the counted tokens [rows] behind it."""
-    paths = {d.id: lm.site(d.site).path for d in dictionaries}
-    for batch, vectors in counted_vectors(lm, batches, list(paths.values())):
+    for batch, vectors in counted_vectors(lm, batches, [d.site for d in dictionaries]):
         with torch.inference_mode():
-            bags = {d.id: _bag(d, vectors[paths[d.id]], batch.counted) for d in dictionaries}
+            bags = {d.id: _bag(d, vectors[d.site], batch.counted) for d in dictionaries}
         yield batch, bags
 
 
@@ -204,7 +203,7 @@ def collect(
             `out/examples`.
 
     Dictionaries that do not fit in memory together take several passes over the corpus (see
-    `passes`).
+    `memory.group_to_fit`).
 
     Returns the paths of the statistics. Raises UserError when `out` holds statistics of something
     else, RunFailed for activations that are not finite.
@@ -247,7 +246,7 @@ def _collect(
         if d.id not in begun and not _done(lm, d, plan, paths[d.id], windows, bags)
     ]
     groups = ([first] if first else []) + (
-        passes(missing, lm.device, len(plan.corpus.labels)) if missing else []
+        group_to_fit(missing, lm.device, len(plan.corpus.labels)) if missing else []
     )
     if not groups:
         shutil.rmtree(
@@ -279,48 +278,6 @@ def _begun(partial: Path) -> set[str]:
     return set(read_header(path)["headers"]) if path.exists() else set()
 
 
-def passes(
-    dictionaries: Sequence[Dictionary], device: str, labels: int = 0, budget: int | None = None
-) -> list[list[Dictionary]]:
-    """Dictionaries in groups that fit in memory together.
-
-    labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of
-    the device's.
-    """
-    budget = memory_limit(device) // 2 if budget is None else budget
-    groups: list[list[Dictionary]] = [[]]
-    used = 0
-    for dictionary in dictionaries:
-        size = working_bytes(dictionary, device, labels)
-        if groups[-1] and used + size > budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(dictionary)
-        used += size
-    return groups
-
-
-def working_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
-    """Memory that a dictionary takes while it is collected: its encoder, and statistics of so many labels.
-
-    On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that
-    reads them there, at every batch, counts.
-    """
-    size = labels * dictionary.width * (40 if dictionary.signed else 32)
-    if isinstance(dictionary, SAE):
-        size += dictionary.encoder_bytes + dictionary.width * TOP_EXAMPLES * 12
-        if device.startswith("cuda"):
-            size += sum(tensor.nbytes for tensor in dictionary.tensors.values())
-        elif not dictionary.encoder_bytes:
-            size += dictionary.W_enc.nbytes
-    return size
-
-
-def on_device(dictionary: Dictionary, device: str) -> Dictionary:
-    """The dictionary on a device; of an SAE a copy, so that its encoder goes when the copy does."""
-    return dictionary.to(device) if isinstance(dictionary, SAE) else dictionary
-
-
 def _pass(
     lm: LanguageModel,
     plan: Plan,
@@ -333,7 +290,7 @@ def _pass(
     checkpoint_seconds: float,
 ) -> None:
     """Collect dictionaries in one pass over the corpus."""
-    dictionaries = [on_device(d, lm.device) for d in dictionaries]
+    dictionaries = [d.to(lm.device) for d in dictionaries]
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
     state = _resume(lm, out / "partial", dictionaries, headers, plan, windows, progress)
     if not _have_bags(bags, dictionaries, state.done):  # they were not asked for then: begin again
@@ -627,8 +584,5 @@ __all__ = [
     "encode_batches",
     "merge",
     "merge_examples",
-    "on_device",
-    "passes",
-    "working_bytes",
     "write_bags",
 ]

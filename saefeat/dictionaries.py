@@ -1,42 +1,125 @@
-"""Dictionaries: bases of units for a site. Neurons are the identity; SAEs share the interface."""
+"""Dictionaries: bases of units for the vectors of a site.
+
+Neurons are the identity dictionary. SAEs have the same interface.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from saefeat.activations import finite, inliers
 from saefeat.codes import Codes
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
 from saefeat.io import fingerprint, tensors_fingerprint
+from saefeat.tokens import finite, inliers
 
-_ROWS = 1024  # rows encoded at once, so that the pre-activations stay in cache
+ROWS = 1024  # vectors encoded at once, so that their pre-activations stay in the cache
 _CELLS = 2**25  # pre-activations held at once
+
+Rule = Callable[[Tensor], Tensor]
+"""Values of units, float32 [..., m] -> their new values, of the same shape."""
 
 
 class Dictionary(Protocol):
-    """A basis of units for the vectors of a site."""
+    """A basis of units for the vectors of a site.
+
+    Code that uses dictionaries needs no class of one: whatever SAEs and neurons do differently is
+    here.
+    """
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Unique in a run."""
+        ...
+
     @property
     def site(self) -> str: ...
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Number of units."""
+        ...
+
     @property
-    def signed(self) -> bool: ...
+    def d_in(self) -> int:
+        """Width of the site's vectors."""
+        ...
+
     @property
-    def identity(self) -> dict[str, Any]: ...
+    def signed(self) -> bool:
+        """Whether values may be negative. Codes are then dense, and bags keep totals."""
+        ...
+
     @property
-    def max_norm(self) -> float | None: ...
-    def keeps(self, x: Tensor) -> Tensor | None: ...
-    def encode(self, x: Tensor) -> Codes: ...
-    def decode(self, codes: Codes) -> Tensor: ...
+    def max_norm(self) -> float | None:
+        """Vectors with a greater norm are left out of statistics and edits; None: all count."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What headers record: id, kind, site, width, fingerprint and what else opens it again."""
+        ...
+
+    @property
+    def directions(self) -> Tensor:
+        """What each unit writes: [width, d_in], in the dtype that it is stored in."""
+        ...
+
+    def directions_of(self, units: Sequence[int]) -> Tensor:
+        """Directions of some units: float32 [m, d_in]."""
+        ...
+
+    def keeps(self, x: Tensor) -> Tensor | None:
+        """Which of the vectors [n, d_in] count: bool [n]; None: all. See `saefeat.tokens`."""
+        ...
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of vectors x [n, d_in] of any floating-point dtype."""
+        ...
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Vectors float32 [n, d_in] of codes."""
+        ...
+
+    def spread(self, x: Tensor) -> Tensor | None:
+        """Factor from the units' scale to the model's at each vector: float32 [..., 1]; None: 1."""
+        ...
+
+    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
+        """Float32 x [..., d_in] with the values of some units, int64 [m], changed by a rule."""
+        ...
+
+    def to(self, device: str) -> Self:
+        """The dictionary on a device."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights."""
+        ...
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Memory that `encode` keeps beside the weights."""
+        ...
+
+    @property
+    def weights_read(self) -> int:
+        """Bytes of the weights that `encode` reads where they are stored."""
+        ...
+
+    def cells(self, device: str) -> int:
+        """Greatest number of pre-activations that `encode` holds at once on a device."""
+        ...
+
+
+def _index(units: Sequence[int]) -> Tensor:
+    return torch.tensor(list(units), dtype=torch.int64)
 
 
 @dataclass
@@ -45,7 +128,7 @@ class Identity:
 
     Attributes:
         units: int64 [m], encode only these coordinates (heads read a few neurons of many).
-        max_norm: tokens with a greater norm are left out of statistics and edits, or None: all
+        max_norm: vectors with a greater norm are left out of statistics and edits. None: all
             count, as LAPE counts neurons.
     """
 
@@ -53,6 +136,7 @@ class Identity:
     width: int
     units: Tensor | None = None
     max_norm: float | None = None
+    weight_bytes = encoder_bytes = weights_read = 0  # it has no weights
 
     @property
     def signed(self) -> bool:
@@ -61,6 +145,10 @@ class Identity:
     @property
     def id(self) -> str:
         return self.site
+
+    @property
+    def d_in(self) -> int:
+        return self.width
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,23 +163,37 @@ class Identity:
             **limit,
         }
 
+    @property
+    def directions(self) -> Tensor:
+        return torch.eye(self.width)
+
+    def directions_of(self, units: Sequence[int]) -> Tensor:
+        """Float32 [m, width]."""
+        return torch.nn.functional.one_hot(_index(units), self.width).float()
+
     def keeps(self, x: Tensor) -> Tensor | None:
-        """Which of the vectors [n, width] count: those of no outlier norm. None: all of them."""
         return inliers(x, self.max_norm)
 
     def encode(self, x: Tensor) -> Codes:
-        """x [n, width] -> dense codes float32, or sparse ones of the chosen `units`."""
+        """Return dense codes float32 of x [n, width], or sparse ones of the chosen `units`."""
         if self.units is None:
             return Codes(x.float(), None, self.width, signed=True)
         return Codes(x[:, self.units].float(), self.units.expand(len(x), -1), self.width)
 
     def decode(self, codes: Codes) -> Tensor:
-        """[n, width] float32."""
         return codes.dense()
 
-    @property
-    def directions(self) -> Tensor:
-        return torch.eye(self.width)
+    def spread(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
+        return x.index_copy(-1, units, rule(x[..., units]))
+
+    def to(self, device: str) -> Identity:
+        return self if self.units is None else replace(self, units=self.units.to(device))
+
+    def cells(self, device: str) -> int:
+        return 0
 
 
 ACTIVATIONS = ("topk", "groupmax", "relu", "jumprelu", "gated")
@@ -106,25 +208,31 @@ class SAE:
     `pre = (t(x) - b_dec) @ W_enc + b_enc`, `z = activation(pre)`, `x' = t^-1(z @ W_dec + b_dec)`.
     The activations:
 
-    - `topk`: the k greatest of relu(pre), ties to the lower unit;
+    - `topk`: the k greatest of relu(pre), ties to the lower unit (Gao et al. 2024, arXiv
+      2406.04093);
     - `groupmax`: the greatest of relu(pre) of each of k runs of consecutive units;
-    - `relu`; `jumprelu`: pre where it exceeds both `threshold` and 0;
-    - `gated`: relu(gain * h + b_enc) where h + b_gate > 0, with h = (t(x) - b_dec) @ W_enc.
+    - `relu`;
+    - `jumprelu`: pre where it exceeds both `threshold` and 0 (Rajamanoharan et al. 2024, arXiv
+      2407.14435);
+    - `gated`: relu(gain * h + b_enc) where h + b_gate > 0, with h = (t(x) - b_dec) @ W_enc
+      (Rajamanoharan et al. 2024, arXiv 2404.16014).
 
     Attributes:
-        W_enc: [d_in, d_sae]; W_dec: [d_sae, d_in]; float32, or bfloat16 or float16 where they are
-        stored so, which
-            changes memory and no result: all arithmetic is on their values in `dtype`.
-        b_enc: [d_sae]; b_dec: [d_in]; float32.
+        W_enc: [d_in, d_sae]; float32, or bfloat16 or float16 where the weights are stored so. This
+            changes memory and no result: all arithmetic is on the values in `dtype`.
+        b_enc: float32 [d_sae].
+        W_dec: [d_sae, d_in], as W_enc.
+        b_dec: float32 [d_in].
         k: greatest number of active units of a token (`topk`, `groupmax`).
-        threshold, b_gate, gain: [d_sae] float32, of the activations that have them.
+        max_norm: vectors with a greater norm are left out of statistics and edits (8 medians of
+            the training sample); None: all count.
+        dtype: of the products in `encode`, "float32" or "bfloat16" (then accumulated in float32).
+        record: what else its directory says: model, revision, module path, token policy.
+        activation: one of `ACTIVATIONS`.
+        threshold, b_gate, gain: float32 [d_sae], of the activations that have them.
         centred: whether b_dec is subtracted from the input.
         normalize: t, which depends on the vector: none, layer_norm (mean 0, standard deviation 1)
             or constant_norm_rescale (norm sqrt(d_in)), as sae-lens defines them.
-        max_norm: tokens with a greater norm are left out of statistics (8 medians of the training
-            sample), or None.
-        dtype: of the products in `encode`, "float32" or "bfloat16" (then accumulated in float32).
-        record: what else its directory says: model, revision, module path, token policy.
     """
 
     id: str
@@ -158,8 +266,11 @@ class SAE:
 
     @property
     def directions(self) -> Tensor:
-        """[d_sae, d_in], in the dtype that they are stored in."""
         return self.W_dec
+
+    def directions_of(self, units: Sequence[int]) -> Tensor:
+        """Float32 [m, d_in], on the device of the weights."""
+        return self.W_dec[_index(units).to(self.W_dec.device)].float()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -187,25 +298,84 @@ class SAE:
             "path": self.record.get("path"),
         }
 
-    def cells(self, device: str) -> int:
-        """Pre-activations that `encode` holds at once on a device."""
-        return self._rows(device) * self._units_held(device)
+    def keeps(self, x: Tensor) -> Tensor | None:
+        return inliers(x, self.max_norm)
 
-    def _rows(self, device: str) -> int:
-        return max(16, min(_ROWS, _CELLS // self._units_held(device)))
+    # ----------------------------------------------------------------------- codes
 
-    def _units_held(self, device: str) -> int:
-        tiled = self.activation != "topk" and tiles(self.width, torch.device(device)) > 1
-        return TILE if tiled else self.width
+    def encode(self, x: Tensor) -> Codes:
+        """Return values and units of vectors x [n, d_in]; raises RunFailed when one is not finite.
 
-    @property
-    def encoder_bytes(self) -> int:
-        """Memory that `encode` takes beside the weights themselves."""
-        dtype = getattr(torch, self.dtype)
-        as_stored = (
-            self.activation != "topk" and self.W_enc.dtype == dtype and self.W_enc.is_contiguous()
+        Both are [n, k] for `topk` (greatest value first) and `groupmax` (lowest unit first), and
+        flat for the other activations, which keep the units that fire (see `Codes`).
+        """
+        normalized = self._normalized(x.float())
+        inputs = finite(normalized - self.b_dec if self.centred else normalized)
+        if not len(x):
+            empty = torch.zeros(0, max(self.k, 1), device=x.device)
+            return Codes(empty, empty.long(), self.width)
+        parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
+        values = torch.cat([part[0] for part in parts])
+        units = torch.cat([part[1] for part in parts])
+        counts = [each for _, _, each in parts if each is not None]
+        return Codes(values, units, self.width, counts=torch.cat(counts) if counts else None)
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Return vectors float32 [n, d_in].
+
+        An SAE that normalises its input gives the normalised vectors (see `reconstruct`).
+        """
+        if codes.indices is None:
+            return codes.values @ self.W_dec.float() + self.b_dec
+        indices, rows = codes.indices, self.W_dec
+        if rows.dtype != torch.float32:  # convert the units that fire, not a copy of all
+            units, indices = indices.unique(return_inverse=True)
+            rows = rows[units].float()
+        weights = codes.values.clamp(min=0)
+        starts = None if codes.counts is None else codes.counts.cumsum(0) - codes.counts
+        sums = torch.nn.functional.embedding_bag(
+            indices, rows, starts, per_sample_weights=weights, mode="sum"
         )
-        return 0 if as_stored else self.W_enc.numel() * dtype.itemsize
+        return sums + self.b_dec
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return vectors x [n, d_in] through the SAE, in the model's raw units: float32."""
+        out, size = self.decode(self.encode(x)), self.spread(x)
+        if size is not None:
+            out = out * size
+        if self.normalize == "layer_norm":
+            out = out + x.float().mean(-1, keepdim=True)
+        return out
+
+    def spread(self, x: Tensor) -> Tensor | None:
+        """Return the factor that the input transform t divides each vector by: float32 [..., 1].
+
+        It leads from the SAE's own scale back to the model's. None stands for 1.
+        """
+        x = x.float()
+        if self.normalize == "layer_norm":
+            return (x - x.mean(-1, keepdim=True)).std(-1, keepdim=True)
+        if self.normalize == "constant_norm_rescale":
+            return x.norm(dim=-1, keepdim=True) / self.d_in**0.5
+        return None
+
+    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
+        """Encode x, change the values of some units and add the difference along their directions.
+
+        What the SAE does not reconstruct stays as it is. The SAE has to be on the device of x.
+        """
+        z = self.encode(x.flatten(0, -2)).of(units).view(*x.shape[:-1], -1)
+        moved, size = (rule(z) - z) @ self.W_dec[units].float(), self.spread(x)
+        return x + (moved if size is None else moved * size)
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        if self.normalize == "layer_norm":
+            centred = x - x.mean(-1, keepdim=True)
+            # sae-lens adds the 1e-5 on the way in only.
+            return centred / (centred.std(-1, keepdim=True) + 1e-5)
+        if self.normalize == "constant_norm_rescale":
+            return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+        return x
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]:
@@ -216,74 +386,39 @@ class SAE:
         parts = {"threshold": self.threshold, "b_gate": self.b_gate, "gain": self.gain}
         return DenseEncoder(self.W_enc, self.b_enc, dtype, runs=runs, **parts)
 
-    def keeps(self, x: Tensor) -> Tensor | None:
-        """Which of the vectors [n, d_in] count: those of no outlier norm. None: all of them."""
-        return inliers(x, self.max_norm)
-
-    def encode(self, x: Tensor) -> Codes:
-        """x [n, d_in] -> values and units, [n, k] of `topk` and `groupmax`, else flat of those that fire (see `Codes`).
-
-        Of `topk` the greatest value is first, of the others the lowest unit.
-        """
-        given = self._normalized(x.float())
-        inputs = finite(given - self.b_dec if self.centred else given)
-        if not len(x):
-            empty = torch.zeros(0, max(self.k, 1), device=x.device)
-            return Codes(empty, empty.long(), self.width)
-        parts = [self._encoder(chunk) for chunk in inputs.split(self._rows(str(x.device)))]
-        values, units = (
-            torch.cat([part[0] for part in parts]),
-            torch.cat([part[1] for part in parts]),
-        )
-        counts = [each for _, _, each in parts if each is not None]
-        return Codes(values, units, self.width, counts=torch.cat(counts) if counts else None)
-
-    def decode(self, codes: Codes) -> Tensor:
-        """[n, d_in] float32; of an SAE that normalises its input, the normalised vectors (see `reconstruct`)."""
-        if codes.indices is None:
-            return codes.values @ self.W_dec.float() + self.b_dec
-        indices, rows = codes.indices, self.W_dec
-        if rows.dtype != torch.float32:  # only those that fire, and not a copy of all
-            units, indices = indices.unique(return_inverse=True)
-            rows = rows[units].float()
-        weights = codes.values.clamp(min=0)
-        starts = None if codes.counts is None else codes.counts.cumsum(0) - codes.counts
-        bags = torch.nn.functional.embedding_bag(
-            indices, rows, starts, per_sample_weights=weights, mode="sum"
-        )
-        return bags + self.b_dec
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """x [n, d_in] through the SAE, in the model's raw units: float32."""
-        out = self.decode(self.encode(x))
-        size = self.spread(x)
-        if size is None:
-            return out
-        return out * size + (
-            x.float().mean(-1, keepdim=True) if self.normalize == "layer_norm" else 0
-        )
-
-    def spread(self, x: Tensor) -> Tensor | None:
-        """What a unit of the SAE's own scale is at each vector, in raw units: float32 [..., 1]; None: 1 everywhere."""
-        x = x.float()
-        if self.normalize == "layer_norm":
-            return (x - x.mean(-1, keepdim=True)).std(-1, keepdim=True)
-        if self.normalize == "constant_norm_rescale":
-            return x.norm(dim=-1, keepdim=True) / self.d_in**0.5
-        return None
-
-    def _normalized(self, x: Tensor) -> Tensor:
-        if self.normalize == "layer_norm":
-            centred = x - x.mean(-1, keepdim=True)
-            return centred / (
-                centred.std(-1, keepdim=True) + 1e-5
-            )  # sae-lens adds the 1e-5 on the way in only
-        if self.normalize == "constant_norm_rescale":
-            return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
-        return x
+    # ----------------------------------------------------------------------- memory
 
     def to(self, device: str) -> SAE:
-        """The same SAE with its tensors on a device; what `encode` builds for itself is the copy's own."""
+        """Return a copy with its tensors on a device.
+
+        The copy has its own encoder, whose memory is freed with it.
+        """
         moved = replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
-        moved.__dict__["_identity"] = self.identity  # hashing it again would read every weight
+        vars(moved)["_identity"] = self.identity  # computing it again would read every weight
         return moved
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def encoder_bytes(self) -> int:
+        dtype = getattr(torch, self.dtype)
+        in_place = self.activation != "topk" and self.W_enc.dtype == dtype
+        if in_place and self.W_enc.is_contiguous():
+            return 0
+        return self.W_enc.numel() * dtype.itemsize
+
+    @property
+    def weights_read(self) -> int:
+        return 0 if self.encoder_bytes else self.W_enc.nbytes
+
+    def cells(self, device: str) -> int:
+        return self._rows(device) * self._units_held(device)
+
+    def _rows(self, device: str) -> int:
+        return max(16, min(ROWS, _CELLS // self._units_held(device)))
+
+    def _units_held(self, device: str) -> int:
+        tiled = self.activation != "topk" and tiles(self.width, torch.device(device)) > 1
+        return TILE if tiled else self.width

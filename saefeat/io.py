@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -186,37 +186,6 @@ def fingerprint(value: Any) -> str:
     """Sixteen hex digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def memory_limit(device: str = "cpu") -> int:
-    """Bytes of memory: of a GPU those that are free; else those of the machine, or of this process's control groups."""
-    if device.startswith("cuda"):
-        import torch
-
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    return min(
-        [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))]
-    )
-
-
-def _group_limits(root: Path) -> Iterator[int]:
-    """Limits of the control groups that this process is in, those around them included; of both versions of them."""
-    with suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            if number != "0" and "memory" not in controllers.split(","):
-                continue
-            mount, file = (
-                ("", "memory.max") if number == "0" else ("memory", "memory.limit_in_bytes")
-            )
-            for folder in (Path(path), *Path(path).parents):
-                with suppress(OSError, ValueError):  # no such group in this container, or `max`
-                    yield int(
-                        (
-                            root / "sys/fs/cgroup" / mount / folder.relative_to("/") / file
-                        ).read_text()
-                    )
 
 
 def file_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.codes import STEP, Bag, to_steps
-from saefeat.collection import encode_batches, on_device, passes
+from saefeat.collection import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -35,21 +35,19 @@ from saefeat.corpora.examples import (
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors, whole_path
+from saefeat.memory import DENSE_BYTES, LINEAR_WEIGHTS, group_to_fit
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.tokens import without_special
 
 SAE_HEADS = ("sae-count", "sae-min-max", "naive-bayes", "linear")
 HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text,
 CAPITALS = 0.2  # and from the texts and those beginnings in capitals; such a copy weighs so much, for they are rare
-DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
-WEIGHTS = (
-    2**24
-)  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
 _C = 10.0
 
 
@@ -95,16 +93,17 @@ def featurize(
     """
     builder = _Builder({d.id: d.width for d in dictionaries})
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
-    special = lm.special_ids
     told = [says_something(text, letters=letters) for text in texts]
 
     def one_pass(
         group: Sequence[Dictionary],
     ) -> None:  # a function, so that what it has moved goes when it ends
-        here = [on_device(dictionary, lm.device) for dictionary in group]
+        here = [dictionary.to(lm.device) for dictionary in group]
         for start in range(0, len(ids), WINDOW):
             window = range(start, min(start + WINDOW, len(ids)))
-            rows = {i: ids[i] for i in window if told[i] and any(t not in special for t in ids[i])}
+            rows = {
+                i: ids[i] for i in window if told[i] and without_special(ids[i], lm.special_ids)
+            }
             for batch, results in encode_batches(
                 lm, here, plan_batches(lm, rows, count_bos=count_bos)
             ):
@@ -113,7 +112,7 @@ def featurize(
                     builder.add(name, bag, positions)
             progress(f"lid: {window.stop:,} of {len(ids):,} texts")
 
-    for group in passes(dictionaries, lm.device):
+    for group in group_to_fit(dictionaries, lm.device):
         one_pass(group)
     return builder.build(len(texts))
 
@@ -430,14 +429,14 @@ def linear_head(
 ) -> Head:
     """Logistic regression on square-rooted, length-normalised counts of the units of the given dictionaries.
 
-    All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels
+    All of them where they make at most `LINEAR_WEIGHTS` weights; else those that tell most of the labels
     by chi-squared.
     weights: of the rows, float64 [n]; default 1 (see `linear_copies`).
     """
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
-    kept, most = np.arange(x.get_shape()[1]), WEIGHTS // len(labels)
+    kept, most = np.arange(x.get_shape()[1]), LINEAR_WEIGHTS // len(labels)
     if len(kept) > most:
         kept = _telling(x, of, most)
         x = sp.csr_matrix(x[:, kept])
@@ -613,16 +612,15 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def _stats(self, corpus: Corpus) -> list[Stats]:
         ids = self.lm_.tokenize([clean_text(text) for text in corpus.texts], TOKEN_LIMIT)
-        special = self.lm_.special_ids
-        rows = {i: tokens for i, tokens in enumerate(ids) if any(t not in special for t in tokens)}
-        groups = passes(self.saes_, self.lm_.device, len(corpus.labels))
+        rows = {i: row for i, row in enumerate(ids) if without_special(row, self.lm_.special_ids)}
+        groups = group_to_fit(self.saes_, self.lm_.device, len(corpus.labels))
         return [stats for group in groups for stats in self._one_pass(group, corpus, rows)]
 
     def _one_pass(
         self, group: Sequence[Dictionary], corpus: Corpus, rows: dict[int, list[int]]
     ) -> list[Stats]:
         device = self.lm_.device
-        here = [on_device(dictionary, device) for dictionary in group]
+        here = [dictionary.to(device) for dictionary in group]
         found = {
             d.id: Stats.zeros(
                 corpus.labels, d.width, signed=d.signed, device=device, dictionary=d.identity

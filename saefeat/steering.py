@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.dictionaries import Dictionary, Identity
 from saefeat.hooks import Edit, intervene
 from saefeat.io import UserError
 from saefeat.labels import own_label
@@ -26,6 +26,7 @@ from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats
+from saefeat.tokens import outliers
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
@@ -81,9 +82,7 @@ def _sparing(max_norm: float | None, change: Change) -> Change:
     """The change without tokens of outlier norm, which are left out of the means that make it."""
     if max_norm is None:
         return change
-    return lambda x, strength: torch.where(
-        x.norm(dim=-1, keepdim=True) > max_norm, x, change(x, strength)
-    )
+    return lambda x, strength: torch.where(outliers(x, max_norm)[..., None], x, change(x, strength))
 
 
 def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
@@ -116,24 +115,11 @@ def _on_units(
     An SAE has to be on the model's device (`SAE.to`).
     """
     index = torch.tensor(list(units), dtype=torch.int64)
-    if isinstance(dictionary, Identity):  # its directions are the coordinates themselves
 
-        def on_coordinates(x: Tensor, strength: Tensor) -> Tensor:
-            at = index.to(x.device)
-            return x.index_copy(-1, at, rule(x[..., at], strength))
+    def change(x: Tensor, strength: Tensor) -> Tensor:
+        return dictionary.edit_units(x, index.to(x.device), lambda z: rule(z, strength))
 
-        return _sparing(dictionary.max_norm, on_coordinates)
-    assert isinstance(dictionary, SAE)
-    directions = _directions(dictionary, units)
-
-    def on_features(x: Tensor, strength: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        z = dictionary.encode(flat).of(index.to(x.device)).view(*x.shape[:-1], -1)
-        moved = (rule(z, strength) - z) @ directions
-        size = dictionary.spread(x)
-        return x + (moved if size is None else moved * size)
-
-    return _sparing(dictionary.max_norm, on_features)
+    return _sparing(dictionary.max_norm, change)
 
 
 def scheduled(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
@@ -191,7 +177,7 @@ def towards_with(units: Sequence[tuple[Dictionary, Sequence[int]]], difference: 
     out. Zero for no units.
     """
     rows = [
-        _directions(dictionary, chosen).cpu().double()
+        dictionary.directions_of(chosen).cpu().double()
         for dictionary, chosen in units
         if len(chosen)
     ]
@@ -201,15 +187,6 @@ def towards_with(units: Sequence[tuple[Dictionary, Sequence[int]]], difference: 
     # gelsd takes directions that depend on one another, as those of two SAEs of a site may.
     weights = torch.linalg.lstsq(span, difference.double()[:, None], driver="gelsd").solution
     return of_length((span @ weights)[:, 0], float(difference.norm()))
-
-
-def _directions(dictionary: Dictionary, units: Sequence[int]) -> Tensor:
-    """[m, d] of some units."""
-    index = torch.tensor(list(units), dtype=torch.int64)
-    if isinstance(dictionary, Identity):
-        return torch.nn.functional.one_hot(index, dictionary.width)
-    assert isinstance(dictionary, SAE)
-    return dictionary.directions[index.to(dictionary.directions.device)].float()
 
 
 def of_length(vector: Tensor, length: float) -> Tensor:
@@ -293,10 +270,7 @@ def changes_of(
                 raise UserError(
                     f"the dictionary {name} has changed since it was ranked; collect and rank again"
                 )
-            if isinstance(dictionary, SAE) and edit not in (
-                "add",
-                "replace",
-            ):  # these two do not encode
+            if edit not in ("add", "replace"):  # these two do not encode
                 dictionary = dictionary.to(lm.device)
             chosen.setdefault(entry["site"], []).append((dictionary, units))
     if edit == "replace":

@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import save_file
 
 from saefeat.corpora import load_corpus
-from saefeat.io import memory_limit, write_json
+from saefeat.io import write_json
+from saefeat.memory import memory_limit
 from saefeat.models import load_model
 
 CHARACTERS = 20  # of a text

@@ -45,7 +45,7 @@ import torch
 from bench_training import sparsify_steps
 from torch import Tensor
 
-from saefeat import collection
+from saefeat import collection, memory
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.io import read_json
@@ -529,7 +529,7 @@ def check_groups(report: Report, work: Path) -> None:
     plan = make_plan(corpus, lm, max_tokens=200 if report.small else 2000)
     d_in, width = lm.model.config.hidden_size, 1024 if report.small else 65_536
     saes = [_random_sae(f"sae-{i}", f"resid_post@{i}", d_in, width) for i in range(4)]
-    room = collection.working_bytes(saes[0], lm.device, len(corpus.labels))
+    room = memory.working_bytes(saes[0], lm.device, len(corpus.labels))
     held: list[int] = []
 
     def note(line: str) -> None:
@@ -541,8 +541,8 @@ def check_groups(report: Report, work: Path) -> None:
     start = time.perf_counter()
     collection.collect(lm, plan, saes, together)
     whole = time.perf_counter() - start
-    before, collection.memory_limit = (
-        collection.memory_limit,
+    before, memory.memory_limit = (
+        memory.memory_limit,
         lambda device="cpu": int(2.5 * 2 * room),
     )
     try:
@@ -550,7 +550,7 @@ def check_groups(report: Report, work: Path) -> None:
         collection.collect(lm, plan, saes, apart, progress=note)
         in_groups = time.perf_counter() - start
     finally:
-        collection.memory_limit = before
+        memory.memory_limit = before
     same = all(
         path.read_bytes() == (apart / path.name).read_bytes()
         for path in together.glob("*.safetensors")

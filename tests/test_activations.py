@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saefeat import steer
-from saefeat.activations import OUTLIER_FACTOR, counted_vectors, inliers, norm_limits
+from saefeat.activations import counted_vectors, norm_limits
 from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
@@ -21,6 +21,7 @@ from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import TrainConfig, train_saes
 from saefeat.statistics import Stats
 from saefeat.steering import add, apply, limit_of
+from saefeat.tokens import OUTLIER_FACTOR, inliers
 
 SITE = "resid_post@0"
 
@@ -192,7 +193,7 @@ def test_bos_before_an_alphabet_without_a_is_understood(suffix):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from saefeat.models import _added_tokens
+    from saefeat.models.language_model import _added_tokens
 
     words = {"<s>": 0, "</s>": 1, "C": 2, "G": 3, "T": 4}
     tokenizer = Tokenizer(models.BPE(words, []))

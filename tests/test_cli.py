@@ -385,12 +385,12 @@ BAD_OPTIONS = {
     "unknown id column": (["collect", "--neurons", "--id-column", "key"], "no column key"),
     "unknown device": (
         ["collect", "--neurons", "--device", "cuda:9"],
-        "--device cuda:9 cannot be used here",
+        "the device cuda:9 cannot be used here",
     ),
-    "unknown dtype": (["collect", "--neurons", "--dtype", "int8"], "--dtype int8 is unknown"),
+    "unknown dtype": (["collect", "--neurons", "--dtype", "int8"], "the dtype int8 is unknown"),
     "a device without values": (
         ["collect", "--neurons", "--device", "meta"],
-        "--device meta cannot be used here",
+        "the device meta cannot be used here",
     ),
     "unknown split": (["collect", "--neurons", "--split", "dev"], "unknown split dev"),
     "shard": (["collect", "--neurons", "--shard", "2/2"], "--shard 2/2 should be i/n"),

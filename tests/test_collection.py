@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saefeat import collection
+from saefeat import memory
 from saefeat.codes import STEP
 from saefeat.collection import collect, merge
 from saefeat.corpora import load_corpus, make_plan
@@ -195,7 +194,7 @@ def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whol
 def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_files(
     tmp_path, whole, plan, tiny_lm, monkeypatch
 ):
-    monkeypatch.setattr(collection, "memory_limit", lambda device: 1)
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 1)
     lines = []
     for at in (2, 9, 12):  # killed in the first pass, in the second, and not at all
         progress = Interrupted(at)
@@ -210,7 +209,7 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
                 checkpoint_seconds=0,
             )
         lines += progress.lines
-    monkeypatch.setattr(collection, "memory_limit", lambda device: 2**40)  # on another machine
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**40)  # on another machine
     collect(
         tiny_lm,
         plan,
@@ -221,29 +220,6 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
     )
     assert "collect: pass 1 of 3, wide" in lines
     same(tmp_path / "out", whole)
-
-
-def test_passes_fill_the_memory_that_there_is_in_the_order_given():
-    a, b, c = DICTIONARIES
-    sizes = [collection.working_bytes(d, "cpu", 3) for d in DICTIONARIES]
-    assert sizes == [3 * 64 * 32 + 32 * 64 * 4 + 64 * 5 * 12, 3 * 48 * 40, 3 * 32 * 40]
-    found = {
-        budget: collection.passes(DICTIONARIES, "cpu", 3, budget)
-        for budget in (1, sum(sizes[1:]), sum(sizes))
-    }
-    assert list(found.values()) == [[[a], [b], [c]], [[a], [b, c]], [[a, b, c]]]
-    # An encoder that reads its weights from their file, at every batch, wants them in memory all
-    # the same.
-    read = replace(a, activation="relu")
-    assert read.encoder_bytes == 0
-    assert collection.working_bytes(read, "cpu", 3) == sizes[0]
-    assert collection.working_bytes(read, "cuda:0", 3) == sizes[0] + (32 * 64 + 64 + 32) * 4  # once
-    half = replace(a, W_enc=a.W_enc.bfloat16(), W_dec=a.W_dec.bfloat16())
-    assert collection.working_bytes(half, "cpu", 3) == sizes[0]
-    assert collection.working_bytes(half, "cuda:0", 3) == sizes[0] + 2 * 2 * 32 * 64 + 4 * (64 + 32)
-    assert (
-        collection.working_bytes(a, "cuda:0", 3) == sizes[0] + (2 * 32 * 64 + 64 + 32) * 4
-    )  # and the weights
 
 
 def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(

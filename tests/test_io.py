@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from saefeat.io import (
-    UserError,
-    _group_limits,
-    atomic_path,
-    cache_dir,
-    memory_limit,
-    replacing,
-    user_path,
-)
+from saefeat.io import UserError, atomic_path, cache_dir, replacing, user_path
 from saefeat.resume import claim
 
 
@@ -81,40 +73,6 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
         replacing(tmp_path / "file" / "a"),
     ):
         raise AssertionError("never reached")
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "limits"),
-    [
-        (
-            "0::/a/b\n",
-            {"a/b/memory.max": "max", "a/memory.max": "500", "memory.max": "900"},
-            {500, 900},
-        ),
-        (
-            "9:cpu:/x\n4:memory:/a\n0::/\n",
-            {"memory/a/memory.limit_in_bytes": "70", "x/memory.max": "3"},
-            {70},
-        ),
-        ("4:cpuset,memory:/gone/away\n", {"memory/memory.limit_in_bytes": "80"}, {80}),
-        ("0::/\n", {}, set()),
-    ],
-)
-def test_limits_of_control_groups_are_those_of_the_process_and_around_it(
-    tmp_path, groups, files, limits
-):
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert set(_group_limits(tmp_path)) == limits
-
-
-def test_without_control_groups_the_limit_is_the_machine(tmp_path):
-    assert list(_group_limits(tmp_path)) == []
-    assert 0 < memory_limit() < 2**50
 
 
 def test_a_home_of_nobody_is_a_user_error(monkeypatch):

@@ -24,13 +24,14 @@ ROOMS = [
     ["selection"],
     ["collection"],
     ["sae"],
+    ["memory"],
     ["dictionaries", "statistics", "codes", "encoders"],
     ["activations"],
     ["hooks", "generation"],
     ["steps"],
     ["models", "corpora"],
     ["config"],
-    ["labels", "assets", "resume", "schema", "registry"],
+    ["labels", "assets", "resume", "schema", "registry", "tokens"],
     ["progress", "io"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

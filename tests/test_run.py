@@ -554,24 +554,24 @@ def test_a_dry_run_prints_a_forecast_of_time_memory_and_disk_and_writes_nothing(
 def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weights(
     tiny_lm, monkeypatch
 ):
-    from saefeat import collection
+    from saefeat import memory
     from saefeat.dictionaries import SAE
-    from saefeat.run.forecast import collect_memory, forecast_collect, mapped_bytes
+    from saefeat.run.forecast import forecast_collect
 
     rows = torch.randn(64, 32)
     saes = [
         SAE(name, "mlp_out@0", rows.T, torch.zeros(64), rows, torch.zeros(32), k=4) for name in "ab"
     ]
-    assert mapped_bytes(saes) == 2 * 4 * (2 * 64 * 32 + 64 + 32)
+    assert memory.mapped_bytes(saes) == 2 * 4 * (2 * 64 * 32 + 64 + 32)
     each = (
         5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12
     )  # statistics of five labels, the encoder, the top examples
-    assert collect_memory(tiny_lm, saes, 5) == 2 * each + 2 * 4 * 512 * 64
+    assert memory.collecting_bytes(saes, "cpu", 5) == 2 * each + 2 * 4 * 512 * 64
     assert forecast_collect(tiny_lm, saes, 5, with_neurons=True).endswith(
         ", 1 pass over the corpus"
     )
-    monkeypatch.setattr(collection, "memory_limit", lambda device: 2)
-    assert collect_memory(tiny_lm, saes, 5) == each + 2 * 4 * 512 * 64
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2)
+    assert memory.collecting_bytes(saes, "cpu", 5) == each + 2 * 4 * 512 * 64
     assert forecast_collect(tiny_lm, saes, 5, with_neurons=False).endswith(
         ", 3 passes over the corpus"
     )

@@ -13,7 +13,7 @@ from statistics import median
 import pytest
 import torch
 
-from saefeat import collection
+from saefeat import memory
 from saefeat.forcing import Own, reaches
 from saefeat.generation import Decoding
 from saefeat.hooks import intervene
@@ -422,12 +422,12 @@ def test_the_matrix_is_that_of_a_plain_loop(out):
 
 def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, monkeypatch):
     setting = open_run(out)
-    needed = sum(collection.working_bytes(sae, "cpu", 0) for sae in setting.saes)
-    monkeypatch.setattr("saefeat.run.matrix.memory_limit", lambda device: 2 * needed - 2)
+    needed = sum(memory.working_bytes(sae, "cpu", 0) for sae in setting.saes)
+    monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed - 2)
     with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
         matrix(setting, tmp_path / "m.json", sentences=2, top=5)
     assert not list(tmp_path.glob("m*.json"))
-    monkeypatch.setattr("saefeat.run.matrix.memory_limit", lambda device: 2 * needed)
+    monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)
     matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
     assert "saes_at_hand" not in setting.__dict__  # the encoders are gone
 

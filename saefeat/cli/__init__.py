@@ -185,7 +185,7 @@ def fetch(
         path = fetch_asset(name, recheck=True, say=say)
         typer.echo(f"  {path}")
         if path.suffix == ".gguf":
-            typer.echo(f"  {convert_embedded(name, path)}")
+            typer.echo(f"  {convert_embedded(name, path, say)}")
 
 
 @app.command()
@@ -421,7 +421,7 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
     if lens:
         say("loading the model for the tokens that units promote (--no-lens leaves them out)")
         try:
-            lm = load_model(_model_name(selection))
+            lm = load_model(_model_name(selection), say=say)
             entries = selection.header["dictionaries"]
             saes = {
                 n: load_sae(_sae_source(e, stats, n))
@@ -479,7 +479,7 @@ def _open(
         id_column=columns[2],
         say=say,
     )
-    return load_model(model, dtype=dtype, device=device), text
+    return load_model(model, dtype=dtype, device=device, say=say), text
 
 
 def _say_plan(lm: Any, corpus: Any, plan: Any) -> None:

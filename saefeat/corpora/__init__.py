@@ -16,6 +16,7 @@ from saefeat.corpora.recipes import PAPER_LABELS
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
+from saefeat.tokens import counted_tokens, without_special
 
 __all__ = [
     "BATCH_TOKENS",
@@ -119,9 +120,7 @@ def make_batch(
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counted = mask.bool() & ~torch.isin(ids, torch.tensor(sorted(lm.special_ids), dtype=ids.dtype))
-    if count_bos:
-        counted[:, : len(lm.prefix)] = True
+    counted = counted_tokens(ids, mask, lm.special_ids, len(lm.prefix) if count_bos else 0)
     return Batch(positions, ids, mask, counted)
 
 
@@ -186,7 +185,7 @@ def fill_budget(
         ):
             if not open_to(i):
                 continue
-            count = sum(t not in special for t in row[:token_limit])
+            count = len(without_special(row[:token_limit], special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
             if count:

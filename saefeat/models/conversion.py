@@ -1,4 +1,4 @@
-"""GGUF files as safetensors directories in the cache: shards joined, complete, verified."""
+"""Convert GGUF models to safetensors directories in the cache: once each, complete and verified."""
 
 from __future__ import annotations
 
@@ -6,44 +6,65 @@ import errno
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import TypedDict
 
-from saefeat.io import UserError, cache_dir, file_sha256, make_dir, read_json, replacing, write_json
+from saefeat import schema
+from saefeat.io import UserError, cache_dir, file_sha256, make_dir, replacing, write_json
+from saefeat.progress import Say, quiet, track
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as llama.cpp names them
 _COUNT = "split.count"
+_STEPS = 4  # of a conversion: read the header, the weights, the tokenizer, write
 
 
-def converted(gguf: Path, name: str | None = None) -> Path:
-    """The safetensors directory of a GGUF model: made once, verified, rebuilt when damaged.
+class _Record(TypedDict):
+    """What `saefeat.json` in a converted model says, so that damage is noticed.
+
+    Attributes:
+        gguf_sha256: of the GGUF file, or of the digests of its shards.
+        files: SHA-256 of each file by name.
+        complete: whether the GGUF had all weights. Earlier versions did not check and lack it.
+    """
+
+    __pydantic_config__ = schema.STRICT  # type: ignore[misc]
+    gguf_sha256: str
+    files: dict[str, str]
+    complete: bool
+
+
+def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
+    """Return the safetensors directory of a GGUF model, made once and made again when damaged.
 
     Args:
         gguf: the file, or any of its shards, which lie beside it.
-        name: of the directory; the file's own unless given.
+        name: of the directory; default the file's own.
+        say: takes a line before the work, and its progress.
 
-    Raises UserError for a shard that is not there, and for a file that is damaged or lacks weights.
+    Raises UserError for a missing shard, and for a file that is damaged or lacks weights.
     """
     files = _shards(gguf)
     digests = [file_sha256(file) for file in files]
-    digest = (
-        digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    digest = digests[0] if len(files) == 1 else _sha256("".join(digests))
     match = _SHARD.fullmatch(gguf.stem)
-    target = cache_dir() / "models" / f"{name or (match[1] if match else gguf.stem)}-{digest[:12]}"
+    name = name or (match[1] if match else gguf.stem)
+    target = cache_dir() / "models" / f"{name}-{digest[:12]}"
     if _intact(target):
         return target
+    say(f"converting {name} to safetensors, which is done once and takes up to a minute")
     try:
         with replacing(target) as temporary:
-            _convert(files, temporary)
+            with track(say, f"convert {name}", _STEPS, "steps") as bar:
+                _convert(files, temporary, bar.update)
             made = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
-            write_json(
-                temporary / "saefeat.json", {"gguf_sha256": digest, "files": made, "complete": True}
-            )
+            record = _Record(gguf_sha256=digest, files=made, complete=True)
+            write_json(temporary / "saefeat.json", record)
             if _intact(target):
                 raise FileExistsError(target)  # another process was faster, and may be reading it
     except OSError:
@@ -52,7 +73,12 @@ def converted(gguf: Path, name: str | None = None) -> Path:
     return target
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _shards(gguf: Path) -> list[Path]:
+    """Return all files of a model, given one of them."""
     match = _SHARD.fullmatch(gguf.stem)
     if not match:
         return [gguf]
@@ -61,28 +87,27 @@ def _shards(gguf: Path) -> list[Path]:
         gguf.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf")
         for number in range(1, count + 1)
     ]
-    lacking = [file.name for file in files if not file.is_file()]
-    if lacking:
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         raise UserError(
-            f"the model file {gguf} is one of {count} shards, and {lacking[0]} is not beside it; "
+            f"the model file {gguf} is one of {count} shards, and {missing[0]} is not beside it; "
             "fetch all of them"
         )
     return files or [gguf]
 
 
 def _intact(directory: Path) -> bool:
-    """Whether a conversion is what was written, and was found complete: earlier versions did not look."""
+    """Return whether a converted model is complete and has the bytes that were written."""
     try:
-        record = read_json(directory / "saefeat.json")
-        files = record["files"].items()
-        return record.get("complete") is True and all(
-            file_sha256(directory / name) == mark for name, mark in files
-        )
-    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        record = schema.read(_Record, directory / "saefeat.json")
+        marks = record["files"].items()
+        return record["complete"] and all(file_sha256(directory / n) == mark for n, mark in marks)
+    except (UserError, OSError):
         return False
 
 
-def _convert(files: list[Path], out: Path) -> None:
+def _convert(files: list[Path], out: Path, done: Callable[[], object]) -> None:
+    """Write a model and its tokenizer to `out`; `done` is called after each step."""
     try:
         import gguf as _  # noqa: F401
     except ImportError as error:
@@ -95,7 +120,8 @@ def _convert(files: list[Path], out: Path) -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        with _one_file(files) as gguf:
+        with _headers_read_once(), _one_file(files) as gguf:
+            done()
             where: dict[str, Any] = {
                 "pretrained_model_name_or_path": str(gguf.parent),
                 "gguf_file": gguf.name,
@@ -106,14 +132,16 @@ def _convert(files: list[Path], out: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
             )
+            done()
             tokenizer = AutoTokenizer.from_pretrained(**where)
+            done()
     except (MemoryError, UserError):
         raise
-    except Exception as error:  # its readers check nothing, so damaged files raise anything
+    except Exception as error:  # the readers check nothing, so damaged files raise anything
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"cannot read {files[0]} as a GGUF model ({said(error)}); fetch or write it again"
+            f"cannot read {files[0]} as a GGUF model ({first_line(error)}); fetch or write it again"
         ) from error
     model, info = loaded
     check_complete(f"{files[0]} as a GGUF model", info)
@@ -121,27 +149,58 @@ def _convert(files: list[Path], out: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    done()
 
 
 def check_complete(what: str, info: dict[str, Any]) -> None:
-    """Raises UserError for a model that lacks weights by transformers' report: it would go on with random ones."""
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        others = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+    """Raise UserError for a model that lacks weights, in whose place it would have random ones.
+
+    Args:
+        what: the model, in the message.
+        info: transformers' `output_loading_info`.
+    """
+    missing = sorted(info["missing_keys"])
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(
-            f"cannot load {what}: its weights lack {lacking[0]}{others}; fetch or save it again, whole"
+            f"cannot load {what}: its weights lack {missing[0]}{others}; fetch or save all of it "
+            "again"
         )
 
 
-def said(error: Exception) -> str:
-    """The first line of a message, with the second where it announces that."""
+def first_line(error: Exception) -> str:
+    """Return the first line of a message, with the second where the first ends with a colon."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
+# --------------------------------------------------------------------------- reading GGUF
+
+
+@contextmanager
+def _headers_read_once() -> Iterator[None]:
+    """Have transformers share one parsed header per file while the block runs.
+
+    It parses the header for the configuration, the weights and the tokenizer alike. The one of
+    Gemma holds 262,144 tokens, which take some ten seconds each time: most of a conversion.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader
+    once = lru_cache(reader)
+    gguf.GGUFReader = lambda path, *_: once(str(path))
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
 @contextmanager
 def _one_file(files: list[Path]) -> Iterator[Path]:
-    """The model as one file: transformers reads no shards. They are joined beside the cache for the time of it."""
+    """Yield the model as one file; shards are joined beside the cache while the block runs.
+
+    transformers reads no shards.
+    """
     from gguf import GGUFReader
 
     readers = [GGUFReader(file) for file in files]
@@ -150,40 +209,36 @@ def _one_file(files: list[Path]) -> Iterator[Path]:
         count = 1 if field is None else int(field.contents())
         if count > 1:
             raise UserError(
-                f"the model file {files[0]} is one of {count} shards; give all of them the names that "
-                f"they had, such as {files[0].stem}-00001-of-{count:05d}.gguf"
+                f"the model file {files[0]} is one of {count} shards; give all of them the names "
+                f"that they had, such as {files[0].stem}-00001-of-{count:05d}.gguf"
             )
         yield files[0]
         return
-    with tempfile.TemporaryDirectory(
-        dir=make_dir(cache_dir() / "models"), prefix=".joined-"
-    ) as folder:
-        joined = Path(folder) / "model.gguf"
+    folder = make_dir(cache_dir() / "models")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".joined-") as temporary:
+        joined = Path(temporary) / "model.gguf"
         _join(readers, joined)
         yield joined
 
 
 def _join(readers: list[Any], out: Path) -> None:
+    """Write the tensors of all shards and the fields of the first to one file."""
     from gguf import GGUFValueType, GGUFWriter
 
-    first = readers[0].fields
-    writer = GGUFWriter(out, first["general.architecture"].contents())
-    for name, field in first.items():
-        if (
-            name.startswith(("GGUF.", "split.")) or name == "general.architecture"
-        ):  # the writer makes its own
+    fields = readers[0].fields
+    writer = GGUFWriter(out, fields["general.architecture"].contents())
+    for name, field in fields.items():
+        # The writer makes these itself.
+        if name.startswith(("GGUF.", "split.")) or name == "general.architecture":
             continue
         kind = field.types[0]
-        writer.add_key_value(
-            name,
-            field.contents(),
-            kind,
-            sub_type=field.types[-1] if kind == GGUFValueType.ARRAY else None,
-        )
+        members = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=members)
     tensors = [tensor for reader in readers for tensor in reader.tensors]
     for tensor in tensors:
+        data = tensor.data
         writer.add_tensor_info(
-            tensor.name, tensor.data.shape, tensor.data.dtype, tensor.n_bytes, tensor.tensor_type
+            tensor.name, data.shape, data.dtype, tensor.n_bytes, tensor.tensor_type
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

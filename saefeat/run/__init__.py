@@ -85,7 +85,10 @@ def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> P
                 progress=say,
             )
     lm, saes = setting.lm, setting.saes
-    dictionaries = distinct([*saes, *means(lm, saes, setting.plan), *neurons(lm, setting.layers)])
+    dictionaries = [
+        *saes,
+        *distinct([*means(lm, saes, setting.plan), *neurons(lm, setting.layers)]),
+    ]
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,

@@ -1,104 +1,80 @@
-"""What a run will take, from the speed of this machine on a few batches."""
+"""What a run will take of time, memory and disk, by the speed of the machine on a few batches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from saefeat import lid
-from saefeat.collection import passes, working_bytes
-from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT, Plan
+from saefeat.activations import counted_vectors
+from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE, Dictionary
-from saefeat.generation import LOGITS, Decoding, generate, text_losses
-from saefeat.hooks import capture, site_width
+from saefeat.generation import Decoding, generate, text_losses
+from saefeat.hooks import site_width
+from saefeat.memory import (
+    collecting_bytes,
+    describe_memory,
+    dictionary_budget,
+    fitting_bytes,
+    group_to_fit,
+    judging_bytes,
+    mapped_bytes,
+    training_bytes,
+    working_bytes,
+)
 from saefeat.models import LanguageModel
 from saefeat.run.identify import evaluated
-from saefeat.run.matrix import room
 from saefeat.run.setting import Setting
 from saefeat.run.stages import distinct, means, neurons
 from saefeat.run.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
-_LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more
-_MORE_LIBRARIES = 0.5e9
+_LIBRARIES = 0.7e9  # bytes of a process that collects
+_MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add
+_OTHER_SECONDS = 20  # ranking and the report
+_OTHER_DISK = 6e6  # the report and the metrics
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run works on. `d_ins` and `widths` are those of its SAEs, given or to be trained."""
+
+    setting: Setting
+    sites: list[str]
+    d_ins: list[int]
+    widths: list[int]
+    dictionaries: list[Dictionary]
+
+    @property
+    def labels(self) -> int:
+        return len(self.setting.corpus.labels)
+
+    @property
+    def text_tokens(self) -> float:
+        """Mean number of tokens of a text."""
+        plan = self.setting.plan
+        return plan.total / max(len(plan.tokens), 1) + len(self.setting.lm.prefix)
 
 
 def forecast(setting: Setting) -> list[str]:
-    """What a run will do and what it will take, from the speed of this machine on a few batches."""
-    config, lm = setting.config, setting.lm
-    plan, training = setting.plan, setting.training_plan
-    sites = setting.sites or [sae.site for sae in setting.given]
-    texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
-    mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
-    short = min(mean, 9.0)
-    dictionaries = distinct(
-        [*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)]
-    )
-    rounds = (
-        len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
-    )
-    tokens_of = {
-        "train": training.total if not setting.given else 0,
-        "collect": rounds * plan.total,
-        "lid fit": int(
-            len(plan.tokens) * 2.3 * short + 1.3 * plan.total
-        ),  # beginnings, and both in capitals
-        "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
-    }
-    neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
-    speed = _forward_speed(setting, plan, [*sites, *neurons_at])
-    seconds = {stage: tokens / speed for stage, tokens in tokens_of.items()}
-    if not setting.given:
-        seconds["train"] += _training_seconds(setting, training.total)
-    seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(sites) + 1)
-    seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
-    seconds |= _steering_seconds(setting, plan)
-    widths = [sae.width for sae in setting.given] or [
-        setting.training.width(_d(lm, s)) for s in sites
-    ]
-    width = sum(widths)
-    there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
-    if setting.given:
-        there["collect"] = collect_memory(lm, dictionaries, len(setting.corpus.labels))
-    else:
-        chunk = (
-            min(setting.training.chunk_tokens * 1.25, training.total)
-            * sum(_d(lm, s) for s in sites)
-            * 2
-        )
-        there["train"] = chunk + width * _d(lm, sites[0]) * 4 * 10
-    if config.steer_prompts or config.matrix_texts:
-        there["judge"] = _judging_memory(setting, mean)
-    if config.matrix_texts and setting.given:
-        encoders, most = room(setting)
-        there["matrix"] = encoders if encoders <= most else 0  # else it is left out
-    # What a stage has freed is kept for the next, but it is rarely of the right size: the sum is
-    # what is measured.
-    memory = _memory(
-        lm,
-        sum(there.values()),
-        _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
-        mapped_bytes(setting.given),
-    )
-    k = len(setting.corpus.labels)
-    weights = 0 if setting.given else width * _d(lm, sites[0]) * 8
-    disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + weights + 6e6
+    """Return lines that say what a run will do and what it will take."""
+    config, lm, plan, job = setting.config, setting.lm, setting.plan, _job(setting)
+    speed = _forward_speed(setting, job.sites)
+    seconds = _seconds(job, speed)
+    widths = " and ".join(str(width) for width in sorted(set(job.widths)))
+    k = "" if setting.given else f", k {config.k}"
+    layers = f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"
+    stages = ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
     lines = [
-        f"model {lm.name} ({lm.dtype}), corpus {setting.corpus.name}, {k} labels, "
-        f"SAEs at {', '.join(sites)} (width {' and '.join(str(n) for n in sorted(set(widths)))}"
-        + ("), " if setting.given else f", k {config.k}), ")
-        + (f"neurons of {len(setting.layers)} layers" if setting.layers else "no neurons"),
-        f"forecast: {sum(seconds.values()) + 20:,.0f} s ("
-        + ", ".join(f"{stage} {s:,.0f}" for stage, s in seconds.items())
-        + f"), {memory}, {disk / 1e6:,.0f} MB on disk; "
-        f"{speed:,.0f} tokens/s forward",
+        f"model {lm.name} ({lm.dtype}), corpus {setting.corpus.name}, {job.labels} labels, "
+        f"SAEs at {', '.join(job.sites)} (width {widths}{k}), {layers}",
+        f"forecast: {sum(seconds.values()) + _OTHER_SECONDS:,.0f} s ({stages}), {_memory(job)}, "
+        f"{_disk_bytes(job) / 1e6:,.0f} MB on disk; {speed:,.0f} tokens/s forward",
     ]
-    if setting.corpus.skipped or plan.skipped:
-        counts = ", ".join(
-            f"{reason} {n}" for reason, n in {**setting.corpus.skipped, **plan.skipped}.items()
-        )
+    if skipped := {**setting.corpus.skipped, **plan.skipped}:
+        counts = ", ".join(f"{reason} {n}" for reason, n in skipped.items())
         lines.append(f"rows skipped or mended: {counts}")
     return lines
 
@@ -106,115 +82,101 @@ def forecast(setting: Setting) -> list[str]:
 def forecast_collect(
     lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool
 ) -> str:
-    """What a collection takes of memory, and in how many passes over the corpus."""
-    dictionaries = distinct([*saes, *means(lm, saes, None), *(neurons(lm) if with_neurons else [])])
-    there = _parameters(lm) + collect_memory(lm, dictionaries, labels)
-    groups = len(passes(dictionaries, lm.device, labels))
+    """Return a line with the memory that a collection takes, and its passes over the corpus."""
+    neuron_sites = neurons(lm) if with_neurons else []
+    dictionaries = [*saes, *distinct([*means(lm, saes, None), *neuron_sites])]
+    on_device = _parameters(lm) + collecting_bytes(dictionaries, lm.device, labels)
+    groups = len(group_to_fit(dictionaries, lm.device, labels))
     return (
-        f"forecast: {_memory(lm, there, _LIBRARIES, mapped_bytes(saes))}, "
+        f"forecast: {describe_memory(lm.device, on_device, _LIBRARIES, mapped_bytes(saes))}, "
         f"{groups} pass{'es' * (groups > 1)} over the corpus"
     )
 
 
-def _parameters(lm: LanguageModel) -> float:
-    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
+def _job(setting: Setting) -> _Job:
+    lm, given = setting.lm, setting.given
+    sites = setting.sites or [sae.site for sae in given]
+    d_ins = [site_width(lm, lm.site(site)) for site in sites]
+    widths = [sae.width for sae in given] or [setting.training.width(d_in) for d_in in d_ins]
+    identities = distinct([*means(lm, given, None), *neurons(lm, setting.layers)])
+    return _Job(setting, sites, d_ins, widths, [*given, *identities])
 
 
-def collect_memory(lm: LanguageModel, dictionaries: Sequence[Dictionary], labels: int) -> float:
-    """Bytes that the heaviest pass of a collection takes beside the model and the mapped weights."""
-    groups = passes(dictionaries, lm.device, labels)
-    own = {d.id: working_bytes(d, lm.device, labels) for d in dictionaries}
-    for d in dictionaries:
-        if isinstance(d, SAE) and not d.encoder_bytes and lm.device == "cpu":
-            own[d.id] -= d.W_enc.nbytes
-    heaviest = max(sum(own[d.id] for d in group) for group in groups)
-    tokens = GPU_BATCH_TOKENS if lm.device.startswith("cuda") else BATCH_TOKENS
-    held = [min(d.cells(lm.device), tokens * d.width) for d in dictionaries if isinstance(d, SAE)]
-    return heaviest + 2 * 4 * max(held, default=0)  # pre-activations, and what is made of them
+# --------------------------------------------------------------------------- time
 
 
-def mapped_bytes(saes: Sequence[SAE]) -> float:
-    """Bytes of the weights of SAEs, which stay in their files, mapped into memory."""
-    return sum(tensor.nbytes for sae in saes for tensor in sae.tensors.values())
-
-
-def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
-    """In words: what the model's device and the process must have, and what mapped weights take where there is room."""
-    more = (
-        f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)"
-        if mapped > 5e7
-        else ""
+def _seconds(job: _Job, speed: float) -> dict[str, float]:
+    """Return the time of each stage, given the counted tokens/s of the forward pass."""
+    setting, plan = job.setting, job.setting.plan
+    config, mean = setting.config, job.text_tokens
+    short = min(mean, 9.0)  # tokens of the beginning of a text
+    texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
+    groups = (
+        group_to_fit(job.dictionaries, setting.lm.device, job.labels) if setting.given else [[]]
     )
-    if lm.device == "cpu":
-        return f"{(there + here) / 1e9:.1f} GB of memory{more}"
-    return f"{there / 1e9:.1f} GB of GPU memory and {here / 1e9:.1f} GB of memory{more}"
+    tokens = {
+        "train": 0 if setting.given else setting.training_plan.total,
+        "collect": len(groups) * plan.total,
+        # The beginnings of texts, and both they and the texts in capitals.
+        "lid fit": int(len(plan.tokens) * 2.3 * short + 1.3 * plan.total),
+        "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
+    }
+    seconds = {stage: n / speed for stage, n in tokens.items()}
+    if not setting.given:
+        seconds["train"] += _step_seconds(job)
+    seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(job.sites) + 1)
+    seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
+    return seconds | _steering_seconds(setting)
 
 
-def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
-    """Bytes of the heads: the fit of the linear one (dense rows, or the history of its optimiser), and naive Bayes.
-
-    Of the baselines: counts of runs of characters, some 20 a token.
-    """
-    labels = len(setting.corpus.labels)
-    kept = min(width, lid.WEIGHTS // labels)
-    dense = 4 * len(plan.tokens) * kept * 4
-    fit = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * kept * labels
-    return fit + 2 * 8 * width * labels + 20 * 12 * plan.total
-
-
-def _judging_memory(setting: Setting, tokens: float) -> float:
-    """Bytes of the logits over texts, of so many tokens: of a group in the model's dtype, of one text in float32."""
-    weight, config = setting.lm.unembedding(), setting.config
-    rows = max(
-        config.matrix_texts * len(setting.corpus.labels) * tokens,
-        config.steer_prompts * 2 * TOKEN_LIMIT,
-    )
-    return (
-        min(LOGITS, rows * weight.shape[0]) * weight.element_size()
-        + 1.5 * 4 * TOKEN_LIMIT * weight.shape[0]
-    )
+def _forward_speed(setting: Setting, sites: list[str]) -> float:
+    """Return counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
+    lm, plan = setting.lm, setting.plan
+    by_length = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
+    batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24]))
+    sites = [*sites, *(f"mlp_act@{layer}" for layer in setting.layers)]
+    passes = counted_vectors(lm, [batch, batch], sites)
+    next(passes)
+    start = _now(lm.device)
+    next(passes)
+    return float(batch.counted.sum()) / max(_now(lm.device) - start, 1e-6)
 
 
-def _d(lm: LanguageModel, site: str) -> int:
-    return site_width(lm, lm.site(site))
+def _step_seconds(job: _Job) -> float:
+    """Return the time of all steps of SAE training, from one step at each site."""
+    training, device = job.setting.training, job.setting.lm.device
+    total = 0.0
+    for d_in in job.d_ins:
+        with torch.inference_mode():
+            trainer = Trainer(d_in, training, 2, device)
+            x = torch.randn(training.batch_size, d_in, device=device)
+            trainer.set_frame(x)
+            trainer.train_on(x)
+            start = _now(device)
+            trainer.train_on(x)
+            total += _now(device) - start
+    return total * job.setting.training_plan.total * training.passes / training.batch_size
 
 
-def _forward_speed(setting: Setting, plan: Plan, sites: list[str]) -> float:
-    """Counted tokens/s through the model up to its deepest site, on a batch of the plan after a warm-up."""
-    some = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
-    middle = some[len(some) // 2 :][:24]
-    batch = next(plan.batches(setting.lm, middle))
-    paths = tuple(dict.fromkeys(setting.lm.site(site).path for site in sites))
-    inputs = {"input_ids": batch.input_ids.to(setting.lm.device)}
-    inputs["attention_mask"] = batch.attention_mask.to(setting.lm.device)
-    with capture(setting.lm.model, paths) as captured, torch.inference_mode():
-        captured.run(setting.lm.model, **inputs, use_cache=False)
-        start = _now(setting.lm.device)
-        captured.run(setting.lm.model, **inputs, use_cache=False)
-    return float(batch.counted.sum()) / max(_now(setting.lm.device) - start, 1e-6)
-
-
-def _steering_seconds(setting: Setting, plan: Plan) -> dict[str, float]:
-    """Time of steering and of the matrix, from a few tokens generated and a few texts measured."""
+def _steering_seconds(setting: Setting) -> dict[str, float]:
+    """Return the time of steering and of the matrix, from a few tokens and texts."""
     config, lm, labels = setting.config, setting.lm, len(setting.corpus.labels)
-    texts = [setting.corpus.texts[i] for i in sorted(plan.tokens)[:8]]
+    texts = [setting.corpus.texts[i] for i in sorted(setting.plan.tokens)[:8]]
     found = {}
     if config.steer_prompts:
         decoding = Decoding(max_new_tokens=4)
+        prompts = [lm.prefix + row[:10] for row in lm.tokenize(texts, 10)] * 4
         start = _now(lm.device)
-        generate(lm, [lm.prefix + row[:10] for row in lm.tokenize(texts, 10)] * 4, decoding)
-        row = (
-            (_now(lm.device) - start)
-            / (4 * len(texts) * decoding.max_new_tokens)
-            * Decoding().max_new_tokens
-        )
-        found["steering"] = 1.5 * row * config.steer_prompts * labels * (2 + len(demo_grid(())))
+        generate(lm, prompts, decoding)
+        token = (_now(lm.device) - start) / (4 * len(texts) * decoding.max_new_tokens)
+        settings = 2 + len(demo_grid(()))
+        rows = config.steer_prompts * labels * settings
+        found["steering"] = 1.5 * token * Decoding().max_new_tokens * rows
     if config.matrix_texts:
         start = _now(lm.device)
         text_losses(lm, texts, TOKEN_LIMIT)
-        found["matrix"] = (
-            (_now(lm.device) - start) / len(texts) * config.matrix_texts * labels * (1 + 2 * labels)
-        )
+        text = (_now(lm.device) - start) / len(texts)
+        found["matrix"] = text * config.matrix_texts * labels * (1 + 2 * labels)
     return found
 
 
@@ -224,17 +186,44 @@ def _now(device: str) -> float:
     return time.monotonic()
 
 
-def _training_seconds(setting: Setting, tokens: int) -> float:
-    """Time of SAE steps, from one step at each site's shape."""
-    total = 0.0
-    for site in setting.sites:
-        width = _d(setting.lm, site)
-        with torch.inference_mode():
-            trainer = Trainer(width, setting.training, 2, setting.lm.device)
-            x = torch.randn(setting.training.batch_size, width, device=setting.lm.device)
-            trainer.set_frame(x)
-            trainer.train_on(x)
-            start = _now(setting.lm.device)
-            trainer.train_on(x)
-            total += _now(setting.lm.device) - start
-    return total * tokens * setting.training.passes / setting.training.batch_size
+# --------------------------------------------------------------------------- memory and disk
+
+
+def _memory(job: _Job) -> str:
+    """Say how much memory the run needs.
+
+    The stages are summed: what one has freed is kept for the next, but it is rarely of the right
+    size. The sum is what is measured.
+    """
+    setting, plan = job.setting, job.setting.plan
+    lm, config = setting.lm, setting.config
+    on_device = _parameters(lm)
+    if setting.given:
+        on_device += collecting_bytes(job.dictionaries, lm.device, job.labels)
+    else:
+        chunk = min(setting.training.chunk_tokens * 1.25, setting.training_plan.total)
+        on_device += training_bytes(chunk, job.d_ins, job.widths)
+    if config.steer_prompts or config.matrix_texts:
+        prompts = config.steer_prompts * 2 * TOKEN_LIMIT
+        tokens = max(config.matrix_texts * job.labels * job.text_tokens, prompts)
+        logits = lm.unembedding()
+        on_device += judging_bytes(tokens, logits.shape[0], logits.element_size())
+    if config.matrix_texts and setting.given:
+        encoders = sum(working_bytes(sae, lm.device) for sae in setting.given)
+        if encoders <= dictionary_budget(lm.device):  # else the matrix is left out
+            on_device += encoders
+    heads = fitting_bytes(len(plan.tokens), plan.total, job.labels, sum(job.widths))
+    process = _LIBRARIES + _MORE_LIBRARIES + heads
+    return describe_memory(lm.device, on_device, process, mapped_bytes(setting.given))
+
+
+def _parameters(lm: LanguageModel) -> float:
+    return sum(p.numel() * p.element_size() for p in lm.model.parameters())
+
+
+def _disk_bytes(job: _Job) -> float:
+    """Return the bytes of statistics, bags and weights."""
+    setting, width = job.setting, sum(job.widths)
+    bags = setting.plan.total * setting.config.k * len(job.sites) * 8
+    weights = 0 if setting.given else width * job.d_ins[0] * 8
+    return job.labels * width * 44 + bags + weights + _OTHER_DISK

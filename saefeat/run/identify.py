@@ -35,6 +35,7 @@ from saefeat.run.stages import neurons
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import StatsFiles
+from saefeat.tokens import without_special
 
 FITTED = ("token-naive-bayes", "char-naive-bayes")  # baselines that are fitted on the run's texts
 
@@ -132,10 +133,9 @@ def load_baselines(setting: Setting, fasttext: Path | None = None) -> dict[str, 
 def token_nb(lm: LanguageModel, plan: Plan | None = None) -> TokenNaiveBayes:
     """The token baseline with the model's own tokenizer, special tokens left out."""
     limit = plan.policy["token_limit"] if plan else TOKEN_LIMIT
-    special = lm.special_ids
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        return [[t for t in row if t not in special] for row in lm.tokenize(texts, limit)]
+        return [without_special(row, lm.special_ids) for row in lm.tokenize(texts, limit)]
 
     return TokenNaiveBayes(
         tokenize, max(len(lm.tokenizer), lm.unembedding().shape[0]), unknown=None

@@ -13,10 +13,10 @@ from statistics import fmean, median
 from typing import Any
 
 from saefeat import steering
-from saefeat.collection import working_bytes
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, memory_limit, write_json
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json
+from saefeat.memory import dictionary_budget, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.run.setting import Setting
 from saefeat.run.stages import same_threads
@@ -138,14 +138,9 @@ def _kept(out: Path) -> Path:
     return out.with_name(f"{out.stem}-partial.json")
 
 
-def room(setting: Setting) -> tuple[int, int]:
-    """Bytes that the encoders of all SAEs take together, and those that they may."""
-    needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
-    return needed, memory_limit(setting.lm.device) // 2
-
-
 def _check_room(setting: Setting) -> None:
-    needed, there = room(setting)
+    needed = sum(working_bytes(sae, setting.lm.device) for sae in setting.saes)
+    there = dictionary_budget(setting.lm.device)
     if needed > there:
         raise UserError(
             f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "

@@ -15,12 +15,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from saefeat.activations import counted_vectors
 from saefeat.baselines import FastText
 from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
-from saefeat.hooks import capture, site_width
+from saefeat.hooks import site_width
 from saefeat.io import SCHEMA, UserError, make_dir, read_json, whole_path
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
@@ -133,7 +134,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
             f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}"
         )
     _check_splits(corpus, config)
-    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
     given = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     whole = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
@@ -169,18 +170,10 @@ def check_activations(
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)
     with suppress(UserError):  # a family whose blocks are not known
         sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if whole else sites
-    paths = {lm.site(site).path: site for site in sites}
-    for batch in islice(
-        plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row}), 1
-    ):
-        inputs = {
-            "input_ids": batch.input_ids.to(lm.device),
-            "attention_mask": batch.attention_mask.to(lm.device),
-        }
-        with torch.inference_mode(), capture(lm.model, tuple(paths)) as captured:
-            found = captured.run(lm.model, **inputs, use_cache=False)
-        for path, tensor in found.items():
-            if not torch.isfinite(tensor[batch.counted.to(lm.device)]).all():
+    batches = plan_batches(lm, {i: row for i, row in zip(some, rows, strict=True) if row})
+    for _, vectors in counted_vectors(lm, islice(batches, 1), sites):
+        for site, x in vectors.items():
+            if not torch.isfinite(x).all():
                 mend = (
                     "its weights are damaged"
                     if lm.dtype == "float32"
@@ -188,7 +181,7 @@ def check_activations(
                 )
                 raise UserError(
                     f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at "
-                    f"{paths[path]}; {mend}"
+                    f"{site}; {mend}"
                 )
 
 
@@ -289,7 +282,7 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
         raise UserError(
             f"the corpus {config.corpus} has changed since the run in {out}; start a new run"
         )
-    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
     if is_outdated(index["model"]["fingerprint"]):
         raise UserError(
             f"the run in {out} was made by an older version of saefeat; start a new run"

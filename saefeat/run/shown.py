@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.collection import passes
 from saefeat.corpora import TOKEN_LIMIT, Batch, Plan, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture
 from saefeat.io import UserError, understood
 from saefeat.lens import neuron_directions, promoted_tokens
+from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.selection import Selection
 
@@ -205,8 +205,8 @@ def _values(
     NaN at tokens that do not count: special ones, padding, outliers. SAEs that do not fit in memory
     together come one group after another, each with all batches.
     """
-    for group in passes([saes[name] for name in wanted], lm.device) if wanted else []:
-        yield from _values_of(lm, [sae for sae in group if isinstance(sae, SAE)], wanted, batches)
+    for group in group_to_fit([saes[name] for name in wanted], lm.device) if wanted else []:
+        yield from _values_of(lm, group, wanted, batches)
 
 
 def _values_of(

@@ -88,16 +88,12 @@ def neuron_layers(lm: LanguageModel) -> list[int]:
     return found
 
 
-def distinct(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-    """The same without repetitions: neurons may be at the site of an SAE, whose means are wanted too."""
-    found: list[Dictionary] = []
-    for one in dictionaries:
-        if not any(
-            isinstance(one, Identity) and isinstance(two, Identity) and one.id == two.id
-            for two in found
-        ):
-            found.append(one)
-    return found
+def distinct(identities: Iterable[Identity]) -> list[Identity]:
+    """The first identity of each site: neurons may be at the site of an SAE, whose means are kept too."""
+    found: dict[str, Identity] = {}
+    for identity in identities:
+        found.setdefault(identity.site, identity)
+    return list(found.values())
 
 
 def means(
@@ -146,7 +142,8 @@ def collect(
         raise UserError("nothing to collect: give SAEs, or ask for neurons")
     check_ids([*saes, *means(lm, saes, None)])
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
-    dictionaries = distinct([*saes, *means(lm, saes, plan), *(neurons(lm) if with_neurons else [])])
+    neuron_sites = neurons(lm) if with_neurons else []
+    dictionaries: list[Dictionary] = [*saes, *distinct([*means(lm, saes, plan), *neuron_sites])]
     bags = out / "bags" if with_bags else None
     check_ids(dictionaries)
     make_dir(out)

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.activations import OUTLIER_FACTOR, counted_vectors, finite
+from saefeat.activations import counted_vectors
 from saefeat.corpora import Corpus, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.sae.formats.tensors import stated
+from saefeat.tokens import finite, without_outliers
 
 TOKENS = 2048  # of text that an SAE is run on
 FEW = 512  # of them that the best of the other sites is compared on
@@ -55,7 +56,7 @@ class Fidelity:
 
 def fidelity(sae: SAE, x: Tensor) -> Fidelity:
     """FVU, L0 and silent share of an SAE on vectors x [n, d_in], those of outlier norm left out."""
-    x = usual(finite(x.float()))
+    x = without_outliers(finite(x.float()))
     codes = sae.encode(x)
     assert codes.indices is not None
     fires = codes.values > 0
@@ -66,12 +67,6 @@ def fidelity(sae: SAE, x: Tensor) -> Fidelity:
     return Fidelity(
         float(error / spread), float(fires.sum() / len(x)), 1 - float(seen.float().mean()), len(x)
     )
-
-
-def usual(x: Tensor) -> Tensor:
-    """The rows of x [n, d] whose norm is not an outlier's: a few such tokens would be all of the variance."""
-    norms = x.norm(dim=-1)
-    return x[norms <= OUTLIER_FACTOR * norms.median()]
 
 
 def check_saes(

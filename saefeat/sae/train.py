@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.activations import OUTLIER_FACTOR, counted_vectors
+from saefeat.activations import counted_vectors
 from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
@@ -28,6 +28,7 @@ from saefeat.resume import claim
 from saefeat.sae.held_out import held_out_plan, measured
 from saefeat.sae.kernels import TINY, Gradients, aux_step, topk_step
 from saefeat.sae.store import load_sae, save_sae
+from saefeat.tokens import OUTLIER_FACTOR, inliers, norms, outlier_limit
 
 Progress = Callable[[str], None]
 
@@ -115,9 +116,9 @@ class Trainer:
 
     def set_frame(self, x: Tensor) -> None:
         """Take mean, scale and outlier norm from the training sample x [n, d_in]."""
-        norms = torch.cat([part.float().norm(dim=1) for part in x.split(8192)])
-        limit = norms.median() * OUTLIER_FACTOR
-        kept = x[norms <= limit]
+        lengths = norms(x)
+        limit = outlier_limit(lengths)
+        kept = x[lengths <= limit]
         mean = torch.stack([part.double().sum(0) for part in kept.split(8192)]).sum(0) / len(kept)
         squares = [(part.double() - mean).square().sum() for part in kept.split(8192)]
         scale = (torch.stack(squares).sum() / kept.numel()).sqrt()
@@ -127,10 +128,9 @@ class Trainer:
 
     def usable(self, x: Tensor) -> Tensor:
         """Indices of the vectors x [n, d_in] that are no outliers."""
-        norms = torch.cat([part.float().norm(dim=1) for part in x.split(8192)])
-        if not torch.isfinite(norms).all():
-            raise RunFailed("the activations of a site are not finite")
-        return (norms <= self.frame["max_norm"]).nonzero().squeeze(-1)
+        kept = inliers(x, self.frame["max_norm"])
+        assert kept is not None
+        return kept.nonzero().squeeze(-1)
 
     def train_on(self, x: Tensor) -> None:
         """One step on raw vectors x [batch, d_in]."""
@@ -465,10 +465,10 @@ def fill(
         for start in range(0, len(chunk.positions), WINDOW)
     )
     batches = (batch for window in windows for batch in plan.batches(lm, window))
-    for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
+    for batch, vectors in counted_vectors(lm, batches, [site.name for site in sites]):
         count = int(batch.counted.sum())
         for site in sites:
-            x = vectors[site.path]
+            x = vectors[site.name]
             if site.name not in buffers:
                 shape = (chunk.tokens, x.shape[-1])
                 buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)

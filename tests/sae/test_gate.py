@@ -12,8 +12,9 @@ from saefeat.io import UserError
 from saefeat.models import load_model
 from saefeat.sae import gate
 from saefeat.sae.formats.tensors import stated
-from saefeat.sae.gate import check_saes, describe, fidelity, usual
+from saefeat.sae.gate import check_saes, describe, fidelity
 from saefeat.sae.train import TrainConfig, train_saes
+from saefeat.tokens import without_outliers
 
 SITE = "mlp_out@4"
 
@@ -141,7 +142,7 @@ def test_fidelity_is_that_of_a_plain_loop(sae):
 def test_vectors_of_outlier_norm_are_left_out():
     x = torch.ones(10, 4)
     x[3] *= 100
-    assert torch.equal(usual(x), torch.ones(9, 4))
+    assert torch.equal(without_outliers(x), torch.ones(9, 4))
 
 
 def test_what_stands_before_a_text_is_compared_with_the_training(lm, text, sae):

@@ -1,0 +1,188 @@
+"""Memory: how much there is, how much each stage takes, and which dictionaries fit in together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
+from saefeat.dictionaries import Dictionary
+from saefeat.generation import LOGITS
+
+D = TypeVar("D", bound=Dictionary)
+
+# The linear head has a weight per unit and label. Fitting takes some 200 bytes for each.
+LINEAR_WEIGHTS = 2**24
+DENSE_BYTES = 1.5e9  # rows of fewer bytes are fitted dense, which is several times faster
+
+# Of statistics, per label and unit: `fired`, `fired_examples`, `sum`, `min` and `max`, and `total`
+# where values are signed.
+_CELL_BYTES, _SIGNED_CELL_BYTES = 32, 40
+_EXAMPLE_BYTES = 5 * 12  # per unit: five highest-activating examples, each a value and a position
+_WORTH_SAYING = 5e7  # bytes of mapped weights
+
+
+# --------------------------------------------------------------------------- what there is
+
+
+def memory_limit(device: str = "cpu") -> int:
+    """Return the bytes of memory that this process may use.
+
+    Of a GPU, those that are free now or held by this process without use. Else those of the
+    machine, or of the control groups (containers, Slurm jobs) that limit this process to fewer.
+    """
+    if device.startswith("cuda"):
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_group_limits(Path("/"))])
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Yield the limits of the process's control groups and those around them, version 1 or 2."""
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":  # version 2
+                mount, name = "", "memory.max"
+            elif "memory" in controllers.split(","):
+                mount, name = "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            for group in (Path(path), *Path(path).parents):
+                file = root / "sys/fs/cgroup" / mount / group.relative_to("/") / name
+                with suppress(OSError, ValueError):  # not seen in this container, or no limit
+                    yield int(file.read_text())
+
+
+def dictionary_budget(device: str) -> int:
+    """Return the bytes that dictionaries may take together: half of the memory."""
+    return memory_limit(device) // 2
+
+
+# --------------------------------------------------------------------------- dictionaries
+
+
+def group_to_fit(
+    dictionaries: Sequence[D], device: str, labels: int = 0, budget: int | None = None
+) -> list[list[D]]:
+    """Split dictionaries into groups that fit in memory, in their order.
+
+    A group has at least one dictionary, even where that alone does not fit.
+
+    Args:
+        dictionaries: what to split.
+        device: where they encode.
+        labels: number of labels of the statistics kept of them, 0 where none are.
+        budget: bytes that a group may take; default `dictionary_budget`.
+    """
+    budget = dictionary_budget(device) if budget is None else budget
+    groups: list[list[D]] = [[]]
+    used = 0
+    for dictionary in dictionaries:
+        size = working_bytes(dictionary, device, labels)
+        if groups[-1] and used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(dictionary)
+        used += size
+    return groups
+
+
+def working_bytes(dictionary: Dictionary, device: str, labels: int = 0) -> int:
+    """Return the memory of a dictionary at work: encoder, weights, and statistics of some labels.
+
+    On a CPU weights stay in their file, mapped into memory, and do not count. Those that the
+    encoder itself reads there count, because every batch needs them.
+    """
+    size = _own_bytes(dictionary, device, labels)
+    return size if _on_gpu(device) else size + dictionary.weights_read
+
+
+def _own_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
+    """`working_bytes` without weights that are mapped into memory."""
+    cell = _SIGNED_CELL_BYTES if dictionary.signed else _CELL_BYTES
+    size = labels * dictionary.width * cell + dictionary.encoder_bytes
+    if not dictionary.signed:
+        size += dictionary.width * _EXAMPLE_BYTES
+    return size + dictionary.weight_bytes if _on_gpu(device) else size
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+# --------------------------------------------------------------------------- stages of a run
+
+
+def collecting_bytes(dictionaries: Sequence[Dictionary], device: str, labels: int) -> int:
+    """Return what the heaviest group of a collection takes beside the model and mapped weights."""
+    groups = group_to_fit(dictionaries, device, labels)
+    heaviest = max(sum(_own_bytes(d, device, labels) for d in group) for group in groups)
+    tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
+    held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
+    return heaviest + 2 * 4 * held  # pre-activations, and what is made of them
+
+
+def mapped_bytes(dictionaries: Sequence[Dictionary]) -> int:
+    """Return the bytes of weights that stay in their files, mapped into memory."""
+    return sum(dictionary.weight_bytes for dictionary in dictionaries)
+
+
+def training_bytes(chunk: float, d_ins: Sequence[int], widths: Sequence[int]) -> float:
+    """Return what the training of SAEs takes: a chunk of activations, weights and optimiser.
+
+    Args:
+        chunk: tokens of a chunk.
+        d_ins: width of the vectors of each site.
+        widths: width of the SAE at each site.
+    """
+    weights = sum(d_in * width for d_in, width in zip(d_ins, widths, strict=True))
+    return 2 * chunk * sum(d_ins) + 4 * 10 * weights
+
+
+def fitting_bytes(examples: int, tokens: int, labels: int, width: int) -> float:
+    """Return what the heads and baselines of language identification take while they are fitted.
+
+    The linear head reads four copies of each text. It takes dense rows, or the history of its
+    optimiser. Naive Bayes takes a table of units and labels. The baseline on characters counts
+    some 20 n-grams per token.
+
+    Args:
+        examples: number of texts.
+        tokens: number of their tokens.
+        labels: number of labels.
+        width: number of units of all dictionaries.
+    """
+    units = min(width, LINEAR_WEIGHTS // labels)
+    dense = 4 * examples * units * 4
+    linear = dense * 3 if dense <= DENSE_BYTES else 24 * 8 * units * labels
+    return linear + 2 * 8 * width * labels + 20 * 12 * tokens
+
+
+def judging_bytes(tokens: float, vocabulary: int, itemsize: int) -> float:
+    """Return what the logits of texts take that are measured together.
+
+    Those of a group of texts are in the model's dtype, those of one text in float32.
+
+    Args:
+        tokens: number of tokens of the texts.
+        vocabulary: number of logits of a token.
+        itemsize: bytes of a logit in the model's dtype.
+    """
+    return min(LOGITS, tokens * vocabulary) * itemsize + 1.5 * 4 * TOKEN_LIMIT * vocabulary
+
+
+def describe_memory(device: str, on_device: float, in_process: float, mapped: float) -> str:
+    """Say how many bytes the device and the process need, and how many mapped weights may use."""
+    need = f"{(on_device + in_process) / 1e9:.1f} GB of memory"
+    if device != "cpu":
+        need = f"{on_device / 1e9:.1f} GB of GPU memory and {in_process / 1e9:.1f} GB of memory"
+    if mapped > _WORTH_SAYING:
+        need += f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)"
+    return need

@@ -1,0 +1,181 @@
+"""A causal language model of transformers with its tokenizer and what identifies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.io import UserError
+from saefeat.models.sites import Site, find_layers, resolve_site
+from saefeat.models.weights import devices, weights_fingerprint
+from saefeat.tokens import special_ids
+
+_TEXTS = 1024  # texts tokenised in one call, whose result is many times their size
+_TOKEN_CHARACTERS = 64  # a longer token is very rare
+_PROBED = 1000  # entries of the vocabulary that are tried as a text
+
+
+@dataclass
+class LanguageModel:
+    """A causal language model with its tokenizer and what identifies it.
+
+    Attributes:
+        model: the untouched transformers model, in evaluation mode.
+        tokenizer: its tokenizer.
+        name: as given to `load_model`.
+        revision: commit of the hub, where it is known.
+        fingerprint: of the weights, whatever their dtype (see `weights_fingerprint`).
+        dtype: of the weights: float32, bfloat16 or float16.
+        device: cpu, cuda:0, ...
+        prefix: token ids that the tokenizer puts before a text (BOS), possibly none.
+        suffix: token ids that it puts after a text, possibly none.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    fingerprint: str
+    dtype: str
+    device: str
+    prefix: list[int]
+    suffix: list[int]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What artefacts record of the model."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+        }
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of tokens that count nowhere (see `saefeat.tokens`)."""
+        return special_ids(self.tokenizer, self.prefix, self.suffix)
+
+    @property
+    def threads(self) -> int | None:
+        """Threads over which its sums are split, which changes their last bits; None on a GPU."""
+        return torch.get_num_threads() if self.device == "cpu" else None
+
+    def say_threads(self, header: dict[str, Any], what: str, say: Callable[[str], None]) -> None:
+        """Report that a stage goes on with other threads than its checkpoint records."""
+        then = header.get("threads")
+        if then not in (None, self.threads):
+            say(
+                f"note: {what} goes on with {self.threads} threads where {then} were used before; "
+                "its last digits may differ from those of one that was not stopped"
+            )
+
+    @property
+    def layers_path(self) -> str:
+        """Dotted path of the list of blocks. Raises UserError where none is found."""
+        return find_layers(self.model)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks. Raises UserError where none are found: all sites are then paths."""
+        return len(self.model.get_submodule(self.layers_path))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        # scikit-learn's `clone` copies parameters deeply. The model is never changed, so one does.
+        return self
+
+    def site(self, name: str) -> Site:
+        """Find a site by its name or module path. Raises UserError where the model has none."""
+        return resolve_site(self.model, name)
+
+    def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
+        """Return the token ids of each text, cut at `limit` tokens, without those around it.
+
+        Added tokens without an embedding (a [PAD] in the text, where the embeddings were never
+        resized) are left out. Raises UserError for any other token without one: the tokenizer and
+        the model do not belong together.
+        """
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), _TEXTS):
+            # Cut before the call, so that one line of 100 MB does not delay the rest.
+            cut = [text[: _TOKEN_CHARACTERS * limit] for text in texts[start : start + _TEXTS]]
+            found = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)
+            rows += [self._embedded(row)[:limit] for row in found["input_ids"]]
+        return rows
+
+    def _embedded(self, row: list[int]) -> list[int]:
+        """Return the ids that have an embedding."""
+        rows = self.embedding_rows
+        if max(row, default=0) < rows:
+            return row
+        added = self.tokenizer.added_tokens_decoder
+        wrong = next((token for token in row if token >= rows and token not in added), None)
+        if wrong is not None:
+            raise UserError(
+                f"the tokenizer of {self.name} gives the token {wrong}, but the model has "
+                f"embeddings of {rows} tokens only; use the tokenizer that it was trained with"
+            )
+        return [token for token in row if token < rows]
+
+    @cached_property
+    def embedding_rows(self) -> int:
+        """Number of rows of the embedding matrix; the model accepts lower token ids only."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def pad_id(self) -> int:
+        """A token id for masked positions: any that has an embedding will do."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((id_ for id_ in known if id_ is not None and id_ < self.embedding_rows), 0)
+
+    def unembedding(self) -> Tensor:
+        """Return the weight [vocabulary, d] of the output projection."""
+        return self.model.get_output_embeddings().weight.detach()
+
+
+def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
+    """Make a LanguageModel of a loaded transformers model, whose gradients are switched off.
+
+    Raises UserError when the tokenizer puts a token around texts that has no embedding, or when
+    weights cannot be read.
+    """
+    model.requires_grad_(False)
+    prefix, suffix = _added_tokens(tokenizer)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    device = str(next(devices(model), "cpu"))
+    lm = LanguageModel(
+        model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix
+    )
+    greatest = max([*prefix, *suffix], default=0)
+    if greatest >= lm.embedding_rows:
+        raise UserError(
+            f"the tokenizer of {name} puts the token {greatest} around a text, but the model has "
+            f"embeddings of {lm.embedding_rows} tokens only; use the tokenizer that it was trained "
+            "with"
+        )
+    return lm
+
+
+def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the tokens put before and after a text, seen on the first probe that has tokens."""
+    for text in _probes(tokenizer):
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        full = tokenizer(text)["input_ids"]
+        for start in range(len(full) - len(bare) + 1 if bare else 0):
+            if full[start : start + len(bare)] == bare:
+                return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Yield short texts: Latin ones, then the vocabulary's own, for others (DNA, proteins)."""
+    yield from ("a", "A", "1")
+    special = set(tokenizer.all_special_ids)
+    for token in range(min(len(tokenizer), _PROBED)):
+        if token not in special:
+            yield tokenizer.decode([token])
