@@ -1,4 +1,8 @@
-"""`capture` and `intervene`: the only two places that touch hooks. The model itself is never changed."""
+"""`capture` and `intervene`: the only two places that touch hooks.
+
+The model itself is never changed. Hooks, and what stands in for `generate`, are gone when a block
+ends, whatever happens in it.
+"""
 
 from __future__ import annotations
 
@@ -20,71 +24,70 @@ from saefeat.steps import Steps
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(activations [batch, tokens, d], steps int64 [batch, tokens]) -> replacement of the same shape.
 
-A step is 0 on the prompt, n at the n-th generated token, and -1 where the value is kept: special tokens and padding.
+A step is 0 on the prompt, n at the n-th generated token, and -1 where the value is kept: special
+tokens and padding of the prompt.
 """
 
+# Families whose blocks add the attention's output to the feed-forward part's own output tensor.
+_OVERWRITING = ("falcon",)
+_COMPILED = (
+    "edits and captures need a model that is not compiled (load it anew, or compile it afterwards)"
+)
+_BATCHED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
-_WRITES_OVER = (
-    "falcon",
-)  # families whose blocks add the attention's output to the feed-forward part's own tensor
+
+# --------------------------------------------------------------------------- reading
 
 
 class _AllCaptured(Exception):
-    """Ends a forward pass once every site has been read."""
+    """Ends a forward pass when every site has been read."""
 
 
 @dataclass
 class Captured:
-    """The vectors of the last forward pass: path -> [batch, tokens, d]."""
+    """The outputs of modules in the last forward pass: path -> [batch, tokens, d]."""
 
     paths: tuple[str, ...]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, module: nn.Module, **inputs: Any) -> dict[str, Tensor]:
-        """One forward pass, stopped after the last captured site. Raises UserError for a hook that did not fire."""
+        """Make a forward pass that stops after the last captured site.
+
+        Args:
+            module: the model that `capture` was given.
+            **inputs: of its forward; `input_ids` is needed.
+
+        Returns the outputs by path. Raises UserError when one of the modules did not run.
+        """
         self.tensors.clear()
         try:
             module(**inputs)
         except _AllCaptured:
             pass
-        silent = [path for path in self.paths if path not in self.tensors]
-        if silent:
+        missing = [path for path in self.paths if path not in self.tensors]
+        if missing:
             raise UserError(
-                f"the hook on {silent[0]} did not fire in a forward pass; name a module that is run"
+                f"the hook on {missing[0]} did not fire in a forward pass; name a module that runs"
             )
         shape = inputs["input_ids"].shape
         return {path: _by_row(tensor, shape) for path, tensor in self.tensors.items()}
 
 
-def _by_row(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """[batch, tokens, d], also where a model (OPT) runs its feed-forward part on [batch * tokens, d]."""
-    return tensor.view(*shape, -1) if tensor.dim() == 2 and len(tensor) == shape.numel() else tensor
-
-
-def _tensor(output: Any, path: str) -> Tensor:
-    try:
-        found = output if isinstance(output, Tensor) else output[0]
-    except (TypeError, LookupError):
-        found = output
-    if not isinstance(found, Tensor):
-        raise UserError(
-            f"the output of {path} is no tensor but {type(found).__name__}; name a module inside it"
-        )
-    return found
-
-
 @contextmanager
 def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
-    """Read the outputs of modules by their dotted path in `model`.
+    """Read the outputs of modules while the block runs, with `captured.run(model, input_ids=...)`.
 
-    Use `captured.run(model, input_ids=...)` inside the block. Hooks are removed when it ends,
-    whatever happens.
+    Args:
+        model: a model that is not compiled.
+        paths: dotted paths of modules in it.
+
+    Raises:
+        UserError: the model is compiled, or the output of a module is no tensor.
     """
     _check_not_compiled(model)
     captured = Captured(paths)
-    handles = []
     family = getattr(getattr(model, "config", None), "model_type", None)
-    keep = Tensor.clone if family in _WRITES_OVER else lambda tensor: tensor
+    keep = Tensor.clone if family in _OVERWRITING else lambda tensor: tensor
 
     def hook_for(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -94,6 +97,7 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
 
         return hook
 
+    handles = []
     try:
         for path in paths:
             handles.append(model.get_submodule(path).register_forward_hook(hook_for(path)))
@@ -101,6 +105,34 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def site_width(lm: LanguageModel, site: Site) -> int:
+    """Return the width d of a site, seen in a forward pass of one token."""
+    ids = torch.tensor([[*lm.prefix, 0]], device=lm.device)
+    with capture(lm.model, (site.path,)) as captured, torch.inference_mode():
+        return captured.run(lm.model, input_ids=ids)[site.path].shape[-1]
+
+
+def _tensor(output: Any, path: str) -> Tensor:
+    """Return the output of a module, or its first part where that is a tuple."""
+    try:
+        found = output if isinstance(output, Tensor) else output[0]
+    except (TypeError, LookupError):
+        found = output
+    if not isinstance(found, Tensor):
+        kind = type(found).__name__
+        raise UserError(f"the output of {path} is {kind}, not a tensor; name a module inside it")
+    return found
+
+
+def _by_row(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Return [batch, tokens, d], also of a feed-forward part that gives [batch * tokens, d] (OPT)."""
+    flat = tensor.dim() == 2 and len(tensor) == shape.numel()
+    return tensor.view(*shape, -1) if flat else tensor
+
+
+# --------------------------------------------------------------------------- editing
 
 
 @contextmanager
@@ -116,95 +148,79 @@ def intervene(
         special_ids: token ids that are never edited on the prompt; padding is not edited either.
             Generated tokens always are, with a cache and without.
 
-    While the block runs, `model.generate` tells how long its prompt is, and does not compile the
-    model. A compiled function that was made outside the block (`torch.compile(model.forward)`) and
-    is called inside it runs no hook of
-    the model: that is noticed by a warning alone, where no other pass was seen.
+    `generate` reports the length of its prompt while the block runs, and does not compile the
+    model. A function compiled outside the block (`torch.compile(model.forward)`) runs no hooks when
+    it is called inside. A warning says so where the block saw no other forward pass.
 
     Raises:
-        UserError: the model is compiled (edits would not run), an edited module does not run in a
-            forward pass, or the steps of a pass cannot be told (a cache of unknown kind,
-            `generate_batch`).
+        UserError: the model is compiled, an edited module does not run in a forward pass, or the
+            steps of a pass cannot be told (a cache of unknown kind, `generate_batch`).
     """
     _check_not_compiled(model)
-    handles = []
     steps = Steps(special_ids)
-    passes = 0
+    seen = 0  # forward passes
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal passes
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen
         _check_not_tracing()
-        passes += 1
+        seen += 1
         steps.read(module.forward, args, kwargs)
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
         steps.now = None
-        silent = [path for path in edits if path not in steps.ran]
-        if silent and not steps.nested:  # an early exit leaves later layers out
+        missing = [path for path in edits if path not in steps.ran]
+        if missing and not steps.nested:  # a draft by the first layers leaves later ones out
             raise UserError(
-                f"the edit of {silent[0]} did not run in a forward pass; name a module that every pass runs; "
-                f"and {_COMPILED}"
+                f"the edit of {missing[0]} did not run in a forward pass; name a module that every "
+                f"pass runs; and {_COMPILED}"
             )
 
-    def hook_for(path: str, edit: Edit) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            _check_not_tracing()
-            steps.ran.add(path)
-            given, at = _tensor(output, path), steps.now
-            if at is None:
-                raise UserError(
-                    f"{path} was run outside a forward pass of the model; call the model, not compiled"
-                )
-            old = _by_row(given, at.shape)
-            if at.shape != old.shape[:2]:
-                raise UserError(
-                    f"the output of {path} has shape {list(given.shape)} in a pass of {list(at.shape)} rows and "
-                    "tokens; edit a module that gives one vector per token"
-                )
-            new = torch.where(at[..., None] >= 0, edit(old, at).to(old.dtype), old).view_as(given)
-            return new if isinstance(output, Tensor) else (new, *output[1:])
-
-        return hook
-
+    handles = []
     try:
-        handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+        handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(model.register_forward_hook(after))
         for path, edit in edits.items():
-            handles.append(model.get_submodule(path).register_forward_hook(hook_for(path, edit)))
-        with _telling_generate(model, steps):
+            hook = _edit_hook(path, edit, steps)
+            handles.append(model.get_submodule(path).register_forward_hook(hook))
+        with _observed_generate(model, steps):
             yield
-        if not passes:  # as where a compiled copy of the model was called
-            warnings.warn(
-                "no forward pass of the model was seen under an edit", RuntimeWarning, stacklevel=4
-            )
+        if not seen:  # as where a compiled copy of the model was called
+            message = "no forward pass of the model was seen under an edit"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
     finally:
         for handle in handles:
             handle.remove()
 
 
-_COMPILED = (
-    "edits and captures need a model that is not compiled (load it anew, or compile it afterwards)"
-)
-_BATCHED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+def _edit_hook(path: str, edit: Edit, steps: Steps) -> Callable[..., Any]:
+    """Return a hook that edits a module's output where the step is not -1."""
 
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        _check_not_tracing()
+        steps.ran.add(path)
+        given, now = _tensor(output, path), steps.now
+        if now is None:
+            raise UserError(
+                f"{path} ran outside a forward pass of the model; call the model, not compiled"
+            )
+        old = _by_row(given, now.shape)
+        if now.shape != old.shape[:2]:
+            raise UserError(
+                f"the output of {path} has shape {list(given.shape)} in a pass of "
+                f"{list(now.shape)} rows and tokens; edit a module that gives one vector per token"
+            )
+        new = torch.where(now[..., None] >= 0, edit(old, now).to(old.dtype), old).view_as(given)
+        return new if isinstance(output, Tensor) else (new, *output[1:])
 
-def _check_not_compiled(model: nn.Module) -> None:
-    """Raises UserError for a compiled module: what was compiled runs without hooks that come later."""
-    for path, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
-            raise UserError(f"{path or 'the model'} is compiled (torch.compile): {_COMPILED}")
-
-
-def _check_not_tracing() -> None:
-    """Raises UserError while torch.compile traces a hook: the trace would outlive the block."""
-    if torch.compiler.is_compiling():
-        raise UserError(f"the model is being compiled (torch.compile): {_COMPILED}")
+    return hook
 
 
 @contextmanager
-def _telling_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
-    """While the block runs, calls of `model.generate` are told to `steps`, and continuous batching is refused."""
+def _observed_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
+    """Report calls of `model.generate` to `steps` while the block runs; refuse continuous batching.
+
+    A forward pass alone does not show which of its tokens are the prompt. Only `generate` knows.
+    """
     plain = getattr(model, "generate", None)
     if plain is None:
         yield
@@ -223,24 +239,35 @@ def _telling_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
 
     def refuse(*_args: Any, **_options: Any) -> Any:
         raise UserError(
-            "continuous batching (generate_batch) cannot be edited; use generate with a list of prompts"
+            "continuous batching (generate_batch) cannot be edited; use generate with a list of "
+            "prompts"
         )
 
-    own = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}
-    before = {name: vars(model)[name] for name in own if name in vars(model)}
+    replaced = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}
+    before = {name: vars(model)[name] for name in replaced if name in vars(model)}
     try:
-        for name, function in own.items():
+        for name, function in replaced.items():
             setattr(model, name, function)
         yield
     finally:
-        for name in own:
+        for name in replaced:
             delattr(model, name)
             if name in before:
                 setattr(model, name, before[name])
 
 
-def site_width(lm: LanguageModel, site: Site) -> int:
-    """Width d of a site, seen in a forward pass of one token."""
-    ids = torch.tensor([[*lm.prefix, 0]], device=lm.device)
-    with capture(lm.model, (site.path,)) as captured, torch.inference_mode():
-        return captured.run(lm.model, input_ids=ids)[site.path].shape[-1]
+# --------------------------------------------------------------------------- compiled models
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    """Raise UserError for a compiled module: compiled code runs without hooks added later."""
+    for path, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UserError(f"{path or 'the model'} is compiled (torch.compile): {_COMPILED}")
+
+
+def _check_not_tracing() -> None:
+    """Raise UserError while torch.compile traces a hook: the trace would outlive the block."""
+    if torch.compiler.is_compiling():
+        raise UserError(f"the model is being compiled (torch.compile): {_COMPILED}")

@@ -1,9 +1,19 @@
-"""The step of every position of a forward pass: 0 on the prompt, n at the n-th generated token, -1 where it is kept.
+"""The step of every position of a forward pass.
 
-A step is a position minus the length of the prompt, so it is right for every way of decoding: with
-a cache and without, several candidates at once (assisted decoding, prompt lookup), a prompt in
-chunks, beams. The length of the prompt is known where `generate` was called. Outside it, several
-tokens at once are a prompt, and single tokens that follow them are generated.
+A step is 0 on the prompt, n at the n-th generated token, and -1 where the value is kept (special
+tokens and padding of the prompt).
+
+A forward pass does not say which of its tokens are the prompt: with a cache it holds the new tokens
+only; without one, the whole text; several candidates at once under assisted decoding or prompt
+lookup; a piece of a long prompt under chunked prefill; a row per beam. So a step is computed as the
+position in the text (tokens in the cache before the pass included) minus the length of the prompt.
+That is right for all of these, given the length of the prompt:
+
+- Inside `generate` it is known where `generate` was called (`Steps.generation`).
+- Outside, with a cache: several tokens at once are a prompt, and single tokens after them are
+  generated. The length is kept per cache.
+- Outside, without a cache: a text that is the last one plus one token goes on from it; any other is
+  a prompt.
 """
 
 from __future__ import annotations
@@ -20,6 +30,7 @@ import torch
 from torch import Tensor
 
 from saefeat.io import UserError
+from saefeat.tokens import is_special
 
 
 @dataclass
@@ -29,7 +40,7 @@ class _Generation:
     Attributes:
         prompt: number of tokens of the prompt, padding included.
         mask: [rows, prompt] as given to `generate`, 0 on padding; None where none was given.
-        seen: tokens of its last pass without a cache.
+        seen: number of tokens of its last pass without a cache.
     """
 
     prompt: int
@@ -39,85 +50,99 @@ class _Generation:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What a forward pass is called with: rows and tokens, their ids, the tokens in its cache before them."""
+    """A forward pass.
+
+    Attributes:
+        rows, tokens: shape of its input.
+        device: of its input.
+        ids: int64 [rows, tokens]; None for a pass on vectors.
+        mask: [rows, past + tokens]; None where none was given.
+        cache: the cache, or None.
+        past: number of tokens in the cache before the pass.
+    """
 
     rows: int
     tokens: int
     device: torch.device
-    ids: Tensor | None  # None: a pass on vectors
-    mask: Tensor | None  # [rows, tokens with those in the cache]
+    ids: Tensor | None
+    mask: Tensor | None
     cache: Any
     past: int
 
 
 class Steps(threading.local):
-    """Counts the forward passes of a model; each thread counts its own.
+    """Follows the forward passes of a model; each thread follows its own.
 
     Attributes:
         now: int64 [rows, tokens], steps of the present forward pass; None outside of one.
         ran: paths of the modules that were edited in it.
-        nested: whether the present pass is inside a `generate` that another `generate` has called.
     """
 
     def __init__(self, special_ids: frozenset[int]) -> None:
-        self.special = torch.tensor(sorted(special_ids), dtype=torch.int64)
+        self.special_ids = special_ids
         self.now: Tensor | None = None
         self.ran: set[str] = set()
-        self._generations: list[_Generation] = []
-        self._starts: WeakKeyDictionary[Any, int] = (
-            WeakKeyDictionary()
-        )  # cache -> length of its prompt
-        self._ends: WeakKeyDictionary[Any, int] = (
-            WeakKeyDictionary()
-        )  # cache -> tokens that went into it
-        self._text: Tensor | None = (
-            None  # ids of the last pass, where it had no cache and was in no `generate`
-        )
-        self._start = 0  # of that text
+        self._generations: list[_Generation] = []  # the innermost last
+        # Per cache: length of the prompt, and tokens that went into it.
+        self._prompts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._ends: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        # The last pass without a cache and outside of `generate`: its ids and its prompt's length.
+        self._text: Tensor | None = None
+        self._text_prompt = 0
 
     @property
     def nested(self) -> bool:
+        """Whether the present pass is of a `generate` that another `generate` has called."""
         return len(self._generations) > 1
 
     @contextmanager
     def generation(self, inputs: Any, options: Mapping[str, Any]) -> Iterator[None]:
-        """A call of `generate`: its first argument, and those by name."""
-        prompt = options.get("inputs_embeds")
-        if prompt is None:
-            prompt = options.get("input_ids") if inputs is None else inputs
-        mask = options.get("attention_mask")
-        # A prompt of nothing begins with one token (BOS). Candidates of an early exit go on from
-        # the text so far.
-        length = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.dim() > 1 else 1
-        if self._generations:
-            length, mask = self._generations[0].prompt, self._generations[0].mask
-        self._generations.append(_Generation(length, mask if _flat(mask) else None))
+        """Follow a call of `generate` while the block runs.
+
+        Args:
+            inputs: its first argument.
+            options: its arguments by name.
+        """
+        self._generations.append(self._begun(inputs, options))
         self._text = None
         try:
             yield
         finally:
             self._generations.pop()
 
+    def _begun(self, inputs: Any, options: Mapping[str, Any]) -> _Generation:
+        if self._generations:  # a draft by the model's first layers goes on from the same prompt
+            outer = self._generations[0]
+            return _Generation(outer.prompt, outer.mask)
+        prompt = options.get("inputs_embeds")
+        if prompt is None:
+            prompt = options.get("input_ids") if inputs is None else inputs
+        # An empty prompt begins with one token (BOS).
+        length = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.dim() > 1 else 1
+        mask = options.get("attention_mask")
+        return _Generation(length, mask if _marks_tokens(mask) else None)
+
     def read(self, forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        """Look at a call of the model's forward. Raises UserError where its positions cannot be told."""
+        """Set `now` for a call of the model's forward.
+
+        Raises UserError where the positions of its tokens cannot be told.
+        """
         self.ran.clear()
         call = self._pass(_arguments(forward, args, options))
         inside = self._generations[-1] if self._generations else None
-        start = self._start_outside(call) if inside is None else _start_inside(inside, call)
+        prompt = self._prompt_outside(call) if inside is None else _prompt_inside(inside, call)
         if call.cache is not None:
-            self._starts[call.cache], self._ends[call.cache] = start, call.past + call.tokens
-        self.now = self._steps(call, start, None if inside is None else inside.mask)
+            self._prompts[call.cache], self._ends[call.cache] = prompt, call.past + call.tokens
+        self.now = self._steps(call, prompt, None if inside is None else inside.mask)
 
     def _pass(self, given: Mapping[str, Any]) -> _Pass:
-        ids, vectors, mask = (
-            given.get("input_ids"),
-            given.get("inputs_embeds"),
-            given.get("attention_mask"),
-        )
+        ids, vectors = given.get("input_ids"), given.get("inputs_embeds")
+        mask = given.get("attention_mask")
         like = ids if isinstance(ids, Tensor) else vectors
         if not isinstance(like, Tensor) or like.dim() < 2:
             raise UserError(
-                "a forward pass under an edit has neither input_ids [rows, tokens] nor inputs_embeds; give it one"
+                "a forward pass under an edit has neither input_ids [rows, tokens] nor "
+                "inputs_embeds; give it one"
             )
         cache = _cache(given)
         return _Pass(
@@ -125,13 +150,16 @@ class Steps(threading.local):
             like.shape[1],
             like.device,
             ids if like is ids else None,
-            mask if _flat(mask) else None,
+            mask if _marks_tokens(mask) else None,
             cache,
             self._past(cache),
         )
 
     def _past(self, cache: Any) -> int:
-        """Tokens in a cache; those of one that does not tell (state-space models) are counted here."""
+        """Return the number of tokens in a cache; of caches that do not tell, those seen here.
+
+        Those of state-space models do not tell.
+        """
         if cache is None:
             return 0
         try:
@@ -139,52 +167,49 @@ class Steps(threading.local):
         except (ValueError, NotImplementedError):
             return self._ends.get(cache, 0)
 
-    def _start_outside(self, call: _Pass) -> int:
-        """Length of the prompt, of a pass that `generate` did not make."""
+    def _prompt_outside(self, call: _Pass) -> int:
+        """Return the length of the prompt in a pass that `generate` did not make."""
         if call.cache is None:
-            goes_on = call.ids is not None and self._goes_on(call.ids)
-            self._start = self._start if goes_on else call.tokens
+            if call.ids is None or not self._continues_text(call.ids):
+                self._text_prompt = call.tokens
             self._text = call.ids
-            return self._start
+            return self._text_prompt
         self._text = None
         if call.tokens > 1 or not call.past:
             return call.past + call.tokens
-        return min(self._starts.get(call.cache, call.past), call.past)
+        return min(self._prompts.get(call.cache, call.past), call.past)
 
-    def _goes_on(self, ids: Tensor) -> bool:
-        """Whether this is the last pass's text with one more token, run without a cache."""
+    def _continues_text(self, ids: Tensor) -> bool:
+        """Return whether ids are the last text with one more token, run without a cache."""
         text = self._text
-        return (
-            text is not None
-            and (len(ids), ids.shape[1] - 1) == text.shape
-            and bool((ids[:, :-1] == text).all())
-        )
+        if text is None or (len(ids), ids.shape[1] - 1) != text.shape:
+            return False
+        return bool((ids[:, :-1] == text).all())
 
-    def _steps(self, call: _Pass, start: int, prompt_mask: Tensor | None) -> Tensor:
+    def _steps(self, call: _Pass, prompt: int, prompt_mask: Tensor | None) -> Tensor:
         columns = torch.arange(call.past, call.past + call.tokens, device=call.device)
-        steps = (columns - start + 1).clamp(min=0).expand(call.rows, -1)
+        steps = (columns - prompt + 1).clamp(min=0).expand(call.rows, -1)
         kept = torch.zeros_like(steps, dtype=torch.bool)
         if call.ids is not None:
-            kept |= torch.isin(call.ids, self.special.to(call.device, call.ids.dtype))
+            kept |= is_special(call.ids, self.special_ids)
         if call.mask is not None:
             kept |= ~call.mask[:, -call.tokens :].bool()
-        if (
-            prompt_mask is not None and call.rows % len(prompt_mask) == 0
-        ):  # several beams or continuations per row
-            of = prompt_mask[:, columns[columns < prompt_mask.shape[1]]].bool()
-            kept[:, : of.shape[1]] |= ~of.repeat_interleave(call.rows // len(prompt_mask), 0)
+        # Several beams or continuations of a row of the prompt share its padding.
+        if prompt_mask is not None and call.rows % len(prompt_mask) == 0:
+            real = prompt_mask[:, columns[columns < prompt_mask.shape[1]]].bool()
+            copies = call.rows // len(prompt_mask)
+            kept[:, : real.shape[1]] |= ~real.repeat_interleave(copies, 0)
         return torch.where(steps > 0, steps, -kept.long())
 
 
-def _start_inside(generation: _Generation, call: _Pass) -> int:
-    """Length of the prompt, of a pass that `generate` made."""
+def _prompt_inside(generation: _Generation, call: _Pass) -> int:
+    """Return the length of the prompt in a pass that `generate` made."""
     if call.cache is None:
-        if (
-            call.tokens <= generation.seen
-        ):  # without a cache, the text of each pass is longer than the last
+        if call.tokens <= generation.seen:  # without a cache, each pass has a longer text
             raise UserError(
-                f"a forward pass of generate has {call.tokens} tokens after one of {generation.seen}, and no cache "
-                "that can be read, so the steps of an edit are unknown; use a cache class of transformers"
+                f"a forward pass of generate has {call.tokens} tokens after one of "
+                f"{generation.seen}, and no cache that can be read, so the steps of an edit are "
+                "unknown; use a cache class of transformers"
             )
         generation.seen = call.tokens
     if call.ids is None:  # prompt tuning puts vectors before the prompt
@@ -193,7 +218,7 @@ def _start_inside(generation: _Generation, call: _Pass) -> int:
 
 
 def _arguments(forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, those of `**kwargs` among them."""
+    """Return the arguments of a call by name, those of `**kwargs` among them."""
     signature = inspect.signature(forward)
     try:
         given = dict(signature.bind_partial(*args, **options).arguments)
@@ -208,7 +233,7 @@ def _arguments(forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) 
 
 
 def _cache(given: Mapping[str, Any]) -> Any:
-    """The argument that tells how many tokens it holds; None where the pass has none."""
+    """Return the argument that tells how many tokens it holds; None where the pass has no cache."""
     found = {
         id(value): value
         for value in given.values()
@@ -222,12 +247,13 @@ def _cache(given: Mapping[str, Any]) -> Any:
         plain = value is None or isinstance(value, bool | int | Tensor) or id(value) in found
         if ("cache" in name or "past" in name) and not plain:
             raise UserError(
-                f"a forward pass under an edit has a {name} of type {type(value).__name__}, which does not tell how "
-                "many tokens it holds, so the steps of its tokens are unknown; use a cache class of transformers"
+                f"a forward pass under an edit has a {name} of type {type(value).__name__}, which "
+                "does not tell how many tokens it holds, so the steps of its tokens are unknown; "
+                "use a cache class of transformers"
             )
     return next(iter(found.values()), None)
 
 
-def _flat(mask: Any) -> bool:
-    """Whether a mask marks tokens [rows, tokens]; static caches bring others."""
+def _marks_tokens(mask: Any) -> bool:
+    """Return whether a mask is [rows, tokens]; static caches bring others."""
     return isinstance(mask, Tensor) and mask.dim() == 2

@@ -103,5 +103,5 @@ def finite(x: Tensor) -> Tensor:
     Unnoticed, such a vector would pass for an outlier, or its units for silent ones.
     """
     if not torch.isfinite(x.sum()):
-        raise RunFailed("an activation is infinite or not a number")
+        raise RunFailed("an activation is not finite (infinite or not a number)")
     return x

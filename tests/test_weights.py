@@ -354,7 +354,7 @@ def test_a_tokenizer_of_a_larger_model_is_one_sentence(make_lm, tokenizer):
     lm.model.resize_token_embeddings(60)
     with pytest.raises(
         UserError,
-        match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens alone",
+        match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens only",
     ):
         wrap(lm.model, tokenizer, "small").tokenize(["the mat"], 16)
 
