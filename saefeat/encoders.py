@@ -1,4 +1,12 @@
-"""How SAEs encode: pre-activations by tiles of units, and of them those that fire."""
+"""How SAEs encode: pre-activations by tiles of units, and of these the units that fire.
+
+The two-stage top-k. A selection of the k greatest among 100,000 columns costs more than the matrix
+product before it. So units are put into groups of 16 consecutive ones, and the greatest of each
+group is kept while the tile is in the cache. The k units sought lie in the k groups with the
+greatest maxima: each of these k groups has a unit at least as great as any unit outside of them.
+The second stage therefore looks at 16 k candidates. Ties have to go to the lower unit, so both
+stages compare integer keys (value, then lower unit) instead of values. The result is exact.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +15,86 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Units whose pre-activations are computed together: a product by tiles is several per cent faster
-# on a CPU.
+# Units whose pre-activations are computed together. On a CPU, a product by tiles is several per
+# cent faster than a whole one.
 TILE = 2048
+_LOW = 2**32 - 1  # the lower half of a key
+
+
+def tiles(width: int, device: torch.device) -> int:
+    """Return the number of tiles into which the units of a dictionary are cut on a device."""
+    return -(-width // TILE) if device.type == "cpu" else 1
+
+
+# --------------------------------------------------------------------------- top-k
 
 
 class GroupedEncoder:
-    """`TopK(relu(x @ W + b))` with an exact two-stage top-k, several times faster than one over all columns.
+    """`TopK(relu(x @ W + b))` with an exact two-stage top-k, several times faster than a plain one.
 
-    Units are put in groups of consecutive units; the k units sought lie in the k groups with the
-    greatest maxima. Selecting by keys (value, then lower unit) makes ties exact. Groups are in
-    tiles of columns, laid out so that the
-    maximum runs over whole rows: unit j of group i of a tile stands in column j * groups + i of the
-    tile.
+    Columns of a tile are laid out so that the maxima of all groups are taken over whole rows: unit
+    j of group i of a tile stands in column j * groups + i of the tile. Missing units of the last
+    group have the bias -inf.
+
+    Attributes:
+        size: units of a group.
     """
 
     size = 16
 
     def __init__(self, weight: Tensor, bias: Tensor, k: int, dtype: torch.dtype) -> None:
+        """Make the encoder.
+
+        Args:
+            weight: [d_in, width].
+            bias: [width].
+            k: greatest number of active units.
+            dtype: of the products.
+        """
         d_in, width = weight.shape
         self.k = min(k, width)
         groups = -(-width // self.size)
         count = tiles(width, weight.device)
-        wide = -(-groups // count) * self.size
-        # Filled in place: a wide dictionary and a copy of it may not fit in memory together.
-        self.weight = torch.zeros(count, d_in, wide, dtype=dtype, device=weight.device)
-        self.bias = torch.full((count, wide), -torch.inf, dtype=dtype, device=weight.device)
-        for start, columns, least in zip(
-            range(0, width, wide), self.weight, self.bias, strict=False
-        ):
-            _lay_out(weight[:, start : start + wide], columns, self.size)
-            _lay_out(bias[None, start : start + wide], least[None], self.size)
+        columns = -(-groups // count) * self.size  # of a tile
+        # Filled in place: a wide dictionary and two copies of it may not fit in memory together.
+        self.weight = torch.zeros(count, d_in, columns, dtype=dtype, device=weight.device)
+        self.bias = torch.full((count, columns), -torch.inf, dtype=dtype, device=weight.device)
+        for tile, start in enumerate(range(0, width, columns)):
+            units = slice(start, start + columns)
+            _lay_out(weight[:, units], self.weight[tile], self.size)
+            _lay_out(bias[None, units], self.bias[tile : tile + 1], self.size)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-        """x [n, d_in] -> values float32 [n, k] (0 where fewer than k are positive) and units int64 [n, k]."""
+        """Encode vectors x [n, d_in].
+
+        Returns values float32 [n, k], 0 where fewer than k are positive, and units int64 [n, k].
+        """
         x = x.to(self.weight.dtype)
         pre = x.new_empty(len(self.weight), len(x), self.weight.shape[2])
-        best = []
+        maxima = []
         for out, weight, bias in zip(pre, self.weight, self.bias, strict=True):
             torch.addmm(bias, x, weight, out=out)
-            best.append(out.unflatten(1, (self.size, -1)).amax(1))  # while they are in the cache
-        return *self._top(pre, torch.cat(best, 1), self.k), None
+            maxima.append(_group_maxima(out, self.size))  # while the tile is in the cache
+        return *self._top(pre, torch.cat(maxima, 1), self.k), None
 
     @classmethod
     def top(cls, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k greatest of pre-activations [n, columns] of one tile, as values and units, greatest first."""
-        return cls._top(pre[None], pre.unflatten(1, (cls.size, -1)).amax(1), k)
+        """Return the k greatest values and their units, [n, k], greatest first.
+
+        Args:
+            pre: pre-activations [n, columns] in the layout of one tile.
+            k: how many.
+        """
+        return cls._top(pre[None], _group_maxima(pre, cls.size), k)
 
     @classmethod
-    def _top(cls, pre: Tensor, best: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The same of tiles [tiles, n, columns], given the maxima of all groups [n, groups]."""
+    def _top(cls, pre: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Do the same for tiles [tiles, n, columns], given the maxima [n, groups] of all groups."""
         _, n, columns = pre.shape
-        groups = columns // cls.size
-        best = _keys(best, torch.arange(best.shape[1], device=pre.device))
-        chosen = _LOW - (best.topk(min(k, best.shape[1]), sorted=False).values & _LOW)  # [n, k]
+        groups = columns // cls.size  # of a tile
+        keys = _keys(maxima, torch.arange(maxima.shape[1], device=pre.device))
+        best = keys.topk(min(k, maxima.shape[1]), sorted=False).values
+        chosen = _LOW - (best & _LOW)  # groups [n, k]
         inner = torch.arange(cls.size, device=pre.device)[:, None]
         row = torch.arange(n, device=pre.device)[:, None]
         start = ((chosen // groups) * n + row) * columns + chosen % groups
@@ -70,35 +104,39 @@ class GroupedEncoder:
         return (top >> 32).to(torch.int32).view(torch.float32), _LOW - (top & _LOW)
 
 
-def tiles(width: int, device: torch.device) -> int:
-    return -(-width // TILE) if device.type == "cpu" else 1
+def _group_maxima(pre: Tensor, size: int) -> Tensor:
+    """Return the maxima [n, groups] of pre-activations [n, columns] of a tile."""
+    return pre.unflatten(1, (size, -1)).amax(1)
 
 
 def _lay_out(columns: Tensor, out: Tensor, size: int) -> None:
-    """Put columns [rows, m], groups of `size` of them after each other, into the layout of a tile, `out` [rows, wide].
+    """Put columns [rows, m] in the order of units into the layout of a tile.
 
-    What m lacks of `wide` stays as it is.
+    Args:
+        columns: of consecutive units.
+        out: [rows, at least m]; what is not filled keeps its value.
+        size: units of a group.
     """
-    groups, beyond = columns.shape[1] // size, columns.shape[1] % size
-    laid = out.unflatten(1, (size, -1))
-    laid[:, :, :groups] = columns[:, : groups * size].unflatten(1, (groups, size)).transpose(1, 2)
-    laid[:, :beyond, groups : groups + 1] = columns[:, groups * size :, None]
-
-
-_LOW = 2**32 - 1
+    groups, left = divmod(columns.shape[1], size)
+    tile = out.unflatten(1, (size, -1))
+    tile[:, :, :groups] = columns[:, : groups * size].unflatten(1, (groups, size)).transpose(1, 2)
+    tile[:, :left, groups : groups + 1] = columns[:, groups * size :, None]
 
 
 def _keys(values: Tensor, units: Tensor) -> Tensor:
-    """int64 keys that sort by value (negative ones as 0), then by lower unit.
+    """Return int64 keys that sort by value (negative ones as 0), then by lower unit.
 
-    As integers, floats that are not negative sort as their values do.
+    The bits of floats that are not negative, read as integers, sort as the floats do.
     """
     keys = values.float().view(torch.int32).clamp(min=0).long()
     return keys.bitwise_left_shift_(32).bitwise_or_(_LOW - units)
 
 
+# --------------------------------------------------------------------------- other activations
+
+
 class DenseEncoder:
-    """The other activations: pre-activations of a tile of units at a time, then those that fire, in rising order."""
+    """The other activations: all pre-activations of a tile, then the units that fire."""
 
     def __init__(
         self,
@@ -111,29 +149,39 @@ class DenseEncoder:
         b_gate: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> None:
-        """runs: of `groupmax`, how many runs of units there are; the others as `SAE` has them."""
+        """Make the encoder.
+
+        Args:
+            weight: [d_in, width].
+            bias: [width].
+            dtype: of the products.
+            runs: number of runs of units, for the activation `groupmax`.
+            threshold: [width], for `jumprelu`.
+            b_gate, gain: [width], for `gated`.
+        """
         self.weight = weight
         # Contiguous: weights that their file holds transposed are read row by row here.
         if weight.dtype != dtype or not weight.is_contiguous():
             self.weight = torch.empty(weight.shape, dtype=dtype, device=weight.device).copy_(weight)
         self.b_mag, self.b_gate, self.gain = bias, b_gate, gain
         self.bias = (bias if b_gate is None else torch.zeros_like(bias)).to(dtype)
-        self.bar = None if threshold is None else threshold.clamp(min=0)
+        self.threshold = None if threshold is None else threshold.clamp(min=0)
         self.width = weight.shape[1]
-        self.run = None if runs is None else self.width // runs
-        step = self.run or 8  # see `_true_cells`
+        self.run = None if runs is None else self.width // runs  # units of a run
+        step = self.run or 8  # no run is cut; eight cells are looked at as one, see `_true_cells`
         self.tile = max(1, -(-self.width // tiles(self.width, weight.device)) // step) * step
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x [n, d_in] -> values float32 [n, runs], units int64 [n, runs] and None; without runs, those that fire.
+        """Encode vectors x [n, d_in].
 
-        These are values [m], units [m] and how many each vector has, int64 [n]; see `Codes`.
+        With runs, returns values float32 [n, runs], units int64 [n, runs] and None. Else returns
+        the units that fire, in rising order for each vector: values [m], units [m], and the number
+        of them for each vector, int64 [n] (see `Codes`).
         """
         x = x.to(self.weight.dtype)
         if self.run is not None:
-            values, units = zip(
-                *(_greatest(pre, self.run, at) for pre, at in self._products(x)), strict=True
-            )
+            parts = [_greatest(pre, self.run, start) for pre, start in self._products(x)]
+            values, units = zip(*parts, strict=True)
             return torch.cat(values, 1), torch.cat(units, 1), None
         found = _Firing(len(x), x.device)
         for pre, start in self._products(x):
@@ -141,47 +189,51 @@ class DenseEncoder:
         return found.flat()
 
     def _products(self, x: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Pre-activations of the units of a tile, and the first of these."""
+        """Yield the pre-activations of each tile, and its first unit."""
         for start in range(0, self.width, self.tile):
             here = slice(start, start + self.tile)
             yield torch.addmm(self.bias[here], x, self.weight[:, here]).float(), start
 
     def _fires(self, pre: Tensor, here: slice) -> tuple[Tensor, Tensor]:
-        """Values of some units, and whether they fire."""
+        """Return the values of some units, and whether they fire."""
         if self.gain is None or self.b_gate is None:
-            return pre, pre > (0.0 if self.bar is None else self.bar[here])
+            return pre, pre > (0.0 if self.threshold is None else self.threshold[here])
         values = pre * self.gain[here] + self.b_mag[here]
         return values, (values > 0) & (pre + self.b_gate[here] > 0)
 
 
 def _greatest(pre: Tensor, run: int, start: int) -> tuple[Tensor, Tensor]:
-    """The greatest of each run of pre-activations [n, m] of units start, start + 1, ..., as values and units."""
+    """Return the greatest value of each run of units, and its unit.
+
+    Args:
+        pre: pre-activations [n, m] of the units start, start + 1, ...
+        run: units of a run.
+        start: the first unit.
+    """
     best, units = pre.unflatten(-1, (-1, run)).max(-1)
-    return best.clamp(min=0), units + torch.arange(
-        start, start + pre.shape[1], run, device=pre.device
-    )
+    first = torch.arange(start, start + pre.shape[1], run, device=pre.device)
+    return best.clamp(min=0), units + first
 
 
 class _Firing:
-    """The cells that fire in n rows, taken a tile of units at a time, in rising order of unit."""
+    """The cells that fire in n rows, collected tile by tile in rising order of units."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.counts = torch.zeros(n, dtype=torch.int64, device=device)
         self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, values: Tensor, fires: Tensor, start: int) -> None:
-        """values, fires [n, m], of units start, start + 1, ..."""
+        """Add the tile of units start, start + 1, ...: values float32 and fires bool, [n, m]."""
         rows, units = _true_cells(fires)
         counts = torch.bincount(rows, minlength=len(values))
-        first = self.counts - (
-            counts.cumsum(0) - counts
-        )  # what to add to a cell's number for its place in its row
-        places = torch.arange(len(rows), device=values.device) + first[rows]
+        # A cell's place in its row is its number in the tile plus this.
+        offset = self.counts - (counts.cumsum(0) - counts)
+        places = torch.arange(len(rows), device=values.device) + offset[rows]
         self.parts.append((rows, places, units + start, values[rows, units]))
         self.counts += counts
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values float32 [m] and units int64 [m], row by row, and how many each row has, int64 [n]."""
+        """Return values float32 [m] and units int64 [m], row by row, and the counts int64 [n]."""
         first = self.counts.cumsum(0) - self.counts
         total = sum(len(part[0]) for part in self.parts)
         out = torch.empty(total, device=first.device)
@@ -194,11 +246,14 @@ class _Firing:
 
 
 def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the cells of bool [n, width] that are true, in order: eight are looked at as one number."""
+    """Return rows and columns of the true cells of a mask [n, width], in order.
+
+    Few units fire, so eight cells are looked at as one integer first.
+    """
     n, width = mask.shape
     if width % 8 or not mask.is_contiguous():
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns
     rows, words = mask.view(torch.int64).nonzero(as_tuple=True)
-    which, bit = mask.view(n, -1, 8)[rows, words].nonzero(as_tuple=True)
-    return rows[which], words[which] * 8 + bit
+    which, byte = mask.view(n, -1, 8)[rows, words].nonzero(as_tuple=True)
+    return rows[which], words[which] * 8 + byte

@@ -127,7 +127,7 @@ def _tensor(output: Any, path: str) -> Tensor:
 
 
 def _by_row(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Return [batch, tokens, d], also of a feed-forward part that gives [batch * tokens, d] (OPT)."""
+    """Return [batch, tokens, d] where a feed-forward part (OPT) gives [batch * tokens, d]."""
     flat = tensor.dim() == 2 and len(tensor) == shape.numel()
     return tensor.view(*shape, -1) if flat else tensor
 

@@ -1,4 +1,4 @@
-"""Logit lens: the tokens that a unit's direction promotes."""
+"""Logit lens: the tokens that a direction of the residual stream promotes (nostalgebraist 2020)."""
 
 from __future__ import annotations
 
@@ -12,75 +12,66 @@ from saefeat.io import UserError
 from saefeat.models import LanguageModel, find_layers, resolve_site
 from saefeat.models.sites import down_projection, norm_after
 
-_NORMS = (
-    "norm",
-    "ln_f",
-    "final_layer_norm",
-    "final_layernorm",
-)  # Llama and its kin, GPT-2, OPT and NeoX, Phi
+# Names of the final norm: of Llama and its kin, GPT-2, OPT and NeoX, Phi.
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_DIRECTIONS = 64  # projected at once; each gives as many logits as the vocabulary has tokens
 
 
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
-    """The n tokens of greatest logit for each direction [m, d] of the residual stream, best first.
+    """Return the n tokens of greatest logit for each direction [m, d], best first.
 
-    The direction goes through the model's final norm and output projection, as a residual stream
-    made of it alone.
+    A direction goes through the model's final norm and output projection, as if it were the whole
+    residual stream.
     """
-    dtype = lm.unembedding().dtype
+    weight = lm.unembedding()
     with torch.inference_mode():
-        vectors = _final_norm(lm)(directions.to(lm.device, dtype))
-        best = [
-            (part @ lm.unembedding().t()).float().topk(n).indices.tolist()
-            for part in vectors.split(64)
-        ]
-    return [[lm.tokenizer.decode([token]) for token in row] for part in best for row in part]
+        vectors = _final_norm(lm)(directions.to(lm.device, weight.dtype))
+        parts = [(part @ weight.t()).float().topk(n).indices for part in vectors.split(_DIRECTIONS)]
+    rows = [row for part in parts for row in part.tolist()]
+    return [[lm.tokenizer.decode([token]) for token in row] for row in rows]
 
 
 def _final_norm(lm: LanguageModel) -> nn.Module:
-    """The norm before the output projection: of that name, and nearest to the top of the module tree.
+    """Return what stands between the residual stream and the output projection.
 
-    Where the projection reads fewer dimensions (OPT-350m), the module that makes them comes with
-    it.
+    It is the norm of a known name that is nearest to the top of the module tree and in no block.
+    Where the projection reads fewer dimensions (OPT-350m), the module that makes them follows.
     """
-    named = [
-        (path.count("."), path)
-        for path, _ in lm.model.named_modules()
-        if path.rpartition(".")[2] in _NORMS
-    ]
-    named = [
-        (depth, path) for depth, path in named if not re.search(r"\.\d+\.", path)
-    ]  # not those of blocks
-    norm = lm.model.get_submodule(min(named)[1]) if named else nn.Identity()
-    narrow = [
-        module for path, module in lm.model.named_modules() if path.endswith("decoder.project_out")
-    ]
-    return nn.Sequential(norm, *narrow)
+    modules = dict(lm.model.named_modules())
+    norms = [path for path in modules if path.rpartition(".")[2] in _NORMS]
+    norms = [path for path in norms if not re.search(r"\.\d+\.", path)]
+    top = min(norms, key=lambda path: (path.count("."), path), default=None)
+    narrowing = [module for path, module in modules.items() if path.endswith("decoder.project_out")]
+    return nn.Sequential(nn.Identity() if top is None else modules[top], *narrowing)
 
 
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
-    """[m, d]: what hidden neurons of `mlp_act@l` add to the residual stream, of any length. UserError for other sites.
+    """Return what hidden neurons of `mlp_act@l` add to the residual stream, up to a factor: [m, d].
 
-    They are rows of the down projection, times the gain of the norm after the feed-forward part
-    where there is one. The norm also takes away the part of a neuron's effect that lies along the
-    token's own vector. It is left out here, for it differs from token to token. So is the sign of
-    the gate, where a gate multiplies the neurons.
+    It is their rows of the down projection, times the gain of the norm after the feed-forward part
+    where there is one. Two things differ from token to token and are left out: the part along the
+    token's own vector, which such a norm removes, and the sign of the gate that multiplies neurons
+    in gated blocks.
+
+    Raises UserError for other sites.
     """
-    resolved = resolve_site(lm.model, site)
-    block: Any = lm.model.get_submodule(find_layers(lm.model))[resolved.layer or 0]  # type: ignore[index]
-    module = down_projection(block)
+    layer = resolve_site(lm.model, site).layer or 0
+    blocks: Any = lm.model.get_submodule(find_layers(lm.model))
+    module = down_projection(blocks[layer])
     if not site.startswith("mlp_act@") or module is None:
         raise UserError(f"the units of {site} have no known direction in the residual stream")
     weight = module.weight.detach()
     # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
     rows = weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
-    norm = norm_after(block)
+    norm = norm_after(blocks[layer])
     return rows if norm is None else rows * _gain(norm, rows)
 
 
 def _gain(norm: nn.Module, like: Tensor) -> Tensor:
-    """[d]: what a norm multiplies each coordinate by, whether it keeps that factor or how far it is from 1.
+    """Return the factor of each coordinate in a norm, [d], however the norm stores it.
 
-    Read from a vector of mean 0 and mean square 1 and its negative, so that a bias falls out.
+    It is read from the norm of a vector with mean 0 and mean square 1, and of its negative, so that
+    a bias cancels.
     """
     signs = torch.ones_like(like[0])
     signs[1::2] = -1

@@ -414,12 +414,12 @@ def test_a_module_whose_output_is_no_tensor_is_refused_with_a_sentence():
 
     odd = Odd()
     with (
-        pytest.raises(UserError, match="the output of pair is no tensor but dict"),
+        pytest.raises(UserError, match="the output of pair is dict, not a tensor"),
         capture(odd, ("pair",)) as captured,
     ):
         captured.run(odd, input_ids=IDS)
     with (
-        pytest.raises(UserError, match="the output of pair is no tensor"),
+        pytest.raises(UserError, match="the output of pair is dict, not a tensor"),
         intervene(odd, {"pair": lambda x, _: x}),
     ):
         odd(input_ids=IDS)

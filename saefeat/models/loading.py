@@ -63,7 +63,8 @@ def choose_device(device: str) -> str:
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
     """Return a dtype by name.
 
-    `auto` stands for bfloat16 where the machine is faster with it, else for float32. Raises UserError for an unknown name.
+    `auto` stands for bfloat16 where the machine is faster with it, else for float32. Raises
+    UserError for an unknown name.
     """
     if dtype == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32

@@ -21,15 +21,18 @@ _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
-_POST_NORMS = (
-    "post_feedforward_layernorm",
-    "post_mlp_layernorm",
-)  # Gemma 2 and 3 and OLMo 2, GLM 4
+_POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2, 3 and OLMo 2; GLM 4
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the model: its name (`mlp_out@13` or a module path), the module whose output is read, its layer."""
+    """A place in the model where vectors are read or written.
+
+    Attributes:
+        name: as it was asked for: `mlp_out@13`, or a module path.
+        path: dotted path of the module whose output it is.
+        layer: number of the block, where the path has one.
+    """
 
     name: str
     path: str
@@ -37,9 +40,10 @@ class Site:
 
 
 def find_layers(model: nn.Module) -> str:
-    """Dotted path of the list of transformer blocks: the longest ModuleList whose members have a feed-forward part.
+    """Return the dotted path of the list of transformer blocks.
 
-    Of a model that sees or hears, the text part's; raises UserError where there is none.
+    It is the longest ModuleList whose members have a feed-forward part, in the text part of a model
+    that takes images or sound. Raises UserError where there is none.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = set(decoder.modules())  # type: ignore[union-attr]
@@ -58,7 +62,7 @@ def find_layers(model: nn.Module) -> str:
 
 
 def _some_paths(lists: dict[str, Any]) -> str:
-    """The first block of the longest list and its parts, as the end of a sentence."""
+    """Return the first block of the longest list and its parts, as the end of a sentence."""
     if not lists:
         return ""
     path = max(lists, key=lambda path: len(lists[path]))
@@ -67,13 +71,18 @@ def _some_paths(lists: dict[str, Any]) -> str:
 
 
 def resolve_site(model: nn.Module, name: str) -> Site:
-    """Find the module of a site; raises UserError for one that the model does not have.
+    """Find the module of a site.
 
-    `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm
-    after it where the block has one (Gemma 2 and 3, OLMo 2), of the last projection where there is
-    no module of that part alone (OPT) or it adds the residual stream itself (BLOOM), else of the
-    feed-forward module. `mlp_act` is the output of the activation function, where LAPE counts;
-    experts have none. `resid_post` is the output of the block. Anything else is a module path.
+    - `mlp_out` is what the feed-forward part adds to the residual stream. That is the output of the
+      norm after it where the block has one (Gemma 2 and 3, OLMo 2); of the last projection where
+      the part has no module of its own (OPT) or adds the residual stream itself (BLOOM); else of
+      the feed-forward module.
+    - `mlp_act` is the output of the activation function, where LAPE counts. Mixtures of experts
+      have none.
+    - `resid_post` is the output of the block.
+    - Anything else is a module path.
+
+    Raises UserError for a site that the model does not have.
     """
     match = _SITE.match(name)
     if not match:
@@ -91,14 +100,15 @@ def resolve_site(model: nn.Module, name: str) -> Site:
         where = f"{layers}.{layer}{_holder(blocks[layer]) or ''}"
         if is_mixture(blocks[layer]):
             raise UserError(
-                f"the site {name} does not exist: {where} is a mixture of experts, whose neurons change from token to "
-                f"token; use mlp_out@{layer}"
+                f"the site {name} does not exist: {where} is a mixture of experts, whose neurons "
+                f"change from token to token; use mlp_out@{layer}"
             )
         raise UserError(f"the site {name} cannot be found in {where}; name its module path")
     return Site(name, f"{layers}.{layer}{part}", layer)
 
 
 def _explicit(model: nn.Module, name: str) -> Site:
+    """Find a site by its module path, which may lack the base model's prefix."""
     paths = [name, f"{getattr(model, 'base_model_prefix', '')}.{name}"] if name else []
     block = _BLOCK.fullmatch(name)
     if block:  # another model's path of the blocks, or that of the text part alone
@@ -113,18 +123,17 @@ def _explicit(model: nn.Module, name: str) -> Site:
             continue
         numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
         return Site(name, path, int(numbers[0]) if numbers else None)
-    raise UserError(
-        f"unknown site {name}: use {', '.join(k + '@LAYER' for k in KINDS)} or a module path of the model"
-    )
+    kinds = ", ".join(f"{kind}@LAYER" for kind in KINDS)
+    raise UserError(f"unknown site {name}: use {kinds} or a module path of the model")
 
 
 def feed_forward(block: nn.Module) -> Any:
-    """The module that holds a block's feed-forward projections: its `mlp`, or the block itself (OPT)."""
+    """Return the module of a block's feed-forward projections: its `mlp`, or the block (OPT)."""
     return getattr(block, "mlp", block)
 
 
 def down_projection(block: nn.Module) -> Any:
-    """The module that hidden neurons write through ([neurons] -> [d]); None where none is known."""
+    """Return the module that hidden neurons write through ([neurons] -> [d]), if known."""
     holder = feed_forward(block)
     return next(
         (
@@ -137,7 +146,7 @@ def down_projection(block: nn.Module) -> Any:
 
 
 def norm_after(block: nn.Module) -> nn.Module | None:
-    """The norm that what the feed-forward part writes goes through before the next block reads it; None: there is none.
+    """Return the norm between the feed-forward part and the next block, if there is one.
 
     Gemma 2 and 3, OLMo 2 and GLM 4 have it before the addition to the residual stream, OPT-350m
     after it.
@@ -153,18 +162,19 @@ def _post_norms(block: nn.Module) -> list[str]:
 
 
 def is_mixture(block: nn.Module) -> bool:
-    """Whether the feed-forward part of a block is a mixture of experts."""
+    """Return whether the feed-forward part of a block is a mixture of experts."""
     return hasattr(feed_forward(block), "experts")
 
 
 def _holder(block: nn.Module) -> str | None:
-    """Path of `feed_forward` in the block, with a dot before it."""
+    """Return the path of `feed_forward` in the block, with a dot before it; "" for the block."""
     if hasattr(block, "mlp"):
         return ".mlp"
     return "" if hasattr(block, "fc1") and hasattr(block, "fc2") else None
 
 
 def _added(block: nn.Module) -> str | None:
+    """Return the path in the block of `mlp_out`."""
     if norms := _post_norms(block):
         return f".{norms[0]}"
     holder = _holder(block)
@@ -174,66 +184,63 @@ def _added(block: nn.Module) -> str | None:
 
 
 def _activation(block: nn.Module) -> str | None:
+    """Return the path in the block of `mlp_act`."""
     return None if is_mixture(block) else _child(block, _ACTIVATIONS)
 
 
 def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
-    """Path in the block of the first of these modules that its feed-forward part has."""
+    """Return the path in the block of the first of these modules of its feed-forward part."""
     holder = feed_forward(block)
     found = [name for name in names if isinstance(getattr(holder, name, None), nn.Module)]
     return f"{_holder(block) or ''}.{found[0]}" if found else None
 
 
 def describe_sites(model: Any) -> list[dict[str, Any]]:
-    """One row a kind and layer of a transformers model, whose weights are not needed.
+    """Return one row per kind and layer of a transformers model, whose weights are not needed.
 
-    Keys: site, kind, layer, module (dotted path), width, sparsify (its name of the place),
-    transformer_lens (likewise, None where it has no such place), refused (why there is no such
-    site, else None, and then the others are None).
+    Each row has the keys site, kind, layer, module (dotted path), width, sparsify and
+    transformer_lens (what these libraries call the place; None where they have none), and refused:
+    why there is no such site. Where there is none, the four before it are None; else refused is.
     """
-    layers = find_layers(model)
-    blocks = model.get_submodule(layers)
-    rows = []
-    for kind in KINDS:
-        for layer, block in enumerate(blocks):
-            row: dict[str, Any] = {"site": f"{kind}@{layer}", "kind": kind, "layer": layer}
-            try:
-                path = resolve_site(model, row["site"]).path
-            except UserError as error:
-                empty = dict.fromkeys(("module", "width", "sparsify", "transformer_lens"))
-                rows.append({**row, **empty, "refused": str(error)})
-                continue
-            names = {
-                "sparsify": path.removeprefix(f"{model.base_model_prefix}."),
-                "transformer_lens": _hook(kind, layer, block),
-            }
-            rows.append(
-                {
-                    **row,
-                    "module": path,
-                    "width": _width(model, kind, block),
-                    **names,
-                    "refused": None,
-                }
-            )
-    return rows
+    blocks = model.get_submodule(find_layers(model))
+    return [
+        _describe(model, kind, layer, block) for kind in KINDS for layer, block in enumerate(blocks)
+    ]
+
+
+def _describe(model: Any, kind: str, layer: int, block: nn.Module) -> dict[str, Any]:
+    row: dict[str, Any] = {"site": f"{kind}@{layer}", "kind": kind, "layer": layer}
+    try:
+        path = resolve_site(model, row["site"]).path
+    except UserError as error:
+        unknown = dict.fromkeys(("module", "width", "sparsify", "transformer_lens"))
+        return {**row, **unknown, "refused": str(error)}
+    return {
+        **row,
+        "module": path,
+        "width": _width(model, kind, block),
+        "sparsify": path.removeprefix(f"{model.base_model_prefix}."),
+        "transformer_lens": _hook(kind, layer, block),
+        "refused": None,
+    }
 
 
 def _width(model: Any, kind: str, block: nn.Module) -> int | None:
+    """Return the width of a site by the configuration and the shape of its projection."""
     if kind != "mlp_act":
         return model.config.get_text_config().hidden_size
     down = down_projection(block)
     if down is None:
         return None
-    return (
-        down.in_features if isinstance(down, nn.Linear) else down.weight.shape[0]
-    )  # GPT-2's Conv1D: [neurons, d]
+    if isinstance(down, nn.Linear):
+        return down.in_features
+    return down.weight.shape[0]  # GPT-2's Conv1D: [neurons, d]
 
 
 def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
+    """Return TransformerLens's name of a site."""
     if kind != "mlp_act":
         return f"blocks.{layer}.hook_{kind}"
-    # Of gated blocks, its `hook_post` is the product with the up projection, which is another
-    # place.
+    # In gated blocks its `hook_post` is the product with the up projection, which is elsewhere.
     gated = any(hasattr(feed_forward(block), name) for name in ("gate_proj", "gate_up_proj"))
     return None if gated else f"blocks.{layer}.mlp.hook_post"
