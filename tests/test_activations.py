@@ -1,4 +1,4 @@
-"""Which tokens count: limits on the norm, and the tokens that a tokenizer puts around a text."""
+"""Vectors of counted tokens, limits on their norm, and what a tokenizer puts around a text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from saefeat import steer
 from saefeat.activations import counted_vectors, norm_limits
 from saefeat.collection import collect, merge
-from saefeat.corpora import load_corpus, make_plan
+from saefeat.corpora import load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE, Identity
-from saefeat.io import RunFailed, UserError
+from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import wrap
 from saefeat.run.stages import collect as collect_stage
@@ -21,18 +21,17 @@ from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import TrainConfig, train_saes
 from saefeat.statistics import Stats
 from saefeat.steering import add, apply, limit_of
-from saefeat.tokens import OUTLIER_FACTOR, inliers
+from saefeat.tokens import OUTLIER_FACTOR
 
 SITE = "resid_post@0"
 
 
 def vectors_by_label(lm, plan, site):
     """Label -> all counted vectors [n, d], one text at a time."""
-    path = lm.site(site).path
     found = {label: [] for label in plan.corpus.labels}
     for i in sorted(plan.tokens):
-        for _, vectors in counted_vectors(lm, plan.batches(lm, [i]), [path]):
-            found[plan.corpus.of[i]].append(vectors[path])
+        for _, vectors in counted_vectors(lm, plan.batches(lm, [i]), [site]):
+            found[plan.corpus.of[i]].append(vectors[site])
     return {label: torch.cat(parts) for label, parts in found.items()}
 
 
@@ -50,12 +49,25 @@ def make_sae(max_norm, seed=0):
     )
 
 
-def test_inliers_are_at_most_as_long_as_the_limit():
-    x = torch.tensor([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
-    assert inliers(x, 5.0).tolist() == [True, False, True]
-    assert inliers(x, None) is None
-    with pytest.raises(RunFailed, match="infinite"):
-        inliers(x * torch.inf, 5.0)
+def test_vectors_are_those_of_the_counted_tokens_row_by_row(tiny_lm):
+    rows = {0: [40, 41, 42], 1: [50], 2: [60, 0, 61]}
+    (batch,) = plan_batches(tiny_lm, rows)
+    names = ("mlp_out@1", SITE, "model.layers.0")  # the last two are one module
+    ((same, vectors),) = counted_vectors(tiny_lm, [batch], names)
+    assert same is batch and tuple(vectors) == names
+    assert {len(x) for x in vectors.values()} == {int(batch.counted.sum())} == {6}
+    assert torch.equal(vectors[SITE], vectors["model.layers.0"])
+    alone = []
+    for position in batch.positions:
+        ids = [0, *rows[position]]
+        out = tiny_lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        alone += [x for token, x in zip(ids, out.hidden_states[1][0], strict=True) if token]
+    torch.testing.assert_close(vectors[SITE], torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_site_is_one_sentence_before_any_forward_pass(tiny_lm):
+    with pytest.raises(UserError, match="the site mlp_out@9 does not exist"):
+        next(counted_vectors(tiny_lm, iter([None]), ["mlp_out@9"]))
 
 
 def test_without_an_sae_the_limit_is_8_medians(tiny_lm, tiny_corpus):
@@ -133,7 +145,7 @@ def test_an_sae_without_a_limit_of_its_own_has_that_of_8_medians_at_its_site(tin
 
 
 def test_first_tokens_without_bos_are_no_part_of_the_force(smollm, tmp_path):
-    """SmolLM2 puts no BOS before a text: at resid_post@15 the first token is a hundred times as long as others."""
+    """SmolLM2 adds no BOS: at resid_post@15 first tokens are a hundred times as long as others."""
     site = "resid_post@15"
     corpus = load_corpus("embedded:eld", labels=["de", "en"])
     plan = make_plan(corpus, smollm, max_tokens=800)

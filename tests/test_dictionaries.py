@@ -16,7 +16,7 @@ from saefeat.sae.store import load_sae, save_sae
 
 
 def make_sae(width=48, d_in=8, k=5, seed=0, whole=False, **options):
-    """A random SAE; `whole`: of small whole numbers, whose products are exact in float32 and tie often."""
+    """A random SAE. `whole`: of small whole numbers: products are exact in float32 and tie often."""
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
     draw = (
@@ -39,7 +39,7 @@ def vectors(n=40, d_in=8, seed=1, whole=False):
 
 
 def brute_force(sae, x):
-    """[{unit: value}] of each vector: all units sorted by falling value, then rising unit; the first k."""
+    """[{unit: value}] of each vector: the first k units by falling value, then rising unit."""
     pre = ((x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()).tolist()
     return [
         dict(sorted(((u, v) for u, v in enumerate(row)), key=lambda p: (-p[1], p[0]))[: sae.k])
@@ -228,6 +228,42 @@ def test_neurons_are_the_identity():
     assert neurons.keeps(x) is None
     assert (neurons.id, neurons.width) == ("mlp_act@1", 8)
     assert neurons.identity["fingerprint"] != Identity("mlp_act@0", 8).identity["fingerprint"]
+
+
+def test_directions_of_some_units_are_rows_of_all_directions():
+    for dictionary in (make_sae(), Identity("mlp_act@1", 8)):
+        found = dictionary.directions_of((5, 2, 5))
+        assert torch.equal(found, dictionary.directions[[5, 2, 5]]) and found.dtype == torch.float32
+        assert dictionary.directions_of([]).shape == (0, 8)
+
+
+def test_an_edit_of_units_moves_a_vector_along_their_directions():
+    sae, x = make_sae(normalize="layer_norm"), vectors().view(4, 10, 8)
+    units = torch.tensor([3, 11, 40])
+    z, size = sae.encode(x.flatten(0, 1)).of(units), sae.spread(x.flatten(0, 1))
+    moved = sae.edit_units(x, units, lambda z: z * 3) - x
+    expected = 2 * z @ sae.directions[units] * size
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(moved.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_edit_of_neurons_sets_their_values_exactly():
+    x = vectors().view(4, 10, 8)
+    edited = Identity("mlp_act@1", 8).edit_units(x, torch.tensor([5, 2]), lambda z: z * 0 + 0.1)
+    assert (edited[..., [5, 2]] == 0.1).all()
+    assert torch.equal(edited[..., [0, 1, 3, 4, 6, 7]], x[..., [0, 1, 3, 4, 6, 7]])
+
+
+def test_only_saes_have_weights_and_encoders():
+    neurons, sae = Identity("mlp_act@1", 8), make_sae()
+    for name in ("weight_bytes", "encoder_bytes", "weights_read"):
+        assert getattr(neurons, name) == 0
+    assert neurons.cells("cpu") == 0 and neurons.to("cpu") is neurons
+    assert sae.weight_bytes == 4 * (2 * 8 * 48 + 8 + 48)
+    assert (sae.encoder_bytes, sae.weights_read) == (4 * 8 * 48, 0)  # a copy in another layout
+    relu = dataclasses.replace(sae, activation="relu")
+    assert (relu.encoder_bytes, relu.weights_read) == (0, 4 * 8 * 48)  # the weights themselves
+    assert sae.cells("cpu") == 1024 * 48
 
 
 def test_some_neurons_are_read_at_their_own_places():

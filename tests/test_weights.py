@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
+from saefeat import progress
 from saefeat.corpora import Corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
@@ -251,6 +252,31 @@ def test_shards_of_a_gguf_are_joined(gguf_of_llama, tmp_path, cache, make_lm):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_conversion_shows_its_progress_and_reads_the_header_once(
+    gguf_of_llama, tmp_path, cache, monkeypatch
+):
+    import gguf
+
+    class Counted(gguf.GGUFReader):
+        made = 0
+
+        def __init__(self, *args, **options):
+            Counted.made += 1
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    (path,) = gguf_of_llama(tmp_path / "whole")
+    lines = []
+    for _ in range(2):
+        load_model(str(path), dtype="float32", device="cpu", say=lines.append)
+    assert lines[0].startswith("converting tiny to safetensors")
+    steps = [line.partition(" steps, ")[0] for line in lines[1:]]
+    assert sorted(set(steps)) == [f"convert tiny: {n} of 4" for n in (1, 2, 3, 4)]
+    assert sum(line.startswith("converting") for line in lines) == 1  # then it is there already
+    assert Counted.made == 1 and gguf.GGUFReader is Counted
+
+
 def test_a_gguf_without_all_of_its_shards_is_one_sentence(gguf_of_llama, tmp_path, cache):
     first, second = gguf_of_llama(tmp_path / "shards", 2)
     second.rename(tmp_path / "elsewhere.gguf")
@@ -353,8 +379,7 @@ def test_a_tokenizer_of_a_larger_model_is_one_sentence(make_lm, tokenizer):
     lm = make_lm()
     lm.model.resize_token_embeddings(60)
     with pytest.raises(
-        UserError,
-        match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens only",
+        UserError, match=r"gives the token 2?[0-9]+, but the model has embeddings of 60 tokens only"
     ):
         wrap(lm.model, tokenizer, "small").tokenize(["the mat"], 16)
 

@@ -14,7 +14,6 @@ from saefeat.sae import gate
 from saefeat.sae.formats.tensors import stated
 from saefeat.sae.gate import check_saes, describe, fidelity
 from saefeat.sae.train import TrainConfig, train_saes
-from saefeat.tokens import without_outliers
 
 SITE = "mlp_out@4"
 
@@ -137,12 +136,6 @@ def test_fidelity_is_that_of_a_plain_loop(sae):
     )
     assert found.l0 == float((z > 0).sum(1).double().mean())
     assert found.silent == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
-
-
-def test_vectors_of_outlier_norm_are_left_out():
-    x = torch.ones(10, 4)
-    x[3] *= 100
-    assert torch.equal(without_outliers(x), torch.ones(9, 4))
 
 
 def test_what_stands_before_a_text_is_compared_with_the_training(lm, text, sae):
