@@ -174,7 +174,7 @@ def fetch(
     """Embedded assets into the cache (SAEFEAT_CACHE) ahead of time."""
     from saefeat.assets import ASSETS
     from saefeat.assets import fetch as fetch_asset
-    from saefeat.models import convert_embedded
+    from saefeat.models.conversion import convert
 
     names = assets or list(ASSETS)
     unknown = [name for name in names if name not in ASSETS]
@@ -185,7 +185,7 @@ def fetch(
         path = fetch_asset(name, recheck=True, say=say)
         typer.echo(f"  {path}")
         if path.suffix == ".gguf":
-            typer.echo(f"  {convert_embedded(name, path, say)}")
+            typer.echo(f"  {convert(path, name, say)}")
 
 
 @app.command()

@@ -138,11 +138,6 @@ def load_skeleton(name: str | Path) -> nn.Module:
         raise _cannot_load(str(name), error, unreachable) from error
 
 
-def convert_embedded(asset: str, gguf: Path, say: Say = quiet) -> Path:
-    """Return the safetensors directory of an embedded model, converted where that is needed."""
-    return convert(gguf, asset, say)
-
-
 def _source(name: str, say: Say) -> str:
     """Return what transformers loads: a directory that holds the model, or a hub id."""
     if name.startswith("embedded:"):

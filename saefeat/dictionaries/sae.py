@@ -1,208 +1,30 @@
-"""Dictionaries: bases of units for the vectors of a site.
-
-Neurons are the identity dictionary. SAEs have the same interface.
-"""
+"""Sparse autoencoders as dictionaries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saefeat.codes import Codes
+from saefeat.dictionaries.base import Dictionary, Rule, unit_index
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
 from saefeat.io import fingerprint, tensors_fingerprint
-from saefeat.tokens import finite, inliers
-
-ROWS = 1024  # vectors encoded at once, so that their pre-activations stay in the cache
-_CELLS = 2**25  # pre-activations held at once
-
-Rule = Callable[[Tensor], Tensor]
-"""Values of units, float32 [..., m] -> their new values, of the same shape."""
-
-
-class Dictionary(Protocol):
-    """A basis of units for the vectors of a site.
-
-    Code that uses dictionaries needs no class of one: whatever SAEs and neurons do differently is
-    here.
-    """
-
-    @property
-    def id(self) -> str:
-        """Unique in a run."""
-        ...
-
-    @property
-    def site(self) -> str: ...
-
-    @property
-    def width(self) -> int:
-        """Number of units."""
-        ...
-
-    @property
-    def d_in(self) -> int:
-        """Width of the site's vectors."""
-        ...
-
-    @property
-    def signed(self) -> bool:
-        """Whether values may be negative. Codes are then dense, and bags keep totals."""
-        ...
-
-    @property
-    def max_norm(self) -> float | None:
-        """Vectors with a greater norm are left out of statistics and edits; None: all count."""
-        ...
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What headers record: id, kind, site, width, fingerprint and what else opens it again."""
-        ...
-
-    @property
-    def directions(self) -> Tensor:
-        """What each unit writes: [width, d_in], in the dtype that it is stored in."""
-        ...
-
-    def directions_of(self, units: Sequence[int]) -> Tensor:
-        """Directions of some units: float32 [m, d_in]."""
-        ...
-
-    def keeps(self, x: Tensor) -> Tensor | None:
-        """Which of the vectors [n, d_in] count: bool [n]; None: all. See `saefeat.tokens`."""
-        ...
-
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of vectors x [n, d_in] of any floating-point dtype."""
-        ...
-
-    def decode(self, codes: Codes) -> Tensor:
-        """Vectors float32 [n, d_in] of codes."""
-        ...
-
-    def spread(self, x: Tensor) -> Tensor | None:
-        """Factor from the units' scale to the model's at each vector: float32 [..., 1]; None: 1."""
-        ...
-
-    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
-        """Float32 x [..., d_in] with the values of some units, int64 [m], changed by a rule."""
-        ...
-
-    def to(self, device: str) -> Self:
-        """The dictionary on a device."""
-        ...
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of its weights."""
-        ...
-
-    @property
-    def encoder_bytes(self) -> int:
-        """Memory that `encode` keeps beside the weights."""
-        ...
-
-    @property
-    def weights_read(self) -> int:
-        """Bytes of the weights that `encode` reads where they are stored."""
-        ...
-
-    def cells(self, device: str) -> int:
-        """Greatest number of pre-activations that `encode` holds at once on a device."""
-        ...
-
-
-def _index(units: Sequence[int]) -> Tensor:
-    return torch.tensor(list(units), dtype=torch.int64)
-
-
-@dataclass
-class Identity:
-    """The neurons of a site, or the coordinates of its vectors: every unit is one coordinate.
-
-    Attributes:
-        units: int64 [m], encode only these coordinates (heads read a few neurons of many).
-        max_norm: vectors with a greater norm are left out of statistics and edits. None: all
-            count, as LAPE counts neurons.
-    """
-
-    site: str
-    width: int
-    units: Tensor | None = None
-    max_norm: float | None = None
-    weight_bytes = encoder_bytes = weights_read = 0  # it has no weights
-
-    @property
-    def signed(self) -> bool:
-        return self.units is None
-
-    @property
-    def id(self) -> str:
-        return self.site
-
-    @property
-    def d_in(self) -> int:
-        return self.width
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        limit = {} if self.max_norm is None else {"max_norm": self.max_norm}
-        mark = fingerprint(["identity", self.site, self.width, *limit.values()])
-        return {
-            "id": self.id,
-            "kind": "identity",
-            "site": self.site,
-            "width": self.width,
-            "fingerprint": mark,
-            **limit,
-        }
-
-    @property
-    def directions(self) -> Tensor:
-        return torch.eye(self.width)
-
-    def directions_of(self, units: Sequence[int]) -> Tensor:
-        """Float32 [m, width]."""
-        return torch.nn.functional.one_hot(_index(units), self.width).float()
-
-    def keeps(self, x: Tensor) -> Tensor | None:
-        return inliers(x, self.max_norm)
-
-    def encode(self, x: Tensor) -> Codes:
-        """Return dense codes float32 of x [n, width], or sparse ones of the chosen `units`."""
-        if self.units is None:
-            return Codes(x.float(), None, self.width, signed=True)
-        return Codes(x[:, self.units].float(), self.units.expand(len(x), -1), self.width)
-
-    def decode(self, codes: Codes) -> Tensor:
-        return codes.dense()
-
-    def spread(self, x: Tensor) -> Tensor | None:
-        return None
-
-    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
-        return x.index_copy(-1, units, rule(x[..., units]))
-
-    def to(self, device: str) -> Identity:
-        return self if self.units is None else replace(self, units=self.units.to(device))
-
-    def cells(self, device: str) -> int:
-        return 0
-
+from saefeat.tokens import finite
 
 ACTIVATIONS = ("topk", "groupmax", "relu", "jumprelu", "gated")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "gain")
+_ROWS = 1024  # vectors encoded at once, so that their pre-activations stay in the cache
+_CELLS = 2**25  # pre-activations held at once
 
 
 @dataclass
-class SAE:
+class SAE(Dictionary):
     """A sparse autoencoder in the model's raw units.
 
     `pre = (t(x) - b_dec) @ W_enc + b_enc`, `z = activation(pre)`, `x' = t^-1(z @ W_dec + b_dec)`.
@@ -253,10 +75,6 @@ class SAE:
     normalize: str = "none"
 
     @property
-    def signed(self) -> bool:
-        return False
-
-    @property
     def width(self) -> int:
         return self.W_enc.shape[1]
 
@@ -270,7 +88,7 @@ class SAE:
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
         """Float32 [m, d_in], on the device of the weights."""
-        return self.W_dec[_index(units).to(self.W_dec.device)].float()
+        return self.W_dec[unit_index(units).to(self.W_dec.device)].float()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -297,9 +115,6 @@ class SAE:
             "dtype": self.dtype,
             "path": self.record.get("path"),
         }
-
-    def keeps(self, x: Tensor) -> Tensor | None:
-        return inliers(x, self.max_norm)
 
     # ----------------------------------------------------------------------- codes
 
@@ -348,10 +163,6 @@ class SAE:
         return out
 
     def spread(self, x: Tensor) -> Tensor | None:
-        """Return the factor that the input transform t divides each vector by: float32 [..., 1].
-
-        It leads from the SAE's own scale back to the model's. None stands for 1.
-        """
         x = x.float()
         if self.normalize == "layer_norm":
             return (x - x.mean(-1, keepdim=True)).std(-1, keepdim=True)
@@ -417,7 +228,7 @@ class SAE:
         return self._rows(device) * self._units_held(device)
 
     def _rows(self, device: str) -> int:
-        return max(16, min(ROWS, _CELLS // self._units_held(device)))
+        return max(16, min(_ROWS, _CELLS // self._units_held(device)))
 
     def _units_held(self, device: str) -> int:
         tiled = self.activation != "topk" and tiles(self.width, torch.device(device)) > 1

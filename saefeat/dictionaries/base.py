@@ -1,0 +1,159 @@
+"""The interface of dictionaries, and the identity: neurons, or the coordinates of a site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from saefeat.codes import Codes
+from saefeat.io import fingerprint
+from saefeat.tokens import inliers
+
+Rule = Callable[[Tensor], Tensor]
+"""Values of units, float32 [..., m] -> their new values, of the same shape."""
+
+
+class Dictionary:
+    """A basis of units for the vectors of a site.
+
+    Code that uses dictionaries asks none for its class: what SAEs and neurons do differently is
+    here.
+
+    Attributes:
+        id: unique in a run.
+        site: where its vectors are read or written.
+        width: number of units.
+        d_in: width of the vectors.
+        signed: whether values may be negative. Codes are then dense, and bags keep totals.
+        max_norm: vectors with a greater norm are left out of statistics and edits; None: all count.
+        identity: what headers record: id, kind, site, width, fingerprint, and what else opens the
+            dictionary again.
+        directions: what each unit writes: [width, d_in], in the dtype that it is stored in.
+        weight_bytes: size of its weights.
+        encoder_bytes: memory that `encode` keeps beside the weights.
+        weights_read: bytes of the weights that `encode` reads where they are stored.
+    """
+
+    id: str
+    site: str
+    width: int
+    d_in: int
+    signed: bool = False
+    max_norm: float | None
+    identity: dict[str, Any]
+    directions: Tensor
+    weight_bytes: int = 0
+    encoder_bytes: int = 0
+    weights_read: int = 0
+
+    def keeps(self, x: Tensor) -> Tensor | None:
+        """Return which vectors [n, d_in] count: bool [n]; None: all (see `saefeat.tokens`)."""
+        return inliers(x, self.max_norm)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Return the codes of vectors x [n, d_in] of any floating-point dtype."""
+        raise NotImplementedError
+
+    def decode(self, codes: Codes) -> Tensor:
+        """Return vectors float32 [n, d_in]."""
+        raise NotImplementedError
+
+    def directions_of(self, units: Sequence[int]) -> Tensor:
+        """Return the directions of some units: float32 [m, d_in]."""
+        raise NotImplementedError
+
+    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
+        """Return x with the values of some units changed.
+
+        Args:
+            x: vectors float32 [..., d_in].
+            units: int64 [m], on the device of x.
+            rule: gives the new values.
+        """
+        raise NotImplementedError
+
+    def spread(self, x: Tensor) -> Tensor | None:
+        """Return the factor from the units' scale to that of each vector x [..., d_in].
+
+        It is float32 [..., 1]; None stands for 1.
+        """
+        return None
+
+    def to(self, device: str) -> Self:
+        """Return the dictionary on a device."""
+        return self
+
+    def cells(self, device: str) -> int:
+        """Return how many pre-activations `encode` holds at once on a device, at most."""
+        return 0
+
+
+def unit_index(units: Sequence[int]) -> Tensor:
+    """Return units as an index: int64 [m]."""
+    return torch.tensor(list(units), dtype=torch.int64)
+
+
+@dataclass
+class Identity(Dictionary):
+    """The neurons of a site, or the coordinates of its vectors: every unit is one coordinate.
+
+    Attributes:
+        units: int64 [m], encode only these coordinates (heads read a few neurons of many).
+        max_norm: None where all vectors count, as LAPE counts neurons.
+    """
+
+    site: str
+    width: int
+    units: Tensor | None = None
+    max_norm: float | None = None
+
+    @property
+    def signed(self) -> bool:
+        return self.units is None
+
+    @property
+    def id(self) -> str:
+        return self.site
+
+    @property
+    def d_in(self) -> int:
+        return self.width
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        limit = {} if self.max_norm is None else {"max_norm": self.max_norm}
+        mark = fingerprint(["identity", self.site, self.width, *limit.values()])
+        return {
+            "id": self.id,
+            "kind": "identity",
+            "site": self.site,
+            "width": self.width,
+            "fingerprint": mark,
+            **limit,
+        }
+
+    @property
+    def directions(self) -> Tensor:
+        return torch.eye(self.width)
+
+    def directions_of(self, units: Sequence[int]) -> Tensor:
+        return torch.nn.functional.one_hot(unit_index(units), self.width).float()
+
+    def encode(self, x: Tensor) -> Codes:
+        """Return dense codes float32 of x [n, width], or sparse ones of the chosen `units`."""
+        if self.units is None:
+            return Codes(x.float(), None, self.width, signed=True)
+        return Codes(x[:, self.units].float(), self.units.expand(len(x), -1), self.width)
+
+    def decode(self, codes: Codes) -> Tensor:
+        return codes.dense()
+
+    def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
+        return x.index_copy(-1, units, rule(x[..., units]))
+
+    def to(self, device: str) -> Identity:
+        return self if self.units is None else replace(self, units=self.units.to(device))
