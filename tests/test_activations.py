@@ -65,7 +65,7 @@ def test_vectors_are_those_of_the_counted_tokens_row_by_row(tiny_lm):
     torch.testing.assert_close(vectors[SITE], torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_site_is_one_sentence_before_any_forward_pass(tiny_lm):
+def test_an_unknown_site_is_a_user_error_before_any_forward_pass(tiny_lm):
     with pytest.raises(UserError, match="the site mlp_out@9 does not exist"):
         next(counted_vectors(tiny_lm, iter([None]), ["mlp_out@9"]))
 
@@ -100,7 +100,7 @@ def test_means_leave_out_what_the_saes_of_the_site_leave_out(tiny_lm, tiny_corpu
     ]  # LAPE counts all
 
 
-def test_an_edit_moves_the_tokens_that_its_force_was_made_from(tiny_lm, tiny_corpus, tmp_path):
+def test_an_edit_moves_the_tokens_that_its_vector_was_made_from(tiny_lm, tiny_corpus, tmp_path):
     plan = make_plan(tiny_corpus, tiny_lm)
     every = torch.cat(list(vectors_by_label(tiny_lm, plan, SITE).values())).norm(dim=1)
     limit = float(every.quantile(0.6))
@@ -135,7 +135,7 @@ def test_an_edit_moves_the_tokens_that_its_force_was_made_from(tiny_lm, tiny_cor
         assert moved[~outliers].all() or edit == "raise", edit
 
 
-def test_an_sae_without_a_limit_of_its_own_has_that_of_8_medians_at_its_site(tiny_lm, tiny_corpus):
+def test_a_site_whose_saes_have_no_limit_gets_that_of_8_medians(tiny_lm, tiny_corpus):
     plan = make_plan(tiny_corpus, tiny_lm)
     (own,) = means(tiny_lm, [make_sae(7.5)], plan)
     assert own.max_norm == 7.5
@@ -144,7 +144,7 @@ def test_an_sae_without_a_limit_of_its_own_has_that_of_8_medians_at_its_site(tin
     assert measured.identity["fingerprint"] != Identity(SITE, 32).identity["fingerprint"]
 
 
-def test_first_tokens_without_bos_are_no_part_of_the_force(smollm, tmp_path):
+def test_first_tokens_without_bos_are_left_out_of_the_means(smollm, tmp_path):
     """SmolLM2 adds no BOS: at resid_post@15 first tokens are a hundred times as long as others."""
     site = "resid_post@15"
     corpus = load_corpus("embedded:eld", labels=["de", "en"])
@@ -201,7 +201,7 @@ def test_shards_with_and_without_bos_do_not_merge(make_lm, tiny_corpus, tmp_path
 
 
 @pytest.mark.parametrize("suffix", [True, False])
-def test_bos_before_an_alphabet_without_a_is_understood(suffix):
+def test_bos_is_found_for_a_vocabulary_without_the_letter_a(suffix):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

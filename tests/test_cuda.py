@@ -1,4 +1,4 @@
-"""On a GPU: the same counts as on the CPU, and training that resumes. Skipped where there is none."""
+"""On a GPU: counts as on the CPU, and training that resumes. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
         torch.testing.assert_close(gpu.mean(), cpu.mean(), rtol=1e-2, atol=1e-2)
 
 
-def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
+def test_a_killed_collection_resumes_to_the_same_bytes(
     tmp_path, tiny_corpus, gpu_lm, small_windows
 ):
     plan = make_plan(tiny_corpus, gpu_lm)
@@ -82,7 +82,7 @@ def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
-def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm):
+def test_a_killed_training_resumes(tmp_path, tiny_corpus, gpu_lm):
     plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
     site = "mlp_out@0"
     (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG)
@@ -95,7 +95,7 @@ def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm):
     )  # sums on a GPU have no fixed order
 
 
-def test_what_is_restored_lies_on_the_device():
+def test_a_restored_trainer_is_on_the_device():
     config = dataclasses.replace(CONFIG, aux=0.0)
     x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     first, second = Trainer(32, config, 10, DEVICE), Trainer(32, config, 10, DEVICE)

@@ -1,4 +1,4 @@
-"""Sites of more families of models: what is read is what a block adds, whatever its modules are called."""
+"""Sites of more families: what is read is what a block adds, whatever its modules are called."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def make_config(name: str) -> Any:
 
 
 def make_model(name: str) -> Any:
-    """A random model in float32 whose every weight is moved off its initial value, norms and biases included."""
+    """A random float32 model. Every weight is moved off its initial value, norms and biases too."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(make_config(name)).float().eval()
     with torch.no_grad():
@@ -302,10 +302,10 @@ def test_described_widths_are_those_seen_and_need_no_weights(name, model, tokeni
 
 
 def first_order_effects(model, layer, units, inputs=IDS):
-    """[units, tokens, d]: what the block's output gains from neurons that hidden states really have, by jvp.
+    """What the block's output gains from each neuron, at real hidden states: [units, tokens, d].
 
-    Also [tokens, d], what the norm after them gives, or None. Special tokens, which are outliers,
-    are left out.
+    It is computed by forward-mode differentiation (jvp). Also returns what the norm after them
+    gives, [tokens, d], or None. Special tokens, which are outliers, are left out.
     """
     block = model.get_submodule(find_layers(model))[layer]
     down, norm = down_projection(block), norm_after(block)
@@ -328,7 +328,7 @@ def first_order_effects(model, layer, units, inputs=IDS):
 
 
 def check_directions(lm, layer, units):
-    """First-order effects are the directions, but for what a norm takes along the vector of a token (and the mean)."""
+    """First-order effects are the directions, without what a norm removes along a token's vector."""
     effects, normed = first_order_effects(lm.model, layer, units)
     found = neuron_directions(lm, f"mlp_act@{layer}", units)
     cosines = torch.cosine_similarity(effects, found[:, None], dim=-1)

@@ -1,4 +1,4 @@
-"""The steps that an edit sees: 0 on the prompt, n at the n-th generated token, -1 where nothing is edited."""
+"""Steps of an edit: 0 on the prompt, n at the n-th generated token, -1 where nothing is edited."""
 
 from __future__ import annotations
 
@@ -486,7 +486,7 @@ def test_positions_come_from_the_signature_and_not_from_names_of_keywords(tiny_l
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_a_generation_whose_cache_cannot_be_read_is_refused(tiny_lm, length, monkeypatch):
-    """As with a remote model that keeps its cache to itself: each decoded token looks like a prompt of one."""
+    """Some remote models hide their cache: each decoded token looks like a prompt of one token."""
     model = copy.deepcopy(tiny_lm.model)
     plain = model.prepare_inputs_for_generation
 

@@ -1,4 +1,4 @@
-"""Sites in every family of models: what is read is what the block adds, what is written changes it accordingly."""
+"""Sites in every family: what is read is what the block adds, and edits change it accordingly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage that is resumed with another number of threads does not mix two kinds of figures, or says that it does."""
+"""A stage resumed with another number of threads starts again, or reports what may differ."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def interrupted(setting, words, call):
     return lines
 
 
-def test_a_sweep_measures_labels_again_that_were_measured_with_other_threads(setting):
+def test_a_sweep_measures_labels_of_other_threads_again(setting):
     out = setting.out / "steering" / "m.json"
     bench = Bench(setting, "en", Decoding(max_new_tokens=8))
 
@@ -90,7 +90,7 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     assert out.read_bytes() == resumed
 
 
-def test_collecting_and_training_say_that_they_go_on_with_other_threads(
+def test_collecting_and_training_report_that_they_resume_with_other_threads(
     tmp_path, tiny_corpus, tiny_lm, small_windows
 ):
     plan = make_plan(tiny_corpus, tiny_lm, mixed=True)

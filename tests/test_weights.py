@@ -1,4 +1,4 @@
-"""What identifies weights, what they lack, and ids without an embedding: real models, split, quantised, offloaded."""
+"""Fingerprints of weights, missing weights, ids without an embedding: models of all kinds."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_integers_count_by_their_values():
 
 
 class Int8(Tensor):
-    """Weights in int8 with one scale a row, in a tensor class of its own that has no `view`, as torchao's."""
+    """Weights in int8 with one scale per row, in a tensor class without `view`, as torchao's."""
 
     @staticmethod
     def __new__(cls, values, scale):
@@ -118,7 +118,7 @@ def test_weights_in_a_tensor_class_of_a_library_are_read_for_what_they_stand_for
     )
 
 
-def test_weights_of_an_unknown_tensor_class_are_one_sentence():
+def test_weights_of_an_unknown_tensor_class_are_a_user_error():
     class Closed(Int8):
         dequantize = Tensor.dequantize
 
@@ -165,7 +165,7 @@ def test_weights_that_are_offloaded_to_a_disk_are_read_there(
     assert any(weight.is_meta for weight in model.parameters())  # they are where they were
 
 
-def test_a_model_without_its_weights_is_one_sentence(make_lm):
+def test_a_model_without_its_weights_is_a_user_error(make_lm):
     lm = make_lm()
     with pytest.raises(UserError, match="is without data, which cannot be read"):
         wrap(lm.model.to("meta"), lm.tokenizer, "x")
@@ -277,7 +277,7 @@ def test_a_conversion_shows_its_progress_and_reads_the_header_once(
     assert Counted.made == 1 and gguf.GGUFReader is Counted
 
 
-def test_a_gguf_without_all_of_its_shards_is_one_sentence(gguf_of_llama, tmp_path, cache):
+def test_a_gguf_without_all_of_its_shards_is_a_user_error(gguf_of_llama, tmp_path, cache):
     first, second = gguf_of_llama(tmp_path / "shards", 2)
     second.rename(tmp_path / "elsewhere.gguf")
     with pytest.raises(
@@ -307,7 +307,7 @@ def test_a_gguf_that_lacks_a_weight_is_refused_and_not_cached(gguf_of_llama, tmp
     assert list(cache.iterdir()) == []
 
 
-def test_a_conversion_that_nobody_checked_is_made_again(gguf_of_llama, tmp_path, cache):
+def test_a_conversion_of_an_earlier_version_is_made_again(gguf_of_llama, tmp_path, cache):
     """Versions before this one cached random weights in the place of those that a file lacks."""
     from saefeat.io import file_sha256, read_json, write_json
 
@@ -324,7 +324,7 @@ def test_a_conversion_that_nobody_checked_is_made_again(gguf_of_llama, tmp_path,
     assert opened(path).fingerprint == mark
 
 
-def test_a_checkpoint_without_one_of_its_shards_is_one_sentence(make_lm, tmp_path):
+def test_a_checkpoint_without_one_of_its_shards_is_a_user_error(make_lm, tmp_path):
     lm = make_lm()
     lm.model.save_pretrained(tmp_path / "m", max_shard_size="40KB")
     lm.tokenizer.save_pretrained(tmp_path / "m")
@@ -342,7 +342,7 @@ def test_a_checkpoint_without_one_of_its_shards_is_one_sentence(make_lm, tmp_pat
 
 @pytest.fixture
 def padded(make_lm):
-    """A tokenizer with a [PAD] that was added to it, and a model whose embeddings were never resized."""
+    """A tokenizer with an added [PAD], and a model whose embeddings were never resized."""
     lm = make_lm()
     lm.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert lm.tokenizer.pad_token_id == 300 == lm.embedding_rows
@@ -375,7 +375,7 @@ def test_a_text_that_holds_a_token_without_an_embedding_is_read_without_it(padde
     assert make_plan(corpus, padded, split="all").skipped == {"no tokens": 1}
 
 
-def test_a_tokenizer_of_a_larger_model_is_one_sentence(make_lm, tokenizer):
+def test_a_tokenizer_of_a_larger_model_is_a_user_error(make_lm, tokenizer):
     lm = make_lm()
     lm.model.resize_token_embeddings(60)
     with pytest.raises(
@@ -393,7 +393,7 @@ def test_prompts_of_several_lengths_are_decoded_without_an_embedding_of_padding(
     assert perplexities(padded, rows, new) == perplexities(tiny_lm, rows, new)
 
 
-def test_bos_without_an_embedding_is_one_sentence(make_lm, tokenizer):
+def test_bos_without_an_embedding_is_a_user_error(make_lm, tokenizer):
     lm = make_lm("llama")
     lm.model.resize_token_embeddings(200)
     bare = copy.deepcopy(tokenizer)
