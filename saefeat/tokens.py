@@ -69,7 +69,8 @@ def counted_tokens(ids: Tensor, mask: Tensor, special: Iterable[int], before: in
 
 def norms(x: Tensor) -> Tensor:
     """Return the norms of vectors [n, ..., d] of any dtype: float32 [n, ...]."""
-    return torch.cat([part.float().norm(dim=-1) for part in x.split(_ROWS)])
+    parts = [part.float().norm(dim=-1) for part in x.split(_ROWS)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def outlier_limit(lengths: Tensor) -> Tensor:

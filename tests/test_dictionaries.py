@@ -16,7 +16,7 @@ from saefeat.sae.store import load_sae, save_sae
 
 
 def make_sae(width=48, d_in=8, k=5, seed=0, whole=False, **options):
-    """A random SAE. `whole`: of small integers, whose products are exact in float32 and tie often."""
+    """A random SAE. `whole`: of small integers: products are exact in float32 and often tie."""
     g = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
     draw = (

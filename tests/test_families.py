@@ -227,7 +227,7 @@ def test_generation_with_an_edit_is_the_same_with_and_without_a_cache(name, mode
     assert (edited - model(input_ids=IDS).logits).abs().max() > 1e-3
 
 
-def test_experts_neurons_are_refused_with_a_sentence(name, model):
+def test_neurons_of_experts_are_a_user_error(name, model):
     if name not in MIXTURES:
         return
     with pytest.raises(
@@ -328,7 +328,7 @@ def first_order_effects(model, layer, units, inputs=IDS):
 
 
 def check_directions(lm, layer, units):
-    """First-order effects are the directions, without what a norm removes along a token's vector."""
+    """First-order effects are the directions, without what a norm removes along the token."""
     effects, normed = first_order_effects(lm.model, layer, units)
     found = neuron_directions(lm, f"mlp_act@{layer}", units)
     cosines = torch.cosine_similarity(effects, found[:, None], dim=-1)
@@ -399,7 +399,7 @@ def test_what_neurons_of_the_real_gemma_write_and_promote():
         assert shares[0] > 0.7 and shares[0] > shares[1] + 0.3
 
 
-def test_a_module_whose_output_is_no_tensor_is_refused_with_a_sentence():
+def test_a_module_whose_output_is_not_a_tensor_is_a_user_error():
     class Pair(nn.Module):
         def forward(self, x):
             return {"x": x}

@@ -465,7 +465,7 @@ def test_a_model_that_cannot_be_loaded_is_a_user_error(tmp_path, monkeypatch, na
         load_model(name.format(tmp=tmp_path), dtype="float32", device="cpu")
 
 
-def test_without_a_network_the_hub_is_asked_once_and_the_sentence_says_how_to_go_on(tmp_path):
+def test_without_a_network_the_hub_is_asked_once_and_the_message_says_what_to_do(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     command = [
         sys.executable,

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from saefeat.cli.common import say
+
 _COLUMNS = ("site", "width", "module", "sparsify", "transformer_lens")
 
 
@@ -27,7 +29,8 @@ def sites(
     from saefeat.models.sites import MEANINGS, describe_sites
 
     rows = [
-        {**row, "meaning": MEANINGS[row["kind"]]} for row in describe_sites(load_skeleton(model))
+        {**row, "meaning": MEANINGS[row["kind"]]}
+        for row in describe_sites(load_skeleton(model, say))
     ]
     if as_json:
         for row in rows:

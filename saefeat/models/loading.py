@@ -120,14 +120,14 @@ def load_model(
     return wrap(model.to(chosen).eval(), tokenizer, name, commit)
 
 
-def load_skeleton(name: str | Path) -> nn.Module:
+def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
     """Load the modules of a model without their weights, on the `meta` device.
 
-    Raises UserError as `load_model` does.
+    Its arguments and errors are those of `load_model`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = _source(str(name), quiet)
+    source = _source(str(name), say)
     _silence_transformers()
     unreachable = _unreachable(source)
     try:
