@@ -53,12 +53,8 @@ def encode_batches(
 
 
 def _bag(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Bag, Tensor]:
+    x, counted = dictionary.select(x, counted)
     lengths = counted.sum(1)
-    kept = dictionary.keeps(x)
-    if kept is not None and not kept.all():
-        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        lengths = torch.bincount(row[kept.cpu()], minlength=len(lengths))
-        x = x[kept]
     return dictionary.encode(x).bag(lengths), lengths
 
 

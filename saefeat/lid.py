@@ -35,7 +35,7 @@ from saefeat.corpora.examples import (
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors, whole_path
-from saefeat.memory import DENSE_BYTES, LINEAR_WEIGHTS, group_to_fit
+from saefeat.memory import group_to_fit
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
@@ -48,6 +48,10 @@ HEADS = ("sae-count", "sae-min-max", "neuron-count", "naive-bayes", "linear")
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 SHORT = 20  # `linear` also learns from the first 20 characters of each text,
 CAPITALS = 0.2  # and from the texts and those beginnings in capitals; such a copy weighs so much, for they are rare
+DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
+WEIGHTS = (
+    2**24
+)  # of the linear head at most, one a unit and label; fitting takes some 200 bytes for each
 _C = 10.0
 
 
@@ -429,14 +433,14 @@ def linear_head(
 ) -> Head:
     """Logistic regression on square-rooted, length-normalised counts of the units of the given dictionaries.
 
-    All of them where they make at most `LINEAR_WEIGHTS` weights; else those that tell most of the labels
+    All of them where they make at most `WEIGHTS` weights; else those that tell most of the labels
     by chi-squared.
     weights: of the rows, float64 [n]; default 1 (see `linear_copies`).
     """
     rooted = _rooted(features.counts)
     names = sorted(rooted)
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
-    kept, most = np.arange(x.get_shape()[1]), LINEAR_WEIGHTS // len(labels)
+    kept, most = np.arange(x.get_shape()[1]), WEIGHTS // len(labels)
     if len(kept) > most:
         kept = _telling(x, of, most)
         x = sp.csr_matrix(x[:, kept])

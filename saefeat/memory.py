@@ -16,12 +16,7 @@ from saefeat.generation import LOGITS
 
 D = TypeVar("D", bound=Dictionary)
 
-# The linear head has a weight per unit and label. Fitting takes some 200 bytes for each.
-LINEAR_WEIGHTS = 2**24
-DENSE_BYTES = 1.5e9  # rows of fewer bytes are fitted dense, which is several times faster
-
-# Of statistics, per label and unit: `fired`, `fired_examples`, `sum`, `min` and `max`, and `total`
-# where values are signed.
+# Of statistics, per label and unit: fired, fired_examples, sum, min, max; total of signed values.
 _CELL_BYTES, _SIGNED_CELL_BYTES = 32, 40
 _EXAMPLE_BYTES = 5 * 12  # per unit: five highest-activating examples, each a value and a position
 _WORTH_SAYING = 5e7  # bytes of mapped weights
@@ -105,12 +100,16 @@ def working_bytes(dictionary: Dictionary, device: str, labels: int = 0) -> int:
 
 
 def _own_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
-    """`working_bytes` without weights that are mapped into memory."""
-    cell = _SIGNED_CELL_BYTES if dictionary.signed else _CELL_BYTES
-    size = labels * dictionary.width * cell + dictionary.encoder_bytes
-    if not dictionary.signed:
-        size += dictionary.width * _EXAMPLE_BYTES
+    """Return `working_bytes` without weights that are mapped into memory."""
+    size = _state_bytes(dictionary, labels) + dictionary.encoder_bytes
     return size + dictionary.weight_bytes if _on_gpu(device) else size
+
+
+def _state_bytes(dictionary: Dictionary, labels: int) -> int:
+    """Return the size of what a collection keeps of a dictionary."""
+    if dictionary.signed:
+        return labels * dictionary.width * _SIGNED_CELL_BYTES
+    return dictionary.width * (labels * _CELL_BYTES + _EXAMPLE_BYTES)
 
 
 def _on_gpu(device: str) -> bool:
@@ -144,25 +143,6 @@ def training_bytes(chunk: float, d_ins: Sequence[int], widths: Sequence[int]) ->
     """
     weights = sum(d_in * width for d_in, width in zip(d_ins, widths, strict=True))
     return 2 * chunk * sum(d_ins) + 4 * 10 * weights
-
-
-def fitting_bytes(examples: int, tokens: int, labels: int, width: int) -> float:
-    """Return what the heads and baselines of language identification take while they are fitted.
-
-    The linear head reads four copies of each text. It takes dense rows, or the history of its
-    optimiser. Naive Bayes takes a table of units and labels. The baseline on characters counts
-    some 20 n-grams per token.
-
-    Args:
-        examples: number of texts.
-        tokens: number of their tokens.
-        labels: number of labels.
-        width: number of units of all dictionaries.
-    """
-    units = min(width, LINEAR_WEIGHTS // labels)
-    dense = 4 * examples * units * 4
-    linear = dense * 3 if dense <= DENSE_BYTES else 24 * 8 * units * labels
-    return linear + 2 * 8 * width * labels + 20 * 12 * tokens
 
 
 def judging_bytes(tokens: float, vocabulary: int, itemsize: int) -> float:

@@ -192,6 +192,10 @@ def test_tokens_of_outlier_norm_are_not_kept():
     x = torch.tensor([[3.0, 4.0], [3.0, 4.1], [0.0, 0.0]])
     assert make_sae(16, 2, 2, max_norm=5.0).keeps(x).tolist() == [True, False, True]
     assert make_sae(16, 2, 2).keeps(x) is None
+    counted = torch.tensor([[True, False], [True, True]])
+    left, of = make_sae(16, 2, 2, max_norm=5.0).select(x, counted)
+    assert torch.equal(left, x[[0, 2]]) and of.tolist() == [[True, False], [False, True]]
+    assert make_sae(16, 2, 2).select(x, counted) == (x, counted)  # the same tensors
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])

@@ -451,7 +451,7 @@ def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
 def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
     labels = ("a", "b", "c")
     seen, of = separable(list(labels))
-    monkeypatch.setattr(lid, "LINEAR_WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
+    monkeypatch.setattr(lid, "WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
     head = linear_head(seen, of, labels)
     assert {name: units.tolist() for name, units in head.units.items()} == {"d": [0, 1, 2], "e": []}
     assert {name: weights.shape for name, weights in head.counts.items()} == {
@@ -494,7 +494,7 @@ def test_units_that_never_fire_tell_nothing(monkeypatch):
     labels = ("a", "b")
     seen, of = separable(list(labels))
     silent = features_of(d=np.zeros((len(of), 5)), e=seen.counts["d"].toarray())
-    monkeypatch.setattr(lid, "LINEAR_WEIGHTS", 2 * 6)
+    monkeypatch.setattr(lid, "WEIGHTS", 2 * 6)
     assert {
         name: units.tolist() for name, units in linear_head(silent, of, labels).units.items()
     } == {"d": [], "e": [0, 1, 2, 3, 4, 5]}

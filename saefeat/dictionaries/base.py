@@ -54,6 +54,20 @@ class Dictionary:
         """Return which vectors [n, d_in] count: bool [n]; None: all (see `saefeat.tokens`)."""
         return inliers(x, self.max_norm)
 
+    def select(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out the vectors that the dictionary does not count.
+
+        Args:
+            x: vectors [n, d_in] of the counted tokens of a batch.
+            counted: which tokens these are, bool [rows, tokens] on the CPU.
+
+        Returns the vectors that are left, and which tokens they are of.
+        """
+        kept = self.keeps(x)
+        if kept is None or kept.all():
+            return x, counted
+        return x[kept], counted.masked_scatter(counted, kept.cpu())
+
     def encode(self, x: Tensor) -> Codes:
         """Return the codes of vectors x [n, d_in] of any floating-point dtype."""
         raise NotImplementedError

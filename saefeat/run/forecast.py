@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from saefeat import lid
 from saefeat.activations import counted_vectors
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE, Dictionary
@@ -17,7 +18,6 @@ from saefeat.memory import (
     collecting_bytes,
     describe_memory,
     dictionary_budget,
-    fitting_bytes,
     group_to_fit,
     judging_bytes,
     mapped_bytes,
@@ -195,8 +195,7 @@ def _memory(job: _Job) -> str:
     The stages are summed: what one has freed is kept for the next, but it is rarely of the right
     size. The sum is what is measured.
     """
-    setting, plan = job.setting, job.setting.plan
-    lm, config = setting.lm, setting.config
+    setting, lm, config = job.setting, job.setting.lm, job.setting.config
     on_device = _parameters(lm)
     if setting.given:
         on_device += collecting_bytes(job.dictionaries, lm.device, job.labels)
@@ -212,9 +211,22 @@ def _memory(job: _Job) -> str:
         encoders = sum(working_bytes(sae, lm.device) for sae in setting.given)
         if encoders <= dictionary_budget(lm.device):  # else the matrix is left out
             on_device += encoders
-    heads = fitting_bytes(len(plan.tokens), plan.total, job.labels, sum(job.widths))
-    process = _LIBRARIES + _MORE_LIBRARIES + heads
+    process = _LIBRARIES + _MORE_LIBRARIES + _fitting_bytes(job)
     return describe_memory(lm.device, on_device, process, mapped_bytes(setting.given))
+
+
+def _fitting_bytes(job: _Job) -> float:
+    """Return what fitting the heads and baselines of language identification takes.
+
+    The linear head takes dense rows (four copies of each text), or the history of its optimiser.
+    Naive Bayes takes a table of units and labels, the baseline on characters some 20 n-grams per
+    token.
+    """
+    plan, width = job.setting.plan, sum(job.widths)
+    units = min(width, lid.WEIGHTS // job.labels)
+    dense = 4 * len(plan.tokens) * units * 4
+    linear = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * units * job.labels
+    return linear + 2 * 8 * width * job.labels + 20 * 12 * plan.total
 
 
 def _parameters(lm: LanguageModel) -> float:

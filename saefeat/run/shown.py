@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefeat.activations import counted_vectors
 from saefeat.corpora import TOKEN_LIMIT, Batch, Plan, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
-from saefeat.hooks import capture
 from saefeat.io import UserError, understood
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.memory import group_to_fit
@@ -214,32 +214,20 @@ def _values_of(
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """The same of one group; a function, so that what it has moved goes when it ends."""
     here = {sae.id: sae.to(lm.device) for sae in group}
-    paths = {name: lm.site(sae.site).path for name, sae in here.items()}
-    with capture(lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
-        for batch in batches:
-            # The inner block ends before the yield: the caller's own tensors are not made in
-            # inference mode.
-            with torch.inference_mode():
-                inputs = {"input_ids": batch.input_ids.to(lm.device)}
-                inputs["attention_mask"] = batch.attention_mask.to(lm.device)
-                vectors = captured.run(lm.model, **inputs, use_cache=False)
-                counted = batch.counted.to(lm.device)
-                found = {
-                    name: _of(here[name], wanted[name], vectors[path], counted)
-                    for name, path in paths.items()
-                }
-            yield batch, {name: values.clone() for name, values in found.items()}
+    for batch, vectors in counted_vectors(lm, batches, [sae.site for sae in group]):
+        with torch.inference_mode():
+            found = {
+                name: _of(sae, wanted[name], vectors[sae.site], batch.counted)
+                for name, sae in here.items()
+            }
+        yield batch, {name: values.clone() for name, values in found.items()}
 
 
 def _of(sae: SAE, units: list[int], x: Tensor, counted: Tensor) -> Tensor:
-    inside = x[counted]
-    kept = sae.keeps(inside)
-    if kept is not None:
-        counted = counted.masked_scatter(counted, kept)
-        inside = inside[kept]
-    values = torch.full((*counted.shape, len(units)), torch.nan, device=x.device)
-    values[counted] = sae.encode(inside).of(torch.tensor(units, device=x.device))
-    return values.cpu()
+    x, counted = sae.select(x, counted)
+    values = torch.full((*counted.shape, len(units)), torch.nan)
+    values[counted] = sae.encode(x).of(torch.tensor(units, device=x.device)).cpu()
+    return values
 
 
 def pieces(lm: LanguageModel, ids: list[int]) -> list[str]:
