@@ -541,10 +541,7 @@ def check_groups(report: Report, work: Path) -> None:
     start = time.perf_counter()
     collection.collect(lm, plan, saes, together)
     whole = time.perf_counter() - start
-    before, memory.memory_limit = (
-        memory.memory_limit,
-        lambda device="cpu": int(2.5 * 2 * room),
-    )
+    before, memory.memory_limit = (memory.memory_limit, lambda device="cpu": int(2.5 * 2 * room))
     try:
         start = time.perf_counter()
         collection.collect(lm, plan, saes, apart, progress=note)

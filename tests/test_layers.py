@@ -1,4 +1,4 @@
-"""Imports within saefeat point downwards only, at the top of a module and inside functions alike."""
+"""Imports within saefeat point downwards only, at the top of a module and inside functions."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_imports_inside_functions_are_seen():
     tree = ast.parse(
-        "def f():\n    from saefeat.run import run\n    from saefeat import lid\n    import saefeat.cli\n"
+        "def f():\n    from saefeat.run import run\n"
+        "    from saefeat import lid\n    import saefeat.cli\n"
     )
     assert set(imports("x", tree, {})) == {"run", "lid", "cli"}
 
