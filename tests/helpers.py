@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from saefeat.codes import STEP
 from saefeat.corpora import Corpus
 from saefeat.dictionaries import SAE
+from saefeat.io import UserError
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
@@ -32,6 +35,20 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def refused(message: str, *options: str) -> Iterator[None]:
+    """The block raises a UserError of one line.
+
+    Args:
+        message: pattern of the message, which names no flags of the command line.
+        options: the parameters that the error proposes to change.
+    """
+    with pytest.raises(UserError, match=message) as caught:
+        yield
+    assert "\n" not in str(caught.value) and " --" not in str(caught.value)
+    assert caught.value.options == options
+
+
 def contents(directory: Path | str) -> dict[str, bytes]:
     """Relative path -> bytes of all files below a directory."""
     root = Path(directory)
@@ -45,6 +62,11 @@ def contents(directory: Path | str) -> dict[str, bytes]:
 def rows_of(corpus: Corpus) -> list[tuple[str, str, str]]:
     """(text, label, id) of every example."""
     return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
+
+
+def pairs_of(corpus: Corpus) -> list[tuple[str, str]]:
+    """(text, label) of every example."""
+    return list(zip(corpus.texts, corpus.of, strict=True))
 
 
 def random_sae(

@@ -75,14 +75,14 @@ def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
     [
         (["nowhere"], "the corpus nowhere does not exist; give a file"),
         (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
-        (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
+        (["hub:a/b/c"], "hub:a/b/c is not a data set of the hub; write hub:OWNER/NAME"),
         ([""], "the corpus has an empty name; give a file"),
         (
             ["~no-such-user/c.csv"],
-            "~no-such-user/c.csv is in the home of a user who is not known here",
+            'cannot expand "~" in ~no-such-user/c.csv: there is no such user',
         ),
         (["x" * 300], "xxx does not exist; give a file"),
-        (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
+        (["xnli#" + "9" * 5000], "the part after # must be the greatest number of texts per label"),
     ],
 )
 def test_what_cannot_be_shown_is_one_sentence(saefeat, words, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import time
 from collections import Counter
 from datetime import date
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import refused, rows_of
 
 from saefeat.corpora import BATCH_TOKENS, TOKEN_LIMIT, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.io import UserError
@@ -47,10 +49,6 @@ def write(path, rows=ROWS, columns=("text", "label", "id")):
 def rows_for(suffix):
     """ROWS as the format can hold them: a line of .tsv is a row."""
     return [(text.replace("\n", " "), *rest) for text, *rest in ROWS] if suffix == "tsv" else ROWS
-
-
-def rows_of(corpus):
-    return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
 
 
 # --------------------------------------------------------------------------- sources
@@ -338,11 +336,8 @@ def test_a_label_without_text_in_the_split_is_refused(tiny_lm):
     corpus = parallel(30, labels=("a", "b"))
     test = set(corpus.positions("test", 0))
     keep = [i for i in range(len(corpus)) if corpus.of[i] == "a" or i not in test]
-    fewer = load_corpus([(corpus.texts[i], corpus.of[i]) for i in keep])
-    fewer.ids = [corpus.ids[i] for i in keep]
-    with pytest.raises(
-        UserError, match="the label b of python has no usable text in the test split"
-    ):
+    fewer = load_corpus([(corpus.texts[i], corpus.of[i], corpus.ids[i]) for i in keep])
+    with refused("the label b of python has no usable text in the test split", "labels"):
         make_plan(fewer, tiny_lm, split="test")
 
 
@@ -353,14 +348,21 @@ BAD_FILES = {
     "no text column": (
         "c.jsonl",
         b'{"txt": "a", "label": "x"}\n',
-        r"line 1: no column text; there are txt, label",
+        "line 1: no column text; there are txt, label$",
+        "text_column",
     ),
     "no label column": (
         "c.csv",
         b"text,lang\na,x\n",
-        r"no column label; there are text, lang \(use --label-column\)",
+        "no column label; there are text, lang$",
+        "label_column",
     ),
-    "column missing later": ("c.jsonl", GOOD + b'{"text": "c"}\n', "line 3: no column label"),
+    "column missing later": (
+        "c.jsonl",
+        GOOD + b'{"text": "c"}\n',
+        "line 3: no column label",
+        "label_column",
+    ),
     "empty": ("c.jsonl", b"", "is empty"),
     "only a header": ("c.csv", b"text,label\n", "at least two labels"),
     "only blank lines": ("c.jsonl", b"\n\n", "at least two labels"),
@@ -377,7 +379,7 @@ BAD_FILES = {
     "half of UTF-16": (
         "c.csv",
         "text,label\nä,x\n".encode("utf-16")[:-1],
-        "begins as UTF-16 text but is not",
+        "begins like UTF-16 text but is not",
     ),
     "UTF-16 without a mark": (
         "c.csv",
@@ -398,7 +400,8 @@ BAD_FILES = {
         f"a label that is {value}": (
             "c.jsonl",
             GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
-            r"the label column label of .* holds numbers without names; name a column of strings with --label-column",
+            "the label column label of .* holds numbers without names; name a column of strings$",
+            "label_column",
         )
         for value in ("0", "1.5", "true")
     },
@@ -406,7 +409,8 @@ BAD_FILES = {
         f"labels of the type {kind}": (
             "c.jsonl",
             GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
-            rf"the label column label of .* holds values of the type {kind}; name a column of strings with --label",
+            f"the label column label of .* holds values of type {kind}; name a column of strings$",
+            "label_column",
         )
         for kind, value in {"list": '["en"]', "dict": "{}"}.items()
     },
@@ -414,17 +418,18 @@ BAD_FILES = {
         f"texts of the type {kind}": (
             "c.jsonl",
             GOOD + b'{"text": %s, "label": "z"}\n' % value.encode(),
-            rf"the label z of .* no usable text, but values of the type {kind}; name a column of strings with --text-c",
+            f"the label z of .* no usable text, but values of type {kind}; name a column of str",
+            "text_column",
         )
         for kind, value in {"list": '["a"]', "dict": "{}", "int": "7"}.items()
     },
     "two label columns": (
         "c.csv",
         b"text,label,label\na,x,y\nb,y,x\n",
-        "there are 2 columns label; give each a name",
+        "2 columns are called label; rename them",
     ),
-    "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "there are 2 columns text"),
-    "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "there are 2 columns id"),
+    "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "2 columns are called text"),
+    "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "2 columns are called id"),
     "one label": (
         "c.jsonl",
         b'{"text": "a", "label": "x"}\n',
@@ -440,13 +445,11 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_a_user_error_of_one_line(tmp_path, name):
-    file, data, message = BAD_FILES[name]
+    file, data, message, *options = BAD_FILES[name]
     path = tmp_path / file
     path.write_bytes(data)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(rf"(?=.*{re.escape(str(path))}).*{message}", *options):
         load_corpus(str(path))
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [True, False], [None, 1]])
@@ -473,14 +476,12 @@ def test_labels_and_texts_of_a_parquet_file_that_are_no_strings_are_a_user_error
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
     with pytest.raises(
-        UserError,
-        match=rf"the label column label of .* holds values of the type {kind}; name a col",
+        UserError, match=rf"the label column label of .* holds values of type {kind}; name a col"
     ):
         load_corpus(path)
     pq.write_table(pa.table({"text": values, "label": ["x", "y"]}), path)
     with pytest.raises(
-        UserError,
-        match=rf"the label x of .* has no usable text, but values of the type {kind}; name",
+        UserError, match=rf"the label x of .* has no usable text, but values of type {kind}; name"
     ):
         load_corpus(path)
 
@@ -552,16 +553,16 @@ def test_a_truncated_parquet_file_is_a_user_error(tmp_path, cut):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "txt"}, "no column txt; there are text, label, id .use --text-column"),
-        ({"label_column": "lang"}, "no column lang; .*use --label-column"),
-        ({"id_column": "key"}, "no column key; .*use --id-column"),
+        ({"text_column": "txt"}, "no column txt; there are text, label, id$"),
+        ({"label_column": "lang"}, "no column lang; there are text, label, id$"),
+        ({"id_column": "key"}, "no column key; there are text, label, id$"),
         ({"labels": ["de", "xx"]}, "has no label xx; there are de, en"),
         ({"labels": ["de"]}, "at least two labels"),
         ({"labels": ["de", "en", "de"]}, "named twice"),
     ],
 )
 def test_a_column_or_label_that_is_not_there_is_a_user_error(tmp_path, suffix, options, message):
-    with pytest.raises(UserError, match=message):
+    with refused(message, *options):
         load_corpus(write(tmp_path / f"c.{suffix}", rows_for(suffix)), **options)
 
 

@@ -120,7 +120,7 @@ def test_labels_become_strings():
     [
         (["ja"], ["de", "fr"], "there are 1 texts but 2 labels"),
         (["ja", "oui"], ["de"], "there are 2 texts but 1 labels"),
-        ([], [], "there is no text to fit on"),
+        ([], [], "there are no texts to fit on"),
         (["ja", "", "\u200b \ufeff"], ["de", "fr", "fr"], "all texts of the label fr are blank"),
         (
             ["ja", "oui"],

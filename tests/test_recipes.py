@@ -19,8 +19,9 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import pairs_of, refused, rows_of
 
-from saefeat.corpora import PAPER_LABELS, fetch, load_corpus
+from saefeat.corpora import PAPER_LABELS, extract, fetch, load_corpus
 from saefeat.corpora.reading import hub_revision
 from saefeat.corpora.recipes import RECIPES, Recipe, Source
 from saefeat.io import UserError, file_sha256
@@ -87,10 +88,6 @@ def server(tmp_path):
 def parquet(file, **columns):
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), file)
-
-
-def rows_of(corpus):
-    return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
 
 
 def test_every_recipe_is_pinned_and_its_labels_are_the_papers():
@@ -399,7 +396,7 @@ def test_commonlid_is_tab_separated_without_quotes(tmp_path, lies_at):
         file.write("\n".join(lines) + "\n")
     lies_at("commonlid", tmp_path)
     corpus = load_corpus("commonlid", labels=["de", "en", "zh"])
-    assert list(zip(corpus.texts, corpus.of, strict=True)) == [
+    assert pairs_of(corpus) == [
         ('"Halb ein Zitat', "de"),
         ("NA", "en"),
         ("123", "de"),
@@ -440,11 +437,7 @@ def class_labels(path, labels, names):
 def test_a_class_label_gives_its_names(tmp_path, hub_at):
     class_labels(tmp_path / "set/train.parquet", [0, 1, 0], ["neg", "pos"])
     corpus = load_corpus(hub_at(tmp_path / "set"))
-    assert list(zip(corpus.texts, corpus.of, strict=True)) == [
-        ("t0", "neg"),
-        ("t1", "pos"),
-        ("t2", "neg"),
-    ]
+    assert pairs_of(corpus) == [("t0", "neg"), ("t1", "pos"), ("t2", "neg")]
     assert corpus.labels == ("neg", "pos")
 
 
@@ -485,27 +478,28 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
     }
     corpus = load_corpus(hub_at(tmp_path / "set", **options))
     assert rows_of(corpus) == [("b0 !", "de", "b0"), ("b1 !", "en", "b1")]
-    with pytest.raises(UserError, match="x has the splits dev, x; name one: hub:x:two:dev"):
+    with pytest.raises(UserError, match="x has the splits dev, x; name one, such as hub:x:two:dev"):
         load_corpus(hub_at(tmp_path / "set", **{**options, "splits": ("",)}))
     with pytest.raises(UserError, match=r"x cannot be read \(Config name is missing"):
         load_corpus(hub_at(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "option"),
     [
         (
             {"label": "number"},
-            "the label column number of x holds numbers without names; name a column of strings",
+            "the label column number of x holds numbers without names; name a column of strings$",
+            "label_column",
         ),
-        ({"label": "lang"}, "x: no column lang; there are text, number, label .use --label-column"),
-        ({"text": "{satz}"}, "x: no column satz; there are text, number, label .use --text-column"),
-        ({"identity": "{key}"}, "x: no column key; there are text, number, label .use --id-column"),
+        ({"label": "lang"}, "x: no column lang; there are text, number, label$", "label_column"),
+        ({"text": "{satz}"}, "x: no column satz; there are text, number, label$", "text_column"),
+        ({"identity": "{key}"}, "x: no column key; there are text, number, label$", "id_column"),
     ],
 )
-def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message):
+def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message, option):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], number=[0, 1], label=["x", "y"])
-    with pytest.raises(UserError, match=message):
+    with refused(message, option):
         load_corpus(hub_at(tmp_path / "set", **changes))
 
 
@@ -513,16 +507,15 @@ def test_a_data_set_with_a_script_is_one_sentence(tmp_path, hub_at):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/set.py").write_text("import datasets\n")
     with pytest.raises(
-        UserError,
-        match="read by a script of its own, which is not run: name a data set of plain files",
+        UserError, match="read by its own script, which is not run; name a data set of plain files"
     ):
         load_corpus(hub_at(tmp_path / "set"))
 
 
 def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeypatch):
-    monkeypatch.setattr(fetch, "_ROWS", 3)
+    monkeypatch.setattr(extract, "_MAX_ROWS", 3)
     parquet(tmp_path / "set/train.parquet", text=list("abcde"), label=list("xyxyx"))
-    with pytest.raises(UserError, match="has more than 3 rows; name the labels with --labels"):
+    with refused("has more than 3 rows; name the labels$", "labels"):
         load_corpus(hub_at(tmp_path / "set"))
     assert len(load_corpus(hub_at(tmp_path / "set"), labels=["x", "y"])) == 5
 
@@ -535,15 +528,15 @@ def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeyp
     ("source", "message"),
     [
         ("xnli:dev", "xnli has the splits train, validation, test; give xnli or xnli:train"),
-        ("xnli#", "after # stands the greatest number of texts a label, such as xnli#500"),
-        ("xnli#0", "after # stands"),
-        ("hub:", "is no corpus of the hub; write hub:OWNER/NAME"),
-        ("hub:a/b/c", "is no corpus of the hub"),
-        ("hub:a/b:c:d:e", "is no corpus of the hub"),
         (
-            "wili",
-            "the corpus wili does not exist; give a file, .* or a name of `saefeat corpus list`",
+            "xnli#",
+            "the part after # must be the greatest number of texts per label, such as xnli#500",
         ),
+        ("xnli#0", "the part after # must be"),
+        ("hub:", "is not a data set of the hub; write hub:OWNER/NAME"),
+        ("hub:a/b/c", "is not a data set of the hub"),
+        ("hub:a/b:c:d:e", "is not a data set of the hub"),
+        ("wili", "the corpus wili does not exist; give a file, .* or one of wili-2018, xnli, "),
     ],
 )
 def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
@@ -554,13 +547,15 @@ def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
 def test_a_label_that_the_source_does_not_have_is_one_sentence(tmp_path, lies_at):
     parquet(tmp_path / "en/train-0.parquet", premise=["a"], hypothesis=["b"])
     lies_at("xnli", tmp_path)
-    with pytest.raises(UserError, match=r"xnli does not have a file for xx at .*; check --labels"):
+    with refused("xnli has no file for xx at .*; check the labels", "labels"):
         load_corpus("xnli", labels=["en", "xx"])
 
 
 def test_the_columns_of_a_recipe_are_fixed():
-    with pytest.raises(
-        UserError, match="the recipe xnli knows its label and id columns; leave out --label-column"
+    with refused(
+        "the recipe xnli has its own label and id columns; do not name them$",
+        "label_column",
+        "id_column",
     ):
         load_corpus("xnli", label_column="language")
 
@@ -602,7 +597,7 @@ def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
     serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
     lies_at("tatoeba", server.url)
     server.fails["/tatoeba.fra-eng.fra"] = 99
-    message = r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again when the network"
+    message = r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again with a network"
     with pytest.raises(UserError, match=message):
         load_corpus("tatoeba", labels=["de", "fr"])
     server.fails.clear()
@@ -614,7 +609,7 @@ def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
 def test_a_file_that_the_server_does_not_have_is_asked_for_once(tmp_path, server, lies_at):
     serve_tatoeba(tmp_path / "www", deu="eins\n")
     lies_at("tatoeba", server.url)
-    with pytest.raises(UserError, match="tatoeba does not have a file for xx at http"):
+    with pytest.raises(UserError, match="tatoeba has no file for xx at http"):
         load_corpus("tatoeba", labels=["de", "xx"])
     assert server.asked.count("/tatoeba.xx-eng.xx") == 1
 
@@ -652,8 +647,8 @@ def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(
     monkeypatch.setattr(fetch, "hub_revision", lambda source: "abc")
     monkeypatch.setattr(
         fetch,
-        "_read",
-        lambda part, most: (
+        "read_part",
+        lambda part, max_texts, say: (
             read_at.append(part.source.revision) or [("a", "x", "1"), ("b", "y", "2")]
         ),
     )
@@ -710,10 +705,10 @@ def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path
     assert fetching.startswith("fetching ")
     assert (
         "is not in the cache and cannot be fetched (" in told
-        and "run again when the network is there, " in told
+        and "run again with a network; " in told
     )
     assert told.endswith(
-        "it is kept once it is whole" if "hub:" in source else "what has come is kept"
+        "complete data sets are kept" if "hub:" in source else "what has been fetched is kept"
     )
 
 
@@ -733,9 +728,9 @@ def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
         raise ConnectionError("lost on the way")
 
     monkeypatch.setattr(fetch, "hub_revision", revision)
-    monkeypatch.setattr(fetch, "read_rows", lost)
+    monkeypatch.setattr(extract, "read_rows", lost)
     with pytest.raises(
-        UserError, match="; check the name, or run again when the network is there, it is kept once"
+        UserError, match="; check the name, or run again with a network; complete data sets are k"
     ):
         load_corpus("hub:own/er", labels=["a", "b"])
     assert len(asked) == attempts
@@ -768,11 +763,11 @@ main()
     [
         (
             ("403", "GatedRepo"),
-            "saefeat: a/b is gated: accept its terms at https://huggingface.co/datasets/a/b and set",
+            "saefeat: a/b is gated; accept its terms at https://huggingface.co/datasets/a/b and set",
         ),
         (
             ("401", "RepoNotFound"),
-            "saefeat: a/b is not on the hub, or is private: check the name, or set HF_TOKEN",
+            "saefeat: a/b is not on the hub or is private; check the name or set HF_TOKEN",
         ),
     ],
 )
@@ -786,13 +781,13 @@ def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answ
 
 
 def test_a_gated_recipe_names_what_to_take_in_its_place(tmp_path):
-    from saefeat.corpora.failures import sentence
+    from saefeat.corpora.failures import source_error
 
     class GatedRepoError(Exception):
         pass
 
-    told = sentence(GatedRepoError("401"), RECIPES["flores+"].sources[0], "deu_Latn")
+    told = str(source_error(GatedRepoError("401"), RECIPES["flores+"].sources[0], "deu_Latn"))
     assert told.startswith(
-        "flores+ is gated: accept its terms at https://huggingface.co/datasets/openlanguagedata/"
+        "flores+ is gated; accept its terms at https://huggingface.co/datasets/openlanguagedata/"
     )
-    assert told.endswith("or take flores-200 in its place")
+    assert told.endswith("or use flores-200 instead")

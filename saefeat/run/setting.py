@@ -125,9 +125,9 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         text_column=config.text_column,
         label_column=config.label_column,
         id_column=config.id_column,
+        name=name,  # as given: reports and model cards show it
         say=say,
     )
-    corpus.name = name  # as given: reports and model cards show it
     if config.source is not None and own_label(config.source, corpus.labels) is None:
         raise UserError(
             f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}"
@@ -278,13 +278,13 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     """Load a run directory's model, SAEs and (where wanted) corpus from its `run.json`."""
     index = read_index(out)
     config = _arguments(index)
-    corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), "")
+    name = _corpus_name(index)
+    corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), name)
     if with_corpus:
         columns = {
             name: getattr(config, name) for name in ("text_column", "label_column", "id_column")
         }
-        corpus = load_corpus(config.corpus, labels=config.labels, **columns)
-    corpus.name = _corpus_name(index)
+        corpus = load_corpus(config.corpus, labels=config.labels, name=name, **columns)
     if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
         raise UserError(
             f"the corpus {config.corpus} has changed since the run in {out}; start a new run"
