@@ -1,4 +1,4 @@
-"""The pinned files: found, fetched by the real pip from a folder of wheels, mended, refused in one sentence."""
+"""Pinned files: found, downloaded by the real pip from a folder of wheels, repaired, refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_asset_names_its_licence_and_its_bytes() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        UserError, match=r"no embedded asset is called 'gemma'; there are gemma-3-270m, eld"
+        UserError, match=r"unknown embedded asset 'gemma'; there are gemma-3-270m, eld"
     ):
         assets.fetch("gemma")
 
@@ -107,7 +107,7 @@ def test_another_version_of_an_installed_file_is_refused(
 
 
 @pytest.mark.skipif(not has("gemma-3-270m"), reason="the Gemma packages are not installed")
-def test_gemma_is_assembled_once_and_mended(cache: Path) -> None:
+def test_gemma_is_assembled_once_and_repaired(cache: Path) -> None:
     said: list[str] = []
     path = assets.fetch("gemma-3-270m", say=said.append)
     assert cache in path.parents and path.read_bytes()[:4] == b"GGUF"
@@ -134,6 +134,28 @@ def test_a_wheel_is_fetched_once_and_leaves_nothing_else(fake: Path, cache: Path
     for wheel in fake.iterdir():
         wheel.unlink()  # from now on nothing can be fetched
     assert assets.fetch("fake", recheck=True) == path
+
+
+def test_progress_is_said_while_an_asset_is_downloaded_and_unpacked(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    said: list[str] = []
+    assets.fetch("fake", say=said.append)
+    size = len(CONTENT)
+    assert said[0].startswith("fetching fake: ")
+    assert any(line.startswith(f"download fake: {size} of {size} bytes") for line in said)
+    assert said[-1].startswith(f"unpack fake: {size} of {size} bytes")
+
+
+@pytest.mark.skipif(not has("gemma-3-270m"), reason="the Gemma packages are not installed")
+def test_progress_is_said_while_gemma_is_assembled(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    said: list[str] = []
+    assets.fetch("gemma-3-270m", say=said.append)
+    assert len(said) > 100 and said[-1].startswith("assemble gemma-3-270m: 253,113,024 of 253,")
 
 
 def test_the_record_of_a_check_saves_the_next_one(
@@ -189,7 +211,7 @@ def test_an_environment_without_pip_says_how_to_go_on(
     python = tmp_path / "bare" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(
-        UserError, match=r"`uv pip install pip` or `python -m ensurepip`, or give the path"
+        UserError, match=r"`uv pip install pip` or `python -m ensurepip`\), or give the path"
     ) as caught:
         assets.fetch("fake")
     assert "\n" not in str(caught.value)

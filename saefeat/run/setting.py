@@ -18,6 +18,7 @@ import torch
 from saefeat.baselines import FastText
 from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
+from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture, site_width
@@ -207,7 +208,7 @@ def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunC
         os.path.expanduser(model)
     ):  # any other file is none to `load_model`
         model = whole(model)
-    if find_recipe(corpus, ("text", "label", "id")) is None:
+    if find_recipe(corpus, Columns()) is None:
         corpus = whole(corpus)
     return replace(config, model=model, corpus=corpus, saes=tuple(map(whole, config.saes)))
 
