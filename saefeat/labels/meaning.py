@@ -70,7 +70,7 @@ def read(label: str, from_system: str | None = None) -> Meaning:
     meanings = {meaning.code: system for system, meaning in reversed(_by_system(bare).items())}
     if len(meanings) > 1:
         choices = [f"{Lang(code).name} ({code}) in {system}" for code, system in meanings.items()]
-        raise UserError(f"{label} is {either(choices)}; name its system", "from_system")
+        raise UserError(f"{label} is {either(choices)}; say which system it is of", "from_system")
     found = read_code(bare) or _read_name(bare)
     if found is None:
         raise UserError(
