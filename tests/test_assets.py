@@ -77,8 +77,9 @@ def test_unknown_name() -> None:
         assets.fetch("gemma")
 
 
-def test_importing_brings_nothing_heavy() -> None:
-    code = "import saefeat.assets, saefeat.labels, sys; print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
+def test_the_module_imports_nothing_heavy() -> None:
+    code = "import saefeat.assets, saefeat.labels, sys; "
+    code += "print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
     root = Path(assets.__file__).parents[1]
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
@@ -87,7 +88,7 @@ def test_importing_brings_nothing_heavy() -> None:
 
 
 @pytest.mark.skipif(not has("eld"), reason="eld is not installed")
-def test_eld_is_read_where_it_is_installed(cache: Path) -> None:
+def test_eld_is_read_from_its_package(cache: Path) -> None:
     path = assets.fetch("eld")
     assert path.name == "big-test.txt" and cache not in path.parents
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -193,7 +194,7 @@ def test_a_wheel_without_the_file_is_refused(fake: Path, monkeypatch: pytest.Mon
         assets.fetch("fake")
 
 
-def test_pips_last_line_is_told(fake: Path, cache: Path) -> None:
+def test_the_error_has_the_last_line_of_pip(fake: Path, cache: Path) -> None:
     for wheel in fake.iterdir():
         wheel.unlink()
     with pytest.raises(
@@ -204,7 +205,7 @@ def test_pips_last_line_is_told(fake: Path, cache: Path) -> None:
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
-def test_an_environment_without_pip_says_how_to_go_on(
+def test_the_error_without_pip_says_how_to_install_it(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
@@ -219,7 +220,8 @@ def test_an_environment_without_pip_says_how_to_go_on(
 
 def test_two_processes_at_once(fake: Path) -> None:
     asset = assets.ASSETS["fake"]
-    code = f"from saefeat import assets; from saefeat.assets import Asset; assets.ASSETS['fake'] = {asset!r}\n"
+    code = "from saefeat import assets; from saefeat.assets import Asset\n"
+    code += f"assets.ASSETS['fake'] = {asset!r}\n"
     code += "print(assets.fetch('fake'))"
     root = Path(assets.__file__).parents[1]
     command = [sys.executable, "-c", code]

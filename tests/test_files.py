@@ -46,7 +46,7 @@ def zstd(data):
 # --------------------------------------------------------------------------- .tsv
 
 
-def test_a_quotation_mark_that_stays_open_takes_no_further_line_of_a_tsv_with_it(tmp_path):
+def test_an_open_quotation_mark_does_not_join_lines_of_a_tsv(tmp_path):
     (tmp_path / "c.tsv").write_text("\n".join(LINES) + "\n")
     corpus = load_corpus(tmp_path / "c.tsv")
     assert pairs_of(corpus) == [tuple(line.split("\t")) for line in LINES[1:]]
@@ -54,7 +54,7 @@ def test_a_quotation_mark_that_stays_open_takes_no_further_line_of_a_tsv_with_it
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_quotation_marks_of_a_writer_go_from_a_tsv(tmp_path, quoting):
+def test_quotation_marks_of_a_csv_writer_are_removed_from_a_tsv(tmp_path, quoting):
     rows = [
         ('He said "no"', "en"),
         ('"', "en"),
@@ -71,7 +71,7 @@ def test_quotation_marks_of_a_writer_go_from_a_tsv(tmp_path, quoting):
 
 
 @pytest.mark.parametrize("text", ['"Ja"', '"', '""', '"a" and "b"', 'a""b', '5" of snow'])
-def test_quotation_marks_in_the_text_of_a_plain_tsv_stay(tmp_path, text):
+def test_quotation_marks_of_a_plain_tsv_are_kept(tmp_path, text):
     (tmp_path / "c.tsv").write_text(f"label\ttext\nx\t{text}\ny\tb\n")
     corpus = load_corpus(tmp_path / "c.tsv")
     assert pairs_of(corpus) == [(text, "x"), ("b", "y")]
@@ -88,7 +88,7 @@ def test_a_quoted_cell_over_several_lines_of_a_tsv_is_an_error_with_the_line(tmp
         load_corpus(tmp_path / "c.tsv")
 
 
-def test_a_bad_quotation_in_a_tsv_where_all_is_quoted_is_an_error_with_the_line(tmp_path):
+def test_a_bad_quotation_in_a_fully_quoted_tsv_is_an_error_with_the_line(tmp_path):
     (tmp_path / "c.tsv").write_text('"text"\t"label"\n"a"\t"x"\n"say \\"b\\""\t"y"\n')
     with pytest.raises(
         UserError,
@@ -116,8 +116,7 @@ def test_the_comma_comes_first(tmp_path):
     assert pairs_of(load_corpus(tmp_path / "c.csv")) == [("eins;zwei", "de"), ("one", "en")]
 
 
-# --------------------------------------------------------------------------- packed files,
-# encodings
+# --------------------------------------------------------------------------- packed files
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 JSONL = b'{"text": "eins", "label": "de"}\n{"text": "one", "label": "en"}\n'
@@ -161,7 +160,9 @@ def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, ending, damage)
         ("c.csv.lz4", "lz4 -d"),
     ],
 )
-def test_what_is_packed_otherwise_names_the_command_that_unpacks_it(tmp_path, name, command):
+def test_the_error_of_an_unsupported_archive_names_the_command_that_unpacks_it(
+    tmp_path, name, command
+):
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(UserError, match=rf"unpack it first: {command} .*{name}"):
         load_corpus(tmp_path / name)
@@ -177,7 +178,7 @@ def test_a_packed_parquet_file_is_read_too(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", SAME)
-def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
+def test_a_byte_order_mark_decides_the_encoding(tmp_path, name, encoding):
     text = SAME[name].decode().replace("eins", "fünf\u2028€")
     (tmp_path / name).write_bytes(
         text.replace("\n", "\r\n").encode(encoding)
@@ -187,16 +188,14 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_the_lines_that_are_identified_or_continued_are_read_the_same_way(
-    tmp_path, encoding, ending
-):
+def test_input_lines_of_commands_are_decoded_in_the_same_way(tmp_path, encoding, ending):
     path = tmp_path / f"lines.txt{ending}"
     data = "Grüße\n\nzwei\n".encode(encoding)
     path.write_bytes(gzip.compress(data) if ending else data)
     assert input_lines(path) == ["Grüße", "", "zwei"]
 
 
-def test_a_byte_order_mark_at_the_head_of_a_text_or_label_goes(tmp_path):
+def test_a_byte_order_mark_before_a_text_or_label_is_removed(tmp_path):
     rows = [("\ufeffeins", "\ufeffde"), ("\ufeff", "de"), ("zw\ufeffei", "de"), ("one", "en")]
     (tmp_path / "c.jsonl").write_text(
         "\n".join(json.dumps({"text": t, "label": of}) for t, of in rows)
@@ -216,7 +215,7 @@ def labelled(tmp_path):
     return tmp_path
 
 
-def test_what_lies_beside_the_labels_of_a_directory_is_no_label(tmp_path):
+def test_other_files_of_a_directory_are_not_labels(tmp_path):
     folder = labelled(tmp_path)
     (folder / "README.txt").write_text("About this corpus.\n")
     (folder / "LICENSE.txt").write_text("CC0\n")
@@ -230,7 +229,7 @@ def test_what_lies_beside_the_labels_of_a_directory_is_no_label(tmp_path):
     )  # whoever asks for it
 
 
-def test_files_of_a_directory_may_be_packed_but_a_label_has_one(tmp_path):
+def test_files_of_a_directory_may_be_packed_but_each_label_has_one_file(tmp_path):
     folder = labelled(tmp_path)
     (folder / "ita.txt.gz").write_bytes(gzip.compress(b"uno\ndue\n"))
     assert pairs_of(load_corpus(folder))[-2:] == [("uno", "ita"), ("due", "ita")]
@@ -241,7 +240,7 @@ def test_files_of_a_directory_may_be_packed_but_a_label_has_one(tmp_path):
         load_corpus(folder)
 
 
-def test_a_directory_of_other_files_names_one_that_can_be_given(tmp_path):
+def test_the_error_of_a_directory_of_other_files_names_one_of_them(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(JSONL))
     with pytest.raises(
         UserError,
@@ -264,7 +263,7 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path):
         load_corpus(tmp_path / "set")
 
 
-def test_of_several_saved_splits_train_is_read_or_one_is_named(tmp_path):
+def test_of_several_saved_splits_train_is_read_or_a_choice_is_asked_for(tmp_path):
     DatasetDict(test=DATA.select([0]), train=DATA).save_to_disk(str(tmp_path / "set"))
     assert len(load_corpus(tmp_path / "set")) == 2
     DatasetDict(dev=DATA, test=DATA.select([0])).save_to_disk(str(tmp_path / "other"))
@@ -297,7 +296,7 @@ def source_of(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset", "frame", "rows"])
-def test_columns_within_others_are_named_with_a_dot(tmp_path, kind):
+def test_nested_columns_are_named_with_a_dot(tmp_path, kind):
     source = source_of(kind, tmp_path)
     corpus = load_corpus(
         source, text_column="body.text", label_column="metadata.language", id_column="metadata.n"
@@ -311,7 +310,7 @@ def test_columns_within_others_are_named_with_a_dot(tmp_path, kind):
         load_corpus(source, text_column="body.text", label_column="metadata.lang")
 
 
-def test_class_labels_within_others_have_names(tmp_path):
+def test_nested_class_labels_have_names(tmp_path):
     features = Features(
         {"text": Value("string"), "metadata": {"language": ClassLabel(names=["de", "en"])}}
     )
@@ -325,8 +324,7 @@ def test_class_labels_within_others_have_names(tmp_path):
         ]
 
 
-# --------------------------------------------------------------------------- labels of another code
-# system
+# --------------------------------------------------------------------------- other code systems
 
 
 def write_flores(tmp_path):
@@ -343,7 +341,7 @@ def write_flores(tmp_path):
     return tmp_path / "c.csv"
 
 
-def test_labels_asked_for_in_another_code_system_are_found_and_told(tmp_path):
+def test_labels_in_another_code_system_are_found_and_said(tmp_path):
     told = []
     corpus = load_corpus(write_flores(tmp_path), labels=["en", "deu", "ita_Latn"], say=told.append)
     assert corpus.labels == ("en", "deu", "ita_Latn")
@@ -352,7 +350,7 @@ def test_labels_asked_for_in_another_code_system_are_found_and_told(tmp_path):
     assert load_corpus(labelled(tmp_path), labels=["de", "en"]).labels == ("de", "en")
 
 
-def test_a_label_that_leaves_open_which_is_meant_is_refused(tmp_path):
+def test_an_ambiguous_label_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no label zh; there are .*zho_Hans, zho_Hant"):
         load_corpus(write_flores(tmp_path), labels=["zh", "en"])
 
@@ -366,7 +364,7 @@ def test_an_equal_label_comes_before_one_of_the_same_language():
 
 
 @pytest.mark.parametrize("name", ["glue", "own/er"])
-def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name, monkeypatch):
+def test_without_a_network_a_folder_named_like_a_data_set_is_not_read(tmp_path, name, monkeypatch):
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "train.jsonl").write_bytes(JSONL)
     nowhere = {
@@ -376,7 +374,10 @@ def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name,
     }
     for variable, value in nowhere.items():
         monkeypatch.setenv(variable, value)
-    program = "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\nfrom saefeat.cli import main; main()"
+    program = (
+        "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\n"
+        "from saefeat.cli import main; main()"
+    )
     command = [sys.executable, "-c", program, "corpus", "show", f"hub:{name}"]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (told.returncode, told.stdout) == (2, "")
@@ -385,7 +386,7 @@ def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name,
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as a data set of one file, `train.jsonl`, takes to be read."""
+    """The part of the hub's interface that reading one file, `train.jsonl`, needs."""
 
     data = JSONL.replace(b"eins", b"vom Hub")
 
@@ -418,10 +419,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
+def test_the_hub_is_read_even_if_a_folder_has_that_name(tmp_path):
     (tmp_path / "own/er").mkdir(parents=True)
     (tmp_path / "own/er/train.jsonl").write_bytes(JSONL)
-    kept = tmp_path / "c/corpora/own-er"  # as an earlier version kept it of the folder
+    kept = tmp_path / "c/corpora/own-er"  # as an earlier version cached the folder
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = {
@@ -444,7 +445,7 @@ def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
         pq.write_table(
             pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path
         )
-        assert "vom Hub" in show().stdout  # fetched again: what is kept has no revision
+        assert "vom Hub" in show().stdout  # fetched again: the cached rows have no revision
         server.shutdown()
 
 

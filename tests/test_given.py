@@ -93,12 +93,12 @@ def test_missing_values_of_a_data_frame_are_skipped_and_counted():
     assert corpus.skipped == {"no label": 1, "no text": 2}
 
 
-def test_texts_are_cleaned_as_those_of_files_are():
+def test_texts_are_cleaned_like_those_of_files():
     assert given_texts(["\ufeffeins", "a\0b", "\ud800"]) == ["eins", "a b", " "]
 
 
 @pytest.mark.parametrize("text", ["abc", "", b"abc", np.str_("abc")])
-def test_one_string_is_no_list(text):
+def test_one_string_is_refused_as_a_list(text):
     for take in (
         given_texts,
         lambda it: given_examples(it, OF),
@@ -130,7 +130,7 @@ def test_one_string_is_no_list(text):
         ),
     ],
 )
-def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
+def test_other_values_are_refused_as_texts_in_one_sentence(texts, message):
     with pytest.raises(UserError, match=message):
         given_texts(texts)
 
@@ -166,18 +166,18 @@ def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
         ),
     ],
 )
-def test_what_is_no_labelled_text_is_one_sentence(case):
+def test_other_values_are_refused_as_labelled_text_in_one_sentence(case):
     data, message, *options = case
     with refused(message, *options):
         load_corpus(data)
 
 
-def test_one_string_is_no_list_of_labels_for_a_corpus():
+def test_one_string_is_refused_as_labels_of_a_corpus():
     with pytest.raises(UserError, match="labels should be a list of strings, not one string"):
         load_corpus([("a", "d"), ("b", "e")], labels="de")
 
 
-def test_another_number_of_labels_than_texts_is_one_sentence():
+def test_different_numbers_of_labels_and_texts_are_refused():
     with pytest.raises(UserError, match="there are 3 texts but 2 labels; give one label per text"):
         given_examples(TEXTS, OF[:2])
     with pytest.raises(UserError, match="the table: no column label; there are text"):

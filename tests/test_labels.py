@@ -28,7 +28,7 @@ from saefeat.labels.meaning import _names
 PAPER = ["en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh"]
 
 
-def test_its_own_codes_stay() -> None:
+def test_fasttext_codes_are_returned_unchanged() -> None:
     assert len(LID176) == 176
     for code in LID176:
         assert fasttext_code(code) == fasttext_code(f"__label__{code}") == code
@@ -114,7 +114,7 @@ NONE = (
 @pytest.mark.parametrize(
     "label", [*NONE.split(), "", " ", "de fr", "\ud800", "a\x00b", "x" * 1000, "de-" * 50]
 )
-def test_what_is_no_language_of_the_set(label: str) -> None:
+def test_other_languages_and_other_strings_have_no_fasttext_code(label: str) -> None:
     assert fasttext_code(label) is None
 
 
@@ -186,7 +186,7 @@ CHINESE = {"iso639-1": "zh", "wili": "zho", "fasttext": "zh"}
 @pytest.mark.parametrize(
     "label", ["zh", "zho", "cmn", "zh-Hans", "zho_Hans", "cmn_Hans", "zh-CN", "Chinese"]
 )
-def test_chinese_asks_for_its_script_where_there_are_two(label: str) -> None:
+def test_chinese_needs_a_script_in_systems_with_two(label: str) -> None:
     assert {system: convert(label, system) for system in CHINESE} == CHINESE
     if label in ("zh", "zho", "cmn", "Chinese"):
         for system, codes in (("flores", "cmn_Hans or cmn_Hant"), ("nllb", "zho_Hans or zho_Hant")):
@@ -319,7 +319,9 @@ def test_macrolanguages_scripts_tags_and_names(label: str, system: str, expected
         ),
     ],
 )
-def test_unknown_and_ambiguous_labels_get_a_sentence(label: str, system: str, message: str) -> None:
+def test_unknown_and_ambiguous_labels_are_refused_in_one_sentence(
+    label: str, system: str, message: str
+) -> None:
     with pytest.raises(UserError) as error:
         convert(label, system)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -337,7 +339,7 @@ ISO_639_1 = sorted(lang.pt1 for lang in iter_langs() if lang.pt1)
 
 
 @pytest.mark.parametrize("code", [*ISO_639_1, "kor", "enc", "sh", "iw"])
-def test_a_code_in_upper_case_is_no_other_language(code: str) -> None:
+def test_an_upper_case_code_is_refused(code: str) -> None:
     for from_system in (None, "iso639-3"):
         with pytest.raises(UserError):
             convert(code.upper(), "iso639-3", from_system)
@@ -373,7 +375,7 @@ def test_a_code_in_upper_case_is_no_other_language(code: str) -> None:
         ],
     ],
 )
-def test_names_that_people_use(name: str, code: str) -> None:
+def test_common_names(name: str, code: str) -> None:
     assert convert(name, "iso639-3") == code
 
 
@@ -384,7 +386,7 @@ def test_the_names_beside_those_of_iso_are_in_no_table_of_it_and_have_a_code() -
     assert convert("Simplified Chinese", "flores") == "cmn_Hans"
 
 
-def test_a_system_may_be_said_for_the_label() -> None:
+def test_the_system_of_the_label_can_be_named() -> None:
     assert [convert("als", "iso639-3", system) for system in ("fasttext", "wili", "iso639-3")] == [
         "gsw",
         "gsw",
@@ -414,7 +416,7 @@ ONE_WAY = {"prs_Arab", "be-tarask", "nds-nl", "arb_Latn"}
 
 
 @given(CODES, SYSTEM)
-def test_there_and_back_is_the_same_code_or_among_those_that_are_asked_for(
+def test_converting_there_and_back_gives_the_code_or_a_choice_with_it(
     of: tuple[str, str], through: str
 ) -> None:
     system, code = of

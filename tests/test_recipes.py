@@ -1,4 +1,4 @@
-"""Recipes: each reads a few rows that the test writes as its source has them; the cache and the network's failures."""
+"""Recipes read rows in the formats of their sources; the cache; failures of the network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lies_at(monkeypatch):
-    """lies_at(name, place, ...): the sources of a recipe lie at these places instead."""
+    """lies_at(name, place, ...): move the sources of a recipe to these places."""
 
     def move(name, *places, **changes):
         recipe = RECIPES[name]
@@ -52,7 +52,11 @@ def lies_at(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves tmp_path/www; `fails` holds how often each path still answers 503, `asked` what was asked for."""
+    """Serves tmp_path/www.
+
+    `fails`: path -> how often it still answers 503; `cut`: paths whose next answer is truncated;
+    `asked`: the paths of all requests.
+    """
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -116,8 +120,7 @@ def test_every_recipe_is_pinned_and_its_labels_are_the_papers():
     assert len(RECIPES["github-code"].labels) == 12
 
 
-# --------------------------------------------------------------------------- each recipe, in its
-# source's own format
+# --------------------------------------------------------------------------- each recipe
 
 
 def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
@@ -135,9 +138,8 @@ def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
         ("A\u2028sentence.", "en", "wili-2018/test/1"),
         ("Eine Zeile.", "de", "wili-2018/test/2"),
     ]
-    train = load_corpus(
-        "wili-2018:train", labels=["de", "cos"]
-    )  # a label without a code of ours goes by the source's
+    # A label that the recipe does not list is a code of the source.
+    train = load_corpus("wili-2018:train", labels=["de", "cos"])
     assert rows_of(train)[1] == ("Un altru.", "cos", "wili-2018/train/1")
 
 
@@ -260,7 +262,7 @@ def test_flores_200_is_read_from_its_tar(tmp_path, lies_at):
     ]
 
 
-def test_the_data_of_sae_lape_are_its_three_parts_together(tmp_path, lies_at):
+def test_sae_lape_joins_its_three_parts(tmp_path, lies_at):
     for code in ("en", "de"):
         parquet(
             tmp_path / code / "train-0-of-1.parquet",
@@ -287,7 +289,7 @@ def test_the_data_of_sae_lape_are_its_three_parts_together(tmp_path, lies_at):
     assert Counter(corpus.of) == {"de": 3, "en": 3}
 
 
-def test_murel_takes_lines_from_all_over_a_culture(tmp_path, lies_at):
+def test_murel_takes_lines_from_all_files_of_a_culture(tmp_path, lies_at):
     path = tmp_path / "murel.zip"
     novel = "".join(f"line {n}\n\n" for n in range(200))
     with zipfile.ZipFile(path, "w") as archive:
@@ -306,7 +308,7 @@ def test_murel_takes_lines_from_all_over_a_culture(tmp_path, lies_at):
     assert set(corpus.texts) < set(load_corpus("murel#300", labels=["en", "fa"]).texts)
 
 
-def test_tatoeba_reads_a_file_a_language_and_english_translates_the_german(tmp_path, lies_at):
+def test_tatoeba_reads_one_file_per_language_and_english_from_the_german_one(tmp_path, lies_at):
     for end, text in {
         "deu-eng.deu": "eins\nzwei",
         "deu-eng.eng": "one\ntwo",
@@ -336,9 +338,9 @@ def write_code(folder, shard, paths):
     )
 
 
-def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tmp_path, lies_at):
+def test_github_code_labels_by_suffix_and_reads_no_more_shards_than_needed(tmp_path, lies_at):
     write_code(tmp_path, 0, ["a.py", "b.py", "x.C", "x.h", "Makefile", "c.py"])
-    write_code(tmp_path, 1, ["d.py", "e.cc", "f.rs"])  # and no third: it is not asked for
+    write_code(tmp_path, 1, ["d.py", "e.cc", "f.rs"])  # a third shard is not read
     parquet(
         tmp_path / "20231101.en/train-00000-of-00041.parquet",
         id=["12"],
@@ -358,7 +360,7 @@ def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tm
     assert rows_of(mixed)[1] == ("An article.", "wiki", "wikipedia/12")
 
 
-def test_fineweb_2_reads_a_label_a_folder_and_english_from_fineweb(tmp_path, lies_at):
+def test_fineweb_2_reads_one_folder_per_label_and_english_from_fineweb(tmp_path, lies_at):
     for split in ("train", "test"):
         for code, texts in {
             "deu_Latn": ["eins", "zwei", "drei"],
@@ -405,12 +407,11 @@ def test_commonlid_is_tab_separated_without_quotes(tmp_path, lies_at):
     ]
 
 
-# --------------------------------------------------------------------------- any data set of the
-# hub
+# --------------------------------------------------------------------------- the hub
 
 
 def hub(at, **changes):
-    """What `hub:` asks for, of a data set that lies in a local directory as on the hub."""
+    """A recipe as `hub:` makes one, for a data set in a local directory."""
     changes = {"label": "label", "identity": "{id}", "splits": ("",), **changes}
     return Recipe("hub:x", "", "", (Source(name="x", at=str(at), read="hub", **changes),))
 
@@ -512,7 +513,7 @@ def test_a_data_set_with_a_script_is_one_sentence(tmp_path, hub_at):
         load_corpus(hub_at(tmp_path / "set"))
 
 
-def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeypatch):
+def test_a_very_large_data_set_needs_named_labels(tmp_path, hub_at, monkeypatch):
     monkeypatch.setattr(extract, "_MAX_ROWS", 3)
     parquet(tmp_path / "set/train.parquet", text=list("abcde"), label=list("xyxyx"))
     with refused("has more than 3 rows; name the labels$", "labels"):
@@ -520,8 +521,7 @@ def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeyp
     assert len(load_corpus(hub_at(tmp_path / "set"), labels=["x", "y"])) == 5
 
 
-# --------------------------------------------------------------------------- names that cannot be
-# read
+# --------------------------------------------------------------------------- bad names
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeyp
         ("wili", "the corpus wili does not exist; give a file, .* or one of wili-2018, xnli, "),
     ],
 )
-def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
+def test_a_bad_name_is_one_sentence(source, message):
     with pytest.raises(UserError, match=message):
         load_corpus(source)
 
@@ -560,8 +560,7 @@ def test_the_columns_of_a_recipe_are_fixed():
         load_corpus("xnli", label_column="language")
 
 
-# --------------------------------------------------------------------------- the network and the
-# cache
+# --------------------------------------------------------------------------- network and cache
 
 
 def serve_tatoeba(folder, **texts):
@@ -591,13 +590,14 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
 
 
-def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
-    tmp_path, server, lies_at, own_cache
-):
+def test_an_interrupted_fetch_continues_with_the_next_label(tmp_path, server, lies_at, own_cache):
     serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
     lies_at("tatoeba", server.url)
     server.fails["/tatoeba.fra-eng.fra"] = 99
-    message = r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again with a network"
+    message = (
+        r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again "
+        "with a network; what has been fetched is kept"
+    )
     with pytest.raises(UserError, match=message):
         load_corpus("tatoeba", labels=["de", "fr"])
     server.fails.clear()
@@ -639,7 +639,7 @@ def test_the_cache_knows_what_was_asked_for(tmp_path, hub_at):
     assert load_corpus(hub_at(tmp_path / "set", text="{text}!")).texts == ["a!", "b!", "c!"]
 
 
-def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(
+def test_the_revision_of_a_data_set_is_said_and_kept_in_the_cache(
     tmp_path, hub_at, own_cache, monkeypatch
 ):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], label=["x", "y"])
@@ -676,7 +676,7 @@ def test_the_revision_of_a_source_is_asked_of_the_hub_once(monkeypatch, at):
     assert asked == [("a/b", "v1" if read == "parquet" else None)]
 
 
-def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
+def test_sources_outside_the_hub_have_no_revision(tmp_path):
     for source in (
         *RECIPES["wili-2018"].sources,
         *RECIPES["tatoeba"].sources,
@@ -686,7 +686,7 @@ def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["hub:own/er", "hub:own/er@v1:config", "xnli"])
-def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path, source):
+def test_without_a_network_the_attempts_end_soon_with_one_sentence(tmp_path, source):
     nowhere = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path),
@@ -713,9 +713,7 @@ def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path
 
 
 @pytest.mark.parametrize(("answers", "attempts"), [(False, 3), (True, 4)])
-def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
-    monkeypatch, answers, attempts
-):
+def test_the_longest_pause_is_left_out_if_the_hub_never_answers(monkeypatch, answers, attempts):
     asked = []
 
     def revision(source):
@@ -763,7 +761,7 @@ main()
     [
         (
             ("403", "GatedRepo"),
-            "saefeat: a/b is gated; accept its terms at https://huggingface.co/datasets/a/b and set",
+            "saefeat: a/b is gated; accept its terms at https://huggingface.co/datasets/a/b and ",
         ),
         (
             ("401", "RepoNotFound"),
@@ -771,7 +769,7 @@ main()
         ),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answer, message):
+def test_a_refusal_of_the_hub_is_one_sentence_without_a_traceback(tmp_path, answer, message):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "SAEFEAT_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", HUB_DOUBLE, *answer, "hub:a/b"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -780,7 +778,7 @@ def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answ
     assert result.stderr.count("\n") == 2  # and the line that it is fetched
 
 
-def test_a_gated_recipe_names_what_to_take_in_its_place(tmp_path):
+def test_the_error_of_a_gated_recipe_names_an_alternative(tmp_path):
     from saefeat.corpora.failures import source_error
 
     class GatedRepoError(Exception):

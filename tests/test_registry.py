@@ -1,4 +1,4 @@
-"""The registry: names in order without imports, entries imported when used, unknown names refused."""
+"""Registries: names without imports, entries imported when used, unknown names refused."""
 
 from __future__ import annotations
 
