@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections import Counter
+from dataclasses import FrozenInstanceError
 from datetime import date
 
 import numpy as np
@@ -88,6 +89,29 @@ def test_a_directory_has_one_label_per_file_and_one_example_per_line(tmp_path):
         ("three", "en"),
     ]
     assert corpus.skipped == {"blank": 1}
+
+
+def test_a_corpus_may_be_called_by_another_name(tmp_path):
+    path = write(tmp_path / "c.jsonl")
+    assert load_corpus(path).name == path
+    assert load_corpus(path, name="mine").name == "mine"
+    assert load_corpus([("a", "x"), ("b", "y")]).name == "python"
+    with pytest.raises(UserError, match="the corpus mine has no label xx"):
+        load_corpus(path, name="mine", labels=["de", "xx"])
+
+
+def test_rows_of_a_large_file_are_counted_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    path = write(tmp_path / "c.csv", [(f"text {i}", "xy"[i % 2], i) for i in range(2500)])
+    lines = []
+    load_corpus(path, say=lines.append)
+    assert [line.partition(" rows")[0] for line in lines[:2]] == ["corpus: 1,024", "corpus: 2,048"]
+
+
+def test_a_corpus_cannot_be_changed():
+    corpus = load_corpus([("a", "x"), ("b", "y")])
+    with pytest.raises(FrozenInstanceError):
+        corpus.name = "other"
 
 
 def test_only_the_files_of_the_labels_asked_for_are_read(tmp_path):

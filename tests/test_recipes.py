@@ -590,6 +590,22 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
 
 
+def test_progress_is_said_while_files_are_fetched_and_read(tmp_path, server, lies_at, monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    serve_tatoeba(tmp_path / "www", deu="eins\nzwei\n", fra="un\n")
+    lies_at("tatoeba", server.url)
+    lines = []
+    load_corpus("tatoeba", labels=["de", "fr"], say=lines.append)
+    for beginning in (
+        "fetch tatoeba.deu-eng.deu: 10 of 10 bytes",
+        "read tatoeba (de): 1 of 1,000 texts",
+        "read tatoeba (de): 2 of 1,000 texts",
+        "fetch tatoeba.fra-eng.fra: 3 of 3 bytes",
+        "read tatoeba (fr): 1 of 1,000 texts",
+    ):
+        assert any(line.startswith(beginning) for line in lines), beginning
+
+
 def test_an_interrupted_fetch_continues_with_the_next_label(tmp_path, server, lies_at, own_cache):
     serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
     lies_at("tatoeba", server.url)

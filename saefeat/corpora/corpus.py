@@ -22,6 +22,7 @@ from saefeat.labels import to_labels
 from saefeat.progress import Say, quiet, track
 
 _TEST_SHARE = 20  # per cent
+_COUNTED_ROWS = 1024  # between two updates of the progress
 _LISTED_LABELS = 70  # at most so many in a message
 
 
@@ -134,7 +135,8 @@ def load_corpus(
         rows = []
         for text, label, identity in _rows(data, columns, wanted, skipped, say):
             rows.append((text, "" if label is None else clean_text(label).strip(), identity))
-            bar.update(1)
+            if not len(rows) % _COUNTED_ROWS:
+                bar.update(_COUNTED_ROWS)
     present = {label for _, label, _ in rows}
     renamed = _rename(present, wanted, called, say)
     texts, of, ids, types = _usable(rows, renamed, skipped)
