@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, plain lines elsewhere (by tqdm)."""
+"""Progress of long work: a bar with the time left on a terminal, lines elsewhere (by tqdm)."""
 
 from __future__ import annotations
 
