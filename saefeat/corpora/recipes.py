@@ -253,57 +253,29 @@ def _only(source: Source, labels: str) -> Source:
     return replace(source, labels={label: source.labels[label] for label in labels.split()})
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "wili-2018",
-            "paragraphs of Wikipedia, 235 languages, 500 of each split",
-            "ODbL-1.0",
-            (WILI,),
-        ),
-        Recipe("xnli", "premise and hypothesis, translated", "CC-BY-NC-4.0", (XNLI,)),
-        Recipe(
-            "paws-x",
-            "first sentences of paraphrase pairs, translated",
-            "free for any purpose",
-            (PAWS_X,),
-        ),
-        Recipe("flores+", "translated sentences, version 4.6", "CC-BY-SA-4.0", (FLORES_PLUS,)),
-        Recipe(
-            "flores-200",
-            "translated sentences, the open release of 2022",
-            "CC-BY-SA-4.0",
-            (FLORES_200,),
-        ),
-        Recipe(
-            "sae-lape",
-            "what SAE-LAPE was counted on: XNLI, PAWS-X and FLORES+ together",
-            "as of its parts",
-            (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS),
-        ),
-        Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
-        Recipe(
-            "tatoeba",
-            "short sentences that translate English",
-            "CC-BY-2.0-FR",
-            (TATOEBA, _TATOEBA_ENGLISH),
-        ),
-        Recipe(
-            "github-code",
-            "files by programming language, and English Wikipedia",
-            "of each repository; CC-BY-SA-3.0",
-            (GITHUB_CODE, WIKIPEDIA),
-        ),
-        Recipe("fineweb-2", "web pages; English from FineWeb", "ODC-By-1.0", (FINEWEB_2, FINEWEB)),
-        Recipe(
-            "commonlid",
-            "lines of the web, judged by people",
-            "Common Crawl's terms of use",
-            (COMMONLID,),
-        ),
-    )
-}
+# fmt: off
+_RECIPES = (
+    Recipe("wili-2018", "paragraphs of Wikipedia, 235 languages, 500 of each split", "ODbL-1.0",
+           (WILI,)),
+    Recipe("xnli", "premise and hypothesis, translated", "CC-BY-NC-4.0", (XNLI,)),
+    Recipe("paws-x", "first sentences of paraphrase pairs, translated", "free for any purpose",
+           (PAWS_X,)),
+    Recipe("flores+", "translated sentences, version 4.6", "CC-BY-SA-4.0", (FLORES_PLUS,)),
+    Recipe("flores-200", "translated sentences, the open release of 2022", "CC-BY-SA-4.0",
+           (FLORES_200,)),
+    Recipe("sae-lape", "the data of SAE-LAPE: XNLI, PAWS-X and FLORES+ together", "as of its parts",
+           (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS)),
+    Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
+    Recipe("tatoeba", "short sentences that translate English", "CC-BY-2.0-FR",
+           (TATOEBA, _TATOEBA_ENGLISH)),
+    Recipe("github-code", "files by programming language, and English Wikipedia",
+           "of each repository; CC-BY-SA-3.0", (GITHUB_CODE, WIKIPEDIA)),
+    Recipe("fineweb-2", "web pages; English from FineWeb", "ODC-By-1.0", (FINEWEB_2, FINEWEB)),
+    Recipe("commonlid", "lines of the web, judged by people", "Common Crawl's terms of use",
+           (COMMONLID,)),
+)
+# fmt: on
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
 def find_recipe(name: str, columns: Columns) -> Request | None:
