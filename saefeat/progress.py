@@ -1,4 +1,4 @@
-"""Progress of long work: bars with the time left on a terminal, plain lines elsewhere (by tqdm)."""
+"""Progress of long work: a bar with the time left on a terminal, lines elsewhere (by tqdm)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-Say = Callable[[str], None]  # takes one line of text for the user, without its end
+Say = Callable[[str], None]  # takes one line of text for the user, without its line feed
 
-LINE_SECONDS = 10.0  # between the lines of one bar where there is no terminal
+LINE_SECONDS = 10.0  # between two lines of one piece of work, where there is no terminal
 _BAR_SECONDS = 0.1
+_BRIEF_SECONDS = 0.5  # before a bar for brief work appears
 _LINE = "{desc}: {n:,} of {total:,}{unit}, {rate_fmt}, {remaining} left{postfix}"
+_LINE_WITHOUT_TOTAL = "{desc}: {n:,}{unit}, {rate_fmt}{postfix}"
 
 
 def quiet(_: str) -> None:
@@ -21,11 +23,11 @@ def quiet(_: str) -> None:
 
 
 class Console:
-    """Writes lines to standard error, above the open bars where it is a terminal."""
+    """Writes lines to standard error, above the open bars if it is a terminal."""
 
     @property
     def terminal(self) -> TextIO | None:
-        """Where bars can be drawn; None where standard error is a file or a pipe."""
+        """The terminal on which bars are drawn; None if standard error is a file or a pipe."""
         return sys.stderr if sys.stderr.isatty() else None
 
     def __call__(self, line: str) -> None:
@@ -34,41 +36,52 @@ class Console:
 
 
 @contextmanager
-def track(say: Say, name: str, total: int, unit: str = "tokens") -> Iterator[tqdm[Any]]:
+def track(
+    say: Say, name: str, total: int | None, unit: str = "tokens", *, brief: bool = False
+) -> Iterator[tqdm[Any]]:
     """Show the progress of a piece of work while the block runs.
 
     Args:
-        say: takes lines. One with a `terminal` (see `Console`) gets a bar there.
+        say: takes lines. If it has a `terminal` (see `Console`), a bar is drawn there instead.
         name: what is done, as a stage is called on the command line: "train", "lid fit".
-        total: how many units the work has.
+        total: how many units the work has; None if it is not known.
         unit: what is counted.
+        brief: the work is usually done before a first line is due, and then says nothing.
+            Otherwise the last line is said in any case.
 
     Yields:
-        The bar: call `update(n)` for every n units done, `set_postfix_str(text)` for figures.
+        The bar: call `update(n)` for every n units done, `set_postfix_str(text)` to add figures.
     """
     terminal = getattr(say, "terminal", None)
+    first = _BRIEF_SECONDS if terminal else LINE_SECONDS
     with _Bar(
         total=total,
         desc=name,
         unit=f" {unit}",
         file=terminal or _Lines(say),
         mininterval=_BAR_SECONDS if terminal else LINE_SECONDS,
-        miniters=1,  # look at the clock at every update: updates are seconds apart
-        delay=0.0 if terminal else 1e-9,  # no line before anything is done
+        miniters=1,  # look at the clock at every update
+        delay=max(first, 1e-9) if brief or not terminal else 0.0,  # no line for an empty start
         dynamic_ncols=terminal is not None,
-        bar_format=None if terminal else _LINE,
+        bar_format=None if terminal else _LINE if total is not None else _LINE_WITHOUT_TOTAL,
         unit_scale=True,
-        leave=terminal is None,
+        leave=not terminal,
     ) as bar:
+        if not brief:
+            bar.delay = 0.0  # `close` says the last line only after the delay
         yield bar
 
 
 class _Bar(tqdm):
-    monitor_interval = 0  # no thread that looks at the bars: every update does
+    monitor_interval = 0  # without tqdm's thread: every update looks at the clock
+
+    def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
+        """Show these figures with the next update. tqdm would show them at once, as a line each."""
+        super().set_postfix_str(s, refresh)
 
 
 class _Lines:
-    """A file for tqdm that hands every state of the bar on as a line."""
+    """A file that passes every state of a bar on as a line."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
@@ -78,4 +91,4 @@ class _Lines:
             self.say(line)
 
     def flush(self) -> None:
-        """Lines are handed on at once."""
+        """Nothing is buffered."""

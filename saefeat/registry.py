@@ -1,4 +1,4 @@
-"""Registries: a name, and the module that holds what it stands for, imported when it is used."""
+"""Registries: tables of names, whose entries are imported when they are used."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for, in a fixed order.
+    """A mapping from names to entries, in a fixed order.
 
-    A registry is a table of `name: "module:attribute"`. To add an entry is to write one module and
-    one line of the table. Modules are imported on demand, so that help texts, which need the names
-    only, do not wait for torch.
+    A new entry is one module and one line of the table. Help texts need only the names, so the
+    modules are imported on demand and `--help` does not wait for torch.
 
     Args:
-        kind: what an entry is, in messages: "method", "head".
+        kind: what an entry is called in messages: "method", "head".
         places: name -> "module:attribute".
+
+    Raises:
+        UserError: (by `[]`) there is no entry of this name.
     """
 
     def __init__(self, kind: str, places: Mapping[str, str]) -> None:
@@ -35,7 +37,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places  # Mapping would look for a KeyError
+        return name in self._places  # that of Mapping expects a KeyError
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -1,56 +1,39 @@
-"""Collection: tokens/s with SAE encoding and statistics, as a share of the bare forward pass over the same batches.
+"""Speed of a collection as a share of the bare forward pass over the same batches.
 
     python scripts/bench_collect.py --out scripts/results/bench_collect.json
 
-Bare and full passes alternate batch by batch in one run, so a drifting machine hits both; the bare
-pass stops at the deepest site too. SAEs have random weights of the right shape: the time does not
-depend on what they have learned.
+Bare and full passes alternate batch by batch, so that a slow phase of the machine affects both. The
+bare pass stops at the deepest site too. The SAEs have random weights.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from common import by_commas, options, parse, random_sae, record
 
 from saefeat.collection import TopExamples, encode_batches
 from saefeat.corpora import PAPER_LABELS, Batch, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
-from saefeat.run import neurons, set_threads
+from saefeat.run import neurons
 from saefeat.statistics import Stats
 
 
-def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
+def make_sae(lm: LanguageModel, site: str, expansion: int) -> SAE:
+    """A random SAE whose products have the dtype of SAEs trained here."""
     d_in = site_width(lm, lm.site(site))
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(expansion * d_in, d_in, generator=generator)
-    rows /= rows.norm(dim=1, keepdim=True)
-    zeros = torch.zeros(len(rows))
     dtype = "bfloat16" if native_bf16(lm.device) else "float32"
-    return SAE(
-        site,
-        site,
-        rows.t().contiguous(),
-        zeros,
-        rows,
-        torch.zeros(d_in),
-        k,
-        max_norm=1e9,
-        dtype=dtype,
-    )
+    return random_sae(site, site, d_in, expansion * d_in, max_norm=1e9, dtype=dtype)
 
 
 def compare(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]
 ) -> float:
-    """Seconds of the bare passes over seconds of the full ones."""
+    """Seconds of the bare passes divided by seconds of the full ones."""
     stats = {
         d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity)
         for d in dictionaries
@@ -70,16 +53,14 @@ def compare(
                 stats[name].add(bag, labels, lengths)
                 if name in top:
                     top[name].add(bag, torch.tensor(part.positions))
-        if number:  # the first is a warm-up
+        if number:  # the first batch warms up
             bare += middle - start
             full += time.perf_counter() - middle
     return bare / full
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument(
         "--sites", default="resid_post@5,mlp_out@5,resid_post@8,mlp_out@8,resid_post@11,mlp_out@11"
@@ -87,47 +68,26 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=800)
     parser.add_argument("--expansion", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    threads = set_threads()
+    arguments = parse(parser)
     lm = load_model(arguments.model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
-    rows = {label: k for k, label in enumerate(corpus.labels)}
-    of = {i: rows[corpus.of[i]] for i in plan.tokens}
-    batches = [
-        b
-        for w in range(plan.window_count)
-        for b in plan.batches(lm, plan.window(w))
-        if plan.window(w)
-    ]
+    of = {i: corpus.labels.index(corpus.of[i]) for i in plan.tokens}
+    windows = [plan.window(number) for number in range(plan.window_count)]
+    batches = [batch for window in windows if window for batch in plan.batches(lm, window)]
     saes: list[Dictionary] = [
-        random_sae(lm, site, arguments.expansion, 32) for site in arguments.sites.split(",")
+        make_sae(lm, site, arguments.expansion) for site in by_commas(arguments.sites)
     ]
     cases: dict[str, list[Dictionary]] = {
         "six sites": saes,
         "three sites": saes[:3],
         "six sites and all neurons": [*saes, *neurons(lm)],
     }
-    shares = {
-        name: sorted(compare(lm, chosen, batches, of) for _ in range(arguments.repeats))
-        for name, chosen in cases.items()
-    }
-    result = {
-        "machine": {
-            "processor": platform.machine(),
-            "threads": threads,
-            "native_bf16": native_bf16("cpu"),
-        },
-        "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
-        "tokens": plan.total,
-        "share_of_bare_speed": {
-            name: {"median": v[len(v) // 2], "all": v} for name, v in shares.items()
-        },
-    }
-    print(json.dumps(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    shares = {}
+    for name, chosen in cases.items():
+        values = sorted(compare(lm, chosen, batches, of) for _ in range(arguments.repeats))
+        shares[name] = {"median": values[len(values) // 2], "all": values}
+    record(arguments, {"tokens": plan.total, "share_of_bare_speed": shares})
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""Encoding through saefeat against the SAE's own library, on the same vectors, in one run.
+"""Speed of encoding by saefeat and by the SAE's own library on the same vectors.
 
     python scripts/bench_encoding.py --out scripts/results/bench_encoding.json
 
-Both sides encode in float32 with the same weights and the same number of threads, turn by turn; the
-figure is the median of the ratios. Both give the same units (checked before the clock starts).
-Where sae-lens is not installed, its formulas in plain torch take its place (`against` says so).
+Both encode in float32 with the same weights and the same number of threads, in turns; the figure is
+the median of the ratios. Before the clock starts, it is checked that both give the same units. If
+sae-lens is not installed, its formulas in plain torch are measured instead (see `against`).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +17,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from common import by_commas, in_turns, options, parse, record, seconds, show
 
 from saefeat.dictionaries import SAE
-from saefeat.run import set_threads
 from saefeat.sae.store import load_sae
 
 ROWS, K, THRESHOLD = 2048, 32, 0.05
@@ -31,9 +28,9 @@ KINDS = ("topk", "jumprelu", "standard", "sparsify")
 
 
 def lens(directory: Path, kind: str, d_in: int, d_sae: int, device: str) -> tuple[SAE, Encode, str]:
-    """A random SAE, the `encode` of sae-lens for the same weights, and the name of that side.
+    """A random SAE, the `encode` of sae-lens for the same weights, and the name of this library.
 
-    Where sae-lens is not installed, its formulas in plain torch stand for it.
+    Without sae-lens, `encode` is made of its formulas in plain torch.
     """
     state = _weights(d_in, d_sae)
     if kind == "standard":
@@ -88,7 +85,7 @@ def _plain(kind: str, state: dict[str, Any], device: str) -> tuple[SAE, Encode, 
 
 
 def sparse(directory: Path, d_in: int, d_sae: int, device: str) -> tuple[SAE, Encode, str]:
-    """A random SAE of eai-sparsify, saved by it, and its own `encode`."""
+    """A random SAE that eai-sparsify has saved, and its `encode` there."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     coder = SparseCoder(d_in, SparseCoderConfig(num_latents=d_sae, k=K))
@@ -117,6 +114,7 @@ def _weights(d_in: int, d_sae: int) -> dict[str, torch.Tensor]:
 def measure(
     name: str, sae: SAE, theirs: Encode, against: str, rounds: int, device: str
 ) -> dict[str, Any]:
+    """Check that both sides give the same units, then measure them in turns."""
     sae = sae.to(device)
     x = torch.randn(ROWS, sae.d_in, device=device)
     with torch.inference_mode():
@@ -124,61 +122,49 @@ def measure(
         ours = sae.encode(x[:64])
         assert int((found > 0).sum()) == int((ours.values > 0).sum()) > 0
         torch.testing.assert_close(found.sum(1), ours.dense().sum(1), rtol=1e-4, atol=1e-4)
-        times = [
-            (_seconds(lambda: sae.encode(x), device), _seconds(lambda: theirs(x), device))
-            for _ in range(rounds)
-        ]
-    ratio = median(other / own for own, other in times)
-    own, other = (ROWS / median(side) for side in zip(*times, strict=True))
-    l0 = round(float((ours.values > 0).sum() / len(ours)), 1)
+        sides = {
+            "ours": lambda: seconds(lambda: sae.encode(x), device),
+            "theirs": lambda: seconds(lambda: theirs(x), device),
+        }
+        times = in_turns(sides, rounds)
+    ratios = [other / own for own, other in zip(times["ours"], times["theirs"], strict=True)]
     return {
         "sae": name,
         "d_in": sae.d_in,
         "d_sae": sae.width,
-        "l0": l0,
-        "vectors/s": round(own),
+        "l0": round(float((ours.values > 0).sum() / len(ours)), 1),
+        "vectors/s": round(ROWS / median(times["ours"])),
         "against": against,
-        "theirs/s": round(other),
-        "times as fast": round(ratio, 2),
+        "theirs/s": round(ROWS / median(times["theirs"])),
+        "times as fast": round(median(ratios), 2),
     }
 
 
-def _seconds(call: Callable[[], Any], device: str) -> float:
-    start = time.perf_counter()
-    call()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--d-in", type=int, default=2048)
     parser.add_argument("--d-sae", type=int, default=32768)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--kinds",
         default=",".join(KINDS),
-        help="by commas; those whose library is missing are left out",
+        help="by commas; a kind whose library is missing is skipped",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    set_threads()
-    size = (arguments.d_in, arguments.d_sae)
+    arguments = parse(parser)
+    device, size = arguments.device, (arguments.d_in, arguments.d_sae)
     rows = []
-    for name in arguments.kinds.split(","):
+    for name in by_commas(arguments.kinds):
         if name == "sparsify" and find_spec("sparsify") is None:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            where = (Path(folder), *size, arguments.device)
-            made = sparse(*where) if name == "sparsify" else lens(where[0], name, *where[1:])
-            rows.append(measure(name, *made, arguments.rounds, arguments.device))
-        print(json.dumps(rows[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            if name == "sparsify":
+                made = sparse(Path(folder), *size, device)
+            else:
+                made = lens(Path(folder), name, *size, device)
+            rows.append(measure(name, *made, arguments.rounds, device))
+        show(rows[-1])
+    record(arguments, {"rows": rows}, device)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,46 @@
-"""Generation with edits at four sites: its tokens/s as a share of plain generation's, in turns, in one run.
+"""Speed of generation with edits at several sites, as a share of plain generation.
 
     python scripts/bench_steering.py RUN --out scripts/results/bench_steering.json
 
-`add` puts a vector at each of four sites, as features and the difference of means do; `ablate`
-encodes every token with the run's SAE and silences 100 features, at the SAEs' sites.
+`add` adds a vector at each of four sites, as features and the difference of means do. `ablate`
+encodes every token with the run's SAEs and sets 100 features to zero at each of their sites. The
+kinds are measured in turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import torch
+from common import in_turns, options, parse, record
 
 from saefeat import steering
 from saefeat.generation import Decoding, encode_prompts, generate
 from saefeat.models import LanguageModel
-from saefeat.run import open_run, set_threads
+from saefeat.run import open_run
 from saefeat.run.sweep import english_prompts
 from saefeat.steering import Change, Schedule
 
+WEAK = 0.05  # strength, so that edited texts do not end earlier
 
-def seconds(
+
+def seconds_per_token(
     lm: LanguageModel, ids: list[list[int]], changes: Mapping[str, Sequence[Change]], tokens: int
 ) -> float:
-    decoding = Decoding(max_new_tokens=tokens, temperature=0.0)
     start = time.monotonic()
-    with steering.apply(lm, changes, 0.05, Schedule()):  # weak, so that texts do not end early
-        rows = generate(lm, ids, decoding)
+    with steering.apply(lm, changes, WEAK, Schedule()):
+        rows = generate(lm, ids, Decoding(max_new_tokens=tokens, temperature=0.0))
     return (time.monotonic() - start) / max(sum(map(len, rows)), 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
+    parser = options(__doc__, run=True)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    threads = set_threads()
+    arguments = parse(parser)
     setting = open_run(arguments.run, with_corpus=False)
     lm = setting.lm
     ids = encode_prompts(lm, english_prompts()[: arguments.prompts], arguments.tokens)
@@ -57,23 +52,20 @@ def main() -> None:
             f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths
         },
         "ablate 100 features at each SAE": {
-            s.site: [steering.ablate(s, range(100))] for s in setting.saes_at_hand
+            sae.site: [steering.ablate(sae, range(100))] for sae in setting.saes_at_hand
         },
     }
-    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(arguments.rounds + 1):
-        for kind, changes in kinds.items():
-            taken[kind].append(seconds(lm, ids, changes, arguments.tokens))
-    best = {kind: median(times[1:]) for kind, times in taken.items()}  # the first round warms up
-    result = {
-        "threads": threads,
-        "dtype": lm.dtype,
-        "tokens_per_s": {kind: round(1 / value, 1) for kind, value in best.items()},
-        "share_of_plain": {kind: round(best["plain"] / value, 3) for kind, value in best.items()},
+    measures: dict[str, Callable[[], float]] = {
+        kind: lambda changes=changes: seconds_per_token(lm, ids, changes, arguments.tokens)
+        for kind, changes in kinds.items()
     }
-    print(json.dumps(result, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    times = {kind: median(some) for kind, some in in_turns(measures, arguments.rounds).items()}
+    result = {
+        "dtype": lm.dtype,
+        "tokens_per_s": {kind: round(1 / value, 1) for kind, value in times.items()},
+        "share_of_plain": {kind: round(times["plain"] / value, 3) for kind, value in times.items()},
+    }
+    record(arguments, result, lm.device)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,33 @@
-"""SAE training: tokens/s and held-out FVU of saefeat and of sae-lens's own trainer, same activations, in one run.
+"""Speed and held-out FVU of SAE training by saefeat and by sae-lens on the same activations.
 
     python scripts/bench_training.py --steps 120 --seeds 3 --out scripts/results/bench_training.json
 
-Both sides read the same float32 activations of one site, scaled to mean 0 and unit variance, in the
-same batches, with the same allocator settings and threads, each at its best peak learning rate of a
-grid (chosen on the first seed). sae-lens runs as it is configured by default for TopK (AuxK on,
-rescaling by decoder norm on), with autocast and without; on processors without fast bfloat16
-autocast is many times slower, so its speed is read from a step and its FVU from the float32 run.
+Both trainers read the same float32 activations of one site, scaled to mean 0 and unit variance, in
+the same batches, with the same allocator and threads. Each takes its best peak learning rate of a
+grid on the first seed. sae-lens has its defaults for TopK (AuxK, rescaling by decoder norm) and
+runs with autocast and without. On processors without fast bfloat16, autocast is many times slower;
+its speed is measured on a few steps then, and its FVU is that of the float32 run.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
+from common import by_commas, options, parse, record, show
 from torch import Tensor
 
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
-from saefeat.run import set_threads
 from saefeat.sae.train import TrainConfig, Trainer, fill, whole
 
 K, BATCH = 32, 2048
 
 
 def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out vectors float32, outliers left out, mean 0 and variance 1 per coordinate on average."""
+    """Training and held-out vectors float32, without outliers, of mean 0 and mean variance 1."""
     lm = load_model(model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     parts = []
@@ -69,10 +65,10 @@ def ours(
             "scale": torch.ones(()),
             "max_norm": torch.tensor(1e9),
         }
-        source = batches(train, seed)
+        rows = batches(train, seed)
         start = time.monotonic()
         for _ in range(steps):
-            trainer.train_on(next(source))
+            trainer.train_on(next(rows))
         seconds = time.monotonic() - start
         sae = trainer.sae("ours", "site", {})
         return {
@@ -108,10 +104,10 @@ def theirs(
         autocast=autocast,
     )
     trainer = SAETrainer(config, sae, batches(train, seed))
-    source = batches(train, seed)
+    rows = batches(train, seed)
     start = time.monotonic()
     for _ in range(steps):
-        trainer._train_step(sae=sae, sae_in=next(source))
+        trainer._train_step(sae=sae, sae_in=next(rows))
         trainer.n_training_samples += BATCH
         trainer.n_training_steps += 1
     seconds = time.monotonic() - start
@@ -121,10 +117,16 @@ def theirs(
 
 
 def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[], None]:
-    """One step of EleutherAI's sparsify at a call, as its trainer makes it (`Trainer.fit`, Adam, TF32 products).
+    """A function that makes one training step of EleutherAI's sparsify.
 
-    x: vectors [n, d_in] on the device, taken in turn. Raises ImportError where sparsify is not
-    installed.
+    The step is that of its `Trainer.fit`, with Adam and TF32 products. Raises ImportError if
+    sparsify is not installed.
+
+    Args:
+        x: vectors [n, d_in] on the device, used in order.
+        d_sae: width of the SAE.
+        batch: vectors per step.
+        device: of the SAE.
     """
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -142,9 +144,8 @@ def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[
         rows = next(turns)
         if coder.cfg.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
-        found = coder(
-            rows, total_variance=(rows - rows.mean(0)).pow(2).sum()
-        )  # AuxK is off by default
+        # AuxK is off by default.
+        found = coder(rows, total_variance=(rows - rows.mean(0)).pow(2).sum())
         fired[found.latent_indices.flatten()] = True
         found.fvu.backward()
         if coder.cfg.normalize_decoder:
@@ -159,9 +160,7 @@ def sparsify_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument("--site", default="resid_post@8")
     parser.add_argument("--tokens", type=int, default=60_000)
@@ -171,23 +170,21 @@ def main() -> None:
     parser.add_argument(
         "--lrs",
         default="2e-3,4e-3,6e-3",
-        help="each side takes its best of these on the first seed",
+        help="each trainer takes the best of these on the first seed",
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    threads = set_threads()
+    arguments = parse(parser)
     train, test = activations(arguments.model, arguments.site, arguments.tokens)
     rows, steps, shape = [], arguments.steps, (train, test, arguments.d_sae)
     autocast_steps = steps if native_bf16("cpu") else arguments.autocast_steps
-    grid = [float(lr) for lr in arguments.lrs.split(",")]
+    grid = [float(lr) for lr in by_commas(arguments.lrs)]
     tried = {
         "saefeat": {lr: ours(*shape, steps, lr, 0) for lr in grid},
         "sae_lens": {
             lr: theirs(*shape, steps, lr, 0, autocast=False, planned=steps) for lr in grid
         },
     }
-    print(json.dumps(tried), flush=True)
+    show(tried)
     lr = {side: min(found, key=lambda value: found[value]["fvu"]) for side, found in tried.items()}
     for seed in range(arguments.seeds):
         mine, other = tried["saefeat"][lr["saefeat"]], tried["sae_lens"][lr["sae_lens"]]
@@ -198,7 +195,7 @@ def main() -> None:
         if autocast_steps != steps:
             cast.pop("fvu")
         rows.append({"seed": seed, "saefeat": mine, "sae_lens": other, "sae_lens_autocast": cast})
-        print(json.dumps(rows[-1]), flush=True)
+        show(rows[-1])
     mean = {
         side: sum(row[side]["tokens_per_s"] for row in rows) / len(rows)
         for side in ("saefeat", "sae_lens", "sae_lens_autocast")
@@ -207,12 +204,6 @@ def main() -> None:
         side: sum(row[side]["fvu"] for row in rows) / len(rows) for side in ("saefeat", "sae_lens")
     }
     result = {
-        "machine": {
-            "processor": platform.machine(),
-            "threads": threads,
-            "native_bf16": native_bf16("cpu"),
-        },
-        "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
         "lr": lr,
         "tried": tried,
         "tokens_per_s": mean,
@@ -223,9 +214,7 @@ def main() -> None:
         "fvu_ratio": error["saefeat"] / error["sae_lens"],
         "rows": rows,
     }
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    record(arguments, result)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Memory of a collection over very wide SAEs: what `--dry-run` forecasts, and what is measured.
+"""Memory of a collection over very wide SAEs: the forecast of `--dry-run`, and what is measured.
 
     python scripts/bench_wide.py WORK --out scripts/results/bench_wide.json
 
-Makes, below WORK, a random Llama with the tokenizer of SmolLM2 and random TopK SAEs in sparsify's
-layout at every layer, in bfloat16 (17 GB for the default: 16 layers of 131,072 features of 2,048),
-and texts under 200 labels; then collects statistics of all of them and ranks them by SAE-LAPE, each
-in a process of its own whose memory is watched.
+The script makes below WORK a random Llama with the tokenizer of SmolLM2, random TopK SAEs in
+sparsify's layout at every layer in bfloat16 (17 GB by default: 16 layers of 131,072 features of
+2,048), and texts with 200 labels. Then it collects statistics of all SAEs and ranks their features,
+each in a process of its own whose memory is watched.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import flags, options, parse, record, show
 from safetensors.torch import save_file
 
 from saefeat.corpora import load_corpus
-from saefeat.io import write_json
 from saefeat.memory import memory_limit
 from saefeat.models import load_model
 
@@ -65,7 +64,7 @@ def make_sae(folder: Path, d_in: int, d_sae: int, seed: int) -> None:
 
 
 def make_corpus(path: Path, labels: int) -> None:
-    """Real text, whose labels stand for nothing."""
+    """Real text with arbitrary labels."""
     corpus = load_corpus("embedded:eld")
     rows = [
         {"text": text[:CHARACTERS], "label": f"l{i % labels:03d}", "id": str(i)}
@@ -75,7 +74,11 @@ def make_corpus(path: Path, labels: int) -> None:
 
 
 def watched(*command: str) -> dict[str, Any]:
-    """Run saefeat; its output, seconds, and the peaks of its memory in GB: all, and without what is mapped."""
+    """Run saefeat and watch it.
+
+    Returns its output, the seconds it took, and in GB the peaks of its memory with and without
+    mapped files.
+    """
     start, peaks = time.monotonic(), {"VmRSS": 0, "RssAnon": 0}
     with subprocess.Popen(
         [sys.executable, "-m", "saefeat", *command],
@@ -106,64 +109,40 @@ def watched(*command: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--d-in", type=int, default=2048)
     parser.add_argument("--d-sae", type=int, default=131072)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--labels", type=int, default=200)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    make_model(given.work / "model", given.d_in, given.layers)
+    given = parse(parser)
+    model, saes, stats = (given.work / name for name in ("model", "saes", "stats"))
+    make_model(model, given.d_in, given.layers)
     for layer in range(given.layers):
-        make_sae(given.work / "saes" / f"layers.{layer}", given.d_in, given.d_sae, layer)
-    make_corpus(given.work / "corpus.jsonl", given.labels)
-    collect = [
-        "collect",
-        "--model",
-        str(given.work / "model"),
-        "--saes",
-        str(given.work / "saes"),
-        "--corpus",
-        str(given.work / "corpus.jsonl"),
-        "--max-tokens",
-        "10",
-        "--no-gate",
-        "--out",
-        str(given.work / "stats"),
-    ]
-    forecast = next(
-        line.strip() for line in watched(*collect, "--dry-run")["lines"] if "forecast" in line
-    )
+        make_sae(saes / f"layers.{layer}", given.d_in, given.d_sae, layer)
+    corpus = given.work / "corpus.jsonl"
+    make_corpus(corpus, given.labels)
+    inputs = flags(model=model, saes=saes, corpus=corpus, max_tokens=10)
+    collect = ["collect", *inputs, "--no-gate", *flags(out=stats)]
+    by_means = flags(method="feature-diffmean", out=given.work / "d.parquet")
+    commands = {
+        "collect": collect,
+        "rank": ["rank", str(stats), *flags(out=given.work / "s.parquet")],
+        "rank, feature-diffmean": ["rank", str(stats), *by_means],
+    }
+    lines = watched(*collect, "--dry-run")["lines"]
     result: dict[str, Any] = {
         "saes": f"{given.layers} of {given.d_sae:,} features of {given.d_in:,}, bfloat16",
         "labels": given.labels,
         "memory of the machine": round(memory_limit() / 1e9, 1),
-        "forecast": forecast,
+        "forecast": next(line.strip() for line in lines if "forecast" in line),
     }
-    print(forecast, flush=True)
-    for name, command in (
-        ("collect", collect),
-        ("rank", ["rank", str(given.work / "stats"), "--out", str(given.work / "s.parquet")]),
-        (
-            "rank, feature-diffmean",
-            [
-                "rank",
-                str(given.work / "stats"),
-                "--method",
-                "feature-diffmean",
-                "--out",
-                str(given.work / "d.parquet"),
-            ],
-        ),
-    ):
+    print(result["forecast"], flush=True)
+    for name, command in commands.items():
         found = watched(*command)
         result[name] = {key: value for key, value in found.items() if key != "lines"}
-        print(name, json.dumps(result[name]), flush=True)
-    if given.out:
-        write_json(given.out, result)
+        show({name: result[name]})
+    record(given, result)
 
 
 if __name__ == "__main__":

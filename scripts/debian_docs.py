@@ -1,52 +1,50 @@
-"""Make a labelled text corpus for language identification from translated documentation in Debian packages.
+"""Make a labelled corpus for language identification from translated documentation in Debian.
 
     python scripts/debian_docs.py --out docs.jsonl [--per-label 300] [--offset 0] [--cache DIR]
 
-The ``.deb`` files come from ``apt-get download`` (an up-to-date package index is needed: ``apt-get
-update``), are unpacked with ``dpkg-deb -x`` into a temporary folder, and nothing is installed.
-Three kinds of text are read:
+The .deb files come from `apt-get download` (which needs an up-to-date index: `apt-get update`) and
+are unpacked with `dpkg-deb -x` into a temporary folder. Nothing is installed. Three kinds of text
+are read:
 
-* ``page``: paragraphs of Mallard help pages, ``<p>`` in ``usr/share/help/LANG/**/*.page``
-(gnome-user-docs,
-  evolution-common);
-* ``html``: paragraphs of the LibreOffice help, ``<p id=...>`` in ``help/LANG/text/**/*.html``
-(libreoffice-help-XX); * ``mo``: sentences (tool tips, questions, option help) in the ``.mo``
-catalogues of libreoffice-l10n-XX,
-  evolution-common, gimp-data, gnome-control-center-data, gnumeric-common and vlc-l10n.
+- `page`: paragraphs of Mallard help pages, `<p>` in `usr/share/help/LANG/**/*.page`
+  (gnome-user-docs, evolution-common);
+- `html`: paragraphs of the LibreOffice help, `<p id=...>` in `help/LANG/text/**/*.html`
+  (libreoffice-help-XX);
+- `mo`: sentences (tool tips, questions, help on options) in the `.mo` catalogues of
+  libreoffice-l10n-XX, evolution-common, gimp-data, gnome-control-center-data, gnumeric-common and
+  vlc-l10n.
 
-Bulgarian and Thai have neither of the first two and are made of ``mo`` alone.  ``pt`` is the
-European translation and ``zh`` the simplified-character one (``zh_CN``).
+Bulgarian and Thai have `mo` only. `pt` is the European translation, `zh` the one in simplified
+characters (`zh_CN`).
 
-A paragraph is kept only with its English original, which is known for all three kinds: by file and
-position among the ``<p>`` of a page (pages whose number of paragraphs differs are left out), by
-file and ``id`` in the help, by the message itself in a catalogue.  That place is the record's
-``id``, so translations of one paragraph share it.  Rules:
+A paragraph is kept only if its English original is known: by file and position among the `<p>` of
+a page (pages with another number of paragraphs are left out), by file and `id` in the help, by the
+message in a catalogue. This place is the record's `id`, so that translations of one paragraph share
+it. The rules are:
 
-1. the English original is a sentence: it begins with a capital, ends in ``.``, ``!``, ``?`` or
-``:``, has five words
-   at least, and fifteen where it names a menu path (``Choose Insert - Frame.`` is no sentence);
-2. the text has 20 to 600 characters, is no code or template (60 % of its visible characters are
-letters, no
-   placeholder, no markup, no keyboard mnemonic); the same must hold of its original;
-3. a translation is not the English text: after dropping case and all but letters it differs from
-every English text,
-   and at most a fifth of its word triples occur anywhere in the English texts (documentation keeps
-   English where a translation is missing, sometimes in the midst of a paragraph, and sometimes in
-   an older wording);
-4. in hi, th, bg, ru, ja, ko and zh at least half of the letters are of the expected script, where
-ja needs one kana
-   and zh has none.  For the labels in Latin script rule 3 is the only test of the language;
-5. a text that occurs, compared as in rule 3, under two labels is kept under neither; repetitions
-are kept once.
+1. The English original is a sentence: it begins with a capital, ends in `.`, `!`, `?` or `:`, and
+   has at least five words, or fifteen if it names a menu path (`Choose Insert - Frame.` is not a
+   sentence).
+2. The text has 20 to 600 characters and is neither code nor a template: 60 % of its visible
+   characters are letters, and it has no placeholder, markup or keyboard mnemonic. The same holds
+   for its original.
+3. A translation is not the English text. Without case and with letters only, it differs from every
+   English text, and at most a fifth of its word triples occur in the English texts. (Documentation
+   keeps English where a translation is missing, sometimes inside a paragraph or in an older
+   wording.)
+4. In hi, th, bg, ru, ja, ko and zh at least half of the letters are of the expected script; ja
+   needs kana and zh has none. For labels in Latin script, rule 3 is the only test of the language.
+5. A text that occurs under two labels, compared as in rule 3, is left out. Repetitions are kept
+   once.
 
-No language identifier is consulted, so the corpus favours none.  What the rules cannot see is a
-translation into some other language, or one that was entered under the wrong message.
+No language identifier is used, so that the corpus favours none. The rules cannot find a translation
+into another language, or one that was entered for the wrong message.
 
-Per label, each kind's texts are ordered by the SHA-256 of the text, the kinds take turns until they
-run out, and the records from ``--offset`` to ``--offset + --per-label`` of that order are written:
-the same packages give the same bytes, and runs whose ranges do not overlap share no text (they may
-hold different translations of one paragraph, under the same ``id``).  ``OUT.json`` holds package
-versions and counts.
+Per label, the texts of each kind are ordered by their SHA-256, the kinds take turns until they are
+exhausted, and the records from `--offset` to `--offset + --per-label` are written. The same
+packages give the same bytes, and runs whose ranges do not overlap share no text. (They may have
+different translations of one paragraph, under the same `id`.) `OUT.json` has package versions and
+counts.
 """
 
 from __future__ import annotations
@@ -113,7 +111,7 @@ MIN_LETTER_SHARE, MAX_ENGLISH_TRIPLES = 0.6, 0.2
 
 @dataclass
 class Pool:
-    """The texts read for one kind: place -> English, and label -> place -> translation."""
+    """The texts of one kind: place -> English, and label -> place -> translation."""
 
     english: dict[str, str] = field(default_factory=dict)
     translated: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -138,8 +136,7 @@ class Record:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-# --- packages
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------- packages
 
 
 def package_names() -> list[str]:
@@ -154,7 +151,7 @@ def package_names() -> list[str]:
 
 
 def fetch(names: list[str], cache: Path) -> dict[str, Path]:
-    """The path of each package's file in the cache, downloaded where it is not there."""
+    """The file of each package in the cache; missing ones are downloaded."""
     missing = [name for name in names if not list(cache.glob(f"{name}_*.deb"))]
     if missing:
         subprocess.run(
@@ -174,7 +171,7 @@ def unpack(deb: Path, root: Path) -> Path:
     return target
 
 
-# --- readers ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------- readers
 
 
 def squeeze(text: str) -> str:
@@ -186,7 +183,7 @@ def page_paragraphs(path: Path) -> list[str]:
 
 
 def page_text(paragraph: ET.Element) -> str:
-    """Its text, empty where a link stands in it whose text would be another page's title."""
+    """Its text; empty if it has a link that shows the title of another page."""
     if any(not "".join(link.itertext()).strip() for link in paragraph.iter(MALLARD + "link")):
         return ""
     for tag, joint in (("guiseq", " ▸ "), ("keyseq", "+")):
@@ -198,9 +195,9 @@ def page_text(paragraph: ET.Element) -> str:
 
 def read_pages(tree: Path, pool: Pool) -> None:
     help_root = tree / "usr/share/help"
-    source = help_root / LOCALES["en"]
-    for original in sorted(source.rglob("*.page")):
-        name = original.relative_to(source)
+    originals = help_root / LOCALES["en"]
+    for original in sorted(originals.rglob("*.page")):
+        name = original.relative_to(originals)
         english = page_paragraphs(original)
         for label in LABELS:
             path = help_root / LOCALES.get(label, label) / name
@@ -211,13 +208,13 @@ def read_pages(tree: Path, pool: Pool) -> None:
 
 
 class HelpParser(HTMLParser):
-    """Collects the running text of each ``<p id=...>``, less the variants for one system or program."""
+    """Collects the text of each `<p id=...>`, without variants for one system or program."""
 
     def __init__(self) -> None:
         super().__init__()
         self.paragraphs: dict[str, str] = {}
         self.current: str | None = None
-        self.spans: list[bool] = []  # the open ones; true for a variant to leave out
+        self.spans: list[bool] = []  # the open spans; true for a variant that is left out
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         fields = dict(attrs)
@@ -245,17 +242,17 @@ class HelpParser(HTMLParser):
 
 def read_help(tree: Path, pool: Pool) -> None:
     for label in LABELS:
-        source = tree / "usr/share/libreoffice/help" / OFFICE.get(label, label) / "text"
-        for path in sorted(source.rglob("*.html")):
+        folder = tree / "usr/share/libreoffice/help" / OFFICE.get(label, label) / "text"
+        for path in sorted(folder.rglob("*.html")):
             parser = HelpParser()
             parser.feed(path.read_text(encoding="utf-8"))
-            name = path.relative_to(source).with_suffix("").as_posix()
+            name = path.relative_to(folder).with_suffix("").as_posix()
             for key, text in parser.paragraphs.items():
                 pool.add(label, f"html:{name}#{key}", squeeze(text))
 
 
 def mo_messages(data: bytes) -> Iterator[tuple[str, str]]:
-    """The (message, translation) pairs of a GNU message catalogue; messages with plural forms are left out."""
+    """(message, translation) pairs of a GNU catalogue; messages with plural forms are left out."""
     order = "<" if data[:4] == b"\xde\x12\x04\x95" else ">"
     count, keys, values = struct.unpack_from(f"{order}3I", data, 8)
     for index in range(count):
@@ -299,11 +296,11 @@ def read_packages(debs: dict[str, Path], root: Path) -> dict[str, Pool]:
     return pools
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------- rules
 
 
 def plain(text: str) -> str:
-    """The text without case and without all but letters and the marks that belong to them."""
+    """The letters of the text, without case, and the marks that belong to them."""
     return "".join(char for char in text.casefold() if unicodedata.category(char)[0] in "LM")
 
 
@@ -313,8 +310,8 @@ def triples(text: str) -> list[tuple[str, ...]]:
 
 
 def is_sentence(english: str) -> bool:
-    least = MIN_WORDS_WITH_MENU if MENU_PATH.search(english) else MIN_WORDS
-    return len(english.split()) >= least and SENTENCE.fullmatch(english) is not None
+    fewest = MIN_WORDS_WITH_MENU if MENU_PATH.search(english) else MIN_WORDS
+    return len(english.split()) >= fewest and SENTENCE.fullmatch(english) is not None
 
 
 def is_prose(text: str) -> bool:
@@ -335,7 +332,7 @@ def in_script(text: str, label: str) -> bool:
 
 @dataclass
 class English:
-    """What rule 3 compares with: all English texts, sentences or not."""
+    """All English texts, with which rule 3 compares."""
 
     texts: set[str]
     triples: set[tuple[str, ...]]
@@ -347,7 +344,8 @@ class English:
             {plain(text) for text in texts}, {triple for text in texts for triple in triples(text)}
         )
 
-    def holds(self, text: str) -> bool:
+    def has(self, text: str) -> bool:
+        """Whether rule 3 takes a text for English."""
         if plain(text) in self.texts:
             return True
         found = triples(text)
@@ -369,13 +367,13 @@ def candidates(pools: dict[str, Pool]) -> Iterator[Record]:
                     place in originals
                     and is_prose(text)
                     and in_script(text, label)
-                    and not english.holds(text)
+                    and not english.has(text)
                 ):
                     yield Record(text, label, place, kind)
 
 
 def distinct(records: list[Record]) -> list[Record]:
-    """Rule 5: no text under two labels, and each text once (the first by place)."""
+    """Apply rule 5; of equal texts, the first by place is kept."""
     labels: dict[str, set[str]] = {}
     for record in records:
         labels.setdefault(plain(record.text), set()).add(record.label)
@@ -387,11 +385,11 @@ def distinct(records: list[Record]) -> list[Record]:
     return list(first.values())
 
 
-# --- selection --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------- selection
 
 
 def in_turns(records: list[Record]) -> list[Record]:
-    """One label's records by hash, the kinds taking turns."""
+    """Records of one label in the order of their hashes, the kinds in turns."""
     ordered = sorted(records, key=Record.digest)
     rows = zip_longest(*([record for record in ordered if record.kind == kind] for kind in KINDS))
     return [record for row in rows for record in row if record is not None]
@@ -400,8 +398,8 @@ def in_turns(records: list[Record]) -> list[Record]:
 def select(records: list[Record], offset: int, per_label: int) -> list[Record]:
     chosen: list[Record] = []
     for label in LABELS:
-        own = in_turns([record for record in records if record.label == label])
-        chosen.extend(own[offset : offset + per_label])
+        ordered = in_turns([record for record in records if record.label == label])
+        chosen.extend(ordered[offset : offset + per_label])
     return chosen
 
 
@@ -411,11 +409,11 @@ def summary(
     labels: dict[str, object] = {}
     total = Counter(record.label for record in available)
     for label in LABELS:
-        own = [record for record in chosen if record.label == label]
-        kinds = Counter(record.kind for record in own)
-        characters = sum(len(record.text) for record in own)
+        records = [record for record in chosen if record.label == label]
+        kinds = Counter(record.kind for record in records)
+        characters = sum(len(record.text) for record in records)
         labels[label] = {
-            "records": len(own),
+            "records": len(records),
             "characters": characters,
             "available": total[label],
             "kinds": {kind: kinds[kind] for kind in KINDS},

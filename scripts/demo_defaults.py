@@ -1,16 +1,14 @@
-"""How the heads move with d_sae, k, layers and tokens: the table behind the demo's defaults.
+"""How accuracy depends on d_sae, k, layers and tokens: the table behind the demo's defaults.
 
     python scripts/demo_defaults.py --out scripts/results/demo_defaults.json
 
-All SAEs are trained from one stream of forward passes and read in one more; each row then takes its
-own.
+All SAEs are trained on the activations of one set of forward passes and encode those of a second
+one. Each row of the table uses the SAEs of its own sites and sizes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import options, parse, record, show
 from sklearn.metrics import f1_score
 
 from saefeat import lid
 from saefeat.collection import collect
-from saefeat.corpora import PAPER_LABELS, first_by_hash, load_corpus, make_plan
+from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.methods import METHODS
-from saefeat.models import load_model
-from saefeat.run import set_threads
+from saefeat.models import LanguageModel, load_model
 from saefeat.sae.train import TrainConfig, Trainer, _picks, fill, whole
 from saefeat.statistics import Stats
 
@@ -71,32 +69,26 @@ def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
         return trainer.sae(name, site, {"fvu": float(trainer.fvu)})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="embedded:gemma-3-270m")
-    parser.add_argument("--max-tokens", type=int, default=5000)
-    parser.add_argument("--eval-texts", type=int, default=60)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    threads = set_threads()
-    lm = load_model(arguments.model)
-    corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
-    mixed = make_plan(corpus, lm, max_tokens=arguments.max_tokens, mixed=True)
+def train_all(lm: LanguageModel, corpus: Corpus, max_tokens: int) -> dict[str, SAE]:
+    """The SAEs of all rows by name, trained on the activations of one set of forward passes."""
+    plan = make_plan(corpus, lm, max_tokens=max_tokens, mixed=True)
     sites = sorted({site for row in ROWS for site in row.sites})
     start = time.monotonic()
-    activations = fill(lm, mixed, [lm.site(site) for site in sites], whole(mixed))
-    saes: dict[str, Any] = {}
+    activations = fill(lm, plan, [lm.site(site) for site in sites], whole(plan))
+    saes: dict[str, SAE] = {}
     for row in ROWS:
         for name, site in zip(row.ids(), row.sites, strict=True):
-            saes.setdefault(name, None)
-            saes[name] = saes[name] or train(activations[site], row, name, site)
-    del activations
+            if name not in saes:
+                saes[name] = train(activations[site], row, name, site)
     print(f"trained {len(saes)} SAEs in {time.monotonic() - start:.0f} s", flush=True)
+    return saes
 
+
+def make_table(
+    lm: LanguageModel, corpus: Corpus, saes: dict[str, SAE], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
-    half = set(make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2).tokens)
+    half = make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2)
     positions = sorted(plan.tokens)
     test = first_by_hash(corpus, corpus.positions("test", 0), 0, arguments.eval_texts)
     texts, of = [corpus.texts[i] for i in positions], np.array([corpus.of[i] for i in positions])
@@ -105,35 +97,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         collect(lm, plan, members, out, bags=out / "bags", progress=print)
-        halved = make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2)
         small = [sae for sae in members if sae.id.endswith("-0.5")]
-        collect(lm, halved, small, out / "half")
+        collect(lm, half, small, out / "half")
         stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}
         stats |= {sae.id: Stats.load(out / "half" / f"{sae.id}.safetensors") for sae in small}
-        full = lid.features_from_bags(
-            out / "bags", {sae.id: sae.width for sae in members}, positions
-        )
+        widths = {sae.id: sae.width for sae in members}
+        full = lid.features_from_bags(out / "bags", widths, positions)
     short = lid.featurize(lm, members, [text[: lid.SHORT] for text in texts])
     tests = {
         "whole": lid.featurize(lm, members, [corpus.texts[i] for i in test]),
         "first 20": lid.featurize(lm, members, [corpus.texts[i][:20] for i in test]),
     }
-    chosen_half = np.array([i in half for i in positions])
+    in_half = np.array([i in half.tokens for i in positions])
     table = []
     for row in ROWS:
         ids = row.ids()
-        keep = chosen_half if row.share < 1 else np.ones(len(positions), bool)
+        keep = in_half if row.share < 1 else np.ones(len(positions), bool)
         table.append(
             evaluate(row, ids, [stats[i] for i in ids], saes, (full, short), keep, of, tests, truth)
         )
-        print(json.dumps(table[-1]), flush=True)
-    result = {
-        "machine": {"processor": platform.machine(), "threads": threads},
-        "arguments": {key: str(value) for key, value in vars(arguments).items() if key != "out"},
-        "rows": table,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        show(table[-1])
+    return table
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--model", default="embedded:gemma-3-270m")
+    parser.add_argument("--max-tokens", type=int, default=5000)
+    parser.add_argument("--eval-texts", type=int, default=60)
+    arguments = parse(parser)
+    lm = load_model(arguments.model)
+    corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
+    saes = train_all(lm, corpus, arguments.max_tokens)
+    record(arguments, {"rows": make_table(lm, corpus, saes, arguments)})
 
 
 def take(features: lid.Features, ids: list[str], keep: np.ndarray | None = None) -> lid.Features:
@@ -147,14 +143,14 @@ def evaluate(
     row: Row,
     ids: list[str],
     stats: list[Stats],
-    saes: dict[str, Any],
+    saes: dict[str, SAE],
     train: tuple[lid.Features, lid.Features],
     keep: np.ndarray,
     of: np.ndarray,
     tests: dict[str, lid.Features],
     truth: list[str],
 ) -> dict[str, Any]:
-    """One row of the table: FVU, silent shares, and macro-F1 of every head on features."""
+    """One row of the table: FVU, shares of silent features, and macro-F1 of every head."""
     parts = lid.Features.stack([take(part, ids, keep) for part in train])
     selection = METHODS["sae-lape"].rank(stats)
     heads = {

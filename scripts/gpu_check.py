@@ -1,24 +1,23 @@
 """Checks and figures on a GPU, as one table and one JSON file. Started by `scripts/gpu.sh`.
 
-    scripts/gpu.sh --pack                       # where there is a network: fill gpu-pack/
+    scripts/gpu.sh --pack                       # with a network: fill gpu-pack/
     scripts/gpu.sh --out gpu.json               # on a GPU, offline, under eight minutes
-    scripts/gpu.sh --cpu --out gpu.json         # the same path in small
+    scripts/gpu.sh --cpu --out gpu.json         # the same on the CPU, with small sizes
 
-gpu-pack/ holds, in less than 60 MiB together, what a machine without a network lacks:
+gpu-pack/ has less than 60 MiB and holds what a machine without a network lacks:
 
 - cache/: fastText's lid.176.ftz, where saefeat looks for it;
 - wheels/: eld (the text), fasttext-wheel, iso639-lang, langcodes;
-- rival/: eai-sparsify and what it needs, used for its encoder and its training step alone;
+- config/: pydantic and tqdm, with what they need, for machines whose versions are too old;
+- rival/: eai-sparsify and what it needs, of which the encoder and the training step are measured;
 - model/: SmolLM2-135M cut to its first 5 of 30 blocks and its first 8,192 of 49,152 tokens. The
-whole model (269 MB, or
-  98 MB quantised) and Gemma-3-270m (536 MB) are over the 64 MiB that travel. The weights that are
-  left are the real
-  ones, but the model writes no sensible text: the figures compare devices, and say nothing of
-      quality.
+  complete model (269 MB, or 98 MB quantised) and Gemma-3-270m (536 MB) are too large. The weights
+  that are left are real, but the model writes no sensible text: the figures compare devices, not
+  quality.
 
-The CPU's figures are made beside the GPU's in the same run. `share` of training is that of the
-encoder's product (2 x batch x d_in x d_sae operations a step) in the measured bfloat16 matrix rate
-of the card. A check that fails is marked in the table, and the exit code is 1.
+The CPU's figures are made in the same run as the GPU's. `share` of training is that of the
+encoder's product (2 x batch x d_in x d_sae operations per step) in the measured bfloat16 matrix
+rate of the card. A check that fails is marked in the table, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -38,16 +36,26 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
 from bench_training import sparsify_steps
+from common import (
+    ROOT,
+    choose_parts,
+    flags,
+    median_seconds,
+    options,
+    parse,
+    random_sae,
+    record,
+    run_python,
+)
 from torch import Tensor
 
 from saefeat import collection, memory
 from saefeat.corpora import load_corpus, make_plan
-from saefeat.dictionaries import SAE
 from saefeat.io import read_json
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.formats.tensors import stated
@@ -55,11 +63,11 @@ from saefeat.sae.store import load_saes
 from saefeat.sae.train import TrainConfig, Trainer
 from saefeat.statistics import Stats
 
-ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "gpu-pack"
 LABELS = ("en", "de", "fr", "ru")
-BLOCKS, TOKENS = 5, 8192  # of the model that travels
+BLOCKS, TOKENS = 5, 8192  # of the packed model
 WHEELS = ("eld==1.0.6", "fasttext-wheel", "iso639-lang", "langcodes")
+CONFIG = ("pydantic", "tqdm")  # packed with their dependencies, whose versions are tied to theirs
 RIVAL = (
     "eai-sparsify",
     "datasets",
@@ -72,21 +80,23 @@ RIVAL = (
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PARTS = ("tests", "matrix", "run", "encoding", "training", "groups")
-LIMITS = {  # of a difference to the CPU in float32: (float32, bfloat16) on the device
-    "counts": (1e-3, 0.05),  # firing tokens of features, as a share of all
-    "fvu": (0.02, 0.05),  # of SAEs trained there: sums on a GPU have no fixed order
+# Limits of the difference to the CPU in float32: (float32, bfloat16) on the device.
+LIMITS = {
+    # Firing tokens of features, as a share of all.
+    "counts": (1e-3, 0.05),
+    # Of SAEs trained there: sums on a GPU have no fixed order.
+    "fvu": (0.02, 0.05),
     "accuracy": (0.03, 0.05),
-    "loss": (
-        1e-4,
-        1e-2,
-    ),  # mean loss of texts, unsteered and edited, as a share; mean over labels and edits
-    "steered tokens": (0.1, 0.7),  # share of greedily decoded tokens that differ
+    # Mean loss of texts, unsteered and edited, as a share; the mean over labels and edits.
+    "loss": (1e-4, 1e-2),
+    # Share of greedily decoded tokens that differ.
+    "steered tokens": (0.1, 0.7),
 }
 
 
 @dataclass
 class Report:
-    """Rows of the table and the same in full."""
+    """Rows of the table, and their values."""
 
     device: str
     small: bool
@@ -125,33 +135,27 @@ def _shown(value: Any) -> str:
     )
 
 
-# --------------------------------------------------------------------------- what travels
+# --------------------------------------------------------------------------- the pack
 
 
 def pack() -> None:
-    """Fill gpu-pack/. Needs a network, or the assets and wheels in the caches of saefeat and pip."""
+    """Fill gpu-pack/.
+
+    Needs a network, or the assets and wheels in the caches of saefeat and pip.
+    """
     from saefeat.assets import ASSETS, fetch
 
     shutil.rmtree(PACK, ignore_errors=True)
-    for folder, names in (("wheels", WHEELS), ("rival", RIVAL)):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
-        command += [
-            "--python-version",
-            "3.12",
-            "--implementation",
-            "cp",
-            "--disable-pip-version-check",
-        ]
-        command += [part for name in PLATFORMS for part in ("--platform", name)]
-        subprocess.run([*command, "-d", str(PACK / folder), *names], check=True)
+    target = ["--python-version", "3.12", "--implementation", "cp", "--only-binary=:all:"]
+    target += [part for name in PLATFORMS for part in ("--platform", name)]
+    for folder, names, extra in (
+        ("wheels", WHEELS, ["--no-deps"]),
+        ("config", CONFIG, []),
+        ("rival", RIVAL, ["--no-deps"]),
+    ):
+        command = ["-m", "pip", "download", "-q", "--disable-pip-version-check", *extra, *target]
+        command += ["-d", str(PACK / folder), *names]
+        subprocess.run([sys.executable, *command], check=True)
     lid = PACK / "cache" / "assets" / ASSETS["lid.176"].sha256[:8]
     lid.mkdir(parents=True)
     shutil.copy(fetch("lid.176"), lid)
@@ -161,7 +165,10 @@ def pack() -> None:
 
 
 def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) -> None:
-    """The first blocks and the first tokens of a model whose tokens are numbered in the order of its merges."""
+    """Save the first blocks and the first tokens of a model.
+
+    The tokens have to be numbered in the order of the tokenizer's merges.
+    """
     lm = load_model(name, dtype="bfloat16", device="cpu")
     model = lm.model
     kept = {"model.embed_tokens.weight": model.get_input_embeddings().weight[:tokens]}
@@ -180,48 +187,47 @@ def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) 
     small.save_pretrained(out)
     lm.tokenizer.save_pretrained(out)
     path = out / "tokenizer.json"
-    whole = json.loads(path.read_text(encoding="utf-8"))
-    inner = whole["model"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    inner = content["model"]
     inner["vocab"] = {token: number for token, number in inner["vocab"].items() if number < tokens}
     inner["merges"] = [pair for pair in inner["merges"] if "".join(pair) in inner["vocab"]]
-    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------- parts
 
 
 def check_tests(report: Report) -> None:
-    """`tests/test_cuda.py`; on a CPU its tests are collected and skipped."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    """Run `tests/test_cuda.py`; on a CPU its tests are collected and skipped."""
+    done = run_python("-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py")
     counts = {
         word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
     }
     wanted = "skipped" if report.small else "passed"
     if done.returncode or set(counts) != {wanted}:
         print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
-    told = ", ".join(f"{n} {word}" for word, n in counts.items())
+    outcome = ", ".join(f"{n} {word}" for word, n in counts.items())
     report.add(
         "tests",
         "tests/test_cuda.py",
-        told,
+        outcome,
         f"all {wanted}",
         set(counts) == {wanted} and not done.returncode,
     )
 
 
 def measure_matrix_rate(report: Report) -> float:
-    """bfloat16 operations/s of a square matrix product on random data."""
+    """Measure the bfloat16 operations/s of a square matrix product on random data."""
     n = 1024 if report.small else 8192
     a, b = (torch.randn(n, n, device=report.device).bfloat16() for _ in range(2))
-    seconds = _median_seconds(lambda: a @ b, report.device, 3 if report.small else 20)
+    seconds = median_seconds(lambda: a @ b, 3 if report.small else 20, report.device)
     rate = 2 * n**3 / seconds
     report.add("matrix", f"bfloat16 product of {n} x {n}, TFLOP/s", rate / 1e12)
     return rate
 
 
 def check_run(report: Report, work: Path) -> None:
-    """`saefeat run` on both devices, and the device's figures beside the CPU's."""
+    """Make runs on both devices and compare the figures of the device with those of the CPU."""
     model, small = str(PACK / "model"), report.small
     kinds = {
         "cpu float32": ("cpu", "float32"),
@@ -231,7 +237,7 @@ def check_run(report: Report, work: Path) -> None:
     for name, (device, dtype) in kinds.items():
         trained = work / name / "trained"
         _run(model, trained, device, dtype, small)
-        if name != "cpu float32":  # the CPU's own SAEs, so that only the device differs
+        if name != "cpu float32":  # with the SAEs of the CPU, so that only the device differs
             given = ("--saes", str(work / "cpu float32" / "trained" / "saes"), "--no-gate")
             _run(model, work / name / "given", device, dtype, small, *given)
     cpu = work / "cpu float32" / "trained"
@@ -248,52 +254,17 @@ def check_run(report: Report, work: Path) -> None:
 
 
 def _run(model: str, out: Path, device: str, dtype: str, small: bool, *more: str) -> None:
-    size = (
-        ["--train-tokens", "600", "--max-tokens", "600"]
-        if small
-        else ["--train-tokens", "6000", "--max-tokens", "6000"]
+    tokens = 600 if small else 6000
+    command = ["run", "--model", model, "--corpus", "embedded:eld", "--labels", ",".join(LABELS)]
+    command += flags(device=device, dtype=dtype, max_tokens=tokens, out=out)
+    command += flags(
+        eval_texts=10 if small else 60,
+        steer_prompts=2 if small else 4,
+        matrix_texts=2 if small else 5,
     )
-    train = (
-        []
-        if more
-        else ["--d-sae", "1152", "--k", "32", "--sites", "resid_post@1,mlp_out@2", *size[:2]]
-    )
-    command = [
-        "run",
-        "--model",
-        model,
-        "--corpus",
-        "embedded:eld",
-        "--labels",
-        ",".join(LABELS),
-        "--device",
-        device,
-    ]
-    command += [
-        "--dtype",
-        dtype,
-        "--eval-texts",
-        "10" if small else "60",
-        "--steer-prompts",
-        "2" if small else "4",
-    ]
-    command += [
-        "--matrix-texts",
-        "2" if small else "5",
-        *size[2:],
-        *train,
-        *more,
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "saefeat", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
-    )
+    if not more:  # SAEs are trained
+        command += flags(d_sae=1152, k=32, sites="resid_post@1,mlp_out@2", train_tokens=tokens)
+    done = run_python("-m", "saefeat", *command, *more, timeout=150)
     if done.returncode:
         raise RuntimeError(
             f"saefeat {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
@@ -370,7 +341,7 @@ def _losses(matrix: dict[str, Any]) -> dict[str, float]:
 def _compare_steering(
     report: Report, work: Path, model: str, kinds: dict[str, tuple[str, str]]
 ) -> None:
-    """Greedy steered text of each kind beside the CPU's, and with the cache beside without."""
+    """Compare greedy steered text with that of the CPU, and with the cache and without."""
     stats = work / "cpu float32" / "trained" / "stats"
     prompts = ["The old lighthouse keeper", "In the morning we", "My sister told me that"]
     with torch.inference_mode():
@@ -415,34 +386,25 @@ def _steered(lm: LanguageModel, stats: Path, prompt: str, *, use_cache: bool) ->
 
 
 def measure_encoding(report: Report, work: Path) -> None:
-    """`scripts/bench_encoding.py` at two widths."""
+    """Run `scripts/bench_encoding.py` at two widths."""
     sizes = [(256, 2048)] if report.small else [(2048, 32_768), (2048, 131_072)]
     for d_in, d_sae in sizes:
         out = work / f"encoding-{d_sae}.json"
-        options = {
-            "device": report.device,
-            "out": out,
-            "d-in": d_in,
-            "d-sae": d_sae,
-            "rounds": 2 if report.small else 7,
-            "kinds": "topk,sparsify" if d_sae > 65_536 else "topk,jumprelu,standard,sparsify",
-        }
-        given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        command = [sys.executable, str(ROOT / "scripts" / "bench_encoding.py"), *given]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=150,
-            env=_with_rival(),
+        given = flags(
+            device=report.device,
+            out=out,
+            d_in=d_in,
+            d_sae=d_sae,
+            rounds=2 if report.small else 7,
+            kinds="topk,sparsify" if d_sae > 65_536 else "topk,jumprelu,standard,sparsify",
         )
+        script = str(ROOT / "scripts" / "bench_encoding.py")
+        done = run_python(script, *given, timeout=150, environment=_with_rival())
         if done.returncode:
             print(done.stdout[-1000:], done.stderr[-3000:], sep="\n")
             report.add("encoding", f"bench_encoding.py, d_sae {d_sae}", "failed", "", False)
             continue
-        for entry in json.loads(out.read_text()):
+        for entry in read_json(out)["rows"]:
             report.add(
                 "encoding",
                 f"{entry['sae']}, d_in {d_in}, d_sae {d_sae}, vectors/s",
@@ -452,13 +414,13 @@ def measure_encoding(report: Report, work: Path) -> None:
 
 
 def _with_rival() -> dict[str, str]:
-    """The environment of a process that may import sparsify."""
+    """The environment of a process that can import sparsify."""
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), _rival_site()]))
     return {**os.environ, "PYTHONPATH": path}
 
 
 def _rival_site() -> str:
-    """A folder with sparsify's packages, unpacked once; "" where they did not travel."""
+    """A folder with sparsify's packages, unpacked once; "" if they are not in the pack."""
     target = PACK / "rival-site"
     if not target.is_dir() and (wheels := sorted((PACK / "rival").glob("*.whl"))):
         for wheel in wheels:
@@ -467,15 +429,13 @@ def _rival_site() -> str:
 
 
 def measure_training(report: Report, rate: float) -> None:
-    """Steps of our trainer and of sparsify's on the same random vectors."""
+    """Measure training steps of saefeat and of sparsify on the same random vectors."""
     d_in, d_sae, batch, steps = (128, 1024, 256, 3) if report.small else (2048, 131_072, 8192, 12)
     directions = torch.randn(4 * d_in, d_in, generator=torch.Generator().manual_seed(0)).to(
         report.device
     )
     chosen = torch.rand(4 * batch, 4 * d_in, device=report.device)
-    x = (
-        chosen * (chosen > 0.99)
-    ) @ directions  # sparse sums of directions, so that there is something to learn
+    x = (chosen * (chosen > 0.99)) @ directions  # sparse sums, so that there is something to learn
     del chosen, directions
     where = f"d_in {d_in}, d_sae {d_sae}, k 32, batch {batch}"
     config = TrainConfig(k=32, d_sae=d_sae, batch_size=batch, dtype="bfloat16")
@@ -489,7 +449,7 @@ def measure_training(report: Report, rate: float) -> None:
         except ImportError as error:
             report.add("training", f"{name}, {where}", f"not measured ({error})")
             continue
-        seconds = _median_seconds(step, report.device, steps)
+        seconds = median_seconds(step, steps, report.device)
         share = 2 * batch * d_in * d_sae / seconds / rate
         report.add("training", f"{name}, {where}, tokens/s", batch / seconds)
         report.add("training", f"{name}, encoder product's share of the matrix rate", share)
@@ -518,17 +478,17 @@ def _their_steps(x: Tensor, d_sae: int, batch: int, device: str) -> Callable[[],
         sys.path.append(site)
     if device == "cpu":
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    with redirect_stdout(sys.stderr):  # it tells of Triton
+    with redirect_stdout(sys.stderr):  # it prints notes on Triton
         return sparsify_steps(x, d_sae, batch, device)
 
 
 def check_groups(report: Report, work: Path) -> None:
-    """SAEs that do not fit together: collected in groups, with the bytes of one pass, and memory given back."""
+    """Collect with SAEs that do not fit together: in groups, with the same bytes as in one pass."""
     lm = load_model(str(PACK / "model"), device=report.device, dtype="float32")
     corpus = load_corpus("embedded:eld", labels=LABELS)
     plan = make_plan(corpus, lm, max_tokens=200 if report.small else 2000)
     d_in, width = lm.model.config.hidden_size, 1024 if report.small else 65_536
-    saes = [_random_sae(f"sae-{i}", f"resid_post@{i}", d_in, width) for i in range(4)]
+    saes = [random_sae(f"sae-{i}", f"resid_post@{i}", d_in, width, seed=i) for i in range(4)]
     room = memory.working_bytes(saes[0], lm.device, len(corpus.labels))
     held: list[int] = []
 
@@ -568,31 +528,9 @@ def check_groups(report: Report, work: Path) -> None:
         f"at most {room // 4:,}",
         growth <= room // 4,
     )
-    moved = _median_seconds(lambda: saes[0].to(lm.device), report.device, 3)
+    moved = median_seconds(lambda: saes[0].to(lm.device), 3, report.device)
     size = sum(tensor.nbytes for tensor in saes[0].tensors.values())
     report.add("groups", "an SAE onto the device, GB/s", size / moved / 1e9)
-
-
-def _random_sae(identity: str, site: str, d_in: int, width: int) -> SAE:
-    g = torch.Generator().manual_seed(len(identity))
-    rows = torch.randn(width, d_in, generator=g) / d_in**0.5
-    return SAE(
-        identity, site, rows.t().contiguous(), torch.zeros(width), rows, torch.zeros(d_in), k=32
-    )
-
-
-# --------------------------------------------------------------------------- timing
-
-
-def _median_seconds(call: Callable[[], Any], device: str, rounds: int) -> float:
-    times = []
-    for _ in range(rounds + 2):  # the first two warm up
-        start = time.perf_counter()
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[2:])
 
 
 def _free(device: str) -> None:
@@ -602,78 +540,59 @@ def _free(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def machine(device: str) -> dict[str, Any]:
-    import transformers
-
-    found = {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    if device.startswith("cuda"):
-        found |= {"gpu": torch.cuda.get_device_name(), "bytes": torch.cuda.mem_get_info()[1]}
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--pack", action="store_true", help="fill gpu-pack/ and stop")
-    parser.add_argument("--cpu", action="store_true", help="the same path in small on the CPU")
-    parser.add_argument(
-        "--parts", default=",".join(PARTS), help=f"by commas; default {','.join(PARTS)}"
-    )
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    arguments = parser.parse_args()
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU with small sizes")
+    parser.add_argument("--parts", default=",".join(PARTS), help="by commas; default all")
+    parser.set_defaults(out=Path("gpu.json"))
+    arguments = parse(parser)
     if arguments.pack:
         return pack()
-    parts = arguments.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"there is no part {min(unknown)}; there are {', '.join(PARTS)}")
+    parts = choose_parts(parser, arguments.parts, PARTS)
     if not PACK.is_dir():
-        parser.error("gpu-pack/ is not here; run scripts/gpu.sh --pack where there is a network")
+        parser.error("there is no gpu-pack/; run scripts/gpu.sh --pack with a network")
     if not arguments.cpu and not torch.cuda.is_available():
-        parser.error("there is no GPU here; --cpu runs the same path in small")
+        parser.error("there is no GPU; --cpu runs the same checks on the CPU")
     report = Report("cpu" if arguments.cpu else "cuda", arguments.cpu)
-    rate, seconds = 0.0, {}
+    checks = _checks(report)
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
         for part in parts:
             start = time.monotonic()
             try:
-                if part == "tests":
-                    check_tests(report)
-                elif part == "matrix":
-                    rate = measure_matrix_rate(report)
-                elif part == "run":
-                    check_run(report, work)
-                elif part == "encoding":
-                    measure_encoding(report, work)
-                elif part == "training":
-                    measure_training(report, rate or measure_matrix_rate(report))
-                else:
-                    check_groups(report, work)
-            except Exception as error:  # the other parts are measured all the same
+                checks[part](Path(folder))
+            except Exception as error:  # the other parts are measured nevertheless
                 report.add(part, "ended early", f"{type(error).__name__}: {error}", "", False)
             _free(report.device)
             seconds[part] = round(time.monotonic() - start, 1)
-            _write(arguments.out, report, seconds)
+            _write(arguments, report, seconds)
     print(f"\n{report.table()}\n{seconds}, {sum(seconds.values()):.0f} s\n{arguments.out}")
     sys.exit(1 if report.failed else 0)
 
 
-def _write(out: Path, report: Report, seconds: dict[str, float]) -> None:
-    result = {
-        "machine": machine(report.device),
-        "small": report.small,
-        "failed": report.failed,
-        "seconds": seconds,
-        "parts": report.found,
+def _checks(report: Report) -> dict[str, Callable[[Path], Any]]:
+    """Name of a part -> what makes it, given a directory to work in."""
+    rates: list[float] = []  # the matrix rate is measured once
+
+    def rate() -> float:
+        if not rates:
+            rates.append(measure_matrix_rate(report))
+        return rates[0]
+
+    return {
+        "tests": lambda work: check_tests(report),
+        "matrix": lambda work: rate(),
+        "run": lambda work: check_run(report, work),
+        "encoding": lambda work: measure_encoding(report, work),
+        "training": lambda work: measure_training(report, rate()),
+        "groups": lambda work: check_groups(report, work),
     }
-    out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write(arguments: argparse.Namespace, report: Report, seconds: dict[str, float]) -> None:
+    result = {"failed": report.failed, "seconds": seconds, "parts": report.found}
+    record(arguments, result, report.device)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""How often 95 % intervals hold the truth: those of `saefeat.evaluation` beside those of a percentile bootstrap.
+"""How often 95 % intervals contain the truth: those of `saefeat.evaluation` and percentile ones.
 
     python scripts/interval_coverage.py --out scripts/results/interval_coverage.json
 
-Heads with known error rates answer many made-up test sets, and steering with known rates of forcing
-and fluency many made-up halves of prompts. A row: which measure, its true value, how many examples,
-the share of test sets whose interval holds it (`ours`, `percentile`), the mean width of both, and
-how often the percentile interval has no width.
+Heads of known error rates answer many simulated test sets, and steering of known rates of forcing
+and fluency many simulated halves of prompts. A row has the measure, its true value, the number of
+examples, the share of test sets whose interval contains the true value (`ours`, `percentile`), the
+mean width of both intervals, and how often the percentile interval has no width.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import options, parse, record, show
 from numpy.typing import NDArray
 
 from saefeat import evaluation, forcing
@@ -28,7 +26,10 @@ _ROW = tuple[str, float, int, Callable[[np.random.Generator], tuple[list[float],
 
 
 class _Labels:
-    """Labels of given sizes, and heads that are wrong at given rates by label, half of it to one neighbour."""
+    """Labels of given sizes, and heads with given error rates per label.
+
+    Half of the errors of a label go to the next label, the other half to all others alike.
+    """
 
     def __init__(self, sizes: Sequence[int], errors: Sequence[Sequence[float]]) -> None:
         self.k, self.truth = len(sizes), np.repeat(np.arange(len(sizes)), sizes)
@@ -114,11 +115,13 @@ def _draws(
     return found
 
 
-def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
-    """Rows of two methods on n prompts, that force each label alike: a label's score, their mean, and the difference.
+def steering(n: int, force: Sequence[float], relative: float) -> Iterator[_ROW]:
+    """Rows of two methods on n prompts: the score of a label, the mean score, and the difference.
 
-    slowness: median perplexity over the model's own. The first method forces at the first rate, the
-    second at the next.
+    Args:
+        n: number of prompts.
+        force: rate of forcing of each method, the same for all labels.
+        relative: median perplexity divided by the model's own.
     """
     own, names = Own(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
 
@@ -127,12 +130,12 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
         return Outcome(
             [""] * n,
             judged,
-            10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)),
+            10.0 * relative * np.exp(0.6 * rng.standard_normal(n)),
             np.full(n, 0.9),
         )
 
     def score(rate: float) -> float:
-        fluency = min(1.0, 1 / slowness)
+        fluency = min(1.0, 1 / relative)
         return 2 * rate * fluency / (rate + fluency)
 
     def one(rng: np.random.Generator) -> tuple[list[float], list[float]]:
@@ -153,7 +156,7 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
         plain = draws[0] if key == "score_ci" else draws[0] - draws[1]
         return found[key], evaluation.percentiles(plain)
 
-    kind = f"forcing {force[0]} and {force[1]}, perplexity {slowness} of its own"
+    kind = f"forcing {force[0]} and {force[1]}, perplexity {relative} of its own"
     yield f"score of a label, {kind}", score(force[0]), n, one
     yield f"mean score of 14 labels, {kind}", score(force[0]), n, lambda rng: both("score_ci", rng)
     yield (
@@ -180,12 +183,9 @@ def cases() -> Iterator[_ROW]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--sets", type=int, default=SETS)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     rows: list[dict[str, Any]] = []
     for number, (name, truth, n, draw) in enumerate(cases()):
         rng = np.random.default_rng(number)
@@ -206,9 +206,8 @@ def main() -> None:
                 "percentile without width": round(float((width[:, 1] == 0).mean()), 3),
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        show(rows[-1])
+    record(arguments, {"rows": rows})
 
 
 if __name__ == "__main__":

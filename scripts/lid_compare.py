@@ -1,4 +1,4 @@
-"""Is `linear` as good as the best baseline? Paired bootstrap on the predictions that `lid evaluate` wrote.
+"""Is `linear` as good as the best baseline? A paired bootstrap on predictions of `lid evaluate`.
 
     python scripts/lid_compare.py RUN/lid/predictions.parquet [--out FILE]
 
@@ -8,36 +8,32 @@ its 95 % interval.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from common import by_commas, options, parse, record
 from sklearn.metrics import f1_score
 
 from saefeat.evaluation import paired_difference
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--head", default="linear")
     parser.add_argument("--baselines", default="char-naive-bayes,fasttext,token-naive-bayes")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     table = pq.read_table(arguments.predictions).to_pandas()
-    told = [p for p in table["predicted"] if isinstance(p, str)]
-    labels = sorted(set(table["label"]) | set(told))
+    predicted = {label for label in table["predicted"] if isinstance(label, str)}
+    labels = sorted(set(table["label"]) | predicted)
     result = {}
     for length, rows in table.groupby("length", sort=False):
         by_head = dict(list(rows.groupby("head")))
         head = by_head[arguments.head]
         truth, ours = list(head["label"]), answers(head)
-        found: dict[str, object] = {"n": len(truth), arguments.head: macro_f1(truth, ours, labels)}
-        for name in arguments.baselines.split(","):
+        found: dict[str, Any] = {"n": len(truth), arguments.head: macro_f1(truth, ours, labels)}
+        for name in by_commas(arguments.baselines):
             theirs = answers(by_head[name])
             difference = paired_difference(
                 truth, ours, theirs, labels, measure="f1_macro", seed=0, resamples=2000
@@ -47,20 +43,16 @@ def main() -> None:
                 "difference": [round(float(value), 4) for value in difference],
             }
         result[str(length)] = found
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    record(arguments, {"lengths": result})
 
 
 def answers(rows: Any) -> list[str | None]:
-    return [p if isinstance(p, str) else None for p in rows["predicted"]]
+    return [label if isinstance(label, str) else None for label in rows["predicted"]]
 
 
 def macro_f1(truth: list[str], predicted: list[str | None], labels: list[str]) -> float:
-    return round(
-        float(f1_score(truth, [p or "?" for p in predicted], labels=labels, average="macro")), 4
-    )
+    named = [label or "?" for label in predicted]
+    return round(float(f1_score(truth, named, labels=labels, average="macro")), 4)
 
 
 if __name__ == "__main__":

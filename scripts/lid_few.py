@@ -1,38 +1,32 @@
-"""How many texts a label need: features against runs of characters and the model's tokens, fitted on the same few.
+"""How many texts per label heads need: features, n-grams of characters, and the model's tokens.
 
     python scripts/lid_few.py RUN [--texts 3,5,10,20,50,100] [--draws 3] [--out FILE]
 
-For each number of texts a label, drawn from those that the heads were fitted on: macro-F1 on the
-run's test split, whole texts and their first 20 characters, the mean of the draws.
+Each head is fitted on the same few texts per label, drawn from those of the run. The figures are
+macro-F1 on the run's test split, on whole texts and on their first 20 characters: the mean of the
+draws.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import by_commas, options, parse, record, show
 from sklearn.metrics import f1_score
 
 from saefeat import lid
 from saefeat.baselines import CharNaiveBayes
-from saefeat.run import open_run, set_threads
+from saefeat.run import open_run
 from saefeat.run.identify import token_nb
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
+    parser = options(__doc__, run=True)
     parser.add_argument("--texts", default="3,5,10,20,50,100")
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    set_threads()
+    arguments = parse(parser)
     setting = open_run(arguments.run, print)
     corpus, labels = setting.corpus, setting.corpus.labels
     test = corpus.positions("test", setting.config.seed)
@@ -42,11 +36,11 @@ def main() -> None:
     }
     bags = {at: lid.featurize(setting.lm, setting.saes, texts) for at, texts in measured.items()}
     truth = [corpus.of[i] for i in test]
-    result: dict[str, Any] = {"corpus": corpus.name, "n": len(test), "draws": arguments.draws}
-    for number in map(int, arguments.texts.split(",")):
+    result: dict[str, Any] = {}
+    for number in map(int, by_commas(arguments.texts)):
         found: dict[str, list[tuple[float, ...]]] = {}
         for draw in range(arguments.draws):
-            picked = drawn(corpus.of, sorted(setting.plan.tokens), labels, number, draw)
+            picked = draw_texts(corpus.of, sorted(setting.plan.tokens), labels, number, draw)
             texts, of = [corpus.texts[i] for i in picked], [corpus.of[i] for i in picked]
             for name, predicted in predictions(setting, texts, of, measured, bags).items():
                 f1 = [
@@ -57,15 +51,14 @@ def main() -> None:
         result[str(number)] = {
             name: np.mean(rows, axis=0).round(4).tolist() for name, rows in found.items()
         }
-        print(number, result[str(number)], flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        show({number: result[str(number)]})
+    record(arguments, {"corpus": corpus.name, "n": len(test), "texts per label": result})
 
 
-def drawn(
+def draw_texts(
     of: Sequence[str], positions: Sequence[int], labels: Sequence[str], number: int, draw: int
 ) -> list[int]:
-    """So many positions of each label."""
+    """Draw so many positions per label."""
     rng = np.random.default_rng(draw)
     return [
         int(i)
@@ -81,7 +74,7 @@ def predictions(
     measured: dict[str, list[str]],
     bags: dict[str, lid.Features],
 ) -> dict[str, list[list[str | None]]]:
-    """What each head says of the whole texts and of their beginnings."""
+    """Predictions of each head for the whole texts and for their beginnings."""
     copies, copies_of, weights = lid.linear_copies(texts, of)
     features = lid.featurize(setting.lm, setting.saes, texts + copies)
     linear = lid.linear_head(features, of + copies_of, setting.corpus.labels, weights=weights)

@@ -1,4 +1,4 @@
-"""Damaged copies of files: bytes, JSON values, safetensors and Parquet, drawn by a seeded generator."""
+"""Random damage to files: bytes, JSON values, safetensors, Parquet and lines."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ ODD = (
 
 
 def mutate(path: Path, draw: Random) -> str:
-    """Damage one file in place by a random mutation that suits its kind. Returns what was done, in a few words."""
-    kinds: list[Callable[[Path, Random], str]] = [_bytes, _bytes, _whole]
+    """Damage a file in place by a random mutation of its kind. Returns a description."""
+    kinds: list[Callable[[Path, Random], str]] = [_bytes, _bytes, _replace]
     structured = {
         ".json": _json,
         ".safetensors": _safetensors,
@@ -55,7 +55,7 @@ def mutate(path: Path, draw: Random) -> str:
     return draw.choice(kinds)(path, draw)
 
 
-def _whole(path: Path, draw: Random) -> str:
+def _replace(path: Path, draw: Random) -> str:
     how = draw.choice(("empty", "missing", "directory", "link to nothing", "text"))
     path.unlink()
     if how == "empty":
@@ -92,13 +92,13 @@ def _bytes(path: Path, draw: Random) -> str:
 
 def _json(path: Path, draw: Random) -> str:
     value = json.loads(path.read_text(encoding="utf-8"))
-    value, told = damaged(value, draw)
+    value, change = damaged(value, draw)
     path.write_text(json.dumps(value), encoding="utf-8")
-    return told
+    return change
 
 
 def damaged(value: Any, draw: Random, trail: str = "") -> tuple[Any, str]:
-    """A copy of a JSON value in which one member is odd, missing, new or renamed."""
+    """A copy of a JSON value in which one member is odd, missing or renamed; and a description."""
     inner = isinstance(value, dict | list) and len(value) > 0
     if not inner or (trail and draw.random() < 0.3):
         odd = draw.choice(ODD)
@@ -112,8 +112,8 @@ def damaged(value: Any, draw: Random, trail: str = "") -> tuple[Any, str]:
     if how < 0.3 and isinstance(copy, dict):
         copy[f"{key}x"] = copy.pop(key)
         return copy, f"{trail}.{key} renamed"
-    copy[key], told = damaged(copy[key], draw, f"{trail}.{key}")
-    return copy, told
+    copy[key], change = damaged(copy[key], draw, f"{trail}.{key}")
+    return copy, change
 
 
 def _safetensors(path: Path, draw: Random) -> str:
@@ -128,11 +128,11 @@ def _safetensors(path: Path, draw: Random) -> str:
     if how == "header" and metadata:
         key = draw.choice(sorted(metadata))
         try:
-            value, told = damaged(json.loads(metadata[key]), draw)
+            value, change = damaged(json.loads(metadata[key]), draw)
             metadata[key] = json.dumps(value)
         except ValueError:
-            metadata[key], told = "", "emptied"
-        how = f"header {told}"
+            metadata[key], change = "", "emptied"
+        how = f"header {change}"
     elif how in ("gone", "renamed"):
         gone = tensors.pop(name)
         if how == "renamed":
@@ -150,13 +150,13 @@ def _safetensors(path: Path, draw: Random) -> str:
         tensors[name] = np.full_like(tensor, np.nan if tensor.dtype.kind == "f" else -1)
     else:
         _claim_more(path)
-        return "more claimed than there is"
+        return "more claimed than present"
     save_file(tensors, path, metadata=metadata)
     return f"{name} {how}"
 
 
 def _claim_more(path: Path) -> None:
-    """Let the header tell of a tensor that is far longer than the file."""
+    """Write a header with a tensor that is far longer than the file."""
     data = path.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + size])
@@ -178,11 +178,11 @@ def _parquet(path: Path, draw: Random) -> str:
     if how == "header" and metadata:
         key = draw.choice(sorted(metadata))
         try:
-            value, told = damaged(json.loads(metadata[key]), draw)
+            value, change = damaged(json.loads(metadata[key]), draw)
             metadata[key] = json.dumps(value).encode()
         except ValueError:
-            metadata[key], told = b"", "emptied"
-        table, how = table.replace_schema_metadata(metadata), f"header {told}"
+            metadata[key], change = b"", "emptied"
+        table, how = table.replace_schema_metadata(metadata), f"header {change}"
     elif how == "gone":
         table = table.remove_column(at)
     elif how == "renamed":

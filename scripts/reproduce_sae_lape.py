@@ -1,27 +1,28 @@
-"""SAE-LAPE as published (arXiv 2507.11230): statistics, identification, perplexity changes and heads, beside the paper.
+"""Reproduce SAE-LAPE (arXiv 2507.11230): its units, perplexity changes and heads.
 
     python scripts/reproduce_sae_lape.py --out OUT
     python scripts/reproduce_sae_lape.py --model embedded:gemma-3-270m --out OUT
 
-The first needs the hub: Llama-3.2-1B and FLORES+ are gated. The second runs the same stages on the
-embedded model and text, with SAEs that it trains; the paper's figures then stand beside others of
-another model, for their order only. Run again, it goes on where it stopped. BOS is counted in the
-statistics and by the heads, and pushed in the interventions, as published.
+The first command needs the hub: Llama-3.2-1B and FLORES+ are gated. The second one runs the same
+stages on the embedded model and text, with SAEs that it trains; the paper's figures are of another
+model then, and only their order can be compared. An interrupted run is continued by the same
+command. BOS is counted in the statistics and by the heads, and edited in the interventions, as
+published.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from common import options, parse
 
 from saefeat import lid
 from saefeat.baselines import FastText
@@ -32,7 +33,7 @@ from saefeat.generation import text_losses
 from saefeat.hooks import Edit, intervene, site_width
 from saefeat.io import kept_json, make_dir, write_json
 from saefeat.models import LanguageModel, load_model
-from saefeat.run import collect, rank, set_threads
+from saefeat.run import collect, rank
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import TrainConfig, train_saes
 from saefeat.selection import Selection
@@ -48,22 +49,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one owner, top 10 by frequency": {"top": 10, "by": "frequency"},
     "one owner, top 1 a layer": {"top": 1, "per_layer": True},
 }
-# What the paper's repository has committed: name -> figure.
+
+
+def _figures(kind: str, names: Iterable[object], values: Iterable[float]) -> dict[str, float]:
+    return {f"{kind}: {name}": value for name, value in zip(names, values, strict=True)}
+
+
+# Name -> figure in the paper's repository.
+# fmt: off
 PAPER: dict[str, float] = {
     "units: all owners": 1043,
-    **{
-        f"units: {n} owners": c
-        for n, c in zip(
-            range(2, 16), (199, 96, 69, 38, 17, 16, 14, 5, 6, 5, 8, 5, 7, 18), strict=True
-        )
-    },
+    **_figures("units", [f"{n} owners" for n in range(2, 16)],
+               (199, 96, 69, 38, 17, 16, 14, 5, 6, 5, 8, 5, 7, 18)),
     "units: one owner": 540,
-    **{
-        f"units: one owner, {label}": n
-        for label, n in zip(
-            PAPER_LABELS, (7, 13, 11, 18, 54, 115, 5, 64, 50, 26, 61, 37, 33, 22, 24), strict=True
-        )
-    },
+    **_figures("units", [f"one owner, {label}" for label in PAPER_LABELS],
+               (7, 13, 11, 18, 54, 115, 5, 64, 50, 26, 61, 37, 33, 22, 24)),
     "entropy: least": 0.0019078,
     "entropy: greatest": 2.7058110,
     "units: LAPE neurons": 1311,
@@ -79,44 +79,18 @@ PAPER: dict[str, float] = {
     "perplexity change: features x -0.2, own, median": 905,
     "perplexity change: features x -0.2, others": 42.8,
     "perplexity change: features x -0.2, others, median": 6.9,
-    **{
-        f"accuracy: {name}": a
-        for name, a in zip(HEADS, (0.98267, 0.97213, 0.96107, 0.61733), strict=True)
-    },
-    **{
-        f"macro-F1: {name}": f
-        for name, f in zip(HEADS, (0.98303, 0.97238, 0.96126, 0.52844), strict=True)
-    },
-    **{
-        f"perplexity: {label}": p
-        for label, p in zip(
-            PAPER_LABELS,
-            (
-                40.09,
-                23.99,
-                18.37,
-                20.55,
-                28.32,
-                9.92,
-                25.24,
-                16.14,
-                21.35,
-                20.80,
-                61.50,
-                44.93,
-                32.67,
-                40.27,
-                49.43,
-            ),
-            strict=True,
-        )
-    },
+    **_figures("accuracy", HEADS, (0.98267, 0.97213, 0.96107, 0.61733)),
+    **_figures("macro-F1", HEADS, (0.98303, 0.97238, 0.96126, 0.52844)),
+    **_figures("perplexity", PAPER_LABELS,
+               (40.09, 23.99, 18.37, 20.55, 28.32, 9.92, 25.24, 16.14, 21.35, 20.80, 61.50, 44.93,
+                32.67, 40.27, 49.43)),
 }
+# fmt: on
 
 
 @dataclass
 class Data:
-    """What each stage reads: a corpus and the split of it."""
+    """The corpus and the split that each stage reads."""
 
     statistics: tuple[Corpus, str]
     perplexity: tuple[Corpus, str]
@@ -133,22 +107,19 @@ class Data:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="published: float32")
     parser.add_argument(
-        "--sentences", type=int, default=1000, help="a label, for the perplexity changes"
+        "--sentences", type=int, default=1000, help="per label, for the perplexity changes"
     )
-    parser.add_argument("--texts", type=int, default=500, help="a label, for the heads")
+    parser.add_argument("--texts", type=int, default=500, help="per label, for the heads")
     parser.add_argument(
-        "--fasttext", type=Path, help="lid.176.bin, as published; default the embedded lid.176.ftz"
+        "--fasttext", type=Path, help="lid.176.bin, as published; default: the embedded lid.176.ftz"
     )
-    arguments = parser.parse_args()
-    set_threads()
+    parser.set_defaults(out=Path("sae-lape"))
+    arguments = parse(parser)
     out = make_dir(arguments.out)
     embedded = arguments.model.startswith("embedded:")
     data = Data.load(embedded)
@@ -189,7 +160,7 @@ def _trained(lm: LanguageModel, data: Data, out: Path) -> list[SAE]:
 
 
 def identification(out: Path, saes: Sequence[SAE]) -> tuple[dict[str, float], dict[str, Selection]]:
-    """Counts of units by variant, and the selections that the other stages use."""
+    """Numbers of units by variant, and the selections that the other stages use."""
     found: dict[str, float] = {}
     kept = {}
     ids = [sae.id for sae in saes]
@@ -223,7 +194,7 @@ def perplexity_changes(
     data: Data,
     n: int,
 ) -> dict[str, float]:
-    """Mean perplexity of each label's sentences, and how interventions for one label change its own and the others'."""
+    """Mean perplexity of each label's sentences, and its change by interventions for each label."""
     corpus, split = data.perplexity
     picked = first_by_hash(corpus, corpus.positions(split, 0), 0, n)
     texts = {
@@ -236,7 +207,7 @@ def perplexity_changes(
     table["baseline"] = base
     stats = {sae.id: Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes}
     makers: dict[str, Callable[[str], dict[str, Edit]]] = {
-        "neurons to zero": lambda label: _silent(lm, chosen["neurons"], label),
+        "neurons to zero": lambda label: _zeroed(lm, chosen["neurons"], label),
         **{
             f"features x {m}": lambda label, m=m: _pushed(
                 lm, saes, stats, chosen["one owner"], label, m
@@ -249,7 +220,9 @@ def perplexity_changes(
         for label in corpus.labels:
             edits = edits_of(label)
             if label not in rows and edits:
-                with intervene(lm.model, edits):  # no special tokens named: BOS is edited too
+                with intervene(
+                    lm.model, edits
+                ):  # BOS is edited too, as no special tokens are named
                     rows[label] = _perplexities(lm, texts)
                 write_json(kept, table)
                 print(f"perplexity: {name}, {label}", flush=True)
@@ -291,20 +264,19 @@ def _pushed(
     label: str,
     m: float,
 ) -> dict[str, Edit]:
-    """m times the greatest value, over all labels, of each of a label's features, along its direction."""
+    """Add m times the greatest value of each feature of a label, along the feature's direction."""
     edits: dict[str, Edit] = {}
     for sae in saes:
         units = selection.units(sae.id)[label]
         if units:
             greatest = stats[sae.id].max[:, units].amax(0).to(sae.W_dec.device)
-            vector = m * (
-                greatest @ sae.W_dec[units].float()
-            )  # they may be stored in half precision
+            # In float32: the SAE may be stored in half precision.
+            vector = m * (greatest @ sae.W_dec[units].float())
             edits[lm.site(sae.site).path] = lambda x, steps, v=vector: x + v.to(x)
     return edits
 
 
-def _silent(lm: LanguageModel, selection: Selection, label: str) -> dict[str, Edit]:
+def _zeroed(lm: LanguageModel, selection: Selection, label: str) -> dict[str, Edit]:
     edits: dict[str, Edit] = {}
     for site in selection.dictionaries:
         units = torch.tensor(selection.units(site)[label], device=lm.device)

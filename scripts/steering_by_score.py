@@ -1,36 +1,29 @@
-"""The sweep again with every method's setting chosen by the score alone, for the methods that its rule does not favour.
+"""The sweep with settings chosen by the score alone, which favours no method.
 
     python scripts/steering_by_score.py RUN --out scripts/results/steering_by_score.json
 
-`steer sweep` first asks whether a setting forces the label fluently. Here each label takes the
-setting of greatest score on the tuning half (rows of RUN/steering/metrics.json), and it is
-generated again on the reporting half.
+`steer sweep` prefers settings that force the label fluently. Here each label takes the setting of
+the greatest score on the tuning half (rows of RUN/steering/metrics.json), and texts are generated
+again on the reporting half.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from common import options, parse, record, show
 
 from saefeat.forcing import Outcome, Own, compare, reaches, row
 from saefeat.generation import Decoding, encode_prompts
 from saefeat.io import read_json
-from saefeat.run import open_run, set_threads
+from saefeat.run import open_run
 from saefeat.run.steer import Bench, Recipe
 from saefeat.run.sweep import english_prompts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    set_threads()
+    arguments = parse(options(__doc__, run=True))
     metrics = read_json(arguments.run / "steering" / "metrics.json")
     own = {label: Own(**values) for label, values in metrics["own"].items()}
     bench = Bench(open_run(arguments.run), metrics["source"], Decoding(**metrics["decoding"]))
@@ -73,9 +66,8 @@ def main() -> None:
             "features_ahead_by": ahead["difference"],
             "features_ahead_ci": ahead["difference_ci"],
         }
-        print(json.dumps(entry), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        show(entry)
+    record(arguments, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""What was tried to make features steer better: one row a setting, over six languages and half of the prompts.
+"""Settings that were tried to make features steer better, on six languages and half of the prompts.
 
     python scripts/steering_search.py RUN --out scripts/results/steering_search.json
 
-Each language takes the best of the strengths on the same prompts, so the scores are optimistic for
-all rows alike; with 32 prompts a mean over six languages moves by some .03 from chance alone.
+Each language takes the best of the strengths on the same prompts, so that all scores are too high
+by about the same. With 32 prompts, the mean over six languages varies by some .03 by chance.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from common import options, parse, record, show
+
 from saefeat.forcing import row
 from saefeat.generation import Decoding, encode_prompts
-from saefeat.run import open_run, set_threads
+from saefeat.run import open_run
 from saefeat.run.steer import Bench, Recipe
 from saefeat.run.sweep import SHARED, STRENGTHS, english_prompts
 from saefeat.steering import CONSTANT, Schedule
@@ -70,14 +69,9 @@ def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", help="settings whose name has this in it")
-    arguments = parser.parse_args()
-    set_threads()
+    parser = options(__doc__, run=True)
+    parser.add_argument("--only", help="only settings whose name contains this")
+    arguments = parse(parser)
     bench = Bench(open_run(arguments.run), "en", Decoding())
     ids = encode_prompts(bench.setting.lm, english_prompts()[::2], bench.decoding.max_new_tokens)
     own = {label: bench.own(label, 64) for label in LABELS}
@@ -105,9 +99,8 @@ def main() -> None:
             for key in ("score", "forcing", "relative", "distinct3")
         }
         rows.append({"setting": name, **mean})
-        print(json.dumps(rows[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        show(rows[-1])
+    record(arguments, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Tiny random models of every family, a tokenizer, a corpus: all made here, offline, in a second."""
+"""Fixtures: tiny random models of every family, a tokenizer, a corpus, a run, the command line."""
 
 from __future__ import annotations
 
 import copy
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,8 @@ from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, load_model, wrap
 
-torch.set_num_threads(
-    1
-)  # on tensors this small, threads wait for each other: two are five times slower
+# Threads wait for each other on tensors this small: two threads take five times as long as one.
+torch.set_num_threads(1)
 VOCABULARY, HIDDEN, FFN, LAYERS, HEADS = 300, 32, 48, 2, 2
 _GATED = {
     "vocab_size": VOCABULARY,
@@ -59,7 +59,7 @@ _PROSE = [
 
 
 def make_model(family: str, seed: int = 0) -> Any:
-    """A random model in float32 whose every weight is moved off its initial value, norms and biases included."""
+    """A random float32 model. Noise is added to every weight, norms and biases included."""
     import transformers
 
     name, options = FAMILIES[family]
@@ -75,7 +75,7 @@ def make_model(family: str, seed: int = 0) -> Any:
 
 
 def make_tokenizer() -> Any:
-    """Byte-level BPE with `<s>` (0) put before a text, `</s>` (1) and `<pad>` (2)."""
+    """Byte-level BPE that puts `<s>` (0) before a text and has `</s>` (1) and `<pad>` (2)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,9 +101,22 @@ def make_tokenizer() -> Any:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Undo what a test of the pipeline sets: bytes are compared at one thread count."""
+    """Undo what a test of a run sets: bytes are compared at one number of threads."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process sees one core, so that a run in it takes one thread, as `tiny_run` did."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """For a whole file: `pytestmark = pytest.mark.usefixtures("no_gradients")`."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +143,7 @@ def family_lm(family: str, family_model: Any, tokenizer: Any) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def make_lm(tokenizer: Any) -> Callable[..., LanguageModel]:
-    """make_lm(family="llama", seed=0): a language model of one's own."""
+    """make_lm(family="llama", seed=0): a new language model, which the test may change."""
 
     def make(family: str = "llama", seed: int = 0) -> LanguageModel:
         return wrap(make_model(family, seed), copy.deepcopy(tokenizer), f"tiny-{family}-{seed}")
@@ -159,14 +172,14 @@ def save_lm(make_lm: Callable[..., LanguageModel]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_corpus() -> Corpus:
-    """240 openings of real sentences in German, English and Thai, the labels taking turns."""
-    whole = load_corpus("embedded:eld", labels=["de", "en", "th"])
+    """240 beginnings of real sentences in German, English and Thai, in turns."""
+    sentences = load_corpus("embedded:eld", labels=["de", "en", "th"])
     texts = {
-        label: [t for t, of in zip(whole.texts, whole.of, strict=True) if of == label]
-        for label in whole.labels
+        label: [t for t, of in zip(sentences.texts, sentences.of, strict=True) if of == label]
+        for label in sentences.labels
     }
     return load_corpus(
-        [(texts[label][i][: 12 + i % 17], label) for i in range(80) for label in whole.labels]
+        [(texts[label][i][: 12 + i % 17], label) for i in range(80) for label in sentences.labels]
     )
 
 
@@ -216,6 +229,12 @@ def tiny_run(
 
 
 @pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run` that a test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
 def saefeat(monkeypatch, capsys):
     """saefeat(*arguments, stdin=b"") -> exit code, standard output, standard error."""
 
@@ -241,5 +260,5 @@ def smollm() -> LanguageModel:
     try:
         assets.fetch("smollm2-135m")
     except UserError as error:
-        pytest.skip(f"the asset cannot be had: {error}")
+        pytest.skip(f"the asset is not available: {error}")
     return load_model("embedded:smollm2-135m", dtype="float32", device="cpu")

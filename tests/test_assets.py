@@ -1,4 +1,4 @@
-"""The pinned files: found, fetched by the real pip from a folder of wheels, mended, refused in one sentence."""
+"""Pinned files: found, downloaded by the real pip from a folder of wheels, repaired, refused."""
 
 from __future__ import annotations
 
@@ -72,13 +72,14 @@ def test_every_asset_names_its_licence_and_its_bytes() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(
-        UserError, match=r"no embedded asset is called 'gemma'; there are gemma-3-270m, eld"
+        UserError, match=r"unknown embedded asset 'gemma'; there are gemma-3-270m, eld"
     ):
         assets.fetch("gemma")
 
 
-def test_importing_brings_nothing_heavy() -> None:
-    code = "import saefeat.assets, saefeat.labels, sys; print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
+def test_the_module_imports_nothing_heavy() -> None:
+    code = "import saefeat.assets, saefeat.labels, sys; "
+    code += "print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
     root = Path(assets.__file__).parents[1]
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
@@ -87,7 +88,7 @@ def test_importing_brings_nothing_heavy() -> None:
 
 
 @pytest.mark.skipif(not has("eld"), reason="eld is not installed")
-def test_eld_is_read_where_it_is_installed(cache: Path) -> None:
+def test_eld_is_read_from_its_package(cache: Path) -> None:
     path = assets.fetch("eld")
     assert path.name == "big-test.txt" and cache not in path.parents
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -107,7 +108,7 @@ def test_another_version_of_an_installed_file_is_refused(
 
 
 @pytest.mark.skipif(not has("gemma-3-270m"), reason="the Gemma packages are not installed")
-def test_gemma_is_assembled_once_and_mended(cache: Path) -> None:
+def test_gemma_is_assembled_once_and_repaired(cache: Path) -> None:
     said: list[str] = []
     path = assets.fetch("gemma-3-270m", say=said.append)
     assert cache in path.parents and path.read_bytes()[:4] == b"GGUF"
@@ -134,6 +135,28 @@ def test_a_wheel_is_fetched_once_and_leaves_nothing_else(fake: Path, cache: Path
     for wheel in fake.iterdir():
         wheel.unlink()  # from now on nothing can be fetched
     assert assets.fetch("fake", recheck=True) == path
+
+
+def test_progress_is_said_while_an_asset_is_downloaded_and_unpacked(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    said: list[str] = []
+    assets.fetch("fake", say=said.append)
+    size = len(CONTENT)
+    assert said[0].startswith("fetching fake: ")
+    assert any(line.startswith(f"download fake: {size} of {size} bytes") for line in said)
+    assert said[-1].startswith(f"unpack fake: {size} of {size} bytes")
+
+
+@pytest.mark.skipif(not has("gemma-3-270m"), reason="the Gemma packages are not installed")
+def test_progress_is_said_while_gemma_is_assembled(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    said: list[str] = []
+    assets.fetch("gemma-3-270m", say=said.append)
+    assert len(said) > 100 and said[-1].startswith("assemble gemma-3-270m: 253,113,024 of 253,")
 
 
 def test_the_record_of_a_check_saves_the_next_one(
@@ -171,7 +194,7 @@ def test_a_wheel_without_the_file_is_refused(fake: Path, monkeypatch: pytest.Mon
         assets.fetch("fake")
 
 
-def test_pips_last_line_is_told(fake: Path, cache: Path) -> None:
+def test_the_error_has_the_last_line_of_pip(fake: Path, cache: Path) -> None:
     for wheel in fake.iterdir():
         wheel.unlink()
     with pytest.raises(
@@ -182,14 +205,14 @@ def test_pips_last_line_is_told(fake: Path, cache: Path) -> None:
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
-def test_an_environment_without_pip_says_how_to_go_on(
+def test_the_error_without_pip_says_how_to_install_it(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(
-        UserError, match=r"`uv pip install pip` or `python -m ensurepip`, or give the path"
+        UserError, match=r"`uv pip install pip` or `python -m ensurepip`\), or give the path"
     ) as caught:
         assets.fetch("fake")
     assert "\n" not in str(caught.value)
@@ -197,7 +220,8 @@ def test_an_environment_without_pip_says_how_to_go_on(
 
 def test_two_processes_at_once(fake: Path) -> None:
     asset = assets.ASSETS["fake"]
-    code = f"from saefeat import assets; from saefeat.assets import Asset; assets.ASSETS['fake'] = {asset!r}\n"
+    code = "from saefeat import assets; from saefeat.assets import Asset\n"
+    code += f"assets.ASSETS['fake'] = {asset!r}\n"
     code += "print(assets.fetch('fake'))"
     root = Path(assets.__file__).parents[1]
     command = [sys.executable, "-c", code]

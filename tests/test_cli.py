@@ -358,7 +358,7 @@ BAD_OPTIONS = {
     ),
     "hub corpus": (
         ["collect", "--neurons", "--corpus", "hub:a/b/c"],
-        "is no corpus of the hub; write hub:OWNER/NAME",
+        "is not a data set of the hub; write hub:OWNER/NAME",
     ),
     "unknown layer": (
         ["train", "--sites", "mlp_out@2"],
@@ -1121,7 +1121,7 @@ def test_a_bad_corpus_is_told_without_a_traceback_by_the_installed_command(
     words = ["run", "--model", tiny_model_dir, "--corpus", "hub:x/y/z", "--out", tmp_path / "out"]
     result = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("saefeat: hub:x/y/z is no corpus of the hub")
+    assert result.stderr.startswith("saefeat: hub:x/y/z is not a data set of the hub")
     assert result.stderr.count("\n") == 1
 
 

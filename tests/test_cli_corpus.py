@@ -1,4 +1,4 @@
-"""`saefeat corpus`: the list, what is shown of one, and what cannot be shown."""
+"""`saefeat corpus list` and `saefeat corpus show`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_corpus_is_shown_by_label_with_aligned_numbers_and_cut_examples(saefea
     assert not any("\x1b" in row or "\t" in row for row in rows)
 
 
-def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_told(saefeat, tmp_path):
+def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_counted(saefeat, tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("satz,sprache\nein Satz,de\na sentence,en\n ,de\nuna frase,it\n")
     columns = ["--text-column", "satz", "--label-column", "sprache"]
@@ -62,7 +62,7 @@ def test_one_label_can_be_shown(saefeat, tmp_path):
     assert code == 2 and "needs at least one label with text (found: none)" in err
 
 
-def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
+def test_a_label_takes_one_line_of_the_table(saefeat, tmp_path):
     (tmp_path / "c.jsonl").write_text(
         '{"text": "a", "label": "two\\nlines"}\n{"text": "b", "label": "y"}\n'
     )
@@ -75,17 +75,17 @@ def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
     [
         (["nowhere"], "the corpus nowhere does not exist; give a file"),
         (["xnli:dev"], "xnli:dev: xnli has the splits train, validation, test"),
-        (["hub:a/b/c"], "is no corpus of the hub; write hub:OWNER/NAME"),
+        (["hub:a/b/c"], "hub:a/b/c is not a data set of the hub; write hub:OWNER/NAME"),
         ([""], "the corpus has an empty name; give a file"),
         (
             ["~no-such-user/c.csv"],
-            "~no-such-user/c.csv is in the home of a user who is not known here",
+            'cannot expand "~" in ~no-such-user/c.csv: there is no such user',
         ),
         (["x" * 300], "xxx does not exist; give a file"),
-        (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
+        (["xnli#" + "9" * 5000], "the part after # must be the greatest number of texts per label"),
     ],
 )
-def test_what_cannot_be_shown_is_one_sentence(saefeat, words, message):
+def test_a_corpus_that_cannot_be_shown_is_one_sentence(saefeat, words, message):
     code, out, err = saefeat("corpus", "show", *words)
     assert (code, out) == (2, "")
     assert err.startswith("saefeat: ") and message in err and err.count("\n") == 1

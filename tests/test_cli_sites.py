@@ -130,8 +130,8 @@ def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered
         "label    flores",
         "zh-Hans  cmn_Hans",
         "no       no may be nno_Latn or nob_Latn in flores; say which",
-        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which system it is of "
-        "(--from)",
+        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which "
+        "system it is of",
     ]
     assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
     code, out, error = saefeat("labels", "de", "KO")
@@ -157,10 +157,10 @@ def test_an_unknown_system_is_refused_once(saefeat):
         ),
         (
             ["Frensh"],
-            "Frensh is no language code and no English name of a language; did you mean French?",
+            "Frensh is neither a language code nor the English name of a language; did you mean Fren",
         ),
         (["en", "--to", "iso"], "unknown code system iso; there are iso639-1, "),
-        (["en", "--from", "wili"], "en is no code of wili"),
+        (["en", "--from", "wili"], "en is not a code of wili"),
     ],
 )
 def test_labels_that_cannot_be_converted_are_one_sentence(saefeat, arguments, message):

@@ -1,12 +1,14 @@
-"""Corpora: every source reads the same examples, splits never move, plans are complete, bad input is one sentence."""
+"""Corpora: all formats give the same examples, splits are stable, bad input is one sentence."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+import re
 import time
 from collections import Counter
+from dataclasses import FrozenInstanceError
 from datetime import date
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import refused, rows_of
 
 from saefeat.corpora import BATCH_TOKENS, TOKEN_LIMIT, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.io import UserError
@@ -27,7 +30,7 @@ ROWS = [
 
 
 def write(path, rows=ROWS, columns=("text", "label", "id")):
-    """Write rows in the format that the suffix names."""
+    """Write rows in the format of the suffix."""
     if path.suffix == ".jsonl":
         lines = [
             json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows
@@ -45,15 +48,11 @@ def write(path, rows=ROWS, columns=("text", "label", "id")):
 
 
 def rows_for(suffix):
-    """ROWS as the format can hold them: a line of .tsv is a row."""
+    """ROWS without line feeds for .tsv, where each line is a row."""
     return [(text.replace("\n", " "), *rest) for text, *rest in ROWS] if suffix == "tsv" else ROWS
 
 
-def rows_of(corpus):
-    return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
-
-
-# --------------------------------------------------------------------------- sources
+# --------------------------------------------------------------------------- formats
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
@@ -77,7 +76,7 @@ def test_columns_can_be_named(tmp_path, suffix):
     )
 
 
-def test_a_directory_of_text_files_gives_a_label_a_file_and_an_example_a_line(tmp_path):
+def test_a_directory_has_one_label_per_file_and_one_example_per_line(tmp_path):
     (tmp_path / "en.txt").write_bytes("one\r\ntwo\u2028and\u0085a half\n\nthree".encode())
     (tmp_path / "de.txt").write_bytes("\ufeffeins\n".encode())
     (tmp_path / "notes.md").write_text("no example")
@@ -92,6 +91,29 @@ def test_a_directory_of_text_files_gives_a_label_a_file_and_an_example_a_line(tm
     assert corpus.skipped == {"blank": 1}
 
 
+def test_a_corpus_may_be_called_by_another_name(tmp_path):
+    path = write(tmp_path / "c.jsonl")
+    assert load_corpus(path).name == path
+    assert load_corpus(path, name="mine").name == "mine"
+    assert load_corpus([("a", "x"), ("b", "y")]).name == "python"
+    with pytest.raises(UserError, match="the corpus mine has no label xx"):
+        load_corpus(path, name="mine", labels=["de", "xx"])
+
+
+def test_rows_of_a_large_file_are_counted_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    path = write(tmp_path / "c.csv", [(f"text {i}", "xy"[i % 2], i) for i in range(2500)])
+    lines = []
+    load_corpus(path, say=lines.append)
+    assert [line.partition(" rows")[0] for line in lines[:2]] == ["corpus: 1,024", "corpus: 2,048"]
+
+
+def test_a_corpus_cannot_be_changed():
+    corpus = load_corpus([("a", "x"), ("b", "y")])
+    with pytest.raises(FrozenInstanceError):
+        corpus.name = "other"
+
+
 def test_only_the_files_of_the_labels_asked_for_are_read(tmp_path):
     for label in ("de", "en"):
         (tmp_path / f"{label}.txt").write_text("text\n")
@@ -99,7 +121,7 @@ def test_only_the_files_of_the_labels_asked_for_are_read(tmp_path):
     assert load_corpus(str(tmp_path), labels=["en", "de"]).labels == ("en", "de")
 
 
-def test_the_embedded_corpus_has_sixty_labels_of_a_thousand_whole_lines_each():
+def test_the_embedded_corpus_has_sixty_labels_with_a_thousand_lines_each():
     corpus = load_corpus("embedded:eld")
     counts = Counter(corpus.of)
     assert len(counts) == 60
@@ -108,14 +130,14 @@ def test_the_embedded_corpus_has_sixty_labels_of_a_thousand_whole_lines_each():
     assert not any("\n" in text or "\t" in text for text in corpus.texts)
 
 
-def test_labels_keep_the_order_asked_for_and_leave_the_others_out(tmp_path):
+def test_only_the_named_labels_are_read_in_their_order(tmp_path):
     path = write(tmp_path / "c.jsonl", [*ROWS, ("ciao", "it", "9")])
     corpus = load_corpus(path, labels=["en", "de"])
     assert corpus.labels == ("en", "de")
     assert rows_of(corpus) == ROWS
 
 
-def test_without_an_id_the_text_decides(tmp_path):
+def test_without_an_id_equal_texts_share_one(tmp_path):
     corpus = load_corpus(
         write(tmp_path / "c.csv", [("a", "x"), ("b", "x"), ("a", "y")], ("text", "label"))
     )
@@ -128,11 +150,10 @@ def test_an_empty_id_counts_as_none(tmp_path):
     assert "" not in corpus.ids
 
 
-# --------------------------------------------------------------------------- rows that are skipped
-# or mended
+# --------------------------------------------------------------------------- unusable rows
 
 
-def test_rows_that_cannot_be_used_are_skipped_or_mended_and_counted(tmp_path):
+def test_unusable_rows_are_skipped_or_repaired_and_counted(tmp_path):
     path = tmp_path / "c.jsonl"
     rows = [
         {"text": "good", "label": "a"},
@@ -157,12 +178,12 @@ def test_rows_that_cannot_be_used_are_skipped_or_mended_and_counted(tmp_path):
     }
 
 
-def test_skipping_leaves_the_other_examples_where_they_were(tmp_path):
+def test_skipped_rows_do_not_change_the_other_examples(tmp_path):
     seen = load_corpus(write(tmp_path / "c.jsonl", [ROWS[0], ("  ", "de", "7"), *ROWS[1:]]))
     assert rows_of(seen) == ROWS
 
 
-def test_one_line_of_a_megabyte_is_cut_at_the_token_limit_and_counted(tiny_lm):
+def test_a_text_of_a_megabyte_is_cut_at_the_token_limit_and_counted(tiny_lm):
     corpus = load_corpus([("the cat " * 130_000, "a"), ("der Hund", "b")])
     start = time.monotonic()
     plan = make_plan(corpus, tiny_lm, split="all")
@@ -208,7 +229,7 @@ def test_train_and_test_together_are_all_examples():
     assert sorted(both) == corpus.positions("all", 3) == list(range(300))
 
 
-def test_a_fifth_of_the_ids_is_for_testing():
+def test_a_fifth_of_the_ids_is_in_the_test_split():
     corpus = parallel(5000, labels=("a",))
     assert len(corpus.positions("test", 0)) / 5000 == pytest.approx(0.2, abs=0.02)
 
@@ -229,8 +250,7 @@ def test_an_unknown_split_is_refused():
         parallel(3).positions("dev", 0)
 
 
-# --------------------------------------------------------------------------- windows, batches,
-# budget
+# --------------------------------------------------------------------------- plans
 
 
 def chosen_by_shard(plan, n):
@@ -245,13 +265,13 @@ def test_shards_are_disjoint_and_complete(tiny_plan, n):
     assert n < 20 or [] in shards  # more shards than windows: some have none
 
 
-def test_a_window_is_a_stretch_of_the_corpus_whatever_was_chosen(tiny_plan):
+def test_a_window_holds_consecutive_examples_of_the_corpus(tiny_plan):
     assert tiny_plan.window_count == -(-240 // 32)
     for w in range(tiny_plan.window_count):
         assert all(32 * w <= i < 32 * (w + 1) for i in tiny_plan.window(w))
 
 
-def test_batches_hold_every_example_once_and_whole(tiny_plan, tiny_lm):
+def test_batches_hold_every_example_once_and_do_not_split_it(tiny_plan, tiny_lm):
     seen = Counter()
     for w in range(tiny_plan.window_count):
         for batch in tiny_plan.batches(tiny_lm, tiny_plan.window(w)):
@@ -298,7 +318,7 @@ def test_the_budget_takes_the_same_examples_whatever_the_order_of_the_rows(tiny_
     assert len(plan.tokens) < 0.6 * len(make_plan(tiny_corpus, tiny_lm).tokens)
 
 
-def test_the_budget_of_each_label_is_filled_and_overshot_by_one_example_at_most(
+def test_the_budget_of_each_label_is_filled_and_exceeded_by_one_example_at_most(
     tiny_corpus, tiny_lm
 ):
     plan = make_plan(tiny_corpus, tiny_lm, max_tokens=300)
@@ -328,7 +348,7 @@ def test_a_mixed_plan_has_the_same_examples_in_another_order(tiny_corpus, tiny_l
     assert len({tiny_corpus.of[i] for i in mixed.window(0)}) == 3
 
 
-def test_at_most_so_many_texts_of_each_label_are_taken(tiny_corpus):
+def test_first_by_hash_takes_at_most_n_texts_per_label(tiny_corpus):
     some = first_by_hash(tiny_corpus, tiny_corpus.positions("test", 0), 0, 5)
     assert Counter(tiny_corpus.of[i] for i in some) == {"de": 5, "en": 5, "th": 5}
     assert set(some) < set(first_by_hash(tiny_corpus, tiny_corpus.positions("test", 0), 0, 6))
@@ -338,11 +358,8 @@ def test_a_label_without_text_in_the_split_is_refused(tiny_lm):
     corpus = parallel(30, labels=("a", "b"))
     test = set(corpus.positions("test", 0))
     keep = [i for i in range(len(corpus)) if corpus.of[i] == "a" or i not in test]
-    fewer = load_corpus([(corpus.texts[i], corpus.of[i]) for i in keep])
-    fewer.ids = [corpus.ids[i] for i in keep]
-    with pytest.raises(
-        UserError, match="the label b of python has no usable text in the test split"
-    ):
+    fewer = load_corpus([(corpus.texts[i], corpus.of[i], corpus.ids[i]) for i in keep])
+    with refused("the label b of python has no usable text in the test split", "labels"):
         make_plan(fewer, tiny_lm, split="test")
 
 
@@ -353,14 +370,21 @@ BAD_FILES = {
     "no text column": (
         "c.jsonl",
         b'{"txt": "a", "label": "x"}\n',
-        r"line 1: no column text; there are txt, label",
+        "line 1: no column text; there are txt, label$",
+        "text_column",
     ),
     "no label column": (
         "c.csv",
         b"text,lang\na,x\n",
-        r"no column label; there are text, lang \(use --label-column\)",
+        "no column label; there are text, lang$",
+        "label_column",
     ),
-    "column missing later": ("c.jsonl", GOOD + b'{"text": "c"}\n', "line 3: no column label"),
+    "column missing later": (
+        "c.jsonl",
+        GOOD + b'{"text": "c"}\n',
+        "line 3: no column label",
+        "label_column",
+    ),
     "empty": ("c.jsonl", b"", "is empty"),
     "only a header": ("c.csv", b"text,label\n", "at least two labels"),
     "only blank lines": ("c.jsonl", b"\n\n", "at least two labels"),
@@ -377,7 +401,7 @@ BAD_FILES = {
     "half of UTF-16": (
         "c.csv",
         "text,label\nä,x\n".encode("utf-16")[:-1],
-        "begins as UTF-16 text but is not",
+        "begins like UTF-16 text but is not",
     ),
     "UTF-16 without a mark": (
         "c.csv",
@@ -398,7 +422,8 @@ BAD_FILES = {
         f"a label that is {value}": (
             "c.jsonl",
             GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
-            r"the label column label of .* holds numbers without names; name a column of strings with --label-column",
+            "the label column label of .* holds numbers without names; name a column of strings$",
+            "label_column",
         )
         for value in ("0", "1.5", "true")
     },
@@ -406,7 +431,8 @@ BAD_FILES = {
         f"labels of the type {kind}": (
             "c.jsonl",
             GOOD + b'{"text": "c", "label": %s}\n' % value.encode(),
-            rf"the label column label of .* holds values of the type {kind}; name a column of strings with --label",
+            f"the label column label of .* holds values of type {kind}; name a column of strings$",
+            "label_column",
         )
         for kind, value in {"list": '["en"]', "dict": "{}"}.items()
     },
@@ -414,17 +440,18 @@ BAD_FILES = {
         f"texts of the type {kind}": (
             "c.jsonl",
             GOOD + b'{"text": %s, "label": "z"}\n' % value.encode(),
-            rf"the label z of .* no usable text, but values of the type {kind}; name a column of strings with --text-c",
+            f"the label z of .* no usable text, but values of type {kind}; name a column of str",
+            "text_column",
         )
         for kind, value in {"list": '["a"]', "dict": "{}", "int": "7"}.items()
     },
     "two label columns": (
         "c.csv",
         b"text,label,label\na,x,y\nb,y,x\n",
-        "there are 2 columns label; give each a name",
+        "2 columns are called label; rename them",
     ),
-    "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "there are 2 columns text"),
-    "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "there are 2 columns id"),
+    "two text columns": ("c.tsv", b"text\ttext\tlabel\na\tb\tx\n", "2 columns are called text"),
+    "two id columns": ("c.csv", b"text,label,id,id\na,x,1,2\n", "2 columns are called id"),
     "one label": (
         "c.jsonl",
         b'{"text": "a", "label": "x"}\n',
@@ -440,13 +467,11 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_a_user_error_of_one_line(tmp_path, name):
-    file, data, message = BAD_FILES[name]
+    file, data, message, *options = BAD_FILES[name]
     path = tmp_path / file
     path.write_bytes(data)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(rf"(?=.*{re.escape(str(path))}).*{message}", *options):
         load_corpus(str(path))
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [True, False], [None, 1]])
@@ -467,25 +492,21 @@ def test_numbers_as_labels_of_a_parquet_file_are_a_user_error(tmp_path, values):
         ([["x"], []], "list"),
     ],
 )
-def test_labels_and_texts_of_a_parquet_file_that_are_no_strings_are_a_user_error(
-    tmp_path, values, kind
-):
+def test_labels_and_texts_of_a_parquet_file_have_to_be_strings(tmp_path, values, kind):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": values}), path)
     with pytest.raises(
-        UserError,
-        match=rf"the label column label of .* holds values of the type {kind}; name a col",
+        UserError, match=rf"the label column label of .* holds values of type {kind}; name a col"
     ):
         load_corpus(path)
     pq.write_table(pa.table({"text": values, "label": ["x", "y"]}), path)
     with pytest.raises(
-        UserError,
-        match=rf"the label x of .* has no usable text, but values of the type {kind}; name",
+        UserError, match=rf"the label x of .* has no usable text, but values of type {kind}; name"
     ):
         load_corpus(path)
 
 
-def test_columns_of_one_name_that_are_not_used_do_no_harm(tmp_path):
+def test_two_columns_of_one_name_are_accepted_if_they_are_not_read(tmp_path):
     (tmp_path / "c.csv").write_text("text,label,note,note\na,x,1,2\nb,y,3,4\n")
     assert load_corpus(tmp_path / "c.csv").texts == ["a", "b"]
 
@@ -505,7 +526,7 @@ def test_a_parquet_file_of_datasets_has_the_names_of_its_class_labels(tmp_path):
 @pytest.mark.parametrize(
     "values", ["01", ["0", " 1"], ["-1", ""], ["0.0", "1.0"], ["2019", "2020"]]
 )
-def test_a_column_of_nothing_but_numbers_in_csv_is_one_of_numbers(tmp_path, suffix, values):
+def test_labels_of_a_csv_that_are_all_numbers_are_refused(tmp_path, suffix, values):
     path = write(tmp_path / f"c.{suffix}", list(zip("ab", values, strict=True)), ("text", "label"))
     for labels in (None, ["0", "1"]):
         with pytest.raises(
@@ -515,7 +536,7 @@ def test_a_column_of_nothing_but_numbers_in_csv_is_one_of_numbers(tmp_path, suff
             load_corpus(path, labels=labels)
 
 
-def test_among_names_in_csv_a_number_is_a_name_like_others(tmp_path):
+def test_a_number_among_names_in_a_csv_is_a_label(tmp_path):
     path = write(tmp_path / "c.csv", [("a", "0"), ("b", "1"), ("c", "none")], ("text", "label"))
     assert load_corpus(path).labels == ("0", "1", "none")
     assert load_corpus(path, labels=["0", "1"]).labels == ("0", "1")
@@ -529,7 +550,7 @@ def test_numbers_as_labels_of_pairs_are_a_user_error(label):
         load_corpus([("a", "x"), ("b", "y"), ("c", label)])
 
 
-def test_strings_of_digits_are_names_where_strings_are_told_from_numbers(tmp_path):
+def test_strings_of_digits_are_labels_in_formats_that_have_strings(tmp_path):
     rows = [("a", "0", "1"), ("b", "1", "2")]
     for source in (
         [row[:2] for row in rows],
@@ -552,16 +573,16 @@ def test_a_truncated_parquet_file_is_a_user_error(tmp_path, cut):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"text_column": "txt"}, "no column txt; there are text, label, id .use --text-column"),
-        ({"label_column": "lang"}, "no column lang; .*use --label-column"),
-        ({"id_column": "key"}, "no column key; .*use --id-column"),
+        ({"text_column": "txt"}, "no column txt; there are text, label, id$"),
+        ({"label_column": "lang"}, "no column lang; there are text, label, id$"),
+        ({"id_column": "key"}, "no column key; there are text, label, id$"),
         ({"labels": ["de", "xx"]}, "has no label xx; there are de, en"),
         ({"labels": ["de"]}, "at least two labels"),
         ({"labels": ["de", "en", "de"]}, "named twice"),
     ],
 )
-def test_a_column_or_label_that_is_not_there_is_a_user_error(tmp_path, suffix, options, message):
-    with pytest.raises(UserError, match=message):
+def test_a_missing_column_or_label_is_a_user_error(tmp_path, suffix, options, message):
+    with refused(message, *options):
         load_corpus(write(tmp_path / f"c.{suffix}", rows_for(suffix)), **options)
 
 
@@ -596,7 +617,7 @@ def test_a_directory_without_text_files_is_a_user_error(tmp_path):
         ("nowhere.jsonl", "the corpus nowhere.jsonl does not exist"),
     ],
 )
-def test_a_source_that_cannot_be_had_is_a_user_error(source, message, monkeypatch):
+def test_a_corpus_that_is_not_available_is_a_user_error(source, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
         load_corpus(source)

@@ -1,4 +1,4 @@
-"""Which texts say something, and labels that can be fitted on."""
+"""Which texts say something, and which labels can be fitted on."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_letter_of_any_script_says_something(name):
     assert says_something(SOMETHING[name], letters=False)
 
 
-def test_where_labels_are_written_without_letters_only_what_cannot_be_seen_says_nothing():
+def test_without_letters_only_invisible_text_says_nothing():
     seen = ("digits", "a price", "emoji", "a heart", "a flag", "a keycap", "punctuation")
     assert all(says_something(NOTHING[name], letters=False) for name in seen)
     blank = (
@@ -92,7 +92,7 @@ def test_where_labels_are_written_without_letters_only_what_cannot_be_seen_says_
     assert not any(says_something(NOTHING[name], letters=False) for name in blank)
 
 
-def test_letters_are_needed_where_every_label_has_some():
+def test_letters_are_needed_if_every_label_has_some():
     assert need_letters(["ja", "1", "oui"], ["de", "de", "fr"])
     assert not need_letters(["1 + 2 =", "ja"], ["sum", "de"])
 
@@ -120,7 +120,7 @@ def test_labels_become_strings():
     [
         (["ja"], ["de", "fr"], "there are 1 texts but 2 labels"),
         (["ja", "oui"], ["de"], "there are 2 texts but 1 labels"),
-        ([], [], "there is no text to fit on"),
+        ([], [], "there are no texts to fit on"),
         (["ja", "", "\u200b \ufeff"], ["de", "fr", "fr"], "all texts of the label fr are blank"),
         (
             ["ja", "oui"],
@@ -134,7 +134,7 @@ def test_examples_that_cannot_be_fitted_on_are_refused(texts, labels, message):
         check_examples(texts, labels, "unknown")
 
 
-def test_what_stands_for_nothing_is_free_to_choose():
+def test_the_label_for_unknown_can_be_chosen():
     assert check_examples(["ja", "oui"], ["de", "unknown"], None) == ["de", "unknown"]
     assert or_unknown(["de", None], "unknown") == ["de", "unknown"]
     assert or_unknown(["de", None], None) == ["de", None]

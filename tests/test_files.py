@@ -1,4 +1,4 @@
-"""Local files as people have them: quotation marks, packed files, encodings, nested columns, saved data sets."""
+"""Local files as users have them: quotes, compression, encodings, nested columns, saved data."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from helpers import pairs_of, refused
 
 from saefeat.cli.common import input_lines
 from saefeat.corpora import load_corpus
@@ -35,10 +36,6 @@ LINES = [
 ]
 
 
-def pairs(corpus):
-    return list(zip(corpus.texts, corpus.of, strict=True))
-
-
 def zstd(data):
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as out:
@@ -49,15 +46,15 @@ def zstd(data):
 # --------------------------------------------------------------------------- .tsv
 
 
-def test_a_quotation_mark_that_stays_open_takes_no_further_line_of_a_tsv_with_it(tmp_path):
+def test_an_open_quotation_mark_does_not_join_lines_of_a_tsv(tmp_path):
     (tmp_path / "c.tsv").write_text("\n".join(LINES) + "\n")
     corpus = load_corpus(tmp_path / "c.tsv")
-    assert pairs(corpus) == [tuple(line.split("\t")) for line in LINES[1:]]
+    assert pairs_of(corpus) == [tuple(line.split("\t")) for line in LINES[1:]]
     assert corpus.skipped == {"a quotation mark kept as text": 1}
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_quotation_marks_of_a_writer_go_from_a_tsv(tmp_path, quoting):
+def test_quotation_marks_of_a_csv_writer_are_removed_from_a_tsv(tmp_path, quoting):
     rows = [
         ('He said "no"', "en"),
         ('"', "en"),
@@ -69,15 +66,15 @@ def test_quotation_marks_of_a_writer_go_from_a_tsv(tmp_path, quoting):
         tmp_path / "c.tsv", sep="\t", index=False, quoting=quoting
     )
     corpus = load_corpus(tmp_path / "c.tsv")
-    assert pairs(corpus) == rows
+    assert pairs_of(corpus) == rows
     assert corpus.skipped == ({"quoted in a .tsv": 4} if quoting == csv.QUOTE_MINIMAL else {})
 
 
 @pytest.mark.parametrize("text", ['"Ja"', '"', '""', '"a" and "b"', 'a""b', '5" of snow'])
-def test_quotation_marks_in_the_text_of_a_plain_tsv_stay(tmp_path, text):
+def test_quotation_marks_of_a_plain_tsv_are_kept(tmp_path, text):
     (tmp_path / "c.tsv").write_text(f"label\ttext\nx\t{text}\ny\tb\n")
     corpus = load_corpus(tmp_path / "c.tsv")
-    assert pairs(corpus) == [(text, "x"), ("b", "y")]
+    assert pairs_of(corpus) == [(text, "x"), ("b", "y")]
     assert corpus.skipped == ({"a quotation mark kept as text": 1} if text.startswith('"') else {})
 
 
@@ -86,16 +83,16 @@ def test_a_quoted_cell_over_several_lines_of_a_tsv_is_an_error_with_the_line(tmp
     rows = [("a", "x"), (text, "y"), ("b", "x")]
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "c.tsv", sep="\t", index=False)
     with pytest.raises(
-        UserError, match=r"c\.tsv: line 3 begins a quoted cell that goes on in the next line, but"
+        UserError, match=r"c\.tsv: line 3 begins a quoted cell that continues on the next line, but"
     ):
         load_corpus(tmp_path / "c.tsv")
 
 
-def test_a_bad_quotation_in_a_tsv_where_all_is_quoted_is_an_error_with_the_line(tmp_path):
+def test_a_bad_quotation_in_a_fully_quoted_tsv_is_an_error_with_the_line(tmp_path):
     (tmp_path / "c.tsv").write_text('"text"\t"label"\n"a"\t"x"\n"say \\"b\\""\t"y"\n')
     with pytest.raises(
         UserError,
-        match="line 3 has a quoted cell that is not closed, or marks inside it that are not",
+        match="line 3 has a quoted cell that is not closed, or contains quotation marks that are n",
     ):
         load_corpus(tmp_path / "c.tsv")
 
@@ -109,18 +106,17 @@ def test_a_csv_may_have_another_delimiter(tmp_path, delimiter):
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(
         tmp_path / "c.csv", sep=delimiter, index=False
     )
-    assert pairs(load_corpus(tmp_path / "c.csv")) == rows
-    with pytest.raises(UserError, match=r"no column lang; there are .*\(use --label-column\)"):
+    assert pairs_of(load_corpus(tmp_path / "c.csv")) == rows
+    with refused("no column lang; there are text, label$", "label_column"):
         load_corpus(tmp_path / "c.csv", label_column="lang")
 
 
 def test_the_comma_comes_first(tmp_path):
     (tmp_path / "c.csv").write_text("text,label,a;b\neins;zwei,de,1\none,en,2\n")
-    assert pairs(load_corpus(tmp_path / "c.csv")) == [("eins;zwei", "de"), ("one", "en")]
+    assert pairs_of(load_corpus(tmp_path / "c.csv")) == [("eins;zwei", "de"), ("one", "en")]
 
 
-# --------------------------------------------------------------------------- packed files,
-# encodings
+# --------------------------------------------------------------------------- packed files
 
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 JSONL = b'{"text": "eins", "label": "de"}\n{"text": "one", "label": "en"}\n'
@@ -139,7 +135,7 @@ def test_a_packed_file_is_read_like_the_file(tmp_path, name, ending):
     parts = (SAME[name][:half], SAME[name][half:])  # as `cat a.gz b.gz` makes it
     (tmp_path / (name + ending)).write_bytes(b"".join(map(PACK[ending], parts)))
     packed = load_corpus(tmp_path / (name + ending))
-    assert pairs(packed) == [("eins", "de"), ("one", "en")]
+    assert pairs_of(packed) == [("eins", "de"), ("one", "en")]
     assert packed.fingerprint == load_corpus(tmp_path / name).fingerprint
 
 
@@ -164,7 +160,9 @@ def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, ending, damage)
         ("c.csv.lz4", "lz4 -d"),
     ],
 )
-def test_what_is_packed_otherwise_names_the_command_that_unpacks_it(tmp_path, name, command):
+def test_the_error_of_an_unsupported_archive_names_the_command_that_unpacks_it(
+    tmp_path, name, command
+):
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(UserError, match=rf"unpack it first: {command} .*{name}"):
         load_corpus(tmp_path / name)
@@ -175,37 +173,35 @@ def test_a_packed_parquet_file_is_read_too(tmp_path):
         tmp_path / "c.parquet"
     )
     (tmp_path / "c.parquet.gz").write_bytes(gzip.compress((tmp_path / "c.parquet").read_bytes()))
-    assert pairs(load_corpus(tmp_path / "c.parquet.gz")) == [("eins", "de"), ("one", "en")]
+    assert pairs_of(load_corpus(tmp_path / "c.parquet.gz")) == [("eins", "de"), ("one", "en")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("name", SAME)
-def test_a_byte_order_mark_says_the_encoding(tmp_path, name, encoding):
+def test_a_byte_order_mark_decides_the_encoding(tmp_path, name, encoding):
     text = SAME[name].decode().replace("eins", "fünf\u2028€")
     (tmp_path / name).write_bytes(
         text.replace("\n", "\r\n").encode(encoding)
     )  # as Windows writes it
-    assert pairs(load_corpus(tmp_path / name)) == [("fünf\u2028€", "de"), ("one", "en")]
+    assert pairs_of(load_corpus(tmp_path / name)) == [("fünf\u2028€", "de"), ("one", "en")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_the_lines_that_are_identified_or_continued_are_read_the_same_way(
-    tmp_path, encoding, ending
-):
+def test_input_lines_of_commands_are_decoded_in_the_same_way(tmp_path, encoding, ending):
     path = tmp_path / f"lines.txt{ending}"
     data = "Grüße\n\nzwei\n".encode(encoding)
     path.write_bytes(gzip.compress(data) if ending else data)
     assert input_lines(path) == ["Grüße", "", "zwei"]
 
 
-def test_a_byte_order_mark_at_the_head_of_a_text_or_label_goes(tmp_path):
+def test_a_byte_order_mark_before_a_text_or_label_is_removed(tmp_path):
     rows = [("\ufeffeins", "\ufeffde"), ("\ufeff", "de"), ("zw\ufeffei", "de"), ("one", "en")]
     (tmp_path / "c.jsonl").write_text(
         "\n".join(json.dumps({"text": t, "label": of}) for t, of in rows)
     )
     corpus = load_corpus(tmp_path / "c.jsonl")
-    assert pairs(corpus) == [("eins", "de"), ("zw\ufeffei", "de"), ("one", "en")]
+    assert pairs_of(corpus) == [("eins", "de"), ("zw\ufeffei", "de"), ("one", "en")]
     assert corpus.skipped == {"blank": 1, "mended: byte-order mark": 2}
     assert corpus.ids[0] == load_corpus([("eins", "de"), ("one", "en")]).ids[0]
 
@@ -219,7 +215,7 @@ def labelled(tmp_path):
     return tmp_path
 
 
-def test_what_lies_beside_the_labels_of_a_directory_is_no_label(tmp_path):
+def test_other_files_of_a_directory_are_not_labels(tmp_path):
     folder = labelled(tmp_path)
     (folder / "README.txt").write_text("About this corpus.\n")
     (folder / "LICENSE.txt").write_text("CC0\n")
@@ -233,18 +229,18 @@ def test_what_lies_beside_the_labels_of_a_directory_is_no_label(tmp_path):
     )  # whoever asks for it
 
 
-def test_files_of_a_directory_may_be_packed_but_a_label_has_one(tmp_path):
+def test_files_of_a_directory_may_be_packed_but_each_label_has_one_file(tmp_path):
     folder = labelled(tmp_path)
     (folder / "ita.txt.gz").write_bytes(gzip.compress(b"uno\ndue\n"))
-    assert pairs(load_corpus(folder))[-2:] == [("uno", "ita"), ("due", "ita")]
+    assert pairs_of(load_corpus(folder))[-2:] == [("uno", "ita"), ("due", "ita")]
     (folder / "ita.txt").write_text("uno\n")
     with pytest.raises(
-        UserError, match=r"ita\.txt and .*ita\.txt\.gz are of one label; remove one of them"
+        UserError, match=r"ita\.txt and .*ita\.txt\.gz have the same label; remove one"
     ):
         load_corpus(folder)
 
 
-def test_a_directory_of_other_files_names_one_that_can_be_given(tmp_path):
+def test_the_error_of_a_directory_of_other_files_names_one_of_them(tmp_path):
     (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(JSONL))
     with pytest.raises(
         UserError,
@@ -260,18 +256,20 @@ DATA = Dataset.from_dict({"text": ["eins", "one", "nobody's"], "label": [0, 1, -
 def test_a_folder_of_save_to_disk_is_read(tmp_path):
     DATA.save_to_disk(str(tmp_path / "set"))
     corpus = load_corpus(tmp_path / "set")
-    assert pairs(corpus) == [("eins", "de"), ("one", "en")]
+    assert pairs_of(corpus) == [("eins", "de"), ("one", "en")]
     assert corpus.skipped == {"no label": 1}
     (tmp_path / "set/state.json").write_text("{")
-    with pytest.raises(UserError, match="set is no readable folder of save_to_disk"):
+    with pytest.raises(UserError, match="set is not a readable directory of save_to_disk"):
         load_corpus(tmp_path / "set")
 
 
-def test_of_several_saved_splits_train_is_read_or_one_is_named(tmp_path):
+def test_of_several_saved_splits_train_is_read_or_a_choice_is_asked_for(tmp_path):
     DatasetDict(test=DATA.select([0]), train=DATA).save_to_disk(str(tmp_path / "set"))
     assert len(load_corpus(tmp_path / "set")) == 2
     DatasetDict(dev=DATA, test=DATA.select([0])).save_to_disk(str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"other has the splits dev, test; name one: .*other/dev"):
+    with pytest.raises(
+        UserError, match=r"other has the splits dev, test; name one, such as .*other/dev"
+    ):
         load_corpus(tmp_path / "other")
     assert len(load_corpus(tmp_path / "other/dev")) == 2
 
@@ -298,12 +296,12 @@ def source_of(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset", "frame", "rows"])
-def test_columns_within_others_are_named_with_a_dot(tmp_path, kind):
+def test_nested_columns_are_named_with_a_dot(tmp_path, kind):
     source = source_of(kind, tmp_path)
     corpus = load_corpus(
         source, text_column="body.text", label_column="metadata.language", id_column="metadata.n"
     )
-    assert (pairs(corpus), corpus.ids) == ([("eins", "de"), ("one", "en")], ["1", "2"])
+    assert (pairs_of(corpus), corpus.ids) == ([("eins", "de"), ("one", "en")], ["1", "2"])
     assert corpus.skipped == {"no label": 1, "no text": 1}
     assert load_corpus(source, text_column="body.text", label_column="a.b").labels == ("x", "y")
     with pytest.raises(
@@ -312,7 +310,7 @@ def test_columns_within_others_are_named_with_a_dot(tmp_path, kind):
         load_corpus(source, text_column="body.text", label_column="metadata.lang")
 
 
-def test_class_labels_within_others_have_names(tmp_path):
+def test_nested_class_labels_have_names(tmp_path):
     features = Features(
         {"text": Value("string"), "metadata": {"language": ClassLabel(names=["de", "en"])}}
     )
@@ -320,14 +318,13 @@ def test_class_labels_within_others_have_names(tmp_path):
     made = Dataset.from_dict(rows, features)
     made.to_parquet(tmp_path / "c.parquet")
     for source in (made, tmp_path / "c.parquet"):
-        assert pairs(load_corpus(source, label_column="metadata.language")) == [
+        assert pairs_of(load_corpus(source, label_column="metadata.language")) == [
             ("eins", "de"),
             ("one", "en"),
         ]
 
 
-# --------------------------------------------------------------------------- labels of another code
-# system
+# --------------------------------------------------------------------------- other code systems
 
 
 def write_flores(tmp_path):
@@ -344,30 +341,30 @@ def write_flores(tmp_path):
     return tmp_path / "c.csv"
 
 
-def test_labels_asked_for_in_another_code_system_are_found_and_told(tmp_path):
+def test_labels_in_another_code_system_are_found_and_said(tmp_path):
     told = []
     corpus = load_corpus(write_flores(tmp_path), labels=["en", "deu", "ita_Latn"], say=told.append)
     assert corpus.labels == ("en", "deu", "ita_Latn")
-    assert pairs(corpus) == [("eins", "deu"), ("one", "en"), ("uno", "ita_Latn")]
+    assert pairs_of(corpus) == [("eins", "deu"), ("one", "en"), ("uno", "ita_Latn")]
     assert told == [f"labels of {tmp_path / 'c.csv'}: eng_Latn as en, deu_Latn as deu"]
     assert load_corpus(labelled(tmp_path), labels=["de", "en"]).labels == ("de", "en")
 
 
-def test_a_label_that_leaves_open_which_is_meant_is_refused(tmp_path):
+def test_an_ambiguous_label_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"has no label zh; there are .*zho_Hans, zho_Hant"):
         load_corpus(write_flores(tmp_path), labels=["zh", "en"])
 
 
 def test_an_equal_label_comes_before_one_of_the_same_language():
     rows = [("eins", "de"), ("zwei", "deu"), ("one", "en")]
-    assert pairs(load_corpus(rows, labels=["de", "en"])) == [("eins", "de"), ("one", "en")]
+    assert pairs_of(load_corpus(rows, labels=["de", "en"])) == [("eins", "de"), ("one", "en")]
 
 
 # --------------------------------------------------------------------------- hub:NAME
 
 
 @pytest.mark.parametrize("name", ["glue", "own/er"])
-def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name, monkeypatch):
+def test_without_a_network_a_folder_named_like_a_data_set_is_not_read(tmp_path, name, monkeypatch):
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "train.jsonl").write_bytes(JSONL)
     nowhere = {
@@ -377,7 +374,10 @@ def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name,
     }
     for variable, value in nowhere.items():
         monkeypatch.setenv(variable, value)
-    program = "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\nfrom saefeat.cli import main; main()"
+    program = (
+        "from saefeat.corpora import fetch; fetch.PAUSES = (0.01,) * 3\n"
+        "from saefeat.cli import main; main()"
+    )
     command = [sys.executable, "-c", program, "corpus", "show", f"hub:{name}"]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (told.returncode, told.stdout) == (2, "")
@@ -386,7 +386,7 @@ def test_a_name_of_the_hub_is_no_folder_that_happens_to_be_there(tmp_path, name,
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as a data set of one file, `train.jsonl`, takes to be read."""
+    """The part of the hub's interface that reading one file, `train.jsonl`, needs."""
 
     data = JSONL.replace(b"eins", b"vom Hub")
 
@@ -419,10 +419,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
+def test_the_hub_is_read_even_if_a_folder_has_that_name(tmp_path):
     (tmp_path / "own/er").mkdir(parents=True)
     (tmp_path / "own/er/train.jsonl").write_bytes(JSONL)
-    kept = tmp_path / "c/corpora/own-er"  # as an earlier version kept it of the folder
+    kept = tmp_path / "c/corpora/own-er"  # as an earlier version cached the folder
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = {
@@ -445,7 +445,7 @@ def test_the_hub_is_read_where_a_folder_of_that_name_is_there(tmp_path):
         pq.write_table(
             pa.table({"text": ["eins", "one"], "label": ["de", "en"], "id": ["1", "2"]}), path
         )
-        assert "vom Hub" in show().stdout  # fetched again: what is kept has no revision
+        assert "vom Hub" in show().stdout  # fetched again: the cached rows have no revision
         server.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""What a program hands over: one string is refused everywhere, lists and tables of any library read alike."""
+"""Texts and labels as Python objects: lists and tables of any library, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from helpers import refused
 
 from saefeat.corpora import load_corpus
 from saefeat.corpora.given import given_examples, given_texts, listed
@@ -92,12 +93,12 @@ def test_missing_values_of_a_data_frame_are_skipped_and_counted():
     assert corpus.skipped == {"no label": 1, "no text": 2}
 
 
-def test_texts_are_cleaned_as_those_of_files_are():
+def test_texts_are_cleaned_like_those_of_files():
     assert given_texts(["\ufeffeins", "a\0b", "\ud800"]) == ["eins", "a b", " "]
 
 
 @pytest.mark.parametrize("text", ["abc", "", b"abc", np.str_("abc")])
-def test_one_string_is_no_list(text):
+def test_one_string_is_refused_as_a_list(text):
     for take in (
         given_texts,
         lambda it: given_examples(it, OF),
@@ -112,39 +113,39 @@ def test_one_string_is_no_list(text):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (5, "texts should be a list of strings, not a value of the type int"),
-        (None, "not a value of the type NoneType"),
-        (np.array("abc"), "not a value of the type ndarray"),
-        ({"a", "b"}, "not a value of the type set"),
+        (5, "texts should be a list of strings, not a value of type int"),
+        (None, "not a value of type NoneType"),
+        (np.array("abc"), "not a value of type ndarray"),
+        ({"a", "b"}, "not a value of type set"),
         (["a", None], "the text at position 1 is missing, not a string"),
         (pd.Series(["a", None]), "the text at position 1 is missing, not a string"),
-        (["a", 5], "the text at position 1 is a value of the type int, not a string"),
-        ([b"a"], "the text at position 0 is a value of the type bytes"),
-        ([["a", "b"]], "the text at position 0 is a value of the type list"),
+        (["a", 5], "the text at position 1 is a value of type int, not a string"),
+        ([b"a"], "the text at position 0 is a value of type bytes"),
+        ([["a", "b"]], "the text at position 0 is a value of type list"),
         (pd.DataFrame({"satz": ["a"]}), "no column text; there are satz; give the column itself"),
         ([{"satz": "a"}], "row 0: no column text; there are satz"),
         (
             DatasetDict(a=Dataset.from_dict(COLUMNS)),
-            r"a DatasetDict has the splits a; give one: data\['a'\]",
+            r"a DatasetDict has the splits a; give one, such as data\['a'\]",
         ),
     ],
 )
-def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
+def test_other_values_are_refused_as_texts_in_one_sentence(texts, message):
     with pytest.raises(UserError, match=message):
         given_texts(texts)
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    "case",
     [
         (["ab", "cd"], r"row 0 is 'ab'; give \(text, label\) pairs or \(text, label, id\) triples"),
         ([("a", "x"), ("b",)], r"row 1 is \('b',\); give"),
         ([("a", "x"), ("b", "y", "1", "2")], r"row 1 is \('b', 'y', '1', '2'\); give"),
         ([("a", "x"), 5], "row 1 is 5; give"),
         ([("a", "x"), ("b", 5)], "holds numbers without names; give strings"),
-        (5, "a value of the type int is no labelled text"),
-        (b"c.csv", "a value of the type bytes is no labelled text"),
-        ({("a", "x"), ("b", "y")}, "a value of the type set is no labelled text"),
+        (5, "a value of type int is not labelled text"),
+        (b"c.csv", "a value of type bytes is not labelled text"),
+        ({("a", "x"), ("b", "y")}, "a value of type set is not labelled text"),
         (
             {"text": ["a", "b"], "label": ["x"]},
             "the columns of the table have different lengths: 2 texts, 1 labels",
@@ -153,13 +154,11 @@ def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
             {"text": "ab", "label": ["x", "y"]},
             "the column text of the table should be a list of strings, not one",
         ),
-        (
-            {"satz": ["a"], "label": ["x"]},
-            r"no column text; there are satz, label \(use text_column\)",
-        ),
+        ({"satz": ["a"], "label": ["x"]}, "no column text; there are satz, label$", "text_column"),
         (
             [{"text": "a", "lang": "x"}],
-            r"row 0: no column label; there are text, lang \(use label_column\)",
+            "row 0: no column label; there are text, lang$",
+            "label_column",
         ),
         (
             DatasetDict(a=Dataset.from_dict(COLUMNS), b=Dataset.from_dict(COLUMNS)),
@@ -167,20 +166,19 @@ def test_what_is_no_list_of_texts_is_one_sentence(texts, message):
         ),
     ],
 )
-def test_what_is_no_labelled_text_is_one_sentence(source, message):
-    with pytest.raises(UserError, match=message):
-        load_corpus(source)
+def test_other_values_are_refused_as_labelled_text_in_one_sentence(case):
+    data, message, *options = case
+    with refused(message, *options):
+        load_corpus(data)
 
 
-def test_one_string_is_no_list_of_labels_for_a_corpus():
+def test_one_string_is_refused_as_labels_of_a_corpus():
     with pytest.raises(UserError, match="labels should be a list of strings, not one string"):
         load_corpus([("a", "d"), ("b", "e")], labels="de")
 
 
-def test_another_number_of_labels_than_texts_is_one_sentence():
-    with pytest.raises(
-        UserError, match="there are 3 texts but 2 labels; give one label for each text"
-    ):
+def test_different_numbers_of_labels_and_texts_are_refused():
+    with pytest.raises(UserError, match="there are 3 texts but 2 labels; give one label per text"):
         given_examples(TEXTS, OF[:2])
     with pytest.raises(UserError, match="the table: no column label; there are text"):
         given_examples({"text": TEXTS})

@@ -1,4 +1,4 @@
-"""Directories: one that takes another's place, whole or not at all; one that a process claims for its own."""
+"""Directories are replaced completely or not at all, and claimed by one process at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def names(directory):
     return sorted(p.name for p in directory.iterdir())
 
 
-def test_a_directory_appears_at_once_for_everybody_to_read(tmp_path):
+def test_a_directory_appears_complete_and_readable(tmp_path):
     with replacing(tmp_path / "deep" / "a") as made:
         (made / "x").write_text("new")
         assert made.parent == tmp_path / "deep" and made.name.startswith(".a-")
@@ -27,7 +27,7 @@ def test_a_directory_appears_at_once_for_everybody_to_read(tmp_path):
 
 
 @pytest.mark.parametrize("old", [{}, {"y": "old", "z": "old"}])
-def test_what_was_there_stays_until_the_end_and_is_gone_then(tmp_path, old):
+def test_the_old_directory_stays_until_the_new_one_is_complete(tmp_path, old):
     (tmp_path / "a").mkdir()
     for name, text in old.items():
         (tmp_path / "a" / name).write_text(text)
@@ -40,7 +40,7 @@ def test_what_was_there_stays_until_the_end_and_is_gone_then(tmp_path, old):
 @pytest.mark.parametrize(
     "failure", [KeyboardInterrupt, OSError(28, "No space left on device"), UserError("no")]
 )
-def test_a_failure_leaves_the_old_directory_untouched_and_nothing_beside_it(tmp_path, failure):
+def test_a_failure_leaves_the_old_directory_and_nothing_else(tmp_path, failure):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/y").write_text("old")
     before = (tmp_path / "a").stat()
@@ -55,7 +55,7 @@ def test_a_failure_leaves_the_old_directory_untouched_and_nothing_beside_it(tmp_
     assert (tmp_path / "a/y").read_text() == "old" and names(tmp_path) == ["a"]
 
 
-def test_the_directory_may_be_the_one_we_are_in_or_a_link(tmp_path, monkeypatch):
+def test_the_directory_may_be_the_current_one_or_a_link(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     os.symlink(tmp_path / "a", tmp_path / "link")
     monkeypatch.chdir(tmp_path / "a")
@@ -75,17 +75,18 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
         raise AssertionError("never reached")
 
 
-def test_a_home_of_nobody_is_a_user_error(monkeypatch):
+def test_the_home_of_an_unknown_user_is_a_user_error(monkeypatch):
     assert user_path("~/x") == Path.home() / "x"
     monkeypatch.setenv("SAEFEAT_CACHE", "~no-such-user/cache")
     for call in (cache_dir, lambda: user_path("~no-such-user/x")):
         with pytest.raises(
-            UserError, match=r"~no-such-user/.* is in the home of a user who is not known here"
+            UserError,
+            match=r'cannot expand "~" in ~no-such-user/.*: there is no such user; give an',
         ):
             call()
 
 
-def test_where_the_new_cannot_take_the_place_the_old_comes_back(tmp_path, monkeypatch):
+def test_the_old_directory_comes_back_if_the_last_rename_fails(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/old").touch()
     rename, calls = os.rename, []
@@ -102,7 +103,7 @@ def test_where_the_new_cannot_take_the_place_the_old_comes_back(tmp_path, monkey
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old"]
 
 
-def test_stopped_between_the_renames_the_old_comes_back(tmp_path, monkeypatch):
+def test_the_old_directory_comes_back_after_an_interrupt_between_the_renames(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/old").touch()
     rename, calls = os.rename, []
@@ -140,7 +141,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_directory_is_one_processs_at_a_time_and_free_after_it(tmp_path):
+def test_a_directory_is_claimed_by_one_process_at_a_time(tmp_path):
     def take():
         with claim(tmp_path / "a"):
             pass
@@ -167,7 +168,7 @@ def test_a_claim_ends_with_a_failure_and_with_a_kill(tmp_path):
         pass
 
 
-def test_a_claim_clears_what_a_kill_left_and_nothing_else(tmp_path):
+def test_a_claim_removes_the_unfinished_files_of_a_killed_process_only(tmp_path):
     kept = {".hidden", ".x.tmp", ".y.123.tmp.json", "z.saefeat-tmp"}
     for name in kept:
         (tmp_path / name).touch()
@@ -190,7 +191,7 @@ def test_a_claim_clears_what_a_kill_left_and_nothing_else(tmp_path):
     assert names(tmp_path / "deep") == [] and set(names(tmp_path)) == kept | {"deep"}
 
 
-def test_a_directory_that_was_being_replaced_at_a_kill_comes_back(tmp_path, monkeypatch):
+def test_the_old_directory_comes_back_after_a_kill_between_the_renames(tmp_path, monkeypatch):
     (tmp_path / "b-c").mkdir()
     (tmp_path / "b-c" / "old").touch()
     rename = os.rename
@@ -207,7 +208,7 @@ def test_a_directory_that_was_being_replaced_at_a_kill_comes_back(tmp_path, monk
     assert names(tmp_path) == ["b-c"] and names(tmp_path / "b-c") == ["old"]
 
 
-def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypatch):
+def test_a_claim_works_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(37, "No locks available")
 

@@ -450,7 +450,7 @@ def test_tokens_are_cut_at_the_limit_and_no_special_token_is_added(tiny_lm):
         ("embedded:gemma-9", "unknown embedded model"),
         ("a/b/c", "neither a directory"),
         ("", "the model has an empty name"),
-        ("~no-such-user/x", "in the home of a user who is not known here"),
+        ("~no-such-user/x", 'cannot expand "~" in ~no-such-user/x: there is no such user'),
         (f"{'x' * 300}.gguf", "does not exist"),
         (
             "someone/no-such-model",

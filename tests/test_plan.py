@@ -1,4 +1,4 @@
-"""Plans choose the same examples as when all texts are tokenised first, and tokenise no more than they need."""
+"""Plans choose the same examples as if all texts were tokenised, but tokenise few of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saefeat.io import UserError
 
 
 class Watched:
-    """A tokenizer whose calls go to a function."""
+    """A tokenizer whose calls are passed to a function."""
 
     def __init__(self, tokenizer, call):
         self.tokenizer, self.call = tokenizer, call
@@ -29,7 +29,7 @@ class Watched:
 
 
 def planned_at_once(corpus, lm, budget, limit, count_bos):
-    """The chosen examples in their hashed order, with tokens and counts: all texts are tokenised first."""
+    """The chosen examples in hashed order, with tokens and counts, from all texts tokenised."""
     positions = corpus.positions("train", 0)
     rows = dict(
         zip(positions, lm.tokenize([corpus.texts[i] for i in positions], limit), strict=True)
@@ -61,7 +61,7 @@ def planned_at_once(corpus, lm, budget, limit, count_bos):
     st.integers(1, 7),
     st.booleans(),
 )
-def test_slices_choose_what_tokenising_all_texts_at_once_chooses(
+def test_slices_choose_the_same_examples_as_tokenising_all_texts(
     monkeypatch, tiny_lm, rows, budget, size, count_bos
 ):
     texts, of, ids = map(list, zip(*rows, strict=True))

@@ -1,4 +1,4 @@
-"""Recipes: each reads a few rows that the test writes as its source has them; the cache and the network's failures."""
+"""Recipes read rows in the formats of their sources; the cache; failures of the network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import pairs_of, refused, rows_of
 
-from saefeat.corpora import PAPER_LABELS, fetch, load_corpus
+from saefeat.corpora import PAPER_LABELS, extract, fetch, load_corpus
 from saefeat.corpora.reading import hub_revision
 from saefeat.corpora.recipes import RECIPES, Recipe, Source
 from saefeat.io import UserError, file_sha256
@@ -36,7 +37,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def lies_at(monkeypatch):
-    """lies_at(name, place, ...): the sources of a recipe lie at these places instead."""
+    """lies_at(name, place, ...): move the sources of a recipe to these places."""
 
     def move(name, *places, **changes):
         recipe = RECIPES[name]
@@ -51,7 +52,11 @@ def lies_at(monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves tmp_path/www; `fails` holds how often each path still answers 503, `asked` what was asked for."""
+    """Serves tmp_path/www.
+
+    `fails`: path -> how often it still answers 503; `cut`: paths whose next answer is truncated;
+    `asked`: the paths of all requests.
+    """
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -89,10 +94,6 @@ def parquet(file, **columns):
     pq.write_table(pa.table(columns), file)
 
 
-def rows_of(corpus):
-    return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
-
-
 def test_every_recipe_is_pinned_and_its_labels_are_the_papers():
     for name, recipe in RECIPES.items():
         for source in recipe.sources:
@@ -119,8 +120,7 @@ def test_every_recipe_is_pinned_and_its_labels_are_the_papers():
     assert len(RECIPES["github-code"].labels) == 12
 
 
-# --------------------------------------------------------------------------- each recipe, in its
-# source's own format
+# --------------------------------------------------------------------------- each recipe
 
 
 def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
@@ -138,9 +138,8 @@ def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
         ("A\u2028sentence.", "en", "wili-2018/test/1"),
         ("Eine Zeile.", "de", "wili-2018/test/2"),
     ]
-    train = load_corpus(
-        "wili-2018:train", labels=["de", "cos"]
-    )  # a label without a code of ours goes by the source's
+    # A label that the recipe does not list is a code of the source.
+    train = load_corpus("wili-2018:train", labels=["de", "cos"])
     assert rows_of(train)[1] == ("Un altru.", "cos", "wili-2018/train/1")
 
 
@@ -263,7 +262,7 @@ def test_flores_200_is_read_from_its_tar(tmp_path, lies_at):
     ]
 
 
-def test_the_data_of_sae_lape_are_its_three_parts_together(tmp_path, lies_at):
+def test_sae_lape_joins_its_three_parts(tmp_path, lies_at):
     for code in ("en", "de"):
         parquet(
             tmp_path / code / "train-0-of-1.parquet",
@@ -290,7 +289,7 @@ def test_the_data_of_sae_lape_are_its_three_parts_together(tmp_path, lies_at):
     assert Counter(corpus.of) == {"de": 3, "en": 3}
 
 
-def test_murel_takes_lines_from_all_over_a_culture(tmp_path, lies_at):
+def test_murel_takes_lines_from_all_files_of_a_culture(tmp_path, lies_at):
     path = tmp_path / "murel.zip"
     novel = "".join(f"line {n}\n\n" for n in range(200))
     with zipfile.ZipFile(path, "w") as archive:
@@ -309,7 +308,7 @@ def test_murel_takes_lines_from_all_over_a_culture(tmp_path, lies_at):
     assert set(corpus.texts) < set(load_corpus("murel#300", labels=["en", "fa"]).texts)
 
 
-def test_tatoeba_reads_a_file_a_language_and_english_translates_the_german(tmp_path, lies_at):
+def test_tatoeba_reads_one_file_per_language_and_english_from_the_german_one(tmp_path, lies_at):
     for end, text in {
         "deu-eng.deu": "eins\nzwei",
         "deu-eng.eng": "one\ntwo",
@@ -339,9 +338,9 @@ def write_code(folder, shard, paths):
     )
 
 
-def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tmp_path, lies_at):
+def test_github_code_labels_by_suffix_and_reads_no_more_shards_than_needed(tmp_path, lies_at):
     write_code(tmp_path, 0, ["a.py", "b.py", "x.C", "x.h", "Makefile", "c.py"])
-    write_code(tmp_path, 1, ["d.py", "e.cc", "f.rs"])  # and no third: it is not asked for
+    write_code(tmp_path, 1, ["d.py", "e.cc", "f.rs"])  # a third shard is not read
     parquet(
         tmp_path / "20231101.en/train-00000-of-00041.parquet",
         id=["12"],
@@ -361,7 +360,7 @@ def test_github_code_goes_by_the_ending_and_reads_no_more_shards_than_it_must(tm
     assert rows_of(mixed)[1] == ("An article.", "wiki", "wikipedia/12")
 
 
-def test_fineweb_2_reads_a_label_a_folder_and_english_from_fineweb(tmp_path, lies_at):
+def test_fineweb_2_reads_one_folder_per_label_and_english_from_fineweb(tmp_path, lies_at):
     for split in ("train", "test"):
         for code, texts in {
             "deu_Latn": ["eins", "zwei", "drei"],
@@ -399,7 +398,7 @@ def test_commonlid_is_tab_separated_without_quotes(tmp_path, lies_at):
         file.write("\n".join(lines) + "\n")
     lies_at("commonlid", tmp_path)
     corpus = load_corpus("commonlid", labels=["de", "en", "zh"])
-    assert list(zip(corpus.texts, corpus.of, strict=True)) == [
+    assert pairs_of(corpus) == [
         ('"Halb ein Zitat', "de"),
         ("NA", "en"),
         ("123", "de"),
@@ -408,12 +407,11 @@ def test_commonlid_is_tab_separated_without_quotes(tmp_path, lies_at):
     ]
 
 
-# --------------------------------------------------------------------------- any data set of the
-# hub
+# --------------------------------------------------------------------------- the hub
 
 
 def hub(at, **changes):
-    """What `hub:` asks for, of a data set that lies in a local directory as on the hub."""
+    """A recipe as `hub:` makes one, for a data set in a local directory."""
     changes = {"label": "label", "identity": "{id}", "splits": ("",), **changes}
     return Recipe("hub:x", "", "", (Source(name="x", at=str(at), read="hub", **changes),))
 
@@ -440,11 +438,7 @@ def class_labels(path, labels, names):
 def test_a_class_label_gives_its_names(tmp_path, hub_at):
     class_labels(tmp_path / "set/train.parquet", [0, 1, 0], ["neg", "pos"])
     corpus = load_corpus(hub_at(tmp_path / "set"))
-    assert list(zip(corpus.texts, corpus.of, strict=True)) == [
-        ("t0", "neg"),
-        ("t1", "pos"),
-        ("t2", "neg"),
-    ]
+    assert pairs_of(corpus) == [("t0", "neg"), ("t1", "pos"), ("t2", "neg")]
     assert corpus.labels == ("neg", "pos")
 
 
@@ -485,27 +479,28 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
     }
     corpus = load_corpus(hub_at(tmp_path / "set", **options))
     assert rows_of(corpus) == [("b0 !", "de", "b0"), ("b1 !", "en", "b1")]
-    with pytest.raises(UserError, match="x has the splits dev, x; name one: hub:x:two:dev"):
+    with pytest.raises(UserError, match="x has the splits dev, x; name one, such as hub:x:two:dev"):
         load_corpus(hub_at(tmp_path / "set", **{**options, "splits": ("",)}))
     with pytest.raises(UserError, match=r"x cannot be read \(Config name is missing"):
         load_corpus(hub_at(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "option"),
     [
         (
             {"label": "number"},
-            "the label column number of x holds numbers without names; name a column of strings",
+            "the label column number of x holds numbers without names; name a column of strings$",
+            "label_column",
         ),
-        ({"label": "lang"}, "x: no column lang; there are text, number, label .use --label-column"),
-        ({"text": "{satz}"}, "x: no column satz; there are text, number, label .use --text-column"),
-        ({"identity": "{key}"}, "x: no column key; there are text, number, label .use --id-column"),
+        ({"label": "lang"}, "x: no column lang; there are text, number, label$", "label_column"),
+        ({"text": "{satz}"}, "x: no column satz; there are text, number, label$", "text_column"),
+        ({"identity": "{key}"}, "x: no column key; there are text, number, label$", "id_column"),
     ],
 )
-def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message):
+def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message, option):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], number=[0, 1], label=["x", "y"])
-    with pytest.raises(UserError, match=message):
+    with refused(message, option):
         load_corpus(hub_at(tmp_path / "set", **changes))
 
 
@@ -513,40 +508,38 @@ def test_a_data_set_with_a_script_is_one_sentence(tmp_path, hub_at):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/set.py").write_text("import datasets\n")
     with pytest.raises(
-        UserError,
-        match="read by a script of its own, which is not run: name a data set of plain files",
+        UserError, match="read by its own script, which is not run; name a data set of plain files"
     ):
         load_corpus(hub_at(tmp_path / "set"))
 
 
-def test_a_data_set_without_end_needs_its_labels_named(tmp_path, hub_at, monkeypatch):
-    monkeypatch.setattr(fetch, "_ROWS", 3)
+def test_a_very_large_data_set_needs_named_labels(tmp_path, hub_at, monkeypatch):
+    monkeypatch.setattr(extract, "_MAX_ROWS", 3)
     parquet(tmp_path / "set/train.parquet", text=list("abcde"), label=list("xyxyx"))
-    with pytest.raises(UserError, match="has more than 3 rows; name the labels with --labels"):
+    with refused("has more than 3 rows; name the labels$", "labels"):
         load_corpus(hub_at(tmp_path / "set"))
     assert len(load_corpus(hub_at(tmp_path / "set"), labels=["x", "y"])) == 5
 
 
-# --------------------------------------------------------------------------- names that cannot be
-# read
+# --------------------------------------------------------------------------- bad names
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("xnli:dev", "xnli has the splits train, validation, test; give xnli or xnli:train"),
-        ("xnli#", "after # stands the greatest number of texts a label, such as xnli#500"),
-        ("xnli#0", "after # stands"),
-        ("hub:", "is no corpus of the hub; write hub:OWNER/NAME"),
-        ("hub:a/b/c", "is no corpus of the hub"),
-        ("hub:a/b:c:d:e", "is no corpus of the hub"),
         (
-            "wili",
-            "the corpus wili does not exist; give a file, .* or a name of `saefeat corpus list`",
+            "xnli#",
+            "the part after # must be the greatest number of texts per label, such as xnli#500",
         ),
+        ("xnli#0", "the part after # must be"),
+        ("hub:", "is not a data set of the hub; write hub:OWNER/NAME"),
+        ("hub:a/b/c", "is not a data set of the hub"),
+        ("hub:a/b:c:d:e", "is not a data set of the hub"),
+        ("wili", "the corpus wili does not exist; give a file, .* or one of wili-2018, xnli, "),
     ],
 )
-def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
+def test_a_bad_name_is_one_sentence(source, message):
     with pytest.raises(UserError, match=message):
         load_corpus(source)
 
@@ -554,19 +547,20 @@ def test_a_name_that_cannot_be_read_is_one_sentence(source, message):
 def test_a_label_that_the_source_does_not_have_is_one_sentence(tmp_path, lies_at):
     parquet(tmp_path / "en/train-0.parquet", premise=["a"], hypothesis=["b"])
     lies_at("xnli", tmp_path)
-    with pytest.raises(UserError, match=r"xnli does not have a file for xx at .*; check --labels"):
+    with refused("xnli has no file for xx at .*; check the labels", "labels"):
         load_corpus("xnli", labels=["en", "xx"])
 
 
 def test_the_columns_of_a_recipe_are_fixed():
-    with pytest.raises(
-        UserError, match="the recipe xnli knows its label and id columns; leave out --label-column"
+    with refused(
+        "the recipe xnli has its own label and id columns; do not name them$",
+        "label_column",
+        "id_column",
     ):
         load_corpus("xnli", label_column="language")
 
 
-# --------------------------------------------------------------------------- the network and the
-# cache
+# --------------------------------------------------------------------------- network and cache
 
 
 def serve_tatoeba(folder, **texts):
@@ -596,13 +590,30 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
 
 
-def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
-    tmp_path, server, lies_at, own_cache
-):
+def test_progress_is_said_while_files_are_fetched_and_read(tmp_path, server, lies_at, monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
+    serve_tatoeba(tmp_path / "www", deu="eins\nzwei\n", fra="un\n")
+    lies_at("tatoeba", server.url)
+    lines = []
+    load_corpus("tatoeba", labels=["de", "fr"], say=lines.append)
+    for beginning in (
+        "fetch tatoeba.deu-eng.deu: 10 of 10 bytes",
+        "read tatoeba (de): 1 of 1,000 texts",
+        "read tatoeba (de): 2 of 1,000 texts",
+        "fetch tatoeba.fra-eng.fra: 3 of 3 bytes",
+        "read tatoeba (fr): 1 of 1,000 texts",
+    ):
+        assert any(line.startswith(beginning) for line in lines), beginning
+
+
+def test_an_interrupted_fetch_continues_with_the_next_label(tmp_path, server, lies_at, own_cache):
     serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
     lies_at("tatoeba", server.url)
     server.fails["/tatoeba.fra-eng.fra"] = 99
-    message = r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again when the network"
+    message = (
+        r"tatoeba \(fr\) is not in the cache and cannot be fetched \(HTTP Error 503.*\); run again "
+        "with a network; what has been fetched is kept"
+    )
     with pytest.raises(UserError, match=message):
         load_corpus("tatoeba", labels=["de", "fr"])
     server.fails.clear()
@@ -614,7 +625,7 @@ def test_a_load_that_was_cut_goes_on_with_the_label_it_had_reached(
 def test_a_file_that_the_server_does_not_have_is_asked_for_once(tmp_path, server, lies_at):
     serve_tatoeba(tmp_path / "www", deu="eins\n")
     lies_at("tatoeba", server.url)
-    with pytest.raises(UserError, match="tatoeba does not have a file for xx at http"):
+    with pytest.raises(UserError, match="tatoeba has no file for xx at http"):
         load_corpus("tatoeba", labels=["de", "xx"])
     assert server.asked.count("/tatoeba.xx-eng.xx") == 1
 
@@ -644,7 +655,7 @@ def test_the_cache_knows_what_was_asked_for(tmp_path, hub_at):
     assert load_corpus(hub_at(tmp_path / "set", text="{text}!")).texts == ["a!", "b!", "c!"]
 
 
-def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(
+def test_the_revision_of_a_data_set_is_said_and_kept_in_the_cache(
     tmp_path, hub_at, own_cache, monkeypatch
 ):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], label=["x", "y"])
@@ -652,8 +663,8 @@ def test_what_came_of_the_hub_names_its_revision_also_from_the_cache(
     monkeypatch.setattr(fetch, "hub_revision", lambda source: "abc")
     monkeypatch.setattr(
         fetch,
-        "_read",
-        lambda part, most: (
+        "read_part",
+        lambda part, max_texts, say: (
             read_at.append(part.source.revision) or [("a", "x", "1"), ("b", "y", "2")]
         ),
     )
@@ -681,7 +692,7 @@ def test_the_revision_of_a_source_is_asked_of_the_hub_once(monkeypatch, at):
     assert asked == [("a/b", "v1" if read == "parquet" else None)]
 
 
-def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
+def test_sources_outside_the_hub_have_no_revision(tmp_path):
     for source in (
         *RECIPES["wili-2018"].sources,
         *RECIPES["tatoeba"].sources,
@@ -691,7 +702,7 @@ def test_what_does_not_lie_on_the_hub_has_no_revision(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["hub:own/er", "hub:own/er@v1:config", "xnli"])
-def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path, source):
+def test_without_a_network_the_attempts_end_soon_with_one_sentence(tmp_path, source):
     nowhere = {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path),
@@ -710,17 +721,15 @@ def test_without_a_network_the_hub_is_given_up_soon_and_in_one_sentence(tmp_path
     assert fetching.startswith("fetching ")
     assert (
         "is not in the cache and cannot be fetched (" in told
-        and "run again when the network is there, " in told
+        and "run again with a network; " in told
     )
     assert told.endswith(
-        "it is kept once it is whole" if "hub:" in source else "what has come is kept"
+        "complete data sets are kept" if "hub:" in source else "what has been fetched is kept"
     )
 
 
 @pytest.mark.parametrize(("answers", "attempts"), [(False, 3), (True, 4)])
-def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
-    monkeypatch, answers, attempts
-):
+def test_the_longest_pause_is_left_out_if_the_hub_never_answers(monkeypatch, answers, attempts):
     asked = []
 
     def revision(source):
@@ -733,9 +742,9 @@ def test_a_hub_that_does_not_answer_at_all_is_given_up_before_the_longest_pause(
         raise ConnectionError("lost on the way")
 
     monkeypatch.setattr(fetch, "hub_revision", revision)
-    monkeypatch.setattr(fetch, "read_rows", lost)
+    monkeypatch.setattr(extract, "read_rows", lost)
     with pytest.raises(
-        UserError, match="; check the name, or run again when the network is there, it is kept once"
+        UserError, match="; check the name, or run again with a network; complete data sets are k"
     ):
         load_corpus("hub:own/er", labels=["a", "b"])
     assert len(asked) == attempts
@@ -768,15 +777,15 @@ main()
     [
         (
             ("403", "GatedRepo"),
-            "saefeat: a/b is gated: accept its terms at https://huggingface.co/datasets/a/b and set",
+            "saefeat: a/b is gated; accept its terms at https://huggingface.co/datasets/a/b and ",
         ),
         (
             ("401", "RepoNotFound"),
-            "saefeat: a/b is not on the hub, or is private: check the name, or set HF_TOKEN",
+            "saefeat: a/b is not on the hub or is private; check the name or set HF_TOKEN",
         ),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answer, message):
+def test_a_refusal_of_the_hub_is_one_sentence_without_a_traceback(tmp_path, answer, message):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "SAEFEAT_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", HUB_DOUBLE, *answer, "hub:a/b"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
@@ -785,14 +794,14 @@ def test_what_the_hub_refuses_is_one_sentence_without_a_traceback(tmp_path, answ
     assert result.stderr.count("\n") == 2  # and the line that it is fetched
 
 
-def test_a_gated_recipe_names_what_to_take_in_its_place(tmp_path):
-    from saefeat.corpora.failures import sentence
+def test_the_error_of_a_gated_recipe_names_an_alternative(tmp_path):
+    from saefeat.corpora.failures import source_error
 
     class GatedRepoError(Exception):
         pass
 
-    told = sentence(GatedRepoError("401"), RECIPES["flores+"].sources[0], "deu_Latn")
+    told = str(source_error(GatedRepoError("401"), RECIPES["flores+"].sources[0], "deu_Latn"))
     assert told.startswith(
-        "flores+ is gated: accept its terms at https://huggingface.co/datasets/openlanguagedata/"
+        "flores+ is gated; accept its terms at https://huggingface.co/datasets/openlanguagedata/"
     )
-    assert told.endswith("or take flores-200 in its place")
+    assert told.endswith("or use flores-200 instead")

@@ -20,7 +20,7 @@ def corpus_list() -> None:
     from saefeat.corpora.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        gates = [source.gate for source in recipe.sources if source.gate]
+        gates = [source.access_url for source in recipe.sources if source.access_url]
         splits = dict.fromkeys(split for source in recipe.sources for split in source.splits)
         most = sorted({source.max_texts for source in recipe.sources})
         typer.echo(f"{recipe.name}: {recipe.about}")
@@ -52,7 +52,7 @@ def corpus_show(
     found = load_corpus(
         corpus,
         labels=by_commas(labels),
-        least=1,
+        min_labels=1,
         text_column=text_column,
         label_column=label_column,
         id_column=id_column,

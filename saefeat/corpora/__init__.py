@@ -1,4 +1,4 @@
-"""Labelled text: sources, splits, windows and the plan of batches."""
+"""Labelled text: loading, splits, windows and the plan of batches."""
 
 from __future__ import annotations
 
@@ -39,31 +39,43 @@ __all__ = [
 
 WINDOW = 1024
 TOKEN_LIMIT = 256
-BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger ones only add padding
+BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger batches only add padding
 GPU_BATCH_TOKENS = 16_384
-_SLICE = 256  # texts that are tokenised before the budgets are looked at again
+_SLICE = 256  # texts that are tokenised between two looks at the budgets
 
 
 @dataclass
 class Batch:
-    """Examples that are run together: positions in the corpus and padded inputs [rows, tokens]."""
+    """Examples that are run together, padded on the right.
+
+    Attributes:
+        positions: of the examples in the corpus, one per row.
+        input_ids: int64 [rows, tokens].
+        attention_mask: int64 [rows, tokens], 0 for padding.
+        counted: bool [rows, tokens], whether a token is neither special nor padding.
+    """
 
     positions: list[int]
     input_ids: Tensor
     attention_mask: Tensor
-    counted: Tensor  # bool [rows, tokens]: neither special nor padding
+    counted: Tensor
 
 
 @dataclass
 class Plan:
-    """Which examples are run, in which windows and batches; decided before any forward pass.
+    """Which examples are run, and in which windows and batches.
+
+    The plan is made before any forward pass, so that it is the same in every shard. A window is
+    WINDOW consecutive examples of the corpus; it is the unit of work of a shard and of a resume.
 
     Attributes:
-        tokens: position -> token ids without added special tokens, of the chosen examples only.
-        counts: position -> counted tokens.
-        policy: what artefacts record of the choice.
-        order: the examples' order when it is not the corpus's own (SAE training mixes them by
-            hashed id).
+        corpus: the corpus.
+        tokens: position -> token ids of a chosen example, without added special tokens.
+        counts: position -> number of counted tokens.
+        policy: how the examples were chosen, as artefacts record it.
+        skipped: reason -> number of examples that were left out or cut.
+        order: positions in the order of the windows, if it is not the corpus's own: SAE training
+            orders examples by hashed id.
     """
 
     corpus: Corpus
@@ -75,22 +87,24 @@ class Plan:
 
     @property
     def total(self) -> int:
+        """Number of counted tokens."""
         return sum(self.counts.values())
 
     @property
     def window_count(self) -> int:
+        """Number of windows, those without chosen examples included."""
         size = len(self.corpus) if self.order is None else len(self.order)
         return -(-size // WINDOW)
 
     def window(self, number: int) -> list[int]:
-        """Positions of the chosen examples of a window."""
+        """Positions of the chosen examples of the window of this number."""
         start = number * WINDOW
         if self.order is not None:
             return self.order[start : start + WINDOW]
         return [i for i in range(start, min(start + WINDOW, len(self.corpus))) if i in self.tokens]
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
-        """The batches of a window's examples."""
+        """Batches of these examples."""
         return plan_batches(
             lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"]
         )
@@ -99,7 +113,15 @@ class Plan:
 def plan_batches(
     lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False
 ) -> Iterator[Batch]:
-    """Cut examples into batches: sorted by length, filled to a budget of padded tokens, none split."""
+    """Sort examples by length and fill batches up to a budget of padded tokens.
+
+    No example is split.
+
+    Args:
+        lm: the model, whose device decides the budget.
+        tokens: position -> token ids.
+        count_bos: whether the tokens that the tokenizer puts before a text are counted.
+    """
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
@@ -115,7 +137,7 @@ def plan_batches(
 def make_batch(
     lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False
 ) -> Batch:
-    """Pad token lists on the right, with the model's special tokens around them."""
+    """Put the model's special tokens around token lists and pad them on the right."""
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
@@ -135,11 +157,21 @@ def make_plan(
     mixed: bool = False,
     count_bos: bool = False,
 ) -> Plan:
-    """Choose examples of a split; `max_tokens` is a budget of counted tokens per label, filled by hashed id.
+    """Choose the examples of a split that are run.
 
-    `mixed`: order the examples by hashed id instead of the corpus's own order, for SAE training.
-    `count_bos`: count the tokens that the tokenizer puts before a text, as SAE-LAPE was published.
-    Raises UserError when a label has no usable text in the split.
+    Args:
+        corpus: the corpus.
+        lm: the model, whose tokenizer is used.
+        split: train, test or all.
+        seed: of the split, and of the order in which budgets are filled.
+        max_tokens: budget of counted tokens per label, filled by hashed id; None for no limit.
+        token_limit: texts are cut after so many tokens.
+        mixed: order the examples by hashed id instead of the corpus's order, for SAE training.
+        count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
+            published.
+
+    Raises:
+        UserError: a label has no usable text in the split.
     """
     by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
     tokens, counts, skipped = fill_budget(
@@ -148,7 +180,8 @@ def make_plan(
     for label in corpus.labels:
         if not any(corpus.of[i] == label for i in tokens):
             raise UserError(
-                f"the label {label} of {corpus.name} has no usable text in the {split} split"
+                f"the label {label} of {corpus.name} has no usable text in the {split} split",
+                "labels",
             )
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
@@ -164,11 +197,22 @@ def fill_budget(
     *,
     count_bos: bool = False,
 ) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
-    """Token ids and counted tokens of examples, taken in this order until each label has `budget` counted tokens.
+    """Take examples in this order until each label has `budget` counted tokens.
 
-    Also how many were left out or cut, and why, of those that came before their label was full.
-    Texts are read in
-    slices, and none beyond: a small budget costs as much for a large corpus as for a small one.
+    Texts are tokenised in slices, and no further than needed: a small budget costs as much for a
+    large corpus as for a small one.
+
+    Args:
+        corpus: the corpus.
+        lm: the model, whose tokenizer is used.
+        positions: of the examples, in the order in which they are taken.
+        budget: counted tokens per label; None for no limit.
+        token_limit: texts are cut after so many tokens.
+        count_bos: whether the tokens that the tokenizer puts before a text are counted.
+
+    Returns:
+        By position the token ids and the number of counted tokens of the examples that are taken,
+        and by reason the number of examples that were left out or cut before their label was full.
     """
     tokens: dict[int, list[int]] = {}
     counts: dict[int, int] = {}
@@ -196,12 +240,12 @@ def fill_budget(
 
 
 def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
-    """Positions in the order of their hashed ids, in which budgets are filled."""
+    """Sort positions by hashed id, the order in which budgets are filled."""
     return sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
 
 
 def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> list[int]:
-    """At most n examples of each label, chosen by hashed id, in the corpus's order."""
+    """Choose at most n examples per label by hashed id; return them in the corpus's order."""
     taken: Counter[str] = Counter()
     chosen = []
     for i in in_hashed_order(corpus, positions, seed):

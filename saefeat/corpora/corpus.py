@@ -1,37 +1,42 @@
-"""Examples with labels, from any source, and their splits."""
+"""Examples with labels, from any origin, and their splits."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saefeat.corpora.columns import Row
+from saefeat.corpora.columns import PARAMETERS, Columns, Row
 from saefeat.corpora.fetch import recipe_rows
 from saefeat.corpora.files import local_rows
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.recipes import find_recipe
-from saefeat.corpora.text import UNFIT, clean_text
+from saefeat.corpora.text import UNUSABLE, clean_text
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import to_labels
+from saefeat.progress import Say, quiet, track
 
 _TEST_SHARE = 20  # per cent
+_COUNTED_ROWS = 1024  # between two updates of the progress
+_LISTED_LABELS = 70  # at most so many in a message
 
 
-@dataclass
+@dataclass(frozen=True)
 class Corpus:
-    """Examples in their own order.
+    """Labelled examples in their own order.
 
     Attributes:
-        texts, of, ids: text, label and id of each example; translations of one text share an id.
+        texts: text of each example.
+        of: label of each example.
+        ids: id of each example; translations of one text share an id.
         labels: the K labels, sorted, or in the order asked for.
-        skipped: why rows were left out or mended, and how many.
-        name: the source as given.
+        name: what the corpus is called in messages and artefacts.
+        skipped: reason -> number of rows, files or cells that were skipped or repaired.
     """
 
     texts: list[str]
@@ -46,14 +51,17 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all texts, labels and ids in their order."""
+        """Sixteen hex digits of the SHA-256 of all texts, labels and ids in order."""
         digest = hashlib.sha256()
         for row in zip(self.texts, self.of, self.ids, strict=True):
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:16]
 
     def is_test(self, position: int, seed: int) -> bool:
-        """Whether an example belongs to the test split: by the hash of its id alone, so more data moves nothing."""
+        """Whether an example belongs to the test split.
+
+        The hash of its id alone decides, so that more data never moves an example.
+        """
         return hashed(seed, "split", self.ids[position]) % 100 < _TEST_SHARE
 
     def positions(self, split: str, seed: int) -> list[int]:
@@ -61,137 +69,160 @@ class Corpus:
         if split == "all":
             return list(range(len(self)))
         if split not in ("train", "test"):
-            raise UserError(f"unknown split {split}; use train, test or all")
+            raise UserError(f"unknown split {split}; use train, test or all", "split")
         return [i for i in range(len(self)) if self.is_test(i, seed) == (split == "test")]
 
 
 def hashed(*parts: Any) -> int:
+    """A number of 64 bits from the parts' strings, the same in every process."""
     text = "\x1f".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def load_corpus(
-    source: Any,
+    data: Any,
     *,
     labels: Iterable[str] | None = None,
-    least: int = 2,
+    min_labels: int = 2,
     text_column: str = "text",
     label_column: str = "label",
     id_column: str = "id",
-    say: Any = None,
+    name: str | None = None,
+    say: Say = quiet,
 ) -> Corpus:
     """Read labelled text.
 
-    Args:
-        source: `embedded:eld`; a .jsonl, .csv, .tsv or .parquet file, which may be packed (.gz,
-            .bz2, .xz, .zst); a directory of LABEL.txt, or one of `Dataset.save_to_disk`; a recipe
-            of `saefeat corpus list`, `NAME[:SPLIT][#N]` with at most N texts a label;
-            `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`, any data set of the hub that needs no
-            script; (text, label) pairs or (text, label, id) triples; rows by name; a table
-            with the columns: a dict of lists, a Dataset, a data frame.
-        labels: only these, in this order. One that is not there stands for the same language in
-            another code system (`de` for `deu_Latn`). A recipe takes the source's own codes here
-            too.
-        least: how many labels there must be; one can be looked at, but not told from others.
-        text_column: a column, `metadata.text` for one within another, or, for recipes and the hub,
-            a template over
-            columns: "{premise} {hypothesis}". So is label_column, and id_column, without the
-                template.
-        say: a function that is told, in one line, what is fetched, and which labels are taken for
-            others.
-
     Rows without usable text are skipped and counted. What comes over the network is kept in the
-    cache and read from there the next time. Raises UserError for a source that cannot be read, a
-    line that cannot be parsed (with its number), a missing column, labels that are numbers without
-    names, or a label without usable text.
+    cache and read from there the next time.
+
+    Args:
+        data: one of
+
+            - `embedded:eld`;
+            - a .jsonl, .csv, .tsv or .parquet file, which may be compressed (.gz, .bz2, .xz, .zst);
+            - a directory of LABEL.txt, or one of `Dataset.save_to_disk`;
+            - a recipe of `saefeat corpus list`: `NAME[:SPLIT][#N]`, with at most N texts per label;
+            - `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`: a data set of the hub that needs no
+              script;
+            - (text, label) pairs, (text, label, id) triples, or rows as mappings;
+            - a table with the columns: a dict of lists, a Dataset, a data frame.
+        labels: only these labels, in this order. A label that does not occur stands for the same
+            language in another code system (`de` for `deu_Latn`). For a recipe, the codes of its
+            source are allowed too.
+        min_labels: how many labels there must be.
+        text_column: name of the column, `metadata.text` for a nested one. For recipes and the hub
+            also a template over columns: "{premise} {hypothesis}".
+        label_column: name of the column, which may be nested.
+        id_column: name of the column, which may be nested. Without a column `id`, the id of an
+            example is the hash of its text.
+        name: what the corpus is called in messages and artefacts; by default `data` if it is a
+            string, or else "python".
+        say: takes notes: what is fetched, and which labels stand for others.
+
+    Raises:
+        UserError: the corpus does not exist or cannot be read, a line cannot be parsed (the message
+            has its number), a column is missing, labels are numbers without names, or a label has
+            no usable text.
     """
-    wanted = _wanted(labels, least)
-    columns = (text_column, label_column, id_column)
+    wanted = _check_wanted(labels, min_labels)
+    columns = Columns(text_column, label_column, id_column)
     skipped: Counter[str] = Counter()
-    if isinstance(source, Path):
-        source = str(source)
-    if not isinstance(source, str):
-        return _build(
-            given_rows(source, columns), "python", wanted, least, "give strings", skipped, say
-        )
-    if (
-        not source.strip()
-    ):  # such as a shell's variable that is not set; as a path it would be this directory
-        raise UserError(
-            "the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld"
-        )
-    request = find_recipe(source, columns)
-    rows = (
-        local_rows(source, columns, wanted, skipped)
-        if request is None
-        else recipe_rows(request, wanted, say)
+    if isinstance(data, Path):
+        data = str(data)
+    named = isinstance(data, str)
+    called = name if name is not None else data if named else "python"
+    with track(say, "corpus", None, "rows", brief=True) as bar:
+        rows = []
+        for text, label, identity in _rows(data, columns, wanted, skipped, say):
+            rows.append((text, "" if label is None else clean_text(label).strip(), identity))
+            if not len(rows) % _COUNTED_ROWS:
+                bar.update(_COUNTED_ROWS)
+    present = {label for _, label, _ in rows}
+    renamed = _rename(present, wanted, called, say)
+    texts, of, ids, types = _usable(rows, renamed, skipped)
+    corpus = Corpus(
+        texts,
+        of,
+        ids,
+        wanted if wanted is not None else tuple(sorted(present - {""})),
+        called,
+        dict(sorted(skipped.items())),
     )
-    mend = f"name a column of strings with --text-column, which {text_column} is not"
-    return _build(rows, source, wanted, least, mend, skipped, say)
+    _check_present(corpus, present, set(renamed.values()))
+    _check_texts(corpus, types, min_labels, from_column=named)
+    return corpus
 
 
-def _wanted(labels: Iterable[str] | None, least: int) -> tuple[str, ...] | None:
+def _check_wanted(labels: Iterable[str] | None, min_labels: int) -> tuple[str, ...] | None:
     if labels is None:
         return None
     wanted = tuple(listed(labels, "labels"))
     if len(set(wanted)) != len(wanted):
-        raise UserError(f"a label is named twice in {','.join(wanted)}")
-    if len(wanted) < least:
-        raise UserError("name at least two labels; with one there is nothing to tell apart")
+        raise UserError(f"a label is named twice in {','.join(wanted)}", "labels")
+    if len(wanted) < min_labels:
+        raise UserError("name at least two labels; one cannot be told from others", "labels")
     return wanted
 
 
-def _build(
-    given: Iterator[Row],
-    name: str,
-    wanted: tuple[str, ...] | None,
-    least: int,
-    mend: str,
-    skipped: Counter[str],
-    say: Any,
-) -> Corpus:
-    """`mend`: what helps where values that are no strings stand in place of texts."""
-    corpus = Corpus([], [], [], (), name)
-    odd: dict[str, str] = {}  # label -> type of what stands in place of its text
-    rows = [
-        (text, "" if label is None else clean_text(label).strip(), identity)
-        for text, label, identity in given
-    ]
-    seen = {label for _, label, _ in rows}
-    names = {label: label for label in seen} if wanted is None else to_labels(sorted(seen), wanted)
-    if say is not None and (
-        others := [f"{label} as {own}" for label, own in names.items() if label != own]
-    ):
+def _rows(
+    data: Any, columns: Columns, wanted: tuple[str, ...] | None, skipped: Counter[str], say: Say
+) -> Iterator[Row]:
+    if not isinstance(data, str):
+        return given_rows(data, columns)
+    if not data.strip():  # such as a shell variable that is not set; as a path it would be `.`
+        raise UserError(
+            "the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld"
+        )
+    request = find_recipe(data, columns)
+    if request is None:
+        return local_rows(data, columns, wanted, skipped, say)
+    return recipe_rows(request, wanted, say)
+
+
+def _rename(
+    present: set[str], wanted: tuple[str, ...] | None, name: str, say: Say
+) -> dict[str, str]:
+    """Label as it occurs -> label asked for."""
+    if wanted is None:
+        return {label: label for label in present}
+    renamed = to_labels(sorted(present), wanted)
+    others = [f"{label} as {ours}" for label, ours in renamed.items() if label != ours]
+    if others:
         say(f"labels of {name}: {', '.join(others)}")
+    return renamed
+
+
+def _usable(
+    rows: Iterable[Row], renamed: Mapping[str, str], skipped: Counter[str]
+) -> tuple[list[str], list[str], list[str], dict[str, str]]:
+    """Texts, labels and ids of the usable rows; label -> type of a value that is not a string."""
+    texts, of, ids = [], [], []
+    types: dict[str, str] = {}
     for text, label, identity in rows:
-        if label not in names:
+        if label not in renamed:
             continue
-        clean = _clean(text, skipped) if label else None
         if text is not None and not isinstance(text, str):
-            odd[names[label]] = type(text).__name__
+            types[renamed[label]] = type(text).__name__
         if not label:
             skipped["no label"] += 1
+            continue
+        clean = _clean(text, skipped)
         if clean is None:
             continue
-        corpus.texts.append(clean)
-        corpus.of.append(names[label])
-        corpus.ids.append(
-            fingerprint(clean) if identity in (None, "") else clean_text(str(identity))
-        )
-    corpus.labels = wanted if wanted is not None else tuple(sorted(seen - {""}))
-    corpus.skipped = dict(sorted(skipped.items()))
-    instead = {label: f", but values of the type {kind}; {mend}" for label, kind in odd.items()}
-    _check_labels(corpus, seen, set(names.values()), least, instead)
-    return corpus
+        texts.append(clean)
+        of.append(renamed[label])
+        ids.append(fingerprint(clean) if identity in (None, "") else clean_text(str(identity)))
+    return texts, of, ids, types
 
 
 def _clean(text: Any, skipped: Counter[str]) -> str | None:
+    """The cleaned text, None for a missing or blank one. Repairs are counted too."""
     if not isinstance(text, str):
         skipped["no text"] += 1
         return None
     if text.startswith("\ufeff"):
         skipped["mended: byte-order mark"] += 1
-    if UNFIT.search(text):
+    if UNUSABLE.search(text):
         skipped["mended: NUL or lone surrogate"] += 1
     text = clean_text(text)
     if not text.strip():
@@ -200,23 +231,40 @@ def _clean(text: Any, skipped: Counter[str]) -> str | None:
     return text
 
 
-def _check_labels(
-    corpus: Corpus, seen: set[str], named: set[str], least: int, instead: dict[str, str]
-) -> None:
-    """`seen`: labels as they stand; `named`: as the corpus has them; `instead`: what is there in place of a text."""
+def _check_present(corpus: Corpus, present: set[str], known: set[str]) -> None:
+    """Raise UserError for a label that does not occur, neither as it is nor in another code."""
     for label in corpus.labels:
-        if label not in named:
-            some = ", ".join(sorted(seen)[:70])
-            raise UserError(f"the corpus {corpus.name} has no label {label}; there are {some}")
+        if label not in known:
+            some = ", ".join(sorted(present)[:_LISTED_LABELS])
+            raise UserError(
+                f"the corpus {corpus.name} has no label {label}; there are {some}", "labels"
+            )
+
+
+def _check_texts(
+    corpus: Corpus, types: Mapping[str, str], min_labels: int, *, from_column: bool
+) -> None:
+    """Raise UserError for a label without usable text, and for too few labels.
+
+    Args:
+        corpus: the corpus.
+        types: label -> type of a value that is in the place of a text and is not a string.
+        min_labels: how many labels there must be.
+        from_column: whether the user can name another column of texts.
+    """
     counts = Counter(corpus.of)
-    empty = [label for label in corpus.labels if not counts[label]]
-    if empty:
-        raise UserError(
-            f"the label {empty[0]} of {corpus.name} has no usable text{instead.get(empty[0], '')}"
-        )
-    if len(corpus.labels) < least:
+    empty = next((label for label in corpus.labels if not counts[label]), None)
+    if empty is not None:
+        message = f"the label {empty} of {corpus.name} has no usable text"
+        if empty not in types:
+            raise UserError(message)
+        message += f", but values of type {types[empty]}; "
+        if from_column:
+            raise UserError(f"{message}name a column of strings", PARAMETERS.text)
+        raise UserError(f"{message}give strings")
+    if len(corpus.labels) < min_labels:
         found = corpus.labels[0] if corpus.labels else "none"
-        needed = "one label" if least == 1 else "two labels"
+        needed = "one label" if min_labels == 1 else "two labels"
         raise UserError(
             f"the corpus {corpus.name} needs at least {needed} with text (found: {found})"
         )

@@ -1,4 +1,4 @@
-"""Examples as Python hands them in: which texts say something, and labels that a head can be fitted on."""
+"""Checks of texts and labels that estimators are given."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 
 from saefeat.io import UserError
 
-UNKNOWN = "unknown"  # what estimators predict where nothing can be said; `lid/metrics.json` calls that column so
-# Letters by their category alone: the Hangul fillers, which are invisible, the information sign, an
-# emoji, the ordinal indicators, and the modifiers of other letters.
+UNKNOWN = "unknown"  # predicted for a text that says nothing; the name of a column of metrics.json
+# Letters by their category only: the Hangul fillers (invisible), the information sign (an emoji),
+# the ordinal indicators, and the modifiers of other letters.
 _NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | {
     chr(c) for c in range(0x2B0, 0x300)
 }
-_MISSING = ("NAType", "NaTType")  # of pandas, which is not imported for them
+_MISSING = ("NAType", "NaTType")  # of pandas, known by name so that it need not be imported
 
 
 def says_something(text: str, *, letters: bool = True) -> bool:
-    """Whether a label can be told from a text: it holds a letter of any script (a Unicode category L).
+    """Whether a text can be labelled: whether it has a letter of any script (Unicode category L).
 
     Spaces, control and format characters (U+200B), digits, punctuation, symbols and emoji say
-    nothing. Nor do combining marks and modifiers of letters (U+02BC) without a letter.
+    nothing. Neither do combining marks and modifiers (U+02BC) without a letter.
 
-    letters: False for labels that are written without letters (see `need_letters`). Then digits,
-    punctuation and symbols (N, P, S) are enough.
+    Args:
+        text: the text.
+        letters: False for labels that are written without letters (see `need_letters`). Digits,
+            punctuation and symbols (N, P, S) are enough then.
     """
     if letters:
         return any(c.isalpha() and c not in _NO_LETTERS for c in text)
@@ -32,7 +34,10 @@ def says_something(text: str, *, letters: bool = True) -> bool:
 
 
 def need_letters(texts: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether every label has a text with a letter; it is not so for sums, emoji or some programming languages."""
+    """Whether every label has a text with a letter.
+
+    Sums, emoji and some programming languages have none.
+    """
     written = {label for text, label in zip(texts, labels, strict=True) if says_something(text)}
     return written == set(labels)
 
@@ -43,44 +48,47 @@ def check_examples(
     """The labels of n texts as strings.
 
     Raises:
-        UserError: the lengths differ, there is no text, `check_labels` refuses a label, or all
-            texts of a label are blank.
+        UserError: the numbers of texts and labels differ, there is no text, `check_labels` refuses
+            a label, or all texts of a label are blank.
     """
     of = check_labels(labels, unknown)
     if len(texts) != len(of):
         raise UserError(
-            f"there are {len(texts):,} texts but {len(of):,} labels; give one label for each text"
+            f"there are {len(texts):,} texts but {len(of):,} labels; give one label per text"
         )
     if not of:
-        raise UserError("there is no text to fit on; give texts and their labels")
-    told = {
+        raise UserError("there are no texts to fit on; give texts and their labels")
+    usable = {
         label for text, label in zip(texts, of, strict=True) if says_something(text, letters=False)
     }
-    blank = next((label for label in of if label not in told), None)
+    blank = next((label for label in of if label not in usable), None)
     if blank is not None:
         raise UserError(f"all texts of the label {blank} are blank; leave it out or give it texts")
     return of
 
 
 def check_labels(labels: Iterable[Any], unknown: str | None = None) -> list[str]:
-    """Labels as strings; raises UserError for one that is missing (None, NaN), blank, or the string `unknown`."""
+    """Labels as strings.
+
+    Raises UserError for a label that is missing (None, NaN), blank, or equal to `unknown`.
+    """
     given = list(labels)
     for at, label in enumerate(given):
-        if label is None or type(label).__name__ in _MISSING or label != label:
+        missing = label is None or type(label).__name__ in _MISSING or label != label
+        if missing or not str(label).strip():
             raise UserError(
-                f"label {at} (counted from 0) is {label}; leave its text out or give it a label"
-            )
-        if not str(label).strip():
-            raise UserError(
-                f"label {at} (counted from 0) is blank; leave its text out or give it a label"
+                f"label {at} (counted from 0) is {label if missing else 'blank'}; leave its text "
+                "out or give it a label"
             )
         if str(label) == unknown:
             raise UserError(
-                f"a label is {unknown!r}, which stands for texts that say nothing; choose another `unknown`"
+                f"a label is {unknown!r}, which stands for texts that say nothing; choose another "
+                "`unknown`",
+                "unknown",
             )
     return [str(label) for label in given]
 
 
 def or_unknown(labels: Iterable[str | None], unknown: str | None) -> list[str | None]:
-    """Predicted labels, `unknown` where a head says nothing (None)."""
+    """Predicted labels, with `unknown` in place of None (no prediction)."""
     return [unknown if label is None else label for label in labels]

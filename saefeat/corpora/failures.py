@@ -1,4 +1,4 @@
-"""What a failure on the way to a source means: worth another try, or one sentence for the user."""
+"""What a failed read of a source means: another attempt may help, or the user has to act."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import errno
 from collections.abc import Iterator
 
 from saefeat.corpora.recipes import Source
+from saefeat.io import UserError, first_line
 
-_BARRED = (401, 403)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
-# By name: the clients below `datasets` differ from one installation to the next (httpx, httpx2,
-# aiohttp, urllib).
-_LOST = {
+_NO_ACCESS = (401, 403)
+_TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+# By name, because installations differ in the clients below `datasets` (httpx, httpx2, aiohttp,
+# urllib).
+_CONNECTION_ERRORS = {
     "ConnectionError",
     "TimeoutError",
     "TransportError",
@@ -23,46 +24,59 @@ _LOST = {
 }
 
 
-def is_full_disk(error: BaseException) -> bool:
-    """Whether this machine, not the source, is what failed."""
+def is_local(error: BaseException) -> bool:
+    """Whether this machine failed, such as by a full disk, and not the source."""
     return any(
         isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         for e in _chain(error)
     )
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the network or the server failed, so that the same request may do later."""
+def is_temporary(error: BaseException) -> bool:
+    """Whether the network or the server failed, so that the same request may succeed later."""
     status = _status(error)
-    return bool(_kinds(error) & _LOST) if status is None else status in _PASSING
+    return bool(_kinds(error) & _CONNECTION_ERRORS) if status is None else status in _TEMPORARY
 
 
-def sentence(error: BaseException, source: Source, code: str) -> str:
-    """What is wrong with a source for good, and how to mend it."""
-    told = " ".join(str(e) for e in _chain(error))
+def source_error(error: BaseException, source: Source, code: str) -> UserError:
+    """The error for a source that cannot be read, now or later.
+
+    Args:
+        error: what its reader raised.
+        source: the source.
+        code: the code whose file was read; empty if the file holds several.
+    """
+    text = " ".join(str(e) for e in _chain(error))
     kinds = _kinds(error)
-    if "scripts are no longer supported" in told:
-        return (
-            f"{source.name} is read by a script of its own, which is not run: name a data set of plain files, such as "
-            f"its converted branch (hub:{source.name}@refs/convert/parquet), or download it and give a local file"
+    if "scripts are no longer supported" in text:
+        return UserError(
+            f"{source.name} is read by its own script, which is not run; name a data set of plain "
+            f"files, such as its converted branch (hub:{source.name}@refs/convert/parquet), or "
+            "download it and give a local file"
         )
-    gated = "GatedRepoError" in kinds or "gated dataset" in told
+    gated = "GatedRepoError" in kinds or "gated dataset" in text
     if not gated and kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return f"{source.name} is not on the hub, or is private: check the name, or set HF_TOKEN"
-    if gated or _status(error) in _BARRED:
-        instead = f", or take {source.instead} in its place" if source.instead else ""
-        return (
-            f"{source.name} is gated: accept its terms at {source.gate or source.at} and set HF_TOKEN (or run "
-            f"`hf auth login`){instead}"
+        return UserError(
+            f"{source.name} is not on the hub or is private; check the name or set HF_TOKEN"
         )
-    if "FileNotFoundError" in kinds or "valid data file" in told or _status(error) == 404:
-        what = f"a file for {code}" if code else "the file"
-        return f"{source.name} does not have {what} at {source.at}; check --labels, or that its terms are accepted"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return f"{source.name} cannot be read ({first})"
+    if gated or _status(error) in _NO_ACCESS:
+        alternative = f", or use {source.alternative} instead" if source.alternative else ""
+        return UserError(
+            f"{source.name} is gated; accept its terms at {source.access_url or source.at} and set "
+            f"HF_TOKEN (or run `hf auth login`){alternative}"
+        )
+    if "FileNotFoundError" in kinds or "valid data file" in text or _status(error) == 404:
+        what = f"file for {code}" if code else "such file"
+        return UserError(
+            f"{source.name} has no {what} at {source.at}; check the labels, and whether its terms "
+            "are accepted",
+            "labels",
+        )
+    return UserError(f"{source.name} cannot be read ({first_line(error).rstrip('.')})")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and the errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -73,15 +87,15 @@ def _kinds(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status in an error of urllib, httpx or the hub's client, or in what it came from."""
+    """The HTTP status in an error of urllib, httpx or the hub's client, or in its causes."""
     for part in _chain(error):
-        answer = getattr(part, "response", None)
-        told = (
+        response = getattr(part, "response", None)
+        candidates = (
             getattr(part, "code", None),
             getattr(part, "status", None),
-            getattr(answer, "status_code", None),
+            getattr(response, "status_code", None),
         )
-        for status in told:
+        for status in candidates:
             if isinstance(status, int):
                 return status
     return None

@@ -8,70 +8,90 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from saefeat.corpora.columns import Columns, Row, check_label, one_split, row_values
+from saefeat.corpora.columns import Columns, Row, check_label, choose_split, row_values
 from saefeat.corpora.delimited import csv_rows, tsv_rows
 from saefeat.corpora.given import table_rows
+from saefeat.corpora.recipes import RECIPES
 from saefeat.corpora.text import plain_name, read_bytes, read_text, refuse_archive, split_lines
-from saefeat.io import UserError, user_path
+from saefeat.io import UserError, first_line, user_path
 from saefeat.labels import to_labels
+from saefeat.progress import Say, quiet
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _NO_LABELS = {"readme", "license", "licence", "notice", "copying", "changelog", "authors"}
 
 
 def local_rows(
-    source: str, columns: Columns, wanted: tuple[str, ...] | None, counts: Counter[str]
+    name: str,
+    columns: Columns,
+    wanted: tuple[str, ...] | None,
+    counts: Counter[str],
+    say: Say = quiet,
 ) -> Iterator[Row]:
-    """Rows of `embedded:eld`, of a file or of a directory; `columns` name text, label and id.
+    """Rows of `embedded:eld`, of a file or of a directory.
 
-    counts: reason -> what is left out or mended here, added to.
+    Args:
+        name: the file, the directory or `embedded:eld`.
+        columns: names of the columns.
+        wanted: only these labels; None for all.
+        counts: reason -> number of rows, files or cells that are skipped or repaired, added to.
+        say: takes a line when the embedded text is fetched.
 
-    Raises UserError for labels that are numbers; in .csv and .tsv, where all is text, for a column
-    of nothing else.
+    Raises:
+        UserError: the corpus does not exist, cannot be read or parsed, lacks a column, or has
+            numbers as labels (in .csv and .tsv: numbers only).
     """
-    if source.startswith("embedded:"):
-        return _embedded(source)
-    path = user_path(source)
-    if os.path.isdir(path):  # pathlib's would raise for a name that is too long
-        saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if name.startswith("embedded:"):
+        return _embedded(name, say)
+    path = user_path(name)
+    if os.path.isdir(path):  # `Path.is_dir` raises an error if the name is too long
+        saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
         return _saved(path, columns) if saved else _directory(path, wanted, counts)
     if not os.path.exists(path):
         raise UserError(
-            f"the corpus {source} does not exist; give a file, a directory of "
-            "LABEL.txt, embedded:eld, hub:REPO or a name of `saefeat corpus list`"
+            f"the corpus {name} does not exist; give a file, a directory of LABEL.txt, "
+            f"embedded:eld, hub:REPO, or one of {', '.join(RECIPES)}"
         )
+    return _file(path, columns, counts)
+
+
+def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     refuse_archive(path)
     suffix = plain_name(path).suffix
     if suffix not in _SUFFIXES:
         raise UserError(
-            f"the corpus {source} must end in {', '.join(_SUFFIXES)}, or be a directory of LABEL.txt"
+            f"the corpus {path} must end in {', '.join(_SUFFIXES)}, or be a directory of LABEL.txt"
         )
     if suffix == ".parquet":
         return _parquet(path, columns)
     text = read_text(path)
     if not text:
-        raise UserError(f"the corpus {source} is empty")
+        raise UserError(f"the corpus {path} is empty")
     if suffix == ".jsonl":
         return _jsonl(path, text, columns)
-    return (
-        csv_rows(path, text, columns) if suffix == ".csv" else tsv_rows(path, text, columns, counts)
-    )
+    if suffix == ".csv":
+        return csv_rows(path, text, columns)
+    return tsv_rows(path, text, columns, counts)
 
 
-def _embedded(source: str) -> Iterator[Row]:
+def _embedded(name: str, say: Say) -> Iterator[Row]:
     from saefeat.assets import fetch
 
-    if source != "embedded:eld":
-        raise UserError(f"unknown embedded corpus {source}; there is embedded:eld")
-    for number, line in enumerate(split_lines(read_text(fetch("eld"))), 1):
+    if name != "embedded:eld":
+        raise UserError(f"unknown embedded corpus {name}; there is embedded:eld")
+    for number, line in enumerate(split_lines(read_text(fetch("eld", say=say))), 1):
         label, tab, text = line.partition("\t")
         if not tab:
-            raise UserError(f"{source}: line {number} has no tab")
+            raise UserError(f"{name}: line {number} has no tab")
         yield text, label, None
 
 
 def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str]) -> Iterator[Row]:
-    """Lines of LABEL.txt, also packed; hidden files and a README, unless it is asked for, are no labels."""
+    """Lines of the files LABEL.txt of a directory.
+
+    Hidden files are skipped and counted, and so is a file such as README.txt unless `wanted` names
+    it. A file without a line yields one blank row, so that its label is known and refused.
+    """
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         bare = plain_name(file)
@@ -81,7 +101,7 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
         if bare.name.startswith(".") or (bare.stem.lower() in _NO_LABELS and not asked):
             counts["files that are no labels"] += 1
         elif bare.stem in files:
-            raise UserError(f"{files[bare.stem]} and {file} are of one label; remove one of them")
+            raise UserError(f"{files[bare.stem]} and {file} have the same label; remove one")
         else:
             files[bare.stem] = file
     if not files:
@@ -93,23 +113,22 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
     chosen = files if wanted is None else to_labels(files, wanted)
     for label, file in files.items():
         if label in chosen:
-            for line in split_lines(read_text(file)) or [
-                ""
-            ]:  # a label without a line is a label without text
+            for line in split_lines(read_text(file)) or [""]:
                 yield line, label, None
 
 
 def _saved(path: Path, columns: Columns) -> Iterator[Row]:
-    """Rows of a folder that `save_to_disk` of `datasets` wrote."""
+    """Rows of a directory that `save_to_disk` of `datasets` wrote."""
     from datasets import load_from_disk
 
     try:
         found = load_from_disk(str(path))
-    except Exception as error:  # whatever its readers raise for a folder that is not whole
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no readable folder of save_to_disk ({reason})") from error
+    except Exception as error:  # its readers raise errors of many types for a damaged directory
+        raise UserError(
+            f"{path} is not a readable directory of save_to_disk ({first_line(error)})"
+        ) from error
     if isinstance(found, dict):
-        found = found[one_split([str(name) for name in found], str(path), f"{path}/")]
+        found = found[choose_split([str(name) for name in found], str(path), f"{path}/")]
     return table_rows(found, columns, str(path))
 
 
@@ -124,7 +143,7 @@ def _jsonl(path: Path, text: str, columns: Columns) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         values = row_values(f"{path}: line {number}", row, columns)
-        check_label(values[1], f"{columns[1]} of {path}")
+        check_label(values[1], f"{columns.label} of {path}")
         yield values
 
 
@@ -136,9 +155,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
         table = pq.read_table(
             pa.BufferReader(read_bytes(path)) if plain_name(path) != path else path
         )
-        table.validate(full=True)  # such as strings that are not UTF-8
+        table.validate(full=True)  # finds strings that are not UTF-8, among other damage
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"{path} is not a readable Parquet file ({first_line(error)})") from error
     return table_rows(table, columns, str(path))

@@ -1,11 +1,10 @@
-"""Rows of a source: streams of the hub through `datasets`, and files and archives that are fetched whole."""
+"""Rows of a source: streams through `datasets`, and files and archives that are fetched whole."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
 import os
-import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -15,62 +14,79 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from saefeat.corpora.columns import class_names, keys_to, named, one_split, walk
+from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
 from saefeat.corpora.recipes import Source
 from saefeat.io import UserError, cache_dir, file_sha256, make_dir
+from saefeat.progress import Say, quiet, track
 
 _TIMEOUT = 60  # seconds without a byte
-_FIRST = 5  # seconds for the one question that is asked before a data set of the hub is read
+_REVISION_TIMEOUT = 5  # seconds for the one request before a data set of the hub is read
+_BLOCK = 2**20
 
 
-def is_local(source: Source) -> bool:
-    """Whether a source lies on this machine. An id of the hub does not, whatever folder of that name there is."""
+def is_on_disk(source: Source) -> bool:
+    """Whether a source is on this machine.
+
+    An id of the hub is not, even if there is a folder of that name.
+    """
     return "://" not in source.at and (source.read != "hub" or os.path.isabs(source.at))
 
 
 def hub_revision(source: Source) -> str:
-    """The commit that a source of the hub is read at; empty for others.
+    """The commit at which a source of the hub is read; empty for other sources.
 
-    One question without the client's own attempts, which take longer than ours: without a network
-    it fails at once.
+    It is one request with a short timeout, without the many attempts of the hub's client: without
+    a network it fails at once.
     """
     from huggingface_hub import HfApi
 
     if source.at.startswith("hf://datasets/"):
         repo, _, revision = source.at.removeprefix("hf://datasets/").partition("@")
-    elif source.read == "hub" and not is_local(source):
+    elif source.read == "hub" and not is_on_disk(source):
         repo, revision = source.at, source.revision
     else:
         return ""
-    found = HfApi().dataset_info(repo, revision=revision or None, timeout=_FIRST, expand=["sha"])
+    found = HfApi().dataset_info(
+        repo, revision=revision or None, timeout=_REVISION_TIMEOUT, expand=["sha"]
+    )
     return found.sha or revision
 
 
-def read_rows(source: Source, code: str, split: str, shard: int) -> Iterator[dict[str, Any]]:
-    """Rows of the files of a source that hold `code` (or, with a label column, every code), as column -> value."""
+def read_rows(
+    source: Source, code: str, split: str, shard: int, say: Say = quiet
+) -> Iterator[dict[str, Any]]:
+    """Rows of one file of a source, as column -> value.
+
+    Args:
+        source: where and how to read.
+        code: the code of the file's label; empty if the source has a label column.
+        split: the split.
+        shard: the number of the file.
+        say: takes the progress of a download.
+    """
     path = source.files.format(code=code, split=split, shard=shard)
     if source.read == "hub":
         return _hub(source, split)
     if source.read == "archive":
-        return _archive(_fetched(source, source.at), path)
+        return _archive(_fetch(source, source.at, say), path)
     if source.read == "wili":
-        return _wili(_fetched(source, source.at), split)
+        return _wili(_fetch(source, source.at, say), split)
     if source.read == "lines":
-        return _lines(_fetched(source, f"{source.at}/{path}"))
+        return _lines(_fetch(source, f"{source.at}/{path}", say))
     if source.read == "tsv":
-        return _tabbed(_stream("text", f"{source.at}/{path}"))
+        return _tab_separated(_stream("text", f"{source.at}/{path}"))
     return _stream(source.read, f"{source.at}/{path}")
 
 
 def _stream(builder: str, url: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    # The builder is named, so that no script, card or configuration of the data set is looked at.
+    # With a named builder, no script, card or configuration of the data set is read.
     return iter(load_dataset(builder, data_files=url, split="train", streaming=True))
 
 
-def _tabbed(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    # No CSV reader: a text may begin with a quotation mark, or be a number or `NA` as a whole.
+def _tab_separated(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    # Not by a CSV reader: a text may begin with a quotation mark, or be a number or `NA`.
     header = next(lines, {"text": ""})["text"].split("\t")
     for line in lines:
         yield dict(zip(header, line["text"].split("\t"), strict=False))
@@ -79,55 +95,62 @@ def _tabbed(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    # Without the scheme, `datasets` would read a folder of that name in its place.
-    at = source.at if is_local(source) else f"hf://datasets/{source.at}"
+    # Without the scheme, `datasets` would prefer a local folder of that name.
+    at = source.at if is_on_disk(source) else f"hf://datasets/{source.at}"
     streams = load_dataset(
         at, source.files or None, revision=source.revision or None, streaming=True
     )
     names = [str(name) for name in streams]
-    stream = streams[
-        one_split(names, source.name, f"hub:{source.name}:{source.files or 'default'}:", split)
-    ]
+    prefix = f"hub:{source.name}:{source.files or 'default'}:"
+    stream = streams[choose_split(names, source.name, prefix, split)]
     classes = class_names(stream.features, source.label)
     for row in stream:
         if classes is not None:
-            # Beside its column, under the whole name, which is looked for first: the column may be
-            # nested.
-            row[source.label] = named(walk(row, keys_to(source.label, row) or ()), classes)
+            # Under the full name, which is looked up first: the column may be nested.
+            keys = keys_to(source.label, row) or ()
+            row[source.label] = class_name(value_at(row, keys), classes)
         yield row
 
 
 # --------------------------------------------------------------------------- whole files
 
 
-def _fetched(source: Source, url: str) -> Path:
-    """A file on disk, its checksum compared where one is known; a local path stands for itself."""
+def _fetch(source: Source, url: str, say: Say) -> Path:
+    """The file of a URL or local path, fetched into the cache.
+
+    Raises UserError if its SHA-256 is not the one that the source states.
+    """
     remote = "://" in url
     path = Path(url)
     if remote:
         folder = cache_dir() / "corpora" / "files" / hashlib.sha256(url.encode()).hexdigest()[:8]
         path = folder / Path(urlsplit(url).path).name
         if not path.exists():
-            _download(url, path)
+            _download(url, path, say)
     if source.sha256 and file_sha256(path) != source.sha256:
         if remote:
             path.unlink()
         raise UserError(
-            f"{url} is not the file that {source.name} is pinned to (its SHA-256 differs); try again"
+            f"{url} is not the file that {source.name} is pinned to (its SHA-256 differs); try "
+            "again"
         )
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, say: Say) -> None:
     make_dir(path.parent)
-    # Beside the target, so that the last step is a rename, and two processes never share a name.
+    # Next to the target: the last step is a rename, and two processes never share a file.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         partial = Path(folder) / "partial"
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
-            expected = answer.headers.get("Content-Length")
-        if expected is not None and partial.stat().st_size != int(expected):
-            raise ConnectionError(f"{partial.stat().st_size} of {expected} bytes came")
+            length = answer.headers.get("Content-Length")
+            total = None if length is None else int(length)
+            with track(say, f"fetch {path.name}", total, "bytes", brief=True) as bar:
+                while block := answer.read(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+        if total is not None and partial.stat().st_size != total:
+            raise ConnectionError(f"received {partial.stat().st_size} of {total} bytes")
         os.replace(partial, path)
 
 
@@ -138,14 +161,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _archive(path: Path, pattern: str) -> Iterator[dict[str, Any]]:
-    """The lines of the members that match, members in order of their names."""
+    """Lines of the members that match a pattern, in the order of the members' names."""
     found = False
     for data in _members(path, pattern):
         found = True
         try:
             lines = data.decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
-            continue  # MUREL's authors leave out files that are not UTF-8
+            continue  # the authors of MUREL leave out files that are not UTF-8
         yield from ({"text": line.strip()} for line in lines if line.strip())
     if not found:
         raise FileNotFoundError(pattern)
@@ -172,5 +195,7 @@ def _wili(path: Path, split: str) -> Iterator[dict[str, Any]]:
             archive.read(f"{part}_{split}.txt").decode().rstrip("\n").split("\n") for part in "xy"
         )
     if len(texts) != len(codes):
-        raise UserError(f"{path}: x_{split}.txt has {len(texts)} lines, y_{split}.txt {len(codes)}")
+        raise UserError(
+            f"{path}: x_{split}.txt has {len(texts)} lines, but y_{split}.txt has {len(codes)}"
+        )
     return iter([{"text": text, "code": code} for text, code in zip(texts, codes, strict=True)])

@@ -1,4 +1,4 @@
-"""The papers' data as plain values: where it lies, at which revision, under which codes, and what a text is."""
+"""Corpora by name: where their data are, at which revision, and how a row becomes an example."""
 
 from __future__ import annotations
 
@@ -6,57 +6,51 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from saefeat.corpora.columns import PARAMETERS, Columns
 from saefeat.io import UserError
 
+# fmt: off
 PAPER_LABELS = (
-    "en",
-    "de",
-    "fr",
-    "it",
-    "pt",
-    "hi",
-    "es",
-    "th",
-    "bg",
-    "ru",
-    "tr",
-    "vi",
-    "ja",
-    "ko",
-    "zh",
+    "en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh",
 )
+# fmt: on
 _ISO3 = "eng deu fra ita por hin spa tha bul rus tur vie jpn kor zho"
 _SCRIPTS = "Latn Latn Latn Latn Latn Deva Latn Thai Cyrl Cyrl Latn Latn Jpan Hang Hans"
 _HUB_TEXTS = 10_000
-_DIGITS = 12  # of a number of texts; Python refuses to read thousands of them
+_MAX_DIGITS = 12  # of a number of texts; Python refuses to parse thousands of digits
 
 
 @dataclass(frozen=True)
 class Source:
     """Files of one kind, and how a row of them becomes an example.
 
+    The names of the fields are part of the key of the cache: a new name means new downloads.
+
     Attributes:
-        name: begins the ids, so that two sources never share one.
-        at: the directory of the files, as `hf://datasets/OWNER/NAME@REVISION`, a URL or a local
-            path; for archives the archive itself; for `hub` the data set's id.
-        read: streamed: `parquet`, `json` (lines), `tsv` (a header, no quotes), `hub`; fetched
-            whole: `lines` (an example a line), `archive` (an example a line of a zip's or tar's
-            members), `wili` (the archive with x_SPLIT.txt and y_SPLIT.txt).
-        files: path below `at`, or of an archive's members, with {code}, {split} and {shard}; for
-            `hub` the configuration.
-        labels: label -> the source's code, or several separated by blanks. Empty: whatever the
-            label column holds.
-        text, identity: templates over the columns, {row}, {code} and {split}; without identity the
-            text's hash is it.
-        label: the column that holds the code; empty where the file has one label. `by_ending`: that
-            column holds a path, and its ending is the code.
-        splits: as the source has them; the first is read unless another is named.
-        shards: how many files share all labels, read one after the other until every label has its
-            texts.
-        max_texts: of a label, unless asked otherwise.
-        spread: take these all over the source, by hash, and not its first.
-        gate: where a person is granted access, where that is needed; `instead`: an open corpus for
-            whoever is not.
+        name: begins the ids, so that two sources never share an id.
+        at: the directory of the files as `hf://datasets/OWNER/NAME@REVISION`, URL or local path;
+            for archives the archive itself; for `hub` the id of the data set.
+        read: how the files are read. Streamed: `parquet`, `json` (lines), `tsv` (a header, no
+            quotes), `hub`. Fetched as a whole: `lines` (one example per line), `archive` (one
+            example per line of the members of a zip or tar), `wili` (an archive with x_SPLIT.txt
+            and y_SPLIT.txt).
+        files: path below `at`, or of the members of an archive, with {code}, {split} and {shard};
+            for `hub` the configuration.
+        labels: label -> code of the source, or several codes separated by spaces. Empty: the
+            labels are the values of the label column.
+        text: template of the text over the columns, {row}, {code} and {split}.
+        identity: such a template of the id; empty: the id is the hash of the text.
+        label: the column that holds the code; empty if a file has one label.
+        by_ending: whether that column holds a path, whose suffix is the code.
+        splits: of the source; the first is the default.
+        shards: number of files that all labels share. They are read in order until every label
+            has its texts.
+        max_texts: default number of texts per label.
+        spread: take the texts from the whole source, by hash, instead of the first ones.
+        sha256: of the archive.
+        revision: of a data set of the hub.
+        access_url: where access to a gated data set is granted.
+        alternative: an open corpus for those without access.
     """
 
     name: str
@@ -74,13 +68,13 @@ class Source:
     spread: bool = False
     sha256: str = ""
     revision: str = ""
-    gate: str = ""
-    instead: str = ""
+    access_url: str = ""
+    alternative: str = ""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A corpus by name."""
+    """A corpus by name, of one or several sources."""
 
     name: str
     about: str
@@ -89,13 +83,13 @@ class Recipe:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that are read unless others are named."""
+        """The labels that are read by default."""
         return tuple(dict.fromkeys(label for source in self.sources for label in source.labels))
 
 
 @dataclass(frozen=True)
 class Request:
-    """A recipe, with the split and the number of texts a label that were asked for (None: the recipe's own)."""
+    """A recipe, with the split and the texts per label that are asked for (None: the default)."""
 
     recipe: Recipe
     split: str | None = None
@@ -103,10 +97,12 @@ class Request:
 
 
 def _coded(codes: str, labels: tuple[str, ...] = PAPER_LABELS) -> dict[str, str]:
+    """Label -> code, in the same order."""
     return dict(zip(labels, codes.split(), strict=True))
 
 
-def _same(labels: str) -> dict[str, str]:
+def _uncoded(labels: str) -> dict[str, str]:
+    """Labels that are their own codes."""
     return {label: label for label in labels.split()}
 
 
@@ -131,7 +127,7 @@ XNLI = Source(
     at="hf://datasets/facebook/xnli@b8dd5d7af51114dbda02c0e3f6133f332186418e",
     read="parquet",
     files="{code}/{split}-*.parquet",
-    labels=_same("en de fr hi es th bg ru tr vi ar el sw ur zh"),
+    labels=_uncoded("en de fr hi es th bg ru tr vi ar el sw ur zh"),
     text="{premise} {hypothesis}",
     identity="{split}/{row}",  # the files are parallel, row by row
     splits=("train", "validation", "test"),
@@ -141,7 +137,7 @@ PAWS_X = Source(
     at="hf://datasets/google-research-datasets/paws-x@4cd8187c404bda33cb1f62b49b001115862acf37",
     read="parquet",
     files="{code}/{split}-00000-of-00001.parquet",
-    labels=_same("en de fr es ja ko zh"),
+    labels=_uncoded("en de fr es ja ko zh"),
     text="{sentence1}",
     identity="{split}/{id}",
     splits=("train", "validation", "test"),
@@ -155,8 +151,8 @@ FLORES_PLUS = Source(
     identity="{split}/{id}",
     splits=("dev", "devtest"),
     max_texts=1012,
-    gate="https://huggingface.co/datasets/openlanguagedata/flores_plus",
-    instead="flores-200",
+    access_url="https://huggingface.co/datasets/openlanguagedata/flores_plus",
+    alternative="flores-200",
 )
 FLORES_200 = Source(
     name="flores-200",
@@ -171,13 +167,13 @@ FLORES_200 = Source(
 )
 MUREL = Source(
     name="murel",
-    # GitHub packs an archive anew at will, so that the commit is what pins it, not a checksum.
+    # Pinned by the commit: GitHub may pack the same files into other bytes.
     at="https://codeload.github.com/namazifard/Culture_Neurons/zip/8563f9f9bfb6158ec108a88d8387f72f733fdfdf",
     read="archive",
     files="*/data/{code}/*.txt",
-    labels=_same("en de da zh ru fa"),
+    labels=_uncoded("en de da zh ru fa"),
     max_texts=20_000,
-    spread=True,  # the first files are a few novels
+    spread=True,  # the first files hold a few novels
 )
 TATOEBA = Source(
     name="tatoeba",
@@ -246,114 +242,98 @@ COMMONLID = Source(
     labels={**_coded(_ISO3), "zh": "zho cmn"},
     label="tag",
     splits=("test",),
-    gate="https://huggingface.co/datasets/commoncrawl/CommonLID",
-    instead="wili-2018",
+    access_url="https://huggingface.co/datasets/commoncrawl/CommonLID",
+    alternative="wili-2018",
 )
-_ENGLISH_OF_TATOEBA = replace(
-    TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"}
-)  # translates the German
+# The English side of the German translations.
+_TATOEBA_ENGLISH = replace(TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"})
 
 
 def _only(source: Source, labels: str) -> Source:
     return replace(source, labels={label: source.labels[label] for label in labels.split()})
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "wili-2018",
-            "paragraphs of Wikipedia, 235 languages, 500 of each split",
-            "ODbL-1.0",
-            (WILI,),
-        ),
-        Recipe("xnli", "premise and hypothesis, translated", "CC-BY-NC-4.0", (XNLI,)),
-        Recipe(
-            "paws-x",
-            "first sentences of paraphrase pairs, translated",
-            "free for any purpose",
-            (PAWS_X,),
-        ),
-        Recipe("flores+", "translated sentences, version 4.6", "CC-BY-SA-4.0", (FLORES_PLUS,)),
-        Recipe(
-            "flores-200",
-            "translated sentences, the open release of 2022",
-            "CC-BY-SA-4.0",
-            (FLORES_200,),
-        ),
-        Recipe(
-            "sae-lape",
-            "what SAE-LAPE was counted on: XNLI, PAWS-X and FLORES+ together",
-            "as of its parts",
-            (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS),
-        ),
-        Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
-        Recipe(
-            "tatoeba",
-            "short sentences that translate English",
-            "CC-BY-2.0-FR",
-            (TATOEBA, _ENGLISH_OF_TATOEBA),
-        ),
-        Recipe(
-            "github-code",
-            "files by programming language, and English Wikipedia",
-            "of each repository; CC-BY-SA-3.0",
-            (GITHUB_CODE, WIKIPEDIA),
-        ),
-        Recipe("fineweb-2", "web pages; English from FineWeb", "ODC-By-1.0", (FINEWEB_2, FINEWEB)),
-        Recipe(
-            "commonlid",
-            "lines of the web, judged by people",
-            "Common Crawl's terms of use",
-            (COMMONLID,),
-        ),
-    )
-}
+# fmt: off
+_RECIPES = (
+    Recipe("wili-2018", "paragraphs of Wikipedia, 235 languages, 500 of each split", "ODbL-1.0",
+           (WILI,)),
+    Recipe("xnli", "premise and hypothesis, translated", "CC-BY-NC-4.0", (XNLI,)),
+    Recipe("paws-x", "first sentences of paraphrase pairs, translated", "free for any purpose",
+           (PAWS_X,)),
+    Recipe("flores+", "translated sentences, version 4.6", "CC-BY-SA-4.0", (FLORES_PLUS,)),
+    Recipe("flores-200", "translated sentences, the open release of 2022", "CC-BY-SA-4.0",
+           (FLORES_200,)),
+    Recipe("sae-lape", "the data of SAE-LAPE: XNLI, PAWS-X and FLORES+ together", "as of its parts",
+           (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS)),
+    Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
+    Recipe("tatoeba", "short sentences that translate English", "CC-BY-2.0-FR",
+           (TATOEBA, _TATOEBA_ENGLISH)),
+    Recipe("github-code", "files by programming language, and English Wikipedia",
+           "of each repository; CC-BY-SA-3.0", (GITHUB_CODE, WIKIPEDIA)),
+    Recipe("fineweb-2", "web pages; English from FineWeb", "ODC-By-1.0", (FINEWEB_2, FINEWEB)),
+    Recipe("commonlid", "lines of the web, judged by people", "Common Crawl's terms of use",
+           (COMMONLID,)),
+)
+# fmt: on
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
-def find_recipe(source: str, columns: tuple[str, str, str]) -> Request | None:
-    """What `NAME[:SPLIT][#N]` or `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]` asks for; None for any other source.
+def find_recipe(name: str, columns: Columns) -> Request | None:
+    """Parse `NAME[:SPLIT][#N]` or `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`.
 
-    `columns`: text, label and id, where the user named them. Raises UserError for a part that
-    cannot be read.
+    Args:
+        name: the corpus, as the user gives it.
+        columns: names of the columns; for text a column or a template over columns.
+
+    Returns:
+        What is asked for; None for a corpus that is neither a recipe nor on the hub.
+
+    Raises:
+        UserError: a part of the name cannot be parsed.
     """
-    bare, hashed, number = source.partition("#")
-    name, *rest = bare.split(":")
-    if name != "hub" and name not in RECIPES:
+    bare, marked, number = name.partition("#")
+    first, *parts = bare.split(":")
+    if first != "hub" and first not in RECIPES:
         return None
-    if hashed and (not number.isdecimal() or len(number) > _DIGITS or not int(number)):
+    if marked and (not number.isdecimal() or len(number) > _MAX_DIGITS or not int(number)):
         raise UserError(
-            f"{source}: after # stands the greatest number of texts a label, such as {bare}#500"
+            f"{name}: the part after # must be the greatest number of texts per label, such as "
+            f"{bare}#500"
         )
-    max_texts = int(number) if hashed else None
-    if name == "hub":
-        return _hub(source, rest, columns, max_texts)
-    recipe = RECIPES[name]
-    splits = list(dict.fromkeys(split for part in recipe.sources for split in part.splits))
-    if len(rest) > 1 or any(split not in splits for split in rest):
-        raise UserError(
-            f"{source}: {name} has the splits {', '.join(splits)}; give {name} or {name}:{splits[0]}"
-        )
-    if columns[1:] != ("label", "id"):
-        raise UserError(
-            f"the recipe {name} knows its label and id columns; leave out --label-column and --id-column"
-        )
-    if columns[0] != "text":
-        sources = tuple(replace(part, text=_template(columns[0])) for part in recipe.sources)
-        recipe = replace(recipe, sources=sources)
-    return Request(recipe, rest[0] if rest else None, max_texts)
+    max_texts = int(number) if marked else None
+    if first == "hub":
+        return _from_hub(name, parts, columns, max_texts)
+    return _from_recipe(name, RECIPES[first], parts, columns, max_texts)
 
 
-def _hub(
-    source: str, parts: list[str], columns: tuple[str, str, str], max_texts: int | None
+def _from_recipe(
+    name: str, recipe: Recipe, parts: list[str], columns: Columns, max_texts: int | None
 ) -> Request:
+    splits = list(dict.fromkeys(split for source in recipe.sources for split in source.splits))
+    if len(parts) > 1 or any(split not in splits for split in parts):
+        raise UserError(
+            f"{name}: {recipe.name} has the splits {', '.join(splits)}; give {recipe.name} or "
+            f"{recipe.name}:{splits[0]}"
+        )
+    if columns[1:] != Columns()[1:]:
+        raise UserError(
+            f"the recipe {recipe.name} has its own label and id columns; do not name them",
+            *PARAMETERS[1:],
+        )
+    if columns[0] != Columns().text:
+        sources = tuple(replace(source, text=_template(columns[0])) for source in recipe.sources)
+        recipe = replace(recipe, sources=sources)
+    return Request(recipe, parts[0] if parts else None, max_texts)
+
+
+def _from_hub(name: str, parts: list[str], columns: Columns, max_texts: int | None) -> Request:
     repo, _, revision = (parts[0] if parts else "").partition("@")
     if len(parts) > 3 or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise UserError(
-            f"{source} is no corpus of the hub; write hub:OWNER/NAME, hub:OWNER/NAME:CONFIG"
+            f"{name} is not a data set of the hub; write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG"
         )
     text, label, identity = columns
-    found = Source(
+    source = Source(
         name=repo,
         at=repo,
         read="hub",
@@ -364,9 +344,9 @@ def _hub(
         splits=(parts[2] if len(parts) > 2 else "",),
         max_texts=_HUB_TEXTS,
         revision=revision,
-        gate=f"https://huggingface.co/datasets/{repo}",
+        access_url=f"https://huggingface.co/datasets/{repo}",
     )
-    return Request(Recipe(f"hub:{repo}", "a data set of the hub", "", (found,)), None, max_texts)
+    return Request(Recipe(f"hub:{repo}", "a data set of the hub", "", (source,)), None, max_texts)
 
 
 def _template(column: str) -> str:

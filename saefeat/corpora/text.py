@@ -1,4 +1,4 @@
-"""From the bytes of a file to its lines: compression, encodings, and characters that no tokenizer takes."""
+"""From the bytes of a file to clean lines: compression, encodings, unusable characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from saefeat.io import UserError
 
-_PACKED = {
+_UNPACK_COMMANDS = {  # of archives and compressions that are not read
     ".zip": "unzip",
     ".tar": "tar xf",
     ".tgz": "tar xf",
@@ -21,8 +21,8 @@ _PACKED = {
     ".lz4": "lz4 -d",
     ".Z": "uncompress",
 }
-UNFIT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no tokenizer takes
-_MARKS = (  # byte-order marks; that of UTF-32 begins with that of UTF-16
+UNUSABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: no tokenizer takes them
+_MARKS = (  # byte-order marks. UTF-32 comes before UTF-16, whose mark it begins with
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -46,23 +46,24 @@ _UNPACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def plain_name(path: Path) -> Path:
-    """The path without the ending of a compression that is read: `c.jsonl` of `c.jsonl.gz`."""
+    """The path without the suffix of a supported compression: `c.jsonl` for `c.jsonl.gz`."""
     return path.with_suffix("") if path.suffix in _UNPACK else path
 
 
 def refuse_archive(path: Path) -> None:
-    """Raise UserError for a file that is packed in a way that is not read, with the command that unpacks it."""
-    command = _PACKED.get(path.suffix) or _PACKED.get(plain_name(path).suffix)
+    """Raise UserError, with the command that unpacks it, for an unsupported kind of archive."""
+    command = _UNPACK_COMMANDS.get(path.suffix) or _UNPACK_COMMANDS.get(plain_name(path).suffix)
     if command:
         raise UserError(
-            f"{path} is packed in a way that is not read; unpack it first: {command} {path}"
+            f"{path} is an archive of a kind that is not supported; unpack it first: "
+            f"{command} {path}"
         )
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked by its ending (.gz, .bz2, .xz, .zst).
+    """The content of a file, unpacked by its suffix (.gz, .bz2, .xz, .zst).
 
-    Raises UserError for a file that cannot be read or unpacked.
+    Raises UserError if the file cannot be read or unpacked.
     """
     refuse_archive(path)
     try:
@@ -75,12 +76,15 @@ def read_bytes(path: Path) -> bytes:
         return _UNPACK[path.suffix](data)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be unpacked ({error}); it may be cut off, or have another format"
+            f"{path} cannot be unpacked ({error}); it may be truncated or in another format"
         ) from error
 
 
 def read_text(path: Path) -> str:
-    """The text of a file: unpacked, UTF-8, or UTF-16 or UTF-32 with a byte-order mark; raises UserError otherwise."""
+    """The text of a file, unpacked: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+
+    Raises UserError if the file cannot be read, unpacked or decoded.
+    """
     data = read_bytes(path)
     encoding = _encoding(data)
     try:
@@ -92,17 +96,18 @@ def read_text(path: Path) -> str:
                 f"{path} is not UTF-8 text (line {line}); convert it to UTF-8"
             ) from error
         raise UserError(
-            f"{path} begins as {encoding.upper()} text but is not ({error.reason})"
+            f"{path} begins like {encoding.upper()} text but is not ({error.reason})"
         ) from error
     if text[:4096].count("\0") * 4 > len(text[:4096]):
         raise UserError(
-            f"{path} is not UTF-8 text but looks like UTF-16 without a byte-order mark; convert it to UTF-8"
+            f"{path} is not UTF-8 text; it looks like UTF-16 without a byte-order mark; convert it "
+            "to UTF-8"
         )
     return text
 
 
 def decode_anyhow(data: bytes) -> str:
-    """Text whatever the bytes are: what cannot be decoded shows as replacement characters."""
+    """The text of any bytes. What cannot be decoded becomes replacement characters."""
     return data.decode(_encoding(data), errors="replace")
 
 
@@ -111,11 +116,11 @@ def _encoding(data: bytes) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines, cut at line feeds alone, without their ends: sentences contain other separators such as U+2028."""
+    """Lines without their ends, split at line feeds only: sentences contain U+2028 and the like."""
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
 
 
 def clean_text(text: str) -> str:
-    """Drop a byte-order mark at the head; replace each character that is UNFIT by a space."""
-    return UNFIT.sub(" ", text.lstrip("\ufeff"))
+    """Drop a leading byte-order mark; replace each NUL and lone surrogate by a space."""
+    return UNUSABLE.sub(" ", text.lstrip("\ufeff"))

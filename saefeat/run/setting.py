@@ -19,6 +19,7 @@ from saefeat.activations import counted_vectors
 from saefeat.baselines import FastText
 from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
+from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
@@ -126,9 +127,9 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
         text_column=config.text_column,
         label_column=config.label_column,
         id_column=config.id_column,
+        name=name,  # as given: reports and model cards show it
         say=say,
     )
-    corpus.name = name  # as given: reports and model cards show it
     if config.source is not None and own_label(config.source, corpus.labels) is None:
         raise UserError(
             f"there is no label {config.source!r} to steer away from; there are {', '.join(corpus.labels)}"
@@ -200,7 +201,7 @@ def located(config: RunConfig, place: Callable[[str], str] = whole_path) -> RunC
         os.path.expanduser(model)
     ):  # any other file is none to `load_model`
         model = whole(model)
-    if find_recipe(corpus, ("text", "label", "id")) is None:
+    if find_recipe(corpus, Columns()) is None:
         corpus = whole(corpus)
     return replace(config, model=model, corpus=corpus, saes=tuple(map(whole, config.saes)))
 
@@ -271,13 +272,13 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> Settin
     """Load a run directory's model, SAEs and (where wanted) corpus from its `run.json`."""
     index = read_index(out)
     config = _arguments(index)
-    corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), "")
+    name = _corpus_name(index)
+    corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), name)
     if with_corpus:
         columns = {
             name: getattr(config, name) for name in ("text_column", "label_column", "id_column")
         }
-        corpus = load_corpus(config.corpus, labels=config.labels, **columns)
-    corpus.name = _corpus_name(index)
+        corpus = load_corpus(config.corpus, labels=config.labels, name=name, **columns)
     if with_corpus and corpus.fingerprint != index["corpus"]["fingerprint"]:
         raise UserError(
             f"the corpus {config.corpus} has changed since the run in {out}; start a new run"

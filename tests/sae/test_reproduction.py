@@ -14,6 +14,7 @@ from saefeat.dictionaries import SAE
 
 def test_features_are_pushed_in_float32(monkeypatch):
     path = Path(__file__).parents[2] / "scripts" / "reproduce_sae_lape.py"
+    monkeypatch.syspath_prepend(path.parent)  # of `common`
     spec = importlib.util.spec_from_file_location("reproduce_sae_lape", path)
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, script)

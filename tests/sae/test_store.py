@@ -303,7 +303,7 @@ def test_a_link_that_leads_nowhere_is_said_to_be(tmp_path, monkeypatch, source):
 
 def test_the_home_of_nobody_is_a_user_error():
     with pytest.raises(
-        UserError, match="~nobody-here/saes is in the home of a user who is not known here"
+        UserError, match='cannot expand "~" in ~nobody-here/saes: there is no such user'
     ):
         load_saes("~nobody-here/saes")
 

@@ -1,0 +1,166 @@
+"""Rows of a source as examples: text, label and id by the templates and codes of the source."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from saefeat.corpora.columns import PARAMETERS, Row, check_label, required
+from saefeat.corpora.reading import read_rows
+from saefeat.corpora.recipes import Source
+from saefeat.corpora.text import clean_text
+from saefeat.io import UserError
+from saefeat.progress import Say, quiet, track
+
+_MAX_ROWS = 1_000_000  # of a data set of the hub whose labels are not named
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is fetched and cached together: texts of one file or of one label.
+
+    Attributes:
+        source: where the texts are.
+        split: of the source.
+        need: label -> number of texts still to read; None for the default number of texts of
+            whatever labels there are.
+        code: the source's code of the label, if the part has one label.
+        shard: number of the file.
+    """
+
+    source: Source
+    split: str
+    need: dict[str, int] | None
+    code: str = ""
+    shard: int = 0
+
+    def __str__(self) -> str:
+        labels = list(self.need or ())
+        named = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+        return self.source.name + (f" ({named})" if named else "")
+
+
+def read_part(part: Part, max_texts: int, say: Say = quiet) -> list[Row]:
+    """Read the texts of a part.
+
+    These are the first texts of each label, or those of the smallest hashes if the source is
+    `spread`. Blank texts are kept, so that they are counted later, but do not fill a label.
+
+    Args:
+        part: what is read.
+        max_texts: the greatest number of texts per label.
+        say: takes progress.
+
+    Raises:
+        UserError: a column is missing, labels are numbers, or no label is named and the data set
+            has too many rows. Readers raise many other errors, see `failures`.
+    """
+    if part.source.spread:
+        with track(say, f"read {part}", None, "rows", brief=True) as bar:
+            rows = _counted(_examples(part, say), bar)
+            return heapq.nsmallest(
+                max_texts, rows, key=lambda row: hashlib.sha256(row[0].encode()).digest()
+            )
+    total = None if part.need is None else sum(part.need.values())
+    with track(say, f"read {part}", total, "texts", brief=True) as bar:
+        return _first_texts(part, max_texts, _examples(part, say), bar)
+
+
+def _counted(rows: Iterator[Row], bar: Any) -> Iterator[Row]:
+    for row in rows:
+        bar.update(1)
+        yield row
+
+
+def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: Any) -> list[Row]:
+    need = part.need
+    counts: dict[str, int] = {}
+    rows = []
+    for number, row in enumerate(examples):
+        label = row[1]
+        if need is None and number >= _MAX_ROWS:
+            raise UserError(
+                f"hub:{part.source.name} has more than {_MAX_ROWS:,} rows; name the labels",
+                "labels",
+            )
+        if counts.get(label, 0) >= (max_texts if need is None else need[label]):
+            continue
+        rows.append(row)
+        if not row[0].strip():
+            continue
+        bar.update(1)
+        counts[label] = counts.get(label, 0) + 1
+        if (
+            need is not None
+            and counts[label] >= need[label]
+            and all(counts.get(n, 0) >= m for n, m in need.items())
+        ):
+            break
+    return rows
+
+
+def _examples(part: Part, say: Say) -> Iterator[Row]:
+    """Text, label and id of every row with one of the labels. A missing text is empty."""
+    source = part.source
+    only = next(iter(part.need)) if part.need and not source.label else None
+    labels = _labels_by_code(source, part.need)
+    for number, row in enumerate(read_rows(source, part.code, part.split, part.shard, say)):
+        if only is None:
+            code = _code(source, row)
+            label = code if labels is None else labels.get(code or "")
+        else:
+            label = only
+        if label is None:
+            continue
+        known = {"row": number, "code": part.code, "split": part.split}
+        identity = _identity(source, row, known)
+        text = clean_text(_fill(source, source.text, row, known, PARAMETERS.text) or "")
+        yield text, label, identity if identity is None else clean_text(identity)
+
+
+def _labels_by_code(source: Source, need: dict[str, int] | None) -> dict[str, str] | None:
+    """Code -> label of the needed labels. A label that the source does not list is its own code."""
+    if need is None:
+        return None
+    codes = {
+        label: source.labels[label].split() if label in source.labels else [label] for label in need
+    }
+    return {code: label for label, some in codes.items() for code in some}
+
+
+def _code(source: Source, row: dict[str, Any]) -> str | None:
+    value = required(source.name, row, source.label, PARAMETERS.label)
+    check_label(value, f"{source.label} of {source.name}")
+    if source.by_ending and value is not None:
+        name, dot, ending = str(value).rpartition(".")
+        return dot + ending if name else None
+    return None if value is None else str(value)
+
+
+def _fill(
+    source: Source, template: str, row: dict[str, Any], known: dict[str, Any], parameter: str
+) -> str | None:
+    """Fill a template from a row and from what else is known of it; None if a value is null."""
+    found = {
+        name: known[name]
+        if name in known and name not in row
+        else required(source.name, row, name, parameter)
+        for name in re.findall(r"{([^{}]+)}", template)
+    }
+    if any(value is None for value in found.values()):
+        return None
+    return re.sub(r"{([^{}]+)}", lambda match: str(found[match[1]]), template)
+
+
+def _identity(source: Source, row: dict[str, Any], known: dict[str, Any]) -> str | None:
+    """The id, which begins with the source's name in a recipe; None for the hash of the text."""
+    if not source.identity or (
+        source.read == "hub" and source.identity == "{id}" and "id" not in row
+    ):
+        return None
+    filled = _fill(source, source.identity, row, known, PARAMETERS.id)
+    return filled if filled is None or source.read == "hub" else f"{source.name}/{filled}"
