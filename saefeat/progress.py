@@ -34,7 +34,9 @@ class Console:
 
 
 @contextmanager
-def track(say: Say, name: str, total: int, unit: str = "tokens") -> Iterator[tqdm[Any]]:
+def track(
+    say: Say, name: str, total: int, unit: str = "tokens", done: int = 0
+) -> Iterator[tqdm[Any]]:
     """Show the progress of a piece of work while the block runs.
 
     Args:
@@ -42,6 +44,7 @@ def track(say: Say, name: str, total: int, unit: str = "tokens") -> Iterator[tqd
         name: what is done, as a stage is called on the command line: "train", "lid fit".
         total: how many units the work has.
         unit: what is counted.
+        done: how many units an earlier process has done.
 
     Yields:
         The bar: call `update(n)` for every n units done, `set_postfix_str(text)` for figures.
@@ -49,6 +52,7 @@ def track(say: Say, name: str, total: int, unit: str = "tokens") -> Iterator[tqd
     terminal = getattr(say, "terminal", None)
     with _Bar(
         total=total,
+        initial=done,
         desc=name,
         unit=f" {unit}",
         file=terminal or _Lines(say),

@@ -22,10 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
 from saefeat.run import set_threads
-from saefeat.sae.train import TrainConfig, Trainer, fill, whole
+from saefeat.sae.chunks import fill, single_chunk
+from saefeat.sae.trainer import Trainer
 
 K, BATCH = 32, 2048
 
@@ -37,7 +39,7 @@ def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
     parts = []
     for split, budget in (("train", tokens // 15), ("test", 1500)):
         plan = make_plan(corpus, lm, split=split, max_tokens=budget, mixed=True)
-        parts.append(fill(lm, plan, [lm.site(site)], whole(plan))[site].float())
+        parts.append(fill(lm, plan, [lm.site(site)], single_chunk(plan))[site].float())
     train, test = parts
     limit = train.norm(dim=1).median() * 8
     train, test = train[train.norm(dim=1) <= limit], test[test.norm(dim=1) <= limit]
@@ -64,7 +66,7 @@ def ours(
     config = TrainConfig(k=K, d_sae=d_sae, batch_size=BATCH, lr=lr, seed=seed)
     with torch.inference_mode():
         trainer = Trainer(train.shape[1], config, steps, "cpu")
-        trainer.frame = {
+        trainer.scaler = {
             "mean": torch.zeros(train.shape[1]),
             "scale": torch.ones(()),
             "max_norm": torch.tensor(1e9),
@@ -72,7 +74,7 @@ def ours(
         source = batches(train, seed)
         start = time.monotonic()
         for _ in range(steps):
-            trainer.train_on(next(source))
+            trainer.step(next(source))
         seconds = time.monotonic() - start
         sae = trainer.sae("ours", "site", {})
         return {

@@ -23,12 +23,14 @@ from sklearn.metrics import f1_score
 
 from saefeat import lid
 from saefeat.collection import collect
+from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.methods import METHODS
 from saefeat.models import load_model
 from saefeat.run import set_threads
-from saefeat.sae.train import TrainConfig, Trainer, _picks, fill, whole
+from saefeat.sae.chunks import draw, fill, single_chunk
+from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
 EARLY = ("resid_post@0", "mlp_out@5", "resid_post@5")
@@ -64,10 +66,10 @@ def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
     steps = round(len(x) * config.passes / config.batch_size)
     with torch.inference_mode():
         trainer = Trainer(x.shape[1], config, steps, "cpu")
-        trainer.set_frame(x)
+        trainer.fit_scaler(x)
         usable = trainer.usable(x)
         for step in range(steps):
-            trainer.train_on(x[_picks(usable, config, 0, step)])
+            trainer.step(x[draw(usable, config, 0, step)])
         return trainer.sae(name, site, {"fvu": float(trainer.fvu)})
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     mixed = make_plan(corpus, lm, max_tokens=arguments.max_tokens, mixed=True)
     sites = sorted({site for row in ROWS for site in row.sites})
     start = time.monotonic()
-    activations = fill(lm, mixed, [lm.site(site) for site in sites], whole(mixed))
+    activations = fill(lm, mixed, [lm.site(site) for site in sites], single_chunk(mixed))
     saes: dict[str, Any] = {}
     for row in ROWS:
         for name, site in zip(row.ids(), row.sites, strict=True):

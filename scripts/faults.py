@@ -56,10 +56,10 @@ from gpu_check import cut_model
 from mutations import copy, mutate
 
 from saefeat import cli, collection, corpora, run
+from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus
 from saefeat.report import parts
 from saefeat.run import setting
-from saefeat.sae.train import TrainConfig
 
 LABELS = ("de", "en", "fr")
 STAGES = ("train", "collect", "rank", "lid fit", "lid evaluate", "steering", "matrix", "report")

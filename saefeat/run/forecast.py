@@ -19,7 +19,8 @@ from saefeat.run.matrix import room
 from saefeat.run.setting import Setting
 from saefeat.run.stages import distinct, means, neurons
 from saefeat.run.sweep import demo_grid
-from saefeat.sae.train import Trainer
+from saefeat.sae.objectives import sae_width
+from saefeat.sae.trainer import Trainer
 
 _LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more
 _MORE_LIBRARIES = 0.5e9
@@ -56,7 +57,7 @@ def forecast(setting: Setting) -> list[str]:
     seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     seconds |= _steering_seconds(setting, plan)
     widths = [sae.width for sae in setting.given] or [
-        setting.training.width(_d(lm, s)) for s in sites
+        sae_width(setting.training, _d(lm, s)) for s in sites
     ]
     width = sum(widths)
     there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
@@ -232,9 +233,9 @@ def _training_seconds(setting: Setting, tokens: int) -> float:
         with torch.inference_mode():
             trainer = Trainer(width, setting.training, 2, setting.lm.device)
             x = torch.randn(setting.training.batch_size, width, device=setting.lm.device)
-            trainer.set_frame(x)
-            trainer.train_on(x)
+            trainer.fit_scaler(x)
+            trainer.step(x)
             start = _now(setting.lm.device)
-            trainer.train_on(x)
+            trainer.step(x)
             total += _now(setting.lm.device) - start
     return total * tokens * setting.training.passes / setting.training.batch_size

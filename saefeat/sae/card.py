@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from saefeat.dictionaries import SAE
 from saefeat.io import kept_json
-from saefeat.sae.formats.tensors import stated
+from saefeat.sae.formats.values import stated
 from saefeat.sae.layouts import transformer_lens_hook
 from saefeat.sae.names import on_hub
 from saefeat.statistics import Stats

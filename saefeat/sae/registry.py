@@ -13,7 +13,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.sae import formats
 from saefeat.sae.formats import sae_lens
-from saefeat.sae.formats.tensors import figures, rest
+from saefeat.sae.formats.values import complement, figures
 from saefeat.sae.hub import download, hub_errors
 
 # Formats that are read here, without sae-lens and its seven seconds of imports; its reader of
@@ -71,7 +71,7 @@ def _entry(source: str) -> _Entry:
 
 def _row(about: dict[str, Any], row: dict[str, Any]) -> _Entry:
     stated = figures(
-        fvu=rest(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0"))
+        fvu=complement(row.get("variance_explained")), l0=row.get("l0", row.get("expected_l0"))
     )
     return _Entry(
         about["repo_id"],

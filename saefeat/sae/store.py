@@ -15,7 +15,7 @@ from saefeat.models import LanguageModel, resolve_site
 from saefeat.models.weights import is_outdated
 from saefeat.sae import formats, hub, layouts, registry
 from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
-from saefeat.sae.formats.tensors import encoding_dtype
+from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
 
 __all__ = ["CFG", "WEIGHTS", "check_fits", "check_together", "load_sae", "load_saes", "save_sae"]

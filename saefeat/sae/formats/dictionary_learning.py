@@ -12,16 +12,8 @@ from torch import Tensor
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import (
-    active,
-    canonical,
-    figures,
-    json_object,
-    read_weights,
-    rest,
-    text,
-    unit_decoder,
-)
+from saefeat.sae.formats.tensors import canonical, read_weights, unit_decoder
+from saefeat.sae.formats.values import active, complement, figures, json_object, text
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 FILES = (CFG, WEIGHTS, EVALUATION)
@@ -146,7 +138,7 @@ def _stated(directory: Path) -> dict[str, float]:
     """What its evaluation found."""
     found = kept_json(directory / EVALUATION)
     return figures(
-        fvu=rest(found.get("frac_variance_explained")),
+        fvu=complement(found.get("frac_variance_explained")),
         l0=found.get("l0"),
-        dead=rest(found.get("frac_alive")),
+        dead=complement(found.get("frac_alive")),
     )

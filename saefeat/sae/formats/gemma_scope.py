@@ -8,7 +8,8 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
-from saefeat.sae.formats.tensors import canonical, figures, read_weights
+from saefeat.sae.formats.tensors import canonical, read_weights
+from saefeat.sae.formats.values import figures
 
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 FILES = (FIRST, SECOND, CFG)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
-from saefeat.sae.formats.tensors import active, canonical, read_weights, text
+from saefeat.sae.formats.tensors import canonical, read_weights
+from saefeat.sae.formats.values import active, text
 
 CFG = "config.json"
 FILES = ("layer*.sae.pt", CFG)

@@ -16,18 +16,8 @@ from saefeat.dictionaries import NORMALIZATIONS, SAE
 from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
 from saefeat.sae.formats import batchtopk
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.tensors import (
-    active,
-    canonical,
-    encoding_dtype,
-    figures,
-    json_object,
-    positive,
-    read_weights,
-    settled,
-    text,
-    unit_decoder,
-)
+from saefeat.sae.formats.tensors import canonical, read_weights, settled, unit_decoder
+from saefeat.sae.formats.values import active, encoding_dtype, figures, json_object, positive, text
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training

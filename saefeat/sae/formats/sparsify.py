@@ -8,7 +8,8 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, json_object, positive, read_weights, text
+from saefeat.sae.formats.tensors import canonical, read_weights
+from saefeat.sae.formats.values import active, json_object, positive, text
 
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 FILES = (CFG, WEIGHTS, RUN)
