@@ -88,9 +88,7 @@ def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm, monke
     monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
     site, lines = "mlp_out@0", []
-    (whole,) = train_saes(
-        gpu_lm, plan, [site], tmp_path / "whole", CONFIG, progress=lines.append
-    )
+    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG, progress=lines.append)
     late = Interrupted(len(lines) * 4 // 5)
     with pytest.raises(KeyboardInterrupt):
         train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=late)
@@ -109,6 +107,8 @@ def test_what_is_restored_lies_on_the_device():
     with torch.inference_mode():
         first.fit_scaler(x)
         first.step(x[:64])
-        second.restore({name: value.cpu() for name, value in first.state().items()}, first.completed)
+        second.restore(
+            {name: value.cpu() for name, value in first.state().items()}, first.completed
+        )
         assert {value.device.type for value in second.state().values()} == {DEVICE}
         second.step(x[64:128])

@@ -11,10 +11,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from saefeat.activations import OUTLIER_FACTOR, counted_vectors, finite, inliers
 from saefeat.corpora import Batch, Corpus, first_by_hash, plan_batches

@@ -16,7 +16,7 @@ _STORED = re.compile(
     r"|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
 )
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
-_OURS = {
+_EMBEDDED = {
     "embedded:gemma-3-270m": "google/gemma-3-270m",
     "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
@@ -81,9 +81,9 @@ _OTHERS = {
 _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliases.split()}
 
 
-def on_hub(model: str) -> str:
+def hub_name(model: str) -> str:
     """The name on the hub of a model that is embedded; of any other the name itself."""
-    return _OURS.get(model, model)
+    return _EMBEDDED.get(model, model)
 
 
 def is_quantised(model: str) -> bool:
@@ -115,7 +115,7 @@ def _spelled(model: str) -> str:
 
 def _parts(model: str) -> tuple[str, str]:
     """Base name and version; of a path both are empty."""
-    name = on_hub(model.strip()).rstrip("/").lower()
+    name = hub_name(model.strip()).rstrip("/").lower()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return "", ""
     name = _VARIANT.sub("", _STORED.sub("", _spelled(name))).removeprefix("meta-")

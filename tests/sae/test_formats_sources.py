@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from saefeat.io import UserError
-from saefeat.sae import hub, registry
+from saefeat.sae import hub
+from saefeat.sae import releases as registry
 from saefeat.sae.store import load_sae, load_saes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -215,7 +216,7 @@ def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offlin
         load_saes("owner/other")
     one_sentence(
         told,
-        "owner/other is neither a directory here nor whole in the hub's cache",
+        "owner/other is neither a directory here nor complete in the hub's cache",
         "HF_HUB_OFFLINE",
     )
 
@@ -713,7 +714,7 @@ def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
     assert len(registry._releases()) > 100
     for release, about in registry._releases().items():
         for row in (about["saes"][0], about["saes"][-1]):
-            entry = registry._entry(f"{release}/{row['id']}")
+            entry = registry._find_entry(f"{release}/{row['id']}")
             assert (entry.repo, entry.folder) == tuple(
                 get_repo_id_and_folder_name(release, row["id"])
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saefeat.sae.names import is_quantised, may_be_same
-from saefeat.sae.registry import _releases
+from saefeat.sae.releases import _releases
 
 # Of these TransformerLens has its own weights; transformers cannot load them, or they write no
 # text.
