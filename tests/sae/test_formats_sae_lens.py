@@ -305,7 +305,7 @@ def test_a_batchtopk_sae_whose_threshold_was_not_scaled_is_named(tmp_path, weigh
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        ({}, "which may have been trained (no runner_cfg.json tells) on scaled activations"),
+        ({}, "which may have been trained (there is no runner_cfg.json) on scaled activations"),
         ({"sae": {"normalize_activations": "none"}}, None),
         (
             {"saes": {"a": {"normalize_activations": "expected_average_only_in"}}},
