@@ -33,7 +33,7 @@ K, BATCH = 32, 2048
 
 
 def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out vectors float32, outliers left out, mean 0 and variance 1 per coordinate on average."""
+    """Training and held-out vectors float32 of mean 0 and variance 1, without outliers."""
     lm = load_model(model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     parts = []

@@ -40,8 +40,8 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     text = (tmp_path / "out" / "README.md").read_text()
     model = read_json(tiny_run / "run.json")["model"]
     assert (
-        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights {model['fingerprint']}"
-        in text
+        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights "
+        f"{model['fingerprint']}" in text
     )
     assert (
         "Special tokens (BOS, EOS, padding) are fed to the model and left out of training" in text
@@ -125,8 +125,8 @@ def test_other_saes_than_the_run_used_are_refused(saefeat, tmp_path, run_of_give
         code, _, error = saefeat("export", run, *words)
         assert code == 2 and error.count("\n") == 1
         assert (
-            f"the SAE {sae.id} of {folder / sae.id} is not the one that {run} used; put that one back"
-            in error
+            f"the SAE {sae.id} of {folder / sae.id} is not the one that {run} used; put that one "
+            "back" in error
         )
     assert not (tmp_path / "out").exists() and not (tmp_path / "v.npy").exists()
 
@@ -144,8 +144,8 @@ def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(
     code, _, error = saefeat("export", run, "--format", "sae-lens", "--out", tmp_path / "out")
     assert code == 2 and error.count("\n") == 1
     assert (
-        f"{named.format(folder=folder)}, whose SAEs the run {run} used, does not exist any more; put it back"
-        in error
+        f"{named.format(folder=folder)}, whose SAEs the run {run} used, does not exist any more; "
+        "put it back" in error
     )
 
 

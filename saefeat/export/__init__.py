@@ -165,7 +165,10 @@ def _find_unit(given: Exportable, feature: str, source: str) -> tuple[SAE, int]:
 
 
 def _check_file(out: Path) -> None:
-    """Raise UserError for a file that is not an exported direction. A .npy does not say what it is."""
+    """Raise UserError for a file that is not an exported direction.
+
+    A .npy does not say what it is, so none is written over.
+    """
     if out.suffix not in (".safetensors", ".npy"):
         raise UserError(f"{out} should end in .safetensors or .npy", "out")
     if not out.exists():

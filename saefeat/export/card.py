@@ -181,8 +181,8 @@ def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None])
         )
     if any(sae.normalize != "none" for sae in saes):
         notes.append(
-            "The input is normalised vector by vector, so activations and decoder rows are in units "
-            "of its spread."
+            "The input is normalised vector by vector, so activations and decoder rows are in "
+            "units of its spread."
         )
     return notes
 

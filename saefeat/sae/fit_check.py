@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -159,7 +159,10 @@ def _check(
     return {
         "id": sae.id,
         "site": sae.site,
-        **asdict(own),
+        "fvu": own.fvu,
+        "l0": own.l0,
+        "silent": own.silent,
+        "tokens": own.tokens,
         "better": better,
         "stated": stated(sae.record),
         "doubt": sae.record.get("doubt"),

@@ -154,7 +154,7 @@ def _has_weights(place: Path, inside: str) -> bool:
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the errors of a download into UserErrors of one sentence. A full disk stays an OSError."""
+    """Turn the errors of a download into UserErrors; a full disk stays an OSError."""
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 

@@ -1,4 +1,4 @@
-"""Exported SAEs: sae-lens and sparsify open them and encode equally, and nothing is lost on the way back."""
+"""Exported SAEs: sae-lens and sparsify open them and encode equally, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, read_json, write_json
 from saefeat.export import export_direction, export_saes, open_source
+from saefeat.io import UserError, read_json, write_json
 from saefeat.sae.store import load_saes, save_sae
 from saefeat.sae.writers import WRITERS
 
@@ -289,8 +289,9 @@ def test_the_card_says_what_the_format_does_not(tmp_path, make, given):
         in text
     )
     assert "those whose norm exceeds the max norm" in text and "products in bfloat16" in text
-    row = "| layers.3.post_feedforward_layernorm | mlp_out@3 | layers.3.post_feedforward_layernorm | blocks.3.hook_mlp"
-    assert f"{row}_out | 384 | topk 16 | 0.250 | 15.5 | 12.5% | 12.50 |" in text
+    path = "layers.3.post_feedforward_layernorm"
+    row = f"| {path} | mlp_out@3 | {path} | blocks.3.hook_mlp_out | 384 | topk 16"
+    assert f"{row} | 0.250 | 15.5 | 12.5% | 12.50 |" in text
     assert "`owner/model`, revision r1" in text and "texts are cut at 128 tokens" in text
     assert "## Languages" not in text
 

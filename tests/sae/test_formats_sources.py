@@ -1,4 +1,4 @@
-"""SAEs by hub id and by name in sae-lens: a hub of this test's own is asked, by huggingface_hub itself."""
+"""SAEs by hub id and by name in sae-lens; huggingface_hub asks a server of this test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ D_IN, D_SAE = 640, 384
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download takes: a repository is a folder, its name tells how it answers."""
+    """The part of the hub that a download needs; a repository is a folder."""
 
     root: Path
     asked: list[str]
@@ -246,12 +246,14 @@ def test_a_repository_that_is_in_the_cache_in_part_is_refused_offline(
         shutil.move(tmp_path / "cache", tmp_path / "moved")  # nor in its memory
     words = {
         "us": [
-            "2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's cache"
+            "2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's "
+            "cache"
         ]
     }
     alone = {
         "us": [
-            "owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go online"
+            "owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go "
+            "online"
         ]
     }
     cache = tmp_path / ("moved" if told_by == "us" else "cache")
@@ -284,7 +286,8 @@ def test_what_a_cache_of_another_tool_lacks_is_told_by_the_run(offline, weights)
         load_saes("owner/sae-tiny")
     one_sentence(
         told,
-        "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's cache",
+        "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's "
+        "cache",
     )
     for folder in ("layers.6.mlp", "layers.7.mlp"):
         with pytest.raises(UserError) as told:

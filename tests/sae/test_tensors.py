@@ -1,4 +1,4 @@
-"""Weights stay where and as they are: mapped from their files, half precision as stored, what is made here on disk."""
+"""Weights stay in their files, in half precision as stored; changed weights go into a file."""
 
 from __future__ import annotations
 

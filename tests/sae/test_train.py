@@ -340,7 +340,7 @@ def test_activations_that_are_not_finite_fail_the_run(tmp_path, make_lm, plan, c
     token = min(early if chunk == 0 else late)
     with torch.no_grad():
         lm.model.model.embed_tokens.weight[token] = torch.nan
-    with pytest.raises(RunFailed, match="not finite|infinite or not a number"):
+    with pytest.raises(RunFailed, match=r"not finite|infinite or not a number"):
         train_saes(lm, plan, ["mlp_out@0"], tmp_path, CONFIG)
 
 

@@ -1,4 +1,7 @@
-"""Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors`): JumpReLU SAEs that do not subtract b_dec."""
+"""SAEs of Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors`).
+
+They are JumpReLU SAEs that do not subtract b_dec.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,8 @@ def _identify_second(folder: Path) -> tuple[str, str, str | None]:
     kind, layer = _place_by_hook(cfg) or _place_by_folder(folder)
     if kind is None:
         raise UserError(
-            f"{folder}: {_NO_SITE}; the site is in hf_hook_point_in of {CFG}, or in folders such as "
-            "resid_post/layer_17_width_16k_l0_medium"
+            f"{folder}: {_NO_SITE}; the site is in hf_hook_point_in of {CFG}, or in folders such "
+            "as resid_post/layer_17_width_16k_l0_medium"
         )
     return f"{folder.parent.name}-{folder.name}", f"{kind}@{layer}", _model(cfg, folder)
 

@@ -203,7 +203,7 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
     return tensor
 
 
-def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """The same reconstructions with decoder rows of norm 1: their norms go into the encoder."""
     norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
     return {
