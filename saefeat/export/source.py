@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from saefeat import schema
+from saefeat.config import RunConfig
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, user_path
 from saefeat.models import load_skeleton, resolve_site
@@ -23,25 +24,14 @@ from saefeat.statistics import Stats
 
 # Parts of base models. Any other first name of a module path is the base model's own.
 _PARTS = ("decoder", "language_model")
-_OPEN = ConfigDict(strict=True, extra="ignore")
-
-
-class _Model(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # pyright: ignore[reportGeneralTypeIssues]
-    name: str
-
-
-class _Arguments(TypedDict):
-    __pydantic_config__ = _OPEN  # pyright: ignore[reportGeneralTypeIssues]
-    saes: list[str]
 
 
 class _Index(TypedDict):
     """The part of a run's index that is read here."""
 
-    __pydantic_config__ = _OPEN  # pyright: ignore[reportGeneralTypeIssues]
-    model: _Model
-    arguments: _Arguments
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # pyright: ignore[reportGeneralTypeIssues]
+    model: dict[str, str | None]
+    arguments: RunConfig
 
 
 @dataclass(frozen=True)
@@ -112,14 +102,14 @@ def open_source(source: str) -> Exportable:
 
 def _open_run(run: RunDir) -> Exportable:
     index = schema.read(_Index, run.index)
-    sources, model = index["arguments"]["saes"], dict(index["model"])
+    sources, model = index["arguments"].saes, index["model"]
     # Not by `list_stats`: a run that was stopped has no statistics yet, or a part of them.
     files = sorted(run.stats.glob("[!.]*.safetensors"))
     headers = [Stats.read_header(path)["dictionary"] for path in files]
     used = [header for header in headers if header.get("kind") == "sae"]
     for source in sources:
         _check_there(source, run, [str(header.get("path")) for header in used])
-    saes = [_with_model(sae, model) for sae in load_saes(sources or str(run.saes))]
+    saes = [_with_model(sae, model) for sae in load_saes(list(sources) or str(run.saes))]
     return Exportable(saes, model, run, {header["id"]: header["fingerprint"] for header in used})
 
 

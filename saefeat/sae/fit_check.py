@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,16 +36,12 @@ FAR_FACTOR = 3.0  # L0 and FVU that differ by this factor from the stated ones a
 BETTER_SITES = 3  # how many sites that fit better are reported
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(TypedDict):
     """How an SAE reconstructs some vectors.
 
-    Attributes:
-        fvu: fraction of their variance that the reconstruction leaves unexplained.
-        l0: mean number of active units per token.
-        silent: share of the units that fire on none of them. On few tokens this is far more than
-            the share of dead units.
-        tokens: number of vectors.
+    fvu: fraction of their variance that the reconstruction leaves unexplained. l0: mean number of
+    active units per token. silent: share of the units that fire on none of them; on few tokens far
+    more than the share of dead units. tokens: number of vectors.
     """
 
     fvu: float
@@ -55,23 +50,17 @@ class Fit:
     tokens: int
 
 
-class FitReport(TypedDict):
-    """What the fit check finds of one SAE.
+class FitReport(Fit):
+    """What the fit check finds of one SAE, its `Fit` at its own site among it.
 
-    fvu, l0, silent, tokens: see `Fit`, at the SAE's own site. better: FVU by site of up to three
-    sites that fit better. stated: what the SAE's own files say of fvu, l0 and dead. doubt: why its
-    files may be wrong. revisions: of the base model that it was trained on and of the model at
-    hand, where both are known and differ. bos: how its training and the tokenizer differ in what
-    stands before a text, or "".
+    better: FVU by site of up to three sites that fit better. stated: what the SAE's own files say
+    of fvu, l0 and dead. doubt: why its files may be wrong. revisions: of the base model then and
+    now, where both are known and differ. bos: how training and tokenizer differ in what stands
+    before a text, or "".
     """
 
-    __pydantic_config__ = STRICT  # pyright: ignore[reportGeneralTypeIssues]
     id: str
     site: str
-    fvu: float
-    l0: float
-    silent: float
-    tokens: int
     better: dict[str, float]
     stated: dict[str, float]
     doubt: str | None
@@ -80,7 +69,7 @@ class FitReport(TypedDict):
 
 
 class FitChecks(TypedDict):
-    """Content of the file of a run's fit check. request: fingerprint of what was checked."""
+    """Content of the file of a run's fit check; request: fingerprint of what was checked."""
 
     __pydantic_config__ = STRICT  # pyright: ignore[reportGeneralTypeIssues]
     schema: int
@@ -101,12 +90,12 @@ def measure_fit(sae: SAE, x: Tensor) -> Fit:
     fired[codes.indices[fires]] = True
     error = (x - sae.reconstruct(x)).double().square().sum()
     variance = (x - x.mean(0)).double().square().sum().clamp(min=1e-30)
-    return Fit(
-        fvu=float(error / variance),
-        l0=float(fires.sum() / len(x)),
-        silent=1 - float(fired.float().mean()),
-        tokens=len(x),
-    )
+    return {
+        "fvu": float(error / variance),
+        "l0": float(fires.sum() / len(x)),
+        "silent": 1 - float(fired.float().mean()),
+        "tokens": len(x),
+    }
 
 
 def without_outliers(x: Tensor) -> Tensor:
@@ -133,13 +122,6 @@ def check_saes(
     others = {width: _sites_of_width(lm, width) for width in {sae.d_in for sae in saes}}
     paths = {*own.values(), *(path for sites in others.values() for path in sites)}
     vectors = _sample_vectors(lm, _balanced_batches(lm, corpus, seed), paths)
-    n = len(next(iter(vectors.values())))
-    if n < MIN_TOKENS:
-        raise UserError(
-            f"the corpus has {n} tokens, too few to check the SAEs on; give it more text, or skip "
-            "the fit check",
-            "gate",
-        )
     return [_check(lm, sae, vectors, own[sae.id], others[sae.d_in]) for sae in saes]
 
 
@@ -153,16 +135,13 @@ def _check(
     sae = sae.to(lm.device)
     own = measure_fit(sae, vectors[own_path])
     better, elsewhere = _compare_sites(sae, vectors, own_path, others)
-    if not own.fvu < 1 or elsewhere:
+    if not own["fvu"] < 1 or elsewhere:
         raise UserError(_describe_misfit(lm, sae, own, better), "gate")
     _check_norms(sae, vectors[own_path])
     return {
         "id": sae.id,
         "site": sae.site,
-        "fvu": own.fvu,
-        "l0": own.l0,
-        "silent": own.silent,
-        "tokens": own.tokens,
+        **own,
         "better": better,
         "stated": stated(sae.record),
         "doubt": sae.record.get("doubt"),
@@ -175,14 +154,16 @@ def _compare_sites(
     sae: SAE, vectors: dict[str, Tensor], own_path: str, others: dict[str, str]
 ) -> tuple[dict[str, float], bool]:
     """FVU by site of the best sites that fit better, and whether one of them fits far better."""
-    own = measure_fit(sae, vectors[own_path][:COMPARED_TOKENS]).fvu
+    own = measure_fit(sae, vectors[own_path][:COMPARED_TOKENS])["fvu"]
     scan = {
-        path: measure_fit(sae, vectors[path][:SCAN_TOKENS]).fvu
+        path: measure_fit(sae, vectors[path][:SCAN_TOKENS])["fvu"]
         for path in others
         if path != own_path
     }
     best = sorted(scan, key=scan.__getitem__)[:BETTER_SITES]
-    found = {others[path]: measure_fit(sae, vectors[path][:COMPARED_TOKENS]).fvu for path in best}
+    found = {
+        others[path]: measure_fit(sae, vectors[path][:COMPARED_TOKENS])["fvu"] for path in best
+    }
     better = {name: fvu for name, fvu in found.items() if fvu < own}
     return better, min(better.values(), default=torch.inf) * BETTER_FACTOR <= own
 
@@ -277,16 +258,17 @@ def _sample_vectors(
     """Path -> vectors of at most TOKENS counted tokens [n, d], in a random order.
 
     Batches are sorted by length; in a random order, the first few tokens are of all texts.
+    Raises UserError where there are too few.
     """
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
     for _, vectors in counted_vectors(lm, batches, sorted(paths)):
         for path, x in vectors.items():
             found[path].append(x)
-    parts = next(iter(found.values()))
-    n = sum(map(len, parts))
-    if not n:
+    n = sum(map(len, next(iter(found.values()))))
+    if n < MIN_TOKENS:
         raise UserError(
-            "the corpus has no token to check the SAEs on; give it text, or skip the fit check",
+            f"the corpus has {n} tokens, too few to check the SAEs on; give it more text, or skip "
+            "the fit check",
             "gate",
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:TOKENS].to(lm.device)
@@ -320,6 +302,6 @@ def _describe_misfit(lm: LanguageModel, sae: SAE, own: Fit, better: dict[str, fl
     if sae.record.get("doubt"):
         hint += f"; {sae.record['doubt']}"
     return (
-        f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {own.fvu:.2f}, "
-        f"L0 {own.l0:.1f} on {own.tokens} tokens; {hint}; skip the fit check to use it anyway"
+        f"the SAE {sae.id} does not fit {sae.site} of {lm.name}: FVU {own['fvu']:.2f}, "
+        f"L0 {own['l0']:.1f} on {own['tokens']} tokens; {hint}; skip the fit check to use it anyway"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -48,4 +47,4 @@ def measure(sae: SAE, held: Plan | None, vectors: dict[str, Tensor]) -> dict[str
     """
     if held is None:
         return {}
-    return {**asdict(measure_fit(sae, vectors[sae.site])), "split": held.policy["split"]}
+    return {**measure_fit(sae, vectors[sae.site]), "split": held.policy["split"]}

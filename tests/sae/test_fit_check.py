@@ -134,11 +134,11 @@ def test_the_fit_is_that_of_a_plain_loop(sae):
     z = sae.encode(x).dense()
     error = (x - (z @ sae.W_dec + sae.b_dec)).double()
     found = measure_fit(sae, x)
-    assert found.fvu == pytest.approx(
+    assert found["fvu"] == pytest.approx(
         float(error.square().sum() / (x - x.mean(0)).double().square().sum()), rel=1e-5
     )
-    assert found.l0 == float((z > 0).sum(1).double().mean())
-    assert found.silent == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
+    assert found["l0"] == float((z > 0).sum(1).double().mean())
+    assert found["silent"] == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
 
 
 def test_vectors_of_outlier_norm_are_left_out():

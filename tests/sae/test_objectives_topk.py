@@ -39,14 +39,15 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
     p["b_enc"] += bias  # at -3, many tokens have fewer than k positive units
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(5)) + 0.3
     loss, gradients, codes = naive(x, **p, k=k)
-    step = TopK(TrainConfig(k=k), torch.float32).step(x, p)
+    objective = TopK(TrainConfig(k=k), torch.float32)
+    step, (values, units) = objective.step(x, p), objective.select(x - p["b_dec"], p)
     torch.testing.assert_close(step.loss.double(), loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(
             step.gradients[name].double(), gradient, rtol=2e-4, atol=2e-4, msg=name
         )
         assert gradient.abs().max() > 0.01
-    dense = torch.zeros(n, width).scatter(1, step.units, step.values)
+    dense = torch.zeros(n, width).scatter(1, units, values)
     torch.testing.assert_close(dense.double(), codes, rtol=1e-4, atol=1e-4)
     assert torch.equal(step.fired, (codes > 0).any(0)) and step.l0 == (codes > 0).sum() / n
     error = codes @ p["decoder"].double() + p["b_dec"].double() - x.double()
@@ -58,7 +59,7 @@ def test_units_that_never_fire_have_no_gradient():
     p["b_enc"][7] = -100
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
     step = TopK(TrainConfig(k=3), torch.float32).step(x, p)
-    assert not (step.units[step.values > 0] == 7).any()
+    assert not step.fired[7] and step.fired.any()
     assert not any(step.gradients[name][7].any() for name in ("encoder", "decoder", "b_enc"))
 
 

@@ -44,18 +44,6 @@ _STATED = ("fvu", "l0", "dead")
 _KEPT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class _Model(TypedDict, total=False):
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
-    name: str | None
-    revision: str | None
-    fingerprint: str | None
-
-
-class _Corpus(TypedDict, total=False):
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
-    labels: list[Any] | None
-
-
 class _Training(TypedDict, total=False):
     __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
     tokens: int | None
@@ -69,17 +57,13 @@ class _Entry(TypedDict, total=False):
     module: str | None
     fingerprint: str | None
     max_norm: Annotated[float, Field(gt=0, lt=1e38)] | None
-    model: _Model | None
-    corpus: _Corpus | None
+    model: dict[str, str | None] | None
+    corpus: dict[str, str | list[str]] | None
     policy: dict[str, Any] | None
     training: _Training | None
     tokens: dict[str, Any] | None
     held_out: dict[str, Any] | None
     training_average: dict[str, Any] | None
-
-
-class _Metadata(TypedDict):
-    saefeat: _Entry
 
 
 def own_entry(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
@@ -90,10 +74,10 @@ def own_entry(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     entry = cfg.get("saefeat")
     if entry is None:
         return {}
-    if not isinstance(entry, dict):
-        checked(_Metadata, {"saefeat": entry}, Path(where))
-    others = {key: value for key, value in entry.items() if key not in _STATED}
-    checked(_Metadata, {"saefeat": others}, Path(where))
+    others = entry
+    if isinstance(entry, dict):
+        others = {key: value for key, value in entry.items() if key not in _STATED}
+    checked(dict[str, _Entry], {"saefeat": others}, Path(where))
     kept = figures(*map(entry.get, _STATED))
     return {key: kept.get(key, entry[key]) for key in entry if key in kept or key in others}
 

@@ -1,16 +1,15 @@
 """Objectives: the SAE architectures that can be trained, one module each.
 
 An objective knows the parameters of its architecture, their initial values, the loss and gradients
-of one step, and how trained parameters become an inference SAE. The trainer knows the rest:
+of one step, and how trained parameters become an SAE for inference. The trainer knows the rest:
 normalisation of the input, the optimiser, dead units and checkpoints.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from saefeat.config import TrainConfig
 from saefeat.registry import Registry
 
 Parameters = dict[str, Tensor]
-S = TypeVar("S", bound="Step")
 
 
 @dataclass
@@ -27,20 +25,22 @@ class Step:
     """What one step finds on a batch x [n, d].
 
     Attributes:
-        loss: squared error of a reconstruction, mean over the tokens: float32 [].
+        loss: squared error of a reconstruction, mean over the tokens: [].
         gradients: of the loss, by parameter.
+        error: reconstruction minus input [n, d].
         fired: which units fired on the batch, bool [d_sae].
         l0: mean number of active units per token, [].
     """
 
     loss: Tensor
     gradients: Parameters
+    error: Tensor
     fired: Tensor
     l0: Tensor
 
 
-class Objective(ABC, Generic[S]):
-    """An SAE architecture in training, in coordinates where the input has mean 0 and variance 1.
+class Objective(ABC):
+    """An SAE architecture in training, on inputs of mean 0 and variance 1 per coordinate.
 
     Args:
         config: how SAEs are trained.
@@ -57,25 +57,25 @@ class Objective(ABC, Generic[S]):
 
     @abstractmethod
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
-        """Initial values of the parameters, float32 on the CPU, in the order of the optimiser."""
+        """Initial values of the parameters, float32 on the CPU."""
 
     @abstractmethod
-    def step(self, x: Tensor, parameters: Parameters) -> S:
+    def step(self, x: Tensor, parameters: Parameters) -> Step:
         """Loss and gradients on x [n, d_in]."""
 
     @abstractmethod
-    def revive(self, x: Tensor, parameters: Parameters, step: S, dead: Tensor) -> None:
+    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
         """Add to the gradients of a step what brings dead units (int64 [m]) back to life."""
 
     @abstractmethod
-    def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> Mapping[str, Any]:
-        """Arguments of `dictionaries.SAE` for inference in raw units, x = mean + scale * input.
+    def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
+        """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
 
-        mean: [d_in]; scale: []. Units may be put in another order than that of the parameters.
+        The units may be in another order than in the parameters.
         """
 
 
-OBJECTIVES: Registry[type[Objective[Any]]] = Registry(
+OBJECTIVES: Registry[type[Objective]] = Registry(
     "SAE architecture", {"topk": "saefeat.sae.objectives.topk:TopK"}
 )
 

@@ -7,7 +7,6 @@ per token are zero. Only the encoder product is dense.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,16 +26,7 @@ _ROWS = 512  # tokens selected at once, so that the pre-activations stay in cach
 _TINY = 1e-8  # smallest norm of a decoder row that is divided by
 
 
-@dataclass
-class TopKStep(Step):
-    """Attributes: error: reconstruction minus input [n, d]; units int64 and values [n, k]."""
-
-    error: Tensor
-    values: Tensor
-    units: Tensor
-
-
-class TopK(Objective[TopKStep]):
+class TopK(Objective):
     """The k units with the greatest contributions reconstruct a token; AuxK revives dead units.
 
     Parameters: `encoder` and `decoder` [d_sae, d_in], one row per unit; `b_enc` [d_sae]; `b_dec`
@@ -67,14 +57,27 @@ class TopK(Objective[TopKStep]):
             "b_dec": torch.zeros(d_in),
         }
 
-    def step(self, x: Tensor, parameters: Parameters) -> TopKStep:
+    def select(self, centred: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Activations [n, k] of centred inputs, and the rows of the parameters that they are of.
+
+        Unused places have the value 0.
+        """
+        norms = parameters["decoder"].norm(dim=1)
+        weight = (parameters["encoder"] * norms[:, None]).to(self.dtype)
+        bias = (parameters["b_enc"] * norms).to(self.dtype)
+        parts = [
+            GroupedEncoder.top(linear(some, weight, bias), self.config.k)
+            for some in centred.to(self.dtype).split(_ROWS)
+        ]
+        values, units = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = _rows(units, len(weight))
+        return values / norms[rows].clamp(min=_TINY), rows
+
+    def step(self, x: Tensor, parameters: Parameters) -> Step:
         """Loss mean((x' - x)^2) * d of x [n, d] and its gradients."""
-        encoder, b_enc = parameters["encoder"], parameters["b_enc"]
-        decoder, b_dec = parameters["decoder"], parameters["b_dec"]
+        encoder, decoder, b_dec = (parameters[name] for name in ("encoder", "decoder", "b_dec"))
         centred = x - b_dec
-        norms = decoder.norm(dim=1)
-        values, units = self._select(centred, encoder * norms[:, None], b_enc * norms)
-        values = values / norms[units].clamp(min=_TINY)
+        values, units = self.select(centred, parameters)
         error = embedding_bag(units, decoder, per_sample_weights=values, mode="sum") - centred
         slope = error * (2 / len(x))
         d_values = _row_products(slope, decoder, units) * (values > 0)
@@ -95,8 +98,9 @@ class TopK(Objective[TopKStep]):
         ).to(x.dtype)
         fired = torch.zeros(len(encoder), dtype=torch.bool, device=x.device)
         fired[units[values > 0]] = True
-        return TopKStep(
+        return Step(
             loss=error.square().sum() / len(x),
+            error=error,
             gradients={
                 "encoder": d_encoder,
                 "b_enc": d_b_enc,
@@ -105,12 +109,9 @@ class TopK(Objective[TopKStep]):
             },
             fired=fired,
             l0=(values > 0).sum() / len(x),
-            error=error,
-            values=values,
-            units=units,
         )
 
-    def revive(self, x: Tensor, parameters: Parameters, step: TopKStep, dead: Tensor) -> None:
+    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
         p, gradients = parameters, step.gradients
         part = slice(0, max(1, len(x) // 4))  # a quarter of the batch is enough to revive them
         found = aux_gradients(
@@ -135,16 +136,6 @@ class TopK(Objective[TopKStep]):
             "b_dec": mean + scale * p["b_dec"],
             "k": self.config.k,
         }
-
-    def _select(self, x: Tensor, encoder: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor]:
-        """The k greatest of relu(pre-activations): values and rows of the parameters, [n, k]."""
-        weight, bias = encoder.to(self.dtype), b_enc.to(self.dtype)
-        parts = [
-            GroupedEncoder.top(linear(some, weight, bias), self.config.k)
-            for some in x.to(self.dtype).split(_ROWS)
-        ]
-        values, units = (torch.cat(part) for part in zip(*parts, strict=True))
-        return values, _rows(units, len(encoder))
 
 
 def _rows(units: Tensor, width: int) -> Tensor:
