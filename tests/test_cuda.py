@@ -12,8 +12,8 @@ from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.models import wrap
+from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
-from saefeat.sae.store import WEIGHTS
 from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats

@@ -20,7 +20,7 @@ from saefeat.corpora import Batch, Corpus, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError
-from saefeat.models import LanguageModel
+from saefeat.models import KINDS, LanguageModel
 from saefeat.sae.formats.values import stated
 from saefeat.schema import STRICT
 
@@ -30,7 +30,6 @@ SCAN_TOKENS = 128  # of them on which it is tried at every other site
 MIN_TOKENS = 32  # fewer tell nothing
 TEXT_TOKENS = 128  # tokens after which a text is cut
 OUTLIER_SHARE = 0.5  # of the tokens that an SAE may leave out for their norm
-KINDS = ("resid_post", "mlp_out", "mlp_act")
 BETTER_FACTOR = 2.0  # an SAE belongs to another site whose error is this many times smaller
 FAR_FACTOR = 3.0  # L0 and FVU that differ by this factor from the stated ones are reported
 BETTER_SITES = 3  # how many sites that fit better are reported

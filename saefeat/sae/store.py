@@ -20,12 +20,10 @@ from saefeat.models.weights import is_outdated
 from saefeat.sae import hub, releases
 from saefeat.sae.formats import name_formats
 from saefeat.sae.formats.directories import detect_format, find, sae_name
-from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
 from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
 from saefeat.sae.writers import WRITERS
 
-__all__ = ["CFG", "WEIGHTS", "check_fits", "check_together", "load_sae", "load_saes", "save_sae"]
 _GATED_MODULES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
 _GIVE = f"give a directory in the format of {name_formats()}, or a folder of them"
 _NAME_BYTES = 255  # of a path component, on every common file system

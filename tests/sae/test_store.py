@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
+from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import sae_name
 from saefeat.sae.store import load_sae, load_saes, save_sae
 from saefeat.sae.writers import WRITERS
@@ -319,8 +320,11 @@ def test_no_id_is_the_name_of_a_hidden_file(tmp_path, name, identity):
 def test_a_source_without_saes_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="holds no SAE"):
         load_saes(str(tmp_path))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist") as told:
         load_saes(str(tmp_path / "none"))
+    assert all(name in str(told.value) for name in FORMATS)
+    with pytest.raises(UserError, match="does not exist: a path component exceeds 255 bytes"):
+        load_saes("a" * 256)
 
 
 def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, make_lm):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from saefeat import progress
 from saefeat.config import TrainConfig
@@ -15,9 +16,10 @@ from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae import held_out
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.objectives.topk import INITIAL_NORM
-from saefeat.sae.store import WEIGHTS, load_sae
+from saefeat.sae.store import load_sae
 from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 
@@ -313,6 +315,11 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
         (["mlp_out@0", "model.layers.0.mlp"], CONFIG, "named twice"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=72), "d_sae 72 must be a multiple of 16"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
+        (
+            ["mlp_out@0"],
+            dataclasses.replace(CONFIG, architecture="tree"),
+            "unknown SAE architecture 'tree'; choose from topk",
+        ),
     ],
 )
 def test_bad_arguments_are_user_errors_before_anything_is_written(
@@ -321,6 +328,12 @@ def test_bad_arguments_are_user_errors_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train_saes(tiny_lm, plan, sites, tmp_path / "o", config)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"passes": "2"}, {"lr": 0.0}, {"dtype": "float16"}])
+def test_a_configuration_is_strict(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        dataclasses.replace(CONFIG, **wrong)
 
 
 def test_constant_activations_fail_the_run(tmp_path, make_lm, plan):
