@@ -1075,10 +1075,7 @@ def go_on(last):
 
 @pytest.mark.parametrize(
     ("stage", "mark", "how"),
-    [
-        ("collect", "window 1,", signal.SIGINT),
-        ("train", r"train: 12\d,\d{3} of", signal.SIGTERM),
-    ],
+    [("collect", "window 1,", signal.SIGINT), ("train", r"train: 12\d,\d{3} of", signal.SIGTERM)],
 )
 def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     saefeat, tiny_model_dir, long_jsonl, saes, tmp_path, stage, mark, how
