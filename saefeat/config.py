@@ -5,7 +5,7 @@ The command line makes its options of these fields, their descriptions and their
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -64,6 +64,51 @@ class RunConfig:
     text_column: str = Field("text", description="Column of the text.")
     label_column: str = Field("label", description="Column of the label.")
     id_column: str = Field("id", description="Column of the id that translations share.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """How SAEs are trained. None stands for a default that depends on the site or the corpus."""
+
+    k: int = Field(default=32, ge=1, description="Active features per token.")
+    d_sae: int | None = Field(
+        default=None, ge=16, description="Width, a multiple of 16; default `expansion` times d_in."
+    )
+    expansion: int = Field(default=4, ge=1, description="Width over d_in where no width is given.")
+    passes: int = Field(default=2, ge=1, description="How often each activation is used.")
+    batch_size: int = Field(default=2048, ge=16, description="Tokens per step.")
+    chunk_tokens: int = Field(
+        default=65_536,
+        ge=16,
+        description="Tokens held in memory, at 2 bytes times d_in for each site; a checkpoint is "
+        "written after each chunk.",
+    )
+    lr: float | None = Field(
+        default=None,
+        ge=1e-8,
+        description="Peak rate of Adam, on inputs of unit variance; default "
+        "1e-3 * sqrt(10240 / d_sae).",
+    )
+    warmup: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the steps with rising rate."
+    )
+    decay: float = Field(
+        default=0.4, ge=0, le=1, description="Share of the steps with falling rate."
+    )
+    aux: float = Field(
+        default=1 / 32, ge=0, description="Weight of the loss that revives dead units."
+    )
+    dead_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens without firing after which a unit is dead; default an eighth of all "
+        "training tokens, at most 10 million.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the encoder product. Weights are float32 always."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
+    architecture: str = Field(default="topk", description="Architecture of the SAEs.")
 
 
 # What `saefeat demo` asks for: small enough for a laptop.

@@ -37,7 +37,13 @@ class Console:
 
 @contextmanager
 def track(
-    say: Say, name: str, total: int | None, unit: str = "tokens", *, brief: bool = False
+    say: Say,
+    name: str,
+    total: int | None,
+    unit: str = "tokens",
+    *,
+    done: int = 0,
+    brief: bool = False,
 ) -> Iterator[tqdm[Any]]:
     """Show the progress of a piece of work while the block runs.
 
@@ -46,6 +52,7 @@ def track(
         name: what is done, as a stage is called on the command line: "train", "lid fit".
         total: how many units the work has; None if it is not known.
         unit: what is counted.
+        done: how many units an earlier process has done.
         brief: the work is usually done before a first line is due, and then says nothing.
             Otherwise the last line is said in any case.
 
@@ -56,6 +63,7 @@ def track(
     first = _BRIEF_SECONDS if terminal else LINE_SECONDS
     with _Bar(
         total=total,
+        initial=done,
         desc=name,
         unit=f" {unit}",
         file=terminal or _Lines(say),

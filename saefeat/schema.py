@@ -29,13 +29,16 @@ def checked(kind: type[T], value: Any, path: Path) -> T:
     """A parsed JSON value as `kind`. Raises UserError that names the file and the first misfit."""
     try:
         # Through JSON, whose arrays stand for tuples too.
-        return _adapter(kind).validate_json(json.dumps(value))
+        found = _adapter(kind).validate_json(json.dumps(value))
+        json.dumps(value, allow_nan=False)  # pydantic lets them pass where a type is Any
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(
-            f"{path} is not what saefeat writes there ({where}: {first['msg']}); write it again"
-        ) from error
+        misfit = f"{where}: {first['msg']}"
+    except ValueError:  # of json.dumps
+        misfit = "the whole: a number is not finite"
+    raise UserError(f"{path} is not what saefeat writes there ({misfit}); write it again")
 
 
 def read(kind: type[T], path: Path) -> T:

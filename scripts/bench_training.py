@@ -19,21 +19,23 @@ import torch
 from common import by_commas, options, parse, record, show
 from torch import Tensor
 
+from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, load_corpus, make_plan
 from saefeat.models import load_model, native_bf16
-from saefeat.sae.train import TrainConfig, Trainer, fill, whole
+from saefeat.sae.chunks import fill, single_chunk
+from saefeat.sae.trainer import Trainer
 
 K, BATCH = 32, 2048
 
 
 def activations(model: str, site: str, tokens: int) -> tuple[Tensor, Tensor]:
-    """Training and held-out vectors float32, without outliers, of mean 0 and mean variance 1."""
+    """Training and held-out vectors float32 of mean 0 and variance 1, without outliers."""
     lm = load_model(model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     parts = []
     for split, budget in (("train", tokens // 15), ("test", 1500)):
         plan = make_plan(corpus, lm, split=split, max_tokens=budget, mixed=True)
-        parts.append(fill(lm, plan, [lm.site(site)], whole(plan))[site].float())
+        parts.append(fill(lm, plan, [lm.site(site)], single_chunk(plan))[site].float())
     train, test = parts
     limit = train.norm(dim=1).median() * 8
     train, test = train[train.norm(dim=1) <= limit], test[test.norm(dim=1) <= limit]
@@ -60,7 +62,7 @@ def ours(
     config = TrainConfig(k=K, d_sae=d_sae, batch_size=BATCH, lr=lr, seed=seed)
     with torch.inference_mode():
         trainer = Trainer(train.shape[1], config, steps, "cpu")
-        trainer.frame = {
+        trainer.scaler = {
             "mean": torch.zeros(train.shape[1]),
             "scale": torch.ones(()),
             "max_norm": torch.tensor(1e9),
@@ -68,7 +70,7 @@ def ours(
         rows = batches(train, seed)
         start = time.monotonic()
         for _ in range(steps):
-            trainer.train_on(next(rows))
+            trainer.step(next(rows))
         seconds = time.monotonic() - start
         sae = trainer.sae("ours", "site", {})
         return {

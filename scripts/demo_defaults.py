@@ -22,11 +22,13 @@ from sklearn.metrics import f1_score
 
 from saefeat import lid
 from saefeat.collection import collect
+from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
-from saefeat.sae.train import TrainConfig, Trainer, _picks, fill, whole
+from saefeat.sae.chunks import draw, fill, single_chunk
+from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
 EARLY = ("resid_post@0", "mlp_out@5", "resid_post@5")
@@ -62,10 +64,10 @@ def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
     steps = round(len(x) * config.passes / config.batch_size)
     with torch.inference_mode():
         trainer = Trainer(x.shape[1], config, steps, "cpu")
-        trainer.set_frame(x)
+        trainer.fit_scaler(x)
         usable = trainer.usable(x)
         for step in range(steps):
-            trainer.train_on(x[_picks(usable, config, 0, step)])
+            trainer.step(x[draw(usable, config, 0, step)])
         return trainer.sae(name, site, {"fvu": float(trainer.fvu)})
 
 
@@ -74,7 +76,7 @@ def train_all(lm: LanguageModel, corpus: Corpus, max_tokens: int) -> dict[str, S
     plan = make_plan(corpus, lm, max_tokens=max_tokens, mixed=True)
     sites = sorted({site for row in ROWS for site in row.sites})
     start = time.monotonic()
-    activations = fill(lm, plan, [lm.site(site) for site in sites], whole(plan))
+    activations = fill(lm, plan, [lm.site(site) for site in sites], single_chunk(plan))
     saes: dict[str, SAE] = {}
     for row in ROWS:
         for name, site in zip(row.ids(), row.sites, strict=True):

@@ -50,10 +50,10 @@ from malformed import Inputs, try_inputs
 from processes import TIMEOUT, Ended, Watch, call, start
 
 from saefeat import collection, corpora
+from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus
 from saefeat.report import parts
 from saefeat.run import setting
-from saefeat.sae.train import TrainConfig
 
 LABELS = ("de", "en", "fr")
 STAGES = ("train", "collect", "rank", "lid fit", "lid evaluate", "steering", "matrix", "report")

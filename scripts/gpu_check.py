@@ -55,12 +55,13 @@ from common import (
 from torch import Tensor
 
 from saefeat import collection, memory
+from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.io import read_json
 from saefeat.models import LanguageModel, load_model
-from saefeat.sae.formats.tensors import stated
+from saefeat.sae.formats.values import stated
 from saefeat.sae.store import load_saes
-from saefeat.sae.train import TrainConfig, Trainer
+from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
 PACK = ROOT / "gpu-pack"
@@ -464,11 +465,11 @@ def _our_steps(x: Tensor, config: TrainConfig, device: str) -> Callable[[], None
     batches = x.split(config.batch_size)
     with torch.inference_mode():
         trainer = Trainer(x.shape[1], config, 1000, device)
-        trainer.set_frame(x)
+        trainer.fit_scaler(x)
 
     def step() -> None:
         with torch.inference_mode():
-            trainer.train_on(batches[trainer.step % len(batches)])
+            trainer.step(batches[trainer.completed % len(batches)])
 
     return step
 

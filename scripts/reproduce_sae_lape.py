@@ -26,6 +26,7 @@ from common import options, parse
 
 from saefeat import lid
 from saefeat.baselines import FastText
+from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.evaluation import head_metrics
@@ -35,7 +36,7 @@ from saefeat.io import kept_json, make_dir, write_json
 from saefeat.models import LanguageModel, load_model
 from saefeat.run import collect, rank
 from saefeat.sae.store import load_saes
-from saefeat.sae.train import TrainConfig, train_saes
+from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 

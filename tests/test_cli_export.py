@@ -40,8 +40,8 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     text = (tmp_path / "out" / "README.md").read_text()
     model = read_json(tiny_run / "run.json")["model"]
     assert (
-        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights {model['fingerprint']}"
-        in text
+        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights "
+        f"{model['fingerprint']}" in text
     )
     assert (
         "Special tokens (BOS, EOS, padding) are fed to the model and left out of training" in text
@@ -86,7 +86,10 @@ def test_a_run_tells_what_the_files_of_the_saes_given_to_it_do_not(saefeat, tmp_
     index["arguments"]["saes"] = [str(tmp_path / "given")]
     write_json(run / "run.json", index)
     ours = load_saes(str(tiny_run / "saes"))
-    write_json(run / "gate.json", {"saes": [{"id": sae.id, "fvu": 0.5} for sae in ours]})
+    measured = {"fvu": 0.5, "l0": 1.0, "silent": 0.0, "tokens": 9}
+    rest = {"better": {}, "stated": {}, "doubt": None, "revisions": [], "bos": ""}
+    reports = [{"id": sae.id, "site": sae.site, **measured, **rest} for sae in ours]
+    write_json(run / "gate.json", {"schema": 1, "request": "", "saes": reports})
     code, out, _ = saefeat("export", run, "--format", "sparsify", "--out", tmp_path / "out")
     assert code == 0
     assert out.split() == [
@@ -122,8 +125,8 @@ def test_other_saes_than_the_run_used_are_refused(saefeat, tmp_path, run_of_give
         code, _, error = saefeat("export", run, *words)
         assert code == 2 and error.count("\n") == 1
         assert (
-            f"the SAE {sae.id} of {folder / sae.id} is another one than {run} used; put that back"
-            in error
+            f"the SAE {sae.id} of {folder / sae.id} is not the one that {run} used; put that one "
+            "back" in error
         )
     assert not (tmp_path / "out").exists() and not (tmp_path / "v.npy").exists()
 
@@ -141,8 +144,8 @@ def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(
     code, _, error = saefeat("export", run, "--format", "sae-lens", "--out", tmp_path / "out")
     assert code == 2 and error.count("\n") == 1
     assert (
-        f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; put it back"
-        in error
+        f"{named.format(folder=folder)}, whose SAEs the run {run} used, does not exist any more; "
+        "put it back" in error
     )
 
 
@@ -169,13 +172,13 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
     [
         (
             ["RUN", "--out", "OUT"],
-            "give either --format sae-lens or sparsify, or --feature SAE:UNIT",
+            "give either a format (sae-lens, sparsify) or a feature SAE:UNIT",
         ),
         (
             ["RUN", "--format", "sae-lens", "--feature", "a:1", "--out", "OUT"],
-            "give either --format",
+            "give either a format",
         ),
-        (["RUN", "--format", "gguf", "--out", "OUT"], "unknown format gguf"),
+        (["RUN", "--format", "gguf", "--out", "OUT"], "unknown export format 'gguf'"),
         (["RUN", "--feature", "no:1", "--out", "OUT.npy"], "has no SAE no; it has sae-"),
         (
             ["RUN", "--feature", "sae-resid_post@0:64", "--out", "OUT.npy"],
@@ -183,7 +186,7 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
         ),
         (
             ["RUN", "--format", "sae-lens", "--out", "RUN"],
-            "which is of no export; choose another --out",
+            "which is not part of an export; choose another output",
         ),
         (["OUT", "--format", "sae-lens", "--out", "OUT"], "does not exist; give a directory"),
         (["RUN", "--feature", "a:" + "9" * 5000, "--out", "OUT.npy"], "should be SAE:UNIT"),
@@ -217,6 +220,6 @@ def test_a_damaged_run_is_one_sentence(saefeat, tmp_path, text):
     code, _, error = saefeat("export", tmp_path, "--format", "sae-lens", "--out", tmp_path / "out")
     assert (
         code == 2
-        and "run.json is damaged or of another version" in error
+        and "run.json is not what saefeat writes there" in error
         and error.count("\n") == 1
     )

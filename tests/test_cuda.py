@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from saefeat.collection import collect
+from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.models import wrap
-from saefeat.sae.formats.tensors import stated
-from saefeat.sae.store import WEIGHTS
-from saefeat.sae.train import TrainConfig, Trainer, sae_id, train_saes
+from saefeat.sae.formats.sae_lens import WEIGHTS
+from saefeat.sae.formats.values import stated
+from saefeat.sae.train import sae_id, train_saes
+from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -82,12 +84,15 @@ def test_a_killed_collection_resumes_to_the_same_bytes(
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
-def test_a_killed_training_resumes(tmp_path, tiny_corpus, gpu_lm):
+def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm, monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
-    site = "mlp_out@0"
-    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG)
+    site, lines = "mlp_out@0", []
+    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG, progress=lines.append)
+    late = Interrupted(len(lines) * 4 // 5)
     with pytest.raises(KeyboardInterrupt):
-        train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=Interrupted(3))
+        train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=late)
+    assert (tmp_path / "cut" / "training.safetensors").exists()
     (cut,) = train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG)
     assert (tmp_path / "cut" / sae_id(site) / WEIGHTS).exists()
     assert stated(cut.record)["fvu"] == pytest.approx(
@@ -100,8 +105,10 @@ def test_a_restored_trainer_is_on_the_device():
     x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     first, second = Trainer(32, config, 10, DEVICE), Trainer(32, config, 10, DEVICE)
     with torch.inference_mode():
-        first.set_frame(x)
-        first.train_on(x[:64])
-        second.restore({name: value.cpu() for name, value in first.state().items()}, first.step)
+        first.fit_scaler(x)
+        first.step(x[:64])
+        second.restore(
+            {name: value.cpu() for name, value in first.state().items()}, first.completed
+        )
         assert {value.device.type for value in second.state().values()} == {DEVICE}
-        second.train_on(x[64:128])
+        second.step(x[64:128])

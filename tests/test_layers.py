@@ -14,7 +14,7 @@ ROOMS = [
     ["__main__"],
     ["cli"],
     ["run"],
-    ["report"],
+    ["report", "export"],
     ["rundir"],
     ["lid", "baselines"],
     ["steering"],
@@ -108,4 +108,5 @@ def test_the_command_line_imports_nothing_heavy_at_the_top():
         for module in top
         if module.startswith("saefeat") and not module.startswith("saefeat.cli")
     }
-    assert ours <= {"saefeat.io", "saefeat.config", "saefeat.progress"}
+    registries = {"saefeat.sae.formats", "saefeat.sae.writers"}
+    assert ours <= {"saefeat.io", "saefeat.config", "saefeat.progress", *registries}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from saefeat.collection import collect
+from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import Identity
 from saefeat.generation import Decoding
@@ -16,7 +17,7 @@ from saefeat.run import open_run
 from saefeat.run.matrix import matrix
 from saefeat.run.steer import Bench
 from saefeat.run.sweep import demo_grid, sweep
-from saefeat.sae.train import TrainConfig, train_saes
+from saefeat.sae.train import train_saes
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
@@ -91,8 +92,9 @@ def test_a_matrix_starts_again_with_other_threads(setting):
 
 
 def test_collecting_and_training_report_that_they_resume_with_other_threads(
-    tmp_path, tiny_corpus, tiny_lm, small_windows
+    tmp_path, tiny_corpus, tiny_lm, small_windows, monkeypatch
 ):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, tiny_lm, mixed=True)
     config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
     neurons = [Identity("mlp_act@0", 48)]
@@ -103,20 +105,24 @@ def test_collecting_and_training_report_that_they_resume_with_other_threads(
     def count(say):
         collect(tiny_lm, plan, neurons, tmp_path / "stats", progress=say, checkpoint_seconds=0)
 
-    for call, words, name in ((train, "step", "training"), (count, "window 3", "collection")):
-        seen = []
+    def stop_training(line):
+        if (tmp_path / "saes" / "training.safetensors").exists():
+            raise KeyboardInterrupt
 
-        def stop(line, seen=seen, words=words):
-            seen.append(line)
-            if len(seen) == 3 and words in line:
-                raise KeyboardInterrupt
+    def stop_counting(line):
+        if "window 3" in line:
+            raise KeyboardInterrupt
 
+    for call, stop, name, was in (
+        (train, stop_training, "training", "after 1"),
+        (count, stop_counting, "collection", "where 1 were used before"),
+    ):
         with pytest.raises(KeyboardInterrupt):
             call(stop)
         torch.set_num_threads(2)
         lines = []
         call(lines.append)
-        note = f"note: the {name} goes on with 2 threads where 1 were used before"
+        note = f"note: the {name} goes on with 2 threads {was}"
         assert [line for line in lines if line.startswith("note")] == [lines[0]] and lines[
             0
         ].startswith(note)

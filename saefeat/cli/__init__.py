@@ -219,7 +219,10 @@ def train(
     dry_run: DryRun = False,
 ) -> None:
     """Train TopK SAEs for several sites from one stream of forward passes; run again to resume."""
-    from saefeat.sae.train import TrainConfig, plan_chunks, train_saes
+    from saefeat.config import TrainConfig
+    from saefeat.sae.chunks import plan_chunks
+    from saefeat.sae.objectives import sae_width
+    from saefeat.sae.train import train_saes
 
     names = by_commas(sites) or ()
     config = TrainConfig(
@@ -238,7 +241,7 @@ def train(
     from saefeat.hooks import site_width
     from saefeat.run.setting import check_activations
 
-    widths = {name: config.width(site_width(lm, lm.site(name))) for name in names}
+    widths = {name: sae_width(config, site_width(lm, lm.site(name))) for name in names}
     check_activations(lm, text, names)
     plan = make_plan(text, lm, seed=seed, max_tokens=max_tokens, mixed=True)
     _say_plan(lm, text, plan)
@@ -296,7 +299,7 @@ def collect(
     from saefeat.run import neurons as identities
     from saefeat.run.forecast import forecast_collect
     from saefeat.run.setting import check_activations
-    from saefeat.sae.gate import check_saes, describe
+    from saefeat.sae.fit_check import check_saes, describe
     from saefeat.sae.store import load_saes
 
     loaded = load_saes(list(saes), lm, same_model=gate) if saes else []

@@ -8,6 +8,7 @@ import typer
 
 from saefeat.cli.common import Out
 from saefeat.io import UserError
+from saefeat.sae.writers import WRITERS
 
 
 def export(
@@ -16,7 +17,7 @@ def export(
     ],
     out: Out,
     form: Annotated[
-        str | None, typer.Option("--format", help="sae-lens or sparsify: a folder an SAE.")
+        str | None, typer.Option("--format", help=f"{' or '.join(WRITERS)}: one folder per SAE.")
     ] = None,
     feature: Annotated[
         str | None,
@@ -25,13 +26,16 @@ def export(
 ) -> None:
     """Write SAEs as other libraries open them, with a model card; or the vector of one feature."""
     if (form is None) == (feature is None):
-        raise UserError("give either --format sae-lens or sparsify, or --feature SAE:UNIT")
-    from saefeat.sae.export import export_direction, export_saes
+        raise UserError(
+            f"give either a format ({', '.join(WRITERS)}) or a feature SAE:UNIT", "form", "feature"
+        )
+    from saefeat.export import export_direction, export_saes
 
     if feature is not None:
         about = export_direction(source, feature, out)
         typer.echo(
-            f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, norm {about['norm']:.4f}"
+            f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, "
+            f"norm {about['norm']:.4f}"
         )
     elif form is not None:
         for folder in export_saes(source, form, out):

@@ -14,7 +14,7 @@ from saefeat.report.reading import natural, parsed
 from saefeat.report.spread import overlap_view, read_spread
 from saefeat.report.steering import read_samples, read_steering
 from saefeat.report.units import method_view, read_selections, read_shown
-from saefeat.sae.formats.tensors import stated
+from saefeat.sae.formats.values import stated
 from saefeat.selection import Selection
 
 Values = dict[str, Any]

@@ -30,7 +30,7 @@ from saefeat.run.steer import Bench, source_of, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import demo_grid, english_prompts
 from saefeat.run.sweep import sweep as sweep_grid
-from saefeat.sae.gate import check_saes, describe
+from saefeat.sae.fit_check import check_saes, describe
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
 

@@ -29,7 +29,8 @@ from saefeat.run.identify import evaluated
 from saefeat.run.setting import Setting
 from saefeat.run.stages import distinct, means, neurons
 from saefeat.run.sweep import demo_grid
-from saefeat.sae.train import Trainer
+from saefeat.sae.objectives import sae_width
+from saefeat.sae.trainer import Trainer
 
 _LIBRARIES = 0.7e9  # bytes of a process that collects
 _MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add
@@ -97,7 +98,7 @@ def _job(setting: Setting) -> _Job:
     lm, given = setting.lm, setting.given
     sites = setting.sites or [sae.site for sae in given]
     d_ins = [site_width(lm, lm.site(site)) for site in sites]
-    widths = [sae.width for sae in given] or [setting.training.width(d_in) for d_in in d_ins]
+    widths = [sae.width for sae in given] or [sae_width(setting.training, d_in) for d_in in d_ins]
     identities = distinct([*means(lm, given, None), *neurons(lm, setting.layers)])
     return _Job(setting, sites, d_ins, widths, [*given, *identities])
 
@@ -150,10 +151,10 @@ def _step_seconds(job: _Job) -> float:
         with torch.inference_mode():
             trainer = Trainer(d_in, training, 2, device)
             x = torch.randn(training.batch_size, d_in, device=device)
-            trainer.set_frame(x)
-            trainer.train_on(x)
+            trainer.fit_scaler(x)
+            trainer.step(x)
             start = _now(device)
-            trainer.train_on(x)
+            trainer.step(x)
             total += _now(device) - start
     return total * job.setting.training_plan.total * training.passes / training.batch_size
 

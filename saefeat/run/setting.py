@@ -17,7 +17,7 @@ import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.baselines import FastText
-from saefeat.config import RunConfig
+from saefeat.config import RunConfig, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
@@ -28,8 +28,9 @@ from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.models.weights import is_outdated
 from saefeat.run.stages import Say, neuron_layers, quiet
+from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, load_saes
-from saefeat.sae.train import TrainConfig, sae_id
+from saefeat.sae.train import sae_id
 
 _SECTIONS = {
     "arguments": dict,
@@ -145,7 +146,7 @@ def open_setting(config: RunConfig, out: Path, say: Say = quiet) -> Setting:
     ).fit()  # the evaluation needs it: fetch it before the long work
     training = _training(config, corpus)
     for site in sites:
-        training.width(site_width(lm, lm.site(site)))
+        sae_width(training, site_width(lm, lm.site(site)))
     return Setting(config, out, lm, corpus, sites, training, given, say)
 
 

@@ -18,7 +18,7 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.methods import check_parameters, choose, get_method
 from saefeat.models import LanguageModel
-from saefeat.sae.gate import check_saes, describe
+from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import StatsFiles, list_stats
@@ -135,7 +135,7 @@ def collect(
 ) -> list[Path]:
     """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`.
 
-    gate: try those SAEs on a little text first (`sae.gate.check_saes`) that have no statistics yet.
+    gate: try those SAEs on a little text first (`sae.fit_check.check_saes`) that have no statistics yet.
     """
     out = Path(out)
     if not saes and not with_neurons:

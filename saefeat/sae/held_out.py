@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -10,16 +9,16 @@ from torch import Tensor
 from saefeat.corpora import Plan, fill_budget, in_hashed_order
 from saefeat.dictionaries import SAE
 from saefeat.models import LanguageModel
-from saefeat.sae.gate import LEAST, fidelity
+from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
 
-TOKENS = 4096  # counted tokens of the sample, the labels alike
+TOKENS = 4096  # counted tokens of the sample, equally many per label
 
 
 def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
-    """Some TOKENS tokens of the corpus that the plan keeps out; None where there are too few to tell anything.
+    """About TOKENS tokens of the corpus that a plan leaves out; None where there are too few.
 
-    They are of the test split where the plan is of the train split, and of no example that shares
-    its id with one of the plan (a translation).
+    They are of the test split where the plan is of the train split. No example shares its id with
+    an example of the plan (a translation).
     """
     corpus, policy = plan.corpus, plan.policy
     split = "test" if policy["split"] == "train" else "all"
@@ -34,14 +33,18 @@ def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
         count_bos=policy["count_bos"],
     )
     held = Plan(corpus, tokens, counts, {**policy, "split": split}, skipped)
-    return held if held.total >= LEAST else None
+    return held if held.total >= MIN_TOKENS else None
 
 
-def measured(sae: SAE, held: Plan | None, vectors: dict[str, Tensor]) -> dict[str, Any]:
-    """The entry `held_out` of an SAE's record: fvu, l0, silent, tokens and the split; empty without held-out text.
+def measure(sae: SAE, held: Plan | None, vectors: dict[str, Tensor]) -> dict[str, Any]:
+    """The entry `held_out` of an SAE's record: fvu, l0, silent, tokens and the split.
 
-    vectors: [n, d_in] by site, of the plan.
+    It is empty without held-out text.
+
+    Args:
+        held: the plan of the text.
+        vectors: site -> its activations [n, d_in].
     """
     if held is None:
         return {}
-    return {**asdict(fidelity(sae, vectors[sae.site])), "split": held.policy["split"]}
+    return {**measure_fit(sae, vectors[sae.site]), "split": held.policy["split"]}

@@ -1,4 +1,8 @@
-"""SAEs of the hub: `owner/repo[@revision][/folder]`, downloaded into the hub's own cache, or found there offline."""
+"""SAEs of the hub: `owner/repo[@revision][/folder]`, downloaded into the hub's own cache.
+
+Offline, they are found in the cache. What a repository should hold is kept beside it there, so that
+a part of its SAEs is not taken for all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saefeat.io import UserError, kept_json, make_dir, write_json
-from saefeat.sae.formats import FILES, sparsify
+from saefeat.sae.formats import FORMATS
+from saefeat.sae.formats.directories import is_shared_file
 
 _SOURCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<folder>.+?))?/?")
 _WEIGHTS = (".safetensors", ".npz", ".pt")
-_MANY = (
-    64  # SAEs fetched for one source; a repository of all widths and sparsities can hold terabytes
-)
+# SAEs fetched for one source. A repository of all widths and sparsities can hold terabytes.
+_MOST = 64
 
 
 def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision and folder (or ""); raises UserError for what is no hub id."""
+    """Repository, revision and folder (or ""). Raises UserError where it is no hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
         raise UserError(
@@ -32,29 +36,26 @@ def parse(source: str) -> tuple[str, str | None, str]:
 def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
     """The snapshot of a repository, and in it the folder with all of its SAEs.
 
-    With HF_HUB_OFFLINE, and where the hub cannot be reached, what the cache has. Raises UserError
-    for a repository, revision or folder that is not there or not open to the user, for one with too
-    many SAEs, and for one of whose SAEs the cache lacks some.
+    With HF_HUB_OFFLINE, and where the hub cannot be reached, the cache is used.
+
+    Raises UserError for a repository, revision or folder that does not exist or is not open to the
+    user, for a source of too many SAEs, and where the cache lacks SAEs.
     """
     from huggingface_hub import constants, snapshot_download
 
-    start = f"{folder}/" if folder else ""
-    patterns = [f"{start}{deeper}{name}" for name in FILES for deeper in ("", "*/")]
-    parts = folder.split("/")
-    patterns += [
-        "/".join([*parts[:i], "config.json"]) for i in range(len(parts))
-    ]  # sparsify's, of the whole run
-    patterns += [folder] * folder.endswith(_WEIGHTS)
-    whole = f"{repo}/{folder}".rstrip("/")
+    patterns = _patterns(folder)
+    name = f"{repo}/{folder}".rstrip("/")
     with hub_errors(repo, revision):
-        told = _files(repo, revision)
-        wanted = _saes(told or (), patterns)
-        if len(wanted) > _MANY:
+        listed = _list_files(repo, revision)
+        wanted = _places(listed or (), patterns)
+        if len(wanted) > _MOST:
             raise UserError(
-                f"{whole} holds {len(wanted)} SAEs; name a folder in it, such as {repo}/{wanted[0]}"
+                f"{name} holds {len(wanted)} SAEs; name a folder in it, such as {repo}/{wanted[0]}"
             )
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    _check_whole(snapshot, told, patterns, folder, whole)
+    if listed is not None:
+        _remember(snapshot, listed)
+    _check_complete(snapshot, listed, patterns, folder, name)
     if not (snapshot / folder).exists():
         raise UserError(
             f"the hub repository {repo} has no SAE in the folder {folder}; see "
@@ -63,57 +64,21 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
     return snapshot, snapshot / folder
 
 
-def _check_whole(
-    snapshot: Path, told: list[str] | None, patterns: list[str], folder: str, whole: str
-) -> None:
-    """Raises UserError where the cache lacks SAEs: of those that the hub has told of, now or before, or a run names."""
-    listing = (
-        snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"
-    )  # leaves the cache with its repository
-    if told is not None and not listing.exists():
-        with suppress(OSError, UserError):  # a cache that is for reading alone
-            make_dir(listing.parent)
-            write_json(listing, {"files": [name for name in told if name.endswith(_WEIGHTS)]})
-    known = kept_json(listing).get("files") if told is None else told
-    listed = _hookpoints(snapshot, folder) if known is None else _saes(known, patterns)
-    inside = "**/*" if known is None else "*"
-    lacking = [place or "its own" for place in listed if not _is_here(snapshot / place, inside)]
-    if lacking and len(lacking) < len(listed):
-        raise UserError(
-            f"{len(lacking)} of the {len(listed)} SAEs of {whole}, the first being {lacking[0]}, are not "
-            "in the hub's cache; go online, without HF_HUB_OFFLINE, or name those that are"
-        )
-    if lacking or (known is None and not (snapshot / folder).exists()):
-        raise UserError(
-            f"{whole} is not in the hub's cache, and the hub cannot be reached; go online, without "
-            "HF_HUB_OFFLINE"
-        )
+def _patterns(folder: str) -> list[str]:
+    """Patterns of the files of the SAEs at or below a folder, by the formats."""
+    start = f"{folder}/" if folder else ""
+    names = sorted({name for form in FORMATS.values() for name in form.files})
+    patterns = [f"{start}{deeper}{name}" for name in names for deeper in ("", "*/")]
+    parents = {form.parent_file for form in FORMATS.values() if form.parent_file}
+    parts = folder.split("/")
+    for i in range(len(parts)):
+        patterns += ["/".join([*parts[:i], name]) for name in sorted(parents)]
+    if folder.endswith(_WEIGHTS):  # a single file
+        patterns.append(folder)
+    return patterns
 
 
-def _named(name: str, patterns: list[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def _saes(names: Iterable[str], patterns: list[str]) -> list[str]:
-    """The SAEs' folders of weights files, or the files of those that share a folder."""
-    weights = [name for name in names if name.endswith(_WEIGHTS) and _named(name, patterns)]
-    return sorted(
-        {name if name.endswith(".sae.pt") else name.rpartition("/")[0] for name in weights}
-    )
-
-
-def _hookpoints(snapshot: Path, folder: str) -> list[str]:
-    """Folders that a run of sparsify says it has, of those at or below a folder."""
-    named = kept_json(snapshot / sparsify.RUN).get("hookpoints")
-    found = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    return [name for name in found if not folder or f"{name}/".startswith(f"{folder}/")]
-
-
-def _is_here(place: Path, inside: str) -> bool:
-    return place.is_file() or any(path.suffix in _WEIGHTS for path in place.glob(inside))
-
-
-def _files(repo: str, revision: str | None) -> list[str] | None:
+def _list_files(repo: str, revision: str | None) -> list[str] | None:
     """The names of a repository's files; None where the hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # pyright: ignore[reportPrivateImportUsage]
@@ -125,9 +90,71 @@ def _files(repo: str, revision: str | None) -> list[str] | None:
     return [file.rfilename for file in siblings]
 
 
+def _listing(snapshot: Path) -> Path:
+    """Where the list of a snapshot's weight files is kept; removed with its repository."""
+    return snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"
+
+
+def _remember(snapshot: Path, listed: list[str]) -> None:
+    path = _listing(snapshot)
+    if not path.exists():
+        with suppress(OSError, UserError):  # a cache that cannot be written
+            make_dir(path.parent)
+            write_json(path, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
+
+
+def _check_complete(
+    snapshot: Path, listed: list[str] | None, patterns: list[str], folder: str, name: str
+) -> None:
+    """Raise UserError where the cache lacks SAEs that are wanted.
+
+    Which there should be is known from the hub, or from what it listed before, or from the file of
+    a format that names them.
+    """
+    known = kept_json(_listing(snapshot)).get("files") if listed is None else listed
+    if known is None:
+        below = f"{folder}/" if folder else ""
+        named = [place for form in FORMATS.values() for place in form.listed(snapshot)]
+        wanted = [place for place in named if f"{place}/".startswith(below)]
+    else:
+        wanted = _places(known, patterns)
+    inside = "**/*" if known is None else "*"
+    lacking = [place for place in wanted if not _has_weights(snapshot / place, inside)]
+    if lacking and len(lacking) < len(wanted):
+        raise UserError(
+            f"{len(lacking)} of the {len(wanted)} SAEs of {name}, the first being "
+            f"{lacking[0] or 'that of the repository itself'}, are not in the hub's cache; go "
+            "online, without HF_HUB_OFFLINE, or name those that are"
+        )
+    if lacking or (known is None and not (snapshot / folder).exists()):
+        raise UserError(
+            f"{name} is not in the hub's cache, and the hub cannot be reached; go online, without "
+            "HF_HUB_OFFLINE"
+        )
+
+
+def _places(names: Iterable[str], patterns: list[str]) -> list[str]:
+    """Places of SAEs among the files of a repository: folders, and files that share a folder."""
+    weights = [
+        name
+        for name in names
+        if name.endswith(_WEIGHTS) and any(fnmatch.fnmatch(name, p) for p in patterns)
+    ]
+    return sorted(
+        {
+            name if is_shared_file(name.rpartition("/")[2]) else name.rpartition("/")[0]
+            for name in weights
+        }
+    )
+
+
+def _has_weights(place: Path, inside: str) -> bool:
+    return place.is_file() or any(path.suffix in _WEIGHTS for path in place.glob(inside))
+
+
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the errors of a download into UserErrors of one sentence."""
+    """Turn the errors of a download into UserErrors; a full disk stays an OSError."""
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
@@ -135,8 +162,8 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise UserError(
-            f"the hub repository {repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} and log "
-            "in with a token (HF_TOKEN)"
+            f"the hub repository {repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} "
+            "and log in with a token (HF_TOKEN)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
@@ -144,13 +171,13 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(
-            f"{repo} is neither a directory here nor a repository of the hub that is open to you; check "
-            "the name, or log in with a token (HF_TOKEN)"
+            f"{repo} is neither a directory here nor a repository of the hub that is open to you; "
+            "check the name, or log in with a token (HF_TOKEN)"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(
-            f"{repo} is neither a directory here nor whole in the hub's cache, and the hub cannot be "
-            "reached; go online, without HF_HUB_OFFLINE"
+            f"{repo} is neither a directory here nor complete in the hub's cache, and the hub "
+            "cannot be reached; go online, without HF_HUB_OFFLINE"
         ) from error
     except (HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

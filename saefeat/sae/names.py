@@ -1,7 +1,7 @@
-"""Names of base models: which spellings are of one model, those of TransformerLens among them, which sae-lens writes.
+"""Names of base models: which spellings stand for the same model.
 
-TransformerLens has a table of them; it takes seconds to import, so what no rule covers is written
-down here.
+sae-lens writes the names of TransformerLens. That library has a table of them, but takes seconds to
+import, so the names that no rule covers stand here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import re
 
 # What a model was tuned for; a date may follow.
 _VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf))+(?=(-\d{4}|-v\d+\.\d+)?$)")
-# How the weights of a model are stored; several may follow each other.
+# How the weights of a model are stored. Several may follow each other.
 _STORED = re.compile(
-    r"([-.](unsloth|dynamic|bnb|gptq|awq|hqq|gguf|qat|quantized|torchao|quanto|marlin|mlx|autoround|unquantized"
-    r"|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
+    r"([-.](unsloth|dynamic|bnb|gptq|awq|hqq|gguf|qat|quantized|torchao|quanto|marlin|mlx"
+    r"|autoround|unquantized|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
 )
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
-_OURS = {
+_EMBEDDED = {
     "embedded:gemma-3-270m": "google/gemma-3-270m",
     "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
@@ -81,25 +81,25 @@ _OTHERS = {
 _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliases.split()}
 
 
-def on_hub(model: str) -> str:
-    """The name on the hub of a model that is embedded; of any other the name itself."""
-    return _OURS.get(model, model)
+def hub_name(model: str) -> str:
+    """The name on the hub of an embedded model; any other name as it is."""
+    return _EMBEDDED.get(model, model)
 
 
 def is_quantised(model: str) -> bool:
-    """Whether a name says that the weights are stored in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
+    """Whether a name says that weights are stored in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
     return bool(_STORED.search(_spelled(model)))
 
 
 def may_be_same(one: str, other: str) -> bool:
-    """Whether two names may be of one base model, or of it and what was tuned from it; a path says nothing."""
+    """Whether two names may stand for the same base model; a path may stand for any."""
     return not _parts(one)[0] or not _parts(other)[0] or are_same(one, other)
 
 
 def are_same(one: str, other: str) -> bool:
-    """Whether two names are of one base model, or of it and what was tuned from it; paths are of none.
+    """Whether two names stand for the same base model, or for models tuned from it.
 
-    Versions (v0.1) are compared where both names have one.
+    Versions (v0.1) are compared where both names have one. A path stands for no known model.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
     return (
@@ -114,8 +114,8 @@ def _spelled(model: str) -> str:
 
 
 def _parts(model: str) -> tuple[str, str]:
-    """Base name and version; of a path both are empty."""
-    name = on_hub(model.strip()).rstrip("/").lower()
+    """Base name and version. Both are empty for a path."""
+    name = hub_name(model.strip()).rstrip("/").lower()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return "", ""
     name = _VARIANT.sub("", _STORED.sub("", _spelled(name))).removeprefix("meta-")

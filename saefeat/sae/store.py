@@ -1,4 +1,8 @@
-"""SAEs by their source: a directory of any format, a folder of them, a name in sae-lens, a hub id. Saves our own."""
+"""Load SAEs from anywhere, check that they fit a model, and save our own.
+
+A source is a directory of any format (`saefeat.sae.formats`), a folder of such directories, a name
+in sae-lens (`release/sae_id`) or a hub id (`owner/repo@revision/folder`).
+"""
 
 from __future__ import annotations
 
@@ -13,47 +17,55 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
 from saefeat.models.weights import is_outdated
-from saefeat.sae import formats, hub, layouts, registry
-from saefeat.sae.formats.sae_lens import CFG, WEIGHTS
-from saefeat.sae.formats.tensors import encoding_dtype
+from saefeat.sae import hub, releases
+from saefeat.sae.formats import name_formats
+from saefeat.sae.formats.directories import detect_format, find, sae_name
+from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
+from saefeat.sae.writers import WRITERS
 
-__all__ = ["CFG", "WEIGHTS", "check_fits", "check_together", "load_sae", "load_saes", "save_sae"]
-_GATES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
-_GIVE = "give a directory in sae-lens format, that of sparsify, dictionary_learning or Gemma Scope, or a folder of them"
+_GATED_MODULES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
+_GIVE = f"give a directory in the format of {name_formats()}, or a folder of them"
+_NAME_BYTES = 255  # of a path component, on every common file system
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
-    """Write a directory that `sae_lens.SAE.load_from_disk` opens; the whole directory appears at once."""
+    """Write a directory that `load_sae` and `sae_lens.SAE.load_from_disk` open, as a whole."""
     with replacing(directory) as temporary:
-        layouts.write_sae("sae-lens", sae, temporary)
+        WRITERS["sae-lens"].write(sae, temporary)
 
 
 def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
-    """Load one SAE: a directory of any format, a `release/sae_id` of sae-lens, or a hub id with a folder.
+    """Load one SAE.
 
-    `dtype` of the products in `encode`: by default the one that the SAE was trained with.
-    Raises UserError for a source that holds none or several, or one that is damaged or cannot be
-    read.
+    Args:
+        source: a directory of any format, a `release/sae_id` of sae-lens, or a hub id.
+        dtype: of the products in `encode`, "float32" or "bfloat16"; by default the one that the
+            SAE was trained with.
+
+    Raises UserError for a source of no SAE or several, or one that cannot be read.
     """
     found = _read(str(source))
     if len(found) != 1:
-        raise UserError(
-            f"{source} holds {len(found)} SAEs; name one of them: {', '.join(sae.id for sae in found[:5])}"
-        )
+        some = ", ".join(sae.id for sae in found[:5])
+        raise UserError(f"{source} holds {len(found)} SAEs; name one of them: {some}")
     return found[0] if dtype is None else replace(found[0], dtype=encoding_dtype(dtype, source))
 
 
 def load_saes(
     sources: list[str] | str, lm: LanguageModel | None = None, *, same_model: bool = True
 ) -> list[SAE]:
-    """Load SAEs, those of a folder in natural order; check that they fit the model.
+    """Load SAEs and check that they fit the model. Those of a folder are in natural order.
 
-    A source is a directory in the format of sae-lens, sparsify, dictionary_learning or Gemma Scope,
-    a folder of them, a `release/sae_id` of sae-lens, or a hub id `owner/repo@revision/folder`.
-    `same_model` False: of another base model they fit too, where their width does.
-    Raises UserError for a source that holds none or cannot be read, two SAEs of one id, or an SAE
-    of another width or base model.
+    Args:
+        sources: directories of any format, folders of them, `release/sae_id` of sae-lens, or hub
+            ids `owner/repo@revision/folder`.
+        lm: the model; None: not checked.
+        same_model: whether the SAEs must have been trained on this model. Otherwise it is enough
+            that their width fits.
+
+    Raises UserError for a source that holds no SAE or cannot be read, two SAEs of the same id, or
+    an SAE that does not fit.
     """
     saes: list[SAE] = []
     for source in [sources] if isinstance(sources, str) else sources:
@@ -65,8 +77,8 @@ def load_saes(
 def check_together(
     saes: Sequence[SAE], lm: LanguageModel | None = None, *, same_model: bool = True
 ) -> None:
-    """Raises UserError for two SAEs of one id, and for one that does not fit the model."""
-    known: dict[str, SAE] = {}
+    """Raise UserError for two SAEs of the same id or place, and for one that does not fit."""
+    known: set[str] = set()
     places: dict[str, SAE] = {}
     for sae in saes:
         path = sae.record.get("path")
@@ -78,7 +90,7 @@ def check_together(
             )
         if sae.id in known:
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
-        known[sae.id] = sae
+        known.add(sae.id)
         if lm is not None:
             check_fits(sae, lm, same_model=same_model)
 
@@ -88,58 +100,67 @@ def _read(source: str) -> list[SAE]:
     if not source.strip():
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
-    if any(len(os.fsencode(part)) > 255 for part in path.parts):
+    if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts):
         raise UserError(
-            f"{source[:40]}... does not exist, for no name of a file is so long; {_GIVE}"
+            f"{source[:40]}... does not exist: a path component exceeds {_NAME_BYTES} bytes; "
+            f"{_GIVE}"
         )
-    if path.is_dir() or formats.form_of(path):
-        return [registry.read_place(directory) for directory in _directories(path, source)]
-    lost = next(
-        (place for place in (path, *path.parents) if place.is_symlink() and not place.exists()),
-        None,
-    )
-    if lost:
-        raise UserError(f"{source} cannot be read, because the link {lost} leads nowhere; {_GIVE}")
+    if path.is_dir() or detect_format(path):
+        return [releases.read_place(place) for place in _find_sorted(path, source)]
+    _check_not_local(path, source)
+    if releases.names_release(source):
+        return [releases.read(source, _safe_name(source))]
+    repo, revision, folder = hub.parse(source)
+    snapshot, start = hub.download(repo, revision, folder)
+    return [_read_snapshot(repo, snapshot, place) for place in _find_sorted(start, source)]
+
+
+def _check_not_local(path: Path, source: str) -> None:
+    """Raise UserError for a source that is meant as a path and holds no SAE."""
+    broken = [p for p in (path, *path.parents) if p.is_symlink() and not p.exists()]
+    if broken:
+        raise UserError(f"{source} cannot be read: the link {broken[0]} is broken; {_GIVE}")
     if path.exists() or source.startswith((".", "/", "~")):
         kind = "is no directory" if path.exists() else "does not exist"
         raise UserError(f"{source} {kind}; {_GIVE}")
-    if registry.names_release(source):
-        return [replace(registry.read(source), id=_file_name(source))]
-    repo, revision, folder = hub.parse(source)
-    snapshot, start = hub.download(repo, revision, folder)
-    return [_of_hub(repo, snapshot, directory) for directory in _directories(start, source)]
 
 
-def _directories(root: Path, source: str) -> list[Path]:
-    found = formats.find(root)
+def _find_sorted(root: Path, source: str) -> list[Path]:
+    """Places of the SAEs below a folder; numbers in their names are sorted by value."""
+    found = find(root)
     if not found:
         raise UserError(f"{source} holds no SAE; {_GIVE}")
-    return sorted(
-        found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))]
-    )
+
+    def natural(path: Path) -> list[int | str]:
+        return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
+
+    return sorted(found, key=natural)
 
 
-def _of_hub(repo: str, snapshot: Path, directory: Path) -> SAE:
-    """Its id holds the repository's name, because the folders of many have the same names."""
-    sae = registry.read_place(directory)
-    place = directory.relative_to(snapshot).as_posix()
-    sae.record["source"] = f"{repo}@{snapshot.name}" + ("" if place == "." else f"/{place}")
-    name = _file_name("/".join([repo.partition("/")[2], place]))
-    return replace(sae, id=formats.identifier(name, sae.site))
+def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
+    """An SAE of a hub repository. Its id holds the repository's name: folders are named alike."""
+    sae = releases.read_place(path)
+    place = path.relative_to(snapshot).as_posix()
+    name = _safe_name("/".join([repo.partition("/")[2], place]))
+    source = f"{repo}@{snapshot.name}" + ("" if place == "." else f"/{place}")
+    return replace(sae, id=sae_name(name, sae.site), record={**sae.record, "source": source})
 
 
-def _file_name(source: str) -> str:
+def _safe_name(source: str) -> str:
+    """A file name made of a source."""
     return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 
 def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
-    """Raises UserError when an SAE was made for another model (unless that may be), or for vectors of another width."""
+    """Raise UserError for an SAE of another model (unless allowed) or of vectors of another width.
+
+    same_model: see `load_saes`.
+    """
     if same_model:
         _check_model(sae, lm)
     site = resolve_site(lm.model, sae.site)
-    gated = any(
-        hasattr(lm.model.get_submodule(site.path.rpartition(".")[0]), name) for name in _GATES
-    )
+    holder = lm.model.get_submodule(site.path.rpartition(".")[0])
+    gated = any(hasattr(holder, name) for name in _GATED_MODULES)
     if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
         raise UserError(
             f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
@@ -153,22 +174,30 @@ def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
 
 
 def _check_model(sae: SAE, lm: LanguageModel) -> None:
+    """Raise UserError when an SAE was trained on another model, as far as that is known.
+
+    Fingerprints are compared where both are known, else names. Quantised weights differ from those
+    that the SAE was trained on in any case; the fit check shows whether the SAE still fits.
+    """
     model = sae.record.get("model") or {}
-    name, mark, here = str(model.get("name") or ""), model.get("fingerprint"), _hub_name(lm)
-    mark = None if is_outdated(mark) else mark
-    if mark == lm.fingerprint or (
-        not mark and may_be_same(name, here)
-    ):  # names, where they are all there is
+    name, here = str(model.get("name") or ""), _hub_name(lm)
+    fingerprint = model.get("fingerprint")
+    if is_outdated(fingerprint):
+        fingerprint = None
+    if fingerprint == lm.fingerprint or (not fingerprint and may_be_same(name, here)):
         return
     if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):
-        return  # its weights are others by necessity: the gate tells whether the SAE still fits
+        return
     if name == lm.name or are_same(name, here):
-        other = f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it those"
+        other = (
+            f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it "
+            "those"
+        )
     else:
         other = f"{name or 'another model'}, not on {lm.name}; give it that model"
     raise UserError(
-        f"the SAE {sae.id} was trained on {other} "
-        "(--no-gate, same_model=False in Python, uses it all the same)"
+        f"the SAE {sae.id} was trained on {other}, or allow another model (same_model=False)",
+        "gate",
     )
 
 
@@ -177,8 +206,8 @@ def _is_quantised(lm: LanguageModel) -> bool:
 
 
 def _hub_name(lm: LanguageModel) -> str:
-    """The model's name on the hub, or "" where it is not known."""
+    """The model's name on the hub; "" where it is not known. A directory may say it."""
     name = lm.name
-    if os.path.exists(name):  # a directory may tell where its model is from
+    if os.path.exists(name):
         name = str(getattr(lm.model.config, "_name_or_path", ""))
     return "" if os.path.exists(name) else name

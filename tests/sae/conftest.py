@@ -1,4 +1,4 @@
-"""What the tests of the SAE formats share: vectors, the comparison with another library, damaged files."""
+"""Shared by the tests of SAE formats: vectors, weights, the comparison with another library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ D_IN, D_SAE = 640, 384  # the width of Gemma-3-270m, and a narrow SAE
 
 @pytest.fixture(scope="session")
 def activations():
-    """Real vectors float32 [n, 640] after a block of Gemma-3-270m, the first of each text (BOS) left out."""
+    """Vectors float32 [n, 640] after a block of Gemma-3-270m, without those of BOS."""
     lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
     site = lm.site("resid_post@3").path
     texts = [
@@ -39,7 +39,7 @@ def x(request, activations):
 
 @pytest.fixture(scope="session")
 def weights():
-    """weights(*names): random tensors by name, such that some units fire on vectors of any length and most do not."""
+    """weights(*names): random tensors by name; on any vector some units fire and most do not."""
     shapes = {"W_enc": (D_IN, D_SAE), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
 
     def make(*names, seed=0):
@@ -56,7 +56,7 @@ def weights():
 
 
 def assert_same(sae, x, acts, out=None):
-    """The same units fire with the same values as in dense activations [n, d_sae] of another library, to 1e-5."""
+    """Units and values are those of another library's activations [n, d_sae]."""
     ours, scale = sae.encode(x).dense(), acts.amax(1, keepdim=True).clamp(min=1e-6)
     assert (acts > 0).any(1).all() and not (acts > 0).all(), "the vectors tell nothing"
     clear = torch.maximum(ours, acts) > 1e-5 * scale  # rounding may move a value over zero

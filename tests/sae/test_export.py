@@ -1,4 +1,4 @@
-"""Exported SAEs: sae-lens and sparsify open them and encode equally, and nothing is lost on the way back."""
+"""Exported SAEs: sae-lens and sparsify open them and encode equally, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
+from saefeat.export import export_direction, export_saes, open_source
 from saefeat.io import UserError, read_json, write_json
-from saefeat.sae.export import export_direction, export_saes, open_source
-from saefeat.sae.layouts import write_sae
 from saefeat.sae.store import load_saes, save_sae
+from saefeat.sae.writers import WRITERS
 
 D_IN, D_SAE = 640, 384
 EXTRA = {"jumprelu": ("threshold",), "gated": ("b_gate", "r_mag")}
@@ -56,7 +56,9 @@ def make(weights):
 @pytest.fixture
 def given(monkeypatch):
     """given(*saes): what every source is taken to hold."""
-    return lambda *saes: monkeypatch.setattr("saefeat.sae.export.load_saes", lambda _: list(saes))
+    return lambda *saes: monkeypatch.setattr(
+        "saefeat.export.source.load_saes", lambda _: list(saes)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +176,7 @@ def foreign(form, directory, weights):
             k=16,
             record={"module": "blocks.3.hook_mlp_out"},
         )
-        write_sae(form, sae, directory)
+        WRITERS[form].write(sae, directory)
         write_json(directory.parent / "config.json", {"model": "m"})  # of a run of sparsify
     if config:
         write_json(directory / "config.json", config)
@@ -219,11 +221,10 @@ def test_every_format_that_is_read_is_exported_or_refused(
 
 def test_an_exported_norm_of_the_decoder_is_that_of_its_rows(tmp_path, make):
     sae = make()
-    write_sae("sparsify", sae, tmp_path)
+    WRITERS["sparsify"].write(sae, tmp_path)
     assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is False
-    write_sae(
-        "sparsify", replace(sae, W_dec=sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)), tmp_path
-    )
+    unit = replace(sae, W_dec=sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True))
+    WRITERS["sparsify"].write(unit, tmp_path)
     assert read_json(tmp_path / "cfg.json")["normalize_decoder"] is True
 
 
@@ -288,8 +289,9 @@ def test_the_card_says_what_the_format_does_not(tmp_path, make, given):
         in text
     )
     assert "those whose norm exceeds the max norm" in text and "products in bfloat16" in text
-    row = "| layers.3.post_feedforward_layernorm | mlp_out@3 | layers.3.post_feedforward_layernorm | blocks.3.hook_mlp"
-    assert f"{row}_out | 384 | topk 16 | 0.250 | 15.5 | 12.5% | 12.50 |" in text
+    path = "layers.3.post_feedforward_layernorm"
+    row = f"| {path} | mlp_out@3 | {path} | blocks.3.hook_mlp_out | 384 | topk 16"
+    assert f"{row} | 0.250 | 15.5 | 12.5% | 12.50 |" in text
     assert "`owner/model`, revision r1" in text and "texts are cut at 128 tokens" in text
     assert "## Languages" not in text
 
@@ -312,19 +314,19 @@ def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path
             "sae-lens",
             "groupmax",
             {},
-            "sae-lens has no groupmax SAEs, and sae-mlp_out@3 is one; use --format sparsify",
+            "sae-lens has no groupmax SAEs, and sae-mlp_out@3 is one; choose another format",
         ),
         (
             "sparsify",
             "jumprelu",
             {},
-            "topk and groupmax SAEs .* sae-mlp_out@3 is jumprelu; use --format sae-lens",
+            "topk and groupmax SAEs .* sae-mlp_out@3 is jumprelu; choose another format",
         ),
         ("sparsify", "relu", {}, "is relu"),
         ("sparsify", "gated", {}, "is gated"),
         ("sparsify", "topk", {"centred": False}, "does not subtract it"),
         ("sparsify", "topk", {"normalize": "layer_norm"}, r"normalises its input \(layer_norm\)"),
-        ("onnx", "topk", {}, "unknown format onnx; there are sae-lens, sparsify"),
+        ("onnx", "topk", {}, "unknown export format 'onnx'; choose from sae-lens, sparsify"),
     ],
 )
 def test_what_a_format_cannot_hold_is_one_sentence(
@@ -402,13 +404,13 @@ def test_an_export_is_written_over_and_nothing_else(tmp_path, make, given):
     export_saes("any", "sparsify", out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     (out / ".git").mkdir()
-    with pytest.raises(UserError, match=r"holds \.git, which is of no export"):
+    with pytest.raises(UserError, match=r"holds \.git, which is not part of an export"):
         export_saes("any", "sparsify", out)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         export_saes("any", "sae-lens", tmp_path / "file")
     save_sae(make(), tmp_path / "saes" / "a")
-    with pytest.raises(UserError, match="holds a, which is of no export"):
+    with pytest.raises(UserError, match="holds a, which is not part of an export"):
         export_saes("any", "sae-lens", tmp_path / "saes")
 
 
@@ -420,7 +422,7 @@ def test_a_failure_leaves_what_was_there(tmp_path, make, given, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("saefeat.sae.layouts.write_json", full)
+    monkeypatch.setattr("saefeat.sae.writers.sae_lens.write_json", full)
     with pytest.raises(OSError):
         export_saes("any", "sae-lens", tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before

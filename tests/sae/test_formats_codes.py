@@ -1,4 +1,4 @@
-"""Codes of every activation by their definition, in numbers that float32 holds exactly; devices and fingerprints."""
+"""Codes of every activation by definition, in numbers that float32 holds exactly."""
 
 from __future__ import annotations
 

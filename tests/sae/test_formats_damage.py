@@ -1,4 +1,4 @@
-"""Whatever is written into a configuration or a weights file, an SAE is read or one sentence said."""
+"""For any change of a file, an SAE is read or the error is one sentence."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def by_hand(kind, w, x):
 
 @pytest.fixture(scope="module")
 def theirs():
-    """The library's own loader of each class; its package imports more than the classes need, so only they are."""
+    """The library's loader of each class; only the classes are imported, not the whole package."""
     spec = importlib.util.find_spec("dictionary_learning")
     if spec is None:
         pytest.skip("dictionary_learning is not installed")

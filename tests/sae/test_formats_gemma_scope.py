@@ -1,4 +1,4 @@
-"""Gemma Scope 1 and 2 by their published layout: they fire as in sae-lens; folders and config.json tell the site."""
+"""SAEs of Gemma Scope fire as in sae-lens; folders and config.json name the site."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("W_enc", "W_dec", "b_dec", "b_enc", "threshold")
 
 
 def save(directory, weights, config=None, **extra):
-    """The layout of the first scope, or with a configuration (or False for none) that of the second."""
+    """The first scope's layout; with a configuration (or False for none) the second's."""
     directory.mkdir(parents=True)
     given = weights(*NAMES)
     if config is None:
@@ -145,7 +145,8 @@ def test_the_folders_of_the_first_scope_tell_what_it_is(
         (
             "mine",
             {
-                "hf_hook_point_in": "model.language_model.layers.7.post_feedforward_layernorm.output",
+                "hf_hook_point_in": "model.language_model.layers.7."
+                "post_feedforward_layernorm.output",
                 "model_name": "google/gemma-3-4b-pt",
             },
             "mlp_out@7",

@@ -1,4 +1,4 @@
-"""Directories of sae-lens: what it saves fires here as it does there; what has no form here is one sentence."""
+"""SAEs of sae-lens fire as in sae-lens; an SAE that cannot be read gives one sentence."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_scaling_factor_of_fine_tuning_is_refused_unless_it_is_one(tmp_path, w
 
 
 def save_batchtopk(directory, weights, kind="BatchTopK", version="6.54.8", **run):
-    """A BatchTopK SAE as sae-lens 6.54.8 saves it after training on vectors times 0.1; its run's configuration."""
+    """A BatchTopK SAE that sae-lens 6.54.8 saved after training on scaled vectors; its run."""
     from sae_lens import saes
 
     options = {"k": 16.0, "normalize_activations": "expected_average_only_in"}
@@ -305,7 +305,7 @@ def test_a_batchtopk_sae_whose_threshold_was_not_scaled_is_named(tmp_path, weigh
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        ({}, "which may have been trained (no runner_cfg.json tells) on scaled activations"),
+        ({}, "which may have been trained (there is no runner_cfg.json) on scaled activations"),
         ({"sae": {"normalize_activations": "none"}}, None),
         (
             {"saes": {"a": {"normalize_activations": "expected_average_only_in"}}},

@@ -1,4 +1,4 @@
-"""SAEs by hub id and by name in sae-lens: a hub of this test's own is asked, by huggingface_hub itself."""
+"""SAEs by hub id and by name in sae-lens; huggingface_hub asks a server of this test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from saefeat.io import UserError
-from saefeat.sae import hub, registry
+from saefeat.sae import hub
+from saefeat.sae import releases as registry
 from saefeat.sae.store import load_sae, load_saes
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -22,7 +23,7 @@ D_IN, D_SAE = 640, 384
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download takes: a repository is a folder, its name tells how it answers."""
+    """The part of the hub that a download needs; a repository is a folder."""
 
     root: Path
     asked: list[str]
@@ -215,7 +216,7 @@ def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offlin
         load_saes("owner/other")
     one_sentence(
         told,
-        "owner/other is neither a directory here nor whole in the hub's cache",
+        "owner/other is neither a directory here nor complete in the hub's cache",
         "HF_HUB_OFFLINE",
     )
 
@@ -245,12 +246,14 @@ def test_a_repository_that_is_in_the_cache_in_part_is_refused_offline(
         shutil.move(tmp_path / "cache", tmp_path / "moved")  # nor in its memory
     words = {
         "us": [
-            "2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's cache"
+            "2 of the 3 SAEs of owner/sae-tiny, the first being layers.1, are not in the hub's "
+            "cache"
         ]
     }
     alone = {
         "us": [
-            "owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go online"
+            "owner/sae-tiny/layers.6 is not in the hub's cache, and the hub cannot be reached; go "
+            "online"
         ]
     }
     cache = tmp_path / ("moved" if told_by == "us" else "cache")
@@ -283,7 +286,8 @@ def test_what_a_cache_of_another_tool_lacks_is_told_by_the_run(offline, weights)
         load_saes("owner/sae-tiny")
     one_sentence(
         told,
-        "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's cache",
+        "1 of the 2 SAEs of owner/sae-tiny, the first being layers.6.mlp, are not in the hub's "
+        "cache",
     )
     for folder in ("layers.6.mlp", "layers.7.mlp"):
         with pytest.raises(UserError) as told:
@@ -713,7 +717,7 @@ def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
     assert len(registry._releases()) > 100
     for release, about in registry._releases().items():
         for row in (about["saes"][0], about["saes"][-1]):
-            entry = registry._entry(f"{release}/{row['id']}")
+            entry = registry._find_entry(f"{release}/{row['id']}")
             assert (entry.repo, entry.folder) == tuple(
                 get_repo_id_and_folder_name(release, row["id"])
             )

@@ -1,4 +1,4 @@
-"""Directories of sparsify: what it saves fires here as it does there, at the module that its hookpoint names."""
+"""SAEs of sparsify fire as in sparsify, at the module that their hookpoint names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of base models: every one in sae-lens's registry is of its model on the hub, and of no other."""
+"""Names of base models: each in sae-lens's registry is that of its model on the hub alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saefeat.sae.names import is_quantised, may_be_same
-from saefeat.sae.registry import _releases
+from saefeat.sae.releases import _releases
 
 # Of these TransformerLens has its own weights; transformers cannot load them, or they write no
 # text.
@@ -26,7 +26,7 @@ NOT_OURS = (
 
 
 def tables():
-    """The official names and their aliases; read from the source, for importing it takes seconds."""
+    """The official names and their aliases, read from the source: an import takes seconds."""
     found = importlib.util.find_spec("transformer_lens")
     source = Path(found.submodule_search_locations[0]) / "supported_models.py"
     values = {}

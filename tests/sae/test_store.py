@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
-from saefeat.sae import formats
-from saefeat.sae.layouts import write_sae
+from saefeat.sae.formats import FORMATS
+from saefeat.sae.formats.directories import sae_name
 from saefeat.sae.store import load_sae, load_saes, save_sae
+from saefeat.sae.writers import WRITERS
 
 
 def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
@@ -258,7 +259,7 @@ def test_saes_in_linked_folders_are_read_by_the_names_of_their_links(tmp_path, t
 def test_a_link_is_read_again_by_its_own_name(tmp_path):
     """sparsify's site is the folder's name, which what a link leads to need not have."""
     (tmp_path / "blob").mkdir()
-    write_sae("sparsify", make_sae(), tmp_path / "blob")
+    WRITERS["sparsify"].write(make_sae(), tmp_path / "blob")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "layers.1.mlp").symlink_to(tmp_path / "blob")
     sae = load_sae(tmp_path / "run")
@@ -273,7 +274,7 @@ def test_a_folder_with_a_link_that_leads_nowhere_is_not_read_without_it(tmp_path
     link.unlink(missing_ok=True)
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=f"the link {link} leads nowhere; mend or remove it"):
+    with pytest.raises(UserError, match=f"the link {link} is broken; repair or remove it"):
         load_saes(str(tmp_path))
     if place == "lost":
         assert load_sae(tmp_path / "a").id == "a"
@@ -295,9 +296,7 @@ def test_a_link_that_leads_nowhere_is_said_to_be(tmp_path, monkeypatch, source):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     name = source.partition("/")[0]
     for given, link in ((source, name), (str(tmp_path / source), str(tmp_path / name))):
-        with pytest.raises(
-            UserError, match=f"{given} cannot be read, because the link {link} leads nowhere"
-        ):
+        with pytest.raises(UserError, match=f"{given} cannot be read: the link {link} is broken"):
             load_saes(given)
 
 
@@ -312,7 +311,7 @@ def test_the_home_of_nobody_is_a_user_error():
     ("name", "identity"), [(".hid", "hid"), ("..", "sae"), (".mlp_out@1", "sae-mlp_out@1")]
 )
 def test_no_id_is_the_name_of_a_hidden_file(tmp_path, name, identity):
-    assert formats.identifier(name, "mlp_out@1") == identity
+    assert sae_name(name, "mlp_out@1") == identity
     if name != "..":
         save_sae(make_sae(), tmp_path / name)
         assert load_sae(tmp_path / name).id == identity
@@ -321,8 +320,11 @@ def test_no_id_is_the_name_of_a_hidden_file(tmp_path, name, identity):
 def test_a_source_without_saes_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="holds no SAE"):
         load_saes(str(tmp_path))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist") as told:
         load_saes(str(tmp_path / "none"))
+    assert all(name in str(told.value) for name in FORMATS)
+    with pytest.raises(UserError, match="does not exist: a path component exceeds 255 bytes"):
+        load_saes("a" * 256)
 
 
 def test_an_sae_that_does_not_fit_the_model_is_a_user_error(tmp_path, tiny_lm, make_lm):
@@ -419,7 +421,7 @@ def test_other_weights_of_the_model_are_told_from_another_model(directory, make_
         ("owner/tiny", "torchao"),
     ],
 )
-def test_quantised_weights_of_the_model_are_for_the_gate_to_judge(directory, make_lm, name, config):
+def test_quantised_weights_of_the_model_are_left_to_the_fit_check(directory, make_lm, name, config):
     lm = make_lm()
     lm.name = name
     if config:
@@ -477,7 +479,7 @@ def test_an_sae_in_a_directory_named_like_its_site_is_collected(tmp_path, tiny_l
     sae = make_sae(site="mlp_out@0", module="model.layers.0.mlp")
     save_sae(sae, tmp_path / "mlp_out@0")
     (tmp_path / "run" / "layers.1.mlp").mkdir(parents=True)
-    write_sae("sparsify", sae, tmp_path / "run" / "layers.1.mlp")
+    WRITERS["sparsify"].write(sae, tmp_path / "run" / "layers.1.mlp")
     saes = load_saes([str(tmp_path / "mlp_out@0"), str(tmp_path / "run")], tiny_lm)
     collect(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats")
     assert sorted(p.stem for p in (tmp_path / "stats").glob("*.safetensors")) == [
@@ -495,7 +497,7 @@ def test_a_max_norm_that_leaves_out_everything_or_nothing_is_a_user_error(direct
     path = directory / "cfg.json"
     path.write_text(path.read_text().replace('"max_norm": 9.5', f'"max_norm": {norm}'))
     with pytest.raises(
-        UserError, match=r"cfg\.json: (the )?max_norm .*of its saefeat entry is damaged"
+        UserError, match=r"cfg\.json is not what saefeat writes there \(saefeat\.max_norm"
     ) as told:
         load_sae(directory)
     assert "\n" not in str(told.value)
@@ -524,14 +526,16 @@ def test_an_entry_of_ours_that_we_did_not_write_is_a_user_error(directory, key, 
     cfg = json.loads(path.read_text())
     cfg["metadata"]["saefeat"][key] = value
     path.write_text(json.dumps(cfg))
-    with pytest.raises(UserError, match=r"cfg\.json: .*(saefeat entry is damaged|dtype)") as told:
+    with pytest.raises(
+        UserError, match=r"cfg\.json(:| is not what saefeat writes there \().*(saefeat|whole|dtype)"
+    ) as told:
         load_sae(directory)
     assert "\n" not in str(told.value)
 
 
 def test_an_entry_of_ours_that_is_no_object_is_a_user_error(directory):
     change_cfg(directory, metadata={"hook_name": "blocks.1.hook_mlp_out", "saefeat": "all"})
-    with pytest.raises(UserError, match="all of its saefeat entry is damaged"):
+    with pytest.raises(UserError, match=r"is not what saefeat writes there \(saefeat: "):
         load_sae(directory)
 
 

@@ -1,4 +1,4 @@
-"""Weights stay where and as they are: mapped from their files, half precision as stored, what is made here on disk."""
+"""Weights stay in their files, in half precision as stored; changed weights go into a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from saefeat.dictionaries import ACTIVATIONS, SAE
 from saefeat.io import UserError
 from saefeat.sae.formats import tensors
-from saefeat.sae.formats.tensors import canonical, read_weights, settled, unit_decoder
+from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
 from saefeat.steering import towards_with
 
 ARRAYS = {
@@ -125,13 +125,13 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
     with pytest.raises(
         UserError, match=f"a: W is {str(dtype)[6:]}, and weights are floating-point numbers"
     ):
-        canonical(given, {"W_enc": "W"}, "a")
+        sae_tensors(given, {"W_enc": "W"}, "a")
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)])
 def test_weights_without_units_or_coordinates_are_refused(shape):
     with pytest.raises(UserError, match=r"a: W of the shape .* is empty"):
-        canonical({"W": torch.ones(shape)}, {"W_enc": "W"}, "a")
+        sae_tensors({"W": torch.ones(shape)}, {"W_enc": "W"}, "a")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -147,32 +147,32 @@ def test_matrices_stay_in_the_dtype_of_their_file_and_where_they_are(tmp_path, d
     given = {"W": torch.randn(5, 3).to(dtype), "b_enc": torch.randn(5).to(dtype)}
     save_file(given, tmp_path / "a.safetensors")
     loaded = read_weights(tmp_path / "a.safetensors")
-    found = canonical(loaded, {"W_enc": "W.T", "W_dec": "W", "b_enc": "b_enc"}, "a")
+    found = sae_tensors(loaded, {"W_enc": "W.T", "W_dec": "W", "b_enc": "b_enc"}, "a")
     assert found["W_enc"].dtype == found["W_dec"].dtype == dtype
     assert found["b_enc"].dtype == torch.float32
     assert found["W_enc"].data_ptr() == found["W_dec"].data_ptr() == loaded["W"].data_ptr()
 
 
 def test_other_dtypes_become_float32():
-    found = canonical(
+    found = sae_tensors(
         {"W": torch.ones(5, 3, dtype=torch.float64)}, {"W_enc": "W.T", "W_dec": "W"}, "a"
     )
     assert found["W_enc"].dtype == found["W_dec"].dtype == torch.float32
 
 
-def test_a_large_matrix_is_settled_in_a_file_without_a_name(tmp_path, monkeypatch):
+def test_a_large_changed_matrix_is_mapped_from_a_file_without_a_name(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     small = torch.randn(7, 5)
-    assert settled(small) is small
+    assert to_float32(small) is small
     monkeypatch.setattr(tensors, "_LARGE", 0)
     monkeypatch.setattr("saefeat.io._VALUES", 10)  # several parts
     for given in (small, small.T):
-        found = settled(given)
+        found = to_float32(given)
         assert torch.equal(found, given) and found.data_ptr() != given.data_ptr()
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_is_settled_is_made_part_by_part(tmp_path, monkeypatch):
+def test_a_matrix_is_changed_part_by_part(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensors, "_LARGE", 0)
     monkeypatch.setattr("saefeat.io._VALUES", 10)
@@ -182,7 +182,7 @@ def test_what_is_settled_is_made_part_by_part(tmp_path, monkeypatch):
         sizes.append(rows.numel())
         return rows * 2
 
-    found = settled(given, twice)
+    found = to_float32(given, twice)
     assert torch.equal(found, given.float() * 2) and sum(sizes) == 35 and max(sizes) <= 10
 
 
@@ -194,8 +194,7 @@ def test_a_decoder_made_part_by_part_is_the_same(monkeypatch):
             "W_dec": torch.randn(9, 5, generator=g).half(),
         }
         found["b_enc"] = torch.randn(9, generator=g)
-        unit_decoder(found)
-        return found
+        return with_unit_decoder(found)
 
     whole = made()
     monkeypatch.setattr(tensors, "_LARGE", 0)
@@ -208,7 +207,7 @@ def test_without_room_for_a_file_a_matrix_stays_in_memory(tmp_path, monkeypatch)
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensors, "_LARGE", 0)
     given = torch.randn(3, 3)
-    assert settled(given) is given
+    assert to_float32(given) is given
 
 
 # --------------------------------------------------------------------------- SAEs of stored halves

@@ -7,25 +7,21 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from saefeat import progress
+from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
 from saefeat.sae import held_out
-from saefeat.sae.formats.tensors import stated
-from saefeat.sae.store import WEIGHTS, load_sae
-from saefeat.sae.train import (
-    INITIAL_NORM,
-    Chunk,
-    TrainConfig,
-    Trainer,
-    _picks,
-    fill,
-    plan_chunks,
-    sae_id,
-    train_saes,
-    whole,
-)
+from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.sae.formats.sae_lens import WEIGHTS
+from saefeat.sae.formats.values import stated
+from saefeat.sae.objectives.topk import INITIAL_NORM
+from saefeat.sae.store import load_sae
+from saefeat.sae.train import sae_id, train_saes
+from saefeat.sae.trainer import Trainer
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(
@@ -42,16 +38,31 @@ def weights(out, site="mlp_out@0"):
     return (out / sae_id(site) / WEIGHTS).read_bytes()
 
 
-class Interrupted:
-    """Progress that raises Ctrl-C at the n-th line of training."""
+@pytest.fixture(autouse=True)
+def line_per_update(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
 
-    def __init__(self, at):
-        self.at, self.lines = at, []
+
+def count(line):
+    """Tokens that a line of progress counts."""
+    return int(re.search(r"train: ([\d,]+) of", line)[1].replace(",", ""))
+
+
+class Interrupted:
+    """Progress that raises Ctrl-C once so many tokens are read and used."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
 
     def __call__(self, line):
-        self.lines.append(line)
-        if len(self.lines) == self.at:
+        if count(line) >= self.tokens:
             raise KeyboardInterrupt
+
+
+def counts(plan):
+    """Tokens that are read and used up to the end of each chunk."""
+    sizes = [chunk.tokens + chunk.steps * CONFIG.batch_size for chunk in plan_chunks(plan, CONFIG)]
+    return [sum(sizes[: i + 1]) for i in range(len(sizes))]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +71,7 @@ def trained(tmp_path_factory, tiny_corpus, tiny_lm):
     out, lines = tmp_path_factory.mktemp("whole"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("saefeat.corpora.WINDOW", 32)
+        patch.setattr(progress, "LINE_SECONDS", 0)
         train_saes(
             tiny_lm,
             make_plan(tiny_corpus, tiny_lm, mixed=True),
@@ -88,7 +100,7 @@ def fvu(sae, x):
     return float((sae.decode(sae.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum())
 
 
-@pytest.mark.parametrize("size", [1, 50, 900, 1300, 10**6])
+@pytest.mark.parametrize("size", [16, 50, 900, 1300, 10**6])
 def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
     plan, tiny_corpus, tiny_lm, size
 ):
@@ -106,13 +118,13 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
             assert chunk.tokens < size * 1.25 + largest
         assert all(chunk.tokens >= size for chunk in chunks[:-1])
         assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
-        assert whole(chosen) == Chunk(tuple(order), plan.total, 1)
+        assert single_chunk(chosen) == Chunk(tuple(order), plan.total, 1)
 
 
 def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
     plan, tiny_lm, monkeypatch
 ):
-    monkeypatch.setattr("saefeat.sae.train.WINDOW", 32)
+    monkeypatch.setattr("saefeat.sae.chunks.WINDOW", 32)
     site = tiny_lm.site("mlp_out@0")
     order = plan.order
     grouped = [
@@ -121,23 +133,31 @@ def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
     ]
     plan.tokens = {p: plan.tokens[p] for group in grouped for p in group}
     expected = activations(tiny_lm, plan, site.name)
-    found = fill(tiny_lm, plan, [site], whole(plan))[site.name]
+    found = fill(tiny_lm, plan, [site], single_chunk(plan))[site.name]
     torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)  # bfloat16
 
 
 def test_a_chunk_without_a_usable_token_fails_the_run():
     with pytest.raises(RunFailed, match="chunk 3 has no usable token"):
-        _picks(torch.zeros(0, dtype=torch.int64), CONFIG, 3, 0)
+        draw(torch.zeros(0, dtype=torch.int64), CONFIG, 3, 0)
 
 
 def test_the_loss_falls_and_the_progress_line_says_so(trained):
-    _, lines = trained
+    lines = [line for line in trained[1] if "FVU" in line]
     found = [[float(x) for x in re.findall(r"FVU ([\d.]+)", line)] for line in lines]
     assert len(found) >= 3 and all(len(row) == 2 for row in found)
     for site in range(2):
         assert found[-1][site] < found[0][site] < 1.0
-    for part in ("tokens/s", "s left", "L0", "dead"):
+    for part in ("tokens/s", "left", "L0", "dead"):
         assert all(part in line for line in lines)
+
+
+def test_progress_counts_tokens_read_and_used(trained, plan):
+    total = counts(plan)[-1]
+    found = [count(line) for line in trained[1]]
+    assert all(f" of {total:,} tokens" in line for line in trained[1])
+    assert found == sorted(found) and found[-1] == total
+    assert set(counts(plan)) <= set(found)
 
 
 def test_figures_on_held_out_text_are_those_of_the_saved_sae(trained, plan, tiny_corpus, tiny_lm):
@@ -195,11 +215,11 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     x = 40 * torch.randn(512, 16, generator=g) + 300 * torch.randn(16, generator=g)
     config = dataclasses.replace(CONFIG, k=3)
     trainer = Trainer(16, config, 20, "cpu")
-    trainer.set_frame(x)
+    trainer.fit_scaler(x)
     with torch.inference_mode():
         for start in range(0, 512, 64):
-            trainer.train_on(x[start : start + 64])
-    sae, frame, p = trainer.sae("a", "mlp_out@0", {}), trainer.frame, trainer.parameters
+            trainer.step(x[start : start + 64])
+    sae, frame, p = trainer.sae("a", "mlp_out@0", {}), trainer.scaler, trainer.parameters
     inside = (x - frame["mean"]) / frame["scale"]
     torch.testing.assert_close(inside.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
     torch.testing.assert_close(inside.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
@@ -223,24 +243,25 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
 def test_training_begins_tied_and_at_the_mean_of_the_data():
     x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0)) + 5
     trainer = Trainer(16, CONFIG, 10, "cpu")
-    trainer.set_frame(x)
+    trainer.fit_scaler(x)
     sae = trainer.sae("a", "mlp_out@0", {})
     torch.testing.assert_close(sae.b_dec, x.mean(0))
     torch.testing.assert_close(sae.W_enc, INITIAL_NORM**2 * sae.W_dec.t())
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(len(sae.W_dec)))
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, tiny_lm, at):
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, tiny_lm, done):
+    ends = [0, *counts(plan)]
+    cut = Interrupted(ends[done] + 100)
     with pytest.raises(KeyboardInterrupt):
-        train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=Interrupted(at))
+        train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=cut)
     assert not (tmp_path / "o" / sae_id(SITES[0])).exists()
-    assert (tmp_path / "o" / "partial").exists() == (
-        at > 1
-    )  # a checkpoint follows the line of its chunk
+    assert (tmp_path / "o" / "training.safetensors").exists() == (done > 0)
     again = []
     train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=again.append)
-    assert len(again) == len(trained[1]) - (at - 1)
+    assert ends[done] < count(again[0]) < ends[done + 1]  # no chunk is trained on twice
+    assert again[0] != trained[1][0] or not done
     for site in SITES:
         assert weights(tmp_path / "o", site) == weights(trained[0], site)
         assert (tmp_path / "o" / sae_id(site) / "cfg.json").read_bytes() == (
@@ -276,11 +297,13 @@ def test_the_directory_names_what_it_was_trained_on(trained, tiny_lm, plan):
 
 
 def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_lm):
-    with pytest.raises(UserError, match="another training"):
+    with pytest.raises(UserError, match="holds an SAE of something else"):
         train_saes(tiny_lm, plan, SITES, trained[0], dataclasses.replace(CONFIG, lr=1e-2))
     with pytest.raises(KeyboardInterrupt):
-        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, progress=Interrupted(2))
-    with pytest.raises(UserError, match="unfinished training of something else"):
+        train_saes(
+            tiny_lm, plan, SITES, tmp_path, CONFIG, progress=Interrupted(counts(plan)[0] + 100)
+        )
+    with pytest.raises(UserError, match="the state of the training of something else"):
         train_saes(tiny_lm, plan, SITES, tmp_path, dataclasses.replace(CONFIG, k=3))
 
 
@@ -292,6 +315,11 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
         (["mlp_out@0", "model.layers.0.mlp"], CONFIG, "named twice"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=72), "d_sae 72 must be a multiple of 16"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
+        (
+            ["mlp_out@0"],
+            dataclasses.replace(CONFIG, architecture="tree"),
+            "unknown SAE architecture 'tree'; choose from topk",
+        ),
     ],
 )
 def test_bad_arguments_are_user_errors_before_anything_is_written(
@@ -300,6 +328,12 @@ def test_bad_arguments_are_user_errors_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train_saes(tiny_lm, plan, sites, tmp_path / "o", config)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"passes": "2"}, {"lr": 0.0}, {"dtype": "float16"}])
+def test_a_configuration_is_strict(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        dataclasses.replace(CONFIG, **wrong)
 
 
 def test_constant_activations_fail_the_run(tmp_path, make_lm, plan):
@@ -319,7 +353,7 @@ def test_activations_that_are_not_finite_fail_the_run(tmp_path, make_lm, plan, c
     token = min(early if chunk == 0 else late)
     with torch.no_grad():
         lm.model.model.embed_tokens.weight[token] = torch.nan
-    with pytest.raises(RunFailed, match="not finite"):
+    with pytest.raises(RunFailed, match=r"not finite|infinite or not a number"):
         train_saes(lm, plan, ["mlp_out@0"], tmp_path, CONFIG)
 
 
@@ -328,10 +362,10 @@ def test_outliers_stay_out_of_the_frame_and_of_training():
     wild = x.clone()
     wild[7] *= 1000
     calm, trainer = Trainer(16, CONFIG, 10, "cpu"), Trainer(16, CONFIG, 10, "cpu")
-    calm.set_frame(torch.cat([x[:7], x[8:]]))
-    trainer.set_frame(wild)
-    torch.testing.assert_close(trainer.frame["mean"], calm.frame["mean"])
-    torch.testing.assert_close(trainer.frame["scale"], calm.frame["scale"])
+    calm.fit_scaler(torch.cat([x[:7], x[8:]]))
+    trainer.fit_scaler(wild)
+    torch.testing.assert_close(trainer.scaler["mean"], calm.scaler["mean"])
+    torch.testing.assert_close(trainer.scaler["scale"], calm.scaler["scale"])
     assert trainer.usable(wild).tolist() == [i for i in range(400) if i != 7]
 
 
@@ -341,11 +375,11 @@ def test_dead_units_are_counted_in_tokens_and_revived():
     for aux in (0.0, 1 / 32):
         config = dataclasses.replace(CONFIG, k=2, aux=aux, dead_tokens=256, lr=1e-2)
         trainer = Trainer(16, config, 250, "cpu")
-        trainer.set_frame(x)
+        trainer.fit_scaler(x)
         trainer.parameters["b_enc"][:32] = -2.5 * INITIAL_NORM  # half of them never fire at first
         with torch.inference_mode():
             for step in range(250):
-                trainer.train_on(x[(step * 64) % 4096 :][:64])
+                trainer.step(x[(step * 64) % 4096 :][:64])
                 if step == 3:
                     assert trainer.dead_share == 0  # 256 tokens are not more than 256
         shares[aux] = trainer.dead_share

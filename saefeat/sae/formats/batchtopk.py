@@ -1,4 +1,4 @@
-"""What sae-lens's files say, and do not say, of SAEs that were trained with BatchTopK: they are saved as JumpReLU."""
+"""What files of sae-lens say of SAEs that were trained with BatchTopK and saved as JumpReLU."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from saefeat.dictionaries import SAE
 from saefeat.io import kept_json
 
 SCALED = "expected_average_only_in"  # in training, vectors were multiplied by one factor
-RUN = "runner_cfg.json"  # the configuration of the training, beside the SAE or, where several were trained, above it
-_MENDED = (6, 54, 9)  # version of sae-lens from which the thresholds are saved right
-_FEW = 64  # rows of a decoder that tell whether all have the length 1
+# Configuration of the training: beside the SAE, or above it where several were trained.
+RUN = "runner_cfg.json"
+_REPAIRED = (6, 54, 9)  # version of sae-lens from which thresholds are saved right
+_ROWS = 64  # rows of a decoder that show whether all have norm 1
 
 
 def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
-    """Why the thresholds of an SAE are wrong or may be; None where nothing speaks for it.
+    """Why the thresholds of an SAE are wrong or may be wrong; None where nothing suggests it.
 
-    Before 6.54.9 sae-lens saved those of BatchTopK SAEs wrong that were trained on scaled vectors
-    and compare
-    activations in lengths of their decoder rows: folding the scale in made the rows longer, and the
-    threshold stayed as it was (issue 763 of sae-lens).
+    Before 6.54.9 sae-lens saved wrong thresholds of BatchTopK SAEs that were trained on scaled
+    vectors and that compare activations in units of the norms of their decoder rows. Folding the
+    scale into the rows made them longer, and the threshold stayed as it was (issue 763 of
+    sae-lens).
 
     Args:
-        cfg: the configuration, with its metadata beside the rest.
+        cfg: the flat configuration.
     """
     version = tuple(map(int, re.findall(r"\d+", str(cfg.get("sae_lens_version")))[:3]))
-    if sae.threshold is None or not (6,) <= version < _MENDED or not _compares_by_length(cfg, sae):
+    if sae.threshold is None or not (6,) <= version < _REPAIRED:
         return None
-    scaled = _trained_scaled(directory)
-    if scaled is False:
+    scaled = _is_trained_scaled(directory)
+    if scaled is False or not _compares_by_norm(cfg, sae.threshold, sae.W_dec):
         return None
-    how = "was trained" if scaled else f"may have been trained (no {RUN} tells)"
+    how = "was trained" if scaled else f"may have been trained (there is no {RUN})"
     return (
-        f"sae-lens {'.'.join(map(str, version))} saved this BatchTopK SAE, which {how} on scaled activations, "
-        "without bringing its threshold into the scale of the model; save it again with sae-lens 6.54.9 or later, "
-        "or divide its threshold by the scaling factor, sqrt(d_in) / mean norm of the vectors"
+        f"sae-lens {'.'.join(map(str, version))} saved this BatchTopK SAE, which {how} on scaled "
+        "activations, without bringing its threshold into the scale of the model; save it again "
+        "with sae-lens 6.54.9 or later, or divide its threshold by the scaling factor, "
+        "sqrt(d_in) / mean norm of the vectors"
     )
 
 
 def stated_l0(cfg: Mapping[str, Any]) -> Any:
-    """The L0 at the end of the training, where it is known, else the one that BatchTopK aimed at."""
+    """The L0 at the end of the training if it is known, else the one that BatchTopK aimed at."""
     aim = _details(cfg).get("k") if "batchtopk" in str(cfg.get("training_architecture")) else None
     return cfg.get("l0", aim)
 
@@ -55,29 +57,22 @@ def _details(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
     return details if isinstance(details, dict) else {}
 
 
-def _compares_by_length(cfg: Mapping[str, Any], sae: SAE) -> bool:
-    """Whether an SAE is of BatchTopK and rescaled by its decoder's norms; of early versions the weights tell."""
+def _compares_by_norm(cfg: Mapping[str, Any], threshold: Tensor, decoder: Tensor) -> bool:
+    """Whether an SAE is of BatchTopK and was rescaled by the norms of its decoder rows.
+
+    Early versions do not say it; there the weights show it.
+    """
     trained = cfg.get("training_architecture")
     if trained is not None:
-        return (
-            "batchtopk" in str(trained)
-            and _details(cfg).get("rescale_acts_by_decoder_norm") is not False
-        )
-    threshold = sae.threshold
-    return (
-        threshold is not None
-        and bool((threshold == threshold[0]).all())
-        and _have_length_1(sae.W_dec[:_FEW])
-    )
+        rescales = _details(cfg).get("rescale_acts_by_decoder_norm") is not False
+        return "batchtopk" in str(trained) and rescales
+    norms = decoder[:_ROWS].float().norm(dim=1)
+    unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
+    return bool((threshold == threshold[0]).all()) and unit
 
 
-def _have_length_1(rows: Tensor) -> bool:
-    norms = rows.float().norm(dim=1)
-    return torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
-
-
-def _trained_scaled(directory: Path) -> bool | None:
-    """Whether an SAE was trained on scaled vectors, by the configuration of its training; None where that is gone."""
+def _is_trained_scaled(directory: Path) -> bool | None:
+    """Whether an SAE was trained on scaled vectors; None where no configuration says so."""
     for folder in (directory, directory.parent):
         run = kept_json(folder / RUN)
         several = run.get("saes")

@@ -1,4 +1,4 @@
-"""Directories of dictionary_learning: `config.json` of the trainer and `ae.pt`, a state dict."""
+"""SAEs of dictionary_learning: `config.json` of the trainer and `ae.pt`, a state dict."""
 
 from __future__ import annotations
 
@@ -12,19 +12,11 @@ from torch import Tensor
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import (
-    active,
-    canonical,
-    figures,
-    json_object,
-    read_weights,
-    rest,
-    text,
-    unit_decoder,
-)
+from saefeat.sae.formats import Format
+from saefeat.sae.formats.tensors import read_weights, sae_tensors, with_unit_decoder
+from saefeat.sae.formats.values import active, complement, figures, json_object, text
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
-FILES = (CFG, WEIGHTS, EVALUATION)
 _LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
 _PLAIN = {
     "W_enc": "W_enc",
@@ -33,8 +25,8 @@ _PLAIN = {
     "b_dec": "b_dec",
     "threshold": "threshold",
 }
-# Class -> activation, whether b_dec is subtracted from the input, names in the file. BatchTopK
-# encodes with its threshold, as its own class does unless asked otherwise.
+# Class -> (activation, whether b_dec is subtracted from the input, names in the file). BatchTopK
+# encodes with its threshold, as its own class does by default.
 _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
     "AutoEncoder": ("relu", True, {**_LINEAR, "b_dec": "bias"}),
     "AutoEncoderNew": ("relu", False, {**_LINEAR, "b_dec": "decoder.bias"}),
@@ -57,8 +49,7 @@ _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
 }
 
 
-def holds(directory: Path) -> bool:
-    """Whether a directory holds an SAE of this format."""
+def detect(directory: Path) -> bool:
     trainer = kept_json(directory / CFG).get("trainer")
     return (directory / WEIGHTS).is_file() or (
         isinstance(trainer, dict) and "dict_class" in trainer
@@ -66,10 +57,10 @@ def holds(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """The SAE of a directory; raises UserError for one that is damaged or of an unknown class.
+    """Raises UserError for damaged files and unknown classes.
 
-    Activations are those of the class's own `from_pretrained`: of `AutoEncoder`, in units of the
-    decoder's norms.
+    Activations are those of the class's own `from_pretrained`; for `AutoEncoder` they are in units
+    of the decoder's norms.
     """
     where = directory / CFG
     cfg = json_object(read_json(where), where)
@@ -79,31 +70,30 @@ def read(directory: Path) -> SAE:
         raise UserError(f"{where}: the dict_class {kind} cannot be read; {', '.join(_CLASSES)} can")
     activation, centred, layout = _CLASSES[kind]
     tensors = read_weights(directory / WEIGHTS)
-    found = canonical(tensors, layout, directory / WEIGHTS)
+    found = sae_tensors(tensors, layout, directory / WEIGHTS)
     if kind == "AutoEncoder":
-        unit_decoder(found)
+        found = with_unit_decoder(found)
     if activation == "gated":
         found["gain"] = found["gain"].exp()
     k = 0
     if activation == "topk":
-        k = active(
-            {**trainer, **_kept_k(tensors, directory / WEIGHTS)}, found["W_enc"].shape[1], where
-        )
+        settings = {**trainer, **_saved_k(tensors, directory / WEIGHTS)}
+        k = active(settings, found["W_enc"].shape[1], where)
     site = _site(trainer, directory, where)
+    numbered = re.fullmatch(r"trainer_\d+", directory.name)
     return SAE(
-        id=f"{directory.parent.name}-{directory.name}"
-        if re.fullmatch(r"trainer_\d+", directory.name)
-        else directory.name,
+        id=f"{directory.parent.name}-{directory.name}" if numbered else directory.name,
         site=site,
         **found,
         k=k,
-        record={**_record(trainer, cfg.get("buffer"), site), **_stated(directory)},
+        record={**_record(trainer, cfg.get("buffer"), site), **_evaluation(directory)},
         activation=activation,
         centred=centred,
     )
 
 
-def _kept_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
+def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
+    """The entry k, where the state dict has it: it is the one that was trained with."""
     k = tensors.get("k")
     if k is None or k.numel() != 1:
         return {}
@@ -115,16 +105,18 @@ def _kept_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
-    """From the submodule's name, else from a folder named like one; the layer alone does not tell the place in it."""
+    """The site by the submodule's name, or by a folder that has such a name.
+
+    The number of the layer alone does not say where in the layer the SAE reads.
+    """
     named = trainer.get("submodule_name")
     for name in [named] if named else [folder.name, folder.parent.name]:
         match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
         if match:
-            # What is called mlp_out is the module's output, before the norm that some models put
-            # after it.
-            return (
-                f"resid_post@{match[2]}" if match[1] == "resid_post" else f"layers.{match[2]}.mlp"
-            )
+            if match[1] == "resid_post":
+                return f"resid_post@{match[2]}"
+            # Its mlp_out is the output of the module, before the norm that some models put after.
+            return f"layers.{match[2]}.mlp"
     if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):
         return str(named)
     raise UserError(
@@ -142,11 +134,16 @@ def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
     }
 
 
-def _stated(directory: Path) -> dict[str, float]:
-    """What its evaluation found."""
+def _evaluation(directory: Path) -> dict[str, float]:
+    """Figures of the evaluation beside the SAE."""
     found = kept_json(directory / EVALUATION)
     return figures(
-        fvu=rest(found.get("frac_variance_explained")),
+        fvu=complement(found.get("frac_variance_explained")),
         l0=found.get("l0"),
-        dead=rest(found.get("frac_alive")),
+        dead=complement(found.get("frac_alive")),
     )
+
+
+FORMAT = Format(
+    detect, read, files=(CFG, WEIGHTS, EVALUATION), conversions=("dictionary_learning_1",)
+)

@@ -1,4 +1,7 @@
-"""Qwen-Scope: TopK SAEs of the residual stream, files `layerN.sae.pt`; `config.json` tells the rest, or the name."""
+"""Qwen-Scope: TopK SAEs of the residual stream, one file `layerN.sae.pt` per layer.
+
+`config.json` beside them, or else the name of the repository, says which model and which k.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,24 @@ from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
-from saefeat.sae.formats.tensors import active, canonical, read_weights, text
+from saefeat.sae.formats import Format
+from saefeat.sae.formats.tensors import read_weights, sae_tensors
+from saefeat.sae.formats.values import active, text
 
 CFG = "config.json"
-FILES = ("layer*.sae.pt", CFG)
+_FILES = "layer*.sae.pt"
 _KIND, _PLACE = "topk_sae", "resid_post"
 _LAYOUT = {"W_enc": "W_enc.T", "W_dec": "W_dec.T", "b_enc": "b_enc", "b_dec": "b_dec"}
 
 
-def holds(path: Path) -> bool:
-    """Whether a file is an SAE of this format."""
+def detect(path: Path) -> bool:
     return re.fullmatch(r"layer\d+\.sae\.pt", path.name) is not None and path.is_file()
 
 
 def read(path: Path) -> SAE:
-    """The SAE of a file; raises UserError for one that is damaged, or in folders that do not say what it is."""
-    name, model, k = _told(path)
-    found = canonical(read_weights(path), _LAYOUT, path)
+    """Raises UserError for damaged files, and where nothing says which model and which k."""
+    name, model, k = _identify(path)
+    found = sae_tensors(read_weights(path), _LAYOUT, path)
     layer = re.findall(r"\d+", path.name)[0]
     return SAE(
         id=f"{name}-layer{layer}",
@@ -39,8 +43,8 @@ def read(path: Path) -> SAE:
     )
 
 
-def _told(path: Path) -> tuple[str, str | None, object]:
-    """Name, base model and k of the SAEs in a folder, by its configuration, else by the repository's name."""
+def _identify(path: Path) -> tuple[str, str | None, object]:
+    """Name, base model and k of the SAEs in a folder, by its configuration or repository."""
     where = path.parent / CFG
     cfg = kept_json(where)
     repo = re.search(r"SAE-Res-([^/]+)-W\d+K-L0_(\d+)", path.parent.as_posix())
@@ -53,7 +57,10 @@ def _told(path: Path) -> tuple[str, str | None, object]:
         return repo[0] if repo else path.parent.name, text(cfg.get("base_model")), cfg["k"]
     if not repo:
         raise UserError(
-            f"{path} does not say what it is: keep the {CFG} beside it, or the name of its repository, "
-            "such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
+            f"{path} does not say what it is: keep the {CFG} beside it, or the name of its "
+            "repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
         )
     return repo[0], f"Qwen/{repo[1]}", int(repo[2])
+
+
+FORMAT = Format(detect, read, files=(_FILES, CFG), shared_files=_FILES, conversions=("qwen_scope",))

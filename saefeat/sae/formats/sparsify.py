@@ -1,4 +1,7 @@
-"""Directories of EleutherAI's sparsify: `HOOKPOINT/{cfg.json, sae.safetensors}`, the hookpoint a module path."""
+"""SAEs of EleutherAI's sparsify: `HOOKPOINT/{cfg.json, sae.safetensors}`.
+
+The hookpoint is a module path. `config.json` beside the hookpoints is of the whole training.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, read_json
-from saefeat.sae.formats.tensors import active, canonical, json_object, positive, read_weights, text
+from saefeat.sae.formats import Format
+from saefeat.sae.formats.tensors import read_weights, sae_tensors
+from saefeat.sae.formats.values import active, json_object, positive, text
 
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
-FILES = (CFG, WEIGHTS, RUN)
 _LAYOUT = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 _REFUSED = {
-    "transcode": "writes at another place than it reads, so its units are no directions of one site",
+    "transcode": "writes at another place than it reads, so its units are no directions of one "
+    "site",
     "skip_connection": "adds a linear map of its input, which no unit stands for",
     "signed": "fires with negative values",
 }
 
 
-def holds(directory: Path) -> bool:
-    """Whether a directory holds an SAE of this format."""
+def detect(directory: Path) -> bool:
     if (directory / WEIGHTS).is_file():
         return (directory / CFG).is_file()
     cfg = kept_json(directory / CFG)
@@ -29,13 +33,14 @@ def holds(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """The SAE of a directory; raises UserError for one that is damaged, a transcoder, or of an unknown activation."""
+    """Raises UserError for damaged files, transcoders and unknown activations."""
     where = directory / CFG
     cfg = json_object(read_json(where), where)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
             raise UserError(
-                f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose another"
+                f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose "
+                "another"
             )
     activation = cfg.get("activation") or "topk"
     if activation not in ("topk", "groupmax"):
@@ -47,10 +52,9 @@ def read(directory: Path) -> SAE:
     k = active(cfg, positive({"num_latents": d_sae}, "num_latents", where), where)
     if activation == "groupmax" and d_sae % k:
         raise UserError(f"{where}: groupmax needs k {k} to divide the {d_sae} latents; correct it")
-    found = canonical(
-        read_weights(directory / WEIGHTS), _LAYOUT, directory / WEIGHTS, (d_in, d_sae)
-    )
-    seed = re.fullmatch(r"seed\d+", directory.name)  # where several were trained at a hookpoint
+    weights = directory / WEIGHTS
+    found = sae_tensors(read_weights(weights), _LAYOUT, weights, (d_in, d_sae))
+    seed = re.fullmatch(r"seed\d+", directory.name)  # several SAEs at one hookpoint
     hookpoint = directory.parent if seed else directory
     return SAE(
         id=f"{hookpoint.name}-{directory.name}" if seed else directory.name,
@@ -63,10 +67,28 @@ def read(directory: Path) -> SAE:
 
 
 def _record(hookpoint: str, run: dict[str, Any]) -> dict[str, Any]:
-    left_out = run.get("exclude_tokens")
-    tokens = {"context_size": run.get("ctx_len"), "exclude_token_ids": left_out or None}
+    tokens = {
+        "context_size": run.get("ctx_len"),
+        "exclude_token_ids": run.get("exclude_tokens") or None,
+    }
     return {
         "model": {"name": text(run.get("model")), "revision": text(run.get("revision"))},
         "module": hookpoint,
         "tokens": {key: value for key, value in tokens.items() if value is not None},
     }
+
+
+def _hookpoints(directory: Path) -> list[str]:
+    """Hookpoints that the configuration of a whole training names."""
+    named = kept_json(directory / RUN).get("hookpoints")
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+FORMAT = Format(
+    detect,
+    read,
+    files=(CFG, WEIGHTS, RUN),
+    parent_file=RUN,
+    listed=_hookpoints,
+    conversions=("sparsify",),
+)

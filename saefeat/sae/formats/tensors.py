@@ -1,4 +1,9 @@
-"""Weight files of SAEs: read without running what is in them, checked, and named as `SAE` names them."""
+"""Weight files of SAEs: read without running what is in them, checked, and named as `SAE` does.
+
+Weights may be larger than memory. They are mapped into memory where the file allows it and are
+never copied as a whole: what has to change is changed part by part and, where it is large, written
+into an unnamed file that is mapped in its place.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saefeat.io import UserError, cache_dir, in_parts
 
-_LARGE = 2**28  # bytes of a tensor that is better in a file than in memory
-_STORED = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-)  # dtypes in which matrices stay as they are
-_AXES = {
-    "W_enc": ("d_in", "d_sae"),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
-}  # the others are [d_sae]
+_LARGE = 2**28  # bytes above which a changed tensor is put into a file
+_KEPT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of matrices
+_AXES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a `.safetensors`, `.npz` or `.pt` file, mapped into memory where its form allows it.
+    """Tensors by name of a `.safetensors`, `.npz` or `.pt` file.
 
-    Raises UserError where it holds anything else.
+    Raises UserError where the file is damaged or holds anything but plain tensors.
     """
     if path.is_dir():
         raise UserError(
@@ -42,23 +39,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     readers: dict[str, Callable[[Path], Any]] = {
         ".safetensors": load_file,
-        ".npz": _arrays,
-        ".pt": _pickled,
+        ".npz": _read_npz,
+        ".pt": _read_pickle,
     }
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its state_dict"
+            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its "
+            "state_dict"
         ) from error
     except Exception as error:  # a damaged pickle or archive raises anything
-        first = re.split(r"\.?\s*\n|\.\s", str(error).strip() or type(error).__name__)[0].rstrip(
-            "."
-        )
+        text = str(error).strip() or type(error).__name__
+        first = re.split(r"\.?\s*\n|\.\s", text)[0].rstrip(".")
         raise UserError(f"{path} cannot be read ({first}); fetch or save it again") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(value, Tensor) for value in found.values()
-    ):
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
     odd = next((name for name, value in found.items() if not _is_plain(value)), None)
     if odd is not None:
@@ -72,68 +67,66 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
-def _arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of numbers of an archive, which may hold other things beside them."""
+def _read_pickle(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """The numeric arrays of an archive. It may hold other things beside them."""
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
         found = {
-            entry.filename.removesuffix(".npy"): _array(path, archive, entry)
+            entry.filename.removesuffix(".npy"): _read_array(path, archive, entry)
             for entry in archive.infolist()
         }
-    return {name: _kept(array) for name, array in found.items() if array is not None}
+    return {name: _as_tensor(array) for name, array in found.items() if array is not None}
 
 
-def _kept(array: np.ndarray) -> Tensor:
+def _as_tensor(array: np.ndarray) -> Tensor:
     tensor = torch.from_numpy(array)
-    copied = (
-        tensor.is_floating_point() and tensor.nbytes >= _LARGE and not isinstance(array, np.memmap)
-    )
-    return settled(tensor) if copied else tensor
+    if isinstance(array, np.memmap) or not tensor.is_floating_point() or tensor.nbytes < _LARGE:
+        return tensor
+    return to_float32(tensor)
 
 
-def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
-    """An array of numbers, at its place in the file where that can be; None for what is none."""
+def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
+    """A numeric array of an archive; None for a member that is none.
+
+    numpy itself always copies arrays of an archive into memory. An array that is stored without
+    compression lies in the file as it is, so it is mapped from there: after the header of the ZIP
+    member (30 bytes, the member's name and an extra field) and the header of the array.
+    """
     with path.open("rb") as file, archive.open(entry) as member:
         if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
             return None
         member.seek(0)
         version = np.lib.format.read_magic(member)
-        header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = header(member)
-        if (
-            dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 8
-        ):  # of those torch has none
-            return None
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 8:
+            return None  # torch has no such dtype
         file.seek(entry.header_offset + 26)
-        names = np.frombuffer(
-            file.read(4), "<u2"
-        )  # lengths of the name and of the extra field before the data
-        start = entry.header_offset + 30 + int(names.sum()) + member.tell()
-        if (
-            entry.compress_type != zipfile.ZIP_STORED or start % dtype.itemsize
-        ):  # numbers lie at multiples of their size
-            member.seek(0)
+        lengths = np.frombuffer(file.read(4), "<u2")  # of the name and of the extra field
+        start = entry.header_offset + 30 + int(lengths.sum()) + member.tell()
+        if entry.compress_type != zipfile.ZIP_STORED or start % dtype.itemsize:
+            member.seek(0)  # compressed, or not aligned to the size of a number
             return np.lib.format.read_array(member, allow_pickle=False)
     order: Any = "F" if fortran else "C"
-    return np.memmap(
-        path, dtype, "c", start, shape, order
-    )  # torch wants it writable; nobody writes
+    # Copy on write: torch asks for writable memory, and nothing writes into it.
+    return np.memmap(path, dtype, "c", start, shape, order)
 
 
-def _pickled(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+def to_float32(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
+    """A tensor in float32 with its rows changed; a large one is mapped from an unnamed file.
 
+    Mapped memory can be dropped by the system where memory is short. The file disappears with the
+    tensor. Where there is no room for the file, the tensor is made in memory.
 
-def settled(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
-    """A tensor in float32, its rows changed; a large one in a file, as those of SAEs' own files.
-
-    There it leaves memory where that is short, and it is made part by part. The file has no name
-    and goes with the tensor. Without room for it the tensor is made in memory.
+    Args:
+        change: function of some rows.
     """
     if tensor.numel() * 4 >= _LARGE:
         with suppress(OSError):
@@ -146,135 +139,84 @@ def settled(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: ro
     return change(tensor.float())
 
 
-def canonical(
+def sae_tensors(
     tensors: Mapping[str, Tensor],
     layout: Mapping[str, str],
     where: Path | str,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The tensors of an `SAE` by its own names, arguments of it: float32, matrices in half precision as they are.
+    """The tensors of an `SAE` by its own names, as its arguments.
+
+    They are float32; matrices in half precision stay as they are. A single number stands for all
+    units.
 
     Args:
-        layout: name of `SAE` -> name in the file, with `.T` at its end where the file has it
-            transposed.
-        where: of the tensors, for messages.
-        size: d_in and d_sae; those of W_enc unless given.
+        tensors: of the file.
+        layout: name of `SAE` -> name in the file, which ends in `.T` where the file has the
+            transpose.
+        where: place of the tensors, for messages.
+        size: d_in and d_sae; those of W_enc by default.
 
-    Raises UserError for one that is missing, of another shape, empty, of no floating-point dtype or
-    not finite. A lone number stands for all units.
+    Raises UserError for a tensor that is missing, has another shape, is empty, is not of a
+    floating-point dtype, or is not finite.
     """
+    d_in, d_sae = size or _size(tensors, layout["W_enc"])
+    sizes = {"d_in": d_in, "d_sae": d_sae}
     found: dict[str, Any] = {}
-    sizes = dict(zip(("d_in", "d_sae"), size, strict=True)) if size else {}
     for name, theirs in layout.items():
         key = theirs.removesuffix(".T")
-        tensor = tensors.get(key)
-        if tensor is not None and tensor.dim() == 2 and not sizes and name == "W_enc":
-            sizes = dict(
-                zip(("d_in", "d_sae"), tensor.shape[:: -1 if key != theirs else 1], strict=True)
-            )
-        shape = tuple(sizes.get(axis, 0) for axis in _AXES.get(name, ("d_sae",)))
-        if tensor is not None and tensor.dim() == 0 and len(shape) == 1:
-            tensor = tensor.expand(shape)
-        wanted = shape[::-1] if key != theirs else shape
-        if tensor is None or tuple(tensor.shape) != wanted:
-            raise UserError(
-                f"{where}: {key} is missing or has not the shape {wanted}; fetch or save it again"
-            )
-        if 0 in wanted:
-            raise UserError(
-                f"{where}: {key} of the shape {wanted} is empty; fetch or save it again"
-            )
-        if not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(
-                f"{where}: {key} is {kind}, and weights are floating-point numbers; fetch or save it again"
-            )
-        # No copy where none is needed: weights stay in their file, mapped into memory.
-        if tensor.dim() != 2 or tensor.dtype not in _STORED:
-            tensor = settled(tensor)
-        ends = [
-            end for part in in_parts(tensor) for end in part.aminmax()
-        ]  # NaN is both of its ends
-        if not torch.isfinite(torch.stack(ends)).all():
-            raise UserError(
-                f"{where}: {key} holds values that are not finite; fetch or train the SAE again"
-            )
-        found[name] = tensor.T if key != theirs else tensor
+        shape = tuple(sizes[axis] for axis in _AXES.get(name, ("d_sae",)))
+        wanted = shape if key == theirs else shape[::-1]
+        tensor = _checked(tensors.get(key), wanted, f"{where}: {key}")
+        found[name] = tensor if key == theirs else tensor.T
     return found
 
 
-def unit_decoder(found: dict[str, Tensor]) -> None:
-    """Give decoder rows the length 1, and units their activations in lengths of them: the same reconstructions."""
-    norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
-    found["W_dec"] = settled(
-        found["W_dec"], lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    )
-    found["W_enc"], found["b_enc"] = (
-        settled(found["W_enc"], lambda rows: rows * norms),
-        found["b_enc"] * norms,
-    )
+def _size(tensors: Mapping[str, Tensor], encoder: str) -> tuple[int, int]:
+    """d_in and d_sae of an encoder; zeros where there is none."""
+    tensor = tensors.get(encoder.removesuffix(".T"))
+    if tensor is None or tensor.dim() != 2:
+        return 0, 0
+    rows, columns = tensor.shape
+    return (columns, rows) if encoder.endswith(".T") else (rows, columns)
 
 
-def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
-    """A positive whole number of a configuration; raises UserError where it has none."""
-    value = cfg.get(key)
-    if type(value) is not int or value < 1:
+def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor:
+    """A tensor of this shape. Raises UserError where it cannot be one of an SAE."""
+    if tensor is not None and tensor.dim() == 0 and len(shape) == 1:
+        tensor = tensor.expand(shape)
+    if tensor is None or tuple(tensor.shape) != shape:
+        raise UserError(f"{what} is missing or has not the shape {shape}; fetch or save it again")
+    if 0 in shape:
+        raise UserError(f"{what} of the shape {shape} is empty; fetch or save it again")
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(
-            f"{where}: {key} is missing or not a positive number; add what the SAE was trained with"
+            f"{what} is {kind}, and weights are floating-point numbers; fetch or save it again"
         )
-    return value
+    if tensor.dim() != 2 or tensor.dtype not in _KEPT_DTYPES:
+        tensor = to_float32(tensor)
+    # Minimum and maximum of values with a NaN among them are both NaN.
+    ends = [end for part in in_parts(tensor) for end in part.aminmax()]
+    if not torch.isfinite(torch.stack(ends)).all():
+        raise UserError(f"{what} holds values that are not finite; fetch or train the SAE again")
+    return tensor
 
 
-def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
-    """The k of a TopK SAE; raises UserError where it is missing or greater than d_sae."""
-    k = positive(cfg, "k", where)
-    if k > d_sae:
-        raise UserError(f"{where}: k {k} is greater than d_sae {d_sae}; correct it")
-    return k
-
-
-def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, float]:
-    """What files state of an SAE, as far as it can be: a part of its record."""
-    told = {"fvu": fvu, "l0": l0, "dead": dead}
+def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same reconstructions with decoder rows of norm 1: their norms go into the encoder."""
+    norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
     return {
-        name: float(value)
-        for name, value in told.items()
-        if type(value) in (int, float) and 0 <= value < 1e9
+        **found,
+        "W_dec": to_float32(
+            found["W_dec"], lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        ),
+        "W_enc": to_float32(found["W_enc"], lambda rows: rows * norms),
+        "b_enc": found["b_enc"] * norms,
     }
 
 
-def stated(record: Mapping[str, Any]) -> dict[str, float]:
-    """fvu, l0 and dead that an SAE's own files state, as far as they do, of the SAE as it was saved.
-
-    Of one that saefeat trained, FVU and L0 on held-out text; `training_average` is of the SAE as it
-    was meanwhile.
-    """
-    held = record.get("held_out")
-    found = {**record, **(held if isinstance(held, dict) else {})}
-    return figures(found.get("fvu"), found.get("l0"), found.get("dead"))
-
-
-def rest(share: Any) -> Any:
-    """1 minus a share, where it is a number."""
-    return 1 - share if type(share) in (int, float) else None
-
-
-def text(value: Any) -> str | None:
-    """The value where it is a text."""
-    return value if isinstance(value, str) else None
-
-
-def json_object(value: Any, where: Path) -> dict[str, Any]:
-    """The value where it is a JSON object; raises UserError where it is not."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is not a JSON object; fetch or save it again")
-    return value
-
-
-def encoding_dtype(value: Any, where: Path | str) -> str:
-    """The name of the dtype of the products in `encode`; raises UserError for one that cannot be."""
-    if value not in ("float32", "bfloat16"):
-        raise UserError(
-            f"{where}: an SAE cannot encode with the dtype {value}; only float32 and bfloat16 can"
-        )
-    return value
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors in float32 as a `.safetensors` file."""
+    save_file({n: t.detach().float().cpu().contiguous() for n, t in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors lets nobody else read it

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saefeat.sae.kernels import aux_step, topk_step
+from saefeat.config import TrainConfig
+from saefeat.sae.objectives.topk import TopK, aux_gradients
 
 
 def weights(width, d, seed=0, scale=1.0):
@@ -38,15 +39,17 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
     p["b_enc"] += bias  # at -3, many tokens have fewer than k positive units
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(5)) + 0.3
     loss, gradients, codes = naive(x, **p, k=k)
-    step = topk_step(x, **p, k=k, dtype=torch.float32)
+    objective = TopK(TrainConfig(k=k), torch.float32)
+    step, (values, units) = objective.step(x, p), objective.select(x - p["b_dec"], p)
     torch.testing.assert_close(step.loss.double(), loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(
-            getattr(step, name).double(), gradient, rtol=2e-4, atol=2e-4, msg=name
+            step.gradients[name].double(), gradient, rtol=2e-4, atol=2e-4, msg=name
         )
         assert gradient.abs().max() > 0.01
-    dense = torch.zeros(n, width).scatter(1, step.units, step.values)
+    dense = torch.zeros(n, width).scatter(1, units, values)
     torch.testing.assert_close(dense.double(), codes, rtol=1e-4, atol=1e-4)
+    assert torch.equal(step.fired, (codes > 0).any(0)) and step.l0 == (codes > 0).sum() / n
     error = codes @ p["decoder"].double() + p["b_dec"].double() - x.double()
     torch.testing.assert_close(step.error.double(), error, rtol=1e-4, atol=1e-3)
 
@@ -54,14 +57,10 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
 def test_units_that_never_fire_have_no_gradient():
     p = weights(32, 6)
     p["b_enc"][7] = -100
-    step = topk_step(
-        torch.randn(50, 6, generator=torch.Generator().manual_seed(1)),
-        **p,
-        k=3,
-        dtype=torch.float32,
-    )
-    assert not (step.units[step.values > 0] == 7).any()
-    assert not step.encoder[7].any() and not step.decoder[7].any() and not step.b_enc[7].any()
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    step = TopK(TrainConfig(k=3), torch.float32).step(x, p)
+    assert not step.fired[7] and step.fired.any()
+    assert not any(step.gradients[name][7].any() for name in ("encoder", "decoder", "b_enc"))
 
 
 @pytest.mark.parametrize(("dead", "k"), [(1, 4), (3, 8), (40, 6)])
@@ -76,8 +75,9 @@ def test_the_auxiliary_step_has_the_gradients_of_autograd(dead, k):
     codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen).relu())
     left = -error.double()  # what the living units have not reconstructed
     ((codes @ rows["decoder"] - left).square().mean() / left.square().mean()).backward()
-    found = aux_step(x, error, p["encoder"], p["b_enc"], p["decoder"], k)
-    for name, gradient in zip(("encoder", "b_enc", "decoder"), found, strict=True):
+    found = aux_gradients(x, error, p, k)
+    assert found.keys() == rows.keys()
+    for name, gradient in found.items():
         torch.testing.assert_close(
             gradient.double(), rows[name].grad, rtol=1e-4, atol=1e-5, msg=name
         )

@@ -1,4 +1,4 @@
-"""The gate passes an SAE at the site it was trained at and refuses it elsewhere: real model, real text."""
+"""The fit check passes an SAE at its own site and refuses it elsewhere: real model, real text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 import torch
 
+from saefeat.config import TrainConfig
 from saefeat.corpora import Corpus, load_corpus, make_plan
 from saefeat.io import UserError
 from saefeat.models import load_model
-from saefeat.sae import gate
-from saefeat.sae.formats.tensors import stated
-from saefeat.sae.gate import check_saes, describe, fidelity
-from saefeat.sae.train import TrainConfig, train_saes
+from saefeat.sae import fit_check
+from saefeat.sae.fit_check import check_saes, describe, measure_fit
+from saefeat.sae.formats.values import stated
+from saefeat.sae.train import train_saes
 
 SITE = "mlp_out@4"
 
@@ -37,9 +38,9 @@ def sae(lm, text, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def little_text(monkeypatch):
-    monkeypatch.setattr(gate, "TOKENS", 600)
-    monkeypatch.setattr(gate, "FEW", 300)
-    monkeypatch.setattr(gate, "FEWER", 64)
+    monkeypatch.setattr(fit_check, "TOKENS", 600)
+    monkeypatch.setattr(fit_check, "COMPARED_TOKENS", 300)
+    monkeypatch.setattr(fit_check, "SCAN_TOKENS", 64)
 
 
 def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
@@ -52,7 +53,7 @@ def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
         "\n" not in line
         and f"{sae.id} at {SITE}, FVU 0." in line
         and "(stated 32.0)" in line
-        and "far" not in line
+        and "widely" not in line
     )
     assert check_saes(lm, [sae], text) == [found]  # the same text every time
 
@@ -65,13 +66,13 @@ def test_an_sae_fed_from_elsewhere_is_refused_with_the_site_that_fits(lm, text, 
         check_saes(lm, [dataclasses.replace(sae, site=site)], text)
     words = str(error.value)
     assert f"does not fit {site} of embedded:gemma-3-270m: FVU" in words and "\n" not in words
-    assert f"it fits better at {SITE} 0." in words and "--no-gate" in words
+    assert f"it fits better at {SITE} 0." in words and error.value.options == ("gate",)
 
 
 def test_an_sae_in_another_scale_is_refused(lm, text, sae):
     wrong = dataclasses.replace(sae, b_dec=sae.b_dec * 30, W_dec=sae.W_dec * 30)
     with pytest.raises(
-        UserError, match="it fits at no layer, so look at its base model and normalisation"
+        UserError, match="it fits at no layer, so check its base model and normalisation"
     ):
         check_saes(lm, [wrong], text)
 
@@ -85,7 +86,7 @@ def test_an_sae_whose_norm_limit_leaves_most_tokens_out_is_refused(lm, text, sae
 
 def test_of_too_little_text_nothing_is_said_of_an_sae(lm, sae):
     few = Corpus(["a word", "ein Wort"], ["en", "de"], ["0", "1"], ("de", "en"), "few")
-    with pytest.raises(UserError, match=r"the corpus has \d tokens, too few to try the SAEs on"):
+    with pytest.raises(UserError, match=r"the corpus has \d tokens, too few to check the SAEs on"):
         check_saes(lm, [sae], few)
 
 
@@ -101,7 +102,9 @@ def test_a_strange_l0_is_said(lm, text, sae):
         sae, record={**sae.record, "held_out": {**sae.record["held_out"], "l0": 200.0}}
     )
     (found,) = check_saes(lm, [other], text)
-    assert "(stated 200.0)" in describe(found) and "L0 far from the stated" in describe(found)
+    assert "(stated 200.0)" in describe(found) and "L0 differs widely from the stated" in describe(
+        found
+    )
     assert "stated" not in describe({**found, "stated": {}})
 
 
@@ -125,17 +128,17 @@ def test_what_is_known_to_be_wrong_with_the_files_is_said(lm, text, sae):
         check_saes(lm, [wrong], text)
 
 
-def test_fidelity_is_that_of_a_plain_loop(sae):
+def test_the_fit_is_that_of_a_plain_loop(sae):
     torch.manual_seed(0)
     x = torch.randn(50, sae.d_in) + sae.b_dec
     z = sae.encode(x).dense()
     error = (x - (z @ sae.W_dec + sae.b_dec)).double()
-    found = fidelity(sae, x)
-    assert found.fvu == pytest.approx(
+    found = measure_fit(sae, x)
+    assert found["fvu"] == pytest.approx(
         float(error.square().sum() / (x - x.mean(0)).double().square().sum()), rel=1e-5
     )
-    assert found.l0 == float((z > 0).sum(1).double().mean())
-    assert found.silent == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
+    assert found["l0"] == float((z > 0).sum(1).double().mean())
+    assert found["silent"] == pytest.approx(float((~(z > 0).any(0)).double().mean()), abs=1e-6)
 
 
 def test_what_stands_before_a_text_is_compared_with_the_training(lm, text, sae):
@@ -147,4 +150,4 @@ def test_what_stands_before_a_text_is_compared_with_the_training(lm, text, sae):
         assert ("without BOS" in describe(report)) == bool(said)
     bare = dataclasses.replace(lm, prefix=[])
     other = dataclasses.replace(sae, record={**sae.record, "tokens": {"prepend_bos": True}})
-    assert "which this tokenizer does not add" in gate._bos(other, bare)
+    assert "which this tokenizer does not add" in fit_check._describe_bos(other, bare)

@@ -1,7 +1,8 @@
-"""The model card of exported SAEs: what they read, what they were trained on, how good they are, how to load them."""
+"""The model card of exported SAEs: what they read, their training, their quality, their use."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from saefeat import schema
 from saefeat.dictionaries import SAE
-from saefeat.io import kept_json
-from saefeat.sae.formats.tensors import stated
-from saefeat.sae.layouts import transformer_lens_hook
-from saefeat.sae.names import on_hub
-from saefeat.statistics import Stats
+from saefeat.export.source import Exportable
+from saefeat.sae.fit_check import FitChecks
+from saefeat.sae.formats.values import stated
+from saefeat.sae.names import hub_name
+from saefeat.sae.writers import WRITERS
+from saefeat.sae.writers.sae_lens import transformer_lens_hook
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_LIBRARIES = {"sae-lens": "saelens", "sparsify": "sparsify"}  # as the hub knows them
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,23 @@ class Facts:
     counted: str
 
 
-def read_facts(saes: Sequence[SAE], model: dict[str, Any], run: Path | None) -> Facts:
-    """The facts of SAEs from their records, and from the statistics and the gate of the run that used them.
+def read_facts(given: Exportable) -> Facts:
+    """The facts of SAEs from their records, and from statistics and fit check of their run.
 
-    Raises UserError for statistics that cannot be read; those that are missing are left out.
+    What the run does not have is left out. Raises UserError for files that cannot be read.
     """
-    reports = kept_json(run / "gate.json").get("saes") if run else None
-    gate = {report["id"]: report for report in reports or ()}
-    figures, counts, counted = {}, {}, ""
-    for sae in saes:
-        measured = {"fvu": gate.get(sae.id, {}).get("fvu")}
-        path = run / "stats" / f"{sae.id}.safetensors" if run else None
-        if path and path.is_file():
-            stats = Stats.load(path)
+    run = given.run
+    fvu = {}
+    if run and run.fit_check.is_file():
+        reports = schema.read(FitChecks, run.fit_check)["saes"]
+        fvu = {report["id"]: report["fvu"] for report in reports}
+    figures: dict[str, dict[str, float | None]] = {}
+    counts: dict[str, tuple[int, dict[str, int]]] = {}
+    counted = ""
+    for sae in given.saes:
+        measured: dict[str, float | None] = {"fvu": fvu.get(sae.id), "l0": None, "dead": None}
+        if run and run.stats_file(sae.id).is_file():
+            stats = run.load_stats(sae.id)
             measured["l0"] = float(stats.fired.sum() / stats.tokens.sum().clamp(min=1))
             measured["dead"] = float((stats.fired.sum(0) == 0).float().mean())
             for label, texts, tokens in zip(
@@ -58,9 +64,8 @@ def read_facts(saes: Sequence[SAE], model: dict[str, Any], run: Path | None) -> 
             ):
                 counts.setdefault(label, (texts, {}))[1][sae.id] = tokens
             counted = f"{stats.header['corpus']['name']}, {stats.header['policy']['split']} split"
-        names = ("fvu", "l0", "dead")
-        figures[sae.id] = {name: {**measured, **stated(sae.record)}.get(name) for name in names}
-    return Facts(model, figures, counts, counted)
+        figures[sae.id] = {**measured, **stated(sae.record)}
+    return Facts(given.model, figures, counts, counted)
 
 
 def render(
@@ -69,7 +74,7 @@ def render(
     """The card as Markdown.
 
     Args:
-        form: the format of the export, `sae-lens` or `sparsify`.
+        form: name of the format of the export.
         folders: folder -> the SAE in it.
         hookpoints: SAE id -> path in the base model of the module that it reads, or None.
     """
@@ -82,11 +87,13 @@ def render(
     )
     environment.filters |= {"cell": _cell, "number": _number}
     given = str(facts.model.get("name") or "")
-    name = on_hub(given)
+    name, writer = hub_name(given), WRITERS[form]
     folder, first = next(iter(folders.items()))
     return environment.get_template("card.md").render(
         form=form,
-        library=_LIBRARIES[form],
+        library=writer.library,
+        loading=writer.loading.format(folder=json.dumps(folder)),
+        encoding=writer.encoding,
         hub_id=name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None,
         by_transformers=not (name != given or name.endswith(".gguf")),
         model={**dict.fromkeys(("name", "revision", "fingerprint")), **facts.model},
@@ -99,7 +106,6 @@ def render(
         trained=dict.fromkeys(filter(None, map(_training, folders.values()))),
         notes=_notes(form, list(folders.values()), hookpoints),
         facts=facts,
-        folder=folder,
         sae=first,
         hookpoint=hookpoints[first.id],
     )
@@ -125,49 +131,49 @@ def _row(
 
 
 def _policy(sae: SAE) -> str:
+    """Which tokens the SAE was trained on."""
     policy, tokens = sae.record.get("policy"), sae.record.get("tokens")
     if policy:
-        special = (
-            "BOS is fed to the model and counted; EOS and padding are"
-            if policy.get("count_bos")
-            else ("Special tokens (BOS, EOS, padding) are fed to the model and")
-        )
-        return f"{special} left out of training and of every count; texts are cut at {policy.get('token_limit')} tokens"
-    if tokens:
+        special = "Special tokens (BOS, EOS, padding) are fed to the model and"
+        if policy.get("count_bos"):
+            special = "BOS is fed to the model and counted; EOS and padding are"
         return (
-            ", ".join(f"{name} {value}" for name, value in tokens.items())
-            + " (from the SAEs' own files)"
+            f"{special} left out of training and of every count; texts are cut at "
+            f"{policy.get('token_limit')} tokens"
         )
+    if tokens:
+        listed = ", ".join(f"{name} {value}" for name, value in tokens.items())
+        return f"{listed} (from the SAEs' own files)"
     return "not recorded"
 
 
 def _training(sae: SAE) -> str | None:
-    tokens, corpus = (
-        (sae.record.get("training") or {}).get("tokens"),
-        sae.record.get("corpus") or {},
-    )
+    """The text that the SAE was trained on; None where it is not recorded."""
+    tokens = (sae.record.get("training") or {}).get("tokens")
     if not tokens:
         return None
+    corpus = sae.record.get("corpus") or {}
     labels = ", ".join(map(str, corpus.get("labels") or ()))
     split = (sae.record.get("policy") or {}).get("split")
     return f"{tokens:,} tokens of {corpus.get('name')} ({split} split; {labels})"
 
 
 def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None]) -> list[str]:
-    """What a reader of another library has to do, because its format does not say it."""
+    """What a user of another library has to know and the format cannot say."""
     notes = []
     if any(sae.max_norm is not None for sae in saes):
         notes.append(
-            f"{form} encodes every token; those whose norm exceeds the max norm (massive activations) were in "
-            "no training, so leave them out."
+            f"{form} encodes every token; those whose norm exceeds the max norm (massive "
+            "activations) were in no training, so leave them out."
         )
     after = sorted(
         {place for sae in saes if (place := hookpoints[sae.id]) and _is_post_norm(sae, place)}
     )
     if after:
         notes.append(
-            f"mlp_out is what the feed-forward part adds to the residual stream: in this model the output of "
-            f"the norm after it ({', '.join(f'`{place}`' for place in after)}), not of `mlp`."
+            "mlp_out is what the feed-forward part adds to the residual stream: in this model the "
+            f"output of the norm after it ({', '.join(f'`{place}`' for place in after)}), not of "
+            "`mlp`."
         )
     if any(sae.dtype == "bfloat16" for sae in saes):
         notes.append(
@@ -175,8 +181,8 @@ def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None])
         )
     if any(sae.normalize != "none" for sae in saes):
         notes.append(
-            "The input is normalised vector by vector, so activations and decoder rows are in units of its "
-            "spread."
+            "The input is normalised vector by vector, so activations and decoder rows are in "
+            "units of its spread."
         )
     return notes
 
@@ -190,5 +196,7 @@ def _number(value: float | None, digits: int) -> str | None:
 
 
 def _cell(value: Any) -> str:
-    """A value as a cell of a table; nothing in it can end the cell."""
-    return "–" if value is None or value == "" else " ".join(str(value).split()).replace("|", "\\|")
+    """A value as a cell of a table, without line breaks and with `|` escaped."""
+    if value is None or value == "":
+        return "–"
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,185 @@
+"""SAEs for other libraries: directories that they open, with a model card; single directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saefeat.dictionaries import SAE
+from saefeat.export import card
+from saefeat.export.source import Exportable, open_source
+from saefeat.io import (
+    SCHEMA,
+    UserError,
+    atomic_path,
+    kept_json,
+    make_dir,
+    read_header,
+    replacing,
+    save_tensors,
+    write_json,
+    write_text,
+)
+from saefeat.sae.writers import WRITERS, Writer
+
+__all__ = ["export_direction", "export_saes", "open_source"]
+CARD, MANIFEST = "README.md", "export.json"
+
+
+def export_saes(source: str, form: str, out: Path) -> list[Path]:
+    """Write one directory per SAE, with README.md (a model card) and export.json beside them.
+
+    Everything appears at once. An earlier export in `out` is replaced.
+
+    Args:
+        source: a run directory, or anything that `load_saes` takes.
+        form: name of a format of `saefeat.sae.writers.WRITERS`.
+        out: the directory that holds everything.
+
+    Returns the directories of the SAEs. Raises UserError for an unknown format or one that cannot
+    hold an SAE, and for an `out` that is not an earlier export.
+    """
+    writer = WRITERS[form]
+    _check_directory(out)
+    given = open_source(source)
+    folders = _name_folders(given, writer)
+    hookpoints = {sae.id: given.hookpoint(sae) for sae in given.saes}
+    with replacing(out) as temporary:
+        for folder, sae in folders.items():
+            (temporary / folder).mkdir()
+            writer.write(sae, temporary / folder)
+        if writer.summary_file:
+            write_json(temporary / writer.summary_file, writer.summary(given.model, folders))
+        facts = card.read_facts(given)
+        write_text(temporary / CARD, card.render(form, folders, hookpoints, facts))
+        write_json(temporary / MANIFEST, _manifest(form, folders))
+    return [out / folder for folder in folders]
+
+
+def _manifest(form: str, folders: Mapping[str, SAE]) -> dict[str, Any]:
+    marks = {
+        folder: {"id": sae.id, "fingerprint": sae.identity["fingerprint"]}
+        for folder, sae in folders.items()
+    }
+    return {"schema": SCHEMA, "format": form, "saes": marks}
+
+
+def _name_folders(given: Exportable, writer: Writer) -> dict[str, SAE]:
+    """Directory -> SAE. Raises UserError for an SAE that cannot be written."""
+    found: dict[str, SAE] = {}
+    for sae in given.saes:
+        given.check(sae)
+        writer.check(sae)
+        folder = given.hookpoint(sae) if writer.by_hookpoint else sae.id
+        if folder is None:
+            raise UserError(
+                f"the files of {sae.id} name no module of a model, which {writer.library} needs; "
+                "run saefeat with the SAE and export the run"
+            )
+        if folder in found:
+            raise UserError(
+                f"{found[folder].id} and {sae.id} both read {folder}, where {writer.library} has "
+                "one SAE; export them separately"
+            )
+        found[folder] = sae
+    return found
+
+
+def _check_directory(out: Path) -> None:
+    """Raise UserError for a directory that is not empty and holds more than an earlier export."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; choose another output", "out")
+    manifest = kept_json(out / MANIFEST)
+    folders = manifest.get("saes") if manifest.get("format") in WRITERS else None
+    ours: set[str] = set()
+    if isinstance(folders, dict):
+        summaries = {writer.summary_file for writer in WRITERS.values()}
+        ours = {CARD, MANIFEST, *summaries, *folders}
+    others = sorted({entry.name for entry in out.iterdir()} - ours)
+    if others:
+        raise UserError(
+            f"{out} exists and holds {others[0]}, which is not part of an export; choose another "
+            "output",
+            "out",
+        )
+
+
+def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
+    """Write a unit's decoder direction, float32 [d_in] in raw units, as `.safetensors` or `.npy`.
+
+    Args:
+        source: a run directory, or anything that `load_saes` takes.
+        feature: `SAE:UNIT`, an SAE's id and the number of a unit.
+        out: the file.
+
+    Returns what the direction is of: sae, site, module, model, unit, norm and normalize. It is the
+    header of the `.safetensors` file too, whose tensor is `direction`. Unless `normalize` is
+    "none", the direction has to be scaled by `SAE.spread` of the vector that it is added to.
+
+    Raises UserError for an unknown SAE or unit, another suffix, and an `out` that holds something
+    else.
+    """
+    _check_file(out)
+    given = open_source(source)
+    sae, unit = _find_unit(given, feature, source)
+    given.check(sae)
+    direction = sae.directions[unit].float().clone()
+    about = {
+        "schema": SCHEMA,
+        "kind": "direction",
+        "sae": sae.id,
+        "site": sae.site,
+        "module": sae.record.get("module"),
+        "model": sae.record.get("model") or {},
+        "unit": unit,
+        "norm": float(direction.norm()),
+        "normalize": sae.normalize,
+    }
+    make_dir(out.absolute().parent)
+    if out.suffix == ".safetensors":
+        save_tensors(out, {"direction": direction}, about)
+    else:
+        import numpy as np
+
+        with atomic_path(out) as temporary:
+            np.save(temporary, direction.numpy())
+    return about
+
+
+def _find_unit(given: Exportable, feature: str, source: str) -> tuple[SAE, int]:
+    name, colon, number = feature.rpartition(":")
+    if not colon or not number.isdecimal() or len(number) > 12:
+        raise UserError(
+            f"the feature {feature} should be SAE:UNIT, such as {given.saes[0].id}:0", "feature"
+        )
+    saes = {sae.id: sae for sae in given.saes}
+    if name not in saes:
+        raise UserError(f"{source} has no SAE {name}; it has {', '.join(saes)}", "feature")
+    width = saes[name].width
+    if int(number) >= width:
+        raise UserError(f"{name} has the units 0 to {width - 1}, and no {int(number)}", "feature")
+    return saes[name], int(number)
+
+
+def _check_file(out: Path) -> None:
+    """Raise UserError for a file that is not an exported direction.
+
+    A .npy does not say what it is, so none is written over.
+    """
+    if out.suffix not in (".safetensors", ".npy"):
+        raise UserError(f"{out} should end in .safetensors or .npy", "out")
+    if not out.exists():
+        return
+    try:
+        ours = out.suffix == ".safetensors" and read_header(out).get("kind") == "direction"
+    except UserError:
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{out} exists and does not say that it is an exported direction; choose another "
+            "output",
+            "out",
+        )

@@ -1,0 +1,111 @@
+"""SAEs in directories of any format: where they are, and the SAE of one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError, whole_path
+from saefeat.models import KINDS
+from saefeat.sae.formats import FORMATS, Format, name_formats
+
+# Folders below a source that are searched. Gemma Scope has layer/width/sparsity, sparsify has
+# hookpoint/seed.
+_DEPTH = 4
+_SITE = re.compile(rf"(?:{'|'.join(KINDS)})@\d+|\w+(?:\.\w+)+")
+
+
+def detect_format(path: Path) -> Format | None:
+    """The format of the SAE at a path, a directory or a file; None where there is no SAE."""
+    return next((form for form in FORMATS.values() if form.detect(path)), None)
+
+
+def find(root: Path) -> list[Path]:
+    """Places of the SAEs at or below a path, unsorted: directories, and files that are an SAE.
+
+    Hidden directories and those inside an SAE are not searched. Links that lead out of `root` are
+    followed; what other links lead to is found under its own name.
+
+    Raises UserError for broken links and unreadable directories, which may stand for SAEs.
+    """
+    if root.is_file():
+        return [root] if detect_format(root) else []
+    found: list[Path] = []
+    inside = os.path.join(os.path.realpath(root), "")
+    for path, folders, files in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
+        here = Path(path)
+        _check_links(here, files)
+        found += [
+            here / name for name in files if is_shared_file(name) and detect_format(here / name)
+        ]
+        if is_sae := detect_format(here) is not None:
+            found.append(here)
+        if is_sae or len(here.relative_to(root).parts) == _DEPTH:
+            folders.clear()
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and not _is_link_to(here / name, inside)
+        ]
+    return found
+
+
+def is_shared_file(name: str) -> bool:
+    """Whether a file of this name may be an SAE that shares its directory with others."""
+    return any(form.shared_files and fnmatch(name, form.shared_files) for form in FORMATS.values())
+
+
+def _is_link_to(path: Path, inside: str) -> bool:
+    return path.is_symlink() and os.path.join(os.path.realpath(path), "").startswith(inside)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(
+        f"the folder {error.filename} cannot be read ({error.strerror}); change its permissions, "
+        "or name the SAEs one by one"
+    ) from error
+
+
+def _check_links(folder: Path, names: list[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_symlink() and not path.exists() and not name.startswith("."):
+            raise UserError(
+                f"the link {path} is broken; repair or remove it, or name the SAEs one by one"
+            )
+
+
+def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
+    """The SAE at a path, with the path in its record.
+
+    Its id is made of the names of files and folders (see `sae_name`).
+
+    Args:
+        path: a directory of any format, or a file of a format whose SAEs are files.
+        reader: in place of the format's own.
+
+    Raises UserError where there is no SAE, or one that cannot be read.
+    """
+    path = Path(whole_path(str(path)))  # links keep their names, which may tell ids and sites
+    form = detect_format(path)
+    if form is None:
+        raise UserError(f"{path} holds no SAE; give a directory in the format of {name_formats()}")
+    try:
+        sae = (reader or form.read)(path)
+    except UserError as error:  # values of a configuration may hold line breaks
+        raise UserError(" ".join(str(error).splitlines()), *error.options) from error
+    return replace(sae, id=sae_name(sae.id, sae.site), record={**sae.record, "path": str(path)})
+
+
+def sae_name(name: str, site: str) -> str:
+    """The id of an SAE by its name. Files are named by it, so it never begins with a dot.
+
+    The name of a site is the id of its identity dictionary, so it gets a prefix.
+    """
+    name = name.lstrip(".") or "sae"
+    return f"sae-{name}" if name == site or _SITE.fullmatch(name) else name

@@ -1,0 +1,74 @@
+"""Values of the configurations of SAEs: checked, and what they state of an SAE's quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saefeat.io import UserError
+
+
+def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
+    """A positive whole number of a configuration. Raises UserError where there is none."""
+    value = cfg.get(key)
+    if type(value) is not int or value < 1:
+        raise UserError(
+            f"{where}: {key} is missing or not a positive number; add what the SAE was trained with"
+        )
+    return value
+
+
+def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
+    """The k of a TopK SAE. Raises UserError where it is missing or greater than d_sae."""
+    k = positive(cfg, "k", where)
+    if k > d_sae:
+        raise UserError(f"{where}: k {k} is greater than d_sae {d_sae}; correct it")
+    return k
+
+
+def json_object(value: Any, where: Path) -> dict[str, Any]:
+    """The value. Raises UserError where it is not a JSON object."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is not a JSON object; fetch or save it again")
+    return value
+
+
+def encoding_dtype(value: Any, where: Path | str) -> str:
+    """The name of the dtype of the products in `encode`. Raises UserError for any other."""
+    if value not in ("float32", "bfloat16"):
+        raise UserError(
+            f"{where}: an SAE cannot encode with the dtype {value}; only float32 and bfloat16 can"
+        )
+    return value
+
+
+def text(value: Any) -> str | None:
+    """The value if it is a text, else None."""
+    return value if isinstance(value, str) else None
+
+
+def complement(share: Any) -> Any:
+    """1 minus a share; None where the share is not a number."""
+    return 1 - share if type(share) in (int, float) else None
+
+
+def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, float]:
+    """Figures of quality that files state, those that can be true: a part of an SAE's record."""
+    given = {"fvu": fvu, "l0": l0, "dead": dead}
+    return {
+        name: float(value)
+        for name, value in given.items()
+        if type(value) in (int, float) and 0 <= value < 1e9
+    }
+
+
+def stated(record: Mapping[str, Any]) -> dict[str, float]:
+    """fvu, l0 and dead of an SAE as its own files state them, as far as they do.
+
+    For an SAE that saefeat trained, FVU and L0 are those on held-out text (`held_out`), not those
+    averaged over the last steps of the training (`training_average`).
+    """
+    held = record.get("held_out")
+    found = {**record, **(held if isinstance(held, dict) else {})}
+    return figures(found.get("fvu"), found.get("l0"), found.get("dead"))

@@ -1,0 +1,87 @@
+"""Objectives: the SAE architectures that can be trained, one module each.
+
+An objective knows the parameters of its architecture, their initial values, the loss and gradients
+of one step, and how trained parameters become an SAE for inference. The trainer knows the rest:
+normalisation of the input, the optimiser, dead units and checkpoints.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.config import TrainConfig
+from saefeat.registry import Registry
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass
+class Step:
+    """What one step finds on a batch x [n, d].
+
+    Attributes:
+        loss: squared error of a reconstruction, mean over the tokens: [].
+        gradients: of the loss, by parameter.
+        error: reconstruction minus input [n, d].
+        fired: which units fired on the batch, bool [d_sae].
+        l0: mean number of active units per token, [].
+    """
+
+    loss: Tensor
+    gradients: Parameters
+    error: Tensor
+    fired: Tensor
+    l0: Tensor
+
+
+class Objective(ABC):
+    """An SAE architecture in training, on inputs of mean 0 and variance 1 per coordinate.
+
+    Args:
+        config: how SAEs are trained.
+        dtype: of the encoder product.
+    """
+
+    def __init__(self, config: TrainConfig, dtype: torch.dtype) -> None:
+        self.config, self.dtype = config, dtype
+
+    @staticmethod
+    @abstractmethod
+    def check_width(width: int, config: TrainConfig) -> None:
+        """Raise UserError when no SAE of this architecture can have this width."""
+
+    @abstractmethod
+    def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
+        """Initial values of the parameters, float32 on the CPU."""
+
+    @abstractmethod
+    def step(self, x: Tensor, parameters: Parameters) -> Step:
+        """Loss and gradients on x [n, d_in]."""
+
+    @abstractmethod
+    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
+        """Add to the gradients of a step what brings dead units (int64 [m]) back to life."""
+
+    @abstractmethod
+    def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
+        """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
+
+        The units may be in another order than in the parameters.
+        """
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "SAE architecture", {"topk": "saefeat.sae.objectives.topk:TopK"}
+)
+
+
+def sae_width(config: TrainConfig, d_in: int) -> int:
+    """Width of an SAE at a site of width d_in. Raises UserError when there can be no such SAE."""
+    width = config.d_sae or config.expansion * d_in
+    OBJECTIVES[config.architecture].check_width(width, config)
+    return width

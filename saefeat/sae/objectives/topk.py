@@ -1,0 +1,178 @@
+"""TopK SAEs (Gao et al., arXiv 2406.04093).
+
+Gradients are written out: autograd would fill dense [n, d_sae] tensors of which all but k values
+per token are zero. Only the encoder product is dense.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, linear
+
+from saefeat.config import TrainConfig
+from saefeat.encoders import GroupedEncoder
+from saefeat.io import UserError
+from saefeat.sae.objectives import Objective, Parameters, Step
+
+# Norm of the initial rows of encoder and decoder. Short rows turn fast and find their directions in
+# few steps.
+INITIAL_NORM = 0.3
+_GROUP = GroupedEncoder.size
+_ROWS = 512  # tokens selected at once, so that the pre-activations stay in cache
+_TINY = 1e-8  # smallest norm of a decoder row that is divided by
+
+
+class TopK(Objective):
+    """The k units with the greatest contributions reconstruct a token; AuxK revives dead units.
+
+    Parameters: `encoder` and `decoder` [d_sae, d_in], one row per unit; `b_enc` [d_sae]; `b_dec`
+    [d_in]. Decoder rows may have any norm: units compete by the norm of what they would add,
+    pre-activation times decoder norm, as they do once the norms are folded into the encoder.
+
+    Row r stands for the unit whose column is r in the layout of `GroupedEncoder`, so that a step
+    selects units by `GroupedEncoder.top` without a permutation of the encoder. `_rows` is the only
+    place that knows this order; `fold` undoes it.
+    """
+
+    @staticmethod
+    def check_width(width: int, config: TrainConfig) -> None:
+        least = _GROUP * config.k // 4
+        if width % _GROUP or width < least:
+            raise UserError(
+                f"d_sae {width} must be a multiple of {_GROUP}, at least {least} for k {config.k}",
+                "d_sae",
+            )
+
+    def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
+        rows = torch.randn(width, d_in, generator=generator)
+        rows *= INITIAL_NORM / rows.norm(dim=1, keepdim=True)
+        return {
+            "encoder": rows.clone(),  # encoder and decoder begin as transposes of each other
+            "b_enc": torch.zeros(width),
+            "decoder": rows,
+            "b_dec": torch.zeros(d_in),
+        }
+
+    def select(self, centred: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Activations [n, k] of centred inputs, and the rows of the parameters that they are of.
+
+        Unused places have the value 0.
+        """
+        norms = parameters["decoder"].norm(dim=1)
+        weight = (parameters["encoder"] * norms[:, None]).to(self.dtype)
+        bias = (parameters["b_enc"] * norms).to(self.dtype)
+        parts = [
+            GroupedEncoder.top(linear(some, weight, bias), self.config.k)
+            for some in centred.to(self.dtype).split(_ROWS)
+        ]
+        values, units = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = _rows(units, len(weight))
+        return values / norms[rows].clamp(min=_TINY), rows
+
+    def step(self, x: Tensor, parameters: Parameters) -> Step:
+        """Loss mean((x' - x)^2) * d of x [n, d] and its gradients."""
+        encoder, decoder, b_dec = (parameters[name] for name in ("encoder", "decoder", "b_dec"))
+        centred = x - b_dec
+        values, units = self.select(centred, parameters)
+        error = embedding_bag(units, decoder, per_sample_weights=values, mode="sum") - centred
+        slope = error * (2 / len(x))
+        d_values = _row_products(slope, decoder, units) * (values > 0)
+
+        # For each unit the sum over the tokens that it is active on: tokens sorted by unit.
+        order = torch.argsort(units.view(-1), stable=True)
+        token = order // units.shape[1]
+        counts = torch.bincount(units.view(-1), minlength=len(encoder))
+        offsets = torch.cumsum(counts, 0) - counts
+        d_decoder = embedding_bag(
+            token, slope, offsets, mode="sum", per_sample_weights=values.view(-1)[order]
+        )
+        d_encoder = embedding_bag(
+            token, centred, offsets, mode="sum", per_sample_weights=d_values.view(-1)[order]
+        )
+        d_b_enc = torch.bincount(
+            units.view(-1), weights=d_values.view(-1), minlength=len(encoder)
+        ).to(x.dtype)
+        fired = torch.zeros(len(encoder), dtype=torch.bool, device=x.device)
+        fired[units[values > 0]] = True
+        return Step(
+            loss=error.square().sum() / len(x),
+            error=error,
+            gradients={
+                "encoder": d_encoder,
+                "b_enc": d_b_enc,
+                "decoder": d_decoder,
+                "b_dec": slope.sum(0) - d_b_enc @ encoder,
+            },
+            fired=fired,
+            l0=(values > 0).sum() / len(x),
+        )
+
+    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
+        p, gradients = parameters, step.gradients
+        part = slice(0, max(1, len(x) // 4))  # a quarter of the batch is enough to revive them
+        found = aux_gradients(
+            x[part] - p["b_dec"],
+            step.error[part],
+            {name: p[name][dead] for name in ("encoder", "b_enc", "decoder")},
+            k=max(1, x.shape[1] // 2),
+        )
+        weight = self.config.aux * step.loss  # the same scale as the main loss
+        for name, gradient in found.items():
+            gradients[name][dead] += weight * gradient
+
+    def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
+        """Fold in scale, mean and decoder norms, and put the units in their final order."""
+        p, width = parameters, len(parameters["encoder"])
+        norms = p["decoder"].norm(dim=1)
+        rows = _rows(torch.arange(width, device=scale.device), width)
+        return {
+            "W_enc": (p["encoder"] * norms[:, None])[rows].t().contiguous(),
+            "b_enc": (p["b_enc"] * norms)[rows] * scale,
+            "W_dec": (p["decoder"] / norms[:, None].clamp(min=_TINY))[rows],
+            "b_dec": mean + scale * p["b_dec"],
+            "k": self.config.k,
+        }
+
+
+def _rows(units: Tensor, width: int) -> Tensor:
+    """Rows of the parameters that stand for units: columns in the layout of `GroupedEncoder`."""
+    return units % _GROUP * (width // _GROUP) + units // _GROUP
+
+
+def _row_products(a: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """out[i, j] = a[i] . rows[index[i, j]]"""
+    n, k = index.shape
+    if a.device.type != "cpu":
+        parts = zip(a.split(256), index.split(256), strict=True)
+        return torch.cat([torch.bmm(rows[i], v[:, :, None]).squeeze(-1) for v, i in parts])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CSR tensors are in beta
+        ends = torch.arange(0, n * k + 1, k)
+        wanted = torch.sparse_csr_tensor(
+            ends, index.reshape(-1), a.new_zeros(n * k), (n, len(rows))
+        )
+    return torch.sparse.sampled_addmm(wanted, a, rows.t(), beta=0.0).values().view(n, k)
+
+
+def aux_gradients(x: Tensor, error: Tensor, dead: Parameters, k: int) -> Parameters:
+    """Gradients of AuxK: the k best of the dead units reconstruct what the others left over.
+
+    Args:
+        x: centred input [n, d].
+        error: reconstruction minus input [n, d].
+        dead: `encoder`, `b_enc` and `decoder` of the dead units.
+
+    Returns the gradients of mean((e' - e)^2) / mean(e^2) by the same names.
+    """
+    encoder, b_enc, decoder = dead["encoder"], dead["b_enc"], dead["decoder"]
+    pre = torch.addmm(b_enc, x, encoder.t())
+    units = (pre * decoder.norm(dim=1)).topk(min(k, len(encoder)), sorted=False).indices
+    codes = torch.zeros_like(pre).scatter_(1, units, pre.gather(1, units).clamp(min=0))
+    scale = 2 / error.square().sum().clamp(min=1e-12)
+    slope = (codes @ decoder + error) * scale
+    d_codes = (slope @ decoder.t()) * (codes > 0)
+    return {"encoder": d_codes.t() @ x, "b_enc": d_codes.sum(0), "decoder": codes.t() @ slope}

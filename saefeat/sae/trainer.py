@@ -1,0 +1,166 @@
+"""The training of one SAE: normalisation of the input, optimiser, dead units and state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saefeat.config import TrainConfig
+from saefeat.dictionaries import SAE
+from saefeat.io import RunFailed
+from saefeat.models import native_bf16
+from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
+from saefeat.tokens import inliers, norms, outlier_limit
+
+# Norm of all gradients together, above which they are scaled down. It keeps the large gradients of
+# the first steps out of the running averages of Adam.
+MAX_GRADIENT = 1.0
+_ROWS = 8192  # vectors looked at together: float32 copies of a chunk may not fit in memory
+
+
+def product_dtype(config: TrainConfig, device: str) -> torch.dtype:
+    """The dtype of the encoder product on a device."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return getattr(torch, config.dtype)
+
+
+class Trainer:
+    """One SAE in training, in coordinates where the input has mean 0 and variance 1.
+
+    The architecture is known to the objective alone (`saefeat.sae.objectives`).
+
+    Args:
+        d_in: width of the site.
+        config: how SAEs are trained.
+        total_steps: of the whole training, for the schedule of the learning rate.
+        device: where the parameters are.
+
+    Attributes:
+        parameters: tensors by name, float32.
+        scaler: mean [d_in], scale [] and max_norm [] of the training sample; empty before
+            `fit_scaler`.
+        idle: tokens since each unit fired, int64 [d_sae].
+        fvu, l0: averages over the last steps, [].
+    """
+
+    def __init__(self, d_in: int, config: TrainConfig, total_steps: int, device: str) -> None:
+        self.config, self.total_steps, self.device = config, max(total_steps, 1), device
+        self.dtype = product_dtype(config, device)
+        self.objective = OBJECTIVES[config.architecture](config, self.dtype)
+        width = sae_width(config, d_in)
+        initial = self.objective.initialize(d_in, width, torch.Generator().manual_seed(config.seed))
+        self.parameters = {name: value.to(device) for name, value in initial.items()}
+        self.lr = config.lr or 1e-3 * (10_240 / width) ** 0.5
+        self.dead_tokens = config.dead_tokens or min(
+            10_000_000, self.total_steps * config.batch_size // 8
+        )
+        self.adam = torch.optim.Adam(list(self.parameters.values()), lr=self.lr, fused=True)
+        self.idle = torch.zeros(width, dtype=torch.int64, device=device)
+        self.scaler: dict[str, Tensor] = {}
+        self.completed = 0  # steps
+        self.fvu = torch.zeros((), device=device)
+        self.l0 = torch.zeros((), device=device)
+
+    def fit_scaler(self, x: Tensor) -> None:
+        """Take mean, scale and the limit of the norm from the training sample x [n, d_in].
+
+        Tokens of outlier norm are left out of mean and scale. Raises RunFailed when the vectors are
+        constant or not finite.
+        """
+        lengths = norms(x)
+        limit = outlier_limit(lengths)
+        kept = x[lengths <= limit]
+        mean = torch.stack([part.double().sum(0) for part in kept.split(_ROWS)]).sum(0) / len(kept)
+        squares = [(part.double() - mean).square().sum() for part in kept.split(_ROWS)]
+        scale = (torch.stack(squares).sum() / kept.numel()).sqrt()
+        if not torch.isfinite(scale) or scale == 0:
+            raise RunFailed("the activations of a site are constant or not finite")
+        self.scaler = {"mean": mean.float(), "scale": scale.float(), "max_norm": limit.float()}
+
+    def usable(self, x: Tensor) -> Tensor:
+        """Indices of the vectors x [n, d_in] that are no outliers: int64 [m].
+
+        Raises RunFailed when a vector is not finite.
+        """
+        kept = inliers(x, self.scaler["max_norm"])
+        assert kept is not None
+        return kept.nonzero().squeeze(-1)
+
+    def step(self, x: Tensor) -> None:
+        """One step on raw vectors x [batch, d_in]."""
+        x = (x.float() - self.scaler["mean"]) / self.scaler["scale"]
+        found = self.objective.step(x, self.parameters)
+        self._update_figures(x, found)
+        dead = (self.idle > self.dead_tokens).nonzero().squeeze(-1)
+        if len(dead) and self.config.aux:
+            self.objective.revive(x, self.parameters, found, dead)
+        for name, parameter in self.parameters.items():
+            parameter.grad = found.gradients[name]
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRADIENT)
+        self.adam.param_groups[0]["lr"] = self.lr * self._rate()
+        self.adam.step()
+        self.completed += 1
+
+    def _update_figures(self, x: Tensor, found: Step) -> None:
+        self.idle += len(x)
+        self.idle[found.fired] = 0
+        variance = (x - x.mean(0)).square().sum() / len(x)
+        weight = 0.1 if self.completed else 1.0
+        self.fvu = torch.lerp(self.fvu, found.loss / variance, weight)
+        self.l0 = torch.lerp(self.l0, found.l0, weight)
+
+    def _rate(self) -> float:
+        """Factor of the learning rate: linear warm-up, then constant, then linear decay."""
+        done = self.completed / self.total_steps
+        up = min(1.0, (self.completed + 1) / max(1.0, self.config.warmup * self.total_steps))
+        down = min(1.0, (1 - done) / self.config.decay) if self.config.decay else 1.0
+        return max(up * down, 0.0)
+
+    @property
+    def dead_share(self) -> float:
+        """Share of the units that are dead."""
+        return float((self.idle > self.dead_tokens).float().mean())
+
+    def figures(self) -> dict[str, float]:
+        """FVU and L0, averaged over the last steps."""
+        return {"fvu": float(self.fvu), "l0": float(self.l0)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that `restore` needs, by name."""
+        tensors = {"idle": self.idle, "fvu": self.fvu, "l0": self.l0}
+        tensors |= {f"scaler.{name}": value for name, value in self.scaler.items()}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter.{name}"] = parameter
+            for key, value in self.adam.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], completed: int) -> None:
+        """Go on from a `state` after so many steps."""
+        self.completed = completed
+        tensors = {name: value.to(self.device) for name, value in tensors.items()}
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            self.adam.state[parameter] = below(f"adam.{name}.", tensors)
+        self.scaler = below("scaler.", tensors)
+        self.idle, self.fvu, self.l0 = (tensors[name] for name in ("idle", "fvu", "l0"))
+
+    def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
+        """The SAE so far, in the model's raw units."""
+        return SAE(
+            identity,
+            site,
+            **self.objective.fold(self.parameters, self.scaler["mean"], self.scaler["scale"]),
+            max_norm=float(self.scaler["max_norm"]),
+            dtype=str(self.dtype).removeprefix("torch."),
+            record=record,
+        )
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    found = ((name, value) for name, value in tensors.items() if name.startswith(prefix))
+    return {name.removeprefix(prefix): value for name, value in found}
