@@ -7,10 +7,10 @@ further checks. Keys stand in the order in which they are written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from saefeat.config import RunConfig
 from saefeat.io import SCHEMA
@@ -189,7 +189,7 @@ def _check_histogram(histogram: Histogram) -> None:
 @ensures(_check_histogram)
 @with_config(STRICT)
 class Histogram(TypedDict):
-    """Firing values of a unit: `counts` by bin. The bins are equal, from 0 to `max`, or have `edges`."""
+    """Firing values of a unit: `counts` by bin, the bins being equal from 0 to `max` or by `edges`."""
 
     tokens: Count
     fired: Count
@@ -321,7 +321,7 @@ class SteeringSetting(TypedDict):
 
 @with_config(STRICT)
 class SteeringSettings(TypedDict):
-    """`steering/settings.json`: the settings in use; `labels` are those of the method `features`."""
+    """`steering/settings.json`: the settings in use; `labels` has those of `features`."""
 
     schema: Version
     source: Label
@@ -341,8 +341,7 @@ class OwnText(TypedDict):
 
 @with_config(STRICT)
 class SteeringRow(TypedDict):
-    """A setting measured for a label. Of the rows of a method and label with the same `half`, one
-    is `chosen`."""
+    """A setting measured for a label; of those of a method and half, one is `chosen`."""
 
     method: str
     edit: str
@@ -363,7 +362,7 @@ class SteeringRow(TypedDict):
 
 @with_config(STRICT)
 class SteeringSummary(TypedDict):
-    """Means over labels of a method's chosen settings; `labels` and `reached` are numbers of labels."""
+    """Means over labels of a method's chosen settings; `labels` and `reached` count labels."""
 
     method: str
     labels: Count

@@ -2,12 +2,13 @@
 
 Every stage that takes long follows one scheme. It claims its output directory, so that no other
 process writes there. It compares what the output belongs to with what is asked for (`check_same`).
-It keeps its state in a `Checkpoint` until the output is written, so that the same command goes on
+It keeps its state in a `Checkpoint` until the output is written, so that the same command continues
 where it was stopped.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,9 +28,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_claimed: set[tuple[int, Path]] = (
-    set()
-)  # (process, directory): a forked child inherits the set, not the locks
+# (process, directory). A forked process inherits this set, but it does not hold the locks.
+_claimed: set[tuple[int, Path]] = set()
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def claim(directory: Path) -> Iterator[None]:
     """Keep other processes from writing in a directory while the block runs.
 
     Files that a killed process left half-written there are removed first. A process may claim a
-    directory that it holds already. File systems without locks, and Windows, give no protection.
+    directory again that it holds already. There is no protection on Windows, and on file systems
+    without locks.
 
     Raises UserError when another process holds the directory.
     """
@@ -64,11 +65,15 @@ def claim(directory: Path) -> Iterator[None]:
         yield
     finally:
         _claimed.discard(mine)
-        os.close(handle)
+        os.close(handle)  # releases the lock, as the end of the process does
 
 
 def _clear(directory: Path) -> None:
-    """Remove what killed processes were writing; restore a directory that was being replaced."""
+    """Remove the temporary files of killed processes.
+
+    A directory that was being replaced when the process was killed gets its old content back if the
+    new one is not there (see `saefeat.io.replacing`).
+    """
     for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
         if path.is_file():
             path.unlink()
@@ -85,14 +90,18 @@ def check_same(place: Path, found: Any, request: Any, what: str) -> None:
 
     Args:
         place: the output, a file or a directory.
-        found: the request that the output records.
-        request: what is asked for now.
+        found: the request that the output records, a JSON value.
+        request: what is asked for now, a JSON value. Tuples count as lists.
         what: what is there, in the message: "statistics", "an unfinished training".
     """
-    if found != request:
+    if not _equal(found, request):
         raise UserError(
             f"{place} holds {what} of something else; choose another output or remove it", "out"
         )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return json.loads(json.dumps(one)) == json.loads(json.dumps(other))
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,8 @@ class Checkpoint:
         request: JSON value that says what the work is of.
         what: the work, in messages: "the training".
         threads: threads of the process, which change the last digits of sums; None on a GPU.
-        restart: whether a state of another request or number of threads is dropped and the work
-            begins again. Otherwise another request is an error, and another number of threads is
+        restart: whether the work starts again when the state is damaged, or of another request or
+            number of threads. Otherwise the first two are errors, and another number of threads is
             reported.
         say: takes notes for the user.
     """
@@ -118,7 +127,7 @@ class Checkpoint:
     say: Say = quiet
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The values and tensors that `save` was given last, or None to begin at the start.
+        """The values and tensors of the last `save`; None to start at the beginning.
 
         Raises UserError when the state is damaged or belongs to something else.
         """
@@ -126,11 +135,12 @@ class Checkpoint:
             return None
         try:
             tensors, header = load_tensors(self.path)
+            _check_header(header, self.path)
         except UserError:
             if self.restart:
                 return None
             raise
-        if self.restart and header["request"] != self.request:
+        if self.restart and not _equal(header["request"], self.request):
             return None
         check_same(self.path, header["request"], self.request, f"the state of {self.what}")
         if header["threads"] != self.threads:
@@ -148,19 +158,32 @@ class Checkpoint:
         """Remove the state: the work is done."""
         self.path.unlink(missing_ok=True)
 
-    def _say_threads(self, then: int | None) -> None:
+    def _say_threads(self, before: int | None) -> None:
         if self.restart:
             self.say(
-                f"note: {self.what} starts again, because it was begun with {then} threads and "
+                f"note: {self.what} starts again, because it was begun with {before} threads and "
                 f"there are {self.threads} now, which changes the figures"
             )
         else:
             self.say(
-                f"note: {self.what} goes on with {self.threads} threads after {then}; the last "
+                f"note: {self.what} goes on with {self.threads} threads after {before}; the last "
                 "digits may differ from those of a run that was not stopped"
             )
 
 
 def saved_request(path: Path) -> Any:
-    """The request of the state in a file, None where there is no file."""
-    return read_header(path)["request"] if path.exists() else None
+    """The request of the state in a file, None where there is no file.
+
+    Raises UserError when the file is damaged or holds something else.
+    """
+    if not path.exists():
+        return None
+    header = read_header(path)
+    _check_header(header, path)
+    return header["request"]
+
+
+def _check_header(header: Any, path: Path) -> None:
+    right = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
+    if not right or not isinstance(header["values"], dict):
+        raise UserError(f"{path} holds no state that can be resumed; remove it to start again")

@@ -5,10 +5,10 @@ The types of what JSON files hold are in `saefeat.artefacts`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saefeat import schema
 from saefeat.artefacts import (
@@ -40,8 +40,9 @@ class RunDir:
     """Paths and artefacts of a run in the directory `root`.
 
     Properties and `*_file` methods give paths. `load_*` methods read; they raise UserError when a
-    file is missing or damaged. `save_*` methods write a file as a whole; content of another type is
-    a bug of the caller and raises ValueError. Nothing is made or read until it is asked for.
+    file is missing or damaged. `save_*` methods write a file as a whole. What they are given has
+    to be what the `load_*` method returns; anything else is a bug of the caller and raises
+    ValueError. Nothing is made or read until it is asked for.
     """
 
     root: Path
@@ -61,7 +62,7 @@ class RunDir:
             )
         return schema.read(RunIndex, self.index, help="start a new run")
 
-    def save_index(self, index: RunIndex) -> None:
+    def save_index(self, index: Mapping[str, Any]) -> None:
         schema.write(RunIndex, self.index, index)
 
     @property
@@ -72,7 +73,7 @@ class RunDir:
     def load_fit_check(self) -> FitCheck:
         return schema.read(FitCheck, self.fit_check)
 
-    def save_fit_check(self, found: FitCheck) -> None:
+    def save_fit_check(self, found: Mapping[str, Any]) -> None:
         schema.write(FitCheck, self.fit_check, found)
 
     @property
@@ -141,7 +142,7 @@ class RunDir:
     def load_shown(self) -> list[ShownUnit]:
         return schema.read(list[ShownUnit], self.shown)
 
-    def save_shown(self, units: list[ShownUnit]) -> None:
+    def save_shown(self, units: Sequence[Mapping[str, Any]]) -> None:
         schema.write(list[ShownUnit], self.shown, units)
 
     @property
@@ -185,7 +186,7 @@ class RunDir:
         """`path`: metrics on another corpus or split, which may be anywhere."""
         return schema.read(LIDMetrics, path or self.lid_metrics, help="evaluate again")
 
-    def save_lid_metrics(self, metrics: LIDMetrics, path: Path | None = None) -> None:
+    def save_lid_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(LIDMetrics, path or self.lid_metrics, metrics)
 
     def predictions_file(self, metrics: Path | None = None) -> Path:
@@ -255,7 +256,7 @@ class RunDir:
         """`path`: metrics of another sweep, which may be anywhere."""
         return schema.read(SteeringMetrics, path or self.steering_metrics, help="sweep again")
 
-    def save_steering_metrics(self, metrics: SteeringMetrics, path: Path | None = None) -> None:
+    def save_steering_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(SteeringMetrics, path or self.steering_metrics, metrics)
 
     @property
@@ -266,7 +267,7 @@ class RunDir:
     def load_settings(self) -> SteeringSettings:
         return schema.read(SteeringSettings, self.settings, help="sweep again")
 
-    def save_settings(self, settings: SteeringSettings) -> None:
+    def save_settings(self, settings: Mapping[str, Any]) -> None:
         schema.write(SteeringSettings, self.settings, settings)
 
     @property
@@ -276,7 +277,7 @@ class RunDir:
     def load_samples(self) -> list[SteeringSample]:
         return schema.read_lines(SteeringSample, self.samples)
 
-    def save_samples(self, samples: Sequence[SteeringSample]) -> None:
+    def save_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
         schema.write_lines(SteeringSample, self.samples, samples)
 
     @property
@@ -287,7 +288,7 @@ class RunDir:
         """`path`: another matrix, which may be anywhere."""
         return schema.read(PerplexityMatrix, path or self.matrix, help="measure it again")
 
-    def save_matrix(self, matrix: PerplexityMatrix, path: Path | None = None) -> None:
+    def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(PerplexityMatrix, path or self.matrix, matrix)
 
     def matrix_partial(self, path: Path | None = None) -> Path:

@@ -28,7 +28,7 @@ def by_length(name: str) -> tuple[bool, int]:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """A number as it goes into the page: few significant digits; None when missing or not finite."""
+    """A number with few significant digits for the page; None when missing or not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
@@ -101,7 +101,7 @@ def direction(text: str) -> str:
 
 
 def visible(token: str) -> str:
-    """A token with visible white space: arrows for line ends and tabs, open boxes for outer blanks."""
+    """A token with arrows for line ends and tabs, and open boxes for blanks at its ends."""
     body = token.strip(" ")
     start = len(token) - len(token.lstrip(" ")) if body else len(token)
     end = len(token) - start - len(body)

@@ -123,7 +123,7 @@ def _sparse(matrix: list[list[int]]) -> list[int]:
 
 
 def find_errors(predictions: Mapping[str, pa.Table]) -> dict[str, list[dict[str, Any]]] | None:
-    """Length -> texts that the linear head or fastText got wrong; None without predictions of the head.
+    """Length -> texts that the linear head or fastText got wrong; None without the head.
 
     A row has id, label, text, length, the predictions, and `kind`, which says who is right: theirs
     (fastText alone), ours (the head alone), neither.
@@ -133,14 +133,15 @@ def find_errors(predictions: Mapping[str, pa.Table]) -> dict[str, list[dict[str,
         if OURS in predictions[length].column_names:
             rows = predictions[length].to_pylist()
             for row in rows:
-                right = (row[OURS] == row["label"], row.get(THEIRS) == row["label"])
+                ours = row[OURS] == row["label"]
+                right = (ours, row[THEIRS] == row["label"] if THEIRS in row else ours)
                 row |= {"length": length, "kind": KINDS.get(right)}
             found[length] = [row for row in rows if row["kind"]]
     return found or None
 
 
 def errors_view(errors: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The counts of all errors and the texts of some: {lengths, counts: {length: {kind: n}}, shown}."""
+    """The counts of all errors and some texts: {lengths, counts: {length: {kind: n}}, shown}."""
     kinds = KINDS.values()
     return {
         "lengths": list(errors),

@@ -59,10 +59,7 @@ def read_parts(run: RunDir) -> Parts:
     """Read a run. Raises UserError when it is unfinished or one of its files is damaged."""
     index = run.load_index()
     if not index["complete"]:
-        raise UserError(
-            f"the run in {run.root} is unfinished; give its `saefeat run` or `saefeat demo` again "
-            "to go on"
-        )
+        raise UserError(f"the run in {run.root} is unfinished; run its command again to go on")
     selections = _load_selections(run)
     return Parts(
         index=index,

@@ -74,7 +74,7 @@ def read_spread(
 
 
 def _fit(stats: Stats, name: str, units: list[int], labels: tuple[str, ...]) -> bool:
-    """Whether the statistics are of this dictionary and of the run's labels, with possible counts."""
+    """Whether statistics are of this dictionary and the run's labels, with possible counts."""
     named = stats.header["dictionary"].get("id") == name and stats.labels == labels
     if not named or (units and units[-1] >= stats.width):
         return False

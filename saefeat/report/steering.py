@@ -1,4 +1,4 @@
-"""Steering on the page: chosen settings, the frontier of forcing and fluency, samples with twins."""
+"""Steering on the page: chosen settings, the frontier of forcing and fluency, and samples."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _summary(row: SteeringSummary) -> dict[str, Any]:
 def _chosen(
     rows: Sequence[SteeringRow], methods: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Method -> label -> the row that the sweep chose, as the reporting half measured it if there is one."""
+    """Method -> label -> the chosen setting, as the reporting half measured it if there is one."""
     found: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
     for row in sorted(rows, key=lambda row: row["half"] == "report"):  # the last one stays
         if row["chosen"]:
@@ -120,7 +120,7 @@ def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
 
 
 def _line(method: str, metrics: SteeringMetrics) -> dict[str, Any]:
-    """A method's line in the frontier: the setting of the greatest mean score, at all its strengths.
+    """A method's line in the frontier: all strengths of the setting with the best mean score.
 
     Of the halves it is the one with more strengths, or the reporting one if they have equally many.
 

@@ -150,6 +150,17 @@ def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passag
     assert unit["passages"][0]["value"] == 2.5
 
 
+def test_the_bins_of_a_histogram_may_have_edges_of_their_own(run: Path) -> None:
+    shown = json.loads((run / "examples" / "shown.json").read_text(encoding="utf-8"))
+    shown[0]["histogram"]["edges"] = [0.001, 0.01, 0.123456, 1, 10]
+    write_json(run / "examples" / "shown.json", shown)
+    histograms = [unit["histogram"] for unit in units_of(page_of(run))]
+    assert [one["edges"] for one in histograms if "edges" in one] == [[0.001, 0.01, 0.1235, 1, 10]]
+    shown[0]["histogram"]["edges"].pop()
+    write_json(run / "examples" / "shown.json", shown)
+    refused(run, r"shown\.json .*edges and counts do not agree")
+
+
 def test_the_entropy_of_every_unit_that_fires_is_counted_and_the_chosen_ones_are_marked(
     run: Path,
 ) -> None:
@@ -436,7 +447,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(run: Path, tmp_path: Path) -> N
 def test_an_unfinished_run_is_refused_in_a_sentence(run: Path) -> None:
     index = json.loads((run / "run.json").read_text(encoding="utf-8"))
     write_json(run / "run.json", {**index, "complete": False})
-    refused(run, "is unfinished; give its `saefeat run` or `saefeat demo` again")
+    refused(run, "is unfinished; run its command again")
     assert not (run / "report.html").exists() and not (run / "tables").exists()
 
 
