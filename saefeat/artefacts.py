@@ -1,7 +1,8 @@
 """Types of the content of a run's JSON files; `saefeat.rundir` knows where the files are.
 
 A TypedDict per object, with the constraints that readers rely on: what passes can be used without
-further checks. Keys stand in the order in which they are written.
+further checks. Keys stand in the order in which they are written. The configuration of a file's
+type holds for the types within it too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ def _require_known(names: Iterable[str], known: Iterable[str], what: str) -> Non
 # --------------------------------------------------------------------------- run.json
 
 
-@with_config(STRICT)
 class ModelRecord(TypedDict):
     """The model of a run; `fingerprint` is of its weights."""
 
@@ -54,7 +54,6 @@ class ModelRecord(TypedDict):
     dtype: str
 
 
-@with_config(STRICT)
 class CorpusRecord(TypedDict):
     """The corpus of a run; `skipped` counts rows that were not used, by reason."""
 
@@ -65,7 +64,6 @@ class CorpusRecord(TypedDict):
     skipped: dict[str, Count]
 
 
-@with_config(STRICT)
 class Machine(TypedDict):
     device: str
     threads: Count
@@ -90,7 +88,6 @@ class RunIndex(TypedDict):
 # --------------------------------------------------------------------------- gate.json
 
 
-@with_config(STRICT)
 class SAEFit(TypedDict):
     """How well an SAE fits the model; see `saefeat.sae.gate.check_saes`."""
 
@@ -119,37 +116,30 @@ class FitCheck(TypedDict):
 # --------------------------------------------------------------------------- saes/<id>/cfg.json
 
 
-LENIENT = STRICT | {"extra": "ignore"}  # sae-lens has many more keys
-
-
-@with_config(LENIENT)
 class SAEFidelity(TypedDict):
     fvu: NotRequired[float]
     l0: NotRequired[float]
+    dead: NotRequired[Share]
 
 
-@with_config(LENIENT)
 class SAETraining(TypedDict):
     tokens: NotRequired[Count]
 
 
-@with_config(LENIENT)
-class SAERecord(TypedDict):
+class SAERecord(SAEFidelity):
     """What saefeat adds to the metadata of an SAE that it trains."""
 
     site: NotRequired[str]
-    dead: NotRequired[Share]
     training: NotRequired[SAETraining]
     held_out: NotRequired[SAEFidelity]
 
 
-@with_config(LENIENT)
 class SAEMetadata(TypedDict):
     hook_name: NotRequired[str]
     saefeat: NotRequired[SAERecord]
 
 
-@with_config(LENIENT)
+@with_config(STRICT | {"extra": "ignore"})  # sae-lens has many more keys
 class SAEConfig(TypedDict):
     """The part of `saes/<id>/cfg.json` that the report shows."""
 
@@ -168,7 +158,6 @@ def _check_passage(passage: Passage) -> None:
 
 
 @ensures(_check_passage)
-@with_config(STRICT)
 class Passage(TypedDict):
     """A text on which a unit fires; some have the unit's activation on each of their tokens."""
 
@@ -187,7 +176,6 @@ def _check_histogram(histogram: Histogram) -> None:
 
 
 @ensures(_check_histogram)
-@with_config(STRICT)
 class Histogram(TypedDict):
     """Firing values of a unit: `counts` by bin, the bins being equal from 0 to `max` or by `edges`."""
 
@@ -221,14 +209,12 @@ class ShownUnit(TypedDict):
 # --------------------------------------------------------------------------- lid/metrics.json
 
 
-@with_config(STRICT)
 class LabelScores(TypedDict):
     precision: Share
     recall: Share
     f1: Share
 
 
-@with_config(STRICT)
 class HeadMetrics(TypedDict):
     """Metrics of a head; see `saefeat.evaluation.head_metrics`."""
 
@@ -240,13 +226,11 @@ class HeadMetrics(TypedDict):
     confusion_matrix: list[list[Count]]
 
 
-@with_config(STRICT)
 class LengthMetrics(TypedDict):
     n: Count
     heads: dict[str, HeadMetrics]
 
 
-@with_config(STRICT)
 class LIDRequest(TypedDict):
     """What metrics are of. `heads` came with a later version."""
 
@@ -293,7 +277,6 @@ class LIDMetrics(TypedDict):
 # --------------------------------------------------------------------------- steering
 
 
-@with_config(STRICT)
 class Decoding(TypedDict):
     max_new_tokens: Count
     temperature: Annotated[float, Field(ge=0)]
@@ -301,13 +284,11 @@ class Decoding(TypedDict):
     seed: int
 
 
-@with_config(STRICT)
 class Schedule(TypedDict):
     first: Count
     rest: float | None
 
 
-@with_config(STRICT)
 class SteeringSetting(TypedDict):
     """One way to steer."""
 
@@ -330,7 +311,6 @@ class SteeringSettings(TypedDict):
     methods: dict[str, dict[Label, SteeringSetting]]
 
 
-@with_config(STRICT)
 class OwnText(TypedDict):
     """Measures of the model's own text in a label, unsteered."""
 
@@ -339,16 +319,9 @@ class OwnText(TypedDict):
     distinct3: Share
 
 
-@with_config(STRICT)
-class SteeringRow(TypedDict):
+class SteeringRow(SteeringSetting):
     """A setting measured for a label; of those of a method and half, one is `chosen`."""
 
-    method: str
-    edit: str
-    sites: list[str]
-    schedule: Schedule
-    strength: float
-    parameters: dict[str, int | float]
     label: Label
     units: Count
     half: Literal["all", "tune", "report"]
@@ -360,7 +333,6 @@ class SteeringRow(TypedDict):
     score_ci: Interval
 
 
-@with_config(STRICT)
 class SteeringSummary(TypedDict):
     """Means over labels of a method's chosen settings; `labels` and `reached` count labels."""
 
@@ -424,7 +396,6 @@ class SteeringSample(TypedDict):
 # --------------------------------------------------------------------------- steering/matrix.json
 
 
-@with_config(STRICT)
 class TextMeasures(TypedDict):
     """Measures over texts: nll in nats per token."""
 
@@ -434,7 +405,6 @@ class TextMeasures(TypedDict):
     perplexity_median: Perplexity
 
 
-@with_config(STRICT)
 class Intervention(TypedDict):
     """An edit of each label's units: `rows[edited][evaluated]`, and `counts` of units by label."""
 
