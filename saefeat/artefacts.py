@@ -170,14 +170,14 @@ class Passage(TypedDict):
 
 def _check_histogram(histogram: Histogram) -> None:
     edges = histogram.get("edges")
-    if edges is not None:
+    if edges:  # a unit that never fires has none
         _require(len(edges) == len(histogram["counts"]) + 1, "edges and counts do not agree")
         _require(edges == sorted(edges), "edges are not in order")
 
 
 @ensures(_check_histogram)
 class Histogram(TypedDict):
-    """Firing values of a unit: `counts` by bin, the bins being equal from 0 to `max` or by `edges`."""
+    """Firing values of a unit: `counts` by bin. The bins have `edges`, or are equal up to `max`."""
 
     tokens: Count
     fired: Count

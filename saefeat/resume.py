@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,23 +135,26 @@ class Checkpoint:
             return None
         try:
             tensors, header = load_tensors(self.path)
-            _check_header(header, self.path)
+            if not self.restart:
+                what = f"the state of {self.what}"
+                check_same(self.path, _request(header), self.request, what)
         except UserError:
             if self.restart:
                 return None
             raise
-        if self.restart and not _equal(header["request"], self.request):
+        if not _equal(_request(header), self.request):
             return None
-        check_same(self.path, header["request"], self.request, f"the state of {self.what}")
         if header["threads"] != self.threads:
             self._say_threads(header["threads"])
             if self.restart:
                 return None
-        return header["values"], tensors
+        return json.loads(header["values"]), tensors
 
     def save(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Replace the state by these JSON values and tensors."""
-        header = {"request": self.request, "threads": self.threads, "values": dict(values)}
+        # As a text, because headers sort the keys of objects, and outputs keep their order.
+        text = json.dumps(dict(values))
+        header = {"request": self.request, "threads": self.threads, "values": text}
         save_tensors(self.path, tensors or {}, header)
 
     def clear(self) -> None:
@@ -171,19 +174,54 @@ class Checkpoint:
             )
 
 
-def saved_request(path: Path) -> Any:
-    """The request of the state in a file, None where there is no file.
+@contextmanager
+def resume(
+    out: Path, request: Any, what: str, threads: int | None, say: Say = quiet
+) -> Iterator[Checkpoint]:
+    """Claim an output file, and keep the state of the work on it beside it, until the block ends.
 
-    Raises UserError when the file is damaged or holds something else.
+    A state of another request or number of threads is dropped (`restart`); after an exception the
+    state stays, for the next call. See `Checkpoint` for the arguments.
     """
-    if not path.exists():
-        return None
-    header = read_header(path)
-    _check_header(header, path)
-    return header["request"]
+    path = _state_of(out)
+    with claim(path.parent):
+        checkpoint = Checkpoint(path, request, what, threads, restart=True, say=say)
+        try:
+            yield checkpoint
+            checkpoint.clear()
+        finally:
+            with suppress(OSError):  # the state is still there
+                path.parent.rmdir()
 
 
-def _check_header(header: Any, path: Path) -> None:
-    right = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
-    if not right or not isinstance(header["values"], dict):
-        raise UserError(f"{path} holds no state that can be resumed; remove it to start again")
+def clear_finished(out: Path, request: Any) -> None:
+    """Remove the state of work on an output file if it is of a request that is finished.
+
+    It is left over if the process was killed after it had written the output.
+    """
+    path = _state_of(out)
+    try:
+        finished = path.exists() and _equal(saved_request(path), request)
+    except UserError:  # damaged: the next call begins again
+        return
+    if finished:
+        path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
+def _state_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-partial") / "state.safetensors"
+
+
+def saved_request(path: Path) -> Any:
+    """The request of the state in a file; None without a file, or for one of an older version.
+
+    Raises UserError when the file is damaged.
+    """
+    return _request(read_header(path)) if path.exists() else None
+
+
+def _request(header: Any) -> Any:
+    whole = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
+    return header["request"] if whole and isinstance(header["values"], str) else None

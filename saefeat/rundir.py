@@ -27,12 +27,10 @@ from saefeat.io import UserError, atomic_path
 from saefeat.lid import Head
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.statistics.files import stats_file
+from saefeat.statistics.files import load_stats, stats_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_PARTIAL = "partial"  # state of unfinished work
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,16 @@ class RunDir:
         return _stems(self.stats, "safetensors")
 
     def load_stats(self, dictionary: str) -> Stats:
-        return Stats.load(self.stats_file(dictionary))
+        return load_stats(self.stats, dictionary)
 
     @property
     def bags(self) -> Path:
         return self.root / "bags"
+
+    @property
+    def histograms(self) -> Path:
+        """Histograms of the firing values of the units of each dictionary."""
+        return self.root / "histograms"
 
     # ----------------------------------------------------------------------- passages, selections
 
@@ -240,13 +243,8 @@ class RunDir:
 
     @property
     def steering_stats(self) -> Path:
-        """Statistics that steering reads and that the run has not collected."""
+        """Statistics that only steering reads: those of further sites."""
         return self.steering / "stats"
-
-    @property
-    def steering_partial(self) -> Path:
-        """State of an unfinished sweep."""
-        return self.steering / _PARTIAL
 
     @property
     def steering_metrics(self) -> Path:
@@ -290,11 +288,6 @@ class RunDir:
 
     def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(PerplexityMatrix, path or self.matrix, matrix)
-
-    def matrix_partial(self, path: Path | None = None) -> Path:
-        """State of an unfinished matrix, beside the file that it becomes."""
-        matrix = path or self.matrix
-        return matrix.with_name(f"{matrix.stem}-{_PARTIAL}.json")
 
 
 def _stems(directory: Path, suffix: str) -> list[str]:

@@ -148,14 +148,16 @@ def _check_columns(found: pa.Schema, fields: pa.Schema, path: Path) -> None:
 def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
     try:
         # As JSON, whose arrays may stand for tuples.
-        return _adapter(kind).validate_json(_json(value))
+        found = _adapter(kind).validate_json(_json(value))
+        json.dumps(value, allow_nan=False)  # where a type is Any, pydantic lets them pass
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        place = ", ".join(part for part in (line, where) if part) or "the whole"
-        raise UserError(
-            f"{path} is not what saefeat writes there ({place}: {first['msg']}); {help}"
-        ) from error
+        where, misfit = ".".join(map(str, first["loc"])), first["msg"]
+    except ValueError:  # of json.dumps
+        where, misfit = "", "a number is not finite"
+    place = ", ".join(part for part in (line, where) if part) or "the whole"
+    raise UserError(f"{path} is not what saefeat writes there ({place}: {misfit}); {help}")
 
 
 def _plain(kind: type[Any], value: Any) -> Any:

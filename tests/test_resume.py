@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saefeat.io import UserError, atomic_path, replacing, save_tensors
-from saefeat.resume import Checkpoint, check_same, claim, saved_request
+from saefeat.resume import Checkpoint, check_same, claim, clear_finished, resume, saved_request
 
 
 def names(directory):
@@ -216,9 +216,58 @@ def test_a_damaged_state_is_an_error_or_the_work_starts_again(checkpoint, damage
     assert checkpoint(restart=True).load() is None
 
 
-@pytest.mark.parametrize("damage", ["bytes", "another header"])
-def test_the_request_of_a_damaged_state_is_an_error(checkpoint, damage):
+def test_the_request_of_a_damaged_state_is_an_error_and_none_in_one_of_an_older_version(checkpoint):
     checkpoint().save({})
-    DAMAGE[damage](checkpoint().path)
+    DAMAGE["bytes"](checkpoint().path)
     with pytest.raises(UserError, match=r"state\.safetensors"):
         saved_request(checkpoint().path)
+    DAMAGE["another header"](checkpoint().path)
+    assert saved_request(checkpoint().path) is None
+
+
+def test_values_keep_the_order_of_their_keys(checkpoint):
+    checkpoint().save({"z": {"y": 1, "a": 2}, "b": 3})
+    values, _ = checkpoint().load()
+    assert list(values) == ["z", "b"] and list(values["z"]) == ["y", "a"]
+
+
+def test_work_on_a_file_goes_on_after_a_failure_and_leaves_nothing_at_its_end(tmp_path, said):
+    out = tmp_path / "metrics.json"
+
+    def work(request, *, fails):
+        with resume(out, request, "the sweep", 1, said.append) as state:
+            before = state.load()
+            state.save({"done": 1 + (before[0]["done"] if before else 0)})
+            if fails:
+                raise KeyboardInterrupt
+            return before
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            work({"a": 1}, fails=True)
+    assert work({"a": 1}, fails=False) == ({"done": 2}, {}) and names(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt):
+        work({"a": 1}, fails=True)
+    assert work({"a": 2}, fails=False) is None  # of something else: begun again
+
+
+def test_what_is_left_of_finished_work_goes_and_other_states_stay(tmp_path):
+    out = tmp_path / "metrics.json"
+
+    def killed():
+        with resume(out, {"a": (1,)}, "the sweep", 1) as state:
+            state.save({})
+            die()
+
+    assert in_another_process(killed) == -signal.SIGKILL
+    clear_finished(out, {"a": (2,)})
+    assert names(tmp_path) == ["metrics-partial"]
+    state = tmp_path / "metrics-partial" / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(b"damaged")
+    clear_finished(out, {"a": (1,)})
+    assert state.exists()
+    state.write_bytes(whole)
+    clear_finished(out, {"a": (1,)})
+    clear_finished(out, {"a": (1,)})
+    assert names(tmp_path) == []

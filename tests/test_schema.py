@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NotRequired
+from typing import Any, NotRequired
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +83,13 @@ def test_content_that_does_not_fit_is_one_sentence_that_says_where(path, change,
     ) as caught:
         read(Content, path, help="run it again")
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_is_not_finite_is_found_where_any_value_may_stand(path):
+    for text in ('{"a": [NaN]}', '{"a": 1e999}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"x\.json is not what .*a number is not finite"):
+            read(dict[str, Any], path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null"])

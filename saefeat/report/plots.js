@@ -39,6 +39,6 @@ function activationPlot({ tokens, fired, max, counts, edges }) {
   return el("div", { class: "chart" }, el("p", { class: "cap" }, "activation where it fires"),
     fired ? bars([{ counts, name: "fired" }], { width: 240, tall: 74, tell }) : null,
     fired ? scale(edges ? end(0) : "0", figure(max, 1)) : null,
-    el("p", { class: "cap" }, fired ? `on ${whole(fired)} of ${whole(tokens)} sampled tokens; silent on ${percent(1 - fired / tokens)}`
-      : `silent on all ${whole(tokens)} sampled tokens`));
+    el("p", { class: "cap" }, fired ? `on ${whole(fired)} of ${whole(tokens)} tokens; silent on ${percent(1 - fired / tokens)}`
+      : `silent on all ${whole(tokens)} tokens`));
 }

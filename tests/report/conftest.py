@@ -1,4 +1,4 @@
-"""A run directory with every part that the report shows, made by hand: four labels, one of which is markup."""
+"""A run directory, made by hand, with all that the report shows. One of four labels is markup."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = {
 
 
 def make_stats(name: str, kind: str, seed: int) -> Stats:
-    """16 units; unit 15 never fires, units 0 to 4 fire mostly for the labels that `make_selection` gives them."""
+    """16 units. Unit 15 never fires; units 0 to 4 fire mostly for their labels in `make_selection`."""
     header = {"id": name, "site": name, "width": 16, "fingerprint": name, "kind": kind}
     stats = Stats.zeros(LABELS, 16, signed=False, dictionary=header, model={"name": "m"})
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def make_stats(name: str, kind: str, seed: int) -> Stats:
 
 
 def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
-    """Two units of each dictionary for each label but the last; unit 0 is shared by the first two labels."""
+    """Two units of each dictionary per label but the last; the first two labels share unit 0."""
     generator = torch.Generator().manual_seed(seed)
     unit, label = torch.tensor([0, 1, 0, 2, 3, 4]), torch.tensor([0, 0, 1, 1, 2, 2])
     parts = [
@@ -70,7 +70,10 @@ def make_shown(selection: Selection, method: str) -> list[dict[str, Any]]:
 
 
 def write_lid(run: Path) -> None:
-    """Ten texts a label. fastText is wrong on the second and third; `linear`, given a beginning, on the first two."""
+    """Ten texts per label. fastText errs on the second and third, `linear` on the first two.
+
+    `linear` errs on the beginnings of texts only.
+    """
     truth = [label for label in LABELS for _ in range(10)]
     wrong = ["ar", None, *truth[2:]]
     theirs = [truth[0], None, "ja", *truth[3:]]
@@ -130,7 +133,7 @@ def steering_row(method: str, label: str, strength: float, half: str) -> dict[st
 
 
 def write_steering(run: Path) -> None:
-    """Strengths 1, 2 and 3 on the tuning half, the strongest on the other; 30 samples a label and method."""
+    """Strengths 1, 2 and 3 on the tuning half, 3 on the other; 15 samples per label and method."""
     rows = []
     for label in LABELS:
         for method in METHODS:
@@ -190,7 +193,10 @@ def write_steering(run: Path) -> None:
 
 
 def write_matrix(run: Path) -> None:
-    """Ablating features raises the nats of the label itself by 0.5, but of the last label; random units do nothing."""
+    """Ablating features adds 0.5 nats to their own label's text; random units do nothing.
+
+    The last label is unchanged too.
+    """
 
     def numbers(nats: float) -> dict[str, float]:
         return {

@@ -1,4 +1,4 @@
-"""The report page: its parts, missing parts, escaping, no network, size, the same bytes again, the tables beside it."""
+"""The report: its parts, missing parts, escaping, no network, size, equal bytes, tables."""
 
 from __future__ import annotations
 
