@@ -32,6 +32,6 @@ def write_report(run: Path) -> Path:
     view, tables = page_view(parts, run.resolve().name), table_rows(parts)
     page = render({**view, "tables": sorted(tables)}, drawn_data(view))
     write_tables(place, tables)
-    # Names of files may have lone surrogates, which UTF-8 has not.
+    # File names may contain lone surrogates, which UTF-8 cannot express.
     write_bytes(place.report, page.encode("utf-8", "replace"))
     return place.report

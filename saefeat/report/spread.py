@@ -57,7 +57,7 @@ def read_spread(
     for name in sorted(run.collected(), key=natural):
         path = run.stats_file(name)
         dictionary = Stats.read_header(path).get("dictionary", {})
-        # Statistics of whole sites are there for their means alone.
+        # Statistics of a site itself are collected for its means.
         if dictionary.get("kind") != "sae" and not dictionary.get("site", "").startswith(
             "mlp_act@"
         ):
@@ -66,7 +66,7 @@ def read_spread(
         spread = spread or Spread(stats.labels, filters)
         units = sorted(chosen.get(name, ()))
         if not _fit(stats, name, units, spread.labels):
-            raise UserError(f"{path} does not fit to the rest of the run; collect it again")
+            raise UserError(f"{path} does not fit the other files of the run; collect it again")
         _add(spread, stats, units, dictionary.get("kind") == "sae")
     if spread:
         spread.entropy.sort(key=lambda part: part["kind"] != "sae")
@@ -155,10 +155,10 @@ def overlap_rows(overlap: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def unit_spread(spread: Spread | None, dictionary: str, unit: int) -> dict[str, Any]:
-    """{entropy, p: [[label, probability], ...], rest}; empty where there are no statistics.
+    """{entropy, p: [[label, probability], ...], left_out}; empty where there are no statistics.
 
-    p: all labels in order, or the greatest probabilities where there are very many labels. rest:
-    the greatest probability of the labels that are left out, None when all are there.
+    p: all labels in order, or the greatest probabilities where there are very many labels.
+    left_out: the greatest probability of the other labels, None when there are none.
     """
     if spread is None or (dictionary, unit) not in spread.units:
         return {}
@@ -169,5 +169,5 @@ def unit_spread(spread: Spread | None, dictionary: str, unit: int) -> dict[str, 
     return {
         "entropy": rounded(h),
         "p": [[spread.labels[k], rounded(p[k], 3)] for k in kept],
-        "rest": None if left_out is None else rounded(p[left_out], 3),
+        "left_out": None if left_out is None else rounded(p[left_out], 3),
     }

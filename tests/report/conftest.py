@@ -29,7 +29,7 @@ TEXTS = {
 
 
 def make_stats(name: str, kind: str, seed: int) -> Stats:
-    """16 units. Unit 15 never fires; units 0 to 4 fire mostly for their labels in `make_selection`."""
+    """16 units. Unit 15 never fires; units 0 to 4 fire mostly for one or two of the labels."""
     header = {"id": name, "site": name, "width": 16, "fingerprint": name, "kind": kind}
     stats = Stats.zeros(LABELS, 16, signed=False, dictionary=header, model={"name": "m"})
     generator = torch.Generator().manual_seed(seed)

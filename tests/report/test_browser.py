@@ -359,7 +359,8 @@ def test_light_and_dark_are_switched_and_follow_the_reader(page: Page) -> None:
 def test_every_control_is_reached_by_keys_and_has_a_name(page: Page) -> None:
     nameless = page.run(
         "return [...document.querySelectorAll('select, input, button, [tabindex]')]"
-        ".filter((e) => !e.ariaLabel && !e.closest('label') && !e.innerText?.trim()).map((e) => e.outerHTML.slice(0, 80))"
+        ".filter((e) => !e.ariaLabel && !e.closest('label') && !e.innerText?.trim())"
+        ".map((e) => e.outerHTML.slice(0, 80))"
     )
     assert nameless == []
     assert page.run(

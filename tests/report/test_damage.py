@@ -259,7 +259,7 @@ STATS = {
 def test_statistics_that_do_not_fit_are_a_sentence(run: Path, damage: str) -> None:
     path = run / "stats" / "mlp_out@3.safetensors"
     save_tensors(path, *STATS[damage](*load_tensors(path)))
-    with pytest.raises(UserError, match=r"mlp_out@3\.safetensors does not fit"):
+    with pytest.raises(UserError, match=r"mlp_out@3\.safetensors does not fit the other files"):
         write_report(run)
 
 

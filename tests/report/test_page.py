@@ -102,7 +102,7 @@ def test_what_was_run_and_identification_are_there(run: Path) -> None:
     for words in (
         "2.11",
         "0.100 – 0.200",
-        "40 sentences a label",
+        "40 sentences per label",
         "linear",
         "fasttext",
         "a new head",
@@ -142,7 +142,7 @@ def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passag
     unit = next(unit for unit in units_of(page_of(run)) if unit["unit"] == 0)
     p = dict(unit["p"])
     assert (p["de"], p["ar"]) == (0.6, 0.6)
-    assert p["ja"] < 0.06 and unit["rest"] is None
+    assert p["ja"] < 0.06 and unit["left_out"] is None
     assert 0.69 < unit["entropy"] < 1.1  # two labels, and a little of the others
     assert unit["others"] in (["ar"], ["de"])
     assert unit["histogram"] == {"tokens": 500, "fired": 30, "max": 3.5, "counts": [0, 5, 15, 10]}
