@@ -2,16 +2,17 @@
 
 Every stage that takes long follows one scheme. It claims its output directory, so that no other
 process writes there. It compares what the output belongs to with what is asked for (`check_same`).
-It keeps its state in a `Checkpoint` until the output is written, so that the same command goes on
+It keeps its state in a `Checkpoint` until the output is written, so that the same command continues
 where it was stopped.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_claimed: set[tuple[int, Path]] = (
-    set()
-)  # (process, directory): a forked child inherits the set, not the locks
+# (process, directory). A forked process inherits this set, but it does not hold the locks.
+_claimed: set[tuple[int, Path]] = set()
 
 
 @contextmanager
@@ -37,7 +37,8 @@ def claim(directory: Path) -> Iterator[None]:
     """Keep other processes from writing in a directory while the block runs.
 
     Files that a killed process left half-written there are removed first. A process may claim a
-    directory that it holds already. File systems without locks, and Windows, give no protection.
+    directory again that it holds already. There is no protection on Windows, and on file systems
+    without locks.
 
     Raises UserError when another process holds the directory.
     """
@@ -64,11 +65,15 @@ def claim(directory: Path) -> Iterator[None]:
         yield
     finally:
         _claimed.discard(mine)
-        os.close(handle)
+        os.close(handle)  # releases the lock, as the end of the process does
 
 
 def _clear(directory: Path) -> None:
-    """Remove what killed processes were writing; restore a directory that was being replaced."""
+    """Remove the temporary files of killed processes.
+
+    A directory that was being replaced when the process was killed gets its old content back if the
+    new one is not there (see `saefeat.io.replacing`).
+    """
     for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
         if path.is_file():
             path.unlink()
@@ -85,14 +90,18 @@ def check_same(place: Path, found: Any, request: Any, what: str) -> None:
 
     Args:
         place: the output, a file or a directory.
-        found: the request that the output records.
-        request: what is asked for now.
+        found: the request that the output records, a JSON value.
+        request: what is asked for now, a JSON value. Tuples count as lists.
         what: what is there, in the message: "statistics", "an unfinished training".
     """
-    if found != request:
+    if not _equal(found, request):
         raise UserError(
             f"{place} holds {what} of something else; choose another output or remove it", "out"
         )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return json.loads(json.dumps(one)) == json.loads(json.dumps(other))
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,8 @@ class Checkpoint:
         request: JSON value that says what the work is of.
         what: the work, in messages: "the training".
         threads: threads of the process, which change the last digits of sums; None on a GPU.
-        restart: whether a state of another request or number of threads is dropped and the work
-            begins again. Otherwise another request is an error, and another number of threads is
+        restart: whether the work starts again when the state is damaged, or of another request or
+            number of threads. Otherwise the first two are errors, and another number of threads is
             reported.
         say: takes notes for the user.
     """
@@ -118,7 +127,7 @@ class Checkpoint:
     say: Say = quiet
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The values and tensors that `save` was given last, or None to begin at the start.
+        """The values and tensors of the last `save`; None to start at the beginning.
 
         Raises UserError when the state is damaged or belongs to something else.
         """
@@ -126,41 +135,93 @@ class Checkpoint:
             return None
         try:
             tensors, header = load_tensors(self.path)
+            if not self.restart:
+                what = f"the state of {self.what}"
+                check_same(self.path, _request(header), self.request, what)
         except UserError:
             if self.restart:
                 return None
             raise
-        if self.restart and header["request"] != self.request:
+        if not _equal(_request(header), self.request):
             return None
-        check_same(self.path, header["request"], self.request, f"the state of {self.what}")
         if header["threads"] != self.threads:
             self._say_threads(header["threads"])
             if self.restart:
                 return None
-        return header["values"], tensors
+        return json.loads(header["values"]), tensors
 
     def save(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Replace the state by these JSON values and tensors."""
-        header = {"request": self.request, "threads": self.threads, "values": dict(values)}
+        # As a text, because headers sort the keys of objects, and outputs keep their order.
+        text = json.dumps(dict(values))
+        header = {"request": self.request, "threads": self.threads, "values": text}
         save_tensors(self.path, tensors or {}, header)
 
     def clear(self) -> None:
         """Remove the state: the work is done."""
         self.path.unlink(missing_ok=True)
 
-    def _say_threads(self, then: int | None) -> None:
+    def _say_threads(self, before: int | None) -> None:
         if self.restart:
             self.say(
-                f"note: {self.what} starts again, because it was begun with {then} threads and "
+                f"note: {self.what} starts again, because it was begun with {before} threads and "
                 f"there are {self.threads} now, which changes the figures"
             )
         else:
             self.say(
-                f"note: {self.what} goes on with {self.threads} threads after {then}; the last "
+                f"note: {self.what} goes on with {self.threads} threads after {before}; the last "
                 "digits may differ from those of a run that was not stopped"
             )
 
 
+@contextmanager
+def resume(
+    out: Path, request: Any, what: str, threads: int | None, say: Say = quiet
+) -> Iterator[Checkpoint]:
+    """Claim an output file, and keep the state of the work on it beside it, until the block ends.
+
+    A state of another request or number of threads is dropped (`restart`); after an exception the
+    state stays, for the next call. See `Checkpoint` for the arguments.
+    """
+    path = _state_of(out)
+    with claim(path.parent):
+        checkpoint = Checkpoint(path, request, what, threads, restart=True, say=say)
+        try:
+            yield checkpoint
+            checkpoint.clear()
+        finally:
+            with suppress(OSError):  # the state is still there
+                path.parent.rmdir()
+
+
+def clear_finished(out: Path, request: Any) -> None:
+    """Remove the state of work on an output file if it is of a request that is finished.
+
+    It is left over if the process was killed after it had written the output.
+    """
+    path = _state_of(out)
+    try:
+        finished = path.exists() and _equal(saved_request(path), request)
+    except UserError:  # damaged: the next call begins again
+        return
+    if finished:
+        path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
+def _state_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-partial") / "state.safetensors"
+
+
 def saved_request(path: Path) -> Any:
-    """The request of the state in a file, None where there is no file."""
-    return read_header(path)["request"] if path.exists() else None
+    """The request of the state in a file; None without a file, or for one of an older version.
+
+    Raises UserError when the file is damaged.
+    """
+    return _request(read_header(path)) if path.exists() else None
+
+
+def _request(header: Any) -> Any:
+    whole = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
+    return header["request"] if whole and isinstance(header["values"], str) else None

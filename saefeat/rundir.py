@@ -1,32 +1,92 @@
-"""The run directory: every path of a run, in one place."""
+"""The run directory: where each artefact of a run is, and how it is read and written.
+
+The types of what JSON files hold are in `saefeat.artefacts`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from saefeat import schema
+from saefeat.artefacts import (
+    FitCheck,
+    LIDMetrics,
+    PerplexityMatrix,
+    RunIndex,
+    SAEConfig,
+    ShownUnit,
+    SteeringMetrics,
+    SteeringSample,
+    SteeringSettings,
+    is_length,
+)
+from saefeat.io import UserError, atomic_path
+from saefeat.lid import Head
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats, stats_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths and artefacts of a run in the directory `root`. Nothing is made or read until asked for.
+    """Paths and artefacts of a run in the directory `root`.
 
-    `*_file` methods and properties give paths; `load_*` methods read.
+    Properties and `*_file` methods give paths. `load_*` methods read; they raise UserError when a
+    file is missing or damaged. `save_*` methods write a file as a whole. What they are given has
+    to be what the `load_*` method returns; anything else is a bug of the caller and raises
+    ValueError. Nothing is made or read until it is asked for.
     """
 
     root: Path
+
+    # ----------------------------------------------------------------------- the run
 
     @property
     def index(self) -> Path:
         """What the run was asked for, with versions, seeds, fingerprints and timings."""
         return self.root / "run.json"
 
+    def load_index(self) -> RunIndex:
+        if not self.index.exists():
+            raise UserError(
+                f"{self.root} is not a run directory: it has no {self.index.name}; give the "
+                "directory of a run"
+            )
+        return schema.read(RunIndex, self.index, help="start a new run")
+
+    def save_index(self, index: Mapping[str, Any]) -> None:
+        schema.write(RunIndex, self.index, index)
+
     @property
     def fit_check(self) -> Path:
         """How well given SAEs fit the model and the corpus."""
         return self.root / "gate.json"
+
+    def load_fit_check(self) -> FitCheck:
+        return schema.read(FitCheck, self.fit_check)
+
+    def save_fit_check(self, found: Mapping[str, Any]) -> None:
+        schema.write(FitCheck, self.fit_check, found)
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def tables(self) -> Path:
+        """The tables of the report."""
+        return self.root / "tables"
+
+    def table_file(self, name: str) -> Path:
+        return self.tables / f"{name}.csv"
+
+    # ----------------------------------------------------------------------- SAEs, statistics
 
     @property
     def saes(self) -> Path:
@@ -36,20 +96,38 @@ class RunDir:
         """Directory of an SAE that the run has trained."""
         return self.saes / dictionary
 
+    def trained_saes(self) -> list[str]:
+        """Ids of the SAEs that the run has trained."""
+        return sorted(path.parent.name for path in self.saes.glob("[!.]*/cfg.json"))
+
+    def load_sae_config(self, dictionary: str) -> SAEConfig:
+        """What the configuration of a trained SAE says of it."""
+        return schema.read(SAEConfig, self.sae(dictionary) / "cfg.json")
+
     @property
     def stats(self) -> Path:
         return self.root / "stats"
 
     def stats_file(self, dictionary: str) -> Path:
-        return self.stats / f"{dictionary}.safetensors"
+        return stats_file(self.stats, dictionary)
+
+    def collected(self) -> list[str]:
+        """Ids of the dictionaries whose statistics are there."""
+        return _stems(self.stats, "safetensors")
 
     def load_stats(self, dictionary: str) -> Stats:
-        """Raises UserError when they are missing or damaged."""
-        return Stats.load(self.stats_file(dictionary))
+        return load_stats(self.stats, dictionary)
 
     @property
     def bags(self) -> Path:
         return self.root / "bags"
+
+    @property
+    def histograms(self) -> Path:
+        """Histograms of the firing values of the units of each dictionary."""
+        return self.root / "histograms"
+
+    # ----------------------------------------------------------------------- passages, selections
 
     @property
     def examples(self) -> Path:
@@ -64,16 +142,30 @@ class RunDir:
         """What the report shows of ranked units."""
         return self.examples / "shown.json"
 
+    def load_shown(self) -> list[ShownUnit]:
+        return schema.read(list[ShownUnit], self.shown)
+
+    def save_shown(self, units: Sequence[Mapping[str, Any]]) -> None:
+        schema.write(list[ShownUnit], self.shown, units)
+
     @property
     def selections(self) -> Path:
         return self.root / "selections"
+
+    def selected_methods(self) -> list[str]:
+        """Names of the methods whose selections are there."""
+        return _stems(self.selections, "parquet")
 
     def selection_file(self, method: str) -> Path:
         return self.selections / f"{method}.parquet"
 
     def load_selection(self, method: str) -> Selection:
-        """Raises UserError when it is missing or damaged."""
         return Selection.load(self.selection_file(method))
+
+    def save_selection(self, method: str, selection: Selection) -> None:
+        selection.save(self.selection_file(method))
+
+    # ----------------------------------------------------------------------- identification
 
     @property
     def lid(self) -> Path:
@@ -83,39 +175,144 @@ class RunDir:
         """A fitted head or baseline."""
         return self.lid / f"{name}.safetensors"
 
+    def load_head(self, name: str) -> Head:
+        return Head.load(self.head_file(name))
+
+    def save_head(self, head: Head) -> None:
+        head.save(self.head_file(head.name))
+
     @property
     def lid_metrics(self) -> Path:
         return self.lid / "metrics.json"
 
-    @property
-    def predictions(self) -> Path:
-        return self.lid / "predictions.parquet"
+    def load_lid_metrics(self, path: Path | None = None) -> LIDMetrics:
+        """`path`: metrics on another corpus or split, which may be anywhere."""
+        return schema.read(LIDMetrics, path or self.lid_metrics, help="evaluate again")
+
+    def save_lid_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
+        schema.write(LIDMetrics, path or self.lid_metrics, metrics)
+
+    def predictions_file(self, metrics: Path | None = None) -> Path:
+        """The predictions behind metrics; they lie beside them."""
+        metrics = metrics or self.lid_metrics
+        own = metrics.name == self.lid_metrics.name
+        return metrics.with_name(
+            "predictions.parquet" if own else f"{metrics.stem}-predictions.parquet"
+        )
+
+    def load_predictions(
+        self, heads: Sequence[str], metrics: Path | None = None
+    ) -> dict[str, pa.Table]:
+        """Predictions of those of the heads that are there, by length.
+
+        Returns:
+            "all", or a number of characters -> a table with a row per text and the columns id,
+            label, text (cut to the length), and one column per head, with gaps where the head said
+            nothing.
+        """
+        import pyarrow.compute as pc
+
+        path = self.predictions_file(metrics)
+        fields = _prediction_fields(required=True)
+        table = schema.read_table(path, fields, [("head", "in", list(heads))])
+        found: dict[str, pa.Table] = {}
+        for length in sorted(table["length"].unique().to_pylist()):
+            if not is_length(length):
+                raise UserError(f"{path} is damaged (the length {length!r}); evaluate again")
+            here = table.filter(pc.field("length") == length)
+            of = {head: here.filter(pc.field("head") == head) for head in heads}
+            found[length] = _side_by_side({k: v for k, v in of.items() if v.num_rows}, path)
+        return found
+
+    def save_predictions(
+        self, columns: Mapping[str, Sequence[str | None]], metrics: Path | None = None
+    ) -> None:
+        """Write a row per length, head and text: id, label, text, length, head, predicted."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table(dict(columns), schema=_prediction_fields(required=False))
+        with atomic_path(self.predictions_file(metrics)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    # ----------------------------------------------------------------------- steering
 
     @property
     def steering(self) -> Path:
         return self.root / "steering"
 
     @property
+    def steering_stats(self) -> Path:
+        """Statistics that only steering reads: those of further sites."""
+        return self.steering / "stats"
+
+    @property
     def steering_metrics(self) -> Path:
         return self.steering / "metrics.json"
+
+    def load_steering_metrics(self, path: Path | None = None) -> SteeringMetrics:
+        """`path`: metrics of another sweep, which may be anywhere."""
+        return schema.read(SteeringMetrics, path or self.steering_metrics, help="sweep again")
+
+    def save_steering_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
+        schema.write(SteeringMetrics, path or self.steering_metrics, metrics)
 
     @property
     def settings(self) -> Path:
         """The setting of each label that `steer generate` reads."""
         return self.steering / "settings.json"
 
+    def load_settings(self) -> SteeringSettings:
+        return schema.read(SteeringSettings, self.settings, help="sweep again")
+
+    def save_settings(self, settings: Mapping[str, Any]) -> None:
+        schema.write(SteeringSettings, self.settings, settings)
+
     @property
     def samples(self) -> Path:
         return self.steering / "samples.jsonl"
+
+    def load_samples(self) -> list[SteeringSample]:
+        return schema.read_lines(SteeringSample, self.samples)
+
+    def save_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        schema.write_lines(SteeringSample, self.samples, samples)
 
     @property
     def matrix(self) -> Path:
         return self.steering / "matrix.json"
 
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
+    def load_matrix(self, path: Path | None = None) -> PerplexityMatrix:
+        """`path`: another matrix, which may be anywhere."""
+        return schema.read(PerplexityMatrix, path or self.matrix, help="measure it again")
 
-    @property
-    def tables(self) -> Path:
-        return self.root / "tables"
+    def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:
+        schema.write(PerplexityMatrix, path or self.matrix, matrix)
+
+
+def _stems(directory: Path, suffix: str) -> list[str]:
+    """Names of the files in a directory, but for temporary ones, without their suffix."""
+    return sorted(path.stem for path in directory.glob(f"[!.]*.{suffix}"))
+
+
+def _prediction_fields(*, required: bool) -> pa.Schema:
+    """Columns of predictions. `required`: gaps are an error, but for what heads did not say."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field(name, pa.string(), nullable=not required or name == "predicted")
+            for name in ("id", "label", "text", "length", "head", "predicted")
+        ]
+    )
+
+
+def _side_by_side(tables: Mapping[str, pa.Table], path: Path) -> pa.Table:
+    """Predictions of heads on the same texts, as one table with a column per head."""
+    keys = ["id", "label", "text"]
+    texts = next(iter(tables.values())).select(keys)
+    if not all(table.select(keys).equals(texts) for table in tables.values()):
+        raise UserError(f"{path} is damaged (its heads saw different texts); evaluate again")
+    for head, table in tables.items():
+        texts = texts.append_column(head, table["predicted"])
+    return texts

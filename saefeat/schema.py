@@ -1,23 +1,50 @@
-"""Strict types of configurations and of the content of JSON files (by pydantic).
+"""Strict types of configurations and of the content of files (by pydantic).
 
 A configuration is a frozen dataclass of `saefeat.config`, with `config=STRICT`. The content of a
-file is a TypedDict beside the code that writes it. Both are checked by the same rules: unknown
-names, missing names, values of another type and numbers that are not finite are errors.
+JSON file is a TypedDict of `saefeat.artefacts`. Both follow the same rules: unknown names, missing
+names, values of another type and numbers that are not finite are errors. The columns of a Parquet
+file are checked against an Arrow schema.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
-from saefeat.io import UserError, read_json
+from saefeat.io import UserError, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def ensures(check: Callable[[Any], None]) -> Callable[[type[T]], type[T]]:
+    """Decorate a TypedDict by a check of values that have to agree with each other.
+
+    `check` gets the values when each of them has its type, and raises ValueError.
+    """
+
+    def decorate(kind: type[T]) -> type[T]:
+        def build(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+            return core_schema.no_info_after_validator_function(after, handler(source))
+
+        kind.__get_pydantic_core_schema__ = build  # type: ignore[attr-defined]
+        return kind
+
+    def after(value: Any) -> Any:
+        check(value)
+        return value
+
+    return decorate
 
 
 @lru_cache
@@ -25,22 +52,121 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def checked(kind: type[T], value: Any, path: Path) -> T:
-    """A parsed JSON value as `kind`. Raises UserError that names the file and the first misfit."""
+def checked(kind: type[T], value: Any, path: Path, *, help: str = "write it again") -> T:
+    """A parsed JSON value as `kind`. Arrays become tuples where `kind` says so.
+
+    Args:
+        kind: a TypedDict, a configuration, or any other type that pydantic knows.
+        value: what was parsed.
+        path: the file, for the message.
+        help: what the user can do, for the message.
+
+    Raises:
+        UserError: the value does not fit. The message names the file and the first misfit.
+    """
+    return _fitted(kind, value, path, "", help)
+
+
+def read(kind: type[T], path: Path, *, help: str = "write it again") -> T:
+    """The content of a JSON file as `kind`. Raises UserError when it is missing or does not fit."""
+    return checked(kind, read_json(path), path, help=help)
+
+
+def write(kind: type[Any], path: Path, value: Any) -> None:
+    """Write a JSON file that `read` reads.
+
+    A value that does not fit is a bug of the caller: it raises ValueError, and nothing is written.
+    Lists may stand for tuples, and dicts for configurations.
+    """
+    write_json(path, _plain(kind, value))
+
+
+def read_lines(kind: type[T], path: Path) -> list[T]:
+    """The lines of a JSONL file, each as `kind`; blank lines are skipped.
+
+    Raises UserError when the file is missing, or when a line does not fit, with its number.
+    """
     try:
-        # Through JSON, whose arrays stand for tuples too.
-        found = _adapter(kind).validate_json(json.dumps(value))
-        json.dumps(value, allow_nan=False)  # pydantic lets them pass where a type is Any
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path} is damaged in line {number} ({error})") from error
+            found.append(_fitted(kind, value, path, f"line {number}", "write it again"))
+    return found
+
+
+def write_lines(kind: type[Any], path: Path, values: Iterable[Any]) -> None:
+    """Write a JSONL file that `read_lines` reads; raises as `write`."""
+    lines = (json.dumps(_plain(kind, value), ensure_ascii=False) + "\n" for value in values)
+    write_text(path, "".join(lines))
+
+
+def read_table(path: Path, fields: pa.Schema, filters: Any = None) -> pa.Table:
+    """Columns of a Parquet file.
+
+    Args:
+        fields: the columns. One that is not nullable has no missing values.
+        filters: as in `pyarrow.parquet.read_table`.
+
+    Raises:
+        UserError: the file is missing or damaged, or a column is missing, of another type, or has
+            missing values or text that is not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        _check_columns(pq.read_schema(path), fields, path)
+        table = pq.read_table(path, columns=fields.names, filters=filters)
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
+    for field in fields:
+        if table[field.name].null_count and not field.nullable:
+            raise UserError(f"{path} is damaged ({field.name} has gaps); write it again")
+    return table
+
+
+def _check_columns(found: pa.Schema, fields: pa.Schema, path: Path) -> None:
+    import pyarrow as pa
+
+    for field in fields:
+        if field.name not in found.names:
+            raise UserError(f"{path} is damaged (no column {field.name}); write it again")
+        kind = found.field(field.name).type
+        if kind != field.type and not (field.nullable and pa.types.is_null(kind)):
+            raise UserError(f"{path} is damaged ({field.name} is {kind}); write it again")
+
+
+def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
+    try:
+        # As JSON, whose arrays may stand for tuples.
+        found = _adapter(kind).validate_json(_json(value))
+        json.dumps(value, allow_nan=False)  # where a type is Any, pydantic lets them pass
         return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        misfit = f"{where}: {first['msg']}"
+        where, misfit = ".".join(map(str, first["loc"])), first["msg"]
     except ValueError:  # of json.dumps
-        misfit = "the whole: a number is not finite"
-    raise UserError(f"{path} is not what saefeat writes there ({misfit}); write it again")
+        where, misfit = "", "a number is not finite"
+    place = ", ".join(part for part in (line, where) if part) or "the whole"
+    raise UserError(f"{path} is not what saefeat writes there ({place}: {misfit}); {help}")
 
 
-def read(kind: type[T], path: Path) -> T:
-    """The content of a JSON file as `kind`. Raises UserError when it is missing or does not fit."""
-    return checked(kind, read_json(path), path)
+def _plain(kind: type[Any], value: Any) -> Any:
+    """A value as JSON has it; raises ValueError when it does not fit."""
+    plain = json.loads(json.dumps(value, default=asdict))
+    _adapter(kind).validate_json(_json(plain))
+    return plain
+
+
+def _json(value: Any) -> bytes:
+    """A value as JSON in UTF-8. Lone surrogates, which UTF-8 cannot express, become "?"."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

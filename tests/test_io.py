@@ -1,16 +1,14 @@
-"""Directories are replaced completely or not at all, and claimed by one process at a time."""
+"""Directories that take another's place as a whole or not at all; paths."""
 
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from pathlib import Path
 
 import pytest
 
-from saefeat.io import UserError, atomic_path, cache_dir, replacing, user_path
-from saefeat.resume import claim
+from saefeat.io import UserError, cache_dir, replacing, user_path
 
 
 def names(directory):
@@ -118,100 +116,3 @@ def test_the_old_directory_comes_back_after_an_interrupt_between_the_renames(tmp
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as made:
         (made / "new").touch()
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["old"]
-
-
-# --------------------------------------------------------------------------- claims
-
-
-def in_another_process(work):
-    """Exit code of a fork in which `work` is called: 0 done, 7 a user error, -9 killed."""
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-            os._exit(0)
-        except UserError:
-            os._exit(7)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_directory_is_claimed_by_one_process_at_a_time(tmp_path):
-    def take():
-        with claim(tmp_path / "a"):
-            pass
-
-    with (
-        claim(tmp_path / "a"),
-        claim(tmp_path / "a" / ".." / "a"),
-    ):  # inside one another they are one
-        assert in_another_process(take) == 7
-        assert names(tmp_path / "a") == []  # nothing is left to show it
-    assert in_another_process(take) == 0
-    take()
-
-
-def test_a_claim_ends_with_a_failure_and_with_a_kill(tmp_path):
-    def die_inside():
-        with claim(tmp_path):
-            die()
-
-    with pytest.raises(KeyboardInterrupt), claim(tmp_path):
-        raise KeyboardInterrupt
-    assert in_another_process(die_inside) == -signal.SIGKILL
-    with claim(tmp_path):
-        pass
-
-
-def test_a_claim_removes_the_unfinished_files_of_a_killed_process_only(tmp_path):
-    kept = {".hidden", ".x.tmp", ".y.123.tmp.json", "z.saefeat-tmp"}
-    for name in kept:
-        (tmp_path / name).touch()
-
-    def killed_while_writing():
-        with atomic_path(tmp_path / "deep" / "a.parquet") as path:
-            path.write_bytes(b"half")
-            die()
-
-    def killed_while_replacing():
-        with replacing(tmp_path / "b-c") as made:
-            (made / "x").touch()
-            die()
-
-    for work in (killed_while_writing, killed_while_replacing):
-        assert in_another_process(work) == -signal.SIGKILL
-    assert names(tmp_path / "deep") and len(names(tmp_path)) == len(kept) + 2
-    with claim(tmp_path):
-        pass
-    assert names(tmp_path / "deep") == [] and set(names(tmp_path)) == kept | {"deep"}
-
-
-def test_the_old_directory_comes_back_after_a_kill_between_the_renames(tmp_path, monkeypatch):
-    (tmp_path / "b-c").mkdir()
-    (tmp_path / "b-c" / "old").touch()
-    rename = os.rename
-
-    def killed_after_one():
-        monkeypatch.setattr(os, "rename", lambda *names: (rename(*names), die()))
-        with replacing(tmp_path / "b-c") as made:
-            (made / "new").touch()
-
-    assert in_another_process(killed_after_one) == -signal.SIGKILL
-    assert not (tmp_path / "b-c").exists()
-    with claim(tmp_path):
-        pass
-    assert names(tmp_path) == ["b-c"] and names(tmp_path / "b-c") == ["old"]
-
-
-def test_a_claim_works_on_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with claim(tmp_path / "a"):
-        assert (tmp_path / "a").is_dir()

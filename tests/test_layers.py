@@ -30,7 +30,7 @@ ROOMS = [
     ["hooks", "generation"],
     ["steps"],
     ["models", "corpora"],
-    ["config"],
+    ["config", "artefacts"],
     ["labels", "assets", "resume", "schema", "registry", "tokens"],
     ["progress", "io"],
 ]

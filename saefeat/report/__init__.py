@@ -1,4 +1,4 @@
-"""The report: a run directory as one self-contained HTML page, opened from disk without a network."""
+"""The report: a run directory as one self-contained HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -6,34 +6,32 @@ from pathlib import Path
 
 from saefeat.io import UserError, write_bytes
 from saefeat.report.page import render
-from saefeat.report.parts import read_run
+from saefeat.report.parts import read_parts
 from saefeat.report.tables import write_tables
+from saefeat.report.view import drawn_data, page_view, table_rows
+from saefeat.rundir import RunDir
 
 __all__ = ["write_report"]
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html` and its tables `run/tables/*.csv`, each atomically; returns the page's path.
+    """Write the page `report.html` and its tables `tables/*.csv` into a run, each file atomically.
 
-    The same run directory gives the same bytes. Parts that the run does not have are named as
-    missing on the page.
+    The same run gives the same bytes. The page names the parts that the run does not have.
+
+    Returns the path of the page.
 
     Raises:
         UserError: `run` is not a run directory, the run is unfinished, or one of its files is
-        damaged.
+            damaged.
     """
     if not run.is_dir():
-        raise UserError(
-            f"{run} is not a directory; give the --out of `saefeat run` or `saefeat demo`"
-        )
-    view, data, tables = read_run(run)
-    try:
-        page = render({**view, "tables": sorted(tables)}, data)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"a file of {run} holds a value that saefeat does not write there ({error})"
-        ) from error
-    write_tables(run / "tables", tables)
-    # Text of a corpus may hold lone surrogates, which UTF-8 cannot.
-    write_bytes(run / "report.html", page.encode("utf-8", "replace"))
-    return run / "report.html"
+        raise UserError(f"{run} is not a directory; give the directory of a run")
+    place = RunDir(run)
+    parts = read_parts(place)
+    view, tables = page_view(parts, run.resolve().name), table_rows(parts)
+    page = render({**view, "tables": sorted(tables)}, drawn_data(view))
+    write_tables(place, tables)
+    # File names may contain lone surrogates, which UTF-8 cannot express.
+    write_bytes(place.report, page.encode("utf-8", "replace"))
+    return place.report

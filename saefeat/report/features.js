@@ -21,7 +21,7 @@ function showLabel() {
   const units = at < 0 ? [] : method.units[at];
   const total = at < 0 ? 0 : method.totals[at];
   byId("features-title").replaceChildren(el("bdi", {}, label), " ",
-    el("small", {}, method.name + (units.length ? `, first ${units.length} of ${whole(total)}` : "")));
+    el("small", {}, method.name + (units.length ? `, first ${units.length} of ${integer(total)}` : "")));
   const none = `${method.name} chose no unit for this label.`;
   showCards(units.map((unit) => ({ unit, method: m, label })), none, false);
 }
@@ -72,7 +72,7 @@ function alsoOf(others) {
 }
 
 /** Bars of the greatest probabilities; the others behind a disclosure. */
-function probabilities({ p, rest }, label) {
+function probabilities({ p, left_out: leftOut }, label) {
   const order = [...p.keys()].sort((a, b) => p[b][1] - p[a][1] || a - b);
   const most = Math.max(1e-9, ...p.map((pair) => pair[1]));
   const bar = (i) => el("li", { class: p[i][0] === label ? "mine" : null }, el("bdi", { title: p[i][0] }, p[i][0]),
@@ -83,7 +83,7 @@ function probabilities({ p, rest }, label) {
     el("ol", { class: "bars" }, ...first.map(bar)),
     others.length ? el("details", { class: "others" }, el("summary", {}, `${others.length} more, at most ${percent(p[others[0]][1])}`),
       el("ol", { class: "bars" }, ...others.map(bar))) : null,
-    rest !== null && rest !== undefined ? el("p", { class: "cap" }, `the other labels at most ${percent(rest)}`) : null);
+    leftOut !== null && leftOut !== undefined ? el("p", { class: "cap" }, `the other labels at most ${percent(leftOut)}`) : null);
 }
 
 function passage({ label, value, direction, spans }) {

@@ -1,10 +1,10 @@
-// Heat maps as tables: cells carry their number where there is room, and a line above tells the one pointed at.
+// Heat maps as tables: cells show their number if there is room, and a line above describes the cell under the pointer.
 
 /**
- * rows, columns: names; cell(r, c): {text, shade (-1 warm to 1 cool), mark} or null; tell(r, c): a sentence; open(r): the row's
+ * rows, columns: names; cell(r, c): {text, shade (-1 warm to 1 cool), mark} or null; describe(r, c): a sentence; open(r): the row's
  * name is a button.
  */
-function drawHeat(id, { rows, columns, cell, tell, open }) {
+function drawHeat(id, { rows, columns, cell, describe, open }) {
   const box = byId(id), readout = byId(`${id}-readout`);
   const size = columns.length > 60 ? "tiny" : columns.length > 24 ? "small" : "";
   const head = el("tr", {}, el("td", { class: "corner" }),
@@ -16,7 +16,7 @@ function drawHeat(id, { rows, columns, cell, tell, open }) {
   const upright = columns.every((name) => name.length <= 3) && size !== "tiny";
   box.replaceChildren(el("table", { class: `${size} ${upright ? "upright" : ""}` },
     el("thead", {}, head), el("tbody", {}, ...body)));
-  follow(box, (r, c) => { readout.textContent = tell(r, c); }, rows.length, columns.length);
+  follow(box, (r, c) => { readout.textContent = describe(r, c); }, rows.length, columns.length);
 }
 
 function rowButton(name, act) {
@@ -34,14 +34,14 @@ function heatCell(found, size) {
 }
 
 /** Tell the cell under the pointer, and the one that arrow keys move to. */
-function follow(box, tell, rows, columns) {
+function follow(box, describe, rows, columns) {
   let here = null, at = [0, 0];
   const go = (r, c) => {
     here?.classList.remove("here");
     here = box.querySelector("tbody").rows[r].cells[c + 1];
     here.classList.add("here");
     at = [r, c];
-    tell(r, c);
+    describe(r, c);
   };
   const point = (event) => {
     const cell = event.target.closest("tbody td");
@@ -71,7 +71,7 @@ function drawConfusion() {
   drawHeat("confusion-heat", {
     rows: labels, columns,
     cell: (r, c) => (counts[r][c] ? { text: counts[r][c], shade: (r === c ? 1 : -1) * Math.sqrt(counts[r][c] / sums[r]) } : null),
-    tell: (r, c) => `${labels[r]} called ${columns[c]}: ${counts[r][c]} of ${sums[r]} (${percent(counts[r][c] / sums[r])})`,
+    describe: (r, c) => `${labels[r]} called ${columns[c]}: ${counts[r][c]} of ${sums[r]} (${percent(counts[r][c] / sums[r])})`,
   });
 }
 
@@ -81,7 +81,7 @@ function drawWhere() {
   drawHeat("where-heat", {
     rows: labels, columns: dictionaries,
     cell: (r, c) => (counts[r][c] ? { text: counts[r][c], shade: Math.sqrt(counts[r][c] / most) } : null),
-    tell: (r, c) => `${labels[r]}, ${dictionaries[c]}: ${whole(counts[r][c])} units`,
+    describe: (r, c) => `${labels[r]}, ${dictionaries[c]}: ${integer(counts[r][c])} units`,
     open: (r) => chooseLabel(labels[r]),
   });
 }
@@ -99,8 +99,8 @@ function drawOverlap() {
       const value = byCount ? both[r][c] : jaccard(r, c);
       return value ? { text: byCount ? value : (100 * value).toFixed(value < 0.095 ? 1 : 0), shade: 0.1 + 0.9 * (value - least) / Math.max(most - least, 1e-9) } : null;
     },
-    tell: (r, c) => (r === c ? `${labels[r]} owns ${whole(both[r][r])} units`
-      : `${labels[r]} and ${labels[c]}: ${whole(both[r][c])} units in both, ${whole(both[r][r])} and ${whole(both[c][c])} `
+    describe: (r, c) => (r === c ? `${labels[r]} owns ${integer(both[r][r])} units`
+      : `${labels[r]} and ${labels[c]}: ${integer(both[r][c])} units in both, ${integer(both[r][r])} and ${integer(both[c][c])} `
         + `owned (Jaccard ${percent(jaccard(r, c))})`),
   });
 }
@@ -127,7 +127,7 @@ function drawMatrix() {
       const shade = -Math.sign(value) * (Math.abs(value) / scale) ** 0.7;
       return { text: text(value), shade, mark: `${most ? "most" : ""} ${labels[c] === rows[r] ? "own" : ""}` };
     },
-    tell: (r, c) => `${counts[r] === null || counts[r] === undefined ? "" : `${whole(counts[r])} `}units of ${rows[r]} changed, `
-      + `text of ${labels[c]}: ${values[r][c] === null ? "not measured" : text(values[r][c]) + (relative ? " %" : " nats a token")}`,
+    describe: (r, c) => `${counts[r] === null || counts[r] === undefined ? "" : `${integer(counts[r])} `}units of ${rows[r]} changed, `
+      + `text of ${labels[c]}: ${values[r][c] === null ? "not measured" : text(values[r][c]) + (relative ? " %" : " nats per token")}`,
   });
 }

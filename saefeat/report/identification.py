@@ -1,18 +1,17 @@
-"""Label identification on the page: heads by length, F1 by label, confusion, and errors beside fastText."""
+"""Identification on the page: heads by length, F1 by label, confusion, errors beside fastText."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import chain, zip_longest
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from saefeat.artefacts import HeadMetrics, LIDMetrics
+from saefeat.report.formats import by_length, direction, shortened
 
-from saefeat.report.reading import direction, natural, parsed, shortened, understood
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HEADS = {
     "linear": "logistic regression on bags of all units",
@@ -24,93 +23,94 @@ HEADS = {
     "token-naive-bayes": "baseline: counts of the model's tokens",
     "fasttext": "baseline: fastText, closed set",
 }
-OURS, THEIRS = "linear", "fasttext"
-KINDS = {
-    "theirs": (False, True),
-    "ours": (True, False),
-    "neither": (False, False),
-}  # which of the two is right
+OURS, THEIRS = "linear", "fasttext"  # the heads whose errors are shown
+KINDS = {(False, True): "theirs", (True, False): "ours", (False, False): "neither"}  # who is right
 _SHOWN = 48  # texts of each length and kind
 _CHARACTERS = 280  # of a text
 
 
-def read_identification(run: Path) -> dict[str, Any] | None:
-    """What `lid/metrics.json` says, for tables and the confusion matrix; None when there is none."""
-    return parsed(run / "lid" / "metrics.json", _lid)
-
-
-def _lid(metrics: Any) -> dict[str, Any]:
-    order = {name: place for place, name in enumerate(HEADS)}
-    names = sorted(metrics["heads"], key=lambda name: (order.get(name, len(order)), name))
-    lengths = sorted(metrics.get("by_length", {}), key=lambda name: (name == "all", natural(name)))
-    by_length = {length: metrics["by_length"][length]["heads"] for length in lengths} or {
-        "all": metrics["heads"]
-    }
-    heads = [_head(name, metrics["heads"][name], by_length) for name in names]
-    support = [sum(row) for row in metrics["heads"][names[0]]["confusion_matrix"]] if names else []
-    table = [
-        {
-            "label": label,
-            "n": n,
-            "f1": [metrics["heads"][name]["per_label"][label]["f1"] for name in names],
-        }
-        for label, n in zip(metrics["labels"], support, strict=False)
-    ]
+def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
+    """What the page shows of the metrics: tables, and the cells of the confusion matrices."""
+    lengths = sorted(metrics["by_length"], key=by_length)
+    found = {length: metrics["by_length"][length]["heads"] for length in lengths}
+    names = _heads(metrics)
+    heads = [_head(name, metrics["heads"][name], found) for name in names]
     return {
-        **{key: metrics.get(key) for key in ("corpus", "split", "labels", "n")},
+        **{key: metrics[key] for key in ("corpus", "split", "labels", "n")},
         "heads": heads,
-        "best": _best(heads, list(by_length)),
-        "lengths": list(by_length),
-        "per_label": table,
+        "best": _best(heads, lengths),
+        "lengths": lengths,
+        "per_label": [
+            {
+                "label": label,
+                "n": sum(metrics["heads"][names[0]]["confusion_matrix"][at]) if names else 0,
+                "f1": [metrics["heads"][name]["per_label"][label]["f1"] for name in names],
+            }
+            for at, label in enumerate(metrics["labels"])
+        ],
         "confusion": {
             name: {
-                at: _sparse(of[name]["confusion_matrix"])
-                for at, of in by_length.items()
+                length: _sparse(of[name]["confusion_matrix"])
+                for length, of in found.items()
                 if name in of
             }
             for name in names
         },
-        "rows": [
-            _table_row(name, at, of[name])
-            for name in names
-            for at, of in by_length.items()
-            if name in of
-        ],
     }
 
 
-def _table_row(name: str, length: str, metrics: Any) -> dict[str, Any]:
-    """A row of `lid.csv`."""
-    row: dict[str, Any] = {"head": name, "length": length}
-    for measure in ("accuracy", "f1_macro"):
-        low, high = metrics.get(f"{measure}_ci") or (None, None)
-        row |= {measure: metrics[measure], f"{measure}_low": low, f"{measure}_high": high}
-    return row
+def _heads(metrics: LIDMetrics) -> list[str]:
+    """Names of the heads in the order of the page, unknown ones last."""
+    return [
+        *(name for name in HEADS if name in metrics["heads"]),
+        *sorted(metrics["heads"].keys() - HEADS.keys()),
+    ]
 
 
-def _head(name: str, metrics: Any, by_length: dict[str, Any]) -> dict[str, Any]:
+def lid_rows(metrics: LIDMetrics) -> list[dict[str, Any]]:
+    """Rows of `lid.csv`, one per head and length."""
+    return [
+        {
+            "head": name,
+            "length": length,
+            **{
+                key: of[name][key] for key in ("accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")
+            },
+        }
+        for name in _heads(metrics)
+        for length in sorted(metrics["by_length"], key=by_length)
+        if name in (of := metrics["by_length"][length]["heads"])
+    ]
+
+
+def _head(
+    name: str, metrics: HeadMetrics, found: Mapping[str, Mapping[str, HeadMetrics]]
+) -> dict[str, Any]:
     return {
         "name": name,
         "note": HEADS.get(name, ""),
         "accuracy": metrics["accuracy"],
-        "accuracy_ci": metrics.get("accuracy_ci"),
+        "accuracy_ci": metrics["accuracy_ci"],
         "f1": metrics["f1_macro"],
-        "f1_ci": metrics.get("f1_macro_ci"),
+        "f1_ci": metrics["f1_macro_ci"],
         "by_length": {
-            length: heads.get(name, {}).get("f1_macro") for length, heads in by_length.items()
+            length: heads[name]["f1_macro"] if name in heads else None
+            for length, heads in found.items()
         },
     }
 
 
 def _best(heads: list[dict[str, Any]], lengths: list[str]) -> dict[str, Any]:
-    """The greatest accuracy, macro-F1, and macro-F1 of each length."""
-    best: dict[str, Any] = {
-        key: max((head[key] for head in heads), default=None) for key in ("accuracy", "f1")
+    """The greatest accuracy, and the greatest macro-F1 of each length."""
+    known = {at: [h["by_length"][at] for h in heads if at in h["by_length"]] for at in lengths}
+    greatest = {
+        at: max((value for value in values if value is not None), default=None)
+        for at, values in known.items()
     }
-    known = {
-        at: [h["by_length"][at] for h in heads if h["by_length"][at] is not None] for at in lengths
+    return {
+        "accuracy": max((head["accuracy"] for head in heads), default=None),
+        "by_length": greatest,
     }
-    return {**best, "by_length": {at: max(values, default=None) for at, values in known.items()}}
 
 
 def _sparse(matrix: list[list[int]]) -> list[int]:
@@ -122,60 +122,35 @@ def _sparse(matrix: list[list[int]]) -> list[int]:
 # --------------------------------------------------------------------------- errors
 
 
-def read_errors(run: Path) -> dict[str, Any] | None:
-    """Texts that the linear head or fastText got wrong; None without predictions of either.
+def find_errors(predictions: Mapping[str, pa.Table]) -> dict[str, list[dict[str, Any]]] | None:
+    """Length -> texts that the linear head or fastText got wrong; None without the head.
 
-    {lengths, counts: {length: {kind: n}}, shown: [{length, kind, label, text, direction, ours,
-    theirs}], rows: all of them for `errors.csv`}; kinds: theirs (fastText alone is right), ours
-    (the head alone is right), neither.
+    A row has id, label, text, length, the predictions, and `kind`, which says who is right: theirs
+    (fastText alone), ours (the head alone), neither.
     """
-    path = run / "lid" / "predictions.parquet"
-    return understood(path, lambda: _errors(path)) if path.exists() else None
+    found = {}
+    for length in sorted(predictions, key=by_length):
+        if OURS in predictions[length].column_names:
+            rows = predictions[length].to_pylist()
+            for row in rows:
+                ours = row[OURS] == row["label"]
+                right = (ours, row[THEIRS] == row["label"] if THEIRS in row else ours)
+                row |= {"length": length, "kind": KINDS.get(right)}
+            found[length] = [row for row in rows if row["kind"]]
+    return found or None
 
 
-def _errors(path: Path) -> dict[str, Any] | None:
-    columns = ["id", "label", "text", "length", "head", "predicted"]
-    table = pq.read_table(path, columns=columns, filters=[("head", "in", [OURS, THEIRS])])
-    if OURS not in table["head"].unique().to_pylist():
-        return None
-    lengths = sorted(
-        table["length"].unique().to_pylist(), key=lambda name: (name == "all", natural(name))
-    )
-    found = {length: list(_wrong(table, length)) for length in lengths}
-    counts = {
-        at: {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS}
-        for at, rows in found.items()
-    }
-    shown = [row for rows in found.values() for kind in KINDS for row in _some(rows, kind)]
+def errors_view(errors: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The counts of all errors and some texts: {lengths, counts: {length: {kind: n}}, shown}."""
+    kinds = KINDS.values()
     return {
-        "lengths": lengths,
-        "counts": counts,
-        "shown": shown,
-        "rows": list(chain(*found.values())),
+        "lengths": list(errors),
+        "counts": {
+            length: {kind: sum(row["kind"] == kind for row in rows) for kind in kinds}
+            for length, rows in errors.items()
+        },
+        "shown": [row for rows in errors.values() for kind in kinds for row in _some(rows, kind)],
     }
-
-
-def _wrong(table: pa.Table, length: str) -> Iterator[dict[str, Any]]:
-    """Rows of one length that either got wrong; both heads have the texts in the same order."""
-    of = {
-        head: table.filter((pc.field("length") == length) & (pc.field("head") == head))
-        for head in (OURS, THEIRS)
-    }
-    ours = [of[OURS][name].to_pylist() for name in ("id", "label", "text", "predicted")]
-    theirs = of[THEIRS]["predicted"].to_pylist() or [None] * of[OURS].num_rows
-    kinds = {right: kind for kind, right in KINDS.items()}
-    for identity, label, text, mine, said in zip(*ours, theirs, strict=True):
-        kind = kinds.get((mine == label, said == label))
-        if kind:
-            yield {
-                "length": length,
-                "kind": kind,
-                "label": label,
-                "ours": mine,
-                "theirs": said,
-                "id": identity,
-                "text": text,
-            }
 
 
 def _some(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -187,7 +162,9 @@ def _some(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     turns = [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None]
     return [
         {
-            **{key: row[key] for key in ("length", "kind", "label", "ours", "theirs")},
+            **{key: row[key] for key in ("length", "kind", "label")},
+            "ours": row[OURS],
+            "theirs": row.get(THEIRS),
             "text": shortened(row["text"], _CHARACTERS),
             "direction": direction(row["text"]),
         }

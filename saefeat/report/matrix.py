@@ -1,39 +1,55 @@
-"""The perplexity matrix on the page: what an intervention on each label's units changes for every label."""
+"""The perplexity matrix on the page: how an edit of a label's units changes every label's text."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from saefeat.report.facts import as_text
-from saefeat.report.reading import parsed, real
+from saefeat.artefacts import Intervention, PerplexityMatrix, TextMeasures
+from saefeat.report.formats import rounded
+from saefeat.report.tables import MEASURES
 
-MEASURES = ("nll_median", "nll_mean", "perplexity_median", "perplexity_mean")
 
+def matrix_view(matrix: PerplexityMatrix) -> dict[str, Any]:
+    """What the page shows of a matrix.
 
-def read_matrix(run: Path) -> dict[str, Any] | None:
-    """What `steering/matrix.json` says; None without it.
-
-    {corpus, split, sentences, labels, interventions: [{name, counts, rows, changes: {measure:
-    [[change]]}, diagonal: {measure: number of rows whose own label rises most}}], table: rows of
-    `matrix.csv`}. A change is the difference of nats a token for nll, and the relative difference
-    for perplexities; None where a value is missing.
+    Returns:
+        corpus, split, sentences, labels; interventions: [{name, counts, rows, changes: {measure:
+        [[change]]}, diagonal: {measure: number of rows whose own label rises most}}]. A change is
+        the difference in nats per token for nll, and the relative difference for perplexities; None
+        where one of the two was not measured.
     """
-    return parsed(run / "steering" / "matrix.json", _matrix)
-
-
-def _matrix(found: Any) -> dict[str, Any]:
-    labels, baseline = list(found["labels"]), found["baseline"]
     return {
-        **{key: as_text(found.get(key)) for key in ("corpus", "split")},
-        "sentences": _range(found.get("sentences")),
-        "labels": labels,
-        "interventions": [_intervention(each, labels, baseline) for each in found["interventions"]],
-        "table": [row for each in found["interventions"] for row in _table(each, labels, baseline)],
+        **{name: matrix[name] for name in ("corpus", "split", "labels")},
+        "sentences": _range(matrix["sentences"]),
+        "interventions": [_intervention(each, matrix) for each in matrix["interventions"]],
     }
 
 
-def _intervention(each: Any, labels: list[str], baseline: Any) -> dict[str, Any]:
+def matrix_rows(matrix: PerplexityMatrix) -> list[dict[str, Any]]:
+    """Rows of `matrix.csv`, one per intervention, edited label and evaluated label."""
+    return [
+        {
+            "edit": each["edit"],
+            "units": each["units"],
+            "count": each["counts"][row],
+            "intervened": row,
+            "evaluated": column,
+            **values[column],
+            **{f"baseline_{measure}": base for measure, base in _baseline(matrix, column)},
+        }
+        for each in matrix["interventions"]
+        for row, values in each["rows"].items()
+        for column in matrix["labels"]
+        if column in values
+    ]
+
+
+def _baseline(matrix: PerplexityMatrix, label: str) -> list[tuple[str, Any]]:
+    return list(matrix["baseline"].get(label, {}).items())
+
+
+def _intervention(each: Intervention, matrix: PerplexityMatrix) -> dict[str, Any]:
+    labels, baseline = matrix["labels"], matrix["baseline"]
     rows = [label for label in labels if label in each["rows"]]
     changes = {
         measure: [
@@ -43,51 +59,31 @@ def _intervention(each: Any, labels: list[str], baseline: Any) -> dict[str, Any]
         for measure in MEASURES
     }
     own = [labels.index(label) for label in rows]
-    diagonal = {measure: sum(map(_rises_most, table, own)) for measure, table in changes.items()}
     return {
         "name": f"{each['edit']} {each['units']}",
-        "counts": [each.get("counts", {}).get(label) for label in rows],
+        "counts": [each["counts"][label] for label in rows],
         "rows": rows,
         "changes": changes,
-        "diagonal": diagonal,
+        "diagonal": {name: sum(map(_rises_most, table, own)) for name, table in changes.items()},
     }
 
 
-def _range(counts: Any) -> str:
-    """Sentences a label: one number, or the least and the greatest."""
-    if not isinstance(counts, dict) or not counts:
-        return as_text(counts)
-    least, most = min(counts.values()), max(counts.values())
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+def _range(counts: dict[str, int]) -> str:
+    """One number, or the least and the greatest."""
+    ends = sorted({min(counts.values(), default=0), max(counts.values(), default=0)})
+    return " to ".join(f"{end:,}" for end in ends)
+
+
+def _change(measure: str, after: TextMeasures | None, before: TextMeasures | None) -> float | None:
+    if after is None or before is None:
+        return None
+    if measure.startswith("nll"):
+        return rounded(after[measure] - before[measure])
+    return rounded(after[measure] / before[measure] - 1)
 
 
 def _rises_most(row: list[float | None], at: int) -> bool:
     """Whether the change at a place is greater than every other one of a row."""
     mine = row[at]
-    return mine is not None and all(
-        mine > value for i, value in enumerate(row) if i != at and value is not None
-    )
-
-
-def _change(measure: str, value: Any, base: Any) -> float | None:
-    if value is None or base is None or value.get(measure) is None or base.get(measure) is None:
-        return None
-    after, before = value[measure], base[measure]
-    return real(after - before if measure.startswith("nll") else after / before - 1)
-
-
-def _table(each: Any, labels: list[str], baseline: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "edit": each["edit"],
-            "units": each["units"],
-            "count": each.get("counts", {}).get(row),
-            "intervened": row,
-            "evaluated": column,
-            **{measure: value.get(measure) for measure in MEASURES},
-            **{f"baseline_{measure}": baseline[column].get(measure) for measure in MEASURES},
-        }
-        for row, values in each["rows"].items()
-        for column in labels
-        if (value := values.get(column)) is not None
-    ]
+    others = [value for i, value in enumerate(row) if i != at and value is not None]
+    return mine is not None and all(mine > value for value in others)

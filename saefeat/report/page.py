@@ -1,4 +1,4 @@
-"""From plain values to HTML: the template, how numbers are written, and the data packed into the page."""
+"""The page: the template with its values, and the data of the script packed into it."""
 
 from __future__ import annotations
 
@@ -11,49 +11,36 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from saefeat.report.formats import interval, number, share
+
 _HERE = Path(__file__).parent
 _SCRIPTS = ("tools", "heat", "plots", "features", "steering", "search", "page")
 
 
 def render(view: dict[str, Any], data: dict[str, Any]) -> str:
-    """The page of what `parts.read_run` returns. Everything but our own style and script is escaped or packed."""
-    # Autoescape for every template, whatever its name.
+    """The page of a view and the data that its script draws (see `saefeat.report.view`).
+
+    Everything but our own style and script is escaped or packed.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
-        autoescape=True,
+        autoescape=True,  # whatever the template is called
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "share": share, "interval": interval}
-    style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
-    script = Markup(
-        "\n".join((_HERE / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
-    )
-    return environment.get_template("page.html").render(
-        view, css=style, js=script, packed=packed(data)
-    )
+    style = Markup(_own("page.css"))
+    script = Markup("\n".join(_own(f"{name}.js") for name in _SCRIPTS))
+    template = environment.get_template("page.html")
+    return template.render(view, css=style, js=script, packed=packed(data))
+
+
+def _own(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
 
 
 def packed(data: dict[str, Any]) -> str:
-    """JSON, gzip in base64: several times smaller, and no text in it can be read as markup. The browser unpacks it."""
+    """JSON, compressed by gzip, in base64: small, and nothing in it can be read as markup."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode()
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A count with separators, a float with `digits` decimals, or few significant digits when very small."""
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    written = f"{value:.1e}" if value and abs(value) < 10**-digits else f"{value:.{digits}f}"
-    return written.replace("-", "−")
-
-
-def share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def interval(ends: list[float] | None) -> str:
-    return f"{ends[0]:.3f} – {ends[1]:.3f}".replace("-", "−") if ends else ""

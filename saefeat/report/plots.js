@@ -1,7 +1,7 @@
 // Histograms.
 
 /** Bars side by side; parts: [{counts, name}], drawn over each other, heights by `height` of the count. */
-function bars(parts, { width, tall, height = (n) => n, tell }) {
+function bars(parts, { width, tall, height = (n) => n, describe }) {
   const n = parts[0].counts.length, step = width / n;
   const most = Math.max(1e-9, ...parts.flatMap((part) => part.counts.map(height)));
   const drawn = parts.flatMap(({ counts, name }) => counts.map((count, i) => {
@@ -9,7 +9,7 @@ function bars(parts, { width, tall, height = (n) => n, tell }) {
     const high = Math.max(1.5, (tall - 2) * height(count) / most);
     return svg("rect", { class: name, x: (i * step + 0.5).toFixed(2), y: (tall - high).toFixed(2),
       width: Math.max(0.5, step - 1).toFixed(2), height: high.toFixed(2), rx: 1 },
-      svg("title", {}, tell(i, count, name)));
+      svg("title", {}, describe(i, count, name)));
   }));
   return svg("svg", { viewBox: `0 0 ${width} ${tall}`, preserveAspectRatio: "none", role: "img" }, ...drawn,
     svg("line", { class: "base", x1: 0, x2: width, y1: tall, y2: tall }));
@@ -22,22 +22,23 @@ function drawEntropy() {
   byId("entropy-plots").replaceChildren(...data.entropy.parts.map(({ dictionary, bins, chosen, fired, silent }) => {
     const end = (i) => (top * i / bins.length).toFixed(2);
     const sum = chosen.reduce((a, b) => a + b, 0);
-    const tell = (i, count, name) => `entropy ${end(i)} to ${end(i + 1)}: ${whole(count)} ${name === "chosen" ? "chosen" : "units"}`;
+    const describe = (i, count, name) => `entropy ${end(i)} to ${end(i + 1)}: ${integer(count)} ${name === "chosen" ? "chosen" : "units"}`;
     return el("figure", {},
       el("figcaption", {}, el("b", {}, dictionary),
-        el("small", {}, `${whole(fired)} fire${silent ? `, ${whole(silent)} never` : ""}${sum ? `; ${whole(sum)} chosen` : ""}`)),
+        el("small", {}, `${integer(fired)} fire${silent ? `, ${integer(silent)} never` : ""}${sum ? `; ${integer(sum)} chosen` : ""}`)),
       bars([{ counts: bins, name: "fired" }, { counts: chosen, name: "chosen" }],
-        { width: 240, tall: 90, height: Math.sqrt, tell }),
+        { width: 240, tall: 90, height: Math.sqrt, describe }),
       scale("0", top.toFixed(2)));
   }));
 }
 
-function activationPlot({ tokens, fired, max, counts }) {
-  const end = (i) => (max * i / counts.length).toFixed(2);
-  const tell = (i, count) => `${end(i)} to ${end(i + 1)}: ${whole(count)} tokens`;
+/** A histogram of firing values, whose bins have `edges` or are equal from 0 to `max`. */
+function activationPlot({ tokens, fired, max, counts, edges }) {
+  const end = (i) => (edges ? figure(edges[i], 2) : (max * i / counts.length).toFixed(2));
+  const describe = (i, count) => `${end(i)} to ${end(i + 1)}: ${integer(count)} tokens`;
   return el("div", { class: "chart" }, el("p", { class: "cap" }, "activation where it fires"),
-    fired ? bars([{ counts, name: "fired" }], { width: 240, tall: 74, tell }) : null,
-    fired ? scale("0", figure(max, 1)) : null,
-    el("p", { class: "cap" }, fired ? `on ${whole(fired)} of ${whole(tokens)} sampled tokens; silent on ${percent(1 - fired / tokens)}`
-      : `silent on all ${whole(tokens)} sampled tokens`));
+    fired ? bars([{ counts, name: "fired" }], { width: 240, tall: 74, describe }) : null,
+    fired ? scale(edges ? end(0) : "0", figure(max, 1)) : null,
+    el("p", { class: "cap" }, fired ? `on ${integer(fired)} of ${integer(tokens)} tokens; silent on ${percent(1 - fired / tokens)}`
+      : `silent on all ${integer(tokens)} tokens`));
 }

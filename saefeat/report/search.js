@@ -3,7 +3,7 @@
 let query = "";
 
 const plain = (text) => text.normalize("NFKC").toLowerCase();
-const count = (n, name) => `${whole(n)} ${name}${n === 1 ? "" : "s"}`;
+const count = (n, name) => `${integer(n)} ${name}${n === 1 ? "" : "s"}`;
 
 /** Features that have the query in label, name, promoted tokens or passages, in this order; each unit once. */
 function featuresFound() {

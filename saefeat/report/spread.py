@@ -1,141 +1,173 @@
-"""How units are spread over labels, read from the statistics: probabilities, entropy, and units that labels share."""
+"""How units are spread over labels: probabilities, entropy, and units that labels share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from saefeat.io import UserError
 from saefeat.methods.lape import entropy
 from saefeat.methods.sae_lape import owned_units
-from saefeat.report.reading import natural, real, understood
+from saefeat.report.formats import natural, rounded
+from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
 
 BINS = 30  # of an entropy histogram, from 0 to the logarithm of the number of labels
 _ALL = 40  # labels; beyond, only the greatest probabilities of a unit are kept
 _GREATEST = 12
-_FILTERS = {"example_rate": 0.98, "high_frequency_rate": 0.1, "ratio": 0.5}  # as published
 
-Unit = tuple[str, int]
+
+@dataclass
+class Spread:
+    """What the page shows of the statistics.
+
+    Attributes:
+        labels: K labels.
+        filters: parameters of SAE-LAPE, for the overlap.
+        entropy: per dictionary {dictionary, kind, bins, chosen, fired, silent}.
+        overlap: int64 [K, K], units that two labels own in any SAE; None without SAEs.
+        units: (dictionary, unit) -> (entropy, float64 [K] probabilities) of the chosen units.
+    """
+
+    labels: tuple[str, ...]
+    filters: Mapping[str, Any]
+    entropy: list[dict[str, Any]] = field(default_factory=list)
+    overlap: Tensor | None = None
+    units: dict[tuple[str, int], tuple[float, list[float]]] = field(default_factory=dict)
 
 
 def read_spread(
-    run: Path, wanted: Iterable[Unit], filters: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """One pass over `stats/*.safetensors`, a dictionary at a time; None when there are none.
+    run: RunDir, chosen: Mapping[str, Collection[int]], filters: Mapping[str, Any]
+) -> Spread | None:
+    """One pass over the statistics of a run, a dictionary at a time; None when there are none.
 
     Args:
-        wanted: units (dictionary, unit) that methods chose: they are marked in the histograms.
-        filters: parameters of SAE-LAPE as the run used them, for the overlap.
+        chosen: dictionary -> units that methods chose.
+        filters: parameters of SAE-LAPE as the run used them.
 
-    Returns:
-        labels; entropy: [{dictionary, kind, bins, chosen, fired, silent}], SAEs first; overlap:
-        int64 [K, K], units that two labels own in any SAE, or None without SAEs; filters: those
-        used; tables: by dictionary what `unit_spread` reads.
+    Raises:
+        UserError: statistics are damaged, or do not fit to each other or to the chosen units.
     """
-    paths = [
-        path
-        for path in sorted((run / "stats").glob("[!.]*.safetensors"), key=natural)
-        if understood(path, lambda path=path: _has_units(path))
-    ]
-    if not paths:
-        return None
-    chosen: dict[str, set[int]] = {}
-    for dictionary, unit in wanted:
-        chosen.setdefault(dictionary, set()).add(unit)
-    filters = {name: filters.get(name) or default for name, default in _FILTERS.items()}
-    spread: dict[str, Any] = {"entropy": [], "overlap": None, "tables": {}, "filters": filters}
-    for path in paths:
-        stats = Stats.load(path)
-        understood(
-            path, lambda stats=stats: _add(spread, stats, sorted(chosen.get(stats.dictionary, ())))
-        )
-    spread["entropy"].sort(key=lambda part: part["kind"] != "sae")
+    spread: Spread | None = None
+    for name in sorted(run.collected(), key=natural):
+        path = run.stats_file(name)
+        dictionary = Stats.read_header(path).get("dictionary", {})
+        # Statistics of a site itself are collected for its means.
+        if dictionary.get("kind") != "sae" and not dictionary.get("site", "").startswith(
+            "mlp_act@"
+        ):
+            continue
+        stats = run.load_stats(name)
+        spread = spread or Spread(stats.labels, filters)
+        units = sorted(chosen.get(name, ()))
+        if not _fit(stats, name, units, spread.labels):
+            raise UserError(f"{path} does not fit the other files of the run; collect it again")
+        _add(spread, stats, units, dictionary.get("kind") == "sae")
+    if spread:
+        spread.entropy.sort(key=lambda part: part["kind"] != "sae")
     return spread
 
 
-def _has_units(path: Path) -> bool:
-    """Whether statistics are of SAEs or hidden neurons; those of whole sites are there for their means alone."""
-    dictionary = Stats.read_header(path)["dictionary"]
-    return dictionary.get("kind") == "sae" or dictionary["site"].startswith("mlp_act@")
+def _fit(stats: Stats, name: str, units: list[int], labels: tuple[str, ...]) -> bool:
+    """Whether statistics are of this dictionary and the run's labels, with possible counts."""
+    named = stats.header["dictionary"].get("id") == name and stats.labels == labels
+    if not named or (units and units[-1] >= stats.width):
+        return False
+    return bool(((stats.fired >= 0) & (stats.fired <= stats.tokens[:, None])).all())
 
 
-def _add(spread: dict[str, Any], stats: Stats, units: list[int]) -> None:
+def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
     p = stats.probability()
     h = entropy(p)
-    spread.setdefault("labels", list(stats.labels))
-    kind = stats.header["dictionary"].get("kind")
-    counts = _histogram(h, p.amax(0) > 0, units, len(stats.labels))
-    spread["entropy"].append({"dictionary": stats.dictionary, "kind": kind, **counts})
-    spread["tables"][stats.dictionary] = {
-        "units": {unit: at for at, unit in enumerate(units)},
-        "p": p[:, units],
-        "entropy": h[units].tolist(),
-    }
-    if kind == "sae" and list(stats.labels) == spread["labels"]:
-        owned = _owned(stats, spread["filters"])
-        both = owned.float() @ owned.float().t()
-        before = spread["overlap"]
-        spread["overlap"] = both.long() if before is None else before + both.long()
+    fires = p.amax(0) > 0
+    chosen = torch.zeros_like(fires)
+    chosen[units] = True
+    spread.entropy.append(
+        {
+            "dictionary": stats.dictionary,
+            "kind": "sae" if is_sae else "identity",
+            "bins": _counts(h[fires], len(stats.labels)),
+            "chosen": _counts(h[fires & chosen], len(stats.labels)),
+            "fired": int(fires.sum()),
+            "silent": int((~fires).sum()),
+        }
+    )
+    for unit in units:
+        spread.units[stats.dictionary, unit] = float(h[unit]), p[:, unit].tolist()
+    if is_sae:
+        owned = _owned(stats, spread.filters).float()
+        both = (owned @ owned.t()).long()
+        spread.overlap = both if spread.overlap is None else spread.overlap + both
 
 
-def _histogram(
-    h: torch.Tensor, fires: torch.Tensor, units: list[int], labels: int
-) -> dict[str, Any]:
+def _counts(h: Tensor, labels: int) -> list[int]:
     top = math.log(max(labels, 2))
-    known = torch.zeros_like(fires)
-    known[units] = True
-    bins = [
-        torch.histc(h[part].clamp(0, top), BINS, 0, top).long().tolist()
-        for part in (fires, fires & known)
-    ]
-    return {
-        "bins": bins[0],
-        "chosen": bins[1],
-        "fired": int(fires.sum()),
-        "silent": int((~fires).sum()),
-    }
+    return torch.histc(h.clamp(0, top), BINS, 0, top).long().tolist()
 
 
-def _owned(stats: Stats, filters: Mapping[str, Any]) -> torch.Tensor:
-    """Which labels own which units that pass SAE-LAPE's filters, however many own them: bool [K, width]."""
+def _owned(stats: Stats, filters: Mapping[str, Any]) -> Tensor:
+    """Which labels own which units that pass SAE-LAPE's filters: bool [K, width].
+
+    A unit may have several owners.
+    """
     unit, label, *_ = owned_units(stats, **filters, owners="any")
     owned = torch.zeros(len(stats.labels), stats.width, dtype=torch.bool)
     owned[label, unit] = True
     return owned
 
 
-def overlap_view(spread: dict[str, Any]) -> dict[str, Any] | None:
-    """{labels, both[K][K], filters}: units that two labels both own; on the diagonal those that a label owns."""
-    if spread["overlap"] is None:
+def entropy_view(spread: Spread) -> dict[str, Any]:
+    """{labels: how many, parts: the histogram of each dictionary}."""
+    return {"labels": len(spread.labels), "parts": spread.entropy}
+
+
+def overlap_view(spread: Spread) -> dict[str, Any] | None:
+    """{labels, both[K][K], filters}; the diagonal of `both` counts the units that a label owns."""
+    if spread.overlap is None:
         return None
-    return {
-        "labels": spread["labels"],
-        "both": spread["overlap"].tolist(),
-        "filters": spread["filters"],
-    }
+    both = spread.overlap.tolist()
+    return {"labels": list(spread.labels), "both": both, "filters": spread.filters}
 
 
-def unit_spread(spread: dict[str, Any] | None, dictionary: str, unit: int) -> dict[str, Any]:
-    """{entropy, p: [[label, probability], ...], rest}: all labels in order, or where there are very many the greatest.
+def overlap_rows(overlap: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of `overlap.csv`, one per pair of labels."""
+    labels, both = overlap["labels"], overlap["both"]
+    rows = []
+    for i, label in enumerate(labels):
+        for j in range(i + 1, len(labels)):
+            either = both[i][i] + both[j][j] - both[i][j]
+            rows.append(
+                {
+                    "label": label,
+                    "other": labels[j],
+                    "owned": both[i][i],
+                    "owned_by_other": both[j][j],
+                    "both": both[i][j],
+                    "jaccard": round(both[i][j] / either, 6) if either else 0.0,
+                }
+            )
+    return rows
 
-    rest: the greatest probability among the labels that are left out, None when all are there.
-    Empty where the run has no statistics of the unit.
+
+def unit_spread(spread: Spread | None, dictionary: str, unit: int) -> dict[str, Any]:
+    """{entropy, p: [[label, probability], ...], left_out}; empty where there are no statistics.
+
+    p: all labels in order, or the greatest probabilities where there are very many labels.
+    left_out: the greatest probability of the other labels, None when there are none.
     """
-    table = spread["tables"].get(dictionary) if spread else None
-    if spread is None or table is None or unit not in table["units"]:
+    if spread is None or (dictionary, unit) not in spread.units:
         return {}
-    at = table["units"][unit]
-    values = table["p"][:, at].tolist()
-    order = range(len(values))
-    kept = (
-        list(order)
-        if len(values) <= _ALL
-        else sorted(order, key=lambda k: (-values[k], k))[:_GREATEST]
-    )
-    rest = max((values[k] for k in set(order) - set(kept)), default=None)
-    pairs = [[spread["labels"][k], real(values[k], 3)] for k in kept]
-    return {"entropy": real(table["entropy"][at]), "p": pairs, "rest": real(rest, 3)}
+    h, p = spread.units[dictionary, unit]
+    order = sorted(range(len(p)), key=lambda k: (-p[k], k))
+    kept = order[:_GREATEST] if len(p) > _ALL else sorted(order)
+    left_out = order[len(kept)] if len(kept) < len(p) else None
+    return {
+        "entropy": rounded(h),
+        "p": [[spread.labels[k], rounded(p[k], 3)] for k in kept],
+        "left_out": None if left_out is None else rounded(p[left_out], 3),
+    }

@@ -1,4 +1,4 @@
-// Steering: the table, the frontier, samples beside their twins; and the list of errors, which is drawn alike.
+// Steering: the table, the frontier, samples beside their twins; and the list of errors, drawn in the same way.
 
 const WRITE = { score: figure, forcing: percent, perplexity: (value) => figure(value, 1), distinct3: figure };
 
@@ -88,7 +88,7 @@ function axes(ends, x, y, width, height, space) {
       svg("text", { class: "tick", x: space.left - 8, y: y(v) + 4, "text-anchor": "end" }, `${100 * v} %`)]),
     ...ticks.flatMap((v) => [
       svg("line", { class: "grid", x1: x(v), x2: x(v), y1: space.top, y2: height - space.bottom }),
-      svg("text", { class: "tick", x: x(v), y: height - space.bottom + 17, "text-anchor": "middle" }, `${v >= 1000 ? whole(v) : v} ×`)]),
+      svg("text", { class: "tick", x: x(v), y: height - space.bottom + 17, "text-anchor": "middle" }, `${v >= 1000 ? integer(v) : v} ×`)]),
     svg("text", { class: "tick", x: (space.left + width - space.right) / 2, y: height - 6, "text-anchor": "middle" },
       "perplexity, relative to own text"),
   ];
@@ -183,6 +183,6 @@ function drawErrors() {
 
 const errorItem = ({ label, text, direction, ours, theirs }) => el("li", {},
   el("p", { class: "passage", dir: direction }, text),
-  el("p", { class: "cap" }, "is ", el("b", {}, el("bdi", {}, label)), said("linear", ours, label), said("fastText", theirs, label)));
+  el("p", { class: "cap" }, "is ", el("b", {}, el("bdi", {}, label)), verdict("linear", ours, label), verdict("fastText", theirs, label)));
 
-const said = (who, what, label) => el("span", { class: what === label ? "judged yes" : "judged" }, `${who} `, el("bdi", {}, what ?? "nothing"));
+const verdict = (who, what, label) => el("span", { class: what === label ? "judged yes" : "judged" }, `${who} `, el("bdi", {}, what ?? "nothing"));

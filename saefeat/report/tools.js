@@ -14,13 +14,13 @@ const el = (name, attributes = {}, ...children) => build(document.createElement(
 const svg = (name, attributes = {}, ...children) =>
   build(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 
-const whole = (n) => (n ?? 0).toLocaleString("en");
+const integer = (n) => (n ?? 0).toLocaleString("en");
 const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
 function figure(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   const written = size && size < 10 ** -digits ? value.toExponential(1)
-    : size >= 1000 ? whole(Math.round(value)) : value.toFixed(size >= 100 ? 1 : digits);
+    : size >= 1000 ? integer(Math.round(value)) : value.toFixed(size >= 100 ? 1 : digits);
   return written.replace("-", "−");
 }
 

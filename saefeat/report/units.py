@@ -1,15 +1,15 @@
-"""Units on the page: what methods chose, and for each of the first ones all that is known of it."""
+"""Units on the page: what methods chose, and all that is known of the first units of each label."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saefeat.report.facts import as_text
-from saefeat.report.reading import direction, natural, parsed, real, shortened
-from saefeat.report.spread import unit_spread
+from saefeat.artefacts import Histogram, ShownUnit
+from saefeat.report.formats import natural, pairs, rounded, visible
+from saefeat.report.passages import passage_view
+from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
 
 Cell = tuple[str, int, str]  # dictionary, unit, label
@@ -18,88 +18,73 @@ FIRST = 10  # units shown of each label
 _CARDS = 2400  # at most on the page, so that hundreds of labels stay under 8 MB
 _FEW = 600  # cards; beyond, each has one passage
 _PASSAGES = 3
-_PIECES = (40, 18)  # of a passage on each side of its peak: of the first, of the others
-_CHARACTERS = 400  # of a passage, before and after the peak
-_ORDER = ("sae-lape", "feature-diffmean", "lape")  # of methods; others follow
-_BY_ENTROPY = ("sae-lape", "lape")  # methods whose score it is
+_BY_ENTROPY = ("sae-lape", "lape")  # methods whose score is the entropy
 
 
-def read_selections(run: Path) -> dict[str, Selection]:
-    """Every selection by the name of its file, those of features first."""
-    order = {name: place for place, name in enumerate(_ORDER)}
-    paths = sorted(
-        (run / "selections").glob("[!.]*.parquet"),
-        key=lambda p: (order.get(p.stem, len(order)), p.stem),
-    )
-    return {path.stem: Selection.load(path) for path in paths}
+def method_views(
+    selections: Mapping[str, Selection], shown: Sequence[ShownUnit], spread: Spread | None
+) -> list[dict[str, Any]]:
+    """What the page shows of each method; see `_method`."""
+    cells = _shown(shown)
+    labels = max((len(selection.labels) for selection in selections.values()), default=0)
+    first = max(1, min(FIRST, _CARDS // max(1, labels * len(selections))))
+    return [
+        _method(name, selection, cells.get(name, {}), spread, first)
+        for name, selection in selections.items()
+    ]
 
 
-def read_shown(run: Path) -> dict[str, dict[Cell, Any]] | None:
-    """Method -> cell -> the row of `examples/shown.json`; None when there is no such file."""
-    return parsed(run / "examples" / "shown.json", _shown)
-
-
-def _shown(rows: Any) -> dict[str, dict[Cell, Any]]:
-    found: dict[str, dict[Cell, Any]] = defaultdict(dict)
-    most = _PASSAGES if len(rows) <= _FEW else 1
-    for row in rows:
-        found[row["method"]][row["dictionary"], int(row["unit"]), row["label"]] = {
-            "tokens": [visible(str(token)) for token in row.get("tokens") or []],
-            "histogram": _histogram(row.get("histogram")),
+def _shown(units: Sequence[ShownUnit]) -> dict[str, dict[Cell, dict[str, Any]]]:
+    """Method -> cell -> tokens, histogram and passages as the page draws them."""
+    most = _PASSAGES if len(units) <= _FEW else 1
+    found: dict[str, dict[Cell, dict[str, Any]]] = defaultdict(dict)
+    for unit in units:
+        found[unit["method"]][unit["dictionary"], unit["unit"], unit["label"]] = {
+            "tokens": [visible(token) for token in unit["tokens"]],
+            "histogram": _histogram(unit["histogram"]) if "histogram" in unit else None,
             "passages": [
-                _passage(p, _PIECES[at > 0])
-                for at, p in enumerate((row.get("passages") or [])[:most])
+                passage_view(passage, first=at == 0)
+                for at, passage in enumerate(unit["passages"][:most])
             ],
         }
     return dict(found)
 
 
-def _histogram(value: Any) -> dict[str, Any] | None:
-    if not value:
-        return None
-    counts = [int(n) for n in value["counts"]]
-    return {
-        "tokens": int(value["tokens"]),
-        "fired": int(value["fired"]),
-        "max": real(value["max"]),
-        "counts": counts,
-    }
+def _histogram(histogram: Histogram) -> dict[str, Any]:
+    numbers: dict[str, Any] = {**histogram, "max": rounded(histogram["max"])}
+    if "edges" in histogram:
+        numbers["edges"] = [rounded(edge) for edge in histogram["edges"]]
+    return numbers
 
 
-def method_view(
+def _method(
     name: str,
     selection: Selection,
-    shown: dict[Cell, Any],
-    methods: int,
-    spread: dict[str, Any] | None,
+    shown: Mapping[Cell, dict[str, Any]],
+    spread: Spread | None,
+    first: int,
 ) -> dict[str, Any]:
     """A method's counts by label and dictionary, and its first units of each label."""
     rows = selection.table.to_pylist()
     cells = Counter((row["label"], row["dictionary"]) for row in rows)
+    totals = Counter(row["label"] for row in rows)
     dictionaries = sorted(selection.dictionaries, key=natural)
     owners: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for row in rows:
-        owners[row["dictionary"], row["unit"]].append(row["label"])
-    first = max(1, min(FIRST, _CARDS // max(1, len(selection.labels) * methods)))
     units: dict[str, list[dict[str, Any]]] = {label: [] for label in selection.labels}
     for row in rows:
+        owners[row["dictionary"], row["unit"]].append(row["label"])
+    for row in rows:
         if row["rank"] <= first:
-            others = [
-                label for label in owners[row["dictionary"], row["unit"]] if label != row["label"]
-            ]
-            extra = shown.get((row["dictionary"], row["unit"], row["label"])) or {}
-            units[row["label"]].append(
-                _unit(row, others, unit_spread(spread, row["dictionary"], row["unit"]), extra)
-            )
-    totals = Counter(row["label"] for row in rows)
+            unit, label = (row["dictionary"], row["unit"]), row["label"]
+            others = [owner for owner in owners[unit] if owner != label]
+            extra = unit_spread(spread, *unit) | shown.get((*unit, label), {})
+            units[label].append({**_unit(row), "others": others, **extra})
     parameters = selection.header.get("parameters", {})
     return {
         "name": name,
         "score": "entropy" if selection.header["method"] in _BY_ENTROPY else "score",
         "labels": list(selection.labels),
-        "parameters": [
-            f"{key} {as_text(value)}" for key, value in parameters.items() if value is not None
-        ],
+        "parameters": pairs({k: value for k, value in parameters.items() if value is not None}),
         "dictionaries": dictionaries,
         "counts": [[cells[label, each] for each in dictionaries] for label in selection.labels],
         "rows": len(rows),
@@ -109,82 +94,6 @@ def method_view(
     }
 
 
-def _unit(
-    row: dict[str, Any], others: list[str], spread: dict[str, Any], extra: dict[str, Any]
-) -> dict[str, Any]:
-    numbers = {key: real(row[key]) for key in ("score", "probability", "mean_firing", "max")}
-    names = {key: row[key] for key in ("dictionary", "unit", "rank")}
-    return {**names, **numbers, "others": others, **spread, **extra}
-
-
-# --------------------------------------------------------------------------- text
-
-
-_BLANKS = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
-
-
-def visible(token: str) -> str:
-    """A token with its white space made visible: line ends as arrows, blanks at the ends as open boxes."""
-    body = token.strip(" ")
-    start = len(token) - len(token.lstrip(" ")) if body else len(token)
-    end = len(token) - start - len(body)
-    return ("␣" * start + body + "␣" * end).translate(_BLANKS)
-
-
-def _passage(passage: Any, around: int) -> dict[str, Any]:
-    """{label, value, direction, spans: [[text, shade 0 to 100, whether it is the peak], ...]}."""
-    text = str(passage.get("text") or "")
-    pieces, activations = passage.get("pieces") or [], passage.get("activations") or []
-    if pieces and len(pieces) == len(activations):
-        spans = _spans(pieces, activations, around)
-    else:
-        spans = [[shortened(text, _CHARACTERS), 0, False]]
-    way = direction(text or "".join(pieces))
-    return {
-        "label": passage.get("label"),
-        "value": real(passage.get("value")),
-        "direction": way,
-        "spans": spans,
-    }
-
-
-def _spans(pieces: list[str], activations: list[float], around: int) -> list[list[Any]]:
-    """Pieces around the peak, silent neighbours joined; shade is 0 to 100, 100 at the peak."""
-    top = max(activations)
-    peak = activations.index(top)
-    start, end = _excerpt(pieces, peak, around)
-    spans: list[list[Any]] = [["… ", 0, False]] if start else []
-    for at in range(start, end):
-        shade = round(100 * max(activations[at], 0) / top) if top > 0 else 0
-        is_peak = at == peak and shade > 0
-        marks, rest = _split_marks(pieces[at]) if spans else ("", pieces[at])
-        if marks:
-            spans[-1][0] += marks
-        if marks and not rest:  # drawn on the letter before
-            spans[-1][1:] = [max(shade, spans[-1][1]), is_peak or spans[-1][2]]
-        elif not shade and spans and not spans[-1][1]:
-            spans[-1][0] += rest
-        else:
-            spans.append([rest, shade, is_peak])
-    return [*spans, [" …", 0, False]] if end < len(pieces) else spans
-
-
-def _excerpt(pieces: list[str], peak: int, around: int) -> tuple[int, int]:
-    """First and last + 1 of the pieces on both sides of the peak, within a number of pieces and of characters."""
-    start, end = peak, peak + 1
-    for step, stop in ((-1, -1), (1, len(pieces))):
-        at, room = peak + step, _CHARACTERS
-        while at != stop and abs(at - peak) <= around and len(pieces[at]) <= room:
-            room -= len(pieces[at])
-            start, end = min(start, at), max(end, at + 1)
-            at += step
-    return start, end
-
-
-def _split_marks(piece: str) -> tuple[str, str]:
-    """Combining marks at the start, which belong to the letter before, and the rest."""
-    at = next(
-        (i for i, character in enumerate(piece) if unicodedata.category(character)[0] != "M"),
-        len(piece),
-    )
-    return piece[:at], piece[at:]
+def _unit(row: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {key: rounded(row[key]) for key in ("score", "probability", "mean_firing", "max")}
+    return {**{key: row[key] for key in ("dictionary", "unit", "rank")}, **numbers}

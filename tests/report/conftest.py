@@ -1,4 +1,4 @@
-"""A run directory with every part that the report shows, made by hand: four labels, one of which is markup."""
+"""A run directory, made by hand, with all that the report shows. One of four labels is markup."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = {
 
 
 def make_stats(name: str, kind: str, seed: int) -> Stats:
-    """16 units; unit 15 never fires, units 0 to 4 fire mostly for the labels that `make_selection` gives them."""
+    """16 units. Unit 15 never fires; units 0 to 4 fire mostly for one or two of the labels."""
     header = {"id": name, "site": name, "width": 16, "fingerprint": name, "kind": kind}
     stats = Stats.zeros(LABELS, 16, signed=False, dictionary=header, model={"name": "m"})
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def make_stats(name: str, kind: str, seed: int) -> Stats:
 
 
 def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
-    """Two units of each dictionary for each label but the last; unit 0 is shared by the first two labels."""
+    """Two units of each dictionary per label but the last; the first two labels share unit 0."""
     generator = torch.Generator().manual_seed(seed)
     unit, label = torch.tensor([0, 1, 0, 2, 3, 4]), torch.tensor([0, 0, 1, 1, 2, 2])
     parts = [
@@ -63,18 +63,17 @@ def make_shown(selection: Selection, method: str) -> list[dict[str, Any]]:
         passage = {"text": "".join(pieces), "label": row["label"], "value": 2.5}
         if row["rank"] > 1:  # the first one has no pieces
             passage |= {"pieces": pieces, "activations": [0.0, 2.5, 1.0, 0.0][: len(pieces)]}
-        keys = ("dictionary", "unit", "label", "rank", "score", "probability")
-        shown = {key: row[key] for key in keys} | {
-            "tokens": [" Tag", "\n", EVIL],
-            "passages": [passage],
-        }
+        shown = {"tokens": [" Tag", "\n", EVIL], "passages": [passage]}
         histogram = {"tokens": 500, "fired": 30, "max": 3.5, "counts": [0, 5, 15, 10]}
-        rows.append({"method": method, **shown, "histogram": histogram})
+        rows.append({**row, "method": method, **shown, "histogram": histogram})
     return rows
 
 
 def write_lid(run: Path) -> None:
-    """Ten texts a label. fastText is wrong on the second and third; `linear`, given a beginning, on the first two."""
+    """Ten texts per label. fastText errs on the second and third, `linear` on the first two.
+
+    `linear` errs on the beginnings of texts only.
+    """
     truth = [label for label in LABELS for _ in range(10)]
     wrong = ["ar", None, *truth[2:]]
     theirs = [truth[0], None, "ja", *truth[3:]]
@@ -124,16 +123,17 @@ def steering_row(method: str, label: str, strength: float, half: str) -> dict[st
         "strength": strength,
         "units": units,
         "half": half,
+        "chosen": half == "report" or strength in (0.0, 3.0),
         "forcing": forcing,
         "perplexity": perplexity,
         "distinct3": 0.8,
         "score": score,
-        "score_ci": [max(0, score - 0.1), score + 0.1] if half == "report" else None,
+        "score_ci": [max(0.0, score - 0.1), score + 0.1],
     }
 
 
 def write_steering(run: Path) -> None:
-    """Strengths 1, 2 and 3 on the tuning half, the strongest on the other; 30 samples a label and method."""
+    """Strengths 1, 2 and 3 on the tuning half, 3 on the other; 15 samples per label and method."""
     rows = []
     for label in LABELS:
         for method in METHODS:
@@ -141,36 +141,34 @@ def write_steering(run: Path) -> None:
             rows += [steering_row(method, label, s, "tune") for s in strengths]
             rows.append(steering_row(method, label, strengths[-1], "report"))
     own = {label: {"forcing": 0.9, "perplexity": 10.0, "distinct3": 0.9} for label in LABELS}
-    decoding = {"temperature": 0.7, "max_new_tokens": 40}
-    means = {
-        "sites": ["resid_post@3"],
-        "forcing": 0.6,
-        "perplexity": 30.0,
-        "distinct3": 0.8,
-        "score": 0.5,
-    }
-    summary = [
-        {
-            "method": "random",
-            **means,
-            "score_ci": [0.4, 0.6],
-            "features_ahead_by": 0.123,
-            "features_ahead_ci": [0.1, 0.2],
-        },
-        {"method": "features", **means, "score": 0.6, "score_ci": None},
-    ]
-    metrics = {"decoding": decoding, "prompts": 24, "own": own, "rows": rows, "summary": summary}
-    write_json(run / "steering" / "metrics.json", metrics)
-    schedule, parameters = {"first": 4, "rest": 0.3}, {"top": 100}
+    decoding = {"max_new_tokens": 40, "temperature": 0.7, "top_k": 50, "seed": 0}
+    summary = []
+    for method in METHODS:
+        reported = [row for row in rows if (row["method"], row["half"]) == (method, "report")]
+        means = {"labels": len(LABELS), "sites": ["resid_post@3"], "reached": 0}
+        means |= {
+            name: sum(row[name] for row in reported) / len(reported)
+            for name in ("forcing", "perplexity", "distinct3", "score")
+        }
+        ahead = {"features_ahead_by": 0.123, "features_ahead_ci": [0.1, 0.2]}
+        rest = {"score_ci": [0.4, 0.6], **(ahead if method == "random" else {})}
+        summary.append({"method": method, **means, **rest})
+    head = {"schema": SCHEMA, "source": "de", "decoding": decoding}
+    metrics = {"request": "r", "grid": "g", "prompts": 24, "threads": 1, "own": own, "rows": rows}
+    write_json(run / "steering" / "metrics.json", {**head, **metrics, "summary": summary})
     setting = {
         "method": "features",
         "edit": "add",
         "sites": ["resid_post@3"],
-        "schedule": schedule,
+        "schedule": {"first": 4, "rest": 0.3},
         "strength": 1.5,
+        "parameters": {"top": 100},
     }
-    settings = {label: {**setting, "parameters": parameters} for label in LABELS[:3]}
-    write_json(run / "steering" / "settings.json", {"source": "de", "labels": settings})
+    settings = dict.fromkeys(LABELS[:3], setting)
+    write_json(
+        run / "steering" / "settings.json",
+        {**head, "labels": settings, "methods": {"features": settings}},
+    )
     lines = []
     for label in LABELS:
         for method in ("features", "random"):
@@ -195,7 +193,10 @@ def write_steering(run: Path) -> None:
 
 
 def write_matrix(run: Path) -> None:
-    """Ablating features raises the nats of the label itself by 0.5, but of the last label; random units do nothing."""
+    """Ablating features adds 0.5 nats to their own label's text; random units do nothing.
+
+    The last label is unchanged too.
+    """
 
     def numbers(nats: float) -> dict[str, float]:
         return {
@@ -215,6 +216,9 @@ def write_matrix(run: Path) -> None:
     ]
     baseline = {label: numbers(2.0) for label in LABELS}
     found = {
+        "schema": SCHEMA,
+        "request": "r",
+        "threads": None,
         "corpus": EVIL,
         "split": "test",
         "labels": LABELS,
@@ -222,6 +226,24 @@ def write_matrix(run: Path) -> None:
         "baseline": baseline,
     }
     write_json(run / "steering" / "matrix.json", {**found, "interventions": interventions})
+
+
+def make_index() -> dict[str, Any]:
+    arguments = {"model": "org/tiny", "corpus": EVIL, "labels": list(LABELS), "seed": 7}
+    model = {"name": "org/tiny", "revision": None, "fingerprint": "2:a", "dtype": "float32"}
+    corpus = {"name": EVIL, "fingerprint": "b", "labels": list(LABELS), "examples": 1234}
+    return {
+        "schema": SCHEMA,
+        "arguments": arguments,
+        "versions": {"torch": "2.11"},
+        "machine": {"device": "cpu", "threads": 1},
+        "seeds": {"seed": 7},
+        "model": model,
+        "corpus": {**corpus, "skipped": {"blank": 5}},
+        "sites": ["mlp_out@3", "mlp_out@12"],
+        "complete": True,
+        "timings": {"train": 75.2},
+    }
 
 
 @pytest.fixture
@@ -233,27 +255,7 @@ def evil() -> str:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
-    arguments = {
-        "labels": list(LABELS),
-        "seed": 7,
-        "nested": {"a": {"b": 1.5}},
-        "none": None,
-        "note": EVIL,
-    }
-    record = {
-        "model": {"name": "org/tiny"},
-        "arguments": arguments,
-        "timings": {"train": 75.2},
-        "schema": SCHEMA,
-    }
-    corpus = {"name": EVIL, "examples": 1234, "labels": list(LABELS)}
-    record |= {
-        "versions": {"torch": "2.11"},
-        "seeds": {"seed": 7},
-        "corpus": corpus,
-        "complete": True,
-    }
-    write_json(run / "run.json", record)
+    write_json(run / "run.json", make_index())
     for layer in (12, 3):
         ours = {"site": f"mlp_out@{layer}", "dead": 0.031, "training": {"tokens": 400_000}}
         ours |= {

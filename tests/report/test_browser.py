@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads without a word on the console, and its controls do what they say."""
+"""The page in a real browser: nothing on the console, and controls that do what they say."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Page:
             "document.getElementById(arguments[0]).scrollIntoView({ behavior: 'instant' })", section
         )
         self.wait(
-            f"[...document.querySelectorAll('#{section} .heat')].every((heat) => heat.querySelector('td'))"
+            f"[...document.querySelectorAll('#{section} .heat')]"
+            ".every((heat) => heat.querySelector('td'))"
         )
 
     def wait(self, condition: str) -> None:
@@ -153,8 +154,9 @@ def test_a_narrow_page_does_not_scroll_sideways(open_page: Callable[..., Page], 
     page.search("a")
     assert page.run("return document.documentElement.scrollWidth") <= width
     outside = page.run(
-        "return [...document.querySelectorAll('main *, header *, nav .find *')].filter((e) => e.checkVisibility()"
-        " && !e.closest('.heat, .scroll, .frontier, .pills') && e.getBoundingClientRect().right > innerWidth + 1)"
+        "return [...document.querySelectorAll('main *, header *, nav .find *')]"
+        ".filter((e) => e.checkVisibility() && !e.closest('.heat, .scroll, .frontier, .pills')"
+        " && e.getBoundingClientRect().right > innerWidth + 1)"
         ".map((e) => e.parentElement.outerHTML.slice(0, 200))"
     )
     assert outside == []
@@ -356,8 +358,9 @@ def test_light_and_dark_are_switched_and_follow_the_reader(page: Page) -> None:
 
 def test_every_control_is_reached_by_keys_and_has_a_name(page: Page) -> None:
     nameless = page.run(
-        "return [...document.querySelectorAll('select, input, button, [tabindex]')].filter((e) => !e.ariaLabel"
-        " && !e.closest('label') && !e.innerText?.trim()).map((e) => e.outerHTML.slice(0, 80))"
+        "return [...document.querySelectorAll('select, input, button, [tabindex]')]"
+        ".filter((e) => !e.ariaLabel && !e.closest('label') && !e.innerText?.trim())"
+        ".map((e) => e.outerHTML.slice(0, 80))"
     )
     assert nameless == []
     assert page.run(

@@ -1,4 +1,4 @@
-"""The report page: its parts, missing parts, escaping, no network, size, the same bytes again, the tables beside it."""
+"""The report: its parts, missing parts, escaping, no network, size, equal bytes, tables."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saefeat.io import SCHEMA, UserError, write_json
+from saefeat.io import UserError, write_json
 from saefeat.report import write_report
-from saefeat.selection import Selection
+from saefeat.report.page import render
+from saefeat.report.parts import read_parts
+from saefeat.report.spread import Spread
+from saefeat.report.units import method_views
+from saefeat.report.view import drawn_data, page_view
+from saefeat.rundir import RunDir
+from saefeat.selection import COLUMNS, Selection
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 TABLES = {"lid", "errors", "features", "overlap", "steering", "matrix"}
@@ -89,13 +96,13 @@ def test_what_was_run_and_identification_are_there(run: Path) -> None:
         "3.1 %",
         "400,000",
         "1 min 15 s",
-        "nested · a · b",
+        "skipped · blank",
     ):
         assert words in text, words
     for words in (
         "2.11",
         "0.100 – 0.200",
-        "40 sentences a label",
+        "40 sentences per label",
         "linear",
         "fasttext",
         "a new head",
@@ -135,12 +142,23 @@ def test_a_unit_has_its_probability_by_label_entropy_histogram_tokens_and_passag
     unit = next(unit for unit in units_of(page_of(run)) if unit["unit"] == 0)
     p = dict(unit["p"])
     assert (p["de"], p["ar"]) == (0.6, 0.6)
-    assert p["ja"] < 0.06 and unit["rest"] is None
+    assert p["ja"] < 0.06 and unit["left_out"] is None
     assert 0.69 < unit["entropy"] < 1.1  # two labels, and a little of the others
     assert unit["others"] in (["ar"], ["de"])
     assert unit["histogram"] == {"tokens": 500, "fired": 30, "max": 3.5, "counts": [0, 5, 15, 10]}
     assert unit["tokens"][:2] == ["␣Tag", "↵"]
     assert unit["passages"][0]["value"] == 2.5
+
+
+def test_the_bins_of_a_histogram_may_have_edges_of_their_own(run: Path) -> None:
+    shown = json.loads((run / "examples" / "shown.json").read_text(encoding="utf-8"))
+    shown[0]["histogram"]["edges"] = [0.001, 0.01, 0.123456, 1, 10]
+    write_json(run / "examples" / "shown.json", shown)
+    histograms = [unit["histogram"] for unit in units_of(page_of(run))]
+    assert [one["edges"] for one in histograms if "edges" in one] == [[0.001, 0.01, 0.1235, 1, 10]]
+    shown[0]["histogram"]["edges"].pop()
+    write_json(run / "examples" / "shown.json", shown)
+    refused(run, r"shown\.json .*edges and counts do not agree")
 
 
 def test_the_entropy_of_every_unit_that_fires_is_counted_and_the_chosen_ones_are_marked(
@@ -188,7 +206,9 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     assert (cell["half"], cell["forcing"], cell["perplexity"]) == ("report", 1, 40)
     assert "strength 3 " in cell["setting"] and len(cell["ci"]) == 2
     assert steering["mean"]["features"]["perplexity"] == 40
-    assert steering["summary"][0]["features_ahead_by"] == 0.123
+    means = {row["method"]: row["features_ahead_by"] for row in steering["summary"]}
+    assert list(means) == steering["methods"]
+    assert (means["random"], means["features"]) == (0.123, None)
     line = next(line for line in steering["lines"] if line["method"] == "random")
     assert [point[0] for point in line["points"][""]] == [1, 2, 3]
     assert [point[1] for point in line["points"]["de"]] == [
@@ -250,9 +270,8 @@ def test_pieces_are_shaded_and_the_peak_is_marked(run: Path) -> None:
 def test_combining_marks_stay_on_their_letter_and_direction_is_of_the_whole_text(run: Path) -> None:
     path = run / "examples" / "shown.json"
     shown = json.loads(path.read_text(encoding="utf-8"))
-    shown[0]["passages"] = [
-        {"text": "हिन्दी", "pieces": ["ह", "ि", "न्द", "ी है"], "activations": [0, 0, 1, 2]}
-    ]
+    pieces = {"pieces": ["ह", "ि", "न्द", "ी है"], "activations": [0, 0, 1, 2]}
+    shown[0]["passages"] = [{"text": "हिन्दी", "label": "hi", "value": 2, **pieces}]
     shown[1]["passages"] = [{"text": "OK مرحبا بالعالم", "label": "ar", "value": 1}]
     write_json(path, shown)
     first, second = [unit["passages"][0] for unit in units_of(page_of(run)) if unit["rank"] < 3][:2]
@@ -266,8 +285,8 @@ def test_a_long_passage_is_cut_around_its_peak(run: Path) -> None:
     activations = [float(at == 500) for at in range(1000)]
     passage = {
         "text": "",
-        "label": None,
-        "value": None,
+        "label": "de",
+        "value": 1.0,
         "pieces": pieces,
         "activations": activations,
     }
@@ -319,72 +338,43 @@ def test_it_is_the_same_again_and_leaves_nothing_behind(run: Path) -> None:
 
 
 def test_hundreds_of_labels_with_text_that_cannot_be_packed_stay_under_8_mb(run: Path) -> None:
-    from saefeat.report.page import render
-    from saefeat.report.parts import read_run
-    from saefeat.report.units import read_shown
-
-    view, data, _ = read_run(run)
+    place = RunDir(run)
+    parts = read_parts(place)
+    view = page_view(parts, "run")
     rng = random.Random(0)
     labels = [f"label-{at}" for at in range(480)]
-    write_json(
-        run / "examples" / "shown.json",
-        [
-            {
-                "method": "m",
-                "dictionary": "d",
-                "unit": at,
-                "label": labels[at // 5],
-                "tokens": ["x" * 12] * 8,
-                "histogram": {
-                    "tokens": 9,
-                    "fired": 9,
-                    "max": 1,
-                    "counts": [rng.randrange(99) for _ in range(24)],
-                },
-                "passages": [
-                    {
-                        "text": "",
-                        "label": "x",
-                        "value": 1.0,
-                        "activations": [rng.random() for _ in range(128)],
-                        "pieces": [
-                            "".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in "abc")
-                            for _ in range(128)
-                        ],
-                    }
-                ]
-                * 3,
-            }
-            for at in range(2400)
-        ],
-    )
-    shown = (read_shown(run) or {})["m"]
-    numbers = {
-        "score": 0.1234,
-        "probability": 0.1234,
-        "mean_firing": 1.234,
-        "max": 12.34,
-        "entropy": 1.234,
-    }
-    units = [
-        {
-            "dictionary": "d",
-            "unit": unit,
-            "rank": 1,
-            **numbers,
-            "others": [],
-            "rest": 0.01,
-            "p": [[rng.choice(labels), rng.random()] for _ in range(12)],
-            **row,
+    row = parts.selections["sae-lape"].table.to_pylist()[0]
+    counts = {"tokens": 9, "fired": 9, "max": 1.0}
+
+    def unit(at: int) -> dict[str, Any]:
+        passage = {
+            "text": "",
+            "label": "x",
+            "value": 1.0,
+            "pieces": [
+                "".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in "abc") for _ in range(128)
+            ],
+            "activations": [rng.random() for _ in range(128)],
         }
-        for (_, unit, _), row in shown.items()
-    ]
-    data["methods"][0]["units"] = [units[at : at + 5] for at in range(0, 2400, 5)]
-    data["overlap"] = {
-        "labels": labels,
-        "both": [[rng.randrange(100) for _ in labels] for _ in labels],
-    }
-    assert len(units) == 2400
+        histogram = {**counts, "counts": [rng.randrange(99) for _ in range(24)]}
+        shown = {"tokens": ["x" * 12] * 8, "passages": [passage] * 3, "histogram": histogram}
+        cell = {"dictionary": "d", "unit": at, "label": labels[at // 5]}
+        return {**row, **cell, "rank": 1 + at % 5, "method": "m", **shown}
+
+    rows = [unit(at) for at in range(2400)]
+    table = pa.Table.from_pylist(
+        [{name: row[name] for name in COLUMNS} for row in rows],
+        parts.selections["sae-lape"].table.schema,
+    )
+    header = parts.selections["sae-lape"].header
+    selection = Selection(table, {**header, "labels": labels, "dictionaries": {"d": {}}})
+    p = [rng.random() for _ in labels]
+    spread = Spread(tuple(labels), {}, units={("d", at): (1.2, p) for at in range(2400)})
+    both = [[rng.randrange(100) for _ in labels] for _ in labels]
+    view["methods"] = method_views({"m": selection}, rows, spread)
+    view["overlap"] |= {"labels": labels, "both": both}
+    data = drawn_data(view)
+    assert sum(map(len, data["methods"][0]["units"])) == 2400
     assert len(render({**view, "tables": []}, data).encode()) < 8e6
 
 
@@ -454,10 +444,10 @@ def test_what_is_no_run_is_refused_in_a_sentence(run: Path, tmp_path: Path) -> N
     assert not list((tmp_path / "empty").iterdir())
 
 
-@pytest.mark.parametrize("record", [{"schema": SCHEMA, "complete": False}, {"schema": SCHEMA}])
-def test_an_unfinished_run_is_refused_in_a_sentence(run: Path, record: dict[str, Any]) -> None:
-    write_json(run / "run.json", record)
-    refused(run, "is unfinished; give its `saefeat run` or `saefeat demo` again")
+def test_an_unfinished_run_is_refused_in_a_sentence(run: Path) -> None:
+    index = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    write_json(run / "run.json", {**index, "complete": False})
+    refused(run, "is unfinished; run its command again")
     assert not (run / "report.html").exists() and not (run / "tables").exists()
 
 

@@ -1,0 +1,121 @@
+"""From the parts of a run to what the template shows, what the script draws, and the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from saefeat.artefacts import SAEConfig
+from saefeat.report.facts import about, fact_groups, model_name
+from saefeat.report.identification import errors_view, lid_rows, lid_view
+from saefeat.report.matrix import matrix_rows, matrix_view
+from saefeat.report.parts import Parts
+from saefeat.report.spread import entropy_view, overlap_rows, overlap_view
+from saefeat.report.steering import samples_view, steering_view
+from saefeat.report.units import method_views
+
+T = TypeVar("T")
+Values = dict[str, Any]
+
+
+def page_view(parts: Parts, title: str) -> Values:
+    """The values of the template. `title` serves where the model has no name."""
+    methods = method_views(parts.selections, parts.shown or [], parts.spread)
+    labels = dict.fromkeys(label for method in methods for label in method["labels"])
+    view: Values = {
+        "title": model_name(parts.index) or title,
+        "about": about(parts.index),
+        "facts": fact_groups(parts.index),
+        "labels": list(labels) or parts.index["corpus"]["labels"],
+        "saes": [_sae(name, config) for name, config in parts.saes.items()],
+        "lid": _optional(lid_view, parts.lid),
+        "errors": _optional(errors_view, parts.errors),
+        "methods": methods,
+        "first_method": next((at for at, method in enumerate(methods) if method["rows"]), 0),
+        "has_passages": bool(parts.shown),
+        "entropy": _optional(entropy_view, parts.spread),
+        "overlap": _optional(overlap_view, parts.spread),
+        "steering": _optional(
+            lambda metrics: steering_view(metrics, parts.settings), parts.steering
+        ),
+        "samples": _optional(samples_view, parts.samples),
+        "matrix": _optional(matrix_view, parts.matrix),
+    }
+    return {**view, "tiles": _tiles(view)}
+
+
+def _optional(function: Callable[[T], Any], value: T | None) -> Any:
+    return None if value is None else function(value)
+
+
+def _some(values: Values | None, *keys: str) -> Values | None:
+    return None if values is None else {key: values[key] for key in keys}
+
+
+def drawn_data(view: Values) -> Values:
+    """What the page's script draws."""
+    method_keys = ("name", "score", "labels", "dictionaries", "counts", "totals", "units")
+    return {
+        "labels": view["labels"],
+        "confusion": _some(view["lid"], "labels", "lengths", "confusion"),
+        "errors": _optional(lambda errors: errors["shown"], view["errors"]),
+        "methods": [_some(method, *method_keys) for method in view["methods"]],
+        "entropy": view["entropy"],
+        "overlap": view["overlap"],
+        "steering": view["steering"],
+        "samples": _optional(lambda samples: samples["rows"], view["samples"]),
+        "matrix": _some(view["matrix"], "labels", "interventions"),
+    }
+
+
+def table_rows(parts: Parts) -> dict[str, Iterable[Mapping[str, Any]]]:
+    """The rows of each table; without those of which the run has nothing."""
+    selected = [
+        {"method": name, **row}
+        for name, selection in parts.selections.items()
+        for row in selection.table.to_pylist()
+    ]
+    overlap = _optional(overlap_view, parts.spread)
+    found = {
+        "lid": _optional(lid_rows, parts.lid),
+        "errors": _optional(lambda of: [row for rows in of.values() for row in rows], parts.errors),
+        "features": selected if parts.selections else None,
+        "overlap": _optional(overlap_rows, overlap),
+        "steering": _optional(lambda metrics: metrics["rows"], parts.steering),
+        "matrix": _optional(matrix_rows, parts.matrix),
+    }
+    return {name: rows for name, rows in found.items() if rows is not None}
+
+
+def _sae(name: str, config: SAEConfig) -> Values:
+    metadata = config.get("metadata", {})
+    ours = metadata.get("saefeat", {})
+    # On held-out text; SAEs of older versions have the numbers of their training.
+    fidelity = {**ours, **ours.get("held_out", {})}
+    return {
+        "id": name,
+        "site": ours.get("site") or metadata.get("hook_name"),
+        **{key: config.get(key) for key in ("d_in", "d_sae", "k")},
+        **{key: fidelity.get(key) for key in ("fvu", "l0", "dead")},
+        "tokens": ours.get("training", {}).get("tokens"),
+    }
+
+
+def _tiles(view: Values) -> list[Values]:
+    """The figures at the head of the page."""
+    tiles: list[tuple[Any, str, str]] = []
+    saes, methods, lid, steering = (view[key] for key in ("saes", "methods", "lid", "steering"))
+    if view["labels"]:
+        tiles.append((len(view["labels"]), "labels", ""))
+    if saes:
+        width = sum(sae["d_sae"] for sae in saes)
+        tiles.append((len(saes), "autoencoders", f"{width:,} features" if width else ""))
+    if methods:
+        tiles.append((methods[0]["distinct"], "units selected", methods[0]["name"]))
+    if lid and lid["heads"]:
+        head = max(lid["heads"], key=lambda head: head["f1"])
+        tiles.append((head["f1"], "best macro-F1", head["name"]))
+    if steering and steering["best"]:
+        method = max(steering["summary"], key=lambda row: row["score"])
+        tiles.append((method["score"], "best steering score", method["method"]))
+    return [dict(zip(("value", "name", "note"), tile, strict=True)) for tile in tiles]
