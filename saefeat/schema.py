@@ -1,23 +1,49 @@
-"""Strict types of configurations and of the content of JSON files (by pydantic).
+"""Strict types of configurations and of the content of files (by pydantic).
 
 A configuration is a frozen dataclass of `saefeat.config`, with `config=STRICT`. The content of a
-file is a TypedDict beside the code that writes it. Both are checked by the same rules: unknown
-names, missing names, values of another type and numbers that are not finite are errors.
+JSON file is a TypedDict of `saefeat.artefacts`. Both follow the same rules: unknown names, missing
+names, values of another type and numbers that are not finite are errors. The columns of a Parquet
+file are checked against an Arrow schema.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
-from saefeat.io import UserError, read_json
+from saefeat.io import UserError, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def ensures(check: Callable[[Any], None]) -> Callable[[type[T]], type[T]]:
+    """Decorate a TypedDict by a check of values that have to agree with each other.
+
+    `check` gets the values when each of them has its type, and raises ValueError.
+    """
+
+    def decorate(kind: type[T]) -> type[T]:
+        def build(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+            return core_schema.no_info_after_validator_function(after, handler(source))
+
+        kind.__get_pydantic_core_schema__ = build  # type: ignore[attr-defined]
+        return kind
+
+    def after(value: Any) -> Any:
+        check(value)
+        return value
+
+    return decorate
 
 
 @lru_cache
@@ -25,19 +51,108 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def checked(kind: type[T], value: Any, path: Path) -> T:
-    """A parsed JSON value as `kind`. Raises UserError that names the file and the first misfit."""
+def checked(kind: type[T], value: Any, path: Path, *, help: str = "write it again") -> T:
+    """A parsed JSON value as `kind`. Arrays become tuples where `kind` says so.
+
+    Args:
+        kind: a TypedDict, a configuration, or any other type that pydantic knows.
+        value: what was parsed.
+        path: the file, for the message.
+        help: what the user can do, for the message.
+
+    Raises:
+        UserError: the value does not fit. The message names the file and the first misfit.
+    """
+    return _fitted(kind, value, path, "", help)
+
+
+def read(kind: type[T], path: Path, *, help: str = "write it again") -> T:
+    """The content of a JSON file as `kind`. Raises UserError when it is missing or does not fit."""
+    return checked(kind, read_json(path), path, help=help)
+
+
+def write(kind: type[T], path: Path, value: T) -> None:
+    """Write a JSON file that `read` reads.
+
+    A value that does not fit is a bug of the caller: it raises ValueError, and nothing is written.
+    """
+    write_json(path, _plain(kind, value))
+
+
+def read_lines(kind: type[T], path: Path) -> list[T]:
+    """The lines of a JSONL file, each as `kind`; blank lines are skipped.
+
+    Raises UserError when the file is missing, or when a line does not fit, with its number.
+    """
     try:
-        # Through JSON, whose arrays stand for tuples too.
-        return _adapter(kind).validate_json(json.dumps(value))
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path} is damaged in line {number} ({error})") from error
+            found.append(_fitted(kind, value, path, f"line {number}", "write it again"))
+    return found
+
+
+def write_lines(kind: type[T], path: Path, values: Sequence[T]) -> None:
+    """Write a JSONL file that `read_lines` reads; raises as `write`."""
+    lines = (json.dumps(_plain(kind, value), ensure_ascii=False) + "\n" for value in values)
+    write_text(path, "".join(lines))
+
+
+def read_table(path: Path, fields: pa.Schema, filters: Any = None) -> pa.Table:
+    """Columns of a Parquet file.
+
+    Args:
+        fields: the columns. One that is not nullable has no missing values.
+        filters: as in `pyarrow.parquet.read_table`.
+
+    Raises:
+        UserError: the file is missing or damaged, or a column is missing, of another type, or has
+            missing values or text that is not UTF-8.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=fields.names, filters=filters)
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
+    for field in fields:
+        if field.name not in table.column_names:
+            raise UserError(f"{path} is damaged (it has no column {field.name}); write it again")
+        column = table[field.name]
+        if column.type != field.type and not (field.nullable and pa.types.is_null(column.type)):
+            raise UserError(f"{path} is damaged ({field.name} is {column.type}); write it again")
+        if column.null_count and not field.nullable:
+            raise UserError(f"{path} is damaged ({field.name} has gaps); write it again")
+    return table
+
+
+def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
+    # Validated as JSON, whose arrays stand for tuples too. Lone surrogates, which may come from the
+    # text of a corpus, become question marks: UTF-8 has no bytes for them.
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        return _adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"]))
+        place = ", ".join(part for part in (line, where) if part) or "the whole"
         raise UserError(
-            f"{path} is not what saefeat writes there ({where}: {first['msg']}); write it again"
+            f"{path} is not what saefeat writes there ({place}: {first['msg']}); {help}"
         ) from error
 
 
-def read(kind: type[T], path: Path) -> T:
-    """The content of a JSON file as `kind`. Raises UserError when it is missing or does not fit."""
-    return checked(kind, read_json(path), path)
+def _plain(kind: type[T], value: T) -> Any:
+    """A value as JSON has it; raises ValueError when it does not fit."""
+    plain = _adapter(kind).dump_python(value, mode="json", warnings="error")
+    _adapter(kind).validate_json(json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace"))
+    return plain

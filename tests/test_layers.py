@@ -29,7 +29,7 @@ ROOMS = [
     ["hooks", "generation"],
     ["steps"],
     ["models", "corpora"],
-    ["config"],
+    ["config", "artefacts"],
     ["labels", "assets", "resume", "schema", "registry"],
     ["progress", "io"],
 ]

@@ -30,7 +30,7 @@ from saefeat.run import (
     predict,
     run,
 )
-from saefeat.run.setting import located
+from saefeat.run.request import with_absolute_paths
 from saefeat.run.shown import pieces
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
@@ -50,7 +50,17 @@ def one_core(monkeypatch):
 
 @pytest.fixture
 def config(tiny_model_dir, tiny_jsonl):
-    return RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32")
+    return RunConfig(
+        str(tiny_model_dir),
+        str(tiny_jsonl),
+        d_sae=64,
+        k=4,
+        dtype="float32",
+        train_tokens=8000,
+        max_tokens=8000,
+        steer_prompts=0,
+        matrix_texts=0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -291,11 +301,7 @@ def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config)
     ]  # any string
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
-    run(
-        RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}),
-        tmp_path / "run",
-        say=lines.append,
-    )
+    run(replace(config, corpus=str(tmp_path / "sums.jsonl")), tmp_path / "run", say=lines.append)
     assert any("some label is written without letters" in line for line in lines)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
@@ -341,11 +347,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = [
-        "saefeat.sae.train.save_sae",
-        "saefeat.collection.write_bags",
-        "saefeat.run._rank_all",
-    ]
+    places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.run.rank"]
     places += [
         "saefeat.lid.linear_head",
         "saefeat.run.identify.lid_metrics",
@@ -389,7 +391,7 @@ def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_
 
 
 def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, metrics):
-    given = RunConfig(**{**config.__dict__, "saes": (str(tiny_run / "saes"),)})
+    given = replace(config, saes=(str(tiny_run / "saes"),))
     run(given, tmp_path / "run")
     assert not (tmp_path / "run/saes").exists()
     for site in SAES:
@@ -405,10 +407,7 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
 
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
     saes = (str(tiny_run / "saes" / SAES[1]),)
-    run(
-        RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}),
-        tmp_path / "run",
-    )
+    run(replace(config, saes=saes, neuron_layers=0, eval_texts=3), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (SITES[1], SAES[1])
     ]
@@ -420,7 +419,7 @@ def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
 
 def test_other_arguments_are_refused(tiny_run, config):
     with pytest.raises(UserError, match="holds a run with other arguments"):
-        run(RunConfig(**{**config.__dict__, "seed": 1}), tiny_run)
+        run(replace(config, seed=1), tiny_run)
 
 
 @pytest.fixture
@@ -435,7 +434,7 @@ def here(tmp_path, monkeypatch, save_lm, tiny_jsonl):
 
 
 def relative(config, **changes):
-    return RunConfig(**{**config.__dict__, "model": "model", "corpus": "c.jsonl", **changes})
+    return replace(config, **{"model": "model", "corpus": "c.jsonl", **changes})
 
 
 def test_a_run_with_relative_paths_goes_on_from_another_directory(
@@ -474,7 +473,7 @@ def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_le
     asked = relative(config, eval_texts=3)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "saefeat.run.setting.located", lambda config, place=None: config
+            "saefeat.run.opened.with_absolute_paths", lambda config: config
         )  # as it was once
         run(asked, here / "run")
     before = without_timings(contents(here / "run"))
@@ -504,19 +503,21 @@ def test_names_and_what_is_not_here_are_no_paths(here, model, corpus, saes):
     (here / "taken").write_text("")
     (here / "xnli").mkdir()
     given = RunConfig(model, corpus, saes=(saes,))
-    assert located(given) == given
+    assert with_absolute_paths(given) == given
 
 
 def test_whole_paths_keep_the_names_of_links(here, monkeypatch):
     (here / "m.gguf").symlink_to("c.jsonl")
     (here / "mlp_out@1").symlink_to("model")
     monkeypatch.setenv("HOME", str(here))
-    found = located(RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model")))
+    found = with_absolute_paths(
+        RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model"))
+    )
     assert found.saes == (str(here / "mlp_out@1"), str(here / "model"))
     (here / "else/deep").mkdir(parents=True)
     (here / "else/c.jsonl").touch()
     (here / "away").symlink_to("else/deep")
-    assert located(RunConfig("m", "away/../c.jsonl")).corpus == str(
+    assert with_absolute_paths(RunConfig("m", "away/../c.jsonl")).corpus == str(
         (here / "else/c.jsonl").resolve()
     )
     assert (found.model, found.corpus) == (str(here / "m.gguf"), str(here / "link.jsonl"))
@@ -737,7 +738,7 @@ def test_an_index_with_values_of_other_types_is_a_user_error(
         index[section][name] = value
     (tmp_path / "run.json").write_text(json.dumps(index))
     for read in (lambda: open_run(tmp_path, with_corpus=False), lambda: run(config, tmp_path)):
-        with pytest.raises(UserError, match=r"run\.json is damaged"):
+        with pytest.raises(UserError, match=rf"run\.json is not what .* \({section}.*; start a new"):
             read()
 
 
@@ -764,7 +765,7 @@ def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(
         "sites": sites,
         "eval_texts": 3,
     }
-    run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
+    run(replace(config, **changes), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (sites[0], sae_id(sites[0]))
     ]

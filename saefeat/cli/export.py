@@ -1,4 +1,4 @@
-"""`saefeat export`: SAEs for other libraries, and one feature's vector for other tools."""
+"""`saefeat export`: SAEs for other libraries, and the vector of one feature for other tools."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def export(
     ],
     out: Out,
     form: Annotated[
-        str | None, typer.Option("--format", help="sae-lens or sparsify: a folder an SAE.")
+        str | None, typer.Option("--format", help="sae-lens or sparsify: one folder per SAE.")
     ] = None,
     feature: Annotated[
         str | None,
-        typer.Option("--feature", help="SAE:UNIT: its vector alone, as .safetensors or .npy."),
+        typer.Option("--feature", help="SAE:UNIT: its vector only, as .safetensors or .npy."),
     ] = None,
 ) -> None:
     """Write SAEs as other libraries open them, with a model card; or the vector of one feature."""
@@ -31,7 +31,8 @@ def export(
     if feature is not None:
         about = export_direction(source, feature, out)
         typer.echo(
-            f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, norm {about['norm']:.4f}"
+            f"{out}: unit {about['unit']} of {about['sae']} at {about['site']}, "
+            f"norm {about['norm']:.4f}"
         )
     elif form is not None:
         for folder in export_saes(source, form, out):

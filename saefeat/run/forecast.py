@@ -16,10 +16,10 @@ from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
 from saefeat.run.identify import evaluated
 from saefeat.run.matrix import room
-from saefeat.run.setting import Setting
-from saefeat.run.stages import distinct, means, neurons
+from saefeat.run.opened import OpenRun as Setting
+from saefeat.run.stages import counted_dictionaries, neurons
 from saefeat.run.sweep import demo_grid
-from saefeat.sae.train import Trainer
+from saefeat.sae.train import Trainer, sae_width
 
 _LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more
 _MORE_LIBRARIES = 0.5e9
@@ -33,9 +33,8 @@ def forecast(setting: Setting) -> list[str]:
     texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
     mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
     short = min(mean, 9.0)
-    dictionaries = distinct(
-        [*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)]
-    )
+    hidden = neurons(lm, setting.layers)
+    dictionaries = counted_dictionaries(lm, setting.given, None, hidden)
     rounds = (
         len(passes(dictionaries, lm.device, len(setting.corpus.labels))) if setting.given else 1
     )
@@ -56,7 +55,7 @@ def forecast(setting: Setting) -> list[str]:
     seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     seconds |= _steering_seconds(setting, plan)
     widths = [sae.width for sae in setting.given] or [
-        setting.training.width(_d(lm, s)) for s in sites
+        sae_width(setting.training, _d(lm, s)) for s in sites
     ]
     width = sum(widths)
     there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
@@ -107,7 +106,7 @@ def forecast_collect(
     lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool
 ) -> str:
     """What a collection takes of memory, and in how many passes over the corpus."""
-    dictionaries = distinct([*saes, *means(lm, saes, None), *(neurons(lm) if with_neurons else [])])
+    dictionaries = counted_dictionaries(lm, saes, None, neurons(lm) if with_neurons else [])
     there = _parameters(lm) + collect_memory(lm, dictionaries, labels)
     groups = len(passes(dictionaries, lm.device, labels))
     return (

@@ -16,9 +16,9 @@ from saefeat import steering
 from saefeat.collection import working_bytes
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, memory_limit, write_json
+from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun as Setting
 from saefeat.run.stages import same_threads
 from saefeat.run.steer import random_units
 from saefeat.statistics import Stats
@@ -59,7 +59,7 @@ def matrix(
     labels = list(setting.corpus.labels)
     texts = {label: some for label in labels if (some := _texts(setting, label, sentences))}
     if not texts:
-        raise UserError("no label has a test text to measure; the corpus is too small")
+        raise steering.CannotSteer("no label has a test text to measure; the corpus is too small")
     request = fingerprint(
         [
             setting.lm.fingerprint,
@@ -147,7 +147,7 @@ def room(setting: Setting) -> tuple[int, int]:
 def _check_room(setting: Setting) -> None:
     needed, there = room(setting)
     if needed > there:
-        raise UserError(
+        raise steering.CannotSteer(
             f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
             f"{needed / 1e9:.1f} GB, where they may take {there / 1e9:.1f} (half of the memory); measure "
             "it over a run with fewer or narrower SAEs"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saefeat.activations import OUTLIER_FACTOR, counted_vectors
+from saefeat.config import TrainConfig
 from saefeat.corpora import WINDOW, Plan
 from saefeat.dictionaries import SAE
 from saefeat.encoders import GroupedEncoder
@@ -37,51 +38,22 @@ INITIAL_NORM = (
 )
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How SAEs are trained.
+def sae_width(config: TrainConfig, d_in: int) -> int:
+    """Width of an SAE at a site of width d_in; raises UserError for one that cannot be."""
+    width = config.d_sae or config.expansion * d_in
+    if width % GroupedEncoder.size or width < GroupedEncoder.size * config.k // 4:
+        need = (
+            f"a multiple of {GroupedEncoder.size}, at least {GroupedEncoder.size * config.k // 4} "
+            f"for k {config.k}"
+        )
+        raise UserError(f"d_sae {width} must be {need}", "d_sae")
+    return width
 
-    Attributes:
-        d_sae: width, a multiple of 16; None: `expansion` times d_in.
-        k: active units of a token.
-        passes: how often each activation is used.
-        batch_size: tokens of a step.
-        chunk_tokens: tokens held in memory (2 bytes x d_in each, for every site); a checkpoint
-            falls on its end.
-        lr: peak rate of Adam, on inputs scaled to unit variance per coordinate; None: 1e-3 *
-            sqrt(10240 / d_sae). Linear warm-up over the first `warmup` of the steps and linear
-            decay over the last `decay`.
-        aux: weight of AuxK on the dead units. A unit is dead when it has not fired for
-            `dead_tokens` tokens; None: an eighth of all training tokens, at most 10 million.
-        dtype: of the encoder product: auto, float32 or bfloat16. Weights are float32 always.
-    """
 
-    k: int = 32
-    d_sae: int | None = None
-    expansion: int = 4
-    passes: int = 2
-    batch_size: int = 2048
-    chunk_tokens: int = 65_536
-    lr: float | None = None
-    warmup: float = 0.05
-    decay: float = 0.4
-    aux: float = 1 / 32
-    dead_tokens: int | None = None
-    dtype: str = "auto"
-    seed: int = 0
-
-    def width(self, d_in: int) -> int:
-        """d_sae for a site of width d_in; raises UserError for one that cannot be."""
-        width = self.d_sae or self.expansion * d_in
-        if width % GroupedEncoder.size or width < GroupedEncoder.size * self.k // 4:
-            need = f"a multiple of {GroupedEncoder.size}, at least {GroupedEncoder.size * self.k // 4} for k {self.k}"
-            raise UserError(f"d_sae {width} must be {need}")
-        return width
-
-    def product_dtype(self, device: str) -> torch.dtype:
-        if self.dtype == "auto":
-            return torch.bfloat16 if native_bf16(device) else torch.float32
-        return getattr(torch, self.dtype)
+def _product_dtype(config: TrainConfig, device: str) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return getattr(torch, config.dtype)
 
 
 class Trainer:
@@ -89,8 +61,8 @@ class Trainer:
 
     def __init__(self, d_in: int, config: TrainConfig, total_steps: int, device: str) -> None:
         self.config, self.total_steps, self.device = config, max(total_steps, 1), device
-        self.dtype = config.product_dtype(device)
-        width = config.width(d_in)
+        self.dtype = _product_dtype(config, device)
+        width = sae_width(config, d_in)
         generator = torch.Generator().manual_seed(config.seed)
         rows = torch.randn(width, d_in, generator=generator)
         rows *= INITIAL_NORM / rows.norm(dim=1, keepdim=True)
@@ -299,7 +271,7 @@ def train_saes(
         raise UserError(f"a site is named twice in {','.join(sites)}")
     widths = {site.name: site_width(lm, site) for site in resolved}
     for width in widths.values():
-        config.width(width)
+        sae_width(config, width)
     with claim(out):
         _train(lm, plan, resolved, widths, out, config, progress)
     return [load_sae(out / sae_id(site)) for site in sites]
