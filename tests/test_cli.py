@@ -393,10 +393,13 @@ BAD_OPTIONS = {
         "--device meta cannot be used here",
     ),
     "unknown split": (["collect", "--neurons", "--split", "dev"], "unknown split dev"),
-    "shard": (["collect", "--neurons", "--shard", "2/2"], "--shard 2/2 should be i/n"),
+    "shard": (
+        ["collect", "--neurons", "--shard", "2/2"],
+        "shard 2/2: write i/n with 0 <= i < n (--shard)",
+    ),
     "endless shard": (
         ["collect", "--neurons", "--shard", "0/" + "9" * 5000],
-        "should be i/n with 0 <= i < n",
+        ": write i/n with 0 <= i < n (--shard)",
     ),
     "endless layer": (["train", "--sites", "mlp_out@" + "9" * 5000], "unknown site mlp_out@999"),
     "nothing to collect": (["collect"], "give --saes or --neurons"),
@@ -505,8 +508,9 @@ def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path
         tmp_path / "out",
     ]
     message = (
-        f"has no text in the {empty} split, for its 27 texts have 1 different ids, and those of one id stay together; "
-        "name a column that tells texts apart with --id-column (here key), or give more text"
+        f"has no text in the {empty} split: its 27 texts have 1 different ids in the column key, "
+        "and texts with one id stay together; name a column that tells texts apart, or give more "
+        "text (--id-column)"
     )
     check_refused(saefeat, tmp_path, message, *words)
     check_refused(saefeat, tmp_path, message, *words, "--dry-run")
@@ -946,15 +950,19 @@ def test_activations_that_are_not_numbers_later_on_exit_with_1(
     assert code == 1
     last = err.splitlines()[-1]
     assert (
-        "what is done is kept; mend that (another --dtype, whole weights), then run: saefeat collect "
-        in last
+        "finished parts are kept; remove the cause (another --dtype, intact weights), then run: "
+        "saefeat collect " in last
     )
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("stage", ["run", "run of SAEs", "train", "collect"])
 @pytest.mark.parametrize(
-    ("dtype", "mend"), [("float16", "use another --dtype"), ("float32", "its weights are damaged")]
+    ("dtype", "mend"),
+    [
+        ("float16", "use another dtype, such as float32 (--dtype)"),
+        ("float32", "its weights are damaged"),
+    ],
 )
 def test_activations_that_are_not_numbers_from_the_first_exit_with_2(
     saefeat, on, tmp_path, spoil, stage, dtype, mend
@@ -993,7 +1001,9 @@ def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(
     on = ["--model", model, *on[2:4], "--dtype", "float16", "--dry-run"]
     code, _, err = saefeat(*words, *on, "--out", tmp_path / "out")
     assert code == (2 if stage in ("run", "collect") else 0), err
-    assert ("infinite or not numbers at resid_post@1; use another --dtype" in err) == (code == 2)
+    assert ("not numbers at resid_post@1; use another dtype, such as float32 (--dtype)" in err) == (
+        code == 2
+    )
 
 
 def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(

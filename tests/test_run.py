@@ -738,7 +738,9 @@ def test_an_index_with_values_of_other_types_is_a_user_error(
         index[section][name] = value
     (tmp_path / "run.json").write_text(json.dumps(index))
     for read in (lambda: open_run(tmp_path, with_corpus=False), lambda: run(config, tmp_path)):
-        with pytest.raises(UserError, match=rf"run\.json is not what .* \({section}.*; start a new"):
+        with pytest.raises(
+            UserError, match=rf"run\.json is not what .* \({section}.*; start a new"
+        ):
             read()
 
 

@@ -50,7 +50,7 @@ def describe_failure(
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(f"out of memory; give it more, or less to do at once, then {resume}", 1)
     if isinstance(error, RunFailed):
-        message = f"{error}; finished parts are kept; remove the cause (try another --dtype)"
+        message = f"{error}; finished parts are kept; remove the cause (another --dtype, intact weights)"
         return Failure(f"{message}, then {resume}", 1)
     if _is_full(error):
         reason = getattr(error, "strerror", None) or error
