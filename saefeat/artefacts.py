@@ -7,10 +7,10 @@ further checks. Keys stand in the order in which they are written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from saefeat.config import RunConfig
 from saefeat.io import SCHEMA
@@ -26,7 +26,7 @@ def _check_version(version: int) -> int:
 Version = Annotated[int, AfterValidator(_check_version)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Perplexity = Annotated[float, Field(gt=0.5)]  # at least 1, but for rounding
 Interval = tuple[float, float]
 Label = str
 
@@ -189,7 +189,7 @@ def _check_histogram(histogram: Histogram) -> None:
 @ensures(_check_histogram)
 @with_config(STRICT)
 class Histogram(TypedDict):
-    """Firing values of a unit: `counts` by bin. The bins are equal, from 0 to `max`, or have `edges`."""
+    """Firing values of a unit: `counts` by bin, the bins being equal from 0 to `max` or by `edges`."""
 
     tokens: Count
     fired: Count
@@ -321,7 +321,7 @@ class SteeringSetting(TypedDict):
 
 @with_config(STRICT)
 class SteeringSettings(TypedDict):
-    """`steering/settings.json`: the settings in use; `labels` are those of the method `features`."""
+    """`steering/settings.json`: the settings in use; `labels` has those of `features`."""
 
     schema: Version
     source: Label
@@ -335,14 +335,13 @@ class OwnText(TypedDict):
     """Measures of the model's own text in a label, unsteered."""
 
     forcing: Share
-    perplexity: Positive
+    perplexity: Perplexity
     distinct3: Share
 
 
 @with_config(STRICT)
 class SteeringRow(TypedDict):
-    """A setting measured for a label. Of the rows of a method and label with the same `half`, one
-    is `chosen`."""
+    """A setting measured for a label; of those of a method and half, one is `chosen`."""
 
     method: str
     edit: str
@@ -355,7 +354,7 @@ class SteeringRow(TypedDict):
     half: Literal["all", "tune", "report"]
     chosen: bool
     forcing: Share
-    perplexity: Positive | None
+    perplexity: Perplexity | None
     distinct3: Share | None
     score: Share
     score_ci: Interval
@@ -363,13 +362,13 @@ class SteeringRow(TypedDict):
 
 @with_config(STRICT)
 class SteeringSummary(TypedDict):
-    """Means over labels of a method's chosen settings; `labels` and `reached` are numbers of labels."""
+    """Means over labels of a method's chosen settings; `labels` and `reached` count labels."""
 
     method: str
     labels: Count
     sites: list[str]
     forcing: Share
-    perplexity: Positive | None
+    perplexity: Perplexity | None
     distinct3: Share | None
     reached: Count
     score: Share
@@ -418,8 +417,8 @@ class SteeringSample(TypedDict):
     twin: str
     judged: str | None
     judged_twin: str | None
-    perplexity: Positive | None
-    perplexity_twin: Positive | None
+    perplexity: Perplexity | None
+    perplexity_twin: Perplexity | None
 
 
 # --------------------------------------------------------------------------- steering/matrix.json
@@ -431,8 +430,8 @@ class TextMeasures(TypedDict):
 
     nll_mean: float
     nll_median: float
-    perplexity_mean: Positive
-    perplexity_median: Positive
+    perplexity_mean: Perplexity
+    perplexity_median: Perplexity
 
 
 @with_config(STRICT)

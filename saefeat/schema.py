@@ -9,7 +9,8 @@ file are checked against an Arrow schema.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,10 +72,11 @@ def read(kind: type[T], path: Path, *, help: str = "write it again") -> T:
     return checked(kind, read_json(path), path, help=help)
 
 
-def write(kind: type[T], path: Path, value: T) -> None:
+def write(kind: type[Any], path: Path, value: Any) -> None:
     """Write a JSON file that `read` reads.
 
     A value that does not fit is a bug of the caller: it raises ValueError, and nothing is written.
+    Lists may stand for tuples, and dicts for configurations.
     """
     write_json(path, _plain(kind, value))
 
@@ -99,7 +101,7 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
     return found
 
 
-def write_lines(kind: type[T], path: Path, values: Sequence[T]) -> None:
+def write_lines(kind: type[Any], path: Path, values: Iterable[Any]) -> None:
     """Write a JSONL file that `read_lines` reads; raises as `write`."""
     lines = (json.dumps(_plain(kind, value), ensure_ascii=False) + "\n" for value in values)
     write_text(path, "".join(lines))
@@ -120,28 +122,33 @@ def read_table(path: Path, fields: pa.Schema, filters: Any = None) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
+        _check_columns(pq.read_schema(path), fields, path)
         table = pq.read_table(path, columns=fields.names, filters=filters)
         table.validate(full=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
     for field in fields:
-        if field.name not in table.column_names:
-            raise UserError(f"{path} is damaged (it has no column {field.name}); write it again")
-        column = table[field.name]
-        if column.type != field.type and not (field.nullable and pa.types.is_null(column.type)):
-            raise UserError(f"{path} is damaged ({field.name} is {column.type}); write it again")
-        if column.null_count and not field.nullable:
+        if table[field.name].null_count and not field.nullable:
             raise UserError(f"{path} is damaged ({field.name} has gaps); write it again")
     return table
 
 
+def _check_columns(found: pa.Schema, fields: pa.Schema, path: Path) -> None:
+    import pyarrow as pa
+
+    for field in fields:
+        if field.name not in found.names:
+            raise UserError(f"{path} is damaged (no column {field.name}); write it again")
+        kind = found.field(field.name).type
+        if kind != field.type and not (field.nullable and pa.types.is_null(kind)):
+            raise UserError(f"{path} is damaged ({field.name} is {kind}); write it again")
+
+
 def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
-    # Validated as JSON, whose arrays stand for tuples too. Lone surrogates, which may come from the
-    # text of a corpus, become question marks: UTF-8 has no bytes for them.
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     try:
-        return _adapter(kind).validate_json(text)
+        # As JSON, whose arrays may stand for tuples.
+        return _adapter(kind).validate_json(_json(value))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -151,8 +158,13 @@ def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
         ) from error
 
 
-def _plain(kind: type[T], value: T) -> Any:
+def _plain(kind: type[Any], value: Any) -> Any:
     """A value as JSON has it; raises ValueError when it does not fit."""
-    plain = _adapter(kind).dump_python(value, mode="json", warnings="error")
-    _adapter(kind).validate_json(json.dumps(plain, ensure_ascii=False).encode("utf-8", "replace"))
+    plain = json.loads(json.dumps(value, default=asdict))
+    _adapter(kind).validate_json(_json(plain))
     return plain
+
+
+def _json(value: Any) -> bytes:
+    """A value as JSON in UTF-8. Lone surrogates, which UTF-8 cannot express, become "?"."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

@@ -38,7 +38,7 @@ def test_a_corpus_is_shown_by_label_with_aligned_numbers_and_cut_examples(saefea
     assert not any("\x1b" in row or "\t" in row for row in rows)
 
 
-def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_told(saefeat, tmp_path):
+def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_reported(saefeat, tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("satz,sprache\nein Satz,de\na sentence,en\n ,de\nuna frase,it\n")
     columns = ["--text-column", "satz", "--label-column", "sprache"]
@@ -62,7 +62,7 @@ def test_one_label_can_be_shown(saefeat, tmp_path):
     assert code == 2 and "needs at least one label with text (found: none)" in err
 
 
-def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
+def test_a_label_with_a_newline_takes_one_line_of_the_table(saefeat, tmp_path):
     (tmp_path / "c.jsonl").write_text(
         '{"text": "a", "label": "two\\nlines"}\n{"text": "b", "label": "y"}\n'
     )
@@ -85,7 +85,7 @@ def test_a_label_keeps_to_its_line_of_the_table(saefeat, tmp_path):
         (["xnli#" + "9" * 5000], "after # stands the greatest number of texts a label"),
     ],
 )
-def test_what_cannot_be_shown_is_one_sentence(saefeat, words, message):
+def test_a_corpus_that_cannot_be_shown_is_refused_in_one_sentence(saefeat, words, message):
     code, out, err = saefeat("corpus", "show", *words)
     assert (code, out) == (2, "")
     assert err.startswith("saefeat: ") and message in err and err.count("\n") == 1

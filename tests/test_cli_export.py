@@ -40,8 +40,8 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     text = (tmp_path / "out" / "README.md").read_text()
     model = read_json(tiny_run / "run.json")["model"]
     assert (
-        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights {model['fingerprint']}"
-        in text
+        f"- Base model: `{model['name']}`, revision –, fingerprint of the weights "
+        f"{model['fingerprint']}" in text
     )
     assert (
         "Special tokens (BOS, EOS, padding) are fed to the model and left out of training" in text
@@ -68,7 +68,7 @@ def test_the_card_of_a_run(saefeat, tmp_path, tiny_run):
     assert "train split); tokens beyond" in text and "\n\n\n" not in text
 
 
-def test_a_run_tells_what_the_files_of_the_saes_given_to_it_do_not(saefeat, tmp_path, tiny_run):
+def test_the_card_takes_from_the_run_what_the_files_of_its_saes_lack(saefeat, tmp_path, tiny_run):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     for path in run.glob("saes/*/cfg.json"):
@@ -129,7 +129,7 @@ def test_other_saes_than_the_run_used_are_refused(saefeat, tmp_path, run_of_give
 
 
 @pytest.mark.parametrize("named", ["{folder}", "some/folder"])
-def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(
+def test_a_missing_folder_of_saes_is_not_looked_for_on_the_hub(
     saefeat, tmp_path, run_of_given, monkeypatch, named
 ):
     run, folder = run_of_given
@@ -141,8 +141,8 @@ def test_a_folder_of_saes_that_is_gone_is_not_sought_on_the_hub(
     code, _, error = saefeat("export", run, "--format", "sae-lens", "--out", tmp_path / "out")
     assert code == 2 and error.count("\n") == 1
     assert (
-        f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; put it back"
-        in error
+        f"{named.format(folder=folder)}, whose SAEs the run {run} used, is not there any more; "
+        "put it back" in error
     )
 
 
@@ -190,7 +190,9 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
         (["OUT", "--feature", "a:1", "--out", "OUT.npy"], "does not exist; give a directory"),
     ],
 )
-def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, arguments, message):
+def test_bad_requests_for_an_export_are_refused_in_one_sentence(
+    saefeat, tmp_path, tiny_run, arguments, message
+):
     places = {
         "RUN": str(tiny_run),
         "OUT": str(tmp_path / "out"),
@@ -212,7 +214,7 @@ def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, ar
         '{"schema": 1, "model": {"name": "m"}, "arguments": {"saes": "saes"}}',
     ],
 )
-def test_a_damaged_run_is_one_sentence(saefeat, tmp_path, text):
+def test_a_damaged_run_is_refused_in_one_sentence(saefeat, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     code, _, error = saefeat("export", tmp_path, "--format", "sae-lens", "--out", tmp_path / "out")
     assert (

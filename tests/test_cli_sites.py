@@ -7,7 +7,7 @@ import json
 import pytest
 
 
-def test_sites_of_a_model_in_one_row_a_kind(saefeat, tiny_model_dir):
+def test_sites_of_a_model_in_one_row_per_kind(saefeat, tiny_model_dir):
     code, out, error = saefeat("sites", tiny_model_dir)
     lines = out.splitlines()
     assert (code, error) == (0, "")
@@ -52,7 +52,7 @@ def test_sites_without_gates_have_transformer_lens_neurons(saefeat, save_lm, tmp
     ] in [line.split() for line in out.splitlines()]
 
 
-def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_path):
+def test_sites_of_a_large_mixture_of_experts_need_its_config_only(saefeat, tmp_path):
     from transformers import Qwen3MoeConfig
 
     options = {
@@ -94,11 +94,12 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
         ),
         (
             '{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 3}',
-            "by their module path, such as backbone.layers.0, backbone.layers.0.norm, backbone.layers.0.mixer (of 3 bl",
+            "by their module path, such as backbone.layers.0, backbone.layers.0.norm, "
+            "backbone.layers.0.mixer (of 3 bl",
         ),
     ],
 )
-def test_sites_of_what_is_no_model_is_one_sentence(saefeat, tmp_path, config, message):
+def test_a_model_without_sites_is_refused_in_one_sentence(saefeat, tmp_path, config, message):
     if config:
         (tmp_path / "config.json").write_text(config)
     code, out, error = saefeat("sites", tmp_path)
@@ -123,15 +124,15 @@ def test_labels_of_one_system_in_another(saefeat):
     ]
 
 
-def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered(saefeat):
+def test_the_row_of_an_unclear_label_gives_the_reason(saefeat):
     code, out, error = saefeat("labels", "zh-Hans", "no", "als", "--to", "flores")
     assert code == 2
     assert out.splitlines() == [
         "label    flores",
         "zh-Hans  cmn_Hans",
         "no       no may be nno_Latn or nob_Latn in flores; say which",
-        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which system it is of "
-        "(--from)",
+        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say "
+        "which system it is of (--from)",
     ]
     assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
     code, out, error = saefeat("labels", "de", "KO")
@@ -163,7 +164,7 @@ def test_an_unknown_system_is_refused_once(saefeat):
         (["en", "--from", "wili"], "en is no code of wili"),
     ],
 )
-def test_labels_that_cannot_be_converted_are_one_sentence(saefeat, arguments, message):
+def test_labels_that_cannot_be_converted_are_refused_in_one_sentence(saefeat, arguments, message):
     code, out, error = saefeat("labels", *arguments)
     assert (
         (code, out) == (2, "")

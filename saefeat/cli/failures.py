@@ -50,8 +50,8 @@ def describe_failure(
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(f"out of memory; give it more, or less to do at once, then {resume}", 1)
     if isinstance(error, RunFailed):
-        message = f"{error}; finished parts are kept; remove the cause (another --dtype, intact weights)"
-        return Failure(f"{message}, then {resume}", 1)
+        remedy = "remove the cause (another --dtype, intact weights)"
+        return Failure(f"{error}; finished parts are kept; {remedy}, then {resume}", 1)
     if _is_full(error):
         reason = getattr(error, "strerror", None) or error
         return Failure(f"cannot write ({reason}); make room, then {resume}", 1)
@@ -68,15 +68,19 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _remedies(error: UserError, app: Any, words: Sequence[str]) -> Iterator[str]:
-    """The flags of the parameters that the error names, and the command to run first."""
-    parameters = {parameter.name: parameter for parameter in _find(app, words).params}
-    flags = [_flag(parameters[name]) for name in error.options if name in parameters]
-    if any(flags):
-        yield f" ({', '.join(filter(None, flags))})"
+    """What would help, for the end of the message: flags, and the command to run first."""
+    yield flags_of(error, _find(app, words))
     if error.command:
         required = [p for p in _find(app, error.command.split()).params if p.required]
         options = [f"{_flag(p)} {_given(_flag(p), words) or p.name.upper()}" for p in required]
         yield f"; run `{' '.join(['saefeat', error.command, *options])}` first"
+
+
+def flags_of(error: UserError, command: Any) -> str:
+    """The flags of a command for the parameters that an error names, as " (--out)"."""
+    parameters = {parameter.name: parameter for parameter in command.params}
+    flags = [_flag(parameters[name]) for name in error.options if name in parameters]
+    return f" ({', '.join(filter(None, flags))})" if any(flags) else ""
 
 
 def _find(command: Any, words: Sequence[str]) -> Any:

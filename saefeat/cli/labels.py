@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from saefeat.cli.common import print_table
+from saefeat.cli.failures import flags_of
 from saefeat.io import UserError
 
 
 def labels(
+    context: typer.Context,
     codes: Annotated[
         list[str], typer.Argument(help="Codes of any system, BCP-47 tags, English names.")
     ],
@@ -21,7 +23,7 @@ def labels(
             "--to", help="iso639-1, iso639-3, flores, nllb, wili, fasttext, name; default all."
         ),
     ] = None,
-    source: Annotated[
+    from_system: Annotated[
         str | None, typer.Option("--from", help="The system of CODES, where two differ (als).")
     ] = None,
 ) -> None:
@@ -31,17 +33,17 @@ def labels(
     """
     from saefeat.labels import SYSTEMS, codes_of
 
-    for system in filter(None, (to, source)):
+    for system in filter(None, (to, from_system)):
         codes_of(system)  # an unknown system is refused once, not in every row
     systems = [to] if to else list(SYSTEMS)
     rows, notes = [["label", *systems]], {}
     for code in codes:
         try:
-            rows.append([code, *_codes(code, to, systems, source)])
+            rows.append([code, *_codes(code, to, systems, from_system)])
         except UserError as error:
             if len(codes) == 1:
                 raise
-            notes[len(rows)] = str(error)
+            notes[len(rows)] = f"{error}{flags_of(error, context.command)}"
             rows.append([code])
     print_table(rows, notes=notes)
     if notes:
@@ -49,9 +51,9 @@ def labels(
         raise UserError(f"without {have}: {', '.join(refused)}; their rows say why")
 
 
-def _codes(code: str, to: str | None, systems: Sequence[str], source: str | None) -> list[str]:
+def _codes(code: str, to: str | None, systems: Sequence[str], from_system: str | None) -> list[str]:
     from saefeat.labels import convert, counterparts
 
     if to is not None:
-        return [convert(code, to, source)]
-    return ["/".join(counterparts(code, name, source)) or "-" for name in systems]
+        return [convert(code, to, from_system)]
+    return ["/".join(counterparts(code, name, from_system)) or "-" for name in systems]
