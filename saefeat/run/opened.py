@@ -1,4 +1,4 @@
-"""A run with everything loaded that its stages need: prepared for a first call, or opened again."""
+"""A run with everything loaded that its stages need, prepared anew or opened again."""
 
 from __future__ import annotations
 

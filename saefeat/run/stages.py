@@ -191,7 +191,7 @@ def collect(
 
 def check_fit(
     lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, seed: int, say: Say
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Try SAEs on a little text, and report how well they fit (see `check_saes`)."""
     reports = check_saes(lm, saes, corpus, seed=seed)
     for report in reports:
