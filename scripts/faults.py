@@ -58,7 +58,7 @@ from mutations import copy, mutate
 from saefeat import cli, collection, corpora, run
 from saefeat.corpora import load_corpus
 from saefeat.report import parts
-from saefeat.run import setting
+from saefeat.run import opened
 from saefeat.sae.train import TrainConfig
 
 LABELS = ("de", "en", "fr")
@@ -258,9 +258,9 @@ def _take_snapshots(out: Path, folder: Path) -> None:
     timed = run._timed
 
     @contextmanager
-    def noting(index: dict[str, Any], where: Path, stage: str) -> Iterator[None]:
+    def noting(opened: run.OpenRun, index: Any, stage: str) -> Iterator[None]:
         shutil.copytree(out, folder / stage)
-        with timed(index, where, stage):
+        with timed(opened, index, stage):
             yield
 
     run._timed = noting
@@ -327,9 +327,16 @@ def _small_steps() -> None:
     }
     told = parts.fact_groups  # the report shows timings
     parts.fact_groups = lambda record: told({k: v for k, v in record.items() if k != "timings"})
-    setting._training = lambda config, corpus: TrainConfig(  # type: ignore[assignment]
-        k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=128, chunk_tokens=700
+    small = property(
+        lambda run: TrainConfig(
+            k=run.config.k,
+            d_sae=run.config.d_sae,
+            seed=run.config.seed,
+            batch_size=128,
+            chunk_tokens=700,
+        )
     )
+    opened.OpenRun.training = small  # type: ignore[assignment]
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -50,8 +50,8 @@ def same_threads(lm: LanguageModel, before: dict[str, Any], what: str, say: Say)
     now, then = lm.threads, before.get("threads")
     if then != now:
         say(
-            f"note: {what} is measured again, because the number of threads changes the figures: "
-            f"it is {now} now and was {then or 'not recorded'}"
+            f"note: {what} is measured again: the number of threads changes the figures; it is "
+            f"{now} now and was {then or 'not recorded'}"
         )
     return then == now
 
