@@ -1,69 +1,126 @@
-"""Configurations: what stages are asked for, with one set of defaults.
+"""Configurations: what each stage is asked for, with defaults, bounds and descriptions.
 
-The command line makes its options of these fields, their descriptions and their bounds.
+The command line makes its options from these fields (`saefeat.cli.common.with_options`). The
+module imports nothing heavy, so that `--help` does not wait for torch.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from saefeat.schema import STRICT
 
+_SEED: Any = Field(default=0, ge=0, description="Seed of all random choices.")
+_BUDGET: Any = Field(default=None, ge=1, description="Counted tokens per label; default all.")
+_LABELS: Any = Field(default=None, description="Use these labels only.")
+
 
 @dataclass(frozen=True, config=STRICT)
-class RunConfig:
-    """What `saefeat run` is asked for. None stands for a default that depends on the model."""
+class Columns:
+    """Names of the columns of a corpus."""
+
+    text_column: str = Field(default="text", kw_only=True, description="Column with the text.")
+    label_column: str = Field(default="label", kw_only=True, description="Column with the label.")
+    id_column: str = Field(
+        default="id", kw_only=True, description="Column with the id that translations share."
+    )
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The three names, as keyword arguments of `load_corpus`."""
+        return {name: getattr(self, name) for name in ("text_column", "label_column", "id_column")}
+
+
+@dataclass(frozen=True, config=STRICT)
+class Inputs(Columns):
+    """A model and a corpus, and how they are loaded."""
 
     model: str = Field(description="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")
     corpus: str = Field(
         description="embedded:eld, a .jsonl/.csv/.tsv/.parquet file, a directory of LABEL.txt, a "
         "name of `saefeat corpus list`, or hub:OWNER/NAME[:CONFIG]."
     )
+    labels: tuple[str, ...] | None = _LABELS
+    max_tokens: int | None = _BUDGET
+    seed: int = _SEED
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    dtype: str = Field(
+        default="auto", description="Of the model: auto, float32, bfloat16, float16."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class SAEInputs(Inputs):
+    """A model, a corpus and SAEs that exist."""
+
     saes: tuple[str, ...] = Field(
-        (), description="SAE directory, folder of them, release/sae_id of sae-lens, or hub id."
-    )
-    labels: tuple[str, ...] | None = Field(None, description="Only these labels.")
-    sites: tuple[str, ...] | None = Field(
-        None, description="Where SAEs are trained when none are given; default by depth."
-    )
-    d_sae: int | None = Field(None, ge=16, description="Width of the SAEs; default 4 times d_in.")
-    k: int = Field(32, ge=1, description="Active features per token.")
-    train_tokens: int | None = Field(
-        100_000, ge=1, description="Counted tokens per label for SAE training."
-    )
-    max_tokens: int | None = Field(
-        50_000, ge=1, description="Counted tokens per label for the statistics."
-    )
-    eval_texts: int | None = Field(
-        None, ge=1, description="Test texts per label in the evaluation; default all."
-    )
-    neuron_layers: int | None = Field(
-        None,
-        ge=0,
-        description="How many of the first layers have their neurons counted; default up to the "
-        "deepest site of an SAE.",
-    )
-    steer_prompts: int = Field(
-        16, ge=0, le=64, description="English prompts on which steering is tried; 0: none."
-    )
-    matrix_texts: int = Field(
-        10, ge=0, description="Texts per label of the perplexity matrix; 0: no matrix."
-    )
-    source: str | None = Field(
-        None, description="The label that is steered away from; default English."
+        default=(),
+        description="SAE directory, folder of them, release/sae_id of sae-lens, or hub id.",
     )
     gate: bool = Field(
-        True, description="Try given SAEs on a little text first; refuse those that do not fit."
+        default=True,
+        description="Try given SAEs on a little text first, and refuse those that do not fit.",
     )
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: str = Field("auto", description="Of the model: auto, float32, bfloat16, float16.")
-    text_column: str = Field("text", description="Column of the text.")
-    label_column: str = Field("label", description="Column of the label.")
-    id_column: str = Field("id", description="Column of the id that translations share.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainInputs(Inputs):
+    """A model, a corpus and the sites where SAEs are trained."""
+
+    sites: tuple[str, ...] = Field(
+        kw_only=True, description="mlp_out@13, resid_post@5, ... or module paths."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class SteeringSource:
+    """The label that steering leads away from."""
+
+    source: str | None = Field(
+        default=None, kw_only=True, description="Label to steer away from; default English."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig(SAEInputs, SteeringSource):
+    """What `saefeat run` is asked for. None stands for a default that depends on the model."""
+
+    sites: tuple[str, ...] | None = Field(
+        default=None,
+        description="Sites where SAEs are trained when none are given; default by depth.",
+    )
+    d_sae: int | None = Field(
+        default=None, ge=16, description="Width of the SAEs; default 4 times d_in."
+    )
+    k: int = Field(default=32, ge=1, description="Active features per token.")
+    train_tokens: int | None = Field(
+        default=100_000, ge=1, description="Counted tokens per label for SAE training."
+    )
+    max_tokens: int | None = Field(
+        default=50_000, ge=1, description="Counted tokens per label for the statistics."
+    )
+    eval_texts: int | None = Field(
+        default=None, ge=1, description="Test texts per label in the evaluation; default all."
+    )
+    neuron_layers: int | None = Field(
+        default=None,
+        ge=0,
+        description="Number of first layers whose neurons are counted; default up to the deepest "
+        "site with an SAE.",
+    )
+    steer_prompts: int = Field(
+        default=16,
+        ge=0,
+        le=64,
+        description="English prompts on which steering is tried; 0 for none.",
+    )
+    matrix_texts: int = Field(
+        default=10, ge=0, description="Texts per label of the perplexity matrix; 0 for no matrix."
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -108,15 +165,100 @@ class TrainConfig:
         default="auto", description="Of the encoder product. Weights are float32 always."
     )
     seed: int = Field(default=0, ge=0, description="Seed of everything random.")
-    architecture: str = Field(default="topk", description="Architecture of the SAEs.")
 
 
 # What `saefeat demo` asks for: small enough for a laptop.
 DEMO: dict[str, Any] = {
+    "model": "embedded:gemma-3-270m",
+    "corpus": "embedded:eld",
     "d_sae": 2560,
     "train_tokens": 6000,
     "max_tokens": 7000,
     "eval_texts": 60,
-    "steer_prompts": 16,
-    "matrix_texts": 10,
 }
+
+
+def _checked_shard(shard: str) -> str:
+    found = re.fullmatch(r"([0-9]{1,12})/([0-9]{1,12})", shard)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError("write i/n with 0 <= i < n")
+    return shard
+
+
+@dataclass(frozen=True, config=STRICT)
+class CollectConfig:
+    """What is counted in a collection of statistics, and in which texts."""
+
+    neurons: bool = Field(default=False, description="Count the hidden neurons of every layer too.")
+    bags: bool = Field(default=False, description="Write the bag of each example as well.")
+    shard: Annotated[str, AfterValidator(_checked_shard)] = Field(
+        default="0/1", description="i/n: take the windows w with w mod n = i."
+    )
+    split: str = Field(default="train", description="train, test or all.")
+    count_bos: bool = Field(default=False, description="Count BOS, as in the SAE-LAPE paper.")
+    max_tokens: int | None = _BUDGET
+    seed: int = _SEED
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluateConfig(Columns):
+    """What `saefeat lid evaluate` measures the heads of a run on."""
+
+    corpus: str | None = Field(default=None, description="Another corpus; default the run's own.")
+    labels: tuple[str, ...] | None = _LABELS
+    split: str | None = Field(
+        default=None,
+        description="train, test or all; default test for the run's own corpus, else all.",
+    )
+    max_texts: int | None = Field(default=None, ge=1, description="Texts per label; default all.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Decoding:
+    """How continuations are sampled. Each prompt has its own random numbers."""
+
+    max_new_tokens: int = Field(default=24, ge=1, description="Tokens to generate.")
+    temperature: float = Field(default=0.8, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_k: int = Field(default=50, ge=1, description="Tokens to sample from.")
+    seed: int = _SEED
+
+
+@dataclass(frozen=True, config=STRICT)
+class GenerateConfig(SteeringSource):
+    """How `saefeat steer generate` steers."""
+
+    label: str = Field(kw_only=True, description="Label to steer towards.")
+    method: str = Field(default="features", description="features, diffmean, neurons or random.")
+    strength: float | None = Field(
+        default=None,
+        description="Default the best of the label's sweep. 1 is the difference of means; negative "
+        "values suppress.",
+    )
+    chat: bool = Field(default=False, description="Put prompts through the model's chat template.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class SweepConfig(SteeringSource):
+    """What `saefeat steer sweep` tries."""
+
+    sites: tuple[str, ...] | None = Field(
+        default=None, description="Sites of SAEs where features steer; default by depth."
+    )
+    strengths: tuple[float, ...] | None = Field(
+        default=None, description="Strengths of vectors; default by the number of sites."
+    )
+    methods: tuple[str, ...] | None = Field(
+        default=None, description="Methods to try besides features; default all."
+    )
+    labels: tuple[str, ...] | None = Field(
+        default=None, description="Steer towards these labels only."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class MatrixConfig:
+    """What `saefeat steer matrix` edits and measures."""
+
+    sentences: int = Field(default=100, ge=1, description="Test texts per label.")
+    top: int = Field(default=100, ge=1, description="Features per label and SAE.")
+    edits: tuple[str, ...] = Field(default=("ablate", "amplify"), description="ablate, amplify.")

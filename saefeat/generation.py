@@ -8,27 +8,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from saefeat.config import Decoding
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 
 SKIPPED = 5  # new tokens before perplexity is measured: the switch of language itself is not what is judged
 BATCH = 128  # prompts decoded together
 LOGITS = 2**28  # greatest number of logits held at once
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How continuations are sampled; temperature 0 is greedy. Each prompt has random numbers of its own."""
-
-    max_new_tokens: int = 24
-    temperature: float = 0.8
-    top_k: int = 50
-    seed: int = 0
 
 
 def encode_prompts(

@@ -61,8 +61,12 @@ class Schedule:
 CONSTANT = Schedule(first=0, rest=None)
 
 
-class NoUnits(UserError):
-    """There is nothing to steer a label with."""
+class CannotSteer(UserError):
+    """A label or a run cannot be steered or measured. A sweep skips the label, a run the stage."""
+
+
+class NoUnits(CannotSteer):
+    """A label has nothing to be steered with."""
 
 
 # --------------------------------------------------------------------------- changes

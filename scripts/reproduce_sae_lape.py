@@ -132,12 +132,12 @@ def main() -> None:
         corpus,
         saes,
         out=out / "stats",
-        with_neurons=True,
+        neurons=True,
         split=split,
         count_bos=True,
         gate=not embedded,
         max_tokens=20_000 if embedded else None,
-        progress=print,
+        say=print,
     )
     found, chosen = identification(out, saes)
     found |= perplexity_changes(lm, saes, chosen, out, data, arguments.sentences)

@@ -224,7 +224,18 @@ def tiny_run(
     out = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread
-        run(RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32"), out)
+        config = RunConfig(
+            str(tiny_model_dir),
+            str(tiny_jsonl),
+            d_sae=64,
+            k=4,
+            dtype="float32",
+            train_tokens=8000,
+            max_tokens=8000,
+            steer_prompts=0,
+            matrix_texts=0,
+        )
+        run(config, out)
     return out
 
 

@@ -86,7 +86,7 @@ def test_means_leave_out_what_the_saes_of_the_site_leave_out(tiny_lm, tiny_corpu
     limit = float(torch.cat(list(every.values())).norm(dim=1).quantile(0.7))
     save_sae(make_sae(limit), tmp_path / "sae")
     saes = [load_sae(tmp_path / "sae")]
-    collect_stage(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats", with_neurons=True)
+    collect_stage(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats", neurons=True)
     at_site, at_sae = (
         Stats.load(tmp_path / "stats" / f"{name}.safetensors") for name in (SITE, "sae")
     )

@@ -1,4 +1,4 @@
-"""The command line: outputs, exit codes, one sentence for bad input, and what is kept when it is cut short."""
+"""The command line: outputs, exit codes, sentences for bad input, state after interruptions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_before(monkeypatch):
 
 @pytest.fixture
 def on(tiny_model_dir, tiny_jsonl):
-    """The options that name model and corpus."""
+    """The options for model and corpus."""
     return ["--model", tiny_model_dir, "--corpus", tiny_jsonl, "--dtype", "float32"]
 
 
@@ -207,7 +207,7 @@ def test_every_stage_has_a_dry_run_that_writes_nothing(saefeat, on, saes, tmp_pa
 # --------------------------------------------------------------------------- lid
 
 
-def test_another_corpus_is_evaluated_whole_by_its_own_columns(saefeat, tiny_run, tmp_path):
+def test_all_texts_of_another_corpus_are_evaluated_by_its_column_names(saefeat, tiny_run, tmp_path):
     (tmp_path / "other.csv").write_text("satz,sprache\nein Haus,de\na house,en\nzwei Hunde,de\n")
     before = contents(tiny_run)
     columns = ["--text-column", "satz", "--label-column", "sprache"]
@@ -231,7 +231,7 @@ def test_another_corpus_is_evaluated_whole_by_its_own_columns(saefeat, tiny_run,
     assert contents(tiny_run) == before
 
 
-def test_another_corpus_may_have_other_codes_and_be_packed(saefeat, tiny_run, tmp_path):
+def test_another_corpus_may_use_other_codes_and_be_compressed(saefeat, tiny_run, tmp_path):
     rows = [("ein Haus", "deu"), ("a house", "eng"), ("zwei Hunde", "deu"), ("due", "ita")]
     lines = [json.dumps({"text": text, "metadata": {"language": label}}) for text, label in rows]
     (tmp_path / "other.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode("utf-16")))
@@ -248,7 +248,7 @@ def test_another_corpus_may_have_other_codes_and_be_packed(saefeat, tiny_run, tm
         assert "deu as de" in err
 
 
-def test_evaluating_the_own_corpus_prints_what_is_there_already(saefeat, tiny_run):
+def test_evaluating_the_runs_own_corpus_again_prints_the_saved_metrics(saefeat, tiny_run):
     before = contents(tiny_run)
     code, out, err = saefeat("lid", "evaluate", "--run", tiny_run)
     assert code == 0
@@ -393,10 +393,13 @@ BAD_OPTIONS = {
         "the device meta cannot be used here",
     ),
     "unknown split": (["collect", "--neurons", "--split", "dev"], "unknown split dev"),
-    "shard": (["collect", "--neurons", "--shard", "2/2"], "--shard 2/2 should be i/n"),
+    "shard": (
+        ["collect", "--neurons", "--shard", "2/2"],
+        "shard 2/2: write i/n with 0 <= i < n (--shard)",
+    ),
     "endless shard": (
         ["collect", "--neurons", "--shard", "0/" + "9" * 5000],
-        "should be i/n with 0 <= i < n",
+        ": write i/n with 0 <= i < n (--shard)",
     ),
     "endless layer": (["train", "--sites", "mlp_out@" + "9" * 5000], "unknown site mlp_out@999"),
     "nothing to collect": (["collect"], "give --saes or --neurons"),
@@ -505,8 +508,9 @@ def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path
         tmp_path / "out",
     ]
     message = (
-        f"has no text in the {empty} split, for its 27 texts have 1 different ids, and those of one id stay together; "
-        "name a column that tells texts apart with --id-column (here key), or give more text"
+        f"has no text in the {empty} split: its 27 texts have 1 different ids in the column key, "
+        "and texts with one id stay together; name a column that tells texts apart, or give more "
+        "text (--id-column)"
     )
     check_refused(saefeat, tmp_path, message, *words)
     check_refused(saefeat, tmp_path, message, *words, "--dry-run")
@@ -702,7 +706,7 @@ def test_damaged_statistics_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     )
 
 
-def test_what_a_killed_process_left_in_a_directory_of_statistics_does_not_matter(
+def test_files_that_a_killed_process_left_beside_statistics_are_ignored(
     saefeat, tiny_run, tmp_path
 ):
     shutil.copytree(tiny_run / "stats", tmp_path / "stats")
@@ -856,7 +860,7 @@ def test_damaged_bags_exit_with_2(saefeat, tiny_run, tmp_path, damage):
     assert code == 2 and "bags" in err.splitlines()[-1] and "Traceback" not in err
 
 
-def test_usage_errors_exit_with_2_as_well(saefeat):
+def test_usage_errors_exit_with_2(saefeat):
     assert saefeat("collect")[0] == 2
     assert saefeat("run", "--k", "0")[0] == 2
     assert saefeat("nonsense")[0] == 2
@@ -867,7 +871,7 @@ def test_usage_errors_exit_with_2_as_well(saefeat):
 
 
 class Room:
-    """Room for files of at most so many bytes each: the system refuses the rest, as a full disk does."""
+    """Limits files to `size` bytes: the system refuses further bytes, as on a full disk."""
 
     def __init__(self, size):
         self.size = size
@@ -932,7 +936,7 @@ def spoil(tiny_model_dir, tmp_path):
     return copy_with
 
 
-def test_activations_that_are_not_numbers_later_on_exit_with_1(
+def test_non_finite_activations_in_later_texts_exit_with_1(
     saefeat, on, tmp_path, tiny_lm, tiny_corpus, spoil
 ):
     rows = [set(row) for row in tiny_lm.tokenize(tiny_corpus.texts, 99)]
@@ -946,17 +950,21 @@ def test_activations_that_are_not_numbers_later_on_exit_with_1(
     assert code == 1
     last = err.splitlines()[-1]
     assert (
-        "what is done is kept; mend that (another --dtype, whole weights), then run: saefeat collect "
-        in last
+        "finished parts are kept; remove the cause (another --dtype, intact weights), then run: "
+        "saefeat collect " in last
     )
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("stage", ["run", "run of SAEs", "train", "collect"])
 @pytest.mark.parametrize(
-    ("dtype", "mend"), [("float16", "use another --dtype"), ("float32", "its weights are damaged")]
+    ("dtype", "mend"),
+    [
+        ("float16", "use another dtype, such as float32 (--dtype)"),
+        ("float32", "its weights are damaged"),
+    ],
 )
-def test_activations_that_are_not_numbers_from_the_first_exit_with_2(
+def test_non_finite_activations_in_the_first_texts_exit_with_2(
     saefeat, on, tmp_path, spoil, stage, dtype, mend
 ):
     model = spoil(
@@ -979,7 +987,7 @@ def test_activations_that_are_not_numbers_from_the_first_exit_with_2(
 
 
 @pytest.mark.parametrize("stage", ["run", "collect", "train", "collect --no-gate"])
-def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(
+def test_layers_after_the_sites_are_checked_for_runs_and_the_fit_check_only(
     saefeat, on, tmp_path, spoil, stage
 ):
     model = spoil("model.layers.1.mlp.down_proj.weight", 0, 1e6)
@@ -993,7 +1001,9 @@ def test_a_layer_after_the_sites_matters_to_a_run_and_to_the_gate_alone(
     on = ["--model", model, *on[2:4], "--dtype", "float16", "--dry-run"]
     code, _, err = saefeat(*words, *on, "--out", tmp_path / "out")
     assert code == (2 if stage in ("run", "collect") else 0), err
-    assert ("infinite or not numbers at resid_post@1; use another --dtype" in err) == (code == 2)
+    assert ("not numbers at resid_post@1; use another dtype, such as float32 (--dtype)" in err) == (
+        code == 2
+    )
 
 
 def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(
@@ -1041,7 +1051,10 @@ main()
 
 
 def cut_short(words, mark, how):
-    """Start the command, send a signal when a line of its standard error holds a mark; its exit code and last line."""
+    """Send a signal to a command when a line of its standard error matches a pattern.
+
+    Returns the exit code and the last line.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", EVERY_LINE, *map(str, words)],
         stderr=subprocess.PIPE,
@@ -1060,7 +1073,7 @@ def cut_short(words, mark, how):
 
 
 def go_on(last):
-    """Run the command that was printed."""
+    """Run the command in the line that says how to resume."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = last.partition("to go on, run: ")[2]
     return subprocess.run(
@@ -1121,9 +1134,7 @@ def test_the_installed_command_answers_lines_from_a_pipe(tiny_run):
     assert len(rows) == len(ODD)
 
 
-def test_a_bad_corpus_is_told_without_a_traceback_by_the_installed_command(
-    tmp_path, tiny_model_dir
-):
+def test_the_installed_command_refuses_a_bad_corpus_without_a_traceback(tmp_path, tiny_model_dir):
     words = ["run", "--model", tiny_model_dir, "--corpus", "hub:x/y/z", "--out", tmp_path / "out"]
     result = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
@@ -1173,7 +1184,7 @@ def test_the_runs_own_corpus_by_its_name_is_evaluated_on_the_test_split_only(
     assert (made["split"], made["n"]) == ("test", own["n"])
 
 
-def test_the_runs_own_corpus_may_be_called_by_another_path(
+def test_the_runs_own_corpus_is_recognised_by_another_path(
     saefeat, on, tiny_jsonl, tmp_path, monkeypatch
 ):
     small = [
@@ -1200,7 +1211,7 @@ def test_the_runs_own_corpus_may_be_called_by_another_path(
     assert (made["split"], made["labels"]) == ("test", ["de", "en"])
 
 
-def test_count_bos_counts_one_more_token_a_text(saefeat, on, tmp_path):
+def test_count_bos_counts_one_more_token_per_text(saefeat, on, tmp_path):
     from saefeat.statistics import Stats
 
     for name, options in (("plain", []), ("bos", ["--count-bos"])):

@@ -1,4 +1,4 @@
-"""A run end to end on a tiny model: its directory is the contract's, and running again changes nothing."""
+"""A run end to end on a tiny model: the files of its directory, resuming, refusals."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from saefeat.run import (
     load_heads,
     open_run,
     predict,
+    read_index,
     run,
 )
-from saefeat.run.setting import located
+from saefeat.run.request import with_absolute_paths
 from saefeat.run.shown import pieces
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
@@ -50,7 +51,17 @@ def one_core(monkeypatch):
 
 @pytest.fixture
 def config(tiny_model_dir, tiny_jsonl):
-    return RunConfig(str(tiny_model_dir), str(tiny_jsonl), d_sae=64, k=4, dtype="float32")
+    return RunConfig(
+        str(tiny_model_dir),
+        str(tiny_jsonl),
+        d_sae=64,
+        k=4,
+        dtype="float32",
+        train_tokens=8000,
+        max_tokens=8000,
+        steer_prompts=0,
+        matrix_texts=0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +157,7 @@ def test_every_file_opens_with_its_own_reader_and_they_agree(tiny_run, setting):
     ]
 
 
-def test_units_are_shown_with_the_tokens_they_promote_and_a_passage_on_which_they_fire(tiny_run):
+def test_shown_units_have_promoted_tokens_and_a_passage_on_which_they_fire(tiny_run):
     for row in json.loads((tiny_run / "examples/shown.json").read_text()):
         assert len(row["tokens"]) == 8
         first = row["passages"][0]
@@ -262,7 +273,7 @@ def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, t
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_nothing_is_said_of_a_text_without_a_letter(setting, head):
+def test_a_text_without_a_letter_gets_no_label(setting, head):
     silent = ["", " ", "\u200b", "12345 67890", "?!", "😀"]
     assert predict(setting, silent, choose_head(setting, head)) == [
         {"text": text, "label": None, "score": 0.0, "units": []} for text in silent
@@ -291,11 +302,7 @@ def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config)
     ]  # any string
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
-    run(
-        RunConfig(**{**config.__dict__, "corpus": str(tmp_path / "sums.jsonl")}),
-        tmp_path / "run",
-        say=lines.append,
-    )
+    run(replace(config, corpus=str(tmp_path / "sums.jsonl")), tmp_path / "run", say=lines.append)
     assert any("some label is written without letters" in line for line in lines)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
@@ -341,11 +348,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = [
-        "saefeat.sae.train.save_sae",
-        "saefeat.collection.write_bags",
-        "saefeat.run._rank_all",
-    ]
+    places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.run.rank"]
     places += [
         "saefeat.lid.linear_head",
         "saefeat.run.identify.lid_metrics",
@@ -365,9 +368,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     assert without_timings(contents(out)) == whole
 
 
-def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_rest(
-    tmp_path, config, tiny_run
-):
+def test_a_kill_between_the_matrix_and_its_timing_is_repaired(tmp_path, config, tiny_run):
     out = tmp_path / "run"
     asked = replace(config, saes=(str(tiny_run / "saes"),), eval_texts=3, matrix_texts=2)
     run(asked, out)
@@ -389,7 +390,7 @@ def test_a_kill_after_the_matrix_and_before_its_time_leaves_neither_a_gap_nor_a_
 
 
 def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, metrics):
-    given = RunConfig(**{**config.__dict__, "saes": (str(tiny_run / "saes"),)})
+    given = replace(config, saes=(str(tiny_run / "saes"),))
     run(given, tmp_path / "run")
     assert not (tmp_path / "run/saes").exists()
     for site in SAES:
@@ -405,10 +406,7 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
 
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
     saes = (str(tiny_run / "saes" / SAES[1]),)
-    run(
-        RunConfig(**{**config.__dict__, "saes": saes, "neuron_layers": 0, "eval_texts": 3}),
-        tmp_path / "run",
-    )
+    run(replace(config, saes=saes, neuron_layers=0, eval_texts=3), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (SITES[1], SAES[1])
     ]
@@ -420,12 +418,12 @@ def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
 
 def test_other_arguments_are_refused(tiny_run, config):
     with pytest.raises(UserError, match="holds a run with other arguments"):
-        run(RunConfig(**{**config.__dict__, "seed": 1}), tiny_run)
+        run(replace(config, seed=1), tiny_run)
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, save_lm, tiny_jsonl):
-    """A directory that we are in, with a model, a corpus and a link to it."""
+    """The working directory, with a model, a corpus and a link to it."""
     folder = tmp_path / "here"
     save_lm(folder / "model")
     shutil.copy(tiny_jsonl, folder / "c.jsonl")
@@ -435,7 +433,7 @@ def here(tmp_path, monkeypatch, save_lm, tiny_jsonl):
 
 
 def relative(config, **changes):
-    return RunConfig(**{**config.__dict__, "model": "model", "corpus": "c.jsonl", **changes})
+    return replace(config, **{"model": "model", "corpus": "c.jsonl", **changes})
 
 
 def test_a_run_with_relative_paths_goes_on_from_another_directory(
@@ -468,13 +466,13 @@ def test_a_run_with_relative_paths_goes_on_from_another_directory(
         run(relative(config, eval_texts=3, model="../here/model"), out)
 
 
-def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_lead(
+def test_a_run_whose_index_has_relative_paths_resumes_where_they_lead_to_its_files(
     here, config, monkeypatch
 ):
     asked = relative(config, eval_texts=3)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "saefeat.run.setting.located", lambda config, place=None: config
+            "saefeat.run.opened.with_absolute_paths", lambda config: config
         )  # as it was once
         run(asked, here / "run")
     before = without_timings(contents(here / "run"))
@@ -500,23 +498,25 @@ def test_a_run_whose_index_has_relative_paths_is_the_same_run_from_where_they_le
         ("none.gguf", "none.jsonl", "../none"),
     ],
 )
-def test_names_and_what_is_not_here_are_no_paths(here, model, corpus, saes):
+def test_hub_ids_names_and_missing_files_are_not_made_absolute(here, model, corpus, saes):
     (here / "taken").write_text("")
     (here / "xnli").mkdir()
     given = RunConfig(model, corpus, saes=(saes,))
-    assert located(given) == given
+    assert with_absolute_paths(given) == given
 
 
-def test_whole_paths_keep_the_names_of_links(here, monkeypatch):
+def test_absolute_paths_keep_the_names_of_links(here, monkeypatch):
     (here / "m.gguf").symlink_to("c.jsonl")
     (here / "mlp_out@1").symlink_to("model")
     monkeypatch.setenv("HOME", str(here))
-    found = located(RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model")))
+    found = with_absolute_paths(
+        RunConfig("~/m.gguf", "link.jsonl", saes=("mlp_out@1", "./model/../model"))
+    )
     assert found.saes == (str(here / "mlp_out@1"), str(here / "model"))
     (here / "else/deep").mkdir(parents=True)
     (here / "else/c.jsonl").touch()
     (here / "away").symlink_to("else/deep")
-    assert located(RunConfig("m", "away/../c.jsonl")).corpus == str(
+    assert with_absolute_paths(RunConfig("m", "away/../c.jsonl")).corpus == str(
         (here / "else/c.jsonl").resolve()
     )
     assert (found.model, found.corpus) == (str(here / "m.gguf"), str(here / "link.jsonl"))
@@ -577,7 +577,7 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
     )
 
 
-def test_the_forecast_tells_what_was_skipped(tiny_run, setting):
+def test_the_forecast_reports_skipped_rows(tiny_run, setting):
     setting.corpus.skipped = {"blank": 2}
     try:
         assert "rows skipped or mended: blank 2" in forecast(setting)
@@ -645,9 +645,7 @@ def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):
         )
 
 
-def test_metrics_of_another_run_or_another_file_are_not_taken_for_ones_own(
-    setting, tmp_path, tiny_run
-):
+def test_metrics_of_another_run_and_other_files_are_not_overwritten(setting, tmp_path, tiny_run):
     target = tmp_path / "m.json"
     made = json.loads((tiny_run / "lid/metrics.json").read_text())
     for content in ({**made, "request": {**made["request"], "run": "another"}}, {"mine": 1}, [1]):
@@ -737,8 +735,27 @@ def test_an_index_with_values_of_other_types_is_a_user_error(
         index[section][name] = value
     (tmp_path / "run.json").write_text(json.dumps(index))
     for read in (lambda: open_run(tmp_path, with_corpus=False), lambda: run(config, tmp_path)):
-        with pytest.raises(UserError, match=r"run\.json is damaged"):
+        with pytest.raises(
+            UserError, match=rf"run\.json is not what .* \({section}.*; start a new"
+        ):
             read()
+
+
+def test_arguments_that_an_older_version_did_not_record_take_the_defaults(tmp_path, tiny_run):
+    index = json.loads((tiny_run / "run.json").read_text())
+    for name in ("gate", "matrix_texts", "id_column"):
+        del index["arguments"][name]
+    (tmp_path / "run.json").write_text(json.dumps(index))
+    read = read_index(tmp_path)["arguments"]
+    assert read == replace(read_index(tiny_run)["arguments"], matrix_texts=10)
+
+
+def test_arguments_of_a_newer_version_are_refused(tmp_path, tiny_run):
+    index = json.loads((tiny_run / "run.json").read_text())
+    index["arguments"]["colour"] = "blue"
+    (tmp_path / "run.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"run\.json is of another version; start a new run"):
+        read_index(tmp_path)
 
 
 def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(
@@ -764,7 +781,7 @@ def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(
         "sites": sites,
         "eval_texts": 3,
     }
-    run(RunConfig(**{**config.__dict__, **changes}), tmp_path / "run")
+    run(replace(config, **changes), tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/stats").iterdir()) == [
         f"{name}.safetensors" for name in (sites[0], sae_id(sites[0]))
     ]

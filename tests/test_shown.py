@@ -12,7 +12,7 @@ import torch
 
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.hooks import capture
-from saefeat.run import Setting, open_run
+from saefeat.run import OpenRun, open_run
 from saefeat.run import shown as module
 from saefeat.run.shown import BINS, add_activations, add_histograms, shown_units
 from saefeat.selection import Selection
@@ -20,23 +20,23 @@ from saefeat.statistics import Stats
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_run: Path) -> Setting:
+def setting(tiny_run: Path) -> OpenRun:
     return open_run(tiny_run)
 
 
 @pytest.fixture
-def rows(tiny_run: Path, setting: Setting) -> list[dict[str, Any]]:
+def rows(tiny_run: Path, setting: OpenRun) -> list[dict[str, Any]]:
     selection = Selection.load(tiny_run / "selections/sae-lape.parquet")
     found = shown_units(setting.lm, selection, saes_of(setting), tiny_run / "examples")
     assert found
     return found
 
 
-def saes_of(setting: Setting) -> dict[str, Any]:
+def saes_of(setting: OpenRun) -> dict[str, Any]:
     return {sae.id: sae for sae in setting.saes}
 
 
-def alone(setting: Setting, row: dict[str, Any], text: str) -> list[float]:
+def alone(setting: OpenRun, row: dict[str, Any], text: str) -> list[float]:
     """The unit's value on each token of a text that is run by itself."""
     lm, sae = setting.lm, saes_of(setting)[row["dictionary"]]
     ids = lm.tokenize([text], TOKEN_LIMIT)[0]
@@ -49,7 +49,7 @@ def alone(setting: Setting, row: dict[str, Any], text: str) -> list[float]:
 
 
 def test_activations_of_passages_in_batches_are_those_of_each_passage_alone(
-    setting: Setting, rows: list[dict[str, Any]]
+    setting: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
     add_activations(setting.lm, rows, saes_of(setting), 2)
     for row in rows:
@@ -62,7 +62,7 @@ def test_activations_of_passages_in_batches_are_those_of_each_passage_alone(
 
 
 def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
-    setting: Setting, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    setting: OpenRun, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = max(len(row["passages"]) for row in rows)
     for limit, expected in ((module._MANY, min(3, most)), (0, 1)):
@@ -76,7 +76,7 @@ def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
 
 
 def test_a_histogram_of_the_whole_plan_counts_what_the_statistics_count(
-    tiny_run: Path, setting: Setting, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, setting: OpenRun, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SAMPLE", (10**6, 10**9, 10**6))
     add_histograms(setting.lm, rows, saes_of(setting), setting.plan)
@@ -89,7 +89,7 @@ def test_a_histogram_of_the_whole_plan_counts_what_the_statistics_count(
         assert len(found["counts"]) == BINS
 
 
-def test_the_sample_of_a_histogram_is_bounded(setting: Setting, rows: list[dict[str, Any]]) -> None:
+def test_the_sample_of_a_histogram_is_bounded(setting: OpenRun, rows: list[dict[str, Any]]) -> None:
     add_histograms(setting.lm, rows, saes_of(setting), setting.plan)
     per_label, _, length = module._SAMPLE
     assert 0 < rows[0]["histogram"]["tokens"] <= per_label * len(setting.corpus.labels) * length
@@ -97,7 +97,7 @@ def test_the_sample_of_a_histogram_is_bounded(setting: Setting, rows: list[dict[
 
 
 def test_units_of_dictionaries_that_are_not_there_are_left_as_they_are(
-    setting: Setting, rows: list[dict[str, Any]]
+    setting: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
     before = copy.deepcopy(rows)
     add_activations(setting.lm, rows, {})

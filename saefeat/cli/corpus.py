@@ -1,4 +1,4 @@
-"""`saefeat corpus`: which corpora have a name, and what is in one."""
+"""`saefeat corpus`: the corpora that have a name, and what is in a corpus."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import IdColumn, LabelColumn, Labels, Seed, TextColumn, by_commas, say
+from saefeat.cli.common import Fields, print_table, say, skipped_rows, with_options
+from saefeat.config import Inputs
 
-app = typer.Typer(no_args_is_help=True, help="Corpora that have a name, and what is in one.")
+app = typer.Typer(no_args_is_help=True, help="Show the corpora that have a name, or one corpus.")
 _EXAMPLE = 60  # characters
 
 
 @app.command("list")
 def corpus_list() -> None:
-    """Recipes by name: what it is, its labels and splits, where it lies and at which revision, its licence."""
+    """List recipes: labels, splits, where the data is and at which revision, and its licence."""
     from saefeat.corpora.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        gates = [source.access_url for source in recipe.sources if source.access_url]
+        gates = [source.gate for source in recipe.sources if source.gate]
         splits = dict.fromkeys(split for source in recipe.sources for split in source.splits)
         most = sorted({source.max_texts for source in recipe.sources})
+        limit = " or ".join(f"{n:,}" for n in most)
         typer.echo(f"{recipe.name}: {recipe.about}")
         typer.echo(f"    labels   {' '.join(recipe.labels)}")
-        typer.echo(
-            f"    splits   {', '.join(splits)}; {' or '.join(f'{n:,}' for n in most)} texts a label"
-        )
-        for at in dict.fromkeys(source.at for source in recipe.sources):
-            typer.echo(f"    from     {at}")
+        typer.echo(f"    splits   {', '.join(splits)}; {limit} texts per label")
+        for place in dict.fromkeys(source.at for source in recipe.sources):
+            typer.echo(f"    from     {place}")
         typer.echo(f"    licence  {recipe.licence}{f'; gated, see {gates[0]}' if gates else ''}")
-    typer.echo("NAME:SPLIT takes another split than the first, NAME#500 at most 500 texts a label.")
+    typer.echo("NAME:SPLIT takes another split than the first; NAME#500 takes 500 texts per label.")
     typer.echo(
-        "--labels takes the source's own codes too. Any other data set of the hub: hub:OWNER/NAME[:CONFIG]."
+        "--labels takes the source's own codes too. Any other data set of the hub: "
+        "hub:OWNER/NAME[:CONFIG]."
     )
 
 
 @app.command("show")
+@with_options
 def corpus_show(
     corpus: Annotated[str, typer.Argument(help="As for --corpus.")],
-    labels: Labels = None,
-    seed: Seed = 0,
-    text_column: TextColumn = "text",
-    label_column: LabelColumn = "label",
-    id_column: IdColumn = "id",
+    config: Annotated[
+        Inputs,
+        Fields(
+            "labels",
+            "seed",
+            "text_column",
+            "label_column",
+            "id_column",
+            preset={"model": "", "corpus": ""},
+        ),
+    ],
 ) -> None:
-    """Of each label: texts, how they split, the median of their characters, and one of them."""
+    """Show for each label: texts, how they split, their median length, and one of them."""
     from saefeat.corpora import load_corpus
 
-    found = load_corpus(
-        corpus,
-        labels=by_commas(labels),
-        min_labels=1,
-        text_column=text_column,
-        label_column=label_column,
-        id_column=id_column,
-        say=say,
-    )
-    _print(found, seed)
+    found = load_corpus(corpus, labels=config.labels, least=1, say=say, **config.columns)
+    _print(found, config.seed)
 
 
 def _print(corpus: Any, seed: int) -> None:
@@ -66,29 +66,22 @@ def _print(corpus: Any, seed: int) -> None:
     texts: dict[str, list[str]] = {label: [] for label in corpus.labels}
     for text, label in zip(corpus.texts, corpus.of, strict=True):
         texts[label].append(text)
-    rows: list[tuple[str, ...]] = [("label", "texts", "train", "test", "characters", "example")]
-    for label, own in texts.items():
-        sizes = (len(own), len(own) - test[label], test[label], round(median(map(len, own))))
-        rows.append((_cut(label), *(f"{size:,}" for size in sizes), _cut(own[0])))
-    whole = (len(corpus), len(corpus) - test.total(), test.total())
-    rows.append(
-        ("all", *(f"{size:,}" for size in whole), f"{round(median(map(len, corpus.texts))):,}", "")
-    )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    rows = [["label", "texts", "train", "test", "characters", "example"]]
+    for label, its in texts.items():
+        rows.append([_first_line(label), *_sizes(its, test[label]), _first_line(its[0])])
+    rows.append(["all", *_sizes(corpus.texts, test.total())])
     typer.echo(f"{corpus.name}: {len(corpus.labels)} label{'s' * (len(corpus.labels) > 1)}")
-    for label, *numbers, example in rows:
-        aligned = "".join(
-            f"{number:>{width + 2}}" for number, width in zip(numbers, widths[1:], strict=True)
-        )
-        typer.echo(f"{label:{widths[0]}}{aligned}  {example}".rstrip())
+    print_table(rows, right=range(1, 5))
     if corpus.skipped:
-        typer.echo(
-            "rows skipped or mended: "
-            + ", ".join(f"{reason} {n:,}" for reason, n in corpus.skipped.items())
-        )
+        typer.echo(skipped_rows(corpus.skipped))
 
 
-def _cut(text: str) -> str:
-    """The beginning of a text on one line, without what would move a terminal's cursor."""
+def _sizes(texts: list[str], test: int) -> list[str]:
+    sizes = (len(texts), len(texts) - test, test, round(median(map(len, texts))))
+    return [f"{size:,}" for size in sizes]
+
+
+def _first_line(text: str) -> str:
+    """The beginning of a text, without characters that move a terminal's cursor."""
     line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
     return line if len(line) <= _EXAMPLE else line[: _EXAMPLE - 1] + "…"

@@ -1,4 +1,4 @@
-"""`saefeat export`: SAEs for other libraries, and one feature's vector for other tools."""
+"""`saefeat export`: SAEs for other libraries, and the vector of one feature for other tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import typer
 
 from saefeat.cli.common import Out
 from saefeat.io import UserError
-from saefeat.sae.writers import WRITERS
 
 
 def export(
@@ -17,19 +16,17 @@ def export(
     ],
     out: Out,
     form: Annotated[
-        str | None, typer.Option("--format", help=f"{' or '.join(WRITERS)}: one folder per SAE.")
+        str | None, typer.Option("--format", help="sae-lens or sparsify: one folder per SAE.")
     ] = None,
     feature: Annotated[
         str | None,
-        typer.Option("--feature", help="SAE:UNIT: its vector alone, as .safetensors or .npy."),
+        typer.Option("--feature", help="SAE:UNIT: its vector only, as .safetensors or .npy."),
     ] = None,
 ) -> None:
     """Write SAEs as other libraries open them, with a model card; or the vector of one feature."""
     if (form is None) == (feature is None):
-        raise UserError(
-            f"give either a format ({', '.join(WRITERS)}) or a feature SAE:UNIT", "form", "feature"
-        )
-    from saefeat.export import export_direction, export_saes
+        raise UserError("give either --format sae-lens or sparsify, or --feature SAE:UNIT")
+    from saefeat.sae.export import export_direction, export_saes
 
     if feature is not None:
         about = export_direction(source, feature, out)

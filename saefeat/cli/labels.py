@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from saefeat.cli.common import print_table
+from saefeat.cli.failures import flags_of
 from saefeat.io import UserError
 
 
 def labels(
+    context: typer.Context,
     codes: Annotated[
         list[str], typer.Argument(help="Codes of any system, BCP-47 tags, English names.")
     ],
@@ -19,37 +23,37 @@ def labels(
             "--to", help="iso639-1, iso639-3, flores, nllb, wili, fasttext, name; default all."
         ),
     ] = None,
-    source: Annotated[
+    from_system: Annotated[
         str | None, typer.Option("--from", help="The system of CODES, where two differ (als).")
     ] = None,
 ) -> None:
-    """What labels are called in another code system; / separates what a label leaves open.
+    """Show what labels are called in other code systems; / separates several possible codes.
 
-    A label that cannot be converted has the reason in its row, and the exit code is 2.
+    The row of a label that cannot be converted gives the reason, and the exit code is 2.
     """
-    from saefeat.labels import SYSTEMS, codes_of, convert, counterparts
+    from saefeat.labels import SYSTEMS, codes_of
 
-    for system in filter(None, (to, source)):
-        codes_of(system)  # an unknown one is refused once, not in every row
-    rows = [["label", *([to] if to else SYSTEMS)]]
-    refused: dict[str, str] = {}
+    for system in filter(None, (to, from_system)):
+        codes_of(system)  # an unknown system is refused once, not in every row
+    systems = [to] if to else list(SYSTEMS)
+    rows, notes = [["label", *systems]], {}
     for code in codes:
         try:
-            if to is not None:
-                rows.append([code, convert(code, to, source)])
-            else:
-                rows.append(
-                    [code, *("/".join(counterparts(code, name, source)) or "-" for name in SYSTEMS)]
-                )
+            rows.append([code, *_codes(code, to, systems, from_system)])
         except UserError as error:
             if len(codes) == 1:
                 raise
-            refused[code] = str(error)
+            notes[len(rows)] = f"{error}{flags_of(error, context.command)}"
             rows.append([code])
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        typer.echo("  ".join([*cells, *([refused[row[0]]] if len(row) == 1 else [])]).rstrip())
-    if refused:
-        have = f"one code in {to}" if to else "a meaning"
+    print_table(rows, notes=notes)
+    if notes:
+        have, refused = f"one code in {to}" if to else "a meaning", [rows[i][0] for i in notes]
         raise UserError(f"without {have}: {', '.join(refused)}; their rows say why")
+
+
+def _codes(code: str, to: str | None, systems: Sequence[str], from_system: str | None) -> list[str]:
+    from saefeat.labels import convert, counterparts
+
+    if to is not None:
+        return [convert(code, to, from_system)]
+    return ["/".join(counterparts(code, name, from_system)) or "-" for name in systems]

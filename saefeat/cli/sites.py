@@ -10,34 +10,41 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import say
+from saefeat.cli.common import description, print_table
+from saefeat.config import Inputs
 
-_COLUMNS = ("site", "width", "module", "sparsify", "transformer_lens")
+_COLUMNS = {  # key of a row -> heading
+    "site": "site",
+    "width": "width",
+    "module": "module",
+    "sparsify": "sparsify",
+    "transformer_lens": "TransformerLens",
+}
 
 
 def sites(
-    model: Annotated[
-        str, typer.Argument(help="Hub id, directory, .gguf file, or embedded:gemma-3-270m.")
-    ],
-    every: Annotated[bool, typer.Option("--all", help="Each layer by itself.")] = False,
+    model: Annotated[str, typer.Argument(help=description(Inputs, "model"))],
+    every: Annotated[bool, typer.Option("--all", help="Print each layer by itself.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One object a line, each layer by itself.")
+        bool, typer.Option("--json", help="Print one JSON object per site, one per line.")
     ] = False,
 ) -> None:
-    """Every site of a model: its module, its width, its name in other tools. Weights are not loaded."""
+    """Show every site of a model: its module, its width, its names in other tools.
+
+    Weights are not loaded.
+    """
     from saefeat.models import load_skeleton
     from saefeat.models.sites import MEANINGS, describe_sites
 
-    rows = [
-        {**row, "meaning": MEANINGS[row["kind"]]}
-        for row in describe_sites(load_skeleton(model, say))
-    ]
+    rows = describe_sites(load_skeleton(model))
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row))
+            typer.echo(json.dumps({**row, "meaning": MEANINGS[row["kind"]]}))
         return
     shown = rows if every else list(_by_range(rows))
-    _print_table([row for row in shown if not row["refused"]])
+    known = [row for row in shown if not row["refused"]]
+    cells = [[str(row[key] or "-") for key in _COLUMNS] for row in known]
+    print_table([list(_COLUMNS.values()), *cells])
     for row in shown:
         if row["refused"]:
             typer.echo(f"{row['site']}: {row['refused']}")
@@ -46,32 +53,17 @@ def sites(
 
 
 def _by_range(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Runs of layers that differ in nothing but their number as one row, with L for the number."""
+    """Merge consecutive layers whose rows differ in the layer's number only; L stands for it."""
 
-    def general(row: dict[str, Any]) -> dict[str, Any]:
+    def without_layer(row: dict[str, Any]) -> dict[str, Any]:
         number = re.compile(rf"(?<=[.@]){row['layer']}(?!\d)")
         return {
-            k: number.sub("L", v) if isinstance(v, str) else v
-            for k, v in row.items()
-            if k != "layer"
+            key: number.sub("L", value) if isinstance(value, str) else value
+            for key, value in row.items()
+            if key != "layer"
         }
 
-    for row, run in groupby(rows, general):
-        layers = [member["layer"] for member in run]
+    for row, group in groupby(rows, without_layer):
+        layers = [member["layer"] for member in group]
         span = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}"
         yield {**row, "site": f"{row['kind']}@{span}"}
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    head = dict(
-        zip(_COLUMNS, ("site", "width", "module", "sparsify", "TransformerLens"), strict=True)
-    )
-    lines = [
-        [str(row[name] if row[name] is not None else "-") for name in _COLUMNS]
-        for row in [head, *rows]
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    for line in lines:
-        typer.echo(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )

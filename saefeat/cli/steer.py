@@ -4,54 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Labels, Run, Seed, Source, by_commas, input_lines, say
-from saefeat.io import UserError, read_json, understood
+from saefeat.cli.common import Fields, Run, input_lines, say, with_options
+from saefeat.config import Decoding, GenerateConfig, MatrixConfig, SweepConfig
+from saefeat.io import UserError, read_json
+
+if TYPE_CHECKING:
+    from saefeat.artefacts import SteeringMetrics
 
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
-NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
-
-
-def _bench(
-    run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0
-) -> Any:
-    from saefeat.generation import Decoding
-    from saefeat.run import open_run, set_threads
-    from saefeat.run.steer import Bench, source_of
-
-    set_threads()
-    setting = open_run(run, say)
-    return Bench(setting, source_of(setting, source), Decoding(new_tokens, temperature, seed=seed))
+Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
+_FIRST_MEASURED = 6  # the new token from which perplexity is measured
 
 
 @app.command("generate")
+@with_options
 def steer_generate(
     run: Run,
-    label: Annotated[str, typer.Option(help="The label to steer towards.")],
+    config: GenerateConfig,
+    decoding: Sampling,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            help="Default the label's best; 1 is the difference of means, negative suppresses."
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="features, diffmean, neurons or random.")
-    ] = "features",
-    source: Source = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts through the model's chat template.")
+    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt per line.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line.")
     ] = False,
-    max_new_tokens: NewTokens = 24,
-    temperature: Temperature = 0.8,
-    seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Continue prompts, steered and unsteered side by side."""
     from dataclasses import replace
@@ -59,23 +39,36 @@ def steer_generate(
     from saefeat.run.steer import continuations, recipe_for
     from saefeat.steering import check_strength
 
-    if bool(prompt) == (prompts is not None):
-        raise UserError("give --prompt (once or more), or --prompts FILE")
-    if strength is not None:
-        check_strength(strength)
+    if config.strength is not None:
+        check_strength(config.strength)
+    texts = _prompts(prompt, prompts)
+    bench = _bench(run, config.source, decoding)
+    recipe = recipe_for(bench, config.label, config.method)
+    if config.strength is not None:
+        recipe = replace(recipe, strength=config.strength)
+    for row in continuations(bench, config.label, texts, recipe, chat=config.chat):
+        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
+
+
+def _bench(run: Path, source: str | None, decoding: Decoding) -> Any:
+    from saefeat.run import open_run, set_threads
+    from saefeat.run.steer import Bench, source_of
+
+    set_threads()
+    opened = open_run(run, say)
+    return Bench(opened, source_of(opened, source), decoding)
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     from saefeat.corpora import clean_text
 
-    texts = (
-        [clean_text(text) for text in prompt or ()] if prompts is None else _prompt_lines(prompts)
-    )
-    if not texts:
-        raise UserError(f"{prompts} holds no prompt; write one a line")
-    bench = _bench(run, source, max_new_tokens, temperature, seed)
-    recipe = recipe_for(bench, label, method)
-    if strength is not None:
-        recipe = replace(recipe, strength=strength)
-    for row in continuations(bench, label, texts, recipe, chat=chat):
-        typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
+    if bool(given) == (file is not None):
+        raise UserError("give --prompt (once or more), or --prompts FILE")
+    if file is None:
+        return [clean_text(text) for text in given or ()]
+    if not (lines := _prompt_lines(file)):
+        raise UserError(f"{file} holds no prompt; write one per line")
+    return lines
 
 
 def _prompt_lines(file: Path) -> list[str]:
@@ -97,125 +90,127 @@ def _side_by_side(row: dict[str, Any]) -> str:
 
 
 @app.command("sweep")
+@with_options
 def steer_sweep(
     run: Run,
-    out: Annotated[Path, typer.Option(help="Metrics; RUN/steering/metrics.json is the report's.")],
-    sites: Annotated[
-        str | None, typer.Option(help="Where SAEs steer, by commas; default by depth.")
-    ] = None,
-    strengths: Annotated[
-        str | None, typer.Option(help="Of vectors, by commas; default by how many sites.")
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="By commas; default all; features always are among them.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Metrics; the report reads RUN/steering/metrics.json.")],
+    config: SweepConfig,
+    decoding: Sampling,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line; default 64 in English.")
+        Path | None, typer.Option(help="A file with one prompt per line; default 64 in English.")
     ] = None,
-    labels: Labels = None,
-    source: Source = None,
-    max_new_tokens: NewTokens = 24,
-    temperature: Temperature = 0.8,
-    seed: Seed = 0,
 ) -> None:
-    """Every method, site, schedule and strength: tuned by label on half of the prompts, reported on the other half."""
-    from saefeat.labels import fasttext_code
-    from saefeat.run.steer import steering_sites, stream_sites
-    from saefeat.run.sweep import english_prompts, full_grid, sweep
+    """Try every method, site, schedule and strength.
 
-    forces = tuple(_number(text) for text in by_commas(strengths) or ()) or None
-    lines = english_prompts() if prompts is None else _prompt_lines(prompts)
-    if max_new_tokens < 6:
+    Half of the prompts choose the setting of each method and label, the other half are reported.
+    """
+    from saefeat.artefacts import SteeringMetrics
+    from saefeat.run.sweep import sweep
+    from saefeat.schema import read
+
+    lines = _sweep_prompts(prompts, decoding)
+    for strength in config.strengths or ():
+        _check_strength(strength)
+    _check_replaceable(out, "summary")
+    bench = _bench(run, config.source, decoding)
+    if prompts is None:
+        _check_english(bench.source)
+    labels = None if config.labels is None else [bench.target(name) for name in config.labels]
+    path = sweep(bench, _grid(bench, config), lines, out, labels=labels)
+    print_steering(read(SteeringMetrics, path))
+
+
+def _sweep_prompts(file: Path | None, decoding: Decoding) -> list[str]:
+    from saefeat.run.sweep import english_prompts
+
+    if decoding.max_new_tokens < _FIRST_MEASURED:
         raise UserError(
-            "--max-new-tokens is less than 6; perplexity is measured from the 6th new token on"
+            f"--max-new-tokens is less than {_FIRST_MEASURED}; perplexity is measured from that "
+            "token on"
         )
+    lines = english_prompts() if file is None else _prompt_lines(file)
     if len(lines) < 2:
-        raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
-    _check_own(out, "summary")
-    bench = _bench(run, source, max_new_tokens, temperature, seed)
-    if prompts is None and fasttext_code(bench.source) != "en":
-        raise UserError(
-            f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE"
-        )
-    given = by_commas(sites)
-    groups = (
-        [given]
-        if given
-        else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
-    )
-    for site in given or ():
-        bench.saes_at(site)
-    names = None if labels is None else [bench.target(name) for name in by_commas(labels) or ()]
-    grid = full_grid(bench, groups, forces)
-    if methods is not None:
-        known = {"none", *(recipe.method for recipe in grid)}
-        if unknown := set(by_commas(methods) or ()) - known:
-            raise UserError(
-                f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}"
-            )
-        grid = [
-            recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}
-        ]
-    path = sweep(bench, grid, lines, out, labels=names)
-    understood(path, lambda: print_steering(read_json(path)))
+        raise UserError(f"{file} holds fewer than two prompts; half of them tune, half report")
+    return lines
 
 
-def _distinct(groups: list[list[str]]) -> list[list[str]]:
-    return [group for i, group in enumerate(groups) if group not in groups[:i]]
-
-
-def _number(text: str) -> float:
+def _check_strength(strength: float) -> None:
     from saefeat.steering import check_strength
 
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise UserError(f"the strength {text!r} is not a number") from error
-    check_strength(value)
-    return value
+    check_strength(strength)
+
+
+def _check_english(source: str) -> None:
+    from saefeat.labels import fasttext_code
+
+    if fasttext_code(source) != "en":
+        raise UserError(
+            f"the default prompts are English, but the source is {source}; give --prompts FILE"
+        )
+
+
+def _grid(bench: Any, config: SweepConfig) -> list[Any]:
+    """The recipes that a sweep tries."""
+    from saefeat.run.steer import steering_sites, stream_sites
+    from saefeat.run.sweep import full_grid
+
+    for site in config.sites or ():
+        bench.saes_at(site)
+    by_depth = [steering_sites(bench.setting), stream_sites(bench.setting)]
+    groups = [config.sites] if config.sites else by_depth[: 1 + (by_depth[0] != by_depth[1])]
+    grid = full_grid(bench, groups, config.strengths)
+    if config.methods is None:
+        return grid
+    known = {"none", *(recipe.method for recipe in grid)}
+    if unknown := set(config.methods) - known:
+        raise UserError(
+            f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}"
+        )
+    return [recipe for recipe in grid if recipe.method in {"features", *config.methods}]
 
 
 @app.command("matrix")
+@with_options
 def steer_matrix(
     run: Run,
-    out: Annotated[
-        Path, typer.Option(help="Where to write; RUN/steering/matrix.json is the report's.")
-    ],
-    sentences: Annotated[int, typer.Option(min=1, help="Test texts a label.")] = 100,
-    top: Annotated[int, typer.Option(min=1, help="Features of a label at each SAE.")] = 100,
-    edits: Annotated[str, typer.Option(help="By commas: ablate, amplify.")] = "ablate,amplify",
+    out: Annotated[Path, typer.Option(help="Result; the report reads RUN/steering/matrix.json.")],
+    config: MatrixConfig,
 ) -> None:
-    """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
+    """Measure how editing the features of each label changes the perplexity of all labels."""
+    from dataclasses import asdict
+
     from saefeat.run import open_run, set_threads
     from saefeat.run.matrix import EDITS, matrix, own_is_most
 
-    _check_own(out, "interventions")
-    chosen = by_commas(edits) or ()
-    if unknown := set(chosen) - set(EDITS):
+    _check_replaceable(out, "interventions")
+    if unknown := set(config.edits) - set(EDITS):
         raise UserError(
             f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}"
         )
     set_threads()
-    result = matrix(open_run(run, say), out, sentences=sentences, top=top, edits=chosen)
-    for edit in chosen:
+    result = matrix(open_run(run, say), out, **asdict(config))
+    for edit in config.edits:
         own = own_is_most(result, edit)
         typer.echo(
-            f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels"
+            f"{edit}: the median NLL of a label's own text rises most for {len(own)} of "
+            f"{len(result['labels'])} labels"
         )
 
 
-def _check_own(out: Path, key: str) -> None:
-    """Only what the same command wrote is written over."""
+def _check_replaceable(out: Path, key: str) -> None:
+    """Raises UserError when `out` holds something else than what the same command writes."""
     if out.exists():
         found = read_json(out)
         if not isinstance(found, dict) or key not in found:
-            raise UserError(f"{out} exists and holds something else; choose another --out")
+            raise UserError(f"{out} exists and holds something else; choose another output", "out")
 
 
-def print_steering(metrics: dict[str, Any]) -> None:
+def print_steering(metrics: SteeringMetrics) -> None:
+    """Print the summary of each method."""
     typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
     typer.echo(
-        f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}"
+        f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}"
+        f"{'reached':>9}"
     )
     for row in metrics["summary"]:
         low, high = row["score_ci"]
@@ -224,6 +219,6 @@ def print_steering(metrics: dict[str, Any]) -> None:
             for name, places in (("perplexity", 1), ("distinct3", 3))
         )
         typer.echo(
-            f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}{row['forcing']:>9.3f}"
-            f"{perplexity:>12}{distinct3:>11}{row['reached']:>9}"
+            f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}"
+            f"{row['forcing']:>9.3f}{perplexity:>12}{distinct3:>11}{row['reached']:>9}"
         )

@@ -1,43 +1,52 @@
-"""The stages strung together over a run directory: what the command line and a notebook call."""
+"""The whole path over a run directory, stage after stage."""
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from saefeat.artefacts import FitCheck, RunIndex
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.config import DEMO, RunConfig
 from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
+from saefeat.io import SCHEMA, fingerprint, kept_json, write_json
+from saefeat.methods import METHODS
+from saefeat.progress import Say, quiet
+from saefeat.report import write_report
 from saefeat.resume import claim
 from saefeat.run.forecast import forecast
 from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
-from saefeat.run.setting import Setting, default_sites, open_run, open_setting, read_index
+from saefeat.run.opened import OpenRun, default_sites, open_run, prepare_run
+from saefeat.run.request import read_index
 from saefeat.run.shown import add_activations, add_histograms, shown_units
-from saefeat.run.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
+from saefeat.run.stages import (
+    check_fit,
+    collect,
+    counted_dictionaries,
+    means,
+    neurons,
+    rank,
+    set_threads,
+)
 from saefeat.run.steer import Bench, source_of, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import demo_grid, english_prompts
 from saefeat.run.sweep import sweep as sweep_grid
-from saefeat.sae.fit_check import check_saes, describe
 from saefeat.sae.train import train_saes
-from saefeat.selection import Selection
+from saefeat.schema import write
+from saefeat.steering import CannotSteer
 
 __all__ = [
     "DEMO",
+    "OpenRun",
     "RunConfig",
-    "Setting",
     "choose_head",
     "collect",
     "default_sites",
@@ -58,113 +67,173 @@ _PACKAGES = ("saefeat", "torch", "transformers", "numpy", "scikit-learn", "safet
 
 
 def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False) -> Path | None:
-    """The whole path into a run directory; run again, it goes on where it stopped. Returns the report's path."""
+    """Run all stages into a directory. The same call resumes after a kill.
+
+    Args:
+        config: what the run is asked for.
+        out: the run directory; it may hold an unfinished run with the same configuration.
+        say: takes progress lines.
+        dry_run: check everything and report the forecast, but write nothing.
+
+    Returns:
+        The path of the report, None after a dry run.
+
+    Raises:
+        UserError: something that the run was given cannot be used; raised before the long work.
+        RunFailed: an activation or a loss is not finite.
+    """
     threads = set_threads()
-    setting = open_setting(config, out, say)
-    gates = _gate(setting)
-    for line in forecast(setting):
+    opened = prepare_run(config, out, say)
+    fit = _check_fit(opened)
+    for line in forecast(opened):
         say(line)
     if dry_run:
         return None
     with claim(out):
-        return _stages(setting, _index(setting, threads), gates)
+        index = _begin_index(opened, threads)
+        if fit:
+            write_json(opened.files.fit_check, fit)
+        for name, stage in _STAGES.items():
+            if _is_wanted(name, config):
+                with _timed(opened, index, name):
+                    stage(opened)
+        with _timed(opened, index, "report"):
+            _show(opened)
+            index["complete"] = True
+            write(RunIndex, opened.files.index, index)
+            return write_report(out)
 
 
-def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> Path:
-    config, out, say = setting.config, setting.out, setting.say
-    if gates:
-        write_json(out / "gate.json", gates)
-    with _timed(index, out, "train"):
-        if not setting.given:
-            train_saes(
-                setting.lm,
-                setting.training_plan,
-                setting.sites,
-                out / "saes",
-                setting.training,
-                progress=say,
-            )
-    lm, saes = setting.lm, setting.saes
-    dictionaries = [
-        *saes,
-        *distinct([*means(lm, saes, setting.plan), *neurons(lm, setting.layers)]),
-    ]
-    with _timed(index, out, "collect"):
-        collect_stats(
-            setting.lm,
-            setting.plan,
-            dictionaries,
-            out / "stats",
-            bags=out / "bags",
-            examples=out / "examples",
-            progress=say,
+def _train(opened: OpenRun) -> None:
+    if not opened.given:
+        train_saes(
+            opened.lm,
+            opened.training_plan,
+            opened.sites,
+            opened.files.saes,
+            opened.training,
+            progress=opened.say,
         )
-    with _timed(index, out, "rank"):
-        _rank_all(setting)
-    with _timed(index, out, "lid fit"):
-        fit_heads(setting)
-    with _timed(index, out, "lid evaluate"):
-        evaluate(
-            setting,
-            None,
-            split="test",
-            out=out / "lid" / "metrics.json",
-            max_texts=config.eval_texts,
-        )
-    _steer(setting, index)
-    with _timed(index, out, "report"):
-        _show(setting)
-        from saefeat.report import write_report
-
-        index["complete"] = True
-        write_json(out / "run.json", index)
-        report = write_report(out)
-    return report
 
 
-def _index(setting: Setting, threads: int) -> dict[str, Any]:
-    path = setting.out / "run.json"
-    old = read_json(path) if path.exists() else {}
-    index = {
-        "schema": SCHEMA,
-        "arguments": json.loads(json.dumps(asdict(setting.config))),
-        "versions": _versions(),
-        "machine": {"device": setting.lm.device, "threads": threads},
-        "seeds": {"seed": setting.config.seed},
-        "model": setting.lm.identity,
-        "corpus": {
-            "name": setting.corpus.name,
-            "fingerprint": setting.corpus.fingerprint,
-            "labels": list(setting.corpus.labels),
-            "examples": len(setting.corpus),
-            "skipped": setting.corpus.skipped,
-        },
-        "sites": setting.sites or [sae.site for sae in setting.given],
-        "complete": False,
-        "timings": old.get("timings", {}),
-    }
-    write_json(path, index)
-    return index
-
-
-def _gate(setting: Setting) -> dict[str, Any]:
-    """What the given SAEs make of a little text, refusing those that do not fit; empty where that is known already."""
-    if not (setting.given and setting.config.gate):
-        return {}
-    request = fingerprint(
-        [
-            setting.lm.fingerprint,
-            setting.corpus.fingerprint,
-            [sae.identity["fingerprint"] for sae in setting.given],
-        ]
+def _collect(opened: OpenRun) -> None:
+    lm, files = opened.lm, opened.files
+    hidden = neurons(lm, opened.layers)
+    collect_stats(
+        lm,
+        opened.plan,
+        counted_dictionaries(lm, opened.saes, opened.plan, hidden),
+        files.stats,
+        bags=files.bags,
+        examples=files.examples,
+        progress=opened.say,
     )
-    if kept_json(setting.out / "gate.json").get("request") == request:
-        return {}
-    check_ids([*setting.given, *means(setting.lm, setting.given, None)])
-    reports = check_saes(setting.lm, setting.given, setting.corpus, seed=setting.config.seed)
-    for report in reports:
-        setting.say(describe(report))
-    return {"schema": SCHEMA, "request": request, "saes": reports}
+
+
+def _rank(opened: OpenRun) -> None:
+    for method in METHODS:
+        if method != "lape" or opened.layers:
+            rank(opened.files.stats, method).save(opened.files.selection_file(method))
+
+
+def _evaluate(opened: OpenRun) -> None:
+    limit = opened.config.eval_texts
+    evaluate(opened, None, split="test", out=opened.files.lid_metrics, max_texts=limit)
+
+
+def _steer(opened: OpenRun) -> None:
+    """Try steering on a few prompts. Figures of `steer sweep` are left alone."""
+    config, files = opened.config, opened.files
+    with _skipped_if_impossible(opened, "steering"):
+        if not files.steering_metrics.exists():
+            bench = Bench(opened, source_of(opened, config.source), Decoding(seed=config.seed))
+            prompts, n = english_prompts(), config.steer_prompts
+            spread = [prompts[i * len(prompts) // n] for i in range(n)]
+            grid = demo_grid(steering_sites(opened))
+            sweep_grid(bench, grid, spread, files.steering_metrics, halves=False)
+        clear_sweep(files.steering_metrics, files.steering)
+
+
+def _matrix(opened: OpenRun) -> None:
+    """Measure the perplexity matrix on a few texts. Figures of `steer matrix` are left alone."""
+    file, texts = opened.files.matrix, opened.config.matrix_texts
+    with _skipped_if_impossible(opened, "matrix"):
+        if not file.exists():
+            measure_matrix(opened, file, sentences=texts, edits=("ablate",))
+        clear_matrix(file)
+
+
+# Name in `timings` -> what runs, in order. The report comes last.
+_STAGES: dict[str, Callable[[OpenRun], None]] = {
+    "train": _train,
+    "collect": _collect,
+    "rank": _rank,
+    "lid fit": fit_heads,
+    "lid evaluate": _evaluate,
+    "steering": _steer,
+    "matrix": _matrix,
+}
+
+
+def _is_wanted(stage: str, config: RunConfig) -> bool:
+    sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
+    return sizes.get(stage, 1) > 0
+
+
+def _show(opened: OpenRun) -> None:
+    """Keep what the report shows of the ranked units: passages, activations, histograms."""
+    saes = {sae.id: sae for sae in opened.saes}
+    rows = []
+    for method in ("sae-lape", "feature-diffmean"):
+        selection = opened.files.load_selection(method)
+        rows += shown_units(opened.lm, selection, saes, opened.files.examples)
+    add_activations(opened.lm, rows, saes)
+    add_histograms(opened.lm, rows, saes, opened.plan)
+    write_json(opened.files.shown, rows)
+
+
+@contextmanager
+def _skipped_if_impossible(opened: OpenRun, stage: str) -> Iterator[None]:
+    """Report a stage that has nothing to work with, and go on without it."""
+    try:
+        yield
+    except CannotSteer as error:
+        opened.say(f"note: {stage} is skipped: {error}")
+
+
+@contextmanager
+def _timed(opened: OpenRun, index: RunIndex, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds = round(time.monotonic() - start, 1)
+    # A stage that an earlier call has finished keeps the time that it took then.
+    index["timings"][stage] = max(seconds, index["timings"].get(stage, 0.0))
+    write(RunIndex, opened.files.index, index)
+
+
+def _begin_index(opened: OpenRun, threads: int) -> RunIndex:
+    """Write `run.json` of a run that starts or resumes. It keeps the timings of earlier calls."""
+    file, corpus = opened.files.index, opened.corpus
+    index: RunIndex = {
+        "schema": SCHEMA,
+        "arguments": opened.config,
+        "versions": _versions(),
+        "machine": {"device": opened.lm.device, "threads": threads},
+        "seeds": {"seed": opened.config.seed},
+        "model": opened.lm.identity,  # pyright: ignore[reportAssignmentType]
+        "corpus": {
+            "name": corpus.name,
+            "fingerprint": corpus.fingerprint,
+            "labels": list(corpus.labels),
+            "examples": len(corpus),
+            "skipped": corpus.skipped,
+        },
+        "sites": opened.sites or [sae.site for sae in opened.given],
+        "complete": False,
+        "timings": read_index(opened.out)["timings"] if file.exists() else {},
+    }
+    write(RunIndex, file, index)
+    return index
 
 
 def _versions() -> dict[str, str]:
@@ -177,75 +246,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _timed(index: dict[str, Any], out: Path, stage: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds = round(time.monotonic() - start, 1)
-    # A stage that was finished before keeps the time that it took then.
-    index["timings"][stage] = max(seconds, index["timings"].get(stage, 0.0))
-    write_json(out / "run.json", index)
+def _check_fit(opened: OpenRun) -> FitCheck | None:
+    """Try the given SAEs on a little text; None where there are none, or they were tried before.
 
-
-def _steer(setting: Setting, index: dict[str, Any]) -> None:
-    """A first look at steering; `steer sweep` and `steer matrix` have the full figures, and theirs are left alone.
-
-    What cannot be steered (no English, no features that part the labels) is said, and does not stop
-    the run.
+    Raises:
+        UserError: an SAE does not fit the model or the corpus.
     """
-    config, folder = setting.config, setting.out / "steering"
-
-    def sweep_few() -> None:
-        bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
-        prompts = english_prompts()
-        some = [
-            prompts[i * len(prompts) // config.steer_prompts] for i in range(config.steer_prompts)
-        ]
-        sweep_grid(
-            bench, demo_grid(steering_sites(setting)), some, folder / "metrics.json", halves=False
-        )
-
-    def matrix_of_few() -> None:
-        measure_matrix(
-            setting, folder / "matrix.json", sentences=config.matrix_texts, edits=("ablate",)
-        )
-
-    for name, wanted, file, make, clear in (
-        (
-            "steering",
-            config.steer_prompts,
-            "metrics.json",
-            sweep_few,
-            partial(clear_sweep, folder=folder),
-        ),
-        ("matrix", config.matrix_texts, "matrix.json", matrix_of_few, clear_matrix),
-    ):
-        if not wanted:
-            continue
-        with _timed(
-            index, setting.out, name
-        ):  # a kill may have come after the file and before its time
-            try:
-                if not (folder / file).exists():
-                    make()
-                clear(folder / file)
-            except UserError as error:
-                setting.say(f"note: {name} is left out: {error}")
-
-
-def _rank_all(setting: Setting) -> None:
-    for method in ("sae-lape", "lape", "feature-diffmean"):
-        if method == "lape" and not setting.layers:
-            continue
-        rank(setting.out / "stats", method).save(setting.out / "selections" / f"{method}.parquet")
-
-
-def _show(setting: Setting) -> None:
-    saes = {sae.id: sae for sae in setting.saes}
-    rows = []
-    for method in ("sae-lape", "feature-diffmean"):
-        selection = Selection.load(setting.out / "selections" / f"{method}.parquet")
-        rows += shown_units(setting.lm, selection, saes, setting.out / "examples")
-    add_activations(setting.lm, rows, saes)
-    add_histograms(setting.lm, rows, saes, setting.plan)
-    write_json(setting.out / "examples" / "shown.json", rows)
+    lm, corpus, given = opened.lm, opened.corpus, opened.given
+    if not (given and opened.config.gate):
+        return None
+    marks = [sae.identity["fingerprint"] for sae in given]
+    request = fingerprint([lm.fingerprint, corpus.fingerprint, marks])
+    if kept_json(opened.files.fit_check).get("request") == request:
+        return None
+    check_ids([*given, *means(lm, given, None)])
+    reports = check_fit(lm, given, corpus, opened.config.seed, opened.say)
+    return {"schema": SCHEMA, "request": request, "saes": reports}  # pyright: ignore[reportReturnType]

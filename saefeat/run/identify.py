@@ -30,7 +30,7 @@ from saefeat.io import (
 )
 from saefeat.labels import in_codes
 from saefeat.models import LanguageModel
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun as Setting
 from saefeat.run.stages import neurons
 from saefeat.selection import Selection
 from saefeat.statistics import Stats

@@ -1,9 +1,10 @@
-"""Stages on their own: collect and rank."""
+"""Stages that need no run directory: collect and rank; what a collection counts; threads."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,27 @@ import torch
 from saefeat.activations import norm_limits
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
+from saefeat.config import CollectConfig
 from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.methods import check_parameters, choose, get_method
 from saefeat.models import LanguageModel
-from saefeat.sae.fit_check import check_saes, describe
+from saefeat.progress import Say, quiet
+from saefeat.rundir import RunDir
+from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.statistics.files import StatsFiles, list_stats
+from saefeat.statistics.files import StatsFiles, list_stats, stats_file
 from saefeat.steering import norm_limit
-
-Say = Callable[[str], None]
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
 
 
 def set_threads() -> int:
-    """Use every core that this process may use; results are the same for the same number."""
+    """Use every core that this process may use, and return their number.
+
+    Results are the same for the same number of threads.
+    """
     _keep_memory()
     threads = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -42,21 +43,26 @@ def set_threads() -> int:
 
 
 def same_threads(lm: LanguageModel, before: dict[str, Any], what: str, say: Say) -> bool:
-    """Whether what was kept of a stage that was killed was measured with as many threads as now; says so if not."""
+    """Whether the saved state of a stage was measured with as many threads as there are now.
+
+    The last digits of sums depend on that number. A difference is reported.
+    """
     now, then = lm.threads, before.get("threads")
     if then != now:
         say(
-            f"note: {what} is measured again: the number of threads changes the figures, and it is {now} now, where it "
-            f"was {then or 'not recorded'}"
+            f"note: {what} is measured again: the number of threads changes the figures; it is "
+            f"{now} now and was {then or 'not recorded'}"
         )
     return then == now
 
 
 def _keep_memory() -> None:
-    """Tell glibc to keep freed memory: large temporaries would otherwise cost page faults at every step."""
-    import ctypes
+    """Tell glibc to keep freed memory.
 
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # of malloc.h
+    Otherwise the large temporary tensors of each step are returned to the system, and cost page
+    faults when they are allocated again.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # constants of malloc.h
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_max, 0)
@@ -67,7 +73,11 @@ def _keep_memory() -> None:
 
 
 def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Identity]:
-    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers, by default of all that have them."""
+    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers.
+
+    Args:
+        layers: numbers of layers; default all whose neurons are known.
+    """
     sites = [
         lm.site(f"mlp_act@{layer}") for layer in (neuron_layers(lm) if layers is None else layers)
     ]
@@ -75,7 +85,11 @@ def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Iden
 
 
 def neuron_layers(lm: LanguageModel) -> list[int]:
-    """Layers whose hidden neurons are known; those of experts are not. Raises UserError where none are."""
+    """Layers whose hidden neurons are known; those of experts are not.
+
+    Raises:
+        UserError: there is none.
+    """
     found = []
     for layer in range(lm.n_layers):
         try:
@@ -84,27 +98,42 @@ def neuron_layers(lm: LanguageModel) -> list[int]:
             continue
         found.append(layer)
     if not found:
-        lm.site("mlp_act@0")  # its sentence says why
+        lm.site("mlp_act@0")  # raises the error that says why
     return found
 
 
 def distinct(identities: Iterable[Identity]) -> list[Identity]:
-    """The first identity of each site: neurons may be at the site of an SAE, whose means are kept too."""
+    """The first identity of each site."""
     found: dict[str, Identity] = {}
     for identity in identities:
         found.setdefault(identity.site, identity)
     return list(found.values())
 
 
+def counted_dictionaries(
+    lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, hidden: Sequence[Identity] = ()
+) -> list[Dictionary]:
+    """What a collection counts: SAEs, the identities of their sites, and hidden neurons.
+
+    An SAE may read hidden neurons; their site is counted once. `plan`: see `means`.
+    """
+    return [*saes, *distinct([*means(lm, saes, plan), *hidden])]
+
+
 def means(
     lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, sites: Iterable[str] = ()
 ) -> list[Identity]:
-    """Identities of the sites of SAEs and of others: the difference of means, the force of steering, is read from them.
+    """Identities of the sites of SAEs, and of further sites.
 
-    They leave out the tokens that the SAEs of the site leave out; where these leave none out, or
-    there is none, those of more than 8 times the median norm in a sample of the plan. Neurons
-    (`mlp_act`) are all counted, as LAPE counts
-    them: first tokens are no outliers there. plan None: no limits, where only sizes are asked for.
+    Their statistics hold the means of the site, from which steering takes the difference of means.
+
+    An identity leaves out the tokens that the SAEs of its site leave out. Where these have no
+    limit, or there is no SAE, the limit is 8 times the median norm in a sample of the plan. Hidden
+    neurons (`mlp_act`) have no limit, because LAPE counts all tokens: first tokens are no outliers
+    there.
+
+    Args:
+        plan: the texts to sample; None where only sizes are needed, and limits are not.
     """
     names = dict.fromkeys([*(sae.site for sae in saes), *sites])
     limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
@@ -123,35 +152,63 @@ def collect(
     saes: Sequence[SAE] = (),
     *,
     out: str | Path,
-    with_neurons: bool = False,
-    with_bags: bool = False,
-    split: str = "train",
-    max_tokens: int | None = None,
-    seed: int = 0,
-    shard: tuple[int, int] = (0, 1),
-    count_bos: bool = False,
     gate: bool = False,
-    progress: Say = quiet,
+    say: Say = quiet,
+    **options: Any,
 ) -> list[Path]:
-    """Statistics of SAEs and neurons over a corpus, one file a dictionary in `out`. See `collection.collect`.
+    """Collect statistics of SAEs and neurons over a corpus. The same call resumes after a kill.
 
-    gate: try those SAEs on a little text first (`sae.fit_check.check_saes`) that have no statistics yet.
+    Args:
+        saes: the SAEs; the identities of their sites are counted too.
+        out: directory of the statistics; bags and examples come into `bags` and `examples` there.
+        gate: try the SAEs without statistics in `out` on a little text first.
+        say: takes progress lines.
+        options: fields of `saefeat.config.CollectConfig`, such as `max_tokens=1000`,
+            `neurons=True` or `bags=True`.
+
+    Returns:
+        The files of statistics, one per dictionary.
+
+    Raises:
+        UserError: there is nothing to collect, an SAE does not fit the model, or `out` holds
+            statistics of something else.
     """
-    out = Path(out)
-    if not saes and not with_neurons:
-        raise UserError("nothing to collect: give SAEs, or ask for neurons")
-    check_ids([*saes, *means(lm, saes, None)])
-    plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
-    neuron_sites = neurons(lm) if with_neurons else []
-    dictionaries: list[Dictionary] = [*saes, *distinct([*means(lm, saes, plan), *neuron_sites])]
-    bags = out / "bags" if with_bags else None
+    config, files = CollectConfig(**options), RunDir(Path(out))
+    if not saes and not config.neurons:
+        raise UserError("nothing to collect: give SAEs, or ask for neurons", "saes", "neurons")
+    check_ids(counted_dictionaries(lm, saes, None))
+    plan = collection_plan(lm, corpus, config)
+    dictionaries = counted_dictionaries(lm, saes, plan, neurons(lm) if config.neurons else [])
     check_ids(dictionaries)
-    make_dir(out)
+    make_dir(files.root)
     if gate:
-        new = [sae for sae in saes if not (out / f"{sae.id}.safetensors").exists()]
-        for report in check_saes(lm, new, corpus, seed=seed):
-            progress(describe(report))
-    return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
+        new = [sae for sae in saes if not stats_file(files.root, sae.id).exists()]
+        check_fit(lm, new, corpus, config.seed, say)
+    i, n = map(int, config.shard.split("/"))
+    bags = files.bags if config.bags else None
+    return collect_stats(lm, plan, dictionaries, files.root, shard=(i, n), bags=bags, progress=say)
+
+
+def check_fit(
+    lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, seed: int, say: Say
+) -> list[Any]:
+    """Try SAEs on a little text, and report how well they fit (see `check_saes`)."""
+    reports = check_saes(lm, saes, corpus, seed=seed)
+    for report in reports:
+        say(describe(report))
+    return reports
+
+
+def collection_plan(lm: LanguageModel, corpus: Corpus, config: CollectConfig) -> Plan:
+    """The texts that a collection counts."""
+    return make_plan(
+        corpus,
+        lm,
+        split=config.split,
+        seed=config.seed,
+        max_tokens=config.max_tokens,
+        count_bos=config.count_bos,
+    )
 
 
 def rank(
@@ -162,7 +219,17 @@ def rank(
     dictionaries: Sequence[str] | None = None,
     **parameters: Any,
 ) -> Selection:
-    """Rank the units of statistics in a directory by a published rule. Raises UserError for unknown names."""
+    """Rank the units of a directory of statistics by a published rule.
+
+    Args:
+        source: the directory.
+        method: name of the rule, see `saefeat.methods.METHODS`.
+        dictionaries: patterns of ids of dictionaries; default those that the method pools.
+        parameters: of the rule; default the published ones.
+
+    Raises:
+        UserError: an unknown method, parameter or dictionary, or no statistics.
+    """
     rule, parameters = get_method(method), check_parameters(method, parameters)
     files = list_stats(Path(source))
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]

@@ -24,7 +24,7 @@ from saefeat.io import UserError, read_json
 from saefeat.labels import LID176, fasttext_code, own_label, to_labels
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.methods.lape import lape
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun as Setting
 from saefeat.run.stages import means
 from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats
@@ -131,11 +131,13 @@ def source_of(setting: Setting, source: str | None) -> str:
     english = next((label for label in labels if fasttext_code(label) == "en"), None)
     found = english if asked is None else known_label(setting, asked)
     if found is None:
-        raise UserError(
+        raise steering.CannotSteer(
             f"the run has no English label to steer away from; name one of {', '.join(labels)} by --source"
         )
     if len(labels) < 2:
-        raise UserError(f"the run has the label {found} alone; there is nothing to steer towards")
+        raise steering.CannotSteer(
+            f"the run has the label {found} alone; there is nothing to steer towards"
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, writ
 from saefeat.models import LanguageModel
 from saefeat.run.stages import neuron_layers, same_threads
 from saefeat.run.steer import NONE, Bench, Recipe, beside
-from saefeat.steering import CONSTANT, NoUnits, Schedule
+from saefeat.steering import CONSTANT, CannotSteer, NoUnits, Schedule
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SHARED = (0.5, 0.7, 0.9, 1.2)  # strengths at each of several sites
@@ -167,7 +167,7 @@ def sweep(
             f"{best['forcing']:.2f}, score {best['score']:.3f}"
         )
     if not found:
-        raise UserError(f"none of {', '.join(wanted)} can be steered; the notes above say why")
+        raise CannotSteer(f"none of {', '.join(wanted)} can be steered; the notes above say why")
     numbers = {"prompts": len(prompts), "threads": bench.setting.lm.threads}
     _write(bench, found, texts, out, {"request": whole, "grid": request, **numbers})
     clear_kept(out, folder)

@@ -1,0 +1,273 @@
+"""A run with everything loaded that its stages need, prepared anew or opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from saefeat.activations import counted_vectors
+from saefeat.artefacts import RunIndex
+from saefeat.baselines import FastText
+from saefeat.config import EvaluateConfig, Inputs, RunConfig, TrainConfig
+from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
+from saefeat.dictionaries import SAE
+from saefeat.hooks import site_width
+from saefeat.io import UserError, make_dir
+from saefeat.labels import own_label
+from saefeat.models import LanguageModel, load_model
+from saefeat.models.weights import is_outdated
+from saefeat.progress import Say, quiet
+from saefeat.run.request import read_index, same_arguments, with_absolute_paths
+from saefeat.run.stages import neuron_layers, set_threads
+from saefeat.rundir import RunDir
+from saefeat.sae.store import load_sae, load_saes
+from saefeat.sae.train import sae_id, sae_width
+
+DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
+_FEW_TOKENS = 1_000_000  # of training; fewer need many small steps
+
+
+def default_sites(n_layers: int) -> list[str]:
+    """Sites where SAEs are trained by default.
+
+    The features of the first block separate languages best. At 30 % of the depth there is a site of
+    both kinds.
+    """
+    sites = [f"{kind}@{min(n_layers - 1, round(depth * (n_layers - 1)))}" for kind, depth in DEPTHS]
+    return list(dict.fromkeys(sites))
+
+
+@dataclass
+class OpenRun:
+    """A run with everything loaded that its stages need.
+
+    Attributes:
+        sites: where the run trains SAEs; empty where SAEs are given.
+        given: the SAEs that the run was given, on the CPU.
+    """
+
+    config: RunConfig
+    out: Path
+    lm: LanguageModel
+    corpus: Corpus
+    sites: list[str]
+    given: list[SAE]
+    say: Say
+
+    @property
+    def files(self) -> RunDir:
+        """The paths of the run."""
+        return RunDir(self.out)
+
+    @property
+    def training(self) -> TrainConfig:
+        """How the run trains SAEs."""
+        budget = self.config.train_tokens
+        few = budget is not None and budget * len(self.corpus.labels) < _FEW_TOKENS
+        return TrainConfig(
+            k=self.config.k,
+            d_sae=self.config.d_sae,
+            seed=self.config.seed,
+            batch_size=1024 if few else 2048,
+        )
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers whose neurons are counted; none in a family whose neurons are not known."""
+        names = [sae.site for sae in self.given] or self.sites
+        count = max(self.lm.site(name).layer or 0 for name in names) + 1
+        if self.config.neuron_layers is not None:
+            count = self.config.neuron_layers
+        try:
+            return [layer for layer in neuron_layers(self.lm) if layer < count]
+        except UserError:
+            return []
+
+    @cached_property
+    def saes(self) -> list[SAE]:
+        """The SAEs of the run, on the CPU: those given, or those that it has trained."""
+        return self.given or [load_sae(self.files.sae(sae_id(site))) for site in self.sites]
+
+    @cached_property
+    def saes_at_hand(self) -> list[SAE]:
+        """The SAEs of the run on the model's device, all at once, for edits at all their sites."""
+        return [sae.to(self.lm.device) for sae in self.saes]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The texts from which the statistics and the heads are made."""
+        return make_plan(
+            self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens
+        )
+
+    @cached_property
+    def training_plan(self) -> Plan:
+        """The texts on which SAEs are trained."""
+        budget = self.config.train_tokens
+        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=budget, mixed=True)
+
+
+def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
+    """Check and load everything that a run needs. Nothing is written.
+
+    Raises:
+        UserError: the output, the corpus, the model, the SAEs or the sites cannot be used, or `out`
+            holds a run with other arguments.
+    """
+    name, config = config.corpus, with_absolute_paths(config)
+    if index := _check_output(out):
+        before = index["arguments"]
+        if not same_arguments(before, config):
+            raise UserError(
+                f"{out} holds a run with other arguments; choose another output or remove it", "out"
+            )
+        # The metrics of the run record its arguments as they were written.
+        name, config = index["corpus"]["name"], before
+    corpus = _load_corpus(config, name, say)
+    _check_labels(corpus, config)
+    lm, given = _load_model(config, say)
+    sites = [] if given else list(config.sites or default_sites(lm.n_layers))
+    opened = OpenRun(config, out, lm, corpus, sites, given, say)
+    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
+    used = [*sites, *(sae.site for sae in given)]
+    check_activations(lm, corpus, used, last_block=last_block)
+    # The evaluation needs fastText's model: fetch it before the long work.
+    FastText(labels=list(corpus.labels), unknown=None).fit()
+    for site in sites:
+        sae_width(opened.training, site_width(lm, lm.site(site)))
+    return opened
+
+
+def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRun:
+    """Load the model, the SAEs and the corpus of a run directory.
+
+    Args:
+        with_corpus: False where only the labels of the corpus are needed; it has no texts then.
+
+    Raises:
+        UserError: there is no run, or its model or corpus has changed since.
+    """
+    index = read_index(out)
+    config, name = index["arguments"], index["corpus"]["name"]
+    if with_corpus:
+        corpus = _load_corpus(config, name)
+        if corpus.fingerprint != index["corpus"]["fingerprint"]:
+            raise _changed(f"the corpus {config.corpus}", out)
+    else:
+        corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), name)
+    lm, given = _load_model(config, say)
+    if is_outdated(index["model"]["fingerprint"]):
+        raise UserError(
+            f"the run in {out} was made by an older version of saefeat; start a new run"
+        )
+    if lm.fingerprint != index["model"]["fingerprint"]:
+        raise _changed(f"the model {config.model}", out)
+    return OpenRun(config, out, lm, corpus, [] if given else index["sites"], given, say)
+
+
+def _changed(what: str, out: Path) -> UserError:
+    return UserError(f"{what} has changed since the run in {out}; start a new run")
+
+
+def load_inputs(inputs: Inputs, say: Say = quiet) -> tuple[LanguageModel, Corpus]:
+    """Load a corpus and a model. The corpus comes first, because errors in it are found sooner."""
+    set_threads()
+    corpus = _load_corpus(inputs, inputs.corpus, say)
+    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device), corpus
+
+
+def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
+    """Load the corpus on which a run is evaluated; None for the run's own.
+
+    The run's own corpus may be named by another path: only its test split was not seen in training.
+    """
+    if config.corpus is None:
+        return None
+    asked = replace(opened.config, corpus=config.corpus, **config.columns)
+    own = opened.corpus.labels if same_arguments(asked, opened.config) else None
+    corpus = load_corpus(
+        config.corpus, labels=config.labels or own, say=opened.say, **config.columns
+    )
+    return None if corpus.fingerprint == opened.corpus.fingerprint else corpus
+
+
+def _load_corpus(inputs: Inputs, name: str, say: Say = quiet) -> Corpus:
+    corpus = load_corpus(inputs.corpus, labels=inputs.labels, say=say, **inputs.columns)
+    return replace(corpus, name=name)  # as it was given: reports and model cards show it
+
+
+def _load_model(config: RunConfig, say: Say) -> tuple[LanguageModel, list[SAE]]:
+    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    saes = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
+    return lm, saes
+
+
+def _check_output(out: Path) -> RunIndex | None:
+    """Return the index of the run in `out`, None where nothing is; raise UserError otherwise."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another output directory", "out")
+    if RunDir(out).index.exists():
+        index = read_index(out)
+    elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no run; choose another output", "out")
+    else:
+        index = None
+    # Checks that the nearest directory that exists can be written, and makes none.
+    make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))
+    return index
+
+
+def _check_labels(corpus: Corpus, config: RunConfig) -> None:
+    if config.source is not None and own_label(config.source, corpus.labels) is None:
+        raise UserError(
+            f"there is no label {config.source!r} to steer away from; there are "
+            f"{', '.join(corpus.labels)}",
+            "source",
+        )
+    for split in ("train", "test"):
+        if not corpus.positions(split, config.seed):
+            raise UserError(
+                f"{corpus.name} has no text in the {split} split: its {len(corpus):,} texts have "
+                f"{len(set(corpus.ids)):,} different ids in the column {config.id_column}, and "
+                "texts with one id stay together; name a column that tells texts apart, or give "
+                "more text",
+                "id_column",
+            )
+
+
+def check_activations(
+    lm: LanguageModel, corpus: Corpus, sites: Sequence[str], *, last_block: bool = False
+) -> None:
+    """Run the beginnings of a few texts, and check that the activations at the sites are finite.
+
+    Args:
+        last_block: check the stream after the last block too. Everything that a block makes arrives
+            there; the fit check and steering need it.
+
+    Raises:
+        UserError: an activation is infinite or NaN, as it may be in a narrow dtype.
+    """
+    some = [corpus.of.index(label) for label in corpus.labels[:16]]
+    rows = lm.tokenize([corpus.texts[i] for i in some], 32)
+    tokens = {i: row for i, row in zip(some, rows, strict=True) if row}
+    with suppress(UserError):  # a family whose blocks are not known
+        sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if last_block else sites
+    paths = {lm.site(site).path: site for site in sites}
+    for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), list(paths)):
+        for path, x in vectors.items():
+            if not torch.isfinite(x).all():
+                _refuse_activations(lm, paths[path])
+
+
+def _refuse_activations(lm: LanguageModel, site: str) -> NoReturn:
+    message = f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at {site}"
+    if lm.dtype == "float32":
+        raise UserError(f"{message}; its weights are damaged")
+    raise UserError(f"{message}; use another dtype, such as float32", "dtype")
