@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.codes import STEP, Bag, to_steps
-from saefeat.collection import encode_batches, on_device, passes
+from saefeat.collection import encode_batches, observe, on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -109,8 +109,8 @@ def featurize(
                 lm, here, plan_batches(lm, rows, count_bos=count_bos)
             ):
                 positions = np.asarray(batch.positions)
-                for name, (bag, _) in results.items():
-                    builder.add(name, bag, positions)
+                for name, (codes, lengths) in results.items():
+                    builder.add(name, codes.bag(lengths), positions)
             progress(f"lid: {window.stop:,} of {len(ids):,} texts")
 
     for group in passes(dictionaries, lm.device):
@@ -629,11 +629,9 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             )
             for d in here
         }
-        row = {label: k for k, label in enumerate(corpus.labels)}
-        for batch, results in encode_batches(self.lm_, here, plan_batches(self.lm_, rows)):
-            labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
-            for name, (bag, lengths) in results.items():
-                found[name].add(bag, labels.to(device), lengths.to(device))
+        for _, observed in observe(self.lm_, here, plan_batches(self.lm_, rows), corpus):
+            for name, one in observed.items():
+                found[name].add(one)
         return [
             Stats(s.labels, {name: t.cpu() for name, t in s.tensors.items()}, s.header)
             for s in found.values()

@@ -1,4 +1,4 @@
-"""Collection: tokens/s with SAE encoding and statistics, as a share of the bare forward pass over the same batches.
+"""Collection: its tokens/s as a share of those of the bare forward pass over the same batches.
 
     python scripts/bench_collect.py --out scripts/results/bench_collect.json
 
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from saefeat.collection import TopExamples, encode_batches
-from saefeat.corpora import PAPER_LABELS, Batch, load_corpus, make_plan
+from saefeat.collection import observe
+from saefeat.corpora import PAPER_LABELS, Batch, Corpus, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
 from saefeat.run import neurons, set_threads
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, default_names
 
 
 def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
@@ -48,14 +48,18 @@ def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
 
 
 def compare(
-    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]
+    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], corpus: Corpus
 ) -> float:
     """Seconds of the bare passes over seconds of the full ones."""
-    stats = {
-        d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity)
+    names = [*default_names(), "histograms"]
+    states = {
+        d.id: [
+            kind.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity)
+            for kind in map(ACCUMULATORS.__getitem__, names)
+            if kind.applies(d)
+        ]
         for d in dictionaries
     }
-    top = {d.id: TopExamples.zeros(d.width) for d in dictionaries if not d.signed}
     paths = tuple(dict.fromkeys(lm.site(d.site).path for d in dictionaries))
     bare = full = 0.0
     for number, batch in enumerate([batches[0], *batches]):
@@ -64,12 +68,10 @@ def compare(
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
             captured.run(lm.model, **inputs, use_cache=False)
         middle = time.perf_counter()
-        for part, results in encode_batches(lm, dictionaries, iter([batch])):
-            labels = torch.tensor([of[i] for i in part.positions])
-            for name, (bag, lengths) in results.items():
-                stats[name].add(bag, labels, lengths)
-                if name in top:
-                    top[name].add(bag, torch.tensor(part.positions))
+        for _, observed in observe(lm, dictionaries, iter([batch]), corpus):
+            for name, one in observed.items():
+                for state in states[name]:
+                    state.add(one)
         if number:  # the first is a warm-up
             bare += middle - start
             full += time.perf_counter() - middle
@@ -93,8 +95,6 @@ def main() -> None:
     lm = load_model(arguments.model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
-    rows = {label: k for k, label in enumerate(corpus.labels)}
-    of = {i: rows[corpus.of[i]] for i in plan.tokens}
     batches = [
         b
         for w in range(plan.window_count)
@@ -110,7 +110,7 @@ def main() -> None:
         "six sites and all neurons": [*saes, *neurons(lm)],
     }
     shares = {
-        name: sorted(compare(lm, chosen, batches, of) for _ in range(arguments.repeats))
+        name: sorted(compare(lm, chosen, batches, corpus) for _ in range(arguments.repeats))
         for name, chosen in cases.items()
     }
     result = {

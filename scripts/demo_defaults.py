@@ -104,7 +104,7 @@ def main() -> None:
     members = list(saes.values())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        collect(lm, plan, members, out, bags=out / "bags", progress=print)
+        collect(lm, plan, members, out, places={"bags": out / "bags"}, progress=print)
         halved = make_plan(corpus, lm, max_tokens=arguments.max_tokens // 2)
         small = [sae for sae in members if sae.id.endswith("-0.5")]
         collect(lm, halved, small, out / "half")

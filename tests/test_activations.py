@@ -9,7 +9,7 @@ import torch
 
 from saefeat import steer
 from saefeat.activations import OUTLIER_FACTOR, counted_vectors, inliers, norm_limits
-from saefeat.collection import collect, merge
+from saefeat.collection import collect
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError
@@ -20,6 +20,7 @@ from saefeat.run.stages import means, rank
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import TrainConfig, train_saes
 from saefeat.statistics import Stats
+from saefeat.statistics.merging import merge
 from saefeat.steering import add, apply, limit_of
 
 SITE = "resid_post@0"

@@ -1003,7 +1003,7 @@ def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("saefeat.collection.write_bags", interrupt)
+        patch.setattr("saefeat.statistics.bags.Bags.save", interrupt)
         code, _, err = saefeat("collect", *on, *saes, "--bags", "--out", tmp_path / "a place")
     assert code == 130
     assert "to go on, run: saefeat collect --model" in err.splitlines()[-1]

@@ -56,7 +56,7 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
     places = {"cpu": tiny_lm, DEVICE: gpu_lm}
     for device, lm in places.items():
         out = tmp_path / device
-        collect(lm, make_plan(tiny_corpus, lm), dictionaries(), out, bags=out / "bags")
+        collect(lm, make_plan(tiny_corpus, lm), dictionaries(), out, places={"bags": out / "bags"})
     for name in ("wide", "half", "mlp_act@1"):
         cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
         assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)

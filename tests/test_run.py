@@ -343,7 +343,7 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     shutil.rmtree(out)
     places = [
         "saefeat.sae.train.save_sae",
-        "saefeat.collection.write_bags",
+        "saefeat.statistics.bags.Bags.save",
         "saefeat.run._rank_all",
     ]
     places += [

@@ -63,6 +63,8 @@ def _histogram(value: Any) -> dict[str, Any] | None:
         "fired": int(value["fired"]),
         "max": real(value["max"]),
         "counts": counts,
+        # Runs of older versions have none: their bins are equal, from 0 to the greatest value.
+        "edges": [real(edge) for edge in value.get("edges") or []],
     }
 
 

@@ -30,6 +30,7 @@ from saefeat.run.steer import Bench, source_of, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import demo_grid, english_prompts
 from saefeat.run.sweep import sweep as sweep_grid
+from saefeat.rundir import RunDir
 from saefeat.sae.gate import check_saes, describe
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
@@ -86,14 +87,18 @@ def _stages(setting: Setting, index: dict[str, Any], gates: dict[str, Any]) -> P
             )
     lm, saes = setting.lm, setting.saes
     dictionaries = distinct([*saes, *means(lm, saes, setting.plan), *neurons(lm, setting.layers)])
+    rundir = RunDir(out)
     with _timed(index, out, "collect"):
         collect_stats(
             setting.lm,
             setting.plan,
             dictionaries,
-            out / "stats",
-            bags=out / "bags",
-            examples=out / "examples",
+            rundir.stats,
+            places={
+                "bags": rundir.bags,
+                "examples": rundir.examples,
+                "histograms": rundir.histograms,
+            },
             progress=say,
         )
     with _timed(index, out, "rank"):
@@ -244,5 +249,5 @@ def _show(setting: Setting) -> None:
         selection = Selection.load(setting.out / "selections" / f"{method}.parquet")
         rows += shown_units(setting.lm, selection, saes, setting.out / "examples")
     add_activations(setting.lm, rows, saes)
-    add_histograms(setting.lm, rows, saes, setting.plan)
+    add_histograms(rows, RunDir(setting.out).histograms)
     write_json(setting.out / "examples" / "shown.json", rows)

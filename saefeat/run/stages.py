@@ -147,14 +147,14 @@ def collect(
     check_ids([*saes, *means(lm, saes, None)])
     plan = make_plan(corpus, lm, split=split, seed=seed, max_tokens=max_tokens, count_bos=count_bos)
     dictionaries = distinct([*saes, *means(lm, saes, plan), *(neurons(lm) if with_neurons else [])])
-    bags = out / "bags" if with_bags else None
+    places = {"bags": out / "bags"} if with_bags else {}
     check_ids(dictionaries)
     make_dir(out)
     if gate:
         new = [sae for sae in saes if not (out / f"{sae.id}.safetensors").exists()]
         for report in check_saes(lm, new, corpus, seed=seed):
             progress(describe(report))
-    return collect_stats(lm, plan, dictionaries, out, shard=shard, bags=bags, progress=progress)
+    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, progress=progress)
 
 
 def rank(

@@ -1,0 +1,83 @@
+"""Histograms: per unit, how many of its firing values lie in each of a fixed row of bins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from saefeat.statistics.base import Accumulator, Field, Observed
+
+if TYPE_CHECKING:
+    from saefeat.dictionaries import Dictionary
+
+# Three bins per octave, from 2^-9 to 2^15. The first and the last also take what lies beyond.
+EDGES = torch.tensor([2.0 ** (i / 3) for i in range(-27, 46)])
+BINS = len(EDGES) - 1
+
+
+class Histogram(TypedDict):
+    """The firing values of one unit.
+
+    `tokens` were counted, the unit fired on `fired` of them, with at most `max`. `counts[i]` of the
+    values are at least `edges[i]` and less than `edges[i + 1]`, the last ones up to `max`.
+    """
+
+    tokens: int
+    fired: int
+    max: float
+    counts: list[int]
+    edges: list[float]
+
+
+class Histograms(Accumulator):
+    """Per unit, the counts of firing values in bins whose edges do not depend on the data.
+
+    So counts of shards are simply added, and the memory is bounded: 584 bytes per unit. `counts`
+    is int64 [width, BINS], `tokens` int64 [], the tokens that were counted, `max` float32 [width],
+    -inf where a unit never fired.
+    """
+
+    FIELDS: ClassVar = {
+        "tokens": Field((), "sum"),
+        "counts": Field(("unit", BINS), "sum"),
+        "max": Field(("unit",), "max", torch.float32),
+    }
+    FOLDER = "histograms"
+    ON_REQUEST = True
+    FORMAT: ClassVar = {"edges": EDGES.tolist()}
+
+    @classmethod
+    def applies(cls, dictionary: Dictionary) -> bool:
+        return not dictionary.signed
+
+    def add(self, observed: Observed) -> None:
+        unit, value = observed.codes.firing()
+        cell = unit * BINS + bins(value)
+        self.counts.view(-1).index_add_(0, cell, torch.ones_like(cell))
+        self.max.scatter_reduce_(0, unit, value, "amax")
+        self.tokens.add_(len(observed.codes))
+
+    def of(self, unit: int) -> Histogram:
+        """The histogram of a unit, from its first bin with a value to its last."""
+        counts, top = self.counts[unit], float(self.max[unit])
+        filled = counts.nonzero()[:, 0].tolist()
+        tokens = int(self.tokens)
+        if not filled:
+            return Histogram(tokens=tokens, fired=0, max=0.0, counts=[], edges=[])
+        first, end = filled[0], filled[-1] + 1
+        edges = [0.0 if first == 0 else float(EDGES[first]), *EDGES[first + 1 : end].tolist(), top]
+        return Histogram(
+            tokens=tokens,
+            fired=int(counts.sum()),
+            max=round(top, 4),
+            counts=counts[first:end].tolist(),
+            edges=[float(f"{edge:.4g}") for edge in edges],
+        )
+
+
+def bins(values: Tensor) -> Tensor:
+    """The bin of each value: int64 of the same shape."""
+    return torch.bucketize(values, EDGES[1:-1].to(values.device), right=True)
