@@ -34,11 +34,11 @@ function drawEntropy() {
 
 /** The bins widen by a fixed factor; without `edges`, as in older runs, they are equal from 0 to the greatest value. */
 function activationPlot({ tokens, fired, max, counts, edges }) {
-  const end = (i) => figure(edges.length ? edges[i] : max * i / counts.length, 2);
+  const end = (i) => figure(edges ? edges[i] : max * i / counts.length, 2);
   const tell = (i, count) => `${end(i)} to ${end(i + 1)}: ${whole(count)} tokens`;
   return el("div", { class: "chart" }, el("p", { class: "cap" }, "activation where it fires"),
     fired ? bars([{ counts, name: "fired" }], { width: 240, tall: 74, tell }) : null,
-    fired ? scale(edges.length ? figure(edges[0], 2) : "0", figure(max, 1)) : null,
+    fired ? scale(edges ? figure(edges[0], 2) : "0", figure(max, 1)) : null,
     el("p", { class: "cap" }, fired ? `on ${whole(fired)} of ${whole(tokens)} tokens; silent on ${percent(1 - fired / tokens)}`
       : `silent on all ${whole(tokens)} tokens`));
 }

@@ -58,14 +58,15 @@ def _histogram(value: Any) -> dict[str, Any] | None:
     if not value:
         return None
     counts = [int(n) for n in value["counts"]]
-    return {
+    found = {
         "tokens": int(value["tokens"]),
         "fired": int(value["fired"]),
         "max": real(value["max"]),
         "counts": counts,
-        # Runs of older versions have none: their bins are equal, from 0 to the greatest value.
-        "edges": [real(edge) for edge in value.get("edges") or []],
     }
+    if "edges" in value:  # without, as in older runs, the bins are equal, from 0 to max
+        found["edges"] = [real(edge) for edge in value["edges"]]
+    return found
 
 
 def method_view(
