@@ -117,6 +117,7 @@ class _Job:
     lm: LanguageModel
     plan: Plan
     out: Path
+    kinds: dict[str, type[Accumulator]]
     places: dict[str, Path]
     shard: tuple[int, int]
     say: Say
@@ -128,8 +129,7 @@ class _Job:
 
     def accumulators(self, dictionary: Dictionary) -> dict[str, type[Accumulator]]:
         """What is collected for a dictionary, by name."""
-        kinds = {name: ACCUMULATORS[name] for name in self.places}
-        return {name: kind for name, kind in kinds.items() if kind.applies(dictionary)}
+        return {name: kind for name, kind in self.kinds.items() if kind.applies(dictionary)}
 
     def zeros(self, dictionaries: Sequence[Dictionary], *, each_window: bool) -> States:
         """Empty accumulators: those of one window, or those of all windows."""
@@ -217,7 +217,9 @@ def collect(
     """
     check_ids(dictionaries)
     wanted = {name: out / ACCUMULATORS[name].FOLDER for name in default_names()}
-    job = _Job(lm, plan, out, wanted | dict(places or {}), shard, progress, checkpoint_seconds)
+    wanted |= places or {}
+    kinds = {name: ACCUMULATORS[name] for name in wanted}
+    job = _Job(lm, plan, out, kinds, wanted, shard, progress, checkpoint_seconds)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]

@@ -1031,10 +1031,19 @@ def one_core():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell in the background has it ignored
 
 
+# The command with a line of progress at every step.
+EVERY_LINE = """
+from saefeat import progress
+progress.LINE_SECONDS = 0
+from saefeat.cli import main
+main()
+"""
+
+
 def cut_short(words, mark, how):
     """Start the command, send a signal when a line of its standard error holds a mark; its exit code and last line."""
     process = subprocess.Popen(
-        [*COMMAND, *map(str, words)],
+        [sys.executable, "-c", EVERY_LINE, *map(str, words)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -1067,7 +1076,7 @@ def go_on(last):
 @pytest.mark.parametrize(
     ("stage", "mark", "how"),
     [
-        ("collect", "window 1,", signal.SIGINT),
+        ("collect", "window 2$", signal.SIGINT),
         ("train", "reading .* of|tokens/s, .* s left", signal.SIGTERM),
     ],
 )

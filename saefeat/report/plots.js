@@ -32,7 +32,7 @@ function drawEntropy() {
   }));
 }
 
-/** The bins widen by a fixed factor; without `edges`, as in older runs, they are equal from 0 to the greatest value. */
+/** Bins between `edges`; without them, as in older runs, equal ones from 0 to the greatest value. */
 function activationPlot({ tokens, fired, max, counts, edges }) {
   const end = (i) => figure(edges ? edges[i] : max * i / counts.length, 2);
   const tell = (i, count) => `${end(i)} to ${end(i + 1)}: ${whole(count)} tokens`;
