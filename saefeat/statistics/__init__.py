@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saefeat.registry import Registry
 from saefeat.statistics.base import Accumulator, Field, Observed
 from saefeat.statistics.counts import Stats
-from saefeat.statistics.header import check_mergeable, comparable
+from saefeat.statistics.header import comparable
 
 if TYPE_CHECKING:
     from saefeat.dictionaries import Dictionary
@@ -19,7 +19,6 @@ __all__ = [
     "Field",
     "Observed",
     "Stats",
-    "check_mergeable",
     "comparable",
     "default_names",
     "state_bytes",

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from saefeat.io import UserError, replacing
-from saefeat.statistics import ACCUMULATORS, Accumulator, check_mergeable
+from saefeat.statistics import ACCUMULATORS, Accumulator, comparable
 from saefeat.statistics.files import list_stats, read_header, stats_file
 
 
@@ -74,3 +74,24 @@ def _all_or_none(sources: Sequence[Path], part: Path) -> Sequence[Path]:
     if have and lack:
         raise UserError(f"{lack[0]} has no {part}, but {have[0]} has; collect both alike")
     return have
+
+
+def check_mergeable(first: Accumulator, other: Accumulator, where: str) -> None:
+    """Raise UserError when statistics are of different things or share a window.
+
+    Args:
+        where: the place of `other`, in the message.
+    """
+    one, two = comparable(first.header), comparable(other.header)
+    # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
+    for key in sorted(one.keys() | two.keys(), key=lambda key: (key == "dictionary", key)):
+        if one.get(key) != two.get(key):
+            raise UserError(
+                f"{where}: cannot merge, its {key} differs: "
+                f"{first.header.get(key)} / {other.header.get(key)}"
+            )
+    if first.labels != other.labels:
+        raise UserError(f"{where}: cannot merge, the labels differ")
+    shared = set(first.header.get("windows", [])) & set(other.header.get("windows", []))
+    if shared:
+        raise UserError(f"{where}: cannot merge, window {min(shared)} is counted in both")
