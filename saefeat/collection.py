@@ -116,6 +116,7 @@ class _Job:
 
     lm: LanguageModel
     plan: Plan
+    headers: dict[str, dict[str, Any]]  # by dictionary
     out: Path
     kinds: dict[str, type[Accumulator]]
     places: dict[str, Path]
@@ -140,7 +141,7 @@ class _Job:
                     d.width,
                     signed=d.signed,
                     device=self.lm.device,
-                    **request_header(self.lm, d, self.plan),
+                    **self.headers[d.id],
                 )
                 for name, kind in self.accumulators(d).items()
                 if kind.EACH_WINDOW is each_window
@@ -170,18 +171,18 @@ class _Job:
         path = stats_file(self.out, dictionary.id)
         if not path.exists():
             return False
-        found, header = read_header(path), request_header(self.lm, dictionary, self.plan)
-        check_same(
-            path,
-            [comparable(found), found["windows"]],
-            [comparable(header), self.windows],
-            "statistics",
-        )
+        header = {**self.headers[dictionary.id], "windows": self.windows}
+        check_same(path, _scope(read_header(path)), _scope(header), "statistics")
         return self.has_windows([dictionary], self.windows) and all(
             kind.path(self.places[name], dictionary.id).exists()
             for name, kind in self.accumulators(dictionary).items()
             if not kind.EACH_WINDOW
         )
+
+
+def _scope(header: dict[str, Any]) -> Any:
+    """What statistics are of, and of which windows."""
+    return comparable(header), header["windows"]
 
 
 def collect(
@@ -219,7 +220,8 @@ def collect(
     wanted = {name: out / ACCUMULATORS[name].FOLDER for name in default_names()}
     wanted |= places or {}
     kinds = {name: ACCUMULATORS[name] for name in wanted}
-    job = _Job(lm, plan, out, kinds, wanted, shard, progress, checkpoint_seconds)
+    headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
+    job = _Job(lm, plan, headers, out, kinds, wanted, shard, progress, checkpoint_seconds)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
@@ -262,7 +264,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
 def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
     dictionaries = [on_device(d, job.lm.device) for d in dictionaries]
-    headers = {d.id: comparable(request_header(job.lm, d, job.plan)) for d in dictionaries}
+    headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
     checkpoint = Checkpoint(
         job.out / UNFINISHED / _STATE,
         {"headers": headers, "shard": list(job.shard)},

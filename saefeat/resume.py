@@ -130,9 +130,10 @@ class Checkpoint:
             if self.restart:
                 return None
             raise
-        if self.restart and header["request"] != self.request:
+        found = header.get("request")  # an older version wrote none
+        if self.restart and found != self.request:
             return None
-        check_same(self.path, header["request"], self.request, f"the state of {self.what}")
+        check_same(self.path, found, self.request, f"the state of {self.what}")
         if header["threads"] != self.threads:
             self._say_threads(header["threads"])
             if self.restart:
@@ -162,5 +163,5 @@ class Checkpoint:
 
 
 def saved_request(path: Path) -> Any:
-    """The request of the state in a file, None where there is no file."""
-    return read_header(path)["request"] if path.exists() else None
+    """The request of the state in a file; None where there is no file, or one of an older version."""
+    return read_header(path).get("request") if path.exists() else None

@@ -635,7 +635,7 @@ def test_what_cannot_be_merged_is_a_user_error(tmp_path, plan, tiny_lm):
     refused("different dictionaries", a, b)
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="exists already"):
         merge([a], out)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 

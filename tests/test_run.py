@@ -102,6 +102,7 @@ def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_r
     expected |= {f"stats/{name}.safetensors" for name in [*SAES, *SITES, "mlp_act@0"]}
     expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
     expected |= {f"examples/{site}.parquet" for site in SAES}
+    expected |= {f"histograms/{site}.safetensors" for site in SAES}
     expected |= {
         f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")
     }

@@ -36,7 +36,9 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
         if list(files[source]) != names:
             raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty; choose another output directory", "out")
+        raise UserError(
+            f"{out} exists already and is not empty; choose another output directory", "out"
+        )
     # A shard without windows has no files of windows.
     full = [source for source in sources if read_header(files[source][names[0]])["windows"]]
     with replacing(out) as temporary:
