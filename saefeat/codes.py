@@ -62,12 +62,11 @@ class Codes:
         token = torch.arange(len(self), device=self.values.device).repeat_interleave(each)
         return token, self.indices.reshape(-1), self.values.reshape(-1)
 
-    def firing(self) -> tuple[Tensor, Tensor]:
-        """Unit (int64 [m]) and value (float32 [m]) of the codes that fire, token by token."""
-        fires = self.values > 0
-        if self.indices is None:
-            return fires.nonzero()[:, 1], self.values[fires]
-        return self.indices[fires], self.values[fires]
+    def units(self) -> Tensor:
+        """The unit of each value: int64, shaped as `values`."""
+        if self.indices is not None:
+            return self.indices
+        return torch.arange(self.width, device=self.values.device).expand_as(self.values)
 
     def dense(self) -> Tensor:
         """All values, float32 [n, width]; 0 for units that are not among the codes."""

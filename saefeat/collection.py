@@ -380,7 +380,7 @@ def passes(
 def working_bytes(
     dictionary: Dictionary, device: str, labels: int, names: Iterable[str] | None = None
 ) -> int:
-    """Memory that a dictionary takes while it is collected: its encoder, and statistics of so many labels.
+    """Bytes that a dictionary takes while it is collected: its encoder, and its statistics.
 
     On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that
     reads them there, at every batch, counts.

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from saefeat.collection import collect
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, Accumulator, Field, Stats
 from saefeat.statistics.histograms import Histograms
 from saefeat.statistics.merging import merge
 
@@ -544,6 +545,54 @@ def test_shards_of_histograms_merge_to_the_whole(tmp_path, plan, tiny_lm):
         collect(tiny_lm, plan, DICTIONARIES, out, shard=shard, places=places)
     merge([outs["1"], outs["0"]], tmp_path / "merged")
     same(tmp_path / "merged", outs["whole"])
+
+
+class Odd(Accumulator):
+    """A statistic as a contributor writes it: per label and unit, firing in every other example."""
+
+    FIELDS: ClassVar = {
+        "tokens": Field(("label", "unit"), "sum"),
+        "last": Field(("label",), "max", torch.float32),
+    }
+    FOLDER = "odd"
+
+    @classmethod
+    def applies(cls, dictionary):
+        return not dictionary.signed
+
+    def add(self, observed):
+        bag, labels = observed.bag, observed.labels
+        odd = (observed.positions % 2).to(bag.tokens.device)
+        bag.reduce_into(self.tensors["tokens"], bag.tokens * odd[bag.example], labels, "sum")
+        last = observed.positions.to(labels.device).float()
+        self.tensors["last"].scatter_reduce_(0, labels, last, "amax")
+
+
+def test_a_new_statistic_is_one_class_and_one_line(tmp_path, whole, plan, tiny_lm, monkeypatch):
+    monkeypatch.setitem(ACCUMULATORS._places, "odd", f"{__name__}:Odd")
+    with pytest.raises(KeyboardInterrupt):
+        collect(
+            tiny_lm,
+            plan,
+            DICTIONARIES,
+            tmp_path / "o",
+            places={"bags": tmp_path / "o/bags"},
+            progress=Interrupted(4),
+            checkpoint_seconds=0,
+        )
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places={"bags": tmp_path / "o/bags"})
+    found = Odd.load(tmp_path / "o/odd/wide.safetensors")
+    expected = torch.zeros(3, WIDTH, dtype=torch.int64)
+    table = pq.read_table(whole / "bags/wide").to_pydict()
+    columns = (table[name] for name in ("example", "label", "unit", "tokens"))
+    for example, label, unit, tokens in zip(*columns, strict=True):
+        expected[found.labels.index(label), unit] += tokens * (example % 2)
+    assert torch.equal(found.tensors["tokens"], expected)
+    of = plan.corpus.of
+    last = [max(i for i in plan.tokens if of[i] == label) for label in found.labels]
+    assert found.tensors["last"].tolist() == last
+    merge(run_shards(tiny_lm, plan, 2, tmp_path), tmp_path / "m")
+    same(tmp_path / "m", tmp_path / "o")
 
 
 def test_an_unknown_statistic_is_a_user_error(tmp_path, plan, tiny_lm):

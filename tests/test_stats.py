@@ -601,8 +601,9 @@ def test_bins_take_their_lower_edge_and_the_outer_ones_what_lies_beyond():
     assert bins(torch.tensor([1e-30, 1e30])).tolist() == [0, BINS - 1]
     below = torch.nextafter(EDGES[1:-1], torch.tensor(0.0))
     assert bins(below).tolist() == list(range(BINS - 1))
-    assert EDGES[0] == 2**-9 and EDGES[-1] == 2**15
-    torch.testing.assert_close(EDGES[3:] / EDGES[:-3], torch.full((BINS - 2,), 2.0))
+    assert EDGES[0] == 2**-8 and EDGES[-1] == 2**14
+    assert torch.equal(EDGES[4:], 2 * EDGES[:-4]) and (EDGES.diff() > 0).all()
+    assert bins(torch.tensor([0.0, -1.0, -1e30])).tolist() == [0, 0, 0]
 
 
 def test_a_unit_that_never_fires_has_an_empty_histogram():

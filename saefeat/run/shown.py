@@ -13,7 +13,7 @@ from torch import Tensor
 from saefeat.activations import counted_vectors
 from saefeat.collection import on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, Batch, plan_batches
-from saefeat.dictionaries import SAE
+from saefeat.dictionaries import SAE, Dictionary
 from saefeat.io import UserError
 from saefeat.lens import neuron_directions, promoted_tokens
 from saefeat.models import LanguageModel
@@ -153,7 +153,10 @@ def _values(
 
 
 def _values_of(
-    lm: LanguageModel, group: Sequence[Any], units: dict[str, list[int]], batches: Sequence[Batch]
+    lm: LanguageModel,
+    group: Sequence[Dictionary],
+    units: dict[str, list[int]],
+    batches: Sequence[Batch],
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """The same for one group, whose copies on the device are freed when this ends."""
     paths = {sae.id: lm.site(sae.site).path for sae in group}

@@ -1,9 +1,13 @@
 """The interface of accumulators: what is collected from a corpus, for one dictionary each.
 
-An accumulator is a commutative monoid. It declares its tensors with their reductions (`FIELDS`);
-`zeros`, `merge`, `equal`, `save`, `load` and the checkpoints of a collection are loops over this
-declaration. Any partition of the batches, added and merged in any order, gives the same bytes. To
-add one is to write one module and one line of `saefeat.statistics.ACCUMULATORS`.
+An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
+gives the same bytes. It declares its tensors with their reductions (`FIELDS`), and `zeros`, `merge`,
+`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration. Over
+several processes a field is reduced elementwise as it says, or, if "joint", by `merge` of what each
+process has.
+
+To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
+`saefeat.statistics.ACCUMULATORS`.
 """
 
 from __future__ import annotations
@@ -115,7 +119,7 @@ class Accumulator:
         return self._tensors
 
     def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("_") or name not in self.tensors:
+        if name.startswith("_") or name == "tensors" or name not in self.tensors:
             raise AttributeError(name)
         return self.tensors[name]
 
