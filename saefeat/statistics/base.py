@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from saefeat.dictionaries import Dictionary
 
 _NEUTRAL = {"sum": 0, "min": torch.inf, "max": -torch.inf}
-_LIMIT = 2**62  # two sums below it can be added without overflow
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,10 @@ class Accumulator:
     def checked(self) -> Self:
         """Return self. Raises RunFailed when a sum has left the exact range."""
         for name, tensor in self.tensors.items():
-            exact = self.FIELDS[name].reduction == "sum" and tensor.numel()
-            if exact and tensor.abs().max() >= _LIMIT:
+            if self.FIELDS[name].reduction != "sum" or not tensor.numel():
+                continue
+            # Two sums below half of the range can be added without overflow.
+            if tensor.abs().max() > torch.iinfo(tensor.dtype).max // 2:
                 of = self.header.get("dictionary")
                 raise RunFailed(f"the {name} of a unit of {of} exceeds the exact range")
         return self

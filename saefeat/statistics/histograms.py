@@ -13,17 +13,17 @@ from saefeat.statistics.base import Accumulator, Field, Observed
 if TYPE_CHECKING:
     from saefeat.dictionaries import Dictionary
 
-# Four bins per octave, from 2^-8 to 2^14. The first and the last also take what lies beyond.
+# Eight bins per octave, from 2^-8 to 2^14. The first and the last also take what lies beyond.
 #
-# The sign, the exponent and the first two bits of the fraction of a float32 number the bins: the
-# number that its upper eleven bits make rises by one from bin to bin. So a bin is found exactly, on
+# The sign, the exponent and the first three bits of the fraction of a float32 number the bins: the
+# number that its upper twelve bits make rises by one from bin to bin. So a bin is found exactly, on
 # every machine, by a shift; a binary search among the edges would take twenty times as long.
-_FIRST, _LAST, _PARTS = -8, 14, 4
+_FIRST, _LAST, _PARTS = -8, 14, 8
 EDGES = torch.tensor(
     [2.0**e * (1 + i / _PARTS) for e in range(_FIRST, _LAST) for i in range(_PARTS)] + [2.0**_LAST]
 )
 BINS = len(EDGES) - 1
-_SHIFT = 21  # of the 23 bits of a fraction
+_SHIFT = 20  # of the 23 bits of a fraction
 _OFFSET = int(EDGES[0].view(torch.int32)) >> _SHIFT
 
 
@@ -45,13 +45,13 @@ class Histograms(Accumulator):
     """Per unit, the counts of firing values in bins whose edges do not depend on the data.
 
     So the counts of shards are added, and the memory is bounded: 708 bytes per unit. `counts` is
-    int64 [width, BINS], `tokens` int64 [] the tokens that were counted, `max` float32 [width], -inf
+    int32 [width, BINS], `tokens` int64 [] the tokens that were counted, `max` float32 [width], -inf
     where a unit never fired.
     """
 
     FIELDS: ClassVar = {
         "tokens": Field((), "sum"),
-        "counts": Field(("unit", BINS), "sum"),
+        "counts": Field(("unit", BINS), "sum", torch.int32),
         "max": Field(("unit",), "max", torch.float32),
     }
     FOLDER = "histograms"
@@ -66,7 +66,7 @@ class Histograms(Accumulator):
         codes, bag = observed.codes, observed.bag.rows()
         assert bag.unit is not None
         cell = codes.units() * BINS + bins(codes.values)
-        fires = (codes.values > 0).long()
+        fires = (codes.values > 0).int()
         self.counts.view(-1).index_add_(0, cell.view(-1), fires.view(-1))
         self.max.scatter_reduce_(0, bag.unit, bag.max, "amax")
         self.tokens.add_(len(codes))
