@@ -163,5 +163,5 @@ class Checkpoint:
 
 
 def saved_request(path: Path) -> Any:
-    """The request of the state in a file; None where there is no file, or one of an older version."""
+    """The request of the state in a file; None for no file, or one of an older version."""
     return read_header(path).get("request") if path.exists() else None

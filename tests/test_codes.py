@@ -1,4 +1,4 @@
-"""Bags of sparse codes, of the same codes dense, and of whole numbers counted in plain Python are one and the same."""
+"""Bags of sparse codes, of the same codes dense, and counted in plain Python are equal."""
 
 from __future__ import annotations
 

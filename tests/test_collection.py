@@ -1,4 +1,4 @@
-"""Collection end to end: whole, in shards, or killed and resumed, it writes the same bytes, and they are right."""
+"""Collection end to end: whole, in shards, or killed and resumed, the same right bytes."""
 
 from __future__ import annotations
 
@@ -367,7 +367,7 @@ def test_neurons_statistics_are_those_counted_one_example_at_a_time(whole, vecto
 
 
 def sae_codes(sae, x):
-    """(dense codes, those that surely fire, those that may) of vectors, by a full sort in float64."""
+    """(dense codes, those that surely fire, those that may), by a full sort in float64."""
     pre = (x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()
     falling = pre.sort(1, descending=True).values
     kth, next_one = falling[:, K - 1 : K], falling[:, K : K + 1]

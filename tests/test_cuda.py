@@ -1,4 +1,4 @@
-"""On a GPU: the same counts as on the CPU, and training that resumes. Skipped where there is none."""
+"""On a GPU: the same counts as on the CPU, and training that resumes; skipped without one."""
 
 from __future__ import annotations
 

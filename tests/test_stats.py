@@ -1,4 +1,4 @@
-"""Statistics are commutative monoids: any partition and any order of the batches give the same bytes."""
+"""Statistics are commutative monoids: batches in any partition and order give the same bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CASES = [
 
 
 def random_examples(seed, count=COUNT):
-    """(dense codes [tokens, WIDTH], label) of each example, values of very different sizes, many of them zero."""
+    """(dense codes [tokens, WIDTH], label) of each example; values vary in size, many are zero."""
     g = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):

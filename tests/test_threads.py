@@ -1,4 +1,4 @@
-"""A stage that is resumed with another number of threads does not mix two kinds of figures, or says that it does."""
+"""A stage that goes on with other threads does not mix two kinds of figures, or says so."""
 
 from __future__ import annotations
 

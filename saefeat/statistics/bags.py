@@ -53,30 +53,38 @@ class Bags(Accumulator):
     def applies(cls, dictionary: Dictionary) -> bool:
         return not dictionary.signed
 
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        tensors: dict[str, Tensor],
+        header: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(labels, tensors, header)
+        self._added: list[dict[str, Tensor]] = []
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         # `add` keeps the batches apart until the rows are read: to copy all rows at every batch
         # would take quadratic time.
-        if added := self.__dict__.pop("added", []):
-            self._tensors = _joined([self._tensors, *added])
+        if self._added:
+            self._tensors, self._added = _joined([self._tensors, *self._added]), []
         return self._tensors
 
     def add(self, observed: Observed) -> None:
         rows = observed.bag.rows()
         assert rows.example is not None and rows.unit is not None
-        example = rows.example.cpu()
         columns = {
-            "batch": torch.full_like(example, observed.batch),
-            "example": observed.positions[example],
-            "label": observed.labels.cpu()[example],
+            "batch": torch.full_like(rows.example, observed.batch),
+            "example": observed.positions.to(rows.example.device)[rows.example],
+            "label": observed.labels[rows.example],
             "unit": rows.unit,
             "tokens": rows.tokens,
             "sum": rows.sum,
             "min": rows.min,
             "max": rows.max,
         }
-        part = {name: column.to("cpu", self.FIELDS[name].dtype) for name, column in columns.items()}
-        self.__dict__.setdefault("added", []).append(part)
+        part = {name: column.to(self.FIELDS[name].dtype) for name, column in columns.items()}
+        self._added.append(part)
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         return _joined([self.tensors, other.tensors])
@@ -85,8 +93,8 @@ class Bags(Accumulator):
         """Write Parquet rows example, label, unit, tokens, sum, min, max; `sum` as float64."""
         import pyarrow as pa
 
-        columns: dict[str, Any] = {name: self.tensors[name].numpy() for name in _COLUMNS}
-        columns["sum"] = (self.sum.double() * STEP).numpy()
+        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in _COLUMNS}
+        columns["sum"] = (self.sum.double() * STEP).cpu().numpy()
         columns["label"] = pa.DictionaryArray.from_arrays(
             pa.array(columns["label"]), pa.array(list(self.labels), pa.string())
         )

@@ -1,10 +1,10 @@
 """The interface of accumulators: what is collected from a corpus, for one dictionary each.
 
 An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
-gives the same bytes. It declares its tensors with their reductions (`FIELDS`), and `zeros`, `merge`,
+gives the same bytes. It declares its tensors with their reductions (`FIELDS`). `zeros`, `merge`,
 `equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration. Over
-several processes a field is reduced elementwise as it says, or, if "joint", by `merge` of what each
-process has.
+several processes a field is reduced elementwise as it declares, or, if "joint", by `reduce` of what
+the processes have.
 
 To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
 `saefeat.statistics.ACCUMULATORS`.
