@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from saefeat.statistics import (
     Accumulator,
     Observed,
     comparable,
-    default_names,
+    default_kinds,
     state_bytes,
 )
 from saefeat.statistics.files import UNFINISHED, read_header, stats_file
@@ -42,7 +43,7 @@ CHECKPOINT_SECONDS = 30.0
 _STATE = "state.safetensors"
 _WRITING = 20  # seconds of work per second that a checkpoint takes
 
-States = dict[str, dict[str, Accumulator]]  # dictionary -> accumulator, both by name
+States = dict[str, list[Accumulator]]  # by dictionary
 
 # --------------------------------------------------------------------------- batches
 
@@ -118,8 +119,7 @@ class _Job:
     plan: Plan
     headers: dict[str, dict[str, Any]]  # by dictionary
     out: Path
-    kinds: dict[str, type[Accumulator]]
-    places: dict[str, Path]
+    places: dict[type[Accumulator], Path]
     shard: tuple[int, int]
     say: Say
     checkpoint_seconds: float
@@ -128,42 +128,32 @@ class _Job:
     def windows(self) -> list[int]:
         return [w for w in range(self.plan.window_count) if w % self.shard[1] == self.shard[0]]
 
-    def accumulators(self, dictionary: Dictionary) -> dict[str, type[Accumulator]]:
-        """What is collected for a dictionary, by name."""
-        return {name: kind for name, kind in self.kinds.items() if kind.applies(dictionary)}
-
     def zeros(self, dictionaries: Sequence[Dictionary], *, each_window: bool) -> States:
         """Empty accumulators: those of one window, or those of all windows."""
+        kinds = [kind for kind in self.places if kind.EACH_WINDOW is each_window]
+        labels, device = self.plan.corpus.labels, self.lm.device
         return {
-            d.id: {
-                name: kind.zeros(
-                    self.plan.corpus.labels,
-                    d.width,
-                    signed=d.signed,
-                    device=self.lm.device,
-                    **self.headers[d.id],
-                )
-                for name, kind in self.accumulators(d).items()
-                if kind.EACH_WINDOW is each_window
-            }
+            d.id: [
+                kind.zeros(labels, d.width, signed=d.signed, device=device, **self.headers[d.id])
+                for kind in kinds
+                if kind.applies(d)
+            ]
             for d in dictionaries
         }
 
     def save(self, states: States, window: int = 0) -> None:
         for dictionary, accumulators in states.items():
-            for name, state in accumulators.items():
-                path = state.path(self.places[name], dictionary, window)
+            for state in accumulators:
+                path = state.path(self.places[type(state)], dictionary, window)
                 state.checked().save(path, self.plan.corpus)
 
-    def has_windows(self, dictionaries: Sequence[Dictionary], windows: Iterable[int]) -> bool:
-        """Whether everything that is written window by window is there for these windows."""
-        windows = list(windows)
+    def has_files(self, dictionary: Dictionary, windows: list[int], *, finished: bool) -> bool:
+        """Whether the files of these windows are there and, if `finished`, those of all windows."""
         return all(
-            kind.path(self.places[name], d.id, w).exists()
-            for d in dictionaries
-            for name, kind in self.accumulators(d).items()
-            if kind.EACH_WINDOW
-            for w in windows
+            kind.path(place, dictionary.id, window).exists()
+            for kind, place in self.places.items()
+            if kind.applies(dictionary) and (kind.EACH_WINDOW or finished)
+            for window in (windows if kind.EACH_WINDOW else [0])
         )
 
     def is_done(self, dictionary: Dictionary) -> bool:
@@ -173,11 +163,7 @@ class _Job:
             return False
         header = {**self.headers[dictionary.id], "windows": self.windows}
         check_same(path, _scope(read_header(path)), _scope(header), "statistics")
-        return self.has_windows([dictionary], self.windows) and all(
-            kind.path(self.places[name], dictionary.id).exists()
-            for name, kind in self.accumulators(dictionary).items()
-            if not kind.EACH_WINDOW
-        )
+        return self.has_files(dictionary, self.windows, finished=True)
 
 
 def _scope(header: dict[str, Any]) -> Any:
@@ -203,7 +189,7 @@ def collect(
 
     Args:
         places: accumulator -> the directory of its files, for those that are wanted besides
-            `default_names`, and for those whose files go elsewhere than to their folder in `out`:
+            `default_kinds`, and for those whose files go elsewhere than to their folder in `out`:
             `{"bags": out / "bags"}`.
         shard: (i, n) takes the windows w with w mod n = i.
         progress: takes lines of text.
@@ -217,11 +203,10 @@ def collect(
         RunFailed: an activation is not finite, or a sum leaves the exact range.
     """
     check_ids(dictionaries)
-    wanted = {name: out / ACCUMULATORS[name].FOLDER for name in default_names()}
-    wanted |= places or {}
-    kinds = {name: ACCUMULATORS[name] for name in wanted}
+    wanted = {kind: out / kind.FOLDER for kind in default_kinds()}
+    wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(lm, plan, headers, out, kinds, wanted, shard, progress, checkpoint_seconds)
+    job = _Job(lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
@@ -246,7 +231,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     groups = [stopped] if stopped else []
     if missing:
         labels = len(job.plan.corpus.labels)
-        groups += passes(missing, job.lm.device, labels, names=job.places)
+        groups += passes(missing, job.lm.device, labels, kinds=job.places)
     if not groups:
         # Left over if the process was killed between its last write and the removal.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -274,9 +259,8 @@ def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     )
     states, done = _begin(job, dictionaries, checkpoint)
     _run_windows(job, dictionaries, states, done, checkpoint)
-    for accumulators in states.values():
-        for state in accumulators.values():
-            state.header["windows"] = job.windows
+    for state in chain.from_iterable(states.values()):
+        state.header["windows"] = job.windows
     job.save(states)
     checkpoint.clear()
 
@@ -293,19 +277,22 @@ def _begin(
     if kept is None:
         return states, []
     (values, tensors), wanted = kept, _tensors(states)
-    if not wanted.keys() <= tensors.keys() or not job.has_windows(dictionaries, values["windows"]):
+    done = values["windows"]
+    if not wanted.keys() <= tensors.keys() or not all(
+        job.has_files(d, done, finished=False) for d in dictionaries
+    ):
         return states, []
     for name, tensor in wanted.items():
         tensor.copy_(tensors[name])
-    return states, values["windows"]
+    return states, done
 
 
 def _tensors(states: States) -> dict[str, Tensor]:
     """Every tensor of the states, by its name in a checkpoint."""
     return {
-        f"{name}|{field}|{dictionary}": tensor
+        f"{type(state).__name__}|{field}|{dictionary}": tensor
         for dictionary, accumulators in states.items()
-        for name, state in accumulators.items()
+        for state in accumulators
         for field, tensor in state.tensors.items()
     }
 
@@ -343,7 +330,7 @@ def _run_window(
     batches = plan.batches(job.lm, plan.window(window))
     for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus):
         for name, one in observed.items():
-            for state in (*states[name].values(), *own[name].values()):
+            for state in (*states[name], *own[name]):
                 state.add(one)
         bar.update(int(batch.counted.sum()))
     job.save(own, window)
@@ -357,18 +344,18 @@ def passes(
     device: str,
     labels: int = 0,
     budget: int | None = None,
-    names: Iterable[str] | None = None,
+    kinds: Iterable[type[Accumulator]] | None = None,
 ) -> list[list[Dictionary]]:
     """Dictionaries in groups that fit in memory together.
 
     labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of
-    the device's. names: the accumulators that are kept of them, by default `default_names`.
+    the device's. kinds: the accumulators that are kept of them, by default `default_kinds`.
     """
     budget = memory_limit(device) // 2 if budget is None else budget
     groups: list[list[Dictionary]] = [[]]
     used = 0
     for dictionary in dictionaries:
-        size = working_bytes(dictionary, device, labels, names)
+        size = working_bytes(dictionary, device, labels, kinds)
         if groups[-1] and used + size > budget:
             groups.append([])
             used = 0
@@ -378,14 +365,17 @@ def passes(
 
 
 def working_bytes(
-    dictionary: Dictionary, device: str, labels: int, names: Iterable[str] | None = None
+    dictionary: Dictionary,
+    device: str,
+    labels: int,
+    kinds: Iterable[type[Accumulator]] | None = None,
 ) -> int:
     """Bytes that a dictionary takes while it is collected: its encoder, and its statistics.
 
     On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that
     reads them there, at every batch, counts.
     """
-    size = state_bytes(dictionary, labels, names)
+    size = state_bytes(dictionary, labels, kinds)
     if isinstance(dictionary, SAE):
         size += dictionary.encoder_bytes
         if device.startswith("cuda"):

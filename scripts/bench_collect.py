@@ -24,7 +24,7 @@ from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
 from saefeat.run import neurons, set_threads
-from saefeat.statistics import ACCUMULATORS, default_names
+from saefeat.statistics import ACCUMULATORS, default_kinds
 
 
 def random_sae(lm: LanguageModel, site: str, expansion: int, k: int) -> SAE:
@@ -51,11 +51,11 @@ def compare(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], corpus: Corpus
 ) -> float:
     """Seconds of the bare passes over seconds of the full ones."""
-    names = [*default_names(), "histograms"]
+    kinds = [*default_kinds(), ACCUMULATORS["histograms"]]
     states = {
         d.id: [
             kind.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity)
-            for kind in map(ACCUMULATORS.__getitem__, names)
+            for kind in kinds
             if kind.applies(d)
         ]
         for d in dictionaries

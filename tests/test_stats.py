@@ -204,7 +204,7 @@ def test_zeros_have_the_declared_types_and_shapes_and_bytes(name):
         size = sum(t.nbytes for n, t in zero.tensors.items() if "unit" in fields[n].axes)
         assert WIDTH * kind.unit_bytes(3, signed=signed) == size
     dictionary = SimpleNamespace(signed=False, width=WIDTH)
-    assert state_bytes(dictionary, 3, [name]) == WIDTH * kind.unit_bytes(3, signed=False)
+    assert state_bytes(dictionary, 3, [kind]) == WIDTH * kind.unit_bytes(3, signed=False)
 
 
 @pytest.mark.parametrize("name", ACCUMULATORS)

@@ -20,7 +20,7 @@ __all__ = [
     "Observed",
     "Stats",
     "comparable",
-    "default_names",
+    "default_kinds",
     "state_bytes",
 ]
 
@@ -36,16 +36,17 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
 )
 
 
-def default_names() -> list[str]:
-    """Names of the accumulators that are collected without being asked for."""
-    return [name for name, kind in ACCUMULATORS.items() if not kind.ON_REQUEST]
+def default_kinds() -> list[type[Accumulator]]:
+    """The accumulators that are collected without being asked for."""
+    return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST]
 
 
-def state_bytes(dictionary: Dictionary, labels: int, names: Iterable[str] | None = None) -> int:
-    """Bytes that accumulators (by default, `default_names`) take while a corpus is collected."""
-    kinds = [ACCUMULATORS[name] for name in (default_names() if names is None else names)]
+def state_bytes(
+    dictionary: Dictionary, labels: int, kinds: Iterable[type[Accumulator]] | None = None
+) -> int:
+    """Bytes that accumulators (by default, `default_kinds`) take while a corpus is collected."""
     return dictionary.width * sum(
         kind.unit_bytes(labels, signed=dictionary.signed)
-        for kind in kinds
+        for kind in (default_kinds() if kinds is None else kinds)
         if kind.applies(dictionary)
     )

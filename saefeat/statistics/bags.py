@@ -25,6 +25,16 @@ _COLUMNS = {
     "min": "float",
     "max": "float",
 }
+_DTYPES = {
+    "batch": torch.int64,
+    "example": torch.int64,
+    "label": torch.int32,
+    "unit": torch.int32,
+    "tokens": torch.int32,
+    "sum": torch.int64,
+    "min": torch.float32,
+    "max": torch.float32,
+}
 
 
 class Bags(Accumulator):
@@ -34,16 +44,7 @@ class Bags(Accumulator):
     steps of 2^-20. The rows stand by batch, example of the batch, and unit.
     """
 
-    FIELDS: ClassVar = {
-        "batch": Field(("row",), "joint", torch.int64),
-        "example": Field(("row",), "joint", torch.int64),
-        "label": Field(("row",), "joint", torch.int32),
-        "unit": Field(("row",), "joint", torch.int32),
-        "tokens": Field(("row",), "joint", torch.int32),
-        "sum": Field(("row",), "joint", torch.int64),
-        "min": Field(("row",), "joint", torch.float32),
-        "max": Field(("row",), "joint", torch.float32),
-    }
+    FIELDS: ClassVar = {name: Field(("row",), "joint", dtype) for name, dtype in _DTYPES.items()}
     FOLDER = "bags"
     SUFFIX = ".parquet"
     ON_REQUEST = True
@@ -53,21 +54,14 @@ class Bags(Accumulator):
     def applies(cls, dictionary: Dictionary) -> bool:
         return not dictionary.signed
 
-    def __init__(
-        self,
-        labels: tuple[str, ...],
-        tensors: dict[str, Tensor],
-        header: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(labels, tensors, header)
-        self._added: list[dict[str, Tensor]] = []
+    _added: tuple[dict[str, Tensor], ...] = ()  # batches since the rows were read last
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         # `add` keeps the batches apart until the rows are read: to copy all rows at every batch
         # would take quadratic time.
         if self._added:
-            self._tensors, self._added = _joined([self._tensors, *self._added]), []
+            self._tensors, self._added = _joined([self._tensors, *self._added]), ()
         return self._tensors
 
     def add(self, observed: Observed) -> None:
@@ -83,8 +77,8 @@ class Bags(Accumulator):
             "min": rows.min,
             "max": rows.max,
         }
-        part = {name: column.to(self.FIELDS[name].dtype) for name, column in columns.items()}
-        self._added.append(part)
+        part = {name: column.to(_DTYPES[name]) for name, column in columns.items()}
+        self._added = (*self._added, part)
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         return _joined([self.tensors, other.tensors])
@@ -116,7 +110,7 @@ class Bags(Accumulator):
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """All rows, by batch."""
-    rows = {name: torch.cat([part[name] for part in parts]) for name in Bags.FIELDS}
+    rows = {name: torch.cat([part[name] for part in parts]) for name in _DTYPES}
     if (rows["batch"].diff() >= 0).all():
         return rows
     order = rows["batch"].argsort(stable=True)

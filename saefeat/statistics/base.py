@@ -243,23 +243,21 @@ class Accumulator:
     @classmethod
     def _check(cls, tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
         """Raise UserError where a tensor is missing, unknown, or of another shape or type."""
-        sizes = {"label": labels}
+        sizes: dict[str, int] = {"label": labels}
         for name in cls.FIELDS.keys() | tensors.keys():
             field, tensor = cls.FIELDS.get(name), tensors.get(name)
-            if tensor is None and field is not None and field.signed_only:
+            if field is not None and field.signed_only and tensor is None:
                 continue
-            if field is None or tensor is None or not _fits(field, tensor, sizes):
+            if field is None or tensor is None or tensor.dim() != len(field.axes):
+                fits = False
+            else:  # the first tensor tells how many units there are
+                shape = [
+                    axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+                    for axis, size in zip(field.axes, tensor.shape, strict=True)
+                ]
+                fits = tensor.dtype == field.dtype and list(tensor.shape) == shape
+            if not fits:
                 raise UserError(
                     f"{path} holds no statistics of {labels} labels (tensor {name}); "
                     "collect it again"
                 )
-
-
-def _fits(field: Field, tensor: Tensor, sizes: dict[str, int]) -> bool:
-    """Whether a tensor is of a field. Sizes that are not known yet are taken from it."""
-    if tensor.dtype != field.dtype or tensor.dim() != len(field.axes):
-        return False
-    for axis, size in zip(field.axes, tensor.shape, strict=True):
-        if size != (axis if isinstance(axis, int) else sizes.setdefault(axis, size)):
-            return False
-    return True

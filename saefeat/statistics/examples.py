@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -46,14 +47,7 @@ class TopExamples(Accumulator):
     FOLDER = "examples"
     SUFFIX = ".parquet"
 
-    def __init__(
-        self,
-        labels: tuple[str, ...],
-        tensors: dict[str, Tensor],
-        header: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(labels, tensors, header)
-        self.rows: dict[int, Row] = {}  # those of a file, by position
+    rows: Mapping[int, Row] = MappingProxyType({})  # those of a file, by position
 
     @classmethod
     def applies(cls, dictionary: Dictionary) -> bool:
