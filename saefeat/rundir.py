@@ -138,6 +138,11 @@ class RunDir:
         return self.examples / f"{dictionary}.parquet"
 
     @property
+    def histograms(self) -> Path:
+        """Histograms of the firing values of the units of each dictionary."""
+        return self.root / "histograms"
+
+    @property
     def shown(self) -> Path:
         """What the report shows of ranked units."""
         return self.examples / "shown.json"

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import torch
 from common import by_commas, options, parse, random_sae, record
 
-from saefeat.collection import TopExamples, encode_batches
-from saefeat.corpora import PAPER_LABELS, Batch, load_corpus, make_plan
+from saefeat.collection import observe
+from saefeat.corpora import PAPER_LABELS, Batch, Corpus, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
 from saefeat.run import neurons
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, default_kinds
 
 
 def make_sae(lm: LanguageModel, site: str, expansion: int) -> SAE:
@@ -31,14 +31,18 @@ def make_sae(lm: LanguageModel, site: str, expansion: int) -> SAE:
 
 
 def compare(
-    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], of: dict[int, int]
+    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], corpus: Corpus
 ) -> float:
-    """Seconds of the bare passes divided by seconds of the full ones."""
-    stats = {
-        d.id: Stats.zeros(PAPER_LABELS, d.width, signed=d.signed, dictionary=d.identity)
+    """Seconds of the bare passes over seconds of the full ones."""
+    kinds = [*default_kinds(), ACCUMULATORS["histograms"]]
+    states = {
+        d.id: [
+            kind.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity)
+            for kind in kinds
+            if kind.applies(d)
+        ]
         for d in dictionaries
     }
-    top = {d.id: TopExamples.zeros(d.width) for d in dictionaries if not d.signed}
     paths = tuple(dict.fromkeys(lm.site(d.site).path for d in dictionaries))
     bare = full = 0.0
     for number, batch in enumerate([batches[0], *batches]):
@@ -47,12 +51,10 @@ def compare(
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
             captured.run(lm.model, **inputs, use_cache=False)
         middle = time.perf_counter()
-        for part, results in encode_batches(lm, dictionaries, iter([batch])):
-            labels = torch.tensor([of[i] for i in part.positions])
-            for name, (bag, lengths) in results.items():
-                stats[name].add(bag, labels, lengths)
-                if name in top:
-                    top[name].add(bag, torch.tensor(part.positions))
+        for _, observed in observe(lm, dictionaries, iter([batch]), corpus):
+            for name, one in observed.items():
+                for state in states[name]:
+                    state.add(one)
         if number:  # the first batch warms up
             bare += middle - start
             full += time.perf_counter() - middle
@@ -72,7 +74,6 @@ def main() -> None:
     lm = load_model(arguments.model)
     corpus = load_corpus("embedded:eld", labels=PAPER_LABELS)
     plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
-    of = {i: corpus.labels.index(corpus.of[i]) for i in plan.tokens}
     windows = [plan.window(number) for number in range(plan.window_count)]
     batches = [batch for window in windows if window for batch in plan.batches(lm, window)]
     saes: list[Dictionary] = [
@@ -85,7 +86,7 @@ def main() -> None:
     }
     shares = {}
     for name, chosen in cases.items():
-        values = sorted(compare(lm, chosen, batches, of) for _ in range(arguments.repeats))
+        values = sorted(compare(lm, chosen, batches, corpus) for _ in range(arguments.repeats))
         shares[name] = {"median": values[len(values) // 2], "all": values}
     record(arguments, {"tokens": plan.total, "share_of_bare_speed": shares})
 

@@ -9,7 +9,7 @@ import torch
 
 from saefeat import steer
 from saefeat.activations import counted_vectors, norm_limits
-from saefeat.collection import collect, merge
+from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE, Identity
@@ -21,6 +21,7 @@ from saefeat.run.stages import means, rank
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import train_saes
 from saefeat.statistics import Stats
+from saefeat.statistics.merging import merge
 from saefeat.steering import add, apply, limit_of
 from saefeat.tokens import OUTLIER_FACTOR
 

@@ -1013,7 +1013,7 @@ def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("saefeat.collection.write_bags", interrupt)
+        patch.setattr("saefeat.statistics.bags.Bags.save", interrupt)
         code, _, err = saefeat("collect", *on, *saes, "--bags", "--out", tmp_path / "a place")
     assert code == 130
     assert "to go on, run: saefeat collect --model" in err.splitlines()[-1]
@@ -1088,7 +1088,7 @@ def go_on(last):
 
 @pytest.mark.parametrize(
     ("stage", "mark", "how"),
-    [("collect", "window 1,", signal.SIGINT), ("train", r"train: 12\d,\d{3} of", signal.SIGTERM)],
+    [("collect", "window 2$", signal.SIGINT), ("train", r"train: 12\d,\d{3} of", signal.SIGTERM)],
 )
 def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     saefeat, tiny_model_dir, long_jsonl, saes, tmp_path, stage, mark, how

@@ -1,4 +1,4 @@
-"""Bags of sparse codes, of the same codes dense, and of whole numbers counted in plain Python are one and the same."""
+"""Bags of sparse codes, of the same codes dense, and counted in plain Python are equal."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def test_flat_codes_are_the_padded_ones(case, seed):
     one, other = flat(dense), sparse(dense, seed)
     assert len(one) == len(other) == len(dense)
     assert torch.equal(one.dense(), dense) and torch.equal(other.dense(), dense)
+    assert torch.equal(dense[one.pairs()[0], one.units()], one.values)
     units = torch.randperm(case[2], generator=torch.Generator().manual_seed(seed))[:2]
     assert torch.equal(one.of(units), dense[:, units])
     ours, theirs = one.bag(lengths), other.bag(lengths)

@@ -1,22 +1,28 @@
-"""Collection end to end: whole, in shards, or killed and resumed, it writes the same bytes, and they are right."""
+"""Collection end to end: whole, in shards, or killed and resumed, the same right bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 import shutil
+from dataclasses import replace
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saefeat import memory
+from saefeat import memory, progress
 from saefeat.codes import STEP
-from saefeat.collection import collect, merge
+from saefeat.collection import collect
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, Accumulator, Field, Stats
+from saefeat.statistics.histograms import Histograms
+from saefeat.statistics.merging import merge
 
 EPS = 1e-4  # float noise between one example alone and in a batch stays well below it
 WIDTH, K = 64, 4
@@ -44,15 +50,22 @@ DICTIONARIES = [make_sae(), Identity("mlp_act@1", 48), Identity("mlp_out@0", 32)
 
 
 class Interrupted:
-    """Progress that raises Ctrl-C after the n-th window, and once more after each further n."""
+    """Takes lines of progress and raises Ctrl-C in the n-th window, when the others are kept."""
 
     def __init__(self, at):
         self.at, self.lines = at, []
 
     def __call__(self, line):
         self.lines.append(line)
-        if len(self.lines) == self.at:
+        if len(windows_in(self.lines)) == self.at:
+            self.at = 0
             raise KeyboardInterrupt
+
+
+def windows_in(lines):
+    """The windows that lines of progress go through, in turn."""
+    found = [match[1] for line in lines if (match := re.search(r", window (\d+)$", line))]
+    return [int(window) for window, _ in itertools.groupby(found)]
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +76,14 @@ def plan(tiny_corpus, tiny_lm):
 
 
 @pytest.fixture(autouse=True)
-def windows_of_32(small_windows):
-    pass
+def windows_of_32_and_a_line_per_batch(small_windows, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, plan, tiny_lm):
     out = tmp_path_factory.mktemp("collect") / "whole"
-    collect(tiny_lm, plan, DICTIONARIES, out, bags=out / "bags")
+    collect(tiny_lm, plan, DICTIONARIES, out, places={"bags": out / "bags"})
     return out
 
 
@@ -110,7 +123,7 @@ def run_shards(lm, plan, n, where):
     made = []
     for i in range(n):
         out = where / f"shard-{i}"
-        collect(lm, plan, DICTIONARIES, out, shard=(i, n), bags=out / "bags")
+        collect(lm, plan, DICTIONARIES, out, shard=(i, n), places={"bags": out / "bags"})
         made.append(out)
     return made
 
@@ -140,13 +153,22 @@ def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(
     shards = [tmp_path / str(i) for i in range(10)]  # two of them without windows
     for i, out in enumerate(shards):
         collect(
-            tiny_lm, plan, [make_sae(path=f"/{9 - i}/wide")], out, shard=(i, 10), bags=out / "bags"
+            tiny_lm,
+            plan,
+            [make_sae(path=f"/{9 - i}/wide")],
+            out,
+            shard=(i, 10),
+            places={"bags": out / "bags"},
         )
     merge(shards, tmp_path / "a")
     merge(shards[::-1], tmp_path / "b")
     same(tmp_path / "a", tmp_path / "b")
     collect(
-        tiny_lm, plan, [make_sae(path="/9/wide")], tmp_path / "whole", bags=tmp_path / "whole/bags"
+        tiny_lm,
+        plan,
+        [make_sae(path="/9/wide")],
+        tmp_path / "whole",
+        places={"bags": tmp_path / "whole/bags"},
     )
     same(tmp_path / "a", tmp_path / "whole")
 
@@ -160,13 +182,13 @@ def test_shards_merge_by_and_by(tmp_path, whole, plan, tiny_lm):
 
 @pytest.mark.parametrize("at", [1, 2, 5, 8])
 def test_killed_and_run_again_it_writes_the_same_files(tmp_path, whole, plan, tiny_lm, at):
-    options = {"bags": tmp_path / "o/bags", "checkpoint_seconds": 0}
+    options = {"places": {"bags": tmp_path / "o/bags"}, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
         collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=Interrupted(at), **options)
     assert not list((tmp_path / "o").glob("*.safetensors"))
     lines = []
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=lines.append, **options)
-    assert len(lines) == 8 - (at - 1)  # the checkpoint of a window follows its line
+    assert windows_in(lines) == list(range(at, 9))
     same(tmp_path / "o", whole)
 
 
@@ -174,14 +196,14 @@ def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whol
     kills = 0
     while True:
         try:
-            progress = Interrupted(3)
+            stop = Interrupted(3)
             collect(
                 tiny_lm,
                 plan,
                 DICTIONARIES,
                 tmp_path / "o",
-                bags=tmp_path / "o/bags",
-                progress=progress,
+                places={"bags": tmp_path / "o/bags"},
+                progress=stop,
                 checkpoint_seconds=0,
             )
             break
@@ -197,25 +219,25 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
     monkeypatch.setattr(memory, "memory_limit", lambda device: 1)
     lines = []
     for at in (2, 9, 12):  # killed in the first pass, in the second, and not at all
-        progress = Interrupted(at)
+        stop = Interrupted(at)
         with contextlib.suppress(KeyboardInterrupt):
             collect(
                 tiny_lm,
                 plan,
                 DICTIONARIES,
                 tmp_path / "out",
-                bags=tmp_path / "out/bags",
-                progress=progress,
+                places={"bags": tmp_path / "out/bags"},
+                progress=stop,
                 checkpoint_seconds=0,
             )
-        lines += progress.lines
+        lines += stop.lines
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2**40)  # on another machine
     collect(
         tiny_lm,
         plan,
         DICTIONARIES,
         tmp_path / "out",
-        bags=tmp_path / "out/bags",
+        places={"bags": tmp_path / "out/bags"},
         checkpoint_seconds=0,
     )
     assert "collect: pass 1 of 3, wide" in lines
@@ -227,7 +249,7 @@ def test_a_kill_before_the_last_clearing_up_leaves_nothing_unfinished(
 ):
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "partial").mkdir()
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", bags=tmp_path / "out/bags")
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "out", places={"bags": tmp_path / "out/bags"})
     assert not (tmp_path / "out" / "partial").exists()
     same(tmp_path / "out", whole)
 
@@ -244,7 +266,7 @@ def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):
             progress=Interrupted(3),
             checkpoint_seconds=0,
         )
-    with pytest.raises(UserError, match="unfinished collection of something else"):
+    with pytest.raises(UserError, match="the state of the collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES, first, shard=(1, 2))
     collect(tiny_lm, plan, DICTIONARIES, first, shard=(0, 2))
     collect(tiny_lm, plan, DICTIONARIES, second, shard=(1, 2))
@@ -259,14 +281,19 @@ def test_a_finished_collection_is_not_done_again(tmp_path, whole, plan, tiny_lm)
     shutil.copytree(whole, tmp_path / "o")
     lines = []
     collect(
-        tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags", progress=lines.append
+        tiny_lm,
+        plan,
+        DICTIONARIES,
+        tmp_path / "o",
+        places={"bags": tmp_path / "o/bags"},
+        progress=lines.append,
     )
     assert lines == [f"{tmp_path / 'o'} is complete already"]
 
 
 def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o")
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", bags=tmp_path / "o/bags")
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places={"bags": tmp_path / "o/bags"})
     same(tmp_path / "o", whole)
     with pytest.raises(KeyboardInterrupt):
         collect(
@@ -277,7 +304,7 @@ def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
             progress=Interrupted(4),
             checkpoint_seconds=0,
         )
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", bags=tmp_path / "p/bags")
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", places={"bags": tmp_path / "p/bags"})
     same(tmp_path / "p", whole)
 
 
@@ -317,7 +344,7 @@ def test_neurons_statistics_are_those_counted_one_example_at_a_time(whole, vecto
 
 
 def sae_codes(sae, x):
-    """(dense codes, those that surely fire, those that may) of vectors, by a full sort in float64."""
+    """(dense codes, those that surely fire, those that may), by a full sort in float64."""
     pre = (x.double() - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()
     falling = pre.sort(1, descending=True).values
     kth, next_one = falling[:, K - 1 : K], falling[:, K : K + 1]
@@ -365,7 +392,7 @@ def test_tokens_of_outlier_norm_are_left_out_of_an_sae_only(tmp_path, vectors, p
 
 
 def test_an_sae_that_leaves_every_token_out_counts_nothing(tmp_path, plan, tiny_lm):
-    collect(tiny_lm, plan, [make_sae(max_norm=1e-6)], tmp_path, bags=tmp_path / "bags")
+    collect(tiny_lm, plan, [make_sae(max_norm=1e-6)], tmp_path, places={"bags": tmp_path / "bags"})
     stats = Stats.load(tmp_path / "wide.safetensors")
     assert stats.tokens.sum() == 0 and stats.fired.sum() == 0
     assert stats.examples.sum() == len(plan.tokens)
@@ -417,7 +444,7 @@ def test_bags_of_a_window_without_examples_have_the_columns_of_the_others(
     plan = make_plan(tiny_corpus, tiny_lm, max_tokens=20)
     empty = [w for w in range(plan.window_count) if not plan.window(w)]
     assert empty
-    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, bags=tmp_path / "bags")
+    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, places={"bags": tmp_path / "bags"})
     schemas = {
         str(pq.read_schema(path).remove_metadata()) for path in (tmp_path / "bags/wide").iterdir()
     }
@@ -431,17 +458,19 @@ def test_tables_say_what_they_are_of(whole, plan, file):
     assert manifest == {"schema": 1, "dictionary": "wide", "labels": list(plan.corpus.labels)}
 
 
-def test_the_time_left_is_that_of_the_tokens_to_come(tmp_path, plan, tiny_lm, monkeypatch):
-    clock = iter(range(10**6))
-    monkeypatch.setattr("saefeat.collection.time.monotonic", lambda: float(next(clock)))
+def test_progress_counts_the_tokens_of_the_windows_that_are_missing(tmp_path, plan, tiny_lm):
     lines = []
+    stop = Interrupted(3)
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=stop, checkpoint_seconds=0)
     collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=lines.append)
-    assert [line.split(":")[1].split(",")[0] for line in lines] == [
-        f" window {n}" for n in range(1, 9)
-    ]
-    tokens = int(lines[0].split(", ")[1].removesuffix(" tokens").replace(",", ""))
-    assert lines[0].endswith(f" {plan.total / tokens - 1:,.0f} s left")
-    assert lines[-1].endswith(" 0 s left")
+    assert windows_in(lines) == [3, 4, 5, 6, 7, 8]
+    left = sum(plan.counts[i] for w in range(2, 8) for i in plan.window(w))
+    counts = [line.split(": ")[1].split(" tokens")[0].split(" of ") for line in lines]
+    assert {total for _, total in counts} == {f"{left:,}"}
+    done = [int(n.replace(",", "")) for n, _ in counts]
+    assert done == sorted(done) and done[-1] == left
+    assert lines[-1].endswith(" 00:00 left, window 8")
 
 
 def test_the_highest_activating_examples_are_those_of_the_bags(whole, plan):
@@ -461,6 +490,92 @@ def test_the_highest_activating_examples_are_those_of_the_bags(whole, plan):
             corpus.texts[at],
         )
     assert found == {unit: sorted(pairs)[:5] for unit, pairs in best.items()}
+
+
+def test_histograms_are_of_the_tokens_that_the_statistics_count(tmp_path, whole, plan, tiny_lm):
+    places = {"histograms": tmp_path / "apart"}
+    with pytest.raises(KeyboardInterrupt):
+        collect(
+            tiny_lm,
+            plan,
+            DICTIONARIES,
+            tmp_path / "o",
+            places=places,
+            progress=Interrupted(4),
+            checkpoint_seconds=0,
+        )
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places=places)
+    assert [path.name for path in (tmp_path / "apart").iterdir()] == ["wide.safetensors"]
+    found = Histograms.load(tmp_path / "apart/wide.safetensors")
+    stats = Stats.load(whole / "wide.safetensors")
+    assert found.header == stats.header
+    assert found.tokens == stats.tokens.sum()
+    assert torch.equal(found.counts.sum(1), stats.fired.sum(0))
+    assert torch.equal(found.max, stats.max.amax(0))
+
+
+def test_shards_of_histograms_merge_to_the_whole(tmp_path, plan, tiny_lm):
+    outs = {name: tmp_path / name for name in ("whole", "0", "1")}
+    for name, out in outs.items():
+        shard = (0, 1) if name == "whole" else (int(name), 2)
+        places = {"histograms": out / "histograms"}
+        collect(tiny_lm, plan, DICTIONARIES, out, shard=shard, places=places)
+    merge([outs["1"], outs["0"]], tmp_path / "merged")
+    same(tmp_path / "merged", outs["whole"])
+
+
+class Odd(Accumulator):
+    """A statistic as a contributor writes it: per label and unit, firing in every other example."""
+
+    FIELDS: ClassVar = {
+        "tokens": Field(("label", "unit"), "sum"),
+        "last": Field(("label",), "max", torch.float32),
+    }
+    FOLDER = "odd"
+
+    @classmethod
+    def applies(cls, dictionary):
+        return not dictionary.signed
+
+    def add(self, observed):
+        bag, labels = observed.bag, observed.labels
+        odd = (observed.positions % 2).to(bag.tokens.device)
+        bag.reduce_into(self.tensors["tokens"], bag.tokens * odd[bag.example], labels, "sum")
+        last = observed.positions.to(labels.device).float()
+        self.tensors["last"].scatter_reduce_(0, labels, last, "amax")
+
+
+def test_a_new_statistic_is_one_class_and_one_line(tmp_path, whole, plan, tiny_lm, monkeypatch):
+    monkeypatch.setitem(ACCUMULATORS._places, "odd", f"{__name__}:Odd")
+    with pytest.raises(KeyboardInterrupt):
+        collect(
+            tiny_lm,
+            plan,
+            DICTIONARIES,
+            tmp_path / "o",
+            places={"bags": tmp_path / "o/bags"},
+            progress=Interrupted(4),
+            checkpoint_seconds=0,
+        )
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places={"bags": tmp_path / "o/bags"})
+    found = Odd.load(tmp_path / "o/odd/wide.safetensors")
+    expected = torch.zeros(3, WIDTH, dtype=torch.int64)
+    table = pq.read_table(whole / "bags/wide").to_pydict()
+    columns = (table[name] for name in ("example", "label", "unit", "tokens"))
+    for example, label, unit, tokens in zip(*columns, strict=True):
+        expected[found.labels.index(label), unit] += tokens * (example % 2)
+    assert torch.equal(found.tensors["tokens"], expected)
+    of = plan.corpus.of
+    last = [max(i for i in plan.tokens if of[i] == label) for label in found.labels]
+    assert found.tensors["last"].tolist() == last
+    merge(run_shards(tiny_lm, plan, 2, tmp_path), tmp_path / "m")
+    same(tmp_path / "m", tmp_path / "o")
+
+
+def test_an_unknown_statistic_is_a_user_error(tmp_path, plan, tiny_lm):
+    with pytest.raises(UserError, match="unknown statistic 'x'; choose from counts, examples"):
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places={"x": tmp_path})
+    assert not (tmp_path / "o").exists()
 
 
 # --------------------------------------------------------------------------- failures
@@ -508,7 +623,7 @@ def test_an_unfinished_collection_of_something_else_is_a_user_error(tmp_path, pl
         collect(
             tiny_lm, plan, DICTIONARIES, tmp_path, progress=Interrupted(2), checkpoint_seconds=0
         )
-    with pytest.raises(UserError, match="unfinished collection of something else"):
+    with pytest.raises(UserError, match="the state of the collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES[:2], tmp_path)
 
 
@@ -566,7 +681,7 @@ def test_shards_that_differ_in_what_they_hold_are_not_merged(tmp_path, plan, tin
 
 
 @pytest.mark.parametrize(
-    "place", ["saefeat.collection.merge_examples", "shutil.copytree", "os.rename"]
+    "place", ["saefeat.statistics.examples.TopExamples.save", "shutil.copytree", "os.rename"]
 )
 def test_a_merge_that_was_interrupted_leaves_nothing_and_can_be_run_again(
     tmp_path, whole, plan, tiny_lm, monkeypatch, place

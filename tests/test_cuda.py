@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from saefeat import progress
 from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
@@ -17,6 +19,7 @@ from saefeat.sae.formats.values import stated
 from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
+from saefeat.statistics.histograms import Histograms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = "cuda"
@@ -58,7 +61,8 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
     places = {"cpu": tiny_lm, DEVICE: gpu_lm}
     for device, lm in places.items():
         out = tmp_path / device
-        collect(lm, make_plan(tiny_corpus, lm), dictionaries(), out, bags=out / "bags")
+        wanted = {name: out / name for name in ("bags", "histograms")}
+        collect(lm, make_plan(tiny_corpus, lm), dictionaries(), out, places=wanted)
     for name in ("wide", "half", "mlp_act@1"):
         cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
         assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)
@@ -70,11 +74,24 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
             mine, theirs = getattr(cpu, field), getattr(gpu, field)
             assert (mine - theirs).abs().sum() <= mine.sum() / 1000
         torch.testing.assert_close(gpu.mean(), cpu.mean(), rtol=1e-2, atol=1e-2)
+    for name in ("wide", "half"):
+        cpu, gpu = (
+            Histograms.load(tmp_path / device / f"histograms/{name}.safetensors")
+            for device in places
+        )
+        assert cpu.tokens == gpu.tokens
+        assert (cpu.counts - gpu.counts).abs().sum() <= cpu.counts.sum() / 100
+        top, other = (
+            pq.read_table(tmp_path / device / f"examples/{name}.parquet").to_pandas()
+            for device in places
+        )
+        assert (top["position"] == other["position"]).mean() > 0.95
 
 
-def test_a_killed_collection_resumes_to_the_same_bytes(
-    tmp_path, tiny_corpus, gpu_lm, small_windows
+def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
+    tmp_path, tiny_corpus, gpu_lm, small_windows, monkeypatch
 ):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, gpu_lm)
     made = dictionaries()
     collect(gpu_lm, plan, made, tmp_path / "whole")

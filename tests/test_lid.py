@@ -36,7 +36,7 @@ from saefeat.lid import (
 )
 from saefeat.methods import METHODS
 from saefeat.selection import Selection, part
-from saefeat.statistics import Stats
+from saefeat.statistics import Observed, Stats
 
 WIDTH, K = 64, 4
 LABELS = ("de", "en", "th")
@@ -61,7 +61,7 @@ def plan(tiny_corpus, tiny_lm):
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory, plan, tiny_lm):
     out = tmp_path_factory.mktemp("lid")
-    collect(tiny_lm, plan, [*SAES, *NEURONS], out, bags=out / "bags")
+    collect(tiny_lm, plan, [*SAES, *NEURONS], out, places={"bags": out / "bags"})
     return out
 
 
@@ -197,7 +197,7 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
     stats = stats_of([[n]], (n,))
     codes = Codes(torch.full((n, 1), value), torch.zeros(n, 1, dtype=torch.int64), 1)
     bag = codes.bag(torch.tensor([n]))
-    bag.reduce_into(stats.tensors, torch.tensor([0]))
+    stats.add(Observed(codes, torch.tensor([n]), torch.tensor([0]), torch.tensor([0])))
     selection = Selection.build(
         "any", {}, [part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))]
     )

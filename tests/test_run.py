@@ -113,6 +113,7 @@ def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_r
     expected |= {f"stats/{name}.safetensors" for name in [*SAES, *SITES, "mlp_act@0"]}
     expected |= {f"bags/{site}/window-00000.parquet" for site in SAES}
     expected |= {f"examples/{site}.parquet" for site in SAES}
+    expected |= {f"histograms/{site}.safetensors" for site in SAES}
     expected |= {
         f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")
     }
@@ -348,7 +349,11 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = ["saefeat.sae.train.save_sae", "saefeat.collection.write_bags", "saefeat.run.rank"]
+    places = [
+        "saefeat.sae.train.save_sae",
+        "saefeat.statistics.bags.Bags.save",
+        "saefeat.run._rank_all",
+    ]
     places += [
         "saefeat.lid.linear_head",
         "saefeat.run.identify.lid_metrics",

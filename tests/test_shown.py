@@ -1,4 +1,4 @@
-"""What is shown of ranked units: activations of every token and histograms, run in batches."""
+"""What the report shows of ranked units: activations of every token, and histograms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saefeat.corpora import TOKEN_LIMIT
 from saefeat.hooks import capture
 from saefeat.run import OpenRun, open_run
 from saefeat.run import shown as module
-from saefeat.run.shown import BINS, add_activations, add_histograms, shown_units
+from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
@@ -75,31 +75,24 @@ def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
         )
 
 
-def test_a_histogram_of_the_whole_plan_counts_what_the_statistics_count(
-    tiny_run: Path, setting: OpenRun, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_a_histogram_counts_what_the_statistics_count(
+    tiny_run: Path, setting: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(module, "_SAMPLE", (10**6, 10**9, 10**6))
-    add_histograms(setting.lm, rows, saes_of(setting), setting.plan)
+    add_histograms(rows, tiny_run / "histograms")
     for row in rows:
         stats = Stats.load(tiny_run / f"stats/{row['dictionary']}.safetensors")
         found = row["histogram"]
         assert found["tokens"] == int(stats.tokens.sum())
         assert found["fired"] == sum(found["counts"]) == int(stats.fired[:, row["unit"]].sum())
         assert found["max"] == pytest.approx(float(stats.max[:, row["unit"]].max()), abs=1e-3)
-        assert len(found["counts"]) == BINS
-
-
-def test_the_sample_of_a_histogram_is_bounded(setting: OpenRun, rows: list[dict[str, Any]]) -> None:
-    add_histograms(setting.lm, rows, saes_of(setting), setting.plan)
-    per_label, _, length = module._SAMPLE
-    assert 0 < rows[0]["histogram"]["tokens"] <= per_label * len(setting.corpus.labels) * length
+        assert len(found["edges"]) == len(found["counts"]) + 1
     json.dumps(rows, allow_nan=False)
 
 
 def test_units_of_dictionaries_that_are_not_there_are_left_as_they_are(
-    setting: OpenRun, rows: list[dict[str, Any]]
+    tmp_path: Path, setting: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
     before = copy.deepcopy(rows)
     add_activations(setting.lm, rows, {})
-    add_histograms(setting.lm, rows, {}, setting.plan)
+    add_histograms(rows, tmp_path)
     assert rows == before

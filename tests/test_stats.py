@@ -1,4 +1,4 @@
-"""Statistics are a commutative monoid: any partition and any order of the examples give the same bytes."""
+"""Statistics are commutative monoids: batches in any partition and order give the same bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import errno
 import functools
 import itertools
 import json
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,21 +18,33 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from saefeat.codes import STEP, Codes
-from saefeat.collection import TopExamples, merge_examples
 from saefeat.corpora import load_corpus
 from saefeat.io import RunFailed, UserError, load_tensors, make_dir, save_tensors
-from saefeat.statistics import REDUCTIONS, Stats, check_mergeable
+from saefeat.statistics import ACCUMULATORS, Observed, Stats, state_bytes
+from saefeat.statistics.bags import Bags
+from saefeat.statistics.examples import N, TopExamples, read_passages
+from saefeat.statistics.histograms import BINS, EDGES, Histograms, bins
+from saefeat.statistics.merging import check_mergeable
 
 LABELS = ("de", "en", "th")
 WIDTH = 6
+COUNT = 9  # examples
+CORPUS = load_corpus([(f"text {i}", LABELS[i % 3]) for i in range(25)])
 RANDOM = st.randoms(use_true_random=False)
 QUICK = settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+# Every accumulator with every layout of codes that it is collected for.
+CASES = [
+    (name, kind)
+    for name, accumulator in ACCUMULATORS.items()
+    for kind in ("sparse", "flat", "dense", "signed")
+    if accumulator.applies(SimpleNamespace(signed=kind == "signed"))
+]
 
 
-def random_examples(seed, count=9):
-    """(dense codes [tokens, WIDTH], label) of each example, values of very different sizes, many of them zero."""
+def random_examples(seed, count=COUNT):
+    """(dense codes [tokens, WIDTH], label) of each example; values vary in size, many are zero."""
     g = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
@@ -39,26 +53,50 @@ def random_examples(seed, count=9):
             6 * torch.rand(tokens, WIDTH, generator=g) - 3
         )
         values *= torch.rand(tokens, WIDTH, generator=g) < 0.5
-        made.append(
-            (values, int(torch.randint(0, 2, (1,), generator=g)))
-        )  # the third label stays empty
+        label = int(torch.randint(0, 2, (1,), generator=g))  # the third label stays empty
+        made.append((values, label))
     return made
 
 
 def codes_of(values, kind):
-    if kind != "sparse":
-        return Codes(values, None, WIDTH, signed=kind == "signed")
-    top = values.topk(4, dim=1)
-    return Codes(top.values, top.indices, WIDTH)
+    if kind == "signed":
+        return Codes(values, None, WIDTH, signed=True)
+    values = values.clamp(min=0)
+    if kind == "dense":
+        return Codes(values, None, WIDTH)
+    if kind == "flat":
+        token, unit = (values > 0).nonzero(as_tuple=True)
+        return Codes(values[token, unit], unit, WIDTH, counts=(values > 0).sum(1))
+    order = values.argsort(1, descending=True)
+    return Codes(values.gather(1, order), order, WIDTH)
+
+
+def observed(batch, kind, number=0):
+    """A batch of (position, (dense codes, label))."""
+    examples = [example for _, example in batch]
+    return Observed(
+        codes_of(torch.cat([values for values, _ in examples]), kind),
+        torch.tensor([len(values) for values, _ in examples]),
+        torch.tensor([label for _, label in examples]),
+        torch.tensor([position for position, _ in batch]),
+        number,
+    )
+
+
+def collected(name, kind, batches):
+    """The accumulator of numbered batches, which stand for windows in its header."""
+    header = {"dictionary": {"id": "a"}, "windows": sorted(number for number, _ in batches)}
+    made = ACCUMULATORS[name].zeros(LABELS, WIDTH, signed=kind == "signed", **header)
+    for number, batch in batches:
+        made.add(observed(batch, kind, number))
+    return made
 
 
 def total_of(examples, kind, **header):
-    """Statistics of examples taken as one batch."""
+    """Counts of examples taken as one batch."""
     stats = Stats.zeros(LABELS, WIDTH, signed=kind == "signed", **header)
     if examples:
-        lengths = torch.tensor([len(values) for values, _ in examples])
-        bag = codes_of(torch.cat([values for values, _ in examples]), kind).bag(lengths)
-        stats.add(bag, torch.tensor([label for _, label in examples]), lengths)
+        stats.add(observed(list(enumerate(examples)), kind))
     return stats
 
 
@@ -70,90 +108,143 @@ def cut(items, random):
     return parts
 
 
-def saved(stats, path):
-    stats.save(path)
+def random_batches(seed, random):
+    """The examples of a seed in numbered batches."""
+    parts = cut(enumerate(random_examples(seed)), random)
+    return list(enumerate(part for part in parts if part))
+
+
+def saved(state, path):
+    state.save(path, CORPUS)
     return path.read_bytes()
 
 
+# --------------------------------------------------------------------------- every accumulator
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 @QUICK
-@given(st.integers(0, 10**6), RANDOM, st.sampled_from(["sparse", "dense", "signed"]))
-def test_any_partition_in_any_order_gives_the_same_bytes(tmp_path, seed, random, kind):
-    examples = random_examples(seed)
-    whole = total_of(examples, kind, dictionary={"id": "a"}, windows=list(range(len(examples))))
-    shuffled = list(enumerate(examples))
-    random.shuffle(shuffled)
-    parts = [
-        total_of(
-            [e for _, e in part], kind, dictionary={"id": "a"}, windows=sorted(w for w, _ in part)
-        )
-        for part in cut(shuffled, random)
-    ]
-    random.shuffle(parts)
+@given(seed=st.integers(0, 10**6), random=RANDOM)
+def test_any_partition_in_any_order_gives_the_same_bytes(tmp_path, name, kind, seed, random):
+    batches = random_batches(seed, random)
+    whole = collected(name, kind, batches)
+    random.shuffle(batches)
+    parts = [collected(name, kind, part) for part in cut(batches, random)]
     while len(parts) > 1:  # as a random tree
-        parts.append(
-            parts.pop(random.randrange(len(parts))).merge(parts.pop(random.randrange(len(parts))))
-        )
         random.shuffle(parts)
+        parts.append(parts.pop().merge(parts.pop()))
     assert parts[0].equal(whole)
     assert saved(parts[0], tmp_path / "a") == saved(whole, tmp_path / "b")
 
 
+@pytest.mark.parametrize(("name", "kind"), CASES)
 @QUICK
-@given(st.integers(0, 10**6), RANDOM, st.sampled_from(["sparse", "dense", "signed"]))
-def test_adding_batch_by_batch_is_adding_at_once(seed, random, kind):
-    examples = random_examples(seed)
-    stats = Stats.zeros(LABELS, WIDTH, signed=kind == "signed")
-    for part in cut(examples, random):
-        if part:
-            lengths = torch.tensor([len(values) for values, _ in part])
-            bag = codes_of(torch.cat([values for values, _ in part]), kind).bag(lengths)
-            stats.add(bag, torch.tensor([label for _, label in part]), lengths)
-    assert stats.equal(total_of(examples, kind))
-
-
-@QUICK
-@given(st.integers(0, 10**6))
-def test_sparse_and_dense_codes_give_the_same_statistics(seed):
-    examples = [(values.clamp(min=0), label) for values, label in random_examples(seed)]
-    lengths = torch.tensor([len(values) for values, _ in examples])
-    values, labels = torch.cat([v for v, _ in examples]), torch.tensor([k for _, k in examples])
-    order = values.argsort(1, descending=True)
-    made = []
-    for codes in (Codes(values, None, WIDTH), Codes(values.gather(1, order), order, WIDTH)):
-        stats = Stats.zeros(LABELS, WIDTH, signed=False)
-        stats.add(codes.bag(lengths), labels, lengths)
-        made.append(stats)
-    assert made[0].equal(made[1])
-
-
-@QUICK
-@given(st.integers(0, 10**6), st.sampled_from(["sparse", "signed"]))
-def test_merging_is_commutative_associative_and_has_a_neutral_element(seed, kind):
-    a, b, c = (total_of(random_examples(seed + i, 4), kind) for i in range(3))
-    zero = Stats.zeros(LABELS, WIDTH, signed=kind == "signed")
+@given(seed=st.integers(0, 10**6), random=RANDOM)
+def test_merging_is_commutative_associative_and_has_a_neutral_element(name, kind, seed, random):
+    batches = random_batches(seed, random)
+    a, b, c = (collected(name, kind, batches[k::3]) for k in range(3))
+    zero = collected(name, kind, [])
     kept = copy.deepcopy((a, b, c))
     assert a.merge(b).equal(b.merge(a))
     assert a.merge(b).merge(c).equal(a.merge(b.merge(c)))
     assert a.merge(zero).equal(a) and zero.merge(a).equal(a)
     assert all(x.equal(y) and x.header == y.header for x, y in zip((a, b, c), kept, strict=True))
+    assert a.equal(zero) == all(torch.equal(a.tensors[n], t) for n, t in zero.tensors.items())
+
+
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case[0] != "bags"])
+@QUICK
+@given(seed=st.integers(0, 10**6), random=RANDOM)
+def test_adding_batch_by_batch_is_adding_at_once(name, kind, seed, random):
+    examples = list(enumerate(random_examples(seed)))
+    one = collected(name, kind, [(0, examples)])
+    several = collected(name, kind, [(0, part) for part in cut(examples, random) if part])
+    assert several.equal(one)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+@QUICK
+@given(seed=st.integers(0, 10**6), random=RANDOM)
+def test_what_is_saved_and_loaded_and_saved_again_is_the_same(tmp_path, name, kind, seed, random):
+    state = collected(name, kind, random_batches(seed, random))
+    data = saved(state, tmp_path / "a")
+    loaded = type(state).load(tmp_path / "a")
+    assert loaded.labels == LABELS and loaded.dictionary == "a"
+    loaded.save(tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [case for case in CASES if not ACCUMULATORS[case[0]].EACH_WINDOW]
+)
+@QUICK
+@given(seed=st.integers(0, 10**6), random=RANDOM)
+def test_files_of_shards_merge_to_the_bytes_of_the_whole(tmp_path, name, kind, seed, random):
+    batches = random_batches(seed, random)
+    whole = saved(collected(name, kind, batches), tmp_path / "whole")
+    random.shuffle(batches)
+    parts = []
+    for number, part in enumerate(cut(batches, random)):
+        saved(collected(name, kind, part), tmp_path / str(number))
+        parts.append(ACCUMULATORS[name].load(tmp_path / str(number)))
+    functools.reduce(lambda a, b: a.merge(b), parts).save(tmp_path / "merged")
+    assert (tmp_path / "merged").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_zeros_have_the_declared_types_and_shapes_and_bytes(name):
+    kind = ACCUMULATORS[name]
+    for signed in (False, True):
+        zero = kind.zeros(LABELS, WIDTH, signed=signed)
+        fields = {n: f for n, f in kind.FIELDS.items() if signed or not f.signed_only}
+        assert zero.tensors.keys() == fields.keys()
+        for field, tensor in zero.tensors.items():
+            assert tensor.dtype == fields[field].dtype
+            assert tensor.dim() == len(fields[field].axes)
+        size = sum(t.nbytes for n, t in zero.tensors.items() if "unit" in fields[n].axes)
+        assert WIDTH * kind.unit_bytes(3, signed=signed) == size
+    dictionary = SimpleNamespace(signed=False, width=WIDTH)
+    assert state_bytes(dictionary, 3, [kind]) == WIDTH * kind.unit_bytes(3, signed=False)
+
+
+@pytest.mark.parametrize("name", ACCUMULATORS)
+def test_a_damaged_file_is_a_user_error(tmp_path, name):
+    path, kind = tmp_path / "a", ACCUMULATORS[name]
+    with pytest.raises(UserError, match="does not exist"):
+        kind.load(path)
+    good = saved(collected(name, "sparse", [(0, list(enumerate(random_examples(0))))]), path)
+    for data in (good[: len(good) // 2], b"", b"junk" * 99):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="not a readable"):
+            kind.load(path)
+    other = next(one for one in ACCUMULATORS if one != name)
+    saved(collected(other, "sparse", []), path)
+    with pytest.raises(UserError, match=str(path)):
+        kind.load(path)
+
+
+# --------------------------------------------------------------------------- counts
 
 
 @QUICK
-@given(st.integers(0, 10**6), st.sampled_from(["sparse", "dense", "signed"]))
-def test_what_is_saved_and_loaded_and_saved_again_is_the_same(tmp_path, seed, kind):
-    stats = total_of(
-        random_examples(seed), kind, dictionary={"id": "ä", "site": "mlp_out@1"}, windows=[0, 2]
-    )
-    data = saved(stats, tmp_path / "a")
+@given(st.integers(0, 10**6))
+def test_sparse_and_dense_codes_give_the_same_statistics(seed):
+    examples = random_examples(seed)
+    one, *others = (total_of(examples, kind) for kind in ("dense", "sparse", "flat"))
+    assert all(one.equal(other) for other in others)
+
+
+def test_a_loaded_header_is_the_one_saved(tmp_path):
+    header = {"dictionary": {"id": "ä", "site": "mlp_out@1"}, "windows": [0, 2]}
+    saved(total_of(random_examples(1), "signed", **header), tmp_path / "a")
     loaded = Stats.load(tmp_path / "a")
-    assert loaded.equal(stats) and loaded.header == stats.header and loaded.labels == LABELS
+    assert loaded.header == header and loaded.labels == LABELS
     assert (loaded.dictionary, loaded.site, loaded.width) == ("ä", "mlp_out@1", WIDTH)
-    assert saved(loaded, tmp_path / "b") == data
 
 
 def test_the_tensors_are_those_of_the_design():
     stats = total_of(random_examples(0), "signed")
-    assert set(stats.tensors) == set(REDUCTIONS)
+    assert set(stats.tensors) == set(Stats.FIELDS)
     for name, tensor in stats.tensors.items():
         assert tensor.dtype == (torch.float32 if name in ("min", "max") else torch.int64)
     assert (stats.tensors["min"][2] == torch.inf).all() and (
@@ -166,9 +257,12 @@ def test_means_and_probabilities_are_those_of_a_table_worked_by_hand():
     values = torch.tensor([[1.0, -2.0], [0.5, 4.0], [0.0, -1.0], [2.0, 0.0]])
     stats = Stats.zeros(("a", "b", "empty"), 2, signed=True)
     stats.add(
-        Codes(values, None, 2, signed=True).bag(torch.tensor([2, 1, 1])),
-        torch.tensor([0, 0, 1]),
-        torch.tensor([2, 1, 1]),
+        Observed(
+            Codes(values, None, 2, signed=True),
+            torch.tensor([2, 1, 1]),
+            torch.tensor([0, 0, 1]),
+            torch.arange(3),
+        )
     )
     assert stats.tokens.tolist() == [3, 1, 0] and stats.examples.tolist() == [2, 1, 0]
     assert stats.fired.tolist() == [[2, 1], [1, 0], [0, 0]]
@@ -348,7 +442,7 @@ def test_a_header_that_is_damaged_is_a_user_error(tmp_path, change):
     tensors, header = load_tensors(path)
     save_tensors(path, tensors, {**header, **change})
     for read in (Stats.load, Stats.read_header):
-        with pytest.raises(UserError, match=r"a\.safetensors is damaged; collect it again"):
+        with pytest.raises(UserError, match=r"a\.safetensors is not what|names a label twice"):
             read(path)
 
 
@@ -398,38 +492,23 @@ def test_the_file_opens_with_safetensors_alone_and_its_header_is_json(tmp_path):
     assert json.loads(metadata["saefeat"])["step"] == STEP
 
 
-# --------------------------------------------------------------------------- highest-activating
-# examples
+# --------------------------------------------------------------------------- examples, bags
 
 
 @QUICK
 @given(st.integers(0, 10**6), RANDOM)
-def test_top_examples_are_the_brute_force_ones_under_any_partition(tmp_path, seed, random):
+def test_top_examples_are_the_brute_force_ones(tmp_path, seed, random):
     g = torch.Generator().manual_seed(seed)
     peaks = torch.randint(0, 4, (25, WIDTH), generator=g).float()  # few values, many ties
     expected = [
-        sorted(((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0))[:5]
+        sorted((-float(v), p) for p, v in enumerate(peaks[:, unit]) if v > 0)[:N]
         for unit in range(WIDTH)
     ]
-    corpus = load_corpus([(f"text {i}", LABELS[i % 3]) for i in range(25)])
-    positions = list(range(len(peaks)))
-    random.shuffle(positions)
-    files = []
-    for shard in cut(positions, random):
-        top = TopExamples.zeros(WIDTH)
-        for batch in cut(shard, random):
-            if batch:
-                values = peaks[batch]
-                order = values.argsort(1)
-                bag = Codes(values.gather(1, order), order, WIDTH).bag(
-                    torch.ones(len(batch), dtype=torch.int64)
-                )
-                top.add(bag, torch.tensor(batch))
-        files.append(tmp_path / f"{len(files)}.parquet")
-        top.save(files[-1], corpus, "a")
-    random.shuffle(files)
-    merge_examples(files, tmp_path / "merged.parquet", "a", corpus.labels)
-    rows = pq.read_table(tmp_path / "merged.parquet").to_pylist()
+    examples = [(i, (peaks[i : i + 1], i % 3)) for i in range(25)]
+    random.shuffle(examples)
+    batches = [(0, part) for part in cut(examples, random) if part]
+    saved(collected("examples", "sparse", batches), tmp_path / "a.parquet")
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
     found = [
         [(-row["value"], row["position"]) for row in rows if row["unit"] == unit]
         for unit in range(WIDTH)
@@ -441,3 +520,101 @@ def test_top_examples_are_the_brute_force_ones_under_any_partition(tmp_path, see
             f"text {row['position']}",
             LABELS[row["position"] % 3],
         )
+    passages = read_passages(tmp_path / "a.parquet", [0, 3])
+    assert passages.keys() == {unit for unit in (0, 3) if expected[unit]}
+    for unit, some in passages.items():
+        assert [(-p["value"], p["text"]) for p in some] == [
+            (value, f"text {position}") for value, position in expected[unit]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("value", "a"), ("unit", 1.5), ("place", 7), ("unit", -1), ("text", None), (None, None)],
+)
+def test_examples_with_other_columns_or_values_are_a_user_error(tmp_path, column, value):
+    path = tmp_path / "a.parquet"
+    saved(collected("examples", "sparse", [(0, list(enumerate(random_examples(2))))]), path)
+    table = pq.read_table(path)
+    if column is None:
+        table = table.drop_columns(["text"])
+    else:
+        at = table.column_names.index(column)
+        kind = table.schema.field(at).type if value in (-1, 7, None) else None
+        cells = pa.array([value] * len(table), kind)
+        table = table.set_column(at, column, cells)
+    pq.write_table(table, path)
+    with pytest.raises(UserError, match=r"a\.parquet .*collect it again"):
+        TopExamples.load(path)
+
+
+def test_values_of_passages_that_are_not_finite_are_a_user_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    saved(collected("examples", "sparse", [(0, list(enumerate(random_examples(2))))]), path)
+    table = pq.read_table(path)
+    values = pa.array([float("nan")] * len(table), pa.float32())
+    pq.write_table(table.set_column(2, "value", values), path)
+    with pytest.raises(UserError, match="not finite"):
+        read_passages(path, range(WIDTH))
+
+
+def test_files_of_bags_stand_window_by_window_when_they_are_merged(tmp_path):
+    first, second = (list(enumerate(random_examples(k)))[k * 4 : k * 4 + 4] for k in range(2))
+    for name, batch in (("a", first), ("b", second)):
+        saved(collected("bags", "sparse", [(0, batch)]), tmp_path / name)
+    a, b = (Bags.load(tmp_path / name) for name in "ab")
+    assert b.merge(a).equal(a.merge(b))
+    assert torch.equal(b.merge(a).example, torch.cat([a.example, b.example]))
+
+
+# --------------------------------------------------------------------------- histograms
+
+
+@QUICK
+@given(st.integers(0, 10**6), st.sampled_from(["sparse", "flat", "dense"]))
+def test_histograms_count_every_firing_value_in_its_bin(seed, kind):
+    examples = random_examples(seed)
+    values = torch.cat([values for values, _ in examples])
+    made = collected("histograms", kind, [(0, list(enumerate(examples)))])
+    assert made.tokens == len(values)
+    for unit in range(WIDTH):
+        fired = values[:, unit][values[:, unit] > 0].tolist()
+        expected = [0] * BINS
+        for value in fired:
+            above = sum(value >= edge for edge in EDGES.tolist())
+            expected[min(max(above - 1, 0), BINS - 1)] += 1
+        assert made.counts[unit].tolist() == expected
+        shown = made.of(unit)
+        assert shown["tokens"] == len(values)
+        assert shown["fired"] == sum(shown["counts"]) == len(fired)
+        assert shown["max"] == pytest.approx(max(fired, default=0.0), abs=1e-4)
+        if fired:
+            assert shown["counts"][0] and shown["counts"][-1]
+            assert len(shown["edges"]) == len(shown["counts"]) + 1
+            assert shown["edges"][0] <= min(fired) * 1.001
+            assert shown["edges"][-1] == pytest.approx(max(fired), rel=1e-3)
+            assert shown["edges"] == sorted(shown["edges"])
+
+
+def test_bins_take_their_lower_edge_and_the_outer_ones_what_lies_beyond():
+    assert bins(EDGES).tolist() == [*range(BINS), BINS - 1]
+    assert bins(torch.tensor([1e-30, 1e30])).tolist() == [0, BINS - 1]
+    below = torch.nextafter(EDGES[1:-1], torch.tensor(0.0))
+    assert bins(below).tolist() == list(range(BINS - 1))
+    assert EDGES[0] == 2**-8 and EDGES[-1] == 2**14
+    assert torch.equal(EDGES[8:], 2 * EDGES[:-8]) and (EDGES.diff() > 0).all()
+    assert bins(torch.tensor([0.0, -1.0, -1e30])).tolist() == [0, 0, 0]
+
+
+def test_a_unit_that_never_fires_has_an_empty_histogram():
+    zero = Histograms.zeros(LABELS, WIDTH)
+    assert zero.of(0) == {"tokens": 0, "fired": 0, "max": 0.0, "counts": [], "edges": []}
+
+
+def test_histograms_with_other_edges_are_a_user_error(tmp_path):
+    path = tmp_path / "a"
+    saved(collected("histograms", "sparse", []), path)
+    tensors, found = load_tensors(path)
+    save_tensors(path, tensors, {**found, "edges": [1.0]})
+    with pytest.raises(UserError, match="another edges"):
+        Histograms.load(path)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from saefeat import progress
 from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
@@ -91,39 +92,47 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     assert out.read_bytes() == resumed
 
 
-def test_collecting_and_training_report_that_they_resume_with_other_threads(
-    tmp_path, tiny_corpus, tiny_lm, small_windows, monkeypatch
-):
-    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
+def test_a_training_says_that_it_goes_on_with_other_threads(tmp_path, tiny_corpus, tiny_lm):
     plan = make_plan(tiny_corpus, tiny_lm, mixed=True)
     config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
-    neurons = [Identity("mlp_act@0", 48)]
 
     def train(say):
         train_saes(tiny_lm, plan, ["mlp_out@0"], tmp_path / "saes", config, progress=say)
 
+    seen = []
+
+    def stop(line):
+        seen.append(line)
+        if len(seen) == 3 and "step" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    note = first_note(train)
+    assert note.startswith("note: the training goes on with 2 threads where 1 were used before")
+
+
+def test_a_collection_says_that_it_goes_on_with_other_threads(
+    tmp_path, tiny_corpus, tiny_lm, small_windows, monkeypatch
+):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    plan = make_plan(tiny_corpus, tiny_lm)
+    neurons = [Identity("mlp_act@0", 48)]
+
     def count(say):
         collect(tiny_lm, plan, neurons, tmp_path / "stats", progress=say, checkpoint_seconds=0)
 
-    def stop_training(line):
-        if (tmp_path / "saes" / "training.safetensors").exists():
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        count(StopAt("window 3"))
+    note = first_note(count)
+    assert note.startswith("note: the collection goes on with 2 threads after 1")
 
-    def stop_counting(line):
-        if "window 3" in line:
-            raise KeyboardInterrupt
 
-    for call, stop, name, was in (
-        (train, stop_training, "training", "after 1"),
-        (count, stop_counting, "collection", "where 1 were used before"),
-    ):
-        with pytest.raises(KeyboardInterrupt):
-            call(stop)
-        torch.set_num_threads(2)
-        lines = []
-        call(lines.append)
-        note = f"note: the {name} goes on with 2 threads {was}"
-        assert [line for line in lines if line.startswith("note")] == [lines[0]] and lines[
-            0
-        ].startswith(note)
-        torch.set_num_threads(1)
+def first_note(call):
+    """The only note of a stage that goes on with two threads, which is its first line."""
+    torch.set_num_threads(2)
+    lines = []
+    call(lines.append)
+    torch.set_num_threads(1)
+    assert [line for line in lines if line.startswith("note")] == lines[:1]
+    return lines[0]

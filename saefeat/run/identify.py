@@ -12,7 +12,6 @@ import torch
 
 from saefeat import lid
 from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
-from saefeat.collection import bags_path
 from saefeat.corpora import TOKEN_LIMIT, Corpus, Plan
 from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
@@ -34,6 +33,7 @@ from saefeat.run.opened import OpenRun as Setting
 from saefeat.run.stages import neurons
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.bags import Bags
 from saefeat.statistics.files import StatsFiles
 from saefeat.tokens import without_special
 
@@ -74,7 +74,7 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         windows = Stats.read_header(setting.out / "stats" / f"{sae.id}.safetensors").get(
             "windows", []
         )
-        lost = [path for w in windows if not (path := bags_path(bags, sae.id, w)).is_file()]
+        lost = [path for w in windows if not (path := Bags.path(bags, sae.id, w)).is_file()]
         if lost:
             raise UserError(
                 f"{lost[0]} is missing; remove {setting.out / 'stats'} and give the run's command again"

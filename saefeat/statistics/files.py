@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.io import UserError
-from saefeat.statistics import Stats
+from saefeat.statistics.counts import Stats
 
-UNFINISHED = "partial"  # directory that is there as long as a collection is unfinished
+UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
 
 
 def stats_file(directory: Path, dictionary: str) -> Path:
-    """Where the statistics of a dictionary are in a directory."""
-    return directory / f"{dictionary}.safetensors"
+    """The file of the statistics of a dictionary in a directory."""
+    return Stats.path(directory, dictionary)
 
 
 def list_stats(directory: Path) -> dict[str, Path]:
@@ -24,12 +24,14 @@ def list_stats(directory: Path) -> dict[str, Path]:
     """
     if directory.is_file():
         return {directory.stem: directory}
-    found = directory.glob("*.safetensors") if directory.is_dir() else []
+    found = directory.glob(f"*{Stats.SUFFIX}") if directory.is_dir() else []
     files = sorted(file for file in found if not file.name.startswith("."))  # temporary names
     if not files:
-        raise UserError(f"{directory} holds no statistics; collect them first")
+        raise UserError(f"{directory} holds no statistics; collect them first", command="collect")
     if (directory / UNFINISHED).exists():
-        raise UserError(f"{directory} is unfinished; run its collect again first")
+        raise UserError(
+            f"{directory} is unfinished; finish its collection first", command="collect"
+        )
     return {file.stem: file for file in files}
 
 
@@ -37,12 +39,20 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
     """Statistics of a dictionary in a directory. Raises UserError when they are not there."""
     path = stats_file(directory, dictionary)
     if not path.is_file():
-        raise UserError(f"{directory} holds no statistics of {dictionary}; collect them first")
+        raise UserError(
+            f"{directory} holds no statistics of {dictionary}; collect them first",
+            command="collect",
+        )
     return Stats.load(path)
 
 
+def read_header(file: Path) -> dict[str, Any]:
+    """The header of statistics: what they are of. Raises UserError when they are damaged."""
+    return Stats.read_header(file)
+
+
 class StatsFiles(Sequence[Stats]):
-    """Statistics that are read from disk one at a time, whenever they are asked for."""
+    """Statistics that are read from disk each time they are asked for, one at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths

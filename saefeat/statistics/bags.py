@@ -1,0 +1,117 @@
+"""Bags: per example and unit, how often and how strongly the unit fired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saefeat.codes import STEP
+from saefeat.statistics.base import Accumulator, Field, Observed
+from saefeat.statistics.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from saefeat.corpora import Corpus
+    from saefeat.dictionaries import Dictionary
+
+_COLUMNS = {
+    "example": "int64",
+    "label": "dictionary<values=string, indices=int32, ordered=0>",
+    "unit": "int32",
+    "tokens": "int32",
+    "sum": "double",
+    "min": "float",
+    "max": "float",
+}
+_DTYPES = {
+    "batch": torch.int64,
+    "example": torch.int64,
+    "label": torch.int32,
+    "unit": torch.int32,
+    "tokens": torch.int32,
+    "sum": torch.int64,
+    "min": torch.float32,
+    "max": torch.float32,
+}
+
+
+class Bags(Accumulator):
+    """The rows of the firing pairs of example and unit, in one file per window.
+
+    `example` is the place of the example in the corpus, `label` the row of its label, `sum` is in
+    steps of 2^-20. The rows stand by batch, example of the batch, and unit.
+    """
+
+    FIELDS: ClassVar = {name: Field(("row",), "joint", dtype) for name, dtype in _DTYPES.items()}
+    FOLDER = "bags"
+    SUFFIX = ".parquet"
+    ON_REQUEST = True
+    EACH_WINDOW = True
+
+    @classmethod
+    def applies(cls, dictionary: Dictionary) -> bool:
+        return not dictionary.signed
+
+    _added: tuple[dict[str, Tensor], ...] = ()  # batches since the rows were read last
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        # `add` keeps the batches apart until the rows are read: to copy all rows at every batch
+        # would take quadratic time.
+        if self._added:
+            self._tensors, self._added = _joined([self._tensors, *self._added]), ()
+        return self._tensors
+
+    def add(self, observed: Observed) -> None:
+        rows = observed.bag.rows()
+        assert rows.example is not None and rows.unit is not None
+        columns = {
+            "batch": torch.full_like(rows.example, observed.batch),
+            "example": observed.positions.to(rows.example.device)[rows.example],
+            "label": observed.labels[rows.example],
+            "unit": rows.unit,
+            "tokens": rows.tokens,
+            "sum": rows.sum,
+            "min": rows.min,
+            "max": rows.max,
+        }
+        part = {name: column.to(_DTYPES[name]) for name, column in columns.items()}
+        self._added = (*self._added, part)
+
+    def reduce(self, other: Self) -> dict[str, Tensor]:
+        return _joined([self.tensors, other.tensors])
+
+    def save(self, path: Path, corpus: Corpus | None = None) -> None:
+        """Write Parquet rows example, label, unit, tokens, sum, min, max; `sum` as float64."""
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in _COLUMNS}
+        columns["sum"] = (self.sum.double() * STEP).cpu().numpy()
+        columns["label"] = pa.DictionaryArray.from_arrays(
+            pa.array(columns["label"]), pa.array(list(self.labels), pa.string())
+        )
+        write_table(path, pa.table(columns), self.dictionary, self.labels)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        table, manifest = read_table(path, _COLUMNS)
+        columns = {name: table[name] for name in _COLUMNS}
+        columns["label"] = columns["label"].combine_chunks().indices
+        made = {name: torch.from_numpy(c.to_numpy().copy()) for name, c in columns.items()}
+        made["sum"] = (made["sum"] / STEP).round().long()
+        # The rows of a file stay together. Files of different windows stand by their examples.
+        first = int(made["example"].min()) if len(made["example"]) else 0
+        made["batch"] = torch.full_like(made["example"], first)
+        header = {"dictionary": {"id": manifest["dictionary"]}}
+        return cls(tuple(manifest["labels"]), made, header)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """All rows, by batch."""
+    rows = {name: torch.cat([part[name] for part in parts]) for name in _DTYPES}
+    if (rows["batch"].diff() >= 0).all():
+        return rows
+    order = rows["batch"].argsort(stable=True)
+    return {name: column[order] for name, column in rows.items()}

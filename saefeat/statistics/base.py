@@ -1,0 +1,263 @@
+"""The interface of accumulators: what is collected from a corpus, for one dictionary each.
+
+An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
+gives the same bytes. It declares its tensors with their reductions (`FIELDS`). `zeros`, `merge`,
+`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration. Over
+several processes a field is reduced elementwise as it declares, or, if "joint", by `reduce` of what
+the processes have.
+
+To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
+`saefeat.statistics.ACCUMULATORS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saefeat.codes import REDUCE, Bag, Codes
+from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, read_header, save_tensors
+from saefeat.schema import checked
+from saefeat.statistics.header import Header, merge_headers
+
+if TYPE_CHECKING:
+    from saefeat.corpora import Corpus
+    from saefeat.dictionaries import Dictionary
+
+_NEUTRAL = {"sum": 0, "min": torch.inf, "max": -torch.inf}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A tensor of an accumulator.
+
+    Attributes:
+        axes: "label", "unit", "row" (of these there are none at first), or a size.
+        reduction: "sum", "min" or "max", elementwise; or "joint": the accumulator's own `reduce`
+            merges it together with other fields.
+        dtype: of the tensor.
+        neutral: value in an empty accumulator; it follows from an elementwise reduction.
+        signed_only: whether it is kept only for dictionaries whose codes may be negative.
+    """
+
+    axes: tuple[str | int, ...]
+    reduction: str
+    dtype: torch.dtype = torch.int64
+    neutral: float = 0
+    signed_only: bool = False
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+    def zeros(self, sizes: Mapping[str, int], device: str) -> Tensor:
+        fill = _NEUTRAL.get(self.reduction, self.neutral)
+        return torch.full(self.shape(sizes), fill, dtype=self.dtype, device=device)
+
+
+@dataclass
+class Observed:
+    """A batch of E examples in the codes of one dictionary.
+
+    Attributes:
+        codes: of the counted tokens, example by example.
+        lengths: int64 [E] on the CPU, the counted tokens of each example.
+        labels: int64 [E] on the device of the codes, the row of each example's label.
+        positions: int64 [E] on the CPU, the place of each example in the corpus.
+        batch: the number of the batch in its window; the rows of bags follow it.
+    """
+
+    codes: Codes
+    lengths: Tensor
+    labels: Tensor
+    positions: Tensor
+    batch: int = 0
+
+    @cached_property
+    def bag(self) -> Bag:
+        """The codes summed by example."""
+        return self.codes.bag(self.lengths)
+
+
+class Accumulator:
+    """What is collected for one dictionary.
+
+    A subclass declares `FIELDS` and writes `add`. Where fields depend on each other it overrides
+    `reduce`; where its file is no safetensors file, `save` and `load`.
+
+    Attributes:
+        labels: the K labels, in order.
+        tensors: the fields by name.
+        header: what was collected: model, dictionary, corpus, token policy, windows.
+    """
+
+    FIELDS: ClassVar[dict[str, Field]]
+    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics
+    SUFFIX: ClassVar[str] = ".safetensors"
+    ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
+    EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own file, and no state stays
+    FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        tensors: dict[str, Tensor],
+        header: dict[str, Any] | None = None,
+    ) -> None:
+        self.labels = labels
+        self._tensors = tensors
+        self.header = {} if header is None else header
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._tensors
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("_") or name == "tensors" or name not in self.tensors:
+            raise AttributeError(name)
+        return self.tensors[name]
+
+    @property
+    def dictionary(self) -> str:
+        """The id of the dictionary."""
+        return self.header["dictionary"]["id"]
+
+    @property
+    def site(self) -> str:
+        return self.header["dictionary"]["site"]
+
+    @classmethod
+    def applies(cls, dictionary: Dictionary) -> bool:
+        """Whether it is collected for a dictionary."""
+        return True
+
+    @classmethod
+    def path(cls, place: Path, dictionary: str, window: int = 0) -> Path:
+        """Its file for a dictionary (of a window, if `EACH_WINDOW`) in its directory `place`."""
+        if cls.EACH_WINDOW:
+            return place / dictionary / f"window-{window:05d}{cls.SUFFIX}"
+        return place / f"{dictionary}{cls.SUFFIX}"
+
+    @classmethod
+    def zeros(
+        cls,
+        labels: tuple[str, ...],
+        width: int,
+        *,
+        signed: bool = False,
+        device: str = "cpu",
+        **header: Any,
+    ) -> Self:
+        """The neutral element. `signed`: whether codes may be negative."""
+        sizes = {"label": len(labels), "unit": width, "row": 0}
+        tensors = {
+            name: field.zeros(sizes, device)
+            for name, field in cls.FIELDS.items()
+            if signed or not field.signed_only
+        }
+        return cls(labels, tensors, header)
+
+    @classmethod
+    def unit_bytes(cls, labels: int, *, signed: bool) -> int:
+        """Bytes per unit that its tensors take while a corpus is collected."""
+        sizes = {"label": labels, "unit": 1}
+        return sum(
+            field.dtype.itemsize * torch.Size(field.shape(sizes)).numel()
+            for field in cls.FIELDS.values()
+            if "unit" in field.axes and (signed or not field.signed_only)
+        )
+
+    def add(self, observed: Observed) -> None:
+        """Add a batch in place."""
+        raise NotImplementedError
+
+    def merge(self, other: Self) -> Self:
+        """The sum of both; neither changes. They must be of the same (see `check_mergeable`).
+
+        Names and paths, which may differ, are those of the operand with the smaller first window.
+        Raises RunFailed when a sum leaves the exact range.
+        """
+        header = merge_headers(self.header, other.header)
+        return type(self)(self.labels, self.reduce(other), header).checked()
+
+    def reduce(self, other: Self) -> dict[str, Tensor]:
+        """The fields of both, merged."""
+        return {
+            name: REDUCE[self.FIELDS[name].reduction](value, other.tensors[name])
+            for name, value in self.tensors.items()
+        }
+
+    def checked(self) -> Self:
+        """Return self. Raises RunFailed when a sum has left the exact range."""
+        for name, tensor in self.tensors.items():
+            if self.FIELDS[name].reduction != "sum" or not tensor.numel():
+                continue
+            # Two sums below half of the range can be added without overflow.
+            if tensor.abs().max() > torch.iinfo(tensor.dtype).max // 2:
+                of = self.header.get("dictionary")
+                raise RunFailed(f"the {name} of a unit of {of} exceeds the exact range")
+        return self
+
+    def equal(self, other: Self) -> bool:
+        if self.labels != other.labels or self.tensors.keys() != other.tensors.keys():
+            return False
+        return all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+
+    def save(self, path: Path, corpus: Corpus | None = None) -> None:
+        """Write the file. `corpus`: what was collected, where its texts are written too."""
+        header = {"schema": SCHEMA, **self.FORMAT, "labels": list(self.labels), **self.header}
+        save_tensors(path, {name: value.cpu() for name, value in self.tensors.items()}, header)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file. Raises UserError when it is damaged, or of another kind or version."""
+        tensors, found = load_tensors(path)
+        labels, header = cls._parse(found, path)
+        cls._check(tensors, len(labels), path)
+        return cls(labels, tensors, header)
+
+    @classmethod
+    def read_header(cls, path: Path) -> dict[str, Any]:
+        """The `header` of a file, without its tensors. Raises UserError as `load` does."""
+        return cls._parse(read_header(path), path)[1]
+
+    @classmethod
+    def _parse(cls, found: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """Labels and `header`, of the header of a file."""
+        constants = {"schema": SCHEMA, **cls.FORMAT}
+        if "labels" not in found:
+            raise UserError(f"{path} holds no statistics; it was written for something else")
+        for name, value in constants.items():
+            if found.get(name) != value:
+                raise UserError(f"{path} has another {name} ({found.get(name)}); collect it again")
+        labels = tuple(checked(Header, found, path)["labels"])
+        if len(set(labels)) != len(labels):
+            raise UserError(f"{path} names a label twice; collect it again")
+        return labels, {k: v for k, v in found.items() if k != "labels" and k not in constants}
+
+    @classmethod
+    def _check(cls, tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
+        """Raise UserError where a tensor is missing, unknown, or of another shape or type."""
+        sizes: dict[str, int] = {"label": labels}
+        for name in cls.FIELDS.keys() | tensors.keys():
+            field, tensor = cls.FIELDS.get(name), tensors.get(name)
+            if field is not None and field.signed_only and tensor is None:
+                continue
+            if field is None or tensor is None or tensor.dim() != len(field.axes):
+                fits = False
+            else:  # the first tensor tells how many units there are
+                shape = [
+                    axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+                    for axis, size in zip(field.axes, tensor.shape, strict=True)
+                ]
+                fits = tensor.dtype == field.dtype and list(tensor.shape) == shape
+            if not fits:
+                raise UserError(
+                    f"{path} holds no statistics of {labels} labels (tensor {name}); "
+                    "collect it again"
+                )

@@ -1,0 +1,152 @@
+"""Highest-activating examples: per unit, the examples in which it fires most strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from saefeat.io import UserError
+from saefeat.statistics.base import Accumulator, Field, Observed
+from saefeat.statistics.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from saefeat.corpora import Corpus
+    from saefeat.dictionaries import Dictionary
+
+N = 5  # examples per unit
+Row = tuple[str, str, str]  # id, label and text of an example
+_COLUMNS = {
+    "unit": "int64",
+    "place": "int64",
+    "value": "float",
+    "position": "int64",
+    "id": "string",
+    "label": "string",
+    "text": "string",
+}
+
+
+class TopExamples(Accumulator):
+    """Per unit, the N examples with the greatest activation of a token.
+
+    `value` [width, N] is the activation (-inf: none), `position` [width, N] the place of the
+    example in the corpus (-1: none), both sorted by falling value. Of equal values the earlier
+    example comes first, so merging is exact in any order. Both fields are reduced together: the
+    rows of two accumulators are put side by side, sorted, and cut after N.
+    """
+
+    FIELDS: ClassVar = {
+        "value": Field(("unit", N), "joint", torch.float32, neutral=-torch.inf),
+        "position": Field(("unit", N), "joint", torch.int64, neutral=-1),
+    }
+    FOLDER = "examples"
+    SUFFIX = ".parquet"
+
+    rows: Mapping[int, Row] = MappingProxyType({})  # those of a file, by position
+
+    @classmethod
+    def applies(cls, dictionary: Dictionary) -> bool:
+        return not dictionary.signed
+
+    def add(self, observed: Observed) -> None:
+        bag = observed.bag.rows()
+        assert bag.example is not None and bag.unit is not None
+        position = observed.positions.to(bag.example.device)[bag.example]
+        beats = bag.max >= self.value[bag.unit, -1]
+        unit, value, position = bag.unit[beats], bag.max[beats], position[beats]
+        touched = unit.unique()
+        unit = torch.cat([touched.repeat_interleave(N), unit])
+        value = torch.cat([self.value[touched].view(-1), value])
+        position = torch.cat([self.position[touched].view(-1), position])
+        order = torch.argsort(position, stable=True)
+        order = order[torch.argsort(value[order], descending=True, stable=True)]
+        order = order[torch.argsort(unit[order], stable=True)]
+        unit, value, position = unit[order], value[order], position[order]
+        counts = torch.unique_consecutive(unit, return_counts=True)[1]
+        starts = torch.cumsum(counts, 0) - counts
+        place = torch.arange(len(unit), device=unit.device) - starts.repeat_interleave(counts)
+        best = place < N
+        self.value[unit[best], place[best]] = value[best]
+        self.position[unit[best], place[best]] = position[best]
+
+    def reduce(self, other: Self) -> dict[str, Tensor]:
+        width = max(len(self.value), len(other.value))  # a file has no units beyond its last row
+        value, position = (
+            torch.cat([_widened(one, width), _widened(two, width)], 1)
+            for one, two in ((self.value, other.value), (self.position, other.position))
+        )
+        order = position.argsort(dim=1, stable=True)
+        value, position = value.gather(1, order), position.gather(1, order)
+        order = value.argsort(dim=1, descending=True, stable=True)[:, :N]
+        return {"value": value.gather(1, order), "position": position.gather(1, order)}
+
+    def merge(self, other: Self) -> Self:
+        made = super().merge(other)
+        made.rows = {**self.rows, **other.rows}
+        return made
+
+    def save(self, path: Path, corpus: Corpus | None = None) -> None:
+        """Write Parquet rows unit, place, value, position, id, label, text.
+
+        Args:
+            corpus: the texts at the positions; not needed for what was loaded from files.
+        """
+        import pyarrow as pa
+
+        unit, place = (self.position >= 0).nonzero(as_tuple=True)
+        at = self.position[unit, place].tolist()
+        rows = [
+            self.rows[i] if corpus is None else (corpus.ids[i], corpus.of[i], corpus.texts[i])
+            for i in at
+        ]
+        columns: dict[str, Any] = {
+            "unit": unit.cpu().numpy(),
+            "place": place.cpu().numpy(),
+            "value": self.value[unit, place].cpu().numpy(),
+            "position": pa.array(at, pa.int64()),
+        }
+        for k, name in enumerate(("id", "label", "text")):
+            columns[name] = pa.array([row[k] for row in rows], pa.string())
+        write_table(path, pa.table(columns), self.dictionary, self.labels)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        table, manifest = read_table(path, _COLUMNS)
+        unit, place, value, position = (
+            torch.from_numpy(table[name].to_numpy().copy()) for name in list(_COLUMNS)[:4]
+        )
+        if len(unit) and not (unit.min() >= 0 and place.min() >= 0 and place.max() < N):
+            raise UserError(f"{path} is damaged; collect it again")
+        width = int(unit.max()) + 1 if len(unit) else 0
+        dictionary = {"id": manifest["dictionary"]}
+        top = cls.zeros(tuple(manifest["labels"]), width, dictionary=dictionary)
+        top.value[unit, place], top.position[unit, place] = value, position
+        texts = zip(*(table[name].to_pylist() for name in ("id", "label", "text")), strict=True)
+        top.rows = dict(zip(position.tolist(), texts, strict=True))
+        return top
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    """With rows without examples up to `width`."""
+    neutral = -1 if tensor.dtype == torch.int64 else -torch.inf
+    return torch.cat([tensor, tensor.new_full((width - len(tensor), N), neutral)])
+
+
+def read_passages(path: Path, units: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+    """The rows {text, label, value} of some units in a file, by unit, the greatest value first.
+
+    Raises UserError when the file is damaged.
+    """
+    table, _ = read_table(path, _COLUMNS, [("unit", "in", sorted(set(units)))])
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in sorted(table.to_pylist(), key=lambda row: (row["unit"], row["place"])):
+        if not abs(row["value"]) < torch.inf:
+            raise UserError(f"{path} has a value that is not finite; collect it again")
+        passage = {key: row[key] for key in ("text", "label", "value")}
+        found.setdefault(row["unit"], []).append(passage)
+    return found

@@ -1,0 +1,99 @@
+"""Merge the statistics of shards. The bytes are those of one collection of all their windows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+from saefeat.io import UserError, replacing
+from saefeat.statistics import ACCUMULATORS, Accumulator, comparable
+from saefeat.statistics.files import list_stats, read_header, stats_file
+
+
+def merge(sources: Sequence[Path], out: Path) -> list[str]:
+    """Merge the statistics of shards into the directory `out`, which appears at once.
+
+    Args:
+        sources: directories that `collect` wrote, of shards of one collection.
+
+    Returns:
+        Warnings: windows that are missing.
+
+    Raises:
+        UserError: statistics of different models, dictionaries or corpora, windows counted twice,
+            files that only some of the sources have, or an `out` that is not empty.
+    """
+    if not sources:
+        raise UserError("name at least one directory of statistics to merge")
+    for source in sources:
+        if not source.is_dir():
+            raise UserError(f"{source} holds no statistics; name directories of statistics")
+    files = {source: list_stats(source) for source in sources}
+    names = list(files[sources[0]])
+    for source in sources:
+        if list(files[source]) != names:
+            raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} exists already and is not empty; choose another output directory", "out"
+        )
+    # A shard without windows has no files of windows.
+    full = [source for source in sources if read_header(files[source][names[0]])["windows"]]
+    with replacing(out) as temporary:
+        for kind in ACCUMULATORS.values():
+            if kind.EACH_WINDOW:
+                for source in _all_or_none(full, Path(kind.FOLDER)):
+                    place = temporary / kind.FOLDER
+                    shutil.copytree(source / kind.FOLDER, place, dirs_exist_ok=True)
+                continue
+            for name in names:
+                file = kind.path(Path(kind.FOLDER), name)
+                if found := _all_or_none(sources, file):
+                    _merge_files(kind, [source / file for source in found], temporary / file)
+        header = read_header(stats_file(temporary, names[0]))
+    count = header["window_count"]
+    gap = sorted(set(range(count)) - set(header["windows"]))
+    if not gap:
+        return []
+    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"]
+
+
+def _merge_files(kind: type[Accumulator], files: Sequence[Path], out: Path) -> None:
+    def merged(total: Accumulator, file: Path) -> Accumulator:
+        other = kind.load(file)
+        check_mergeable(total, other, str(file))
+        return total.merge(other)
+
+    reduce(merged, files[1:], kind.load(files[0])).save(out)
+
+
+def _all_or_none(sources: Sequence[Path], part: Path) -> Sequence[Path]:
+    """The sources that have a part. Raises UserError when only some of them have it."""
+    have = [source for source in sources if (source / part).exists()]
+    lack = [source for source in sources if source not in have]
+    if have and lack:
+        raise UserError(f"{lack[0]} has no {part}, but {have[0]} has; collect both alike")
+    return have
+
+
+def check_mergeable(first: Accumulator, other: Accumulator, where: str) -> None:
+    """Raise UserError when statistics are of different things or share a window.
+
+    Args:
+        where: the place of `other`, in the message.
+    """
+    one, two = comparable(first.header), comparable(other.header)
+    # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
+    for key in sorted(one.keys() | two.keys(), key=lambda key: (key == "dictionary", key)):
+        if one.get(key) != two.get(key):
+            raise UserError(
+                f"{where}: cannot merge, its {key} differs: "
+                f"{first.header.get(key)} / {other.header.get(key)}"
+            )
+    if first.labels != other.labels:
+        raise UserError(f"{where}: cannot merge, the labels differ")
+    shared = set(first.header.get("windows", [])) & set(other.header.get("windows", []))
+    if shared:
+        raise UserError(f"{where}: cannot merge, window {min(shared)} is counted in both")
