@@ -30,7 +30,7 @@ ROOMS = [
     ["steps"],
     ["models", "corpora"],
     ["config"],
-    ["labels", "assets", "resume", "schema", "registry"],
+    ["labels", "assets", "resume", "schema", "registry", "parquet"],
     ["progress", "io"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -12,18 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from saefeat.baselines import BASELINES
+from saefeat.lid.heads import HEADS
 from saefeat.report.reading import direction, natural, parsed, shortened, understood
 
-HEADS = {
-    "linear": "logistic regression on bags of all units",
-    "naive-bayes": "multinomial, read from the statistics",
-    "sae-count": "which selected features fire, counted",
-    "sae-min-max": "selected features, scaled firing values",
-    "neuron-count": "which selected neurons fire, counted",
-    "char-naive-bayes": "baseline: counts of runs of 1 to 4 characters",
-    "token-naive-bayes": "baseline: counts of the model's tokens",
-    "fasttext": "baseline: fastText, closed set",
-}
 OURS, THEIRS = "linear", "fasttext"
 KINDS = {
     "theirs": (False, True),
@@ -40,7 +32,7 @@ def read_identification(run: Path) -> dict[str, Any] | None:
 
 
 def _lid(metrics: Any) -> dict[str, Any]:
-    order = {name: place for place, name in enumerate(HEADS)}
+    order = {name: place for place, name in enumerate([*reversed([*HEADS]), *BASELINES])}
     names = sorted(metrics["heads"], key=lambda name: (order.get(name, len(order)), name))
     lengths = sorted(metrics.get("by_length", {}), key=lambda name: (name == "all", natural(name)))
     by_length = {length: metrics["by_length"][length]["heads"] for length in lengths} or {
@@ -91,7 +83,7 @@ def _table_row(name: str, length: str, metrics: Any) -> dict[str, Any]:
 def _head(name: str, metrics: Any, by_length: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
-        "note": HEADS.get(name, ""),
+        "note": _title(name),
         "accuracy": metrics["accuracy"],
         "accuracy_ci": metrics.get("accuracy_ci"),
         "f1": metrics["f1_macro"],
@@ -100,6 +92,12 @@ def _head(name: str, metrics: Any, by_length: dict[str, Any]) -> dict[str, Any]:
             length: heads.get(name, {}).get("f1_macro") for length, heads in by_length.items()
         },
     }
+
+
+def _title(name: str) -> str:
+    if name in HEADS:
+        return HEADS[name].title
+    return BASELINES[name].title if name in BASELINES else ""
 
 
 def _best(heads: list[dict[str, Any]], lengths: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from saefeat.methods import METHODS
 from saefeat.report.facts import as_text
 from saefeat.report.reading import direction, natural, parsed, real, shortened
 from saefeat.report.spread import unit_spread
@@ -20,13 +21,11 @@ _FEW = 600  # cards; beyond, each has one passage
 _PASSAGES = 3
 _PIECES = (40, 18)  # of a passage on each side of its peak: of the first, of the others
 _CHARACTERS = 400  # of a passage, before and after the peak
-_ORDER = ("sae-lape", "feature-diffmean", "lape")  # of methods; others follow
-_BY_ENTROPY = ("sae-lape", "lape")  # methods whose score it is
 
 
 def read_selections(run: Path) -> dict[str, Selection]:
     """Every selection by the name of its file, those of features first."""
-    order = {name: place for place, name in enumerate(_ORDER)}
+    order = {name: place for place, name in enumerate(METHODS)}
     paths = sorted(
         (run / "selections").glob("[!.]*.parquet"),
         key=lambda p: (order.get(p.stem, len(order)), p.stem),
@@ -95,7 +94,7 @@ def method_view(
     parameters = selection.header.get("parameters", {})
     return {
         "name": name,
-        "score": "entropy" if selection.header["method"] in _BY_ENTROPY else "score",
+        "score": _score(selection.header["method"]),
         "labels": list(selection.labels),
         "parameters": [
             f"{key} {as_text(value)}" for key, value in parameters.items() if value is not None
@@ -107,6 +106,10 @@ def method_view(
         "totals": [totals[label] for label in selection.labels],
         "units": [units[label] for label in selection.labels],
     }
+
+
+def _score(method: str) -> str:
+    return METHODS[method].score if method in METHODS else "score"
 
 
 def _unit(

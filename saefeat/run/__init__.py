@@ -18,9 +18,11 @@ from saefeat.collection import collect as collect_stats
 from saefeat.config import DEMO, RunConfig
 from saefeat.generation import Decoding
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
+from saefeat.methods import Method, run_methods
 from saefeat.resume import claim
 from saefeat.run.forecast import forecast
-from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
+from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.setting import Setting, default_sites, open_run, open_setting, read_index
@@ -230,17 +232,20 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
                 setting.say(f"note: {name} is left out: {error}")
 
 
+def _methods(setting: Setting) -> dict[str, Method]:
+    dictionaries = [*setting.saes, *neurons(setting.lm, setting.layers)]
+    return run_methods([dictionary.identity for dictionary in dictionaries])
+
+
 def _rank_all(setting: Setting) -> None:
-    for method in ("sae-lape", "lape", "feature-diffmean"):
-        if method == "lape" and not setting.layers:
-            continue
+    for method in _methods(setting):
         rank(setting.out / "stats", method).save(setting.out / "selections" / f"{method}.parquet")
 
 
 def _show(setting: Setting) -> None:
     saes = {sae.id: sae for sae in setting.saes}
     rows = []
-    for method in ("sae-lape", "feature-diffmean"):
+    for method in (name for name, one in _methods(setting).items() if one.shown):
         selection = Selection.load(setting.out / "selections" / f"{method}.parquet")
         rows += shown_units(setting.lm, selection, saes, setting.out / "examples")
     add_activations(setting.lm, rows, saes)

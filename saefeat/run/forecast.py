@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
-from saefeat import lid
+from saefeat.baselines import BASELINES
 from saefeat.collection import passes, working_bytes
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT, Plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import LOGITS, Decoding, generate, text_losses
 from saefeat.hooks import capture, site_width
+from saefeat.lid.heads import HEADS, FitSize
 from saefeat.models import LanguageModel
-from saefeat.run.identify import evaluated
+from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.matrix import room
 from saefeat.run.setting import Setting
 from saefeat.run.stages import distinct, means, neurons
@@ -30,9 +31,14 @@ def forecast(setting: Setting) -> list[str]:
     config, lm = setting.config, setting.lm
     plan, training = setting.plan, setting.training_plan
     sites = setting.sites or [sae.site for sae in setting.given]
-    texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
+    texts = len(choose_positions(setting.corpus, "test", config.seed, config.eval_texts))
     mean = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)
     short = min(mean, 9.0)
+    widths = [sae.width for sae in setting.given] or [
+        setting.training.width(_d(lm, s)) for s in sites
+    ]
+    width, k = sum(widths), len(setting.corpus.labels)
+    size = FitSize(len(plan.tokens), plan.total, mean, width, k)
     dictionaries = distinct(
         [*setting.given, *means(lm, setting.given, None), *neurons(lm, setting.layers)]
     )
@@ -42,9 +48,7 @@ def forecast(setting: Setting) -> list[str]:
     tokens_of = {
         "train": training.total if not setting.given else 0,
         "collect": rounds * plan.total,
-        "lid fit": int(
-            len(plan.tokens) * 2.3 * short + 1.3 * plan.total
-        ),  # beginnings, and both in capitals
+        "lid fit": int(sum(kind.fit_tokens(size) for kind in HEADS.values())),
         "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
     }
     neurons_at = [f"mlp_act@{layer}" for layer in setting.layers]
@@ -55,10 +59,6 @@ def forecast(setting: Setting) -> list[str]:
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(sites) + 1)
     seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     seconds |= _steering_seconds(setting, plan)
-    widths = [sae.width for sae in setting.given] or [
-        setting.training.width(_d(lm, s)) for s in sites
-    ]
-    width = sum(widths)
     there: dict[str, float] = {"model": _parameters(lm)}  # on the model's device
     if setting.given:
         there["collect"] = collect_memory(lm, dictionaries, len(setting.corpus.labels))
@@ -79,10 +79,9 @@ def forecast(setting: Setting) -> list[str]:
     memory = _memory(
         lm,
         sum(there.values()),
-        _LIBRARIES + _MORE_LIBRARIES + _lid_memory(setting, plan, width),
+        _LIBRARIES + _MORE_LIBRARIES + _lid_memory(size),
         mapped_bytes(setting.given),
     )
-    k = len(setting.corpus.labels)
     weights = 0 if setting.given else width * _d(lm, sites[0]) * 8
     disk = k * width * 44 + plan.total * config.k * len(sites) * 8 + weights + 6e6
     lines = [
@@ -150,16 +149,9 @@ def _memory(lm: LanguageModel, there: float, here: float, mapped: float) -> str:
     return f"{there / 1e9:.1f} GB of GPU memory and {here / 1e9:.1f} GB of memory{more}"
 
 
-def _lid_memory(setting: Setting, plan: Plan, width: int) -> float:
-    """Bytes of the heads: the fit of the linear one (dense rows, or the history of its optimiser), and naive Bayes.
-
-    Of the baselines: counts of runs of characters, some 20 a token.
-    """
-    labels = len(setting.corpus.labels)
-    kept = min(width, lid.WEIGHTS // labels)
-    dense = 4 * len(plan.tokens) * kept * 4
-    fit = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * kept * labels
-    return fit + 2 * 8 * width * labels + 20 * 12 * plan.total
+def _lid_memory(size: FitSize) -> float:
+    """Bytes that fitting the heads and baselines takes."""
+    return sum(kind.fit_bytes(size) for kind in (*HEADS.values(), *BASELINES.values()))
 
 
 def _judging_memory(setting: Setting, tokens: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
-from saefeat.baselines import FastText
+from saefeat.baselines.fasttext import FastText
 from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.corpora.recipes import find_recipe

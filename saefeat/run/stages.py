@@ -16,7 +16,7 @@ from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
-from saefeat.methods import check_parameters, choose, get_method
+from saefeat.methods import METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
 from saefeat.sae.gate import check_saes, describe
 from saefeat.selection import Selection
@@ -166,7 +166,7 @@ def rank(
     **parameters: Any,
 ) -> Selection:
     """Rank the units of statistics in a directory by a published rule. Raises UserError for unknown names."""
-    rule, parameters = get_method(method), check_parameters(method, parameters)
+    rule, parameters = METHODS[method], check_parameters(method, parameters)
     files = list_stats(Path(source))
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
     paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}
