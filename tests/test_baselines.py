@@ -14,7 +14,10 @@ from sklearn.metrics import classification_report
 from sklearn.naive_bayes import MultinomialNB
 
 from saefeat import assets
-from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
+from saefeat.baselines import BASELINES
+from saefeat.baselines.characters import CharNaiveBayes
+from saefeat.baselines.fasttext import FastText
+from saefeat.baselines.tokens import TokenNaiveBayes
 from saefeat.io import UserError, save_tensors
 
 SENTENCES = {
@@ -265,3 +268,18 @@ def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:
             FastText(model_path, labels).predict(TEXTS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="texts should be a list of strings, not one string"):
         TokenNaiveBayes(tokens.tokenize, 64).fit("abc", list("dee"))
+
+
+def test_every_baseline_is_made_for_a_run_fitted_saved_and_restored(
+    tiny_lm, tmp_path: Path, model_path: Path
+) -> None:
+    texts, of = [*TEXTS, "1"], [*CODES, "de"]
+    for name, kind in BASELINES.items():
+        assert kind.title and kind.for_run(tiny_lm, CODES, model_path).unknown is None
+        made = kind.for_run(tiny_lm, CODES, model_path).fit(*kind.training_examples(texts, of))
+        made.save(tmp_path / name)
+        assert (tmp_path / name).exists() == kind.fitted
+        again = kind.for_run(tiny_lm, CODES, model_path)
+        again = again.restore(tmp_path / name) if kind.fitted else again.fit()
+        assert again.predict([*TEXTS, "1"]) == made.predict([*TEXTS, "1"])
+        assert made.predict(["1"]) == [None]

@@ -97,7 +97,8 @@ class Head:
         total = np.zeros((len(features), len(self.labels)))
         if len(self.intercept):
             total += self.intercept
-        for name, units in self.units.items():
+        for name in sorted(self.units):  # so that a loaded head adds in the same order
+            units = self.units[name]
             total += rows[name][:, units] @ self.counts[name]
             if name in self.sums:
                 total += features.sums[name][:, units] @ self.sums[name]

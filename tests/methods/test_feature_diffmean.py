@@ -276,8 +276,8 @@ def test_parameters_from_the_command_line():
     assert check_parameters("feature-diffmean", {"source": "None"}) == {"source": "None"}
     for setting, message in (
         ("top=0", "top"),
-        ("entropy_ratio=2", "above 0 and up to 1"),
-        ("source=5", "a label"),
+        ("entropy_ratio=2", "less than or equal to 1"),
+        ("source=5", "a valid string"),
         ("sorce=en", "source"),
     ):
         with pytest.raises(UserError, match=message):
