@@ -163,8 +163,8 @@ def evaluate(
     by_id = dict(zip(ids, stats, strict=True))
     heads = {
         "sae-count": count_head("sae-count", selection),
-        "sae-min-max": min_max_head(selection, by_id),
-        "naive-bayes": naive_bayes_head(by_id, PAPER_LABELS),
+        "sae-min-max": min_max_head(selection, by_id.__getitem__),
+        "naive-bayes": naive_bayes_head(by_id.__getitem__, ids, PAPER_LABELS),
         "linear": linear_head(parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS),
     }
     silent = [float((s.fired.sum(0) == 0).float().mean()) for s in stats]

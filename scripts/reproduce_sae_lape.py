@@ -331,7 +331,7 @@ def heads(
     stats = {sae.id: Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes}
     made = [
         count_head("sae-count", chosen["one owner"]),
-        min_max_head(chosen["one owner"], stats),
+        min_max_head(chosen["one owner"], stats.__getitem__),
         count_head("neuron-count", chosen["neurons"]),
     ]
     picks = [

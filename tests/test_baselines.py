@@ -213,11 +213,11 @@ def test_characters_saved_and_loaded_say_the_same(tmp_path: Path) -> None:
         tmp_path / "again.safetensors"
     ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 50_000
-    loaded = CharNaiveBayes.load(tmp_path / "head.safetensors")
+    loaded = CharNaiveBayes().restore(tmp_path / "head.safetensors")
     assert loaded.classes_ == head.classes_ and loaded.get_params() == head.get_params()
     assert np.array_equal(loaded.scores([*TEXTS, *ODD]), head.scores([*TEXTS, *ODD]))
     with pytest.raises(UserError, match="is not a token-naive-bayes head"):
-        TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "head.safetensors")
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
@@ -229,7 +229,9 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
         tmp_path / "again.safetensors"
     ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 5000  # tokens never seen are not kept
-    loaded = TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
+    loaded = TokenNaiveBayes(tokenize, 262_144).restore(tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="is damaged, or of another tokenizer"):
+        TokenNaiveBayes(tokenize, 262_143).restore(tmp_path / "head.safetensors")
     unseen = [*random_texts(1, 50)[0], "~~"]
     assert loaded.classes_ == head.classes_
     assert np.array_equal(loaded.scores(unseen), head.scores(unseen))
@@ -240,9 +242,9 @@ def test_bad_input(tmp_path: Path) -> None:
         TokenNaiveBayes(tokenize, 2).fit(["abc"], ["x"])
     save_tensors(tmp_path / "other.safetensors", {}, {"head": "linear"})
     with pytest.raises(UserError, match="is not a token-naive-bayes head"):
-        TokenNaiveBayes.load(tmp_path / "other.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not exist"):
-        TokenNaiveBayes.load(tmp_path / "none.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "none.safetensors")
 
 
 def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_min_max_scales_each_firing_value_by_the_units_extremes_over_all_labels_
             seen += hits
     assert min(seen) < 0
     assert max(seen) > 1  # unclamped: the texts go beyond what the statistics saw
-    head = min_max_head(chosen, stats)
+    head = min_max_head(chosen, stats.__getitem__)
     assert np.allclose(head.scores(features), expected, atol=1e-3)
     assert head.predict(features)[-1] is None
 
@@ -197,7 +197,7 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
     total = float(bag.sum[0]) * 2.0**-20
     assert total != n * float(bag.min[0])  # it was rounded, and 1e-6 is what it is divided by
     features = Features({"d": sp.csr_matrix([[float(n)]])}, {"d": sp.csr_matrix([[total]])})
-    head = min_max_head(selection, {"d": stats})
+    head = min_max_head(selection, lambda _: stats)
     assert head.scores(features)[0, 0] == pytest.approx(0, abs=1e-5)
 
 
@@ -222,7 +222,7 @@ def features_of(**counts):
 
 def test_naive_bayes_by_hand():
     first, second = stats_of([[3, 0], [1, 4]], dictionary="d"), stats_of([[2], [0]], dictionary="e")
-    head = naive_bayes_head({"d": first, "e": second}, ("a", "b"))
+    head = naive_bayes_head({"d": first, "e": second}.__getitem__, ["d", "e"], ("a", "b"))
     # Three units, 5 firings under each label, one added to each: (3+1)/8, (0+1)/8, (2+1)/8 and
     # (1+1)/8, 5/8, 1/8.
     p = {"a": [4 / 8, 1 / 8, 3 / 8], "b": [2 / 8, 5 / 8, 1 / 8]}
@@ -276,7 +276,11 @@ def test_all_evidence_for_and_against_adds_up_to_the_scores(
     some = Features(
         {d.id: features.counts[d.id] for d in SAES}, {d.id: features.sums[d.id] for d in SAES}
     )
-    head = linear_head(some, of, LABELS) if name == "linear" else min_max_head(chosen, stats)
+    head = (
+        linear_head(some, of, LABELS)
+        if name == "linear"
+        else min_max_head(chosen, stats.__getitem__)
+    )
     scores = head.scores(some) - (head.intercept if len(head.intercept) else 0)
     for i, row in enumerate(head.evidence(some, n=10**6)):
         k = int(head.scores(some)[i].argmax())
@@ -308,14 +312,16 @@ def test_a_saved_head_predicts_the_same(
     tmp_path, name, chosen, chosen_neurons, stats, features, texts, tiny_corpus
 ):
     if name == "naive-bayes":
-        head = naive_bayes_head({sae.id: stats[sae.id] for sae in SAES}, LABELS)
+        head = naive_bayes_head(stats.__getitem__, [sae.id for sae in SAES], LABELS)
     elif name == "linear":
         of = [tiny_corpus.of[tiny_corpus.texts.index(text)] for text in texts[:-1]] + ["th"]
         head = linear_head(features, of, LABELS)
     else:
         selection = chosen_neurons if name == "neuron-count" else chosen
         head = (
-            min_max_head(selection, stats) if name == "sae-min-max" else count_head(name, selection)
+            min_max_head(selection, stats.__getitem__)
+            if name == "sae-min-max"
+            else count_head(name, selection)
         )
     head.save(tmp_path / "head.safetensors")
     loaded = Head.load(tmp_path / "head.safetensors")
@@ -638,7 +644,7 @@ def test_a_saved_identifier_takes_its_model_and_saes_again(tiny_lm, tmp_path, ma
     made.save(path)  # neither the model nor the SAEs are on disk
     loaded = LanguageIdentifier.load(path, model=tiny_lm, saes=SAES)
     assert np.array_equal(loaded.predict_proba(TEXTS), made.predict_proba(TEXTS))
-    with pytest.raises(UserError, match="the SAE wide of .* has no recorded path; give the SAEs"):
+    with pytest.raises(UserError, match=r"the SAE wide of .* has no recorded path; give the SAEs"):
         LanguageIdentifier.load(path, model=tiny_lm)
     with pytest.raises(UserError, match="the model tiny-llama-0"):
         LanguageIdentifier.load(path, saes=SAES)
@@ -740,7 +746,7 @@ def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(
     made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(
         [plan.corpus.texts[i] for i in positions], of
     )
-    expected = naive_bayes_head({sae.id: stats[sae.id] for sae in SAES}, LABELS)
+    expected = naive_bayes_head(stats.__getitem__, [sae.id for sae in SAES], LABELS)
     assert np.array_equal(made.head_.scores(features), expected.scores(features))
 
 

@@ -56,12 +56,7 @@ class CharNaiveBayes(NaiveBayes):
         """About 20 n-grams per token, 12 bytes each."""
         return 20 * 12 * size.tokens
 
-    @classmethod
-    def load(cls, path: Path) -> CharNaiveBayes:
-        """Read what `save` wrote. Raises as `restore`."""
-        return cls().restore(path)
-
-    def _columns(self) -> int | None:
+    def _columns(self) -> int:
         return _COLUMNS
 
     def _counts(self, texts: Sequence[str]) -> csr_matrix:

@@ -53,8 +53,8 @@ class NaiveBayes(TextClassifier):
         """bool [columns]: which columns are outcomes. Counts of other columns are ignored."""
 
     @abstractmethod
-    def _columns(self) -> int | None:
-        """Columns that a file must have; None: any number."""
+    def _columns(self) -> int:
+        """Number of columns."""
 
     def fit(self, texts: Any = None, labels: Any = None) -> Self:
         """Count n texts with their n labels, which a table or pairs may hold.
@@ -132,13 +132,10 @@ class NaiveBayes(TextClassifier):
             raise UserError(f"{path} is not a {self.name} head of this version; fit it again")
         header = checked(_Header, found, path)
         shape = (len(header["labels"]), header["columns"])
-        if self._columns() not in (None, shape[1]) or not _is_sparse(tensors, shape):
+        if shape[1] != self._columns() or not _is_sparse(tensors, shape):
             raise UserError(f"{path} is damaged, or of another tokenizer; fit it again")
-        self.alpha, self.classes_, self.letters_ = (
-            header["alpha"],
-            header["labels"],
-            header["letters"],
-        )
+        self.alpha, self.classes_ = header["alpha"], header["labels"]
+        self.letters_ = header["letters"]
         counts, indices, starts = (tensors[k].numpy() for k in ("counts", "indices", "starts"))
         self.counts_ = csr_matrix((counts.astype(np.float64), indices, starts), shape=shape)
         return self

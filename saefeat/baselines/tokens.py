@@ -54,15 +54,8 @@ class TokenNaiveBayes(NaiveBayes):
         vocabulary = max(len(lm.tokenizer), lm.unembedding().shape[0])
         return cls(tokenize, vocabulary, unknown=None)
 
-    @classmethod
-    def load(cls, path: Path, tokenize: Tokenize) -> TokenNaiveBayes:
-        """Read what `save` wrote, to be used with the same tokenizer. Raises as `restore`."""
-        head = cls(tokenize, 0).restore(path)
-        head.vocabulary = head.counts_.get_shape()[1]
-        return head
-
-    def _columns(self) -> int | None:
-        return self.vocabulary or None
+    def _columns(self) -> int:
+        return self.vocabulary
 
     def _counts(self, texts: Sequence[str]) -> csr_matrix:
         """Raises ValueError for a token id of at least V."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +26,11 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, whole_path
 from saefeat.lid.features import Features, featurize, sum_by_label
 from saefeat.lid.head import Head, IdentifierHeader
-from saefeat.lid.heads import HEADS, sae_heads
+from saefeat.lid.heads import HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
-from saefeat.selection import Selection
 from saefeat.statistics import Stats
-
-
-@dataclass(frozen=True)
-class _TextData:
-    """What a head is fitted on, computed from texts (see `FitData`)."""
-
-    lm: LanguageModel
-    saes: Sequence[SAE]
-    texts: list[str]
-    of: list[str]
-    labels: tuple[str, ...]
-    letters: bool
-    seed: int
-
-    @cached_property
-    def _stats(self) -> dict[str, Stats]:
-        corpus = Corpus(self.texts, self.of, [""] * len(self.texts), self.labels, "python")
-        return sum_by_label(self.lm, self.saes, corpus)
-
-    def load_stats(self) -> Mapping[str, Stats]:
-        return self._stats
-
-    def load_selection(self, method: str) -> Selection:
-        return METHODS[method].rank(list(self._stats.values()))
-
-    def load_features(self, copies: Sequence[str]) -> Features:
-        return featurize(self.lm, self.saes, [*self.texts, *copies], letters=self.letters)
 
 
 class LanguageIdentifier(ClassifierMixin, BaseEstimator):
@@ -128,19 +100,32 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         letters = need_letters(texts, of)
         telling = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
         self._load()
-        data = _TextData(
-            self.lm_,
-            self.saes_,
-            [texts[i] for i in telling],
-            [of[i] for i in telling],
-            names,
-            letters,
-            self.seed,
-        )
+        data = self._fit_data([texts[i] for i in telling], [of[i] for i in telling], names, letters)
         self.head_ = HEADS[self.head].fit(data)
         self.head_.letters = letters
         self.classes_ = np.array(names)
         return self
+
+    def _fit_data(
+        self, texts: list[str], of: list[str], labels: tuple[str, ...], letters: bool
+    ) -> FitData:
+        lm, saes = self.lm_, self.saes_
+
+        @cache
+        def stats() -> dict[str, Stats]:
+            return sum_by_label(lm, saes, Corpus(texts, of, [""] * len(texts), labels, "python"))
+
+        return FitData(
+            texts,
+            of,
+            labels,
+            letters,
+            self.seed,
+            [sae.id for sae in saes],
+            load_stats=lambda name: stats()[name],
+            load_selection=lambda method: METHODS[method].rank(list(stats().values())),
+            load_features=lambda copies: featurize(lm, saes, [*texts, *copies], letters=letters),
+        )
 
     def decision_function(self, texts: Any) -> np.ndarray:
         """Scores [n, K] float64; of a text that says nothing, those of an empty bag.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +18,11 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.lid.features import Features, featurize, read_features
 from saefeat.lid.head import Head
-from saefeat.lid.heads import HEADS, HeadKind
+from saefeat.lid.heads import HEADS, FitData, HeadKind
 from saefeat.run.setting import Setting
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
-from saefeat.selection import Selection
 from saefeat.statistics import Stats
-
-
-class _RunStats(Mapping[str, Stats]):
-    """Id -> statistics of a run, read from disk whenever they are asked for."""
-
-    def __init__(self, run: RunDir, dictionaries: Sequence[str]) -> None:
-        self.run, self.dictionaries = run, dictionaries
-
-    def __getitem__(self, dictionary: str) -> Stats:
-        if dictionary not in self.dictionaries:
-            raise KeyError(dictionary)
-        return self.run.load_stats(dictionary)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.dictionaries)
-
-    def __len__(self) -> int:
-        return len(self.dictionaries)
-
-
-@dataclass(frozen=True)
-class _RunData:
-    """What a head is fitted on, read from a run directory (see `FitData`)."""
-
-    setting: Setting
-    dictionaries: Sequence[str]
-    texts: list[str]
-    of: list[str]
-    letters: bool
-
-    @property
-    def run(self) -> RunDir:
-        return RunDir(self.setting.out)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.setting.corpus.labels
-
-    @property
-    def seed(self) -> int:
-        return self.setting.config.seed
-
-    def load_stats(self) -> Mapping[str, Stats]:
-        return _RunStats(self.run, self.dictionaries)
-
-    def load_selection(self, method: str) -> Selection:
-        return self.run.load_selection(method)
-
-    def load_features(self, copies: Sequence[str]) -> Features:
-        setting, saes = self.setting, self.setting.saes
-        _check_bags(self.run, saes)
-        positions = sorted(setting.plan.tokens)
-        kept = read_features(self.run.bags, {sae.id: sae.width for sae in saes}, positions)
-        new = featurize(setting.lm, saes, copies, letters=self.letters, say=setting.say)
-        setting.say("lid: fitting the linear head")
-        return Features.stack([kept, new])
 
 
 def fit_heads(setting: Setting, *, force: bool = False) -> None:
@@ -110,7 +52,17 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         baseline = kind.for_run(setting.lm, setting.corpus.labels)
         baseline.fit(*kind.training_examples(texts, of)).save(run.head_file(name))
     for name, kind in heads.items():
-        data = _RunData(setting, _read_by(kind, headers), texts, of, letters)
+        data = FitData(
+            texts,
+            of,
+            setting.corpus.labels,
+            letters,
+            setting.config.seed,
+            _read_by(kind, headers),
+            load_stats=run.load_stats,
+            load_selection=run.load_selection,
+            load_features=lambda copies: _load_features(setting, positions, copies, letters),
+        )
         head = kind.fit(data)
         head.reads = {each: headers[each]["fingerprint"] for each in head.units}
         head.letters = letters
@@ -124,6 +76,18 @@ def _all_dictionaries(setting: Setting) -> list[Dictionary]:
 def _read_by(kind: HeadKind, headers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Ids of the dictionaries that a head reads."""
     return [name for name, header in headers.items() if kind.reads(header)]
+
+
+def _load_features(
+    setting: Setting, positions: Sequence[int], copies: Sequence[str], letters: bool
+) -> Features:
+    """Bags of SAEs: those of examples as the collection wrote them, and those of copies."""
+    run, saes = RunDir(setting.out), setting.saes
+    _check_bags(run, saes)
+    kept = read_features(run.bags, {sae.id: sae.width for sae in saes}, positions)
+    new = featurize(setting.lm, saes, copies, letters=letters, say=setting.say)
+    setting.say("lid: fitting the linear head")
+    return Features.stack([kept, new])
 
 
 def _check_bags(run: RunDir, saes: Sequence[SAE]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from saefeat.methods import is_sae
 from saefeat.registry import Registry
@@ -20,48 +20,32 @@ if TYPE_CHECKING:
     from saefeat.statistics import Stats
 
 
-class FitData(Protocol):
-    """What a head is fitted on. Each part is computed or read when it is asked for."""
+@dataclass(frozen=True)
+class FitData:
+    """What a head is fitted on.
 
-    @property
-    def texts(self) -> list[str]:
-        """n texts that say something."""
-        ...
+    Attributes:
+        texts: n texts that say something.
+        of: their labels.
+        labels: the K labels, in the order of the columns.
+        letters: whether a text needs a letter to say something.
+        seed: of everything random.
+        dictionaries: ids of the dictionaries that the head reads.
+        load_stats: computes or reads the statistics of the texts, of one dictionary.
+        load_selection: computes or reads what a method chooses, with its published parameters.
+        load_features: computes or reads bags of SAEs: the rows of the texts, followed by those of
+            the given copies of them.
+    """
 
-    @property
-    def of(self) -> list[str]:
-        """Their labels."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The K labels, in the order of the columns."""
-        ...
-
-    @property
-    def letters(self) -> bool:
-        """Whether a text needs a letter to say something."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of everything random."""
-        ...
-
-    def load_stats(self) -> Mapping[str, Stats]:
-        """Id -> statistics of the texts, of the dictionaries that the head reads.
-
-        An item may be read from disk whenever it is asked for.
-        """
-        ...
-
-    def load_selection(self, method: str) -> Selection:
-        """The units that a method chooses, with its published parameters."""
-        ...
-
-    def load_features(self, copies: Sequence[str]) -> Features:
-        """Bags of SAEs: the rows of the texts, followed by those of copies of them."""
-        ...
+    texts: list[str]
+    of: list[str]
+    labels: tuple[str, ...]
+    letters: bool
+    seed: int
+    dictionaries: Sequence[str]
+    load_stats: Callable[[str], Stats]
+    load_selection: Callable[[str], Selection]
+    load_features: Callable[[Sequence[str]], Features]
 
 
 @dataclass(frozen=True)

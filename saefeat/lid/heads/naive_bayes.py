@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,20 +12,27 @@ from saefeat.lid.heads import FitData, FitSize, HeadKind
 from saefeat.statistics import Stats
 
 
-def naive_bayes_head(stats: Mapping[str, Stats], labels: Sequence[str], alpha: float = 1.0) -> Head:
+def naive_bayes_head(
+    load_stats: Callable[[str], Stats],
+    dictionaries: Sequence[str],
+    labels: Sequence[str],
+    alpha: float = 1.0,
+) -> Head:
     """A head with a uniform prior; no fitting pass.
 
     Args:
-        stats: dictionary id -> statistics. They are read twice, one at a time.
+        load_stats: gives the statistics of a dictionary. They are read twice, one at a time.
+        dictionaries: ids of the dictionaries that the head reads.
         labels: those of the statistics.
         alpha: added to each count.
     """
     head = Head("naive-bayes", tuple(labels), {}, {}, probabilistic=True)
     total, width = torch.zeros(len(labels), dtype=torch.float64), 0
-    for each in stats.values():
+    for each in map(load_stats, dictionaries):
         total += each.fired.double().sum(1)
         width += each.width
-    for name, each in stats.items():
+    for name in dictionaries:
+        each = load_stats(name)
         log_p = torch.log((each.fired.double() + alpha) / (total + alpha * width)[:, None])
         head.units[name] = np.arange(each.width)
         head.counts[name] = log_p.T.numpy()
@@ -34,7 +41,7 @@ def naive_bayes_head(stats: Mapping[str, Stats], labels: Sequence[str], alpha: f
 
 def fit(data: FitData) -> Head:
     """Fit on all units of the SAEs."""
-    return naive_bayes_head(data.load_stats(), data.labels)
+    return naive_bayes_head(data.load_stats, data.dictionaries, data.labels)
 
 
 def _fit_bytes(size: FitSize) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from saefeat.codes import STEP, to_steps
 from saefeat.lid.head import Head
@@ -12,7 +12,7 @@ from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 
-def min_max_head(selection: Selection, stats: Mapping[str, Stats]) -> Head:
+def min_max_head(selection: Selection, load_stats: Callable[[str], Stats]) -> Head:
     """A head on selected units.
 
     Each value is scaled by the least and the greatest value that the unit has over all labels:
@@ -21,14 +21,14 @@ def min_max_head(selection: Selection, stats: Mapping[str, Stats]) -> Head:
     scores 0, would have the rounding of its sum divided by 1e-6.
 
     Args:
-        stats: dictionary id -> statistics, of the dictionaries of the selection.
+        load_stats: gives the statistics of a dictionary of the selection.
     """
     head = Head("sae-min-max", selection.labels, {}, {})
     for dictionary in selection.dictionaries:
         units, member = selected_units(selection, dictionary)
         if not len(units):
             continue
-        each = stats[dictionary]
+        each = load_stats(dictionary)
         low, high = each.min[:, units].amin(0), each.max[:, units].amax(0)
         scale = 1 / ((high.double() - low.double()).numpy() + 1e-6)
         least = to_steps(low).double().numpy() * STEP
@@ -40,7 +40,7 @@ def min_max_head(selection: Selection, stats: Mapping[str, Stats]) -> Head:
 
 def fit(data: FitData) -> Head:
     """Fit on the units that SAE-LAPE chooses."""
-    return min_max_head(data.load_selection("sae-lape"), data.load_stats())
+    return min_max_head(data.load_selection("sae-lape"), data.load_stats)
 
 
 HEAD = HeadKind("selected features, scaled firing values", fit)
