@@ -1,4 +1,4 @@
-"""The baselines: known sentences and odd texts for fastText; hand-worked counts and scikit-learn for naive Bayes."""
+"""Baselines: known sentences for fastText; counts by hand and scikit-learn for naive Bayes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language identification: heads against counting written from the published definitions, token by token."""
+"""Language identification: heads against the published definitions, token by token."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def texts(tiny_corpus):
 
 @pytest.fixture(scope="module")
 def activations(tiny_lm, texts):
-    """Per text {dictionary: activations of its tokens [tokens, width], 0 where a unit is not among the k}."""
+    """Per text {dictionary: activations [tokens, width], 0 where a unit is not among the k}."""
     layers = tiny_lm.model.model.layers
     modules = {"mlp_out@0": layers[0].mlp, "resid_post@1": layers[1]}
     modules |= {"mlp_act@0": layers[0].mlp.act_fn, "mlp_act@1": layers[1].mlp.act_fn}

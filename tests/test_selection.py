@@ -17,7 +17,10 @@ MODEL = {"name": "m"}
 
 
 def make_stats(name="sae-a", *, labels=LABELS, width=6, model=MODEL, **fields):
-    """Three labels of 10 tokens; unit u of label k fires u + k times with value 2, and -1 is added to each total."""
+    """Three labels of 10 tokens. Unit u of label k fires u + k times with value 2.
+
+    -1 is added to each total.
+    """
     dictionary = {
         "id": name,
         "site": "mlp_out@3",

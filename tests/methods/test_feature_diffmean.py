@@ -1,4 +1,4 @@
-"""Units of greatest difference of means among those of low entropy: by hand, and as the rule written with loops."""
+"""Difference of means among units of low entropy: by hand, and against the rule with loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saefeat.statistics import Stats
 
 
 def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):
-    """tokens[K], fired[K][width], total[K][width] in whole numbers: sums of values; labels L0, L1, ..."""
+    """tokens[K], fired[K][width], total[K][width] (sums of values, integers); labels L0, L1, ..."""
     labels = labels or tuple(f"L{i}" for i in range(len(tokens)))
     dictionary = {
         "id": name,

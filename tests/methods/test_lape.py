@@ -37,7 +37,10 @@ def rows(selection):
 
 
 def oracle(dictionaries, top_rate, filter_rate, bar_rate):
-    """The published rule with loops. dictionaries: {id: (tokens[K], fired[K][width])}; -> {label: [(id, unit, H)]}."""
+    """The published rule with loops: {label: [(id, unit, H)]}.
+
+    dictionaries: {id: (tokens[K], fired[K][width])}.
+    """
     k_all = len(next(iter(dictionaries.values()))[0])
     present = [k for k in range(k_all) if any(tokens[k] > 0 for tokens, _ in dictionaries.values())]
     units = []
