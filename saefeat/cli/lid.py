@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,7 +96,7 @@ def lid_evaluate(
         typer.echo(f"report: {write_report(run)}")
 
 
-def print_metrics(metrics: dict[str, Any]) -> None:
+def print_metrics(metrics: Mapping[str, Any]) -> None:
     lengths = [key for key in metrics["by_length"] if key != "all"]
     typer.echo(f"{metrics['corpus']} ({metrics['split']}), {metrics['n']} texts, macro-F1")
     typer.echo(
