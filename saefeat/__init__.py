@@ -1,4 +1,7 @@
-"""saefeat: find, rank and use the language features inside a language model."""
+"""saefeat: find, rank and use the language features inside a language model.
+
+The names below are the public ones. A whole run is `saefeat.run.run(RunConfig(...), out)`.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saefeat.corpora import load_corpus
+    from saefeat.config import RunConfig
+    from saefeat.corpora import load_corpus, make_plan
     from saefeat.io import UserError
     from saefeat.lid import LanguageIdentifier
     from saefeat.models import load_model
     from saefeat.run import collect, rank
-    from saefeat.sae.store import load_saes
+    from saefeat.sae.store import load_sae, load_saes, save_sae
+    from saefeat.sae.train import TrainConfig, train_saes
     from saefeat.selection import Selection
+    from saefeat.statistics import Stats
     from saefeat.steering import steer
 
 _HOMES = {
-    "load_model": "saefeat.models",
-    "load_corpus": "saefeat.corpora",
-    "load_saes": "saefeat.sae.store",
-    "collect": "saefeat.run",
-    "rank": "saefeat.run",
     "LanguageIdentifier": "saefeat.lid",
-    "steer": "saefeat.steering",
+    "RunConfig": "saefeat.config",
     "Selection": "saefeat.selection",
+    "Stats": "saefeat.statistics",
+    "TrainConfig": "saefeat.sae.train",
     "UserError": "saefeat.io",
+    "collect": "saefeat.run",
+    "load_corpus": "saefeat.corpora",
+    "load_model": "saefeat.models",
+    "load_sae": "saefeat.sae.store",
+    "load_saes": "saefeat.sae.store",
+    "make_plan": "saefeat.corpora",
+    "rank": "saefeat.run",
+    "save_sae": "saefeat.sae.store",
+    "steer": "saefeat.steering",
+    "train_saes": "saefeat.sae.train",
 }
 __all__ = [
     "LanguageIdentifier",
+    "RunConfig",
     "Selection",
+    "Stats",
+    "TrainConfig",
     "UserError",
     "collect",
     "load_corpus",
     "load_model",
+    "load_sae",
     "load_saes",
+    "make_plan",
     "rank",
+    "save_sae",
     "steer",
+    "train_saes",
 ]
 
 
@@ -44,3 +64,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'saefeat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,27 +1,71 @@
-"""How good: the metrics of language identification with intervals, in the format of `lid/metrics.json`.
+"""Metrics of language identification with intervals, in the format of `lid/metrics.json`.
 
 Near 0 and 1, the intervals of a percentile bootstrap are too narrow, and have no width where
 nothing is wrong. So other rules are used here. A share has Wilson's interval. Any other measure
-between 0 and 1 has Wilson's interval with an
-effective number of examples: the number for which a share would have the variance that the measure
-has over bootstrap samples. A difference has the percentiles of such samples, moved so that their
-mean is the difference. In a bootstrap sample, each judgement slips (from right to wrong or back)
-with probability 1 / (n + 2). `scripts/interval_coverage.py` measures how often the intervals hold
-the truth.
+between 0 and 1 has Wilson's interval with an effective number of examples: the number for which a
+share would have the variance that the measure has over bootstrap samples. A difference has the
+percentiles of such samples, moved so that their mean is the difference. In a bootstrap sample, each
+judgement slips (from right to wrong or back) with probability 1 / (n + 2).
+`scripts/interval_coverage.py` measures how often the intervals hold the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
+
+from saefeat.schema import STRICT
 
 Predictions = Sequence[str | None]
 Measure = Literal["accuracy", "f1_macro"]
 _ENDS = (0.025, 0.975)  # of a 95 % interval
 _Z = 1.959964  # the normal quantile of the upper end
+
+
+class LabelMetrics(TypedDict):
+    """Metrics of one label."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    precision: float
+    recall: float
+    f1: float
+
+
+class HeadMetrics(TypedDict):
+    """Metrics of one head. Rows of the matrix are true labels; its last column is `unknown`."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    accuracy: float
+    accuracy_ci: list[float]
+    f1_macro: float
+    f1_macro_ci: list[float]
+    per_label: dict[str, LabelMetrics]
+    confusion_matrix: list[list[int]]
+
+
+class LengthMetrics(TypedDict):
+    """Metrics of all heads on the first characters of each text."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    n: int
+    heads: dict[str, HeadMetrics]
+
+
+class LidMetrics(TypedDict):
+    """The content of `lid/metrics.json`. `request` says what was asked for."""
+
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    corpus: str
+    split: str
+    labels: list[str]
+    n: int
+    heads: dict[str, HeadMetrics]
+    by_length: dict[str, LengthMetrics]
+    request: NotRequired[dict[str, Any]]
 
 
 def head_metrics(
@@ -31,19 +75,19 @@ def head_metrics(
     *,
     seed: int = 0,
     resamples: int = 1000,
-) -> dict[str, Any]:
-    """Metrics of one head on n examples, 0/0 taken as 0, with 95 % intervals.
+) -> HeadMetrics:
+    """Compute the metrics of one head on n examples, with 95 % intervals. 0/0 counts as 0.
 
     Args:
         truth: n labels.
-        predicted: n labels, None where the head says nothing; that counts as wrong, in the column
+        predicted: n labels, None where the head says nothing. That counts as wrong, in the column
             `unknown`.
         labels: the K labels, in the order of the confusion matrix.
 
     Returns:
-        accuracy, accuracy_ci [lo, hi], f1_macro (over labels with at least one true example),
-        f1_macro_ci, per_label {label: {precision, recall, f1}} and confusion_matrix (K rows of true
-        labels, K + 1 columns: `labels`, then `unknown`).
+        The metrics: f1_macro is the mean over labels with at least one true example; intervals are
+        [low, high]; confusion_matrix has K rows of true labels and K + 1 columns, `labels` and
+        `unknown`.
 
     Raises:
         ValueError: lengths differ, or a label is not among `labels`.
@@ -59,22 +103,20 @@ def head_metrics(
         float(_measure(m, cells[0], cells[1], counts[None, :], k)[0])
         for m in ("accuracy", "f1_macro")
     )
-    metrics: dict[str, Any] = {
+    slipping, weights = _with_slips(cells, counts)
+    sampled = _resample(weights, len(true), seed, resamples)
+    draws = _measure("f1_macro", slipping[0], slipping[1], sampled, k)
+    return {
         "accuracy": accuracy,
         "accuracy_ci": wilson(accuracy, len(true)),
         "f1_macro": f1,
+        "f1_macro_ci": interval(f1, draws, len(true)),
+        "per_label": {
+            label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+            for label, (precision, recall, f1) in zip(labels, scores, strict=True)
+        },
+        "confusion_matrix": matrix.tolist(),
     }
-    slipping, weights = _with_slips(cells, counts)
-    sampled = _resample(weights, len(true), seed, resamples)
-    metrics["f1_macro_ci"] = interval(
-        f1, _measure("f1_macro", slipping[0], slipping[1], sampled, k), len(true)
-    )
-    metrics["per_label"] = {
-        label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
-        for label, (precision, recall, f1) in zip(labels, scores, strict=True)
-    }
-    metrics["confusion_matrix"] = matrix.tolist()
-    return metrics
 
 
 def paired_difference(
@@ -87,9 +129,12 @@ def paired_difference(
     seed: int = 0,
     resamples: int = 1000,
 ) -> tuple[float, float, float]:
-    """How much better head a is than head b on the same n examples: difference, and its 95 % interval (lo, hi).
+    """Compute by how much head a is better than head b on the same n examples.
 
     Both heads see the same resampled examples, so the interval is that of the difference.
+
+    Returns:
+        The difference, and the ends of its 95 % interval.
 
     Raises:
         ValueError: lengths differ, a label is not among `labels`, or the measure is unknown.
@@ -121,11 +166,11 @@ def lid_metrics(
     *,
     seed: int = 0,
     resamples: int = 1000,
-) -> dict[str, Any]:
-    """The content of `lid/metrics.json`.
+) -> LidMetrics:
+    """Compute the content of `lid/metrics.json`.
 
     Args:
-        predictions_by_length: length in characters, or "all" for whole texts (which must be there)
+        predictions_by_length: length in characters, or "all" for whole texts (which is required),
             -> head -> n predictions.
 
     Raises:
@@ -133,7 +178,7 @@ def lid_metrics(
     """
     if "all" not in predictions_by_length:
         raise ValueError("predictions of the whole texts ('all') are missing")
-    by_length: dict[str, Any] = {}
+    by_length: dict[str, LengthMetrics] = {}
     for length in sorted(
         predictions_by_length, key=lambda name: (name == "all", int(name) if name != "all" else 0)
     ):
@@ -175,7 +220,7 @@ def slip(n: int) -> float:
 def _with_slips(
     cells: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Cells [1 + heads, m] (true label, guess of each head) and their weights where any one of the guesses may slip.
+    """Cells [1 + heads, m] (true label, guess of each head) with weights, where a guess may slip.
 
     A right guess slips to the next label that has examples, a wrong one to the right label.
     """
@@ -208,7 +253,10 @@ def _measure(
     counts: NDArray[np.int64],
     k: int,
 ) -> NDArray[np.float64]:
-    """The measure of each row of cell counts [rows, cells], where `true` and `guess` [cells] name the cells."""
+    """The measure of each row of cell counts [rows, cells].
+
+    `true` and `guess` [cells] name the cells.
+    """
     if measure == "accuracy":
         return _ratio(counts[:, true == guess].sum(1), counts.sum(1))
     if measure != "f1_macro":
@@ -229,7 +277,10 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def wilson(share: float, n: float) -> list[float]:
-    """Wilson's 95 % interval of a share of n independent judgements (JASA 22, 1927): [low, high]; of none, [0, 1]."""
+    """Wilson's 95 % interval of a share of n independent judgements (JASA 22, 1927).
+
+    Returns [low, high]; of no judgements [0, 1].
+    """
     if not n:
         return [0.0, 1.0]
     middle, extra = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n), _Z**2 / (4 * n**2)
@@ -240,7 +291,7 @@ def wilson(share: float, n: float) -> list[float]:
 def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
     """95 % interval of a measure between 0 and 1 of n examples: [low, high].
 
-    draws: the measure of bootstrap samples in which judgements slip; see the top of this module.
+    draws: the measure on bootstrap samples in which judgements slip (see this module).
     """
     mean, variance = float(draws.mean()), float(draws.var())
     return wilson(measure, mean * (1 - mean) / variance if n and variance > 0 else n)
@@ -249,13 +300,13 @@ def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
 def difference_interval(difference: float, draws: NDArray[np.float64]) -> list[float]:
     """95 % interval of a difference of two measures between 0 and 1: [low, high].
 
-    draws: the difference in bootstrap samples in which judgements slip. Slips draw both measures
-    away from 0 and 1, so the samples tell how far the difference varies, but not around what.
+    draws: the difference on bootstrap samples in which judgements slip. Slips move both measures
+    away from 0 and 1, so the samples show how much the difference varies, but not its centre.
     """
     low, high = percentiles(draws - draws.mean() + difference)
     return [max(-1.0, min(low, difference)), min(1.0, max(high, difference))]
 
 
 def percentiles(draws: NDArray[np.float64]) -> list[float]:
-    """[low, high], between which 95 % of the draws lie."""
+    """[low, high]: 95 % of the draws lie between them."""
     return [float(end) for end in np.quantile(draws, _ENDS)]

@@ -6,16 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from saefeat.io import SCHEMA, UserError, atomic_path
+from saefeat.parquet import read_table
+from saefeat.schema import STRICT, checked
 from saefeat.statistics import Stats
 
 if TYPE_CHECKING:
@@ -39,20 +43,42 @@ _FIELDS = pa.schema(
 COLUMNS = tuple(_FIELDS.names)
 
 
+class _Dictionary(TypedDict):
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+    width: int
+
+
+class _Header(TypedDict):
+    __pydantic_config__ = STRICT  # type: ignore[misc]
+    method: str
+    parameters: NotRequired[dict[str, Any]]
+    labels: list[str]
+    dictionaries: dict[str, _Dictionary]
+    model: NotRequired[dict[str, Any]]
+    stats: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class Part:
-    """What a method chose from one dictionary, not yet ranked: rows in the columns of `Selection`, rank 0."""
+    """What a method chose from one dictionary, not ranked yet: a table of `COLUMNS` with rank 0."""
 
     labels: tuple[str, ...]
     header: Mapping[str, Any]
     table: pa.Table
 
 
-def part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
-    """Rows of chosen cells. unit[m], label[m] int64: the cells (label by position); score[m] float64."""
+def make_part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
+    """Make the rows of chosen units.
+
+    Args:
+        stats: statistics of the dictionary.
+        unit: int64 [m].
+        label: int64 [m], positions in `stats.labels`.
+        score: float64 [m].
+    """
     unit, label = unit.cpu(), label.cpu()
     chosen, column = torch.unique(unit, return_inverse=True)
-    # Narrowed first, so that the means are computed for the chosen units only.
+    # Means are computed for the chosen units only.
     tensors = {name: value.cpu() for name, value in stats.tensors.items()}
     tensors = {
         name: value if value.dim() == 1 else value[:, chosen] for name, value in tensors.items()
@@ -73,25 +99,37 @@ def part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
     return Part(stats.labels, stats.header, pa.table(columns, schema=_FIELDS))
 
 
-def places(label: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Place (from 1) of each row among the rows of its label, by the keys ascending, the first one first. [m] int64."""
+def rank_within_labels(label: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Rank each row among the rows of its label, by ascending keys; the first key decides first.
+
+    Args:
+        label: int64 [m], positions of labels.
+        keys: [m] each.
+
+    Returns:
+        int64 [m], from 1.
+    """
     order = np.lexsort((*reversed(keys), label))
     in_order = label[order]
-    place = np.empty(len(label), dtype=np.int64)
-    place[order] = np.arange(1, len(label) + 1) - np.searchsorted(in_order, in_order)
-    return place
+    rank = np.empty(len(label), dtype=np.int64)
+    rank[order] = np.arange(1, len(label) + 1) - np.searchsorted(in_order, in_order)
+    return rank
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One row per chosen (dictionary, site, unit, label), sorted by label (in the order of `labels`) and rank.
+    """Chosen units: one row per (dictionary, site, unit, label).
+
+    Rows are sorted by label, in the order of `labels`, and by rank.
 
     Attributes:
-        table: columns `COLUMNS`: rank from 1 within each label; score as the method defines it;
-            probability (float32), mean_firing, mean (over all tokens) and max of the unit for that
-            label.
-        header: method, parameters, labels (all, also those without rows), dictionaries `{id: {site,
-            width, fingerprint, ...}}` and, where known, model.
+        table: columns `COLUMNS`. rank counts from 1 within each label; score is what the method
+            defines (float64); probability (float32), mean_firing (float64), mean (float64, over all
+            tokens) and max (float32) are those of the unit in the texts of that label, in the
+            model's raw units.
+        header: method, parameters, labels (all of them, also those without rows), dictionaries
+            `{id: {site, width, fingerprint, ...}}` and, where they are known, the model and the
+            directory of the statistics.
     """
 
     table: pa.Table
@@ -106,10 +144,12 @@ class Selection:
         *,
         by: Literal["score", "probability"] = "score",
     ) -> Selection:
-        """Pool parts and rank them, lowest score first, or highest probability first.
+        """Pool parts and rank their rows, lowest score or highest probability first.
 
-        Ties are broken by (score, dictionary, unit). Raises UserError when there is no part, when a
-        dictionary comes twice, or when labels or models differ.
+        Ties are broken by (score, dictionary, unit).
+
+        Raises:
+            UserError: there is no part, a dictionary comes twice, or labels or models differ.
         """
         labels = _common_labels(parts)
         header: dict[str, Any] = {
@@ -134,17 +174,23 @@ class Selection:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """All labels, also those without rows."""
         return tuple(self.header["labels"])
 
     @property
     def dictionaries(self) -> dict[str, dict[str, Any]]:
+        """Id -> header of each dictionary that was ranked."""
         return self.header["dictionaries"]
 
     def __len__(self) -> int:
+        """Number of rows."""
         return self.table.num_rows
 
     def save(self, path: Path | str) -> None:
-        """Write Parquet with the header as JSON in the schema metadata; the same selection gives the same bytes."""
+        """Write Parquet, with the header as JSON in the schema metadata.
+
+        Equal selections give equal bytes.
+        """
         text = json.dumps(
             {"schema": SCHEMA, **self.header}, sort_keys=True, ensure_ascii=True, allow_nan=False
         )
@@ -154,55 +200,53 @@ class Selection:
 
     @classmethod
     def load(cls, path: Path | str) -> Selection:
-        """Read what `save` wrote; raises UserError when missing, damaged, of another program or another schema."""
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist or is not a file")
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                table = file.read()
-            header = json.loads((table.schema.metadata or {}).get(_HEADER_KEY, b"null"))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} is not a readable Parquet file ({reason}); write it again"
-            ) from error
-        if (
-            not isinstance(header, dict)
-            or not table.schema.equals(_FIELDS)
-            or "method" not in header
-        ):
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, no selection, or of another version.
+        """
+        path = Path(path)
+        table = read_table(path)
+        header = _read_header(table)
+        if "method" not in header or not table.schema.equals(_FIELDS):
             raise UserError(f"{path} is not a selection written by saefeat")
         schema = header.pop("schema", None)
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; rank again")
-        if not _is_whole(table, header):
-            raise UserError(f"{path} is damaged; rank again")
+        checked(_Header, header, path)
+        _check_rows(table, header, path)
         return cls(table.replace_schema_metadata(None), header)
 
     def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a data frame."""
         return self.table.to_pandas()
 
     def to_csv(self, path: Path | str) -> None:
-        """Write the rows as CSV with a line of column names; the header stays behind."""
+        """Write the rows as CSV with a line of column names. The header is not written."""
         with atomic_path(Path(path)) as temporary:
             pyarrow.csv.write_csv(self.table, temporary)
 
     def for_label(self, label: str) -> Selection:
-        """The rows of one label; raises UserError for a label that the selection does not know."""
+        """The rows of one label. Raises UserError for a label that is not in the selection."""
         if label not in self.labels:
             raise UserError(
-                f"there is no label {label!r} in the selection; its labels are {', '.join(self.labels)}"
+                f"there is no label {label!r} in the selection; "
+                f"its labels are {', '.join(self.labels)}"
             )
         return self.filter(
             np.array([name == label for name in self.table["label"].to_pylist()], dtype=bool)
         )
 
     def units(self, dictionary: str) -> dict[str, list[int]]:
-        """The units of one dictionary by label, in rank order; every label has a list, if an empty one."""
+        """Label -> units of one dictionary, in rank order; the list of a label may be empty.
+
+        Raises UserError for a dictionary that is not in the selection.
+        """
         if dictionary not in self.dictionaries:
             known = ", ".join(sorted(self.dictionaries))
             raise UserError(
-                f"there is no dictionary {dictionary!r} in the selection; its dictionaries are {known}"
+                f"there is no dictionary {dictionary!r} in the selection; "
+                f"its dictionaries are {known}"
             )
         units: dict[str, list[int]] = {label: [] for label in self.labels}
         for owner, unit, label in self._cells():
@@ -215,7 +259,7 @@ class Selection:
         return self.filter(_column(self.table, "rank") <= n)
 
     def filter(self, keep: np.ndarray) -> Selection:
-        """The rows where keep[len] is true, ranked anew from 1 in the order they have."""
+        """The rows where `keep`, bool [rows], is true, ranked again from 1 in their order."""
         table = self.table.filter(pa.array(keep))
         return Selection(_ranked(table, self.labels, _column(table, "rank")), self.header)
 
@@ -229,15 +273,19 @@ class Selection:
         )
 
     def intersection(self, other: Selection) -> Selection:
-        """The rows whose (dictionary, unit, label) are in both, with the numbers and the order of this one."""
+        """The rows of this selection whose (dictionary, unit, label) is in the other too.
+
+        Raises UserError when the two are of different models or dictionaries, as do `difference`
+        and `union`.
+        """
         return self._where("intersection", other, present=True)
 
     def difference(self, other: Selection) -> Selection:
-        """The rows whose (dictionary, unit, label) are not in the other, in the order of this one."""
+        """The rows of this selection whose (dictionary, unit, label) is not in the other."""
         return self._where("difference", other, present=False)
 
     def union(self, other: Selection) -> Selection:
-        """The rows of this one, then, within each label, those of the other that are new."""
+        """The rows of this selection, and after them, within each label, the other's new ones."""
         header = _combined(self, other, "union")
         header["labels"] = list(dict.fromkeys(self.labels + other.labels))
         mine = set(self._cells())
@@ -259,28 +307,32 @@ class Selection:
         return list(zip(*columns, strict=True))
 
 
-def _is_whole(table: pa.Table, header: dict[str, Any]) -> bool:
-    """Whether the header says what a selection's says, and every row is of a label and a dictionary that it names."""
-    labels, dictionaries = header.get("labels"), header.get("dictionaries")
-    if not isinstance(labels, list) or not isinstance(dictionaries, dict):
-        return False
-    texts = [header["method"], header.get("stats", ""), *labels]
-    inside = [header.get("parameters", {}), *dictionaries.values()]
-    widths = {name: one.get("width") for name, one in dictionaries.items() if isinstance(one, dict)}
-    if not all(isinstance(t, str) for t in texts) or not all(
-        isinstance(one, dict) for one in inside
-    ):
-        return False
-    if len(set(labels)) < len(labels) or not all(type(width) is int for width in widths.values()):
-        return False
-    if any(table[name].null_count for name in COLUMNS):
-        return False
+def _read_header(table: pa.Table) -> dict[str, Any]:
+    """The header in the metadata of a table; empty where there is none."""
+    try:
+        header = json.loads((table.schema.metadata or {}).get(_HEADER_KEY, b"null"))
+    except ValueError:
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where the rows do not fit the header."""
+    labels, dictionaries = header["labels"], header["dictionaries"]
     columns = (table[name].to_pylist() for name in ("dictionary", "label", "unit", "rank"))
-    rows = zip(*columns, strict=True)
-    return all(
-        label in labels and 0 <= unit < widths.get(name, 0) and rank > 0
-        for name, label, unit, rank in rows
+    fits = (
+        len(set(labels)) == len(labels)
+        and not any(table[name].null_count for name in COLUMNS)
+        and all(
+            label in labels
+            and name in dictionaries
+            and 0 <= unit < dictionaries[name]["width"]
+            and rank > 0
+            for name, label, unit, rank in zip(*columns, strict=True)
+        )
     )
+    if not fits:
+        raise UserError(f"{path} is damaged; rank again")
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
@@ -288,21 +340,21 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _ranked(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.Table:
-    """The table sorted by label and then by the keys, with its ranks."""
+    """The table sorted by label and by the keys, with new ranks."""
     position = {label: i for i, label in enumerate(labels)}
     label = np.array([position[name] for name in table["label"].to_pylist()], dtype=np.int64)
-    place = places(label, *keys)
-    order = np.lexsort((place, label))
-    rank = _FIELDS.get_field_index("rank")
+    rank = rank_within_labels(label, *keys)
+    order = np.lexsort((rank, label))
+    at = _FIELDS.get_field_index("rank")
     return (
         table.take(pa.array(order))
-        .set_column(rank, _FIELDS.field(rank), pa.array(place[order]))
+        .set_column(at, _FIELDS.field(at), pa.array(rank[order]))
         .combine_chunks()
     )
 
 
 def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
-    """The labels of all parts; raises UserError when the parts cannot be pooled."""
+    """The labels of all parts. Raises UserError when the parts cannot be pooled."""
     if not parts:
         raise UserError("there are no statistics to rank; give at least one dictionary")
     seen: set[str] = set()
@@ -323,13 +375,14 @@ def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
 
 
 def _combined(left: Selection, right: Selection, name: str) -> dict[str, Any]:
-    """The header of a set operation; raises UserError when the two are of different models or dictionaries."""
+    """The header of a set operation. Raises UserError when models or dictionaries differ."""
     if left.header.get("model") != right.header.get("model"):
         raise UserError(f"the {name} of two selections needs the same model in both")
     for key in left.dictionaries.keys() & right.dictionaries.keys():
         if left.dictionaries[key].get("fingerprint") != right.dictionaries[key].get("fingerprint"):
             raise UserError(
-                f"the {name} of two selections needs the same dictionary {key} in both; rank one again"
+                f"the {name} of two selections needs the same dictionary {key} in both; "
+                "rank one again"
             )
     sources = [
         {key: each.header[key] for key in ("method", "parameters")} for each in (left, right)

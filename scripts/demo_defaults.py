@@ -20,11 +20,16 @@ import torch
 from common import options, parse, record, show
 from sklearn.metrics import f1_score
 
-from saefeat import lid
 from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
+from saefeat.lid.copies import SHORT
+from saefeat.lid.features import Features, featurize, read_features
+from saefeat.lid.heads.linear import linear_head
+from saefeat.lid.heads.naive_bayes import naive_bayes_head
+from saefeat.lid.heads.sae_count import count_head
+from saefeat.lid.heads.sae_min_max import min_max_head
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.chunks import draw, fill, single_chunk
@@ -103,12 +108,11 @@ def make_table(
         collect(lm, half, small, out / "half")
         stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}
         stats |= {sae.id: Stats.load(out / "half" / f"{sae.id}.safetensors") for sae in small}
-        widths = {sae.id: sae.width for sae in members}
-        full = lid.features_from_bags(out / "bags", widths, positions)
-    short = lid.featurize(lm, members, [text[: lid.SHORT] for text in texts])
+        full = read_features(out / "bags", {sae.id: sae.width for sae in members}, positions)
+    short = featurize(lm, members, [text[:SHORT] for text in texts])
     tests = {
-        "whole": lid.featurize(lm, members, [corpus.texts[i] for i in test]),
-        "first 20": lid.featurize(lm, members, [corpus.texts[i][:20] for i in test]),
+        "whole": featurize(lm, members, [corpus.texts[i] for i in test]),
+        "first 20": featurize(lm, members, [corpus.texts[i][:20] for i in test]),
     }
     in_half = np.array([i in half.tokens for i in positions])
     table = []
@@ -134,9 +138,9 @@ def main() -> None:
     record(arguments, {"rows": make_table(lm, corpus, saes, arguments)})
 
 
-def take(features: lid.Features, ids: list[str], keep: np.ndarray | None = None) -> lid.Features:
+def take(features: Features, ids: list[str], keep: np.ndarray | None = None) -> Features:
     rows = slice(None) if keep is None else keep
-    return lid.Features(
+    return Features(
         {n: features.counts[n][rows] for n in ids}, {n: features.sums[n][rows] for n in ids}
     )
 
@@ -146,22 +150,21 @@ def evaluate(
     ids: list[str],
     stats: list[Stats],
     saes: dict[str, SAE],
-    train: tuple[lid.Features, lid.Features],
+    train: tuple[Features, Features],
     keep: np.ndarray,
     of: np.ndarray,
-    tests: dict[str, lid.Features],
+    tests: dict[str, Features],
     truth: list[str],
 ) -> dict[str, Any]:
     """One row of the table: FVU, shares of silent features, and macro-F1 of every head."""
-    parts = lid.Features.stack([take(part, ids, keep) for part in train])
+    parts = Features.stack([take(part, ids, keep) for part in train])
     selection = METHODS["sae-lape"].rank(stats)
+    by_id = dict(zip(ids, stats, strict=True))
     heads = {
-        "sae-count": lid.selection_head("sae-count", selection, stats),
-        "sae-min-max": lid.selection_head("sae-min-max", selection, stats),
-        "naive-bayes": lid.naive_bayes_head(stats, PAPER_LABELS),
-        "linear": lid.linear_head(
-            parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS
-        ),
+        "sae-count": count_head("sae-count", selection),
+        "sae-min-max": min_max_head(selection, by_id.__getitem__),
+        "naive-bayes": naive_bayes_head(by_id.__getitem__, ids, PAPER_LABELS),
+        "linear": linear_head(parts, np.concatenate([of[keep], of[keep]]).tolist(), PAPER_LABELS),
     }
     silent = [float((s.fired.sum(0) == 0).float().mean()) for s in stats]
     found: dict[str, Any] = {

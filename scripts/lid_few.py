@@ -16,10 +16,11 @@ import numpy as np
 from common import by_commas, options, parse, record, show
 from sklearn.metrics import f1_score
 
-from saefeat import lid
-from saefeat.baselines import CharNaiveBayes
+from saefeat.baselines import BASELINES
+from saefeat.lid.copies import SHORT, make_copies
+from saefeat.lid.features import Features, featurize
+from saefeat.lid.heads.linear import linear_head
 from saefeat.run import open_run
-from saefeat.run.identify import token_nb
 
 
 def main() -> None:
@@ -32,9 +33,9 @@ def main() -> None:
     test = corpus.positions("test", setting.config.seed)
     measured = {
         "whole": [corpus.texts[i] for i in test],
-        "20": [corpus.texts[i][: lid.SHORT] for i in test],
+        "20": [corpus.texts[i][:SHORT] for i in test],
     }
-    bags = {at: lid.featurize(setting.lm, setting.saes, texts) for at, texts in measured.items()}
+    bags = {at: featurize(setting.lm, setting.saes, texts) for at, texts in measured.items()}
     truth = [corpus.of[i] for i in test]
     result: dict[str, Any] = {}
     for number in map(int, by_commas(arguments.texts)):
@@ -72,16 +73,17 @@ def predictions(
     texts: list[str],
     of: list[str],
     measured: dict[str, list[str]],
-    bags: dict[str, lid.Features],
+    bags: dict[str, Features],
 ) -> dict[str, list[list[str | None]]]:
     """Predictions of each head for the whole texts and for their beginnings."""
-    copies, copies_of, weights = lid.linear_copies(texts, of)
-    features = lid.featurize(setting.lm, setting.saes, texts + copies)
-    linear = lid.linear_head(features, of + copies_of, setting.corpus.labels, weights=weights)
-    short = [text[: lid.SHORT] for text in texts]
+    copies, copies_of, weights = make_copies(texts, of)
+    features = featurize(setting.lm, setting.saes, texts + copies)
+    labels = setting.corpus.labels
+    linear = linear_head(features, of + copies_of, labels, weights=weights)
     baselines = {
-        "char-naive-bayes": CharNaiveBayes(unknown=None).fit(texts + short, of + of),
-        "token-naive-bayes": token_nb(setting.lm, setting.plan).fit(texts, of),
+        name: kind.for_run(setting.lm, labels).fit(*kind.training_examples(texts, of))
+        for name, kind in BASELINES.items()
+        if kind.fitted
     }
     found = {
         name: [one.predict(texts) for texts in measured.values()] for name, one in baselines.items()

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 from common import options, parse
 
-from saefeat import lid
-from saefeat.baselines import FastText
+from saefeat.baselines.fasttext import FastText
 from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Identity
@@ -33,6 +32,9 @@ from saefeat.evaluation import head_metrics
 from saefeat.generation import text_losses
 from saefeat.hooks import Edit, intervene, site_width
 from saefeat.io import kept_json, make_dir, write_json
+from saefeat.lid.features import featurize
+from saefeat.lid.heads.sae_count import count_head
+from saefeat.lid.heads.sae_min_max import min_max_head
 from saefeat.models import LanguageModel, load_model
 from saefeat.run import collect, rank
 from saefeat.sae.store import load_saes
@@ -299,20 +301,17 @@ def heads(
     corpus, split = data.identification
     picked = first_by_hash(corpus, corpus.positions(split, 0), 0, n)
     texts, truth = [corpus.texts[i] for i in picked], [corpus.of[i] for i in picked]
-    stats = [Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes]
-    neurons = [
-        Stats.load(out / "stats" / f"{site}.safetensors") for site in chosen["neurons"].dictionaries
-    ]
+    stats = {sae.id: Stats.load(out / "stats" / f"{sae.id}.safetensors") for sae in saes}
     made = [
-        lid.selection_head(name, chosen["one owner"], stats)
-        for name in ("sae-count", "sae-min-max")
+        count_head("sae-count", chosen["one owner"]),
+        min_max_head(chosen["one owner"], stats.__getitem__),
+        count_head("neuron-count", chosen["neurons"]),
     ]
-    made.append(lid.selection_head("neuron-count", chosen["neurons"], neurons))
     picks = [
         Identity(site, site_width(lm, lm.site(site)), torch.from_numpy(units).to(lm.device))
         for site, units in made[-1].units.items()
     ]
-    features = lid.featurize(lm, [*saes, *picks], texts, count_bos=True, progress=print)
+    features = featurize(lm, [*saes, *picks], texts, count_bos=True, say=print)
     predicted = {head.name: head.predict(features) for head in made}
     predicted["fasttext"] = list(
         FastText(fasttext, labels=list(corpus.labels), unknown=None).fit().predict(texts)

@@ -1,4 +1,4 @@
-"""The baselines: known sentences and odd texts for fastText; hand-worked counts and scikit-learn for naive Bayes."""
+"""Baselines: known sentences for fastText; counts by hand and scikit-learn for naive Bayes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from sklearn.metrics import classification_report
 from sklearn.naive_bayes import MultinomialNB
 
 from saefeat import assets
-from saefeat.baselines import CharNaiveBayes, FastText, TokenNaiveBayes
+from saefeat.baselines import BASELINES
+from saefeat.baselines.characters import CharNaiveBayes
+from saefeat.baselines.fasttext import FastText
+from saefeat.baselines.tokens import TokenNaiveBayes
 from saefeat.io import UserError, save_tensors
 
 SENTENCES = {
@@ -210,11 +213,11 @@ def test_characters_saved_and_loaded_say_the_same(tmp_path: Path) -> None:
         tmp_path / "again.safetensors"
     ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 50_000
-    loaded = CharNaiveBayes.load(tmp_path / "head.safetensors")
+    loaded = CharNaiveBayes().restore(tmp_path / "head.safetensors")
     assert loaded.classes_ == head.classes_ and loaded.get_params() == head.get_params()
     assert np.array_equal(loaded.scores([*TEXTS, *ODD]), head.scores([*TEXTS, *ODD]))
     with pytest.raises(UserError, match="is not a token-naive-bayes head"):
-        TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "head.safetensors")
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
@@ -226,7 +229,9 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
         tmp_path / "again.safetensors"
     ).read_bytes()
     assert (tmp_path / "head.safetensors").stat().st_size < 5000  # tokens never seen are not kept
-    loaded = TokenNaiveBayes.load(tmp_path / "head.safetensors", tokenize)
+    loaded = TokenNaiveBayes(tokenize, 262_144).restore(tmp_path / "head.safetensors")
+    with pytest.raises(UserError, match="is damaged, or of another tokenizer"):
+        TokenNaiveBayes(tokenize, 262_143).restore(tmp_path / "head.safetensors")
     unseen = [*random_texts(1, 50)[0], "~~"]
     assert loaded.classes_ == head.classes_
     assert np.array_equal(loaded.scores(unseen), head.scores(unseen))
@@ -237,9 +242,9 @@ def test_bad_input(tmp_path: Path) -> None:
         TokenNaiveBayes(tokenize, 2).fit(["abc"], ["x"])
     save_tensors(tmp_path / "other.safetensors", {}, {"head": "linear"})
     with pytest.raises(UserError, match="is not a token-naive-bayes head"):
-        TokenNaiveBayes.load(tmp_path / "other.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not exist"):
-        TokenNaiveBayes.load(tmp_path / "none.safetensors", tokenize)
+        TokenNaiveBayes(tokenize, 9).restore(tmp_path / "none.safetensors")
 
 
 def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:
@@ -265,3 +270,18 @@ def test_tables_are_taken_and_one_string_is_refused(model_path: Path) -> None:
             FastText(model_path, labels).predict(TEXTS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="texts should be a list of strings, not one string"):
         TokenNaiveBayes(tokens.tokenize, 64).fit("abc", list("dee"))
+
+
+def test_every_baseline_is_made_for_a_run_fitted_saved_and_restored(
+    tiny_lm, tmp_path: Path, model_path: Path
+) -> None:
+    texts, of = [*TEXTS, "1"], [*CODES, "de"]
+    for name, kind in BASELINES.items():
+        assert kind.title and kind.for_run(tiny_lm, CODES, model_path).unknown is None
+        made = kind.for_run(tiny_lm, CODES, model_path).fit(*kind.training_examples(texts, of))
+        made.save(tmp_path / name)
+        assert (tmp_path / name).exists() == kind.fitted
+        again = kind.for_run(tiny_lm, CODES, model_path)
+        again = again.restore(tmp_path / name) if kind.fitted else again.fit()
+        assert again.predict([*TEXTS, "1"]) == made.predict([*TEXTS, "1"])
+        assert made.predict(["1"]) == [None]

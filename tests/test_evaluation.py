@@ -85,7 +85,10 @@ def noisy(truth: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def slipped(truth: np.ndarray, guess: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Guesses of which each slips with probability 1 / (n + 2): a right one to the next label, a wrong one to right."""
+    """Guesses, each of which slips with probability 1 / (n + 2).
+
+    A right guess slips to the next label, a wrong one to the right label.
+    """
     after = {"a": "b", "b": "c", "c": "a"}
     slips = rng.random(len(truth)) < 1 / (len(truth) + 2)
     return np.where(slips, np.where(guess == truth, [after[t] for t in truth], truth), guess)

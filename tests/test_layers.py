@@ -31,7 +31,7 @@ ROOMS = [
     ["steps"],
     ["models", "corpora"],
     ["config", "artefacts"],
-    ["labels", "assets", "resume", "schema", "registry", "tokens"],
+    ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet"],
     ["progress", "io"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -1,4 +1,4 @@
-"""Language identification: heads against counting written from the published definitions, token by token."""
+"""Language identification: heads against the published definitions, token by token."""
 
 from __future__ import annotations
 
@@ -17,25 +17,22 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from sklearn.model_selection import GridSearchCV
 
-from saefeat import lid
 from saefeat.codes import Codes
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
-from saefeat.io import UserError
-from saefeat.lid import (
-    Features,
-    Head,
-    LanguageIdentifier,
-    features_from_bags,
-    featurize,
-    linear_copies,
-    linear_head,
-    naive_bayes_head,
-    selection_head,
-)
+from saefeat.io import UserError, load_tensors, save_tensors
+from saefeat.lid import LanguageIdentifier
+from saefeat.lid.copies import CAPITALS, make_copies
+from saefeat.lid.features import Features, featurize, read_features, root_counts
+from saefeat.lid.head import Head
+from saefeat.lid.heads import HEADS, FitSize, linear, sae_heads
+from saefeat.lid.heads.linear import linear_head
+from saefeat.lid.heads.naive_bayes import naive_bayes_head
+from saefeat.lid.heads.sae_count import count_head
+from saefeat.lid.heads.sae_min_max import min_max_head
 from saefeat.methods import METHODS
-from saefeat.selection import Selection, part
+from saefeat.selection import Selection, make_part
 from saefeat.statistics import Observed, Stats
 
 WIDTH, K = 64, 4
@@ -78,7 +75,7 @@ def texts(tiny_corpus):
 
 @pytest.fixture(scope="module")
 def activations(tiny_lm, texts):
-    """Per text {dictionary: activations of its tokens [tokens, width], 0 where a unit is not among the k}."""
+    """Per text {dictionary: activations [tokens, width], 0 where a unit is not among the k}."""
     layers = tiny_lm.model.model.layers
     modules = {"mlp_out@0": layers[0].mlp, "resid_post@1": layers[1]}
     modules |= {"mlp_act@0": layers[0].mlp.act_fn, "mlp_act@1": layers[1].mlp.act_fn}
@@ -141,10 +138,6 @@ def best_or_none(rows, known):
     ]
 
 
-def read_by(selection, stats):
-    return [stats[name] for name in sorted(selection.dictionaries)]
-
-
 def sets(selection):
     """[(dictionary, unit, row of the label)]."""
     rows = selection.to_pandas()
@@ -165,7 +158,7 @@ def test_a_count_head_counts_the_tokens_on_which_the_units_of_a_label_fire(
     expected = np.zeros((len(activations), 3))
     for dictionary, unit, k in sets(selection):
         expected[:, k] += [int((row[dictionary][:, unit] > 0).sum()) for row in activations]
-    head = selection_head(name, selection, read_by(selection, stats))
+    head = count_head(name, selection)
     assert head.scores(features).tolist() == expected.tolist()
     assert head.predict(features) == best_or_none(expected, expected.any(1))
     assert head.predict(features)[-1] is None
@@ -186,7 +179,7 @@ def test_min_max_scales_each_firing_value_by_the_units_extremes_over_all_labels_
             seen += hits
     assert min(seen) < 0
     assert max(seen) > 1  # unclamped: the texts go beyond what the statistics saw
-    head = selection_head("sae-min-max", chosen, read_by(chosen, stats))
+    head = min_max_head(chosen, stats.__getitem__)
     assert np.allclose(head.scores(features), expected, atol=1e-3)
     assert head.predict(features)[-1] is None
 
@@ -199,12 +192,12 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
     bag = codes.bag(torch.tensor([n]))
     stats.add(Observed(codes, torch.tensor([n]), torch.tensor([0]), torch.tensor([0])))
     selection = Selection.build(
-        "any", {}, [part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))]
+        "any", {}, [make_part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))]
     )
     total = float(bag.sum[0]) * 2.0**-20
     assert total != n * float(bag.min[0])  # it was rounded, and 1e-6 is what it is divided by
     features = Features({"d": sp.csr_matrix([[float(n)]])}, {"d": sp.csr_matrix([[total]])})
-    head = selection_head("sae-min-max", selection, [stats])
+    head = min_max_head(selection, lambda _: stats)
     assert head.scores(features)[0, 0] == pytest.approx(0, abs=1e-5)
 
 
@@ -229,7 +222,7 @@ def features_of(**counts):
 
 def test_naive_bayes_by_hand():
     first, second = stats_of([[3, 0], [1, 4]], dictionary="d"), stats_of([[2], [0]], dictionary="e")
-    head = naive_bayes_head([first, second], ("a", "b"))
+    head = naive_bayes_head({"d": first, "e": second}.__getitem__, ["d", "e"], ("a", "b"))
     # Three units, 5 firings under each label, one added to each: (3+1)/8, (0+1)/8, (2+1)/8 and
     # (1+1)/8, 5/8, 1/8.
     p = {"a": [4 / 8, 1 / 8, 3 / 8], "b": [2 / 8, 5 / 8, 1 / 8]}
@@ -286,7 +279,7 @@ def test_all_evidence_for_and_against_adds_up_to_the_scores(
     head = (
         linear_head(some, of, LABELS)
         if name == "linear"
-        else selection_head(name, chosen, read_by(chosen, stats))
+        else min_max_head(chosen, stats.__getitem__)
     )
     scores = head.scores(some) - (head.intercept if len(head.intercept) else 0)
     for i, row in enumerate(head.evidence(some, n=10**6)):
@@ -306,9 +299,7 @@ def negated(head):
 
 def contributions(head, one, k):
     """What speaks against label k: the contributions of the negated head."""
-    from saefeat.lid import _rooted
-
-    rows = _rooted(one.counts) if head.root else one.counts
+    rows = root_counts(one.counts) if head.root else one.counts
     for name, units in head.units.items():
         sums = sp.csr_matrix(one.sums[name][:, units]) if name in head.sums else None
         yield head._contributions(name, sp.csr_matrix(rows[name][:, units]), sums, k)
@@ -321,13 +312,17 @@ def test_a_saved_head_predicts_the_same(
     tmp_path, name, chosen, chosen_neurons, stats, features, texts, tiny_corpus
 ):
     if name == "naive-bayes":
-        head = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
+        head = naive_bayes_head(stats.__getitem__, [sae.id for sae in SAES], LABELS)
     elif name == "linear":
         of = [tiny_corpus.of[tiny_corpus.texts.index(text)] for text in texts[:-1]] + ["th"]
         head = linear_head(features, of, LABELS)
     else:
         selection = chosen_neurons if name == "neuron-count" else chosen
-        head = selection_head(name, selection, read_by(selection, stats))
+        head = (
+            min_max_head(selection, stats.__getitem__)
+            if name == "sae-min-max"
+            else count_head(name, selection)
+        )
     head.save(tmp_path / "head.safetensors")
     loaded = Head.load(tmp_path / "head.safetensors")
     assert loaded.name == name
@@ -353,7 +348,7 @@ def test_a_file_that_is_no_head_is_a_user_error(tmp_path, collected):
 
 def test_the_bags_that_were_written_are_the_features_of_the_same_texts(collected, plan, tiny_lm):
     positions = sorted(plan.tokens)
-    read = features_from_bags(collected / "bags", {sae.id: sae.width for sae in SAES}, positions)
+    read = read_features(collected / "bags", {sae.id: sae.width for sae in SAES}, positions)
     made = featurize(tiny_lm, SAES, [plan.corpus.texts[i] for i in positions])
     for sae in SAES:
         assert (read.counts[sae.id] != made.counts[sae.id]).nnz == 0
@@ -365,14 +360,14 @@ def test_bags_are_read_in_the_order_asked_for(collected, plan):
     positions = sorted(plan.tokens)[:20]
     widths = {sae.id: sae.width for sae in SAES}
     forward, backward = (
-        features_from_bags(collected / "bags", widths, p) for p in (positions, positions[::-1])
+        read_features(collected / "bags", widths, p) for p in (positions, positions[::-1])
     )
     assert (forward.counts["wide"][::-1] != backward.counts["wide"]).nnz == 0
 
 
 def test_missing_bags_are_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="holds no bags; collect with --bags"):
-        features_from_bags(tmp_path, {"wide": WIDTH}, [0])
+    with pytest.raises(UserError, match="holds no bags; collect them first"):
+        read_features(tmp_path, {"wide": WIDTH}, [0])
 
 
 def test_the_features_are_the_firing_tokens_and_the_sums_of_their_values(features, activations):
@@ -435,13 +430,11 @@ def test_the_linear_head_learns_what_can_be_separated_whatever_the_order_of_the_
 def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
-    from saefeat.lid import _C, _rooted
-
     seen, of = separable(["b", "a"])
-    x = np.hstack([m.toarray() for m in _rooted(seen.counts).values()])
+    x = np.hstack([m.toarray() for m in root_counts(seen.counts).values()])
     assert np.allclose((x**2).sum(1), 1, atol=1e-5)
     expected = (
-        LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)
+        LogisticRegression(C=linear.C, max_iter=200, tol=1e-3).fit(x, of).predict_proba(x)
     )  # columns a, b
     assert np.allclose(
         linear_head(seen, of, ("b", "a")).probabilities(seen), expected[:, ::-1], atol=1e-2
@@ -451,7 +444,7 @@ def test_with_two_labels_the_probabilities_are_those_of_scikit_learn():
 def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
     labels = ("a", "b", "c")
     seen, of = separable(list(labels))
-    monkeypatch.setattr(lid, "WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
+    monkeypatch.setattr(linear, "WEIGHTS", 3 * 3 + 2)  # three units for each of three labels
     head = linear_head(seen, of, labels)
     assert {name: units.tolist() for name, units in head.units.items()} == {"d": [0, 1, 2], "e": []}
     assert {name: weights.shape for name, weights in head.counts.items()} == {
@@ -464,7 +457,7 @@ def test_a_head_of_too_many_weights_reads_the_units_that_tell_most(monkeypatch):
 
 def test_the_copies_are_beginnings_and_capitals_and_none_says_nothing():
     texts, of = ["1234567890 1234567890 ja", "der Hund und die Katze", "น้ำ"], ["de", "de", "th"]
-    copies, labels, weights = linear_copies(texts, of)
+    copies, labels, weights = make_copies(texts, of)
     assert copies == [
         "der Hund und die Kat",
         "น้ำ",
@@ -473,8 +466,8 @@ def test_the_copies_are_beginnings_and_capitals_and_none_says_nothing():
         "DER HUND UND DIE KAT",
     ]
     assert labels == ["de", "th", "de", "de", "de"]
-    assert weights.tolist() == [1, 1, 1, 1, 1, lid.CAPITALS, lid.CAPITALS, lid.CAPITALS]
-    assert linear_copies(texts, of, letters=False)[0][0] == "1234567890 123456789"
+    assert weights.tolist() == [1, 1, 1, 1, 1, CAPITALS, CAPITALS, CAPITALS]
+    assert make_copies(texts, of, letters=False)[0][0] == "1234567890 123456789"
 
 
 def test_a_row_of_weight_nothing_is_not_learnt_from():
@@ -494,7 +487,7 @@ def test_units_that_never_fire_tell_nothing(monkeypatch):
     labels = ("a", "b")
     seen, of = separable(list(labels))
     silent = features_of(d=np.zeros((len(of), 5)), e=seen.counts["d"].toarray())
-    monkeypatch.setattr(lid, "WEIGHTS", 2 * 6)
+    monkeypatch.setattr(linear, "WEIGHTS", 2 * 6)
     assert {
         name: units.tolist() for name, units in linear_head(silent, of, labels).units.items()
     } == {"d": [], "e": [0, 1, 2, 3, 4, 5]}
@@ -522,7 +515,7 @@ def test_the_identifier_fits_predicts_and_scores(tiny_lm, head):
         assert made.decision_function(TEXTS).shape == (24, 2)
 
 
-@pytest.mark.parametrize("head", lid.SAE_HEADS)
+@pytest.mark.parametrize("head", sae_heads())
 def test_a_text_where_nothing_can_be_said_is_unknown_has_no_probabilities_and_counts_as_wrong(
     tiny_lm, head
 ):
@@ -620,6 +613,83 @@ def test_a_pickle_holds_names_and_paths_and_predicts_the_same(stored, objects, m
     assert pickle.loads(pickle.dumps(loaded)).fit(TEXTS, OF).score(TEXTS, OF) > 0.9
 
 
+@pytest.mark.parametrize("head", ["linear", "naive-bayes", "sae-min-max"])
+def test_a_saved_identifier_finds_its_model_and_saes_by_their_paths(stored, head, monkeypatch):
+    lm, saes, folder = stored
+    monkeypatch.chdir(folder)
+    renamed = [replace(saes[0], id="renamed"), saes[1]]
+    made = LanguageIdentifier(lm, renamed, head=head, seed=3, unknown=None).fit(TEXTS, OF)
+    made.save("one.safetensors")
+    monkeypatch.chdir("/")
+    loaded = LanguageIdentifier.load(folder / "one.safetensors")
+    assert loaded.get_params() == {
+        "head": head,
+        "model": lm.name,
+        "saes": [str(folder / "saes" / sae.id) for sae in saes],
+        "seed": 3,
+        "unknown": None,
+    }
+    assert [sae.id for sae in loaded.saes_] == ["renamed", saes[1].id]
+    assert list(loaded.classes_) == list(made.classes_)
+    assert loaded.predict([*TEXTS, "123"]).tolist() == made.predict([*TEXTS, "123"]).tolist()
+    assert np.array_equal(loaded.predict_proba(TEXTS), made.predict_proba(TEXTS))
+    loaded.save(folder / "two.safetensors")
+    one, two = (folder / f"{name}.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_saved_identifier_takes_its_model_and_saes_again(tiny_lm, tmp_path, make_lm):
+    path = tmp_path / "identifier.safetensors"
+    made = LanguageIdentifier(tiny_lm, SAES).fit(TEXTS, OF)
+    made.save(path)  # neither the model nor the SAEs are on disk
+    loaded = LanguageIdentifier.load(path, model=tiny_lm, saes=SAES)
+    assert np.array_equal(loaded.predict_proba(TEXTS), made.predict_proba(TEXTS))
+    with pytest.raises(UserError, match=r"the SAE wide of .* has no recorded path; give the SAEs"):
+        LanguageIdentifier.load(path, model=tiny_lm)
+    with pytest.raises(UserError, match="the model tiny-llama-0"):
+        LanguageIdentifier.load(path, saes=SAES)
+    for options, changed in (
+        ({"model": make_lm("llama", 1), "saes": SAES}, "tiny-llama-1"),
+        ({"model": tiny_lm, "saes": [make_sae(seed=7), SAES[1]]}, "wide"),
+        ({"model": tiny_lm, "saes": SAES[:1]}, "other"),
+    ):
+        with pytest.raises(UserError, match=f"{changed} has changed since the identifier was"):
+            LanguageIdentifier.load(path, **options)
+
+
+def test_a_file_that_is_no_identifier_is_a_user_error(tiny_lm, tmp_path):
+    path = tmp_path / "head.safetensors"
+    made = LanguageIdentifier(tiny_lm, SAES).fit(TEXTS, OF)
+    made.head_.save(path)
+    with pytest.raises(UserError, match=r"head\.safetensors holds the head of a run"):
+        LanguageIdentifier.load(path)
+    made.save(path)
+    tensors, header = load_tensors(path)
+    for part in ("model", "saes", "seed"):
+        rest = {k: v for k, v in header["identifier"].items() if k != part}
+        save_tensors(path, tensors, {**header, "identifier": rest})
+        with pytest.raises(UserError, match=rf"head\.safetensors .*identifier\.{part}"):
+            LanguageIdentifier.load(path, model=tiny_lm, saes=SAES)
+    with pytest.raises(NotFittedError):
+        LanguageIdentifier(tiny_lm, SAES).save(path)
+
+
+def test_an_identifier_on_a_real_model_is_saved_and_loaded(tmp_path):
+    from saefeat.sae.store import save_sae
+
+    rows = torch.randn(256, 640, generator=torch.Generator().manual_seed(0))
+    sae = SAE("few", "resid_post@3", rows.t().contiguous(), torch.zeros(256), rows, rows[0] * 0, 8)
+    save_sae(sae, tmp_path / "few")
+    model = "embedded:gemma-3-270m"
+    made = LanguageIdentifier(model, str(tmp_path / "few")).fit(TEXTS, OF)
+    made.save(tmp_path / "identifier.safetensors")
+    loaded = LanguageIdentifier.load(tmp_path / "identifier.safetensors")
+    assert loaded.model == model and loaded.lm_ is not made.lm_
+    texts = ["the dog sat", "แมว น้ำ", "123"]
+    assert loaded.predict(texts).tolist() == made.predict(texts).tolist() == ["en", "th", "unknown"]
+    assert np.array_equal(loaded.predict_proba(texts), made.predict_proba(texts))
+
+
 def test_what_has_changed_since_is_not_used(stored):
     from saefeat.sae.store import save_sae
 
@@ -676,7 +746,7 @@ def test_naive_bayes_of_the_identifier_is_read_from_the_statistics_of_its_texts(
     made = LanguageIdentifier(tiny_lm, SAES, head="naive-bayes").fit(
         [plan.corpus.texts[i] for i in positions], of
     )
-    expected = naive_bayes_head([stats[sae.id] for sae in SAES], LABELS)
+    expected = naive_bayes_head(stats.__getitem__, [sae.id for sae in SAES], LABELS)
     assert np.array_equal(made.head_.scores(features), expected.scores(features))
 
 
@@ -704,7 +774,7 @@ def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
 @pytest.mark.parametrize(
     ("options", "of", "message"),
     [
-        ({"head": "neuron"}, OF, "unknown head neuron; use sae-count, "),
+        ({"head": "neuron"}, OF, "unknown head neuron; choose from sae-count, "),
         ({"saes": []}, OF, "give at least one SAE"),
         ({"saes": ["/nowhere"]}, OF, "/nowhere does not exist"),
         ({}, ["en"] * 24, "at least two labels"),
@@ -777,7 +847,7 @@ def test_a_selection_of_another_order_of_labels_keeps_its_columns(stats):
     order = ("th", "de", "en")
     parts = METHODS["sae-lape"].rank([stats["wide"]], example_rate=0.3, high_frequency_rate=0.05)
     turned = Selection(parts.table, {**parts.header, "labels": list(order)})
-    assert selection_head("sae-count", turned, [stats["wide"]]).labels == order
+    assert count_head("sae-count", turned).labels == order
 
 
 def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
@@ -814,3 +884,17 @@ def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
             LanguageIdentifier(tiny_lm, SAES).fit(texts, labels)
     with pytest.raises(UserError, match="24 texts but 23 labels"):
         LanguageIdentifier(tiny_lm, SAES).fit(TEXTS, OF[1:])
+
+
+# --------------------------------------------------------------------------- the registry
+
+
+def test_every_head_says_what_it_reads_and_what_its_fit_takes():
+    size = FitSize(texts=100, tokens=3000, tokens_per_text=31.0, width=512, labels=3)
+    for kind in HEADS.values():
+        read = [kind.reads(each.identity) for each in (SAES[0], NEURONS[0])]
+        assert kind.title and sum(read) == 1
+        assert kind.fit_bytes(size) >= 0 and kind.fit_tokens(size) >= 0
+    assert sae_heads() == ["sae-count", "sae-min-max", "naive-bayes", "linear"]
+    with pytest.raises(UserError, match="unknown head 'x'; choose from sae-count, "):
+        HEADS["x"]

@@ -17,7 +17,8 @@ import torch
 from saefeat.corpora import load_corpus
 from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
-from saefeat.lid import HEADS, Head
+from saefeat.lid.head import Head
+from saefeat.lid.heads import HEADS
 from saefeat.models import load_model
 from saefeat.run import (
     RunConfig,
@@ -317,7 +318,7 @@ def test_a_run_of_an_older_version_is_fitted_and_measured_again(tmp_path, tiny_r
     shutil.copytree(tiny_run, out)
     (out / "lid/char-naive-bayes.safetensors").unlink()
     other = open_run(out)
-    with pytest.raises(UserError, match="has no char-naive-bayes; run `saefeat lid fit --run"):
+    with pytest.raises(UserError, match="has no char-naive-bayes; fit it first"):
         evaluate(other, None, split="test", out=tmp_path / "metrics.json")
     old = json.loads((out / "lid/metrics.json").read_text())
     old["request"]["heads"].remove("char-naive-bayes")
@@ -643,7 +644,7 @@ def test_labels_of_another_code_system_are_the_runs_own(setting, other, tmp_path
 
 def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):
     with pytest.raises(
-        UserError, match="has the label fr, which the run does not know; use --labels"
+        UserError, match="has the label fr, which the run does not know; choose labels"
     ):
         evaluate(
             setting, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json"
@@ -655,7 +656,7 @@ def test_metrics_of_another_run_and_other_files_are_not_overwritten(setting, tmp
     made = json.loads((tiny_run / "lid/metrics.json").read_text())
     for content in ({**made, "request": {**made["request"], "run": "another"}}, {"mine": 1}, [1]):
         target.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=r"m\.json exists and holds something else"):
+        with pytest.raises(UserError, match=r"m\.json holds metrics of something else"):
             evaluate(setting, None, split="test", out=target)
         assert json.loads(target.read_text()) == content
 

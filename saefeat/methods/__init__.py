@@ -1,97 +1,120 @@
-"""Published rules that choose units: pure functions from statistics to a selection, by name."""
+"""Published rules that choose units: functions from statistics to a selection, by name.
+
+A rule is one module that defines a `Method`, and one line of `METHODS`. This module imports no
+torch, so that help texts can list the names.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from saefeat.io import UserError
-from saefeat.methods.feature_diffmean import feature_diffmean
-from saefeat.methods.lape import lape
-from saefeat.methods.sae_lape import sae_lape
-from saefeat.selection import Selection
+from saefeat.registry import Registry
+from saefeat.schema import STRICT
+
+if TYPE_CHECKING:
+    from saefeat.selection import Selection
+
+# Types of parameters, with their ranges.
+Rate = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A rule and the dictionaries it pools where none are named.
+    """A rule, and what the stages need to know of it.
 
     Attributes:
-        rank: the function, `rank(stats, **parameters) -> Selection`.
-        pools: tells from a dictionary's header whether the rule takes it by default.
-        wants: what that is, in words.
+        title: what it is, in a few words.
+        rank: the rule, `rank(stats, **parameters) -> Selection`. Its keyword-only arguments are the
+            parameters, with the published defaults; their annotations give types and ranges.
+        pools: whether the rule takes a dictionary by default, told by its header
+            (`stats.header["dictionary"]`).
+        needs: what those dictionaries are, in words.
+        in_runs: whether a run ranks by it.
+        shown: whether the report shows passages and promoted tokens of its units.
+        score: what its score is, in tables.
     """
 
+    title: str
     rank: Callable[..., Selection]
     pools: Callable[[Mapping[str, Any]], bool]
-    wants: str
+    needs: str
+    in_runs: bool = True
+    shown: bool = True
+    score: str = "score"
 
 
-def _is_hidden_neurons(dictionary: Mapping[str, Any]) -> bool:
-    return dictionary.get("kind") == "identity" and dictionary["site"].split("@")[0] == "mlp_act"
+METHODS: Registry[Method] = Registry(
+    "method",
+    {
+        "sae-lape": "saefeat.methods.sae_lape:METHOD",
+        "feature-diffmean": "saefeat.methods.feature_diffmean:METHOD",
+        "lape": "saefeat.methods.lape:METHOD",
+    },
+)
 
 
-def _is_sae(dictionary: Mapping[str, Any]) -> bool:
-    return dictionary.get("kind") == "sae"
+def is_sae(header: Mapping[str, Any]) -> bool:
+    """Whether a dictionary is an SAE."""
+    return header.get("kind") == "sae"
 
 
-METHODS: dict[str, Method] = {
-    "lape": Method(
-        lape, _is_hidden_neurons, "neurons at the site mlp_act (collect with --neurons)"
-    ),
-    "sae-lape": Method(sae_lape, _is_sae, "SAEs (collect with --saes)"),
-    "feature-diffmean": Method(feature_diffmean, _is_sae, "SAEs (collect with --saes)"),
-}
+def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
+    """Whether a dictionary is the identity at hidden neurons (`mlp_act`)."""
+    return header.get("kind") == "identity" and header["site"].split("@")[0] == "mlp_act"
 
 
-def get_method(name: str) -> Method:
-    """The method of that name; raises UserError that lists the methods."""
-    if name not in METHODS:
-        raise UserError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
-    return METHODS[name]
+def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
+    """The methods that a run ranks by: those of which one of its dictionaries is pooled."""
+    return {
+        name: method
+        for name, method in METHODS.items()
+        if method.in_runs and any(method.pools(header) for header in headers)
+    }
 
 
 def choose(
-    dictionaries: Iterable[Mapping[str, Any]], method: str, globs: Sequence[str] | None = None
+    headers: Iterable[Mapping[str, Any]], method: str, globs: Sequence[str] | None = None
 ) -> list[str]:
-    """Ids of the dictionaries that a method pools, sorted.
+    """Return the ids of the dictionaries that a method pools, sorted.
 
     Args:
-        dictionaries: their headers (`stats.header["dictionary"]`: id, site, kind, ...).
-        method: its name; decides where no globs are given.
-        globs: patterns of ids (`fnmatch`). They replace the method's own choice: what matches any
-            of them is taken.
+        headers: headers of the dictionaries (`stats.header["dictionary"]`: id, site, kind, ...).
+        method: its name. It decides where no globs are given.
+        globs: patterns of ids (`fnmatch`). They replace the method's own choice: every dictionary
+            that matches one of them is pooled.
 
     Raises:
-        UserError: unknown method, or nothing to pool; the message lists what there is.
+        UserError: the method is unknown, or there is nothing to pool. The message lists what there
+            is.
     """
-    rule = get_method(method)
-    entries = list(dictionaries)
+    rule, entries = METHODS[method], list(headers)
     if globs:
-        chosen = [d["id"] for d in entries if any(fnmatchcase(d["id"], glob) for glob in globs)]
+        chosen = [each["id"] for each in entries if any(fnmatchcase(each["id"], g) for g in globs)]
         wanted = f"a dictionary that matches {' or '.join(globs)}"
     else:
-        chosen = [d["id"] for d in entries if rule.pools(d)]
-        wanted = f"statistics of {rule.wants}"
+        chosen = [each["id"] for each in entries if rule.pools(each)]
+        wanted = f"statistics of {rule.needs}"
     if not chosen:
-        have = ", ".join(sorted(d["id"] for d in entries)) or "no dictionaries"
+        have = ", ".join(sorted(each["id"] for each in entries)) or "no dictionaries"
         raise UserError(f"{method} needs {wanted}; there are {have}")
     return sorted(chosen)
 
 
 def parse_parameters(method: str, settings: Iterable[str]) -> dict[str, Any]:
-    """Parameters from the command line's `name=value`; `none`, `true` and `false` mean what they say.
+    """Parse parameters of the form `name=value`. `none`, `true` and `false` are None and booleans.
 
-    Raises UserError for an unknown method, an unknown or repeated name, or a value of the wrong
-    kind or range.
+    Raises UserError for an unknown method, for an unknown or repeated name, and for a value of the
+    wrong type or range.
     """
-    get_method(method)
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = (piece.strip() for piece in setting.partition("="))
@@ -99,40 +122,48 @@ def parse_parameters(method: str, settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"the parameter {setting!r} of {method} has no value; write name=value")
         if name in values:
             raise UserError(f"the parameter {name} of {method} is given twice")
-        values[name] = _read(text)
+        values[name] = _parse_value(text)
     return check_parameters(method, values)
 
 
 def check_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same parameters, whole numbers made floats where floats are due; raises UserError like `parse_parameters`."""
-    function = get_method(method).rank
-    hints = get_type_hints(function)
-    names = [
-        p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
+    """Check parameters against the annotations of a method's rule.
+
+    Returns:
+        The same values; integers are floats where the parameter is a float.
+
+    Raises:
+        UserError: as `parse_parameters`.
+    """
+    kinds = parameter_types(method)
     checked: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
+        if name not in kinds:
+            close = difflib.get_close_matches(name, kinds, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise UserError(
-                f"{method} has no parameter {name!r}{hint}; its parameters are {', '.join(names)}"
+                f"{method} has no parameter {name!r}{hint}; its parameters are {', '.join(kinds)}"
             )
-        kinds = (
-            get_args(hints[name])
-            if get_origin(hints[name]) in (Union, UnionType)
-            else (hints[name],)
-        )
-        if not any(_accepts(kind, name, value) for kind in kinds):
-            wanted = " or ".join(_in_words(kind, name) for kind in kinds)
+        try:
+            checked[name] = TypeAdapter(kinds[name], config=STRICT).validate_python(value)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            wanted = " or ".join(each["msg"].removeprefix("Input should be ") for each in found)
             raise UserError(
                 f"the parameter {name} of {method} is {value!r}, but should be {wanted}"
-            )
-        checked[name] = float(value) if float in kinds and value is not None else value
+            ) from error
     return checked
 
 
-def _read(text: str) -> Any:
+def parameter_types(method: str) -> dict[str, Any]:
+    """Name -> annotation of the parameters of a method."""
+    rank = METHODS[method].rank
+    hints = get_type_hints(rank, include_extras=True)
+    arguments = inspect.signature(rank).parameters.values()
+    return {each.name: hints[each.name] for each in arguments if each.kind is each.KEYWORD_ONLY}
+
+
+def _parse_value(text: str) -> Any:
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
@@ -142,37 +173,3 @@ def _read(text: str) -> Any:
         except ValueError:
             pass
     return text
-
-
-def _is_rate(name: str) -> bool:
-    return name.endswith(("rate", "ratio"))
-
-
-def _accepts(kind: Any, name: str, value: Any) -> bool:
-    """Whether a value is of a kind (None, bool, int, float or a Literal) and in the range that its name stands for."""
-    if kind is NoneType:
-        return value is None
-    if get_origin(kind) is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
-    if kind in (bool, str):
-        return isinstance(value, kind)
-    if isinstance(value, bool):
-        return False
-    if kind is int:
-        return isinstance(value, int) and value >= 1
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return not _is_rate(name) or 0 < value <= 1
-
-
-def _in_words(kind: Any, name: str) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(str(choice) for choice in get_args(kind))
-    if kind is float:
-        return "a number above 0 and up to 1" if _is_rate(name) else "a number"
-    return {
-        NoneType: "none",
-        bool: "true or false",
-        int: "a whole number of at least 1",
-        str: "a label",
-    }[kind]

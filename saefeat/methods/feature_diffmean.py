@@ -1,8 +1,8 @@
-"""Feature difference of means: the units that carry a label's difference from a source, for steering.
+"""Feature difference of means: units that carry a label's difference from a source, for steering.
 
-The difference of mean codes is the SAE-DiffMean direction of CLaS-Bench (arXiv 2601.08331); the bar
-on the entropy, SAE-LAPE's measure (arXiv 2507.11230), keeps what is the language's and leaves out
-the content of the texts.
+The difference of mean codes is the SAE-DiffMean direction of CLaS-Bench (arXiv 2601.08331). The
+limit on the entropy, which is SAE-LAPE's measure (arXiv 2507.11230), keeps the units that tell
+languages apart and excludes those that follow the content of the texts.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ from torch import Tensor
 
 from saefeat.io import UserError
 from saefeat.labels import own_label
+from saefeat.methods import Count, Method, Rate, is_sae
 from saefeat.methods.lape import entropy
-from saefeat.selection import Selection, part
+from saefeat.selection import Part, Selection, make_part
 from saefeat.statistics import Stats
 
-_ROUNDING = 1e-12  # of an entropy: that of equal probabilities may come out a little above ln K
+_ROUNDING = 1e-12  # the computed entropy of equal probabilities may slightly exceed ln K
 
 
 def feature_diffmean(
     stats: Sequence[Stats],
     *,
     source: str | None = None,
-    top: int | None = 100,
-    entropy_ratio: float = 0.886,
+    top: Count | None = 100,
+    entropy_ratio: Rate = 0.886,
 ) -> Selection:
-    """Units of low entropy whose mean differs most between a label and the source, of each given dictionary.
+    """Choose units of low entropy whose mean differs most between a label and the source.
+
+    A label without tokens is skipped. A unit that never fires is not chosen: its entropy of 0 is a
+    convention.
 
     Args:
-        stats: one item a dictionary; gone through once, so it may load each item when asked.
-        source: the label that is compared with, in any code system; None: the mean over the other
-            labels. It has no units itself.
-        top: at most this many units a label and dictionary, None for all.
+        stats: one item per dictionary. It is read once, so it may load each item when asked.
+        source: the label to compare with, in any code system. It has no units itself. None: the
+            mean over the other labels.
+        top: greatest number of units per label and dictionary; None: no limit.
         entropy_ratio: keep units whose entropy of firing probabilities over labels is at most this
-            share of the greatest possible one, ln K.
-
-    A label without tokens takes no part. A unit that never fires is not chosen: its entropy, 0, is
-    a convention.
+            share of the greatest possible entropy, ln K.
 
     Returns:
-        The selection. score is minus the absolute difference of means (over all tokens), so that
-        the greatest difference ranks first; units that are lower in the label than in the source
-        are among them.
+        The selection. The score is minus the absolute difference of the means over all tokens, so
+        the greatest difference ranks first. Units that are lower in the label than in the source
+        are included.
 
     Raises:
         UserError: the statistics cannot be pooled, the source is not among their labels, or fewer
@@ -54,52 +55,69 @@ def feature_diffmean(
     parts = []
     for each in stats:
         if source is not None:
-            own = own_label(source, each.labels)
-            if own is None:
-                raise UserError(
-                    f"there is no label {source!r} in the statistics; they have {', '.join(each.labels)}"
-                )
-            source = own
-        units, labels, values = [], [], []
-        counted = (each.tokens > 0).tolist()
-        bar = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING
-        specific = (entropy(each.probability().cpu()) <= bar) & (each.fired.cpu() > 0).any(0)
-        unit = specific.nonzero().flatten()
-        means = each.mean().cpu()[:, unit]
-        for k, label in enumerate(each.labels):
-            if label == source or not counted[k]:
-                continue
-            difference = mean_difference(each, label, source, means).abs()
-            order = torch.argsort(difference, descending=True, stable=True)[:top]
-            order = order[difference[order] > 0]
-            units.append(unit[order])
-            labels.append(torch.full_like(order, k))
-            values.append(-difference[order])
-        if not units:
-            raise UserError(
-                f"the statistics of {each.dictionary} have no label to compare; collect two or more"
-            )
-        parts.append(part(each, torch.cat(units), torch.cat(labels), torch.cat(values)))
+            found = own_label(source, each.labels)
+            if found is None:
+                raise _no_label(source, each)
+            source = found
+        parts.append(_part(each, source, top, entropy_ratio))
     parameters = {"source": source, "top": top, "entropy_ratio": entropy_ratio}
     return Selection.build("feature-diffmean", parameters, parts)
+
+
+METHOD = Method(
+    title="features of low entropy, by the difference of their means (for steering)",
+    rank=feature_diffmean,
+    pools=is_sae,
+    needs="SAEs",
+)
+
+
+def _part(stats: Stats, source: str | None, top: int | None, entropy_ratio: float) -> Part:
+    """The chosen rows of one dictionary."""
+    counted = (stats.tokens > 0).tolist()
+    limit = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING
+    specific = (entropy(stats.probability().cpu()) <= limit) & (stats.fired.cpu() > 0).any(0)
+    unit = specific.nonzero().flatten()
+    means = stats.mean().cpu()[:, unit]
+    units, labels, scores = [], [], []
+    for k, label in enumerate(stats.labels):
+        if label == source or not counted[k]:
+            continue
+        difference = mean_difference(stats, label, source, means).abs()
+        order = torch.argsort(difference, descending=True, stable=True)[:top]
+        order = order[difference[order] > 0]
+        units.append(unit[order])
+        labels.append(torch.full_like(order, k))
+        scores.append(-difference[order])
+    if not units:
+        raise UserError(
+            f"the statistics of {stats.dictionary} have no label to compare; collect two or more"
+        )
+    return make_part(stats, torch.cat(units), torch.cat(labels), torch.cat(scores))
 
 
 def mean_difference(
     stats: Stats, label: str, source: str | None = None, means: Tensor | None = None
 ) -> Tensor:
-    """Mean values in the label minus those in the source, over all tokens: float64 [width], on the CPU.
+    """Mean values in the label minus those in the source, over all tokens.
 
-    source None: the mean over the other labels that have tokens, each weighing the same. Of the
-    identity at a site this is the difference of means that steers it. Raises UserError for a label
-    that is not there or has no tokens, and where there is nothing to compare with. `means`: columns
-    of `stats.mean()`, where they are known already.
+    Of the identity at a site this is the difference of means that steers it.
+
+    Args:
+        source: None: the mean over the other labels that have tokens, with equal weights.
+        means: [K, n] float64, columns of `stats.mean()`, where they are known already.
+
+    Returns:
+        float64 [width], or [n] of the given columns, on the CPU.
+
+    Raises:
+        UserError: a label is not in the statistics or has no tokens, or there is no label to
+            compare with.
     """
     counted = {name: n > 0 for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):
         if name is not None and name not in counted:
-            raise UserError(
-                f"there is no label {name!r} in the statistics; they have {', '.join(stats.labels)}"
-            )
+            raise _no_label(name, stats)
         if name is not None and not counted[name]:
             raise UserError(
                 f"the label {name} has no tokens in the statistics of {stats.dictionary}"
@@ -115,3 +133,9 @@ def mean_difference(
             f"there is nothing to compare {label} with; give statistics of two labels or more"
         )
     return means[stats.labels.index(label)] - means[others].mean(0)
+
+
+def _no_label(label: str, stats: Stats) -> UserError:
+    return UserError(
+        f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
+    )

@@ -9,18 +9,25 @@ import torch
 from torch import Tensor
 
 from saefeat.io import UserError
-from saefeat.selection import Part, Selection, part
+from saefeat.methods import Method, Rate, is_hidden_neurons
+from saefeat.selection import Part, Selection, make_part
 from saefeat.statistics import Stats
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Entropy (natural log) of each unit's firing probabilities over labels. p[K, n] float32 -> [n] float64.
+    """Entropy of the firing probabilities of each unit over labels, in nats.
 
-    A unit that never fires has entropy 0, as published: a filter has to leave it out. The result is
-    computed in float64 and does not depend on the order of the labels or of the units, so equal
-    probabilities give equal entropies.
+    The result does not depend on the order of the labels or of the units, so equal probabilities
+    give equal entropies: each column is summed in ascending order, in float64.
+
+    Args:
+        p: [K, n] float32.
+
+    Returns:
+        [n] float64. A unit that never fires has entropy 0, as published: a filter has to exclude
+        it.
     """
-    rows = p.sort(dim=0).values  # one order of summation whatever the order of the labels
+    rows = p.sort(dim=0).values
     total = torch.zeros(p.shape[1], dtype=torch.float64, device=p.device)
     for row in rows:
         total += row
@@ -32,7 +39,7 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def quantile(values: Tensor, rate: float) -> Tensor:
-    """The order statistic number round(rate * n) (from 1; half to even) of all n values; no interpolation."""
+    """The order statistic number round(rate * n), half to even, of n values; no interpolation."""
     flat = values.flatten()
     place = min(max(round(rate * flat.numel()), 1), flat.numel())
     return flat.kthvalue(place).values
@@ -41,23 +48,28 @@ def quantile(values: Tensor, rate: float) -> Tensor:
 def lape(
     stats: Sequence[Stats],
     *,
-    top_rate: float = 0.01,
-    filter_rate: float = 0.95,
-    activation_bar_ratio: float = 0.95,
+    top_rate: Rate = 0.01,
+    filter_rate: Rate = 0.95,
+    activation_bar_ratio: Rate = 0.95,
 ) -> Selection:
-    """The units with the lowest entropy of firing probability over labels, pooled over all given dictionaries.
+    """Choose the units of lowest entropy of firing probability over labels.
 
-    A unit must fire, for some label, more often than the `filter_rate` quantile of all
-    probabilities; of those the round(top_rate * all units) with the lowest entropy are kept (fewer
-    where fewer pass). A kept unit belongs to every label for which it fires more often than the
-    `activation_bar_ratio` quantile; labels may share units. The score is the entropy, the rank
-    within a label its order. A label without tokens has no probabilities: it takes no part, and the
-    others come out as if it were not there.
+    All given dictionaries are pooled. A unit passes if for some label it fires more often than the
+    `filter_rate` quantile of all probabilities. Of those, round(top_rate * all units) with the
+    lowest entropy are kept (fewer where fewer pass). A kept unit belongs to every label for which
+    it fires more often than the `activation_bar_ratio` quantile, so labels may share units. A label
+    without tokens has no probabilities: the result for the others is as if it were not there.
 
-    `stats` is gone through twice; it may load each item when asked. Raises UserError when the
-    statistics cannot be pooled or hold no tokens.
+    Args:
+        stats: one item per dictionary. It is read twice, so it may load each item when asked.
+
+    Returns:
+        The selection. The score is the entropy in nats; it orders the ranks within each label.
+
+    Raises:
+        UserError: the statistics cannot be pooled, or hold no tokens.
     """
-    starts, p, label_of = _pooled(stats)
+    starts, p, label_of = _pool(stats)
     candidates = (p > quantile(p, filter_rate)).any(0).nonzero().flatten()
     scores = entropy(p[:, candidates])
     order = scores.argsort(stable=True)[: round(top_rate * p.shape[1])]
@@ -73,8 +85,23 @@ def lape(
     return Selection.build("lape", parameters, parts)
 
 
-def _pooled(stats: Sequence[Stats]) -> tuple[dict[str, int], Tensor, Tensor]:
-    """First column of each dictionary, p[k, all units], and which labels its k rows are (those with tokens)."""
+METHOD = Method(
+    title="neurons of low entropy over labels (LAPE)",
+    rank=lape,
+    pools=is_hidden_neurons,
+    needs="neurons at the site mlp_act",
+    shown=False,
+    score="entropy",
+)
+
+
+def _pool(stats: Sequence[Stats]) -> tuple[dict[str, int], Tensor, Tensor]:
+    """Concatenate the probabilities of all dictionaries.
+
+    Returns:
+        Dictionary -> its first column; p [k, all units] float32, of the k labels with tokens; the
+        positions of these labels, [k] int64.
+    """
     pool: list[tuple[str, Tensor]] = []
     counted = torch.zeros(0, dtype=torch.bool)
     labels: tuple[str, ...] = ()
@@ -83,28 +110,25 @@ def _pooled(stats: Sequence[Stats]) -> tuple[dict[str, int], Tensor, Tensor]:
             labels, counted = each.labels, torch.zeros(len(each.labels), dtype=torch.bool)
         if each.labels != labels:
             raise UserError(
-                f"the labels of {each.dictionary} are not those of the first dictionary; rank them apart"
+                f"the labels of {each.dictionary} are not those of the first dictionary; "
+                "rank them apart"
             )
         counted |= each.tokens.cpu() > 0
         pool.append((each.dictionary, each.probability().cpu()))
     if not counted.any():
         raise UserError("no label has tokens; collect statistics of some text first")
-    pool.sort(
-        key=lambda item: item[0]
-    )  # the order of columns is that of ties: dictionary, then unit
+    # Columns are in the order in which ties are broken: by dictionary, then by unit.
+    pool.sort(key=lambda item: item[0])
     ends = itertools.accumulate((values.shape[1] for _, values in pool), initial=0)
     starts = {name: start for (name, _), start in zip(pool, ends, strict=False)}
-    return (
-        starts,
-        torch.cat([values[counted] for _, values in pool], dim=1),
-        counted.nonzero().flatten(),
-    )
+    p = torch.cat([values[counted] for _, values in pool], dim=1)
+    return starts, p, counted.nonzero().flatten()
 
 
 def _part(
     stats: Stats, start: int, kept: Tensor, scores: Tensor, owned: Tensor, label_of: Tensor
 ) -> Part:
-    """The rows of one dictionary, whose units are start, start + 1, ... of the pool that kept[m] counts in."""
+    """The chosen rows of one dictionary, whose first unit is column `start` of the pool."""
     mine = ((kept >= start) & (kept < start + stats.width)).nonzero().flatten()
     row, column = owned[:, mine].nonzero(as_tuple=True)
-    return part(stats, kept[mine][column] - start, label_of[row], scores[mine][column])
+    return make_part(stats, kept[mine][column] - start, label_of[row], scores[mine][column])

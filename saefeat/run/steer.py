@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from saefeat import steering
-from saefeat.baselines import FastText
+from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
 from saefeat.corpora import first_by_hash
 from saefeat.dictionaries import SAE, Identity

@@ -1,4 +1,4 @@
-"""Units of greatest difference of means among those of low entropy: by hand, and as the rule written with loops."""
+"""Difference of means among units of low entropy: by hand, and against the rule with loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saefeat.statistics import Stats
 
 
 def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):
-    """tokens[K], fired[K][width], total[K][width] in whole numbers: sums of values; labels L0, L1, ..."""
+    """tokens[K], fired[K][width], total[K][width] (sums of values, integers); labels L0, L1, ..."""
     labels = labels or tuple(f"L{i}" for i in range(len(tokens)))
     dictionary = {
         "id": name,
@@ -276,8 +276,8 @@ def test_parameters_from_the_command_line():
     assert check_parameters("feature-diffmean", {"source": "None"}) == {"source": "None"}
     for setting, message in (
         ("top=0", "top"),
-        ("entropy_ratio=2", "above 0 and up to 1"),
-        ("source=5", "a label"),
+        ("entropy_ratio=2", "less than or equal to 1"),
+        ("source=5", "a valid string"),
         ("sorce=en", "source"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,7 @@
 import inspect
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefeat.io import UserError
-from saefeat.methods import METHODS, check_parameters, choose, parse_parameters
+from saefeat.methods import METHODS, check_parameters, choose, parse_parameters, run_methods
 from saefeat.methods.lape import entropy, lape, quantile
 from saefeat.statistics import Stats
 
@@ -35,7 +37,10 @@ def rows(selection):
 
 
 def oracle(dictionaries, top_rate, filter_rate, bar_rate):
-    """The published rule with loops. dictionaries: {id: (tokens[K], fired[K][width])}; -> {label: [(id, unit, H)]}."""
+    """The published rule with loops: {label: [(id, unit, H)]}.
+
+    dictionaries: {id: (tokens[K], fired[K][width])}.
+    """
     k_all = len(next(iter(dictionaries.values()))[0])
     present = [k for k in range(k_all) if any(tokens[k] > 0 for tokens, _ in dictionaries.values())]
     units = []
@@ -233,7 +238,7 @@ def test_each_method_pools_its_kind_of_dictionary():
         choose(DICTIONARIES[3:], "sae-lape")
     with pytest.raises(UserError, match="matches x"):
         choose(DICTIONARIES, "lape", ["x*"])
-    with pytest.raises(UserError, match="lape, sae-lape"):
+    with pytest.raises(UserError, match="sae-lape, feature-diffmean, lape"):
         choose(DICTIONARIES, "nothing")
 
 
@@ -258,7 +263,7 @@ def test_parameters_are_parsed():
 @pytest.mark.parametrize(
     ("method", "setting", "message"),
     [
-        ("nothing", "x=1", "the methods are lape, sae-lape"),
+        ("nothing", "x=1", "choose from sae-lape, feature-diffmean, lape"),
         (
             "lape",
             "top-rate=0.1",
@@ -266,19 +271,19 @@ def test_parameters_are_parsed():
         ),
         ("lape", "stats=1", "no parameter 'stats'"),
         ("lape", "top_rate", "name=value"),
-        ("lape", "top_rate=0", "above 0 and up to 1"),
-        ("lape", "top_rate=1.5", "above 0"),
-        ("lape", "top_rate=nan", "above 0"),
-        ("lape", "top_rate=true", "above 0"),
-        ("lape", "top_rate=none", "above 0"),
-        ("lape", "top_rate=", "above 0"),
-        ("sae-lape", "owners=0", "whole number of at least 1 or any"),
-        ("sae-lape", "owners=some", "or any"),
-        ("sae-lape", "top=1.5", "whole number"),
-        ("sae-lape", "top=true", "whole number"),
-        ("sae-lape", "by=chance", "entropy or frequency"),
-        ("sae-lape", "per_layer=1", "true or false"),
-        ("sae-lape", "entropy_threshold=inf", "a number"),
+        ("lape", "top_rate=0", "should be greater than 0"),
+        ("lape", "top_rate=1.5", "should be less than or equal to 1"),
+        ("lape", "top_rate=nan", "should be a finite number"),
+        ("lape", "top_rate=true", "should be a valid number"),
+        ("lape", "top_rate=none", "should be a valid number"),
+        ("lape", "top_rate=", "should be a valid number"),
+        ("sae-lape", "owners=0", "greater than or equal to 1 or 'any'"),
+        ("sae-lape", "owners=some", "a valid integer or 'any'"),
+        ("sae-lape", "top=1.5", "a valid integer"),
+        ("sae-lape", "top=true", "a valid integer"),
+        ("sae-lape", "by=chance", "'entropy' or 'frequency'"),
+        ("sae-lape", "per_layer=1", "a valid boolean"),
+        ("sae-lape", "entropy_threshold=inf", "a finite number"),
     ],
 )
 def test_wrong_parameters_are_refused_in_one_sentence(method, setting, message):
@@ -300,3 +305,20 @@ def test_defaults_are_the_published_ones_and_pass_their_own_check():
             if p.kind is p.KEYWORD_ONLY
         }
         assert check_parameters(name, defaults) == defaults
+
+
+def test_a_run_ranks_by_the_methods_that_find_something_to_pool():
+    assert list(run_methods(DICTIONARIES)) == ["sae-lape", "feature-diffmean", "lape"]
+    assert list(run_methods(DICTIONARIES[:1])) == ["sae-lape", "feature-diffmean"]
+    assert list(run_methods(DICTIONARIES[1:2])) == ["lape"]
+    assert not run_methods(DICTIONARIES[3:])
+
+
+def test_the_names_of_methods_heads_and_baselines_are_known_without_torch():
+    program = (
+        "import sys; from saefeat.methods import METHODS; from saefeat.baselines import BASELINES; "
+        "from saefeat.lid.heads import HEADS; assert METHODS and BASELINES and HEADS; "
+        "print([name for name in ('torch', 'sklearn', 'pandas', 'pyarrow') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert told.stdout.strip() == "[]", told.stderr

@@ -44,7 +44,10 @@ def units(selection):
 
 
 def oracle(pool, ratio, owners, top, by, per_layer, threshold):
-    """The published rule with loops, rates 0.98 and 0.1. pool: {id: (tokens, examples, fired, fired_examples)}."""
+    """The published rule with loops, rates 0.98 and 0.1.
+
+    pool: {id: (tokens, examples, fired, fired_examples)}.
+    """
     found = {}
     for name, (tokens, examples, fired, fired_examples) in pool.items():
         labels = range(len(tokens))

@@ -15,7 +15,7 @@ import torch
 from saefeat.codes import STEP
 from saefeat.evaluation import lid_metrics
 from saefeat.io import SCHEMA, write_json
-from saefeat.selection import Selection, part
+from saefeat.selection import Selection, make_part
 from saefeat.statistics import Stats
 
 EVIL = "<script>alert('x')</script> & </script><img src=x onerror=alert(1)>"
@@ -50,7 +50,7 @@ def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
     generator = torch.Generator().manual_seed(seed)
     unit, label = torch.tensor([0, 1, 0, 2, 3, 4]), torch.tensor([0, 0, 1, 1, 2, 2])
     parts = [
-        part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64))
+        make_part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64))
         for s in all_stats
     ]
     return Selection.build(method, {"top": None, "note": EVIL}, parts)

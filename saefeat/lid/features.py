@@ -1,0 +1,216 @@
+"""Bags of texts as sparse matrices: computed from texts, or read from what a collection wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from saefeat.codes import STEP, Bag
+from saefeat.collection import encode_batches, on_device, passes
+from saefeat.corpora import TOKEN_LIMIT, WINDOW, Batch, Corpus, clean_text, plan_batches
+from saefeat.corpora.examples import says_something
+from saefeat.dictionaries import Dictionary
+from saefeat.io import UserError
+from saefeat.models import LanguageModel
+from saefeat.parquet import read_table
+from saefeat.progress import Say, quiet, track
+from saefeat.statistics import Stats
+
+_BAG_COLUMNS = pa.schema(
+    [("example", pa.int64()), ("unit", pa.int32()), ("tokens", pa.int32()), ("sum", pa.float64())]
+)
+
+
+@dataclass
+class Features:
+    """Bags of n texts.
+
+    Attributes:
+        counts: dictionary id -> CSR [n, width] float32, tokens on which each unit fires.
+        sums: dictionary id -> CSR [n, width] float64, sums of the firing values.
+    """
+
+    counts: dict[str, sp.csr_matrix]
+    sums: dict[str, sp.csr_matrix]
+
+    @classmethod
+    def stack(cls, parts: Sequence[Features]) -> Features:
+        """The rows of all parts, one part after the other."""
+
+        def stacked(kind: str) -> dict[str, sp.csr_matrix]:
+            names = getattr(parts[0], kind)
+            return {
+                name: sp.csr_matrix(sp.vstack([getattr(part, kind)[name] for part in parts]))
+                for name in names
+            }
+
+        return cls(stacked("counts"), stacked("sums"))
+
+    def __len__(self) -> int:
+        return int(next(iter(self.counts.values())).get_shape()[0])
+
+
+def root_counts(counts: Mapping[str, sp.csr_matrix]) -> dict[str, sp.csr_matrix]:
+    """Square roots of counts, each row divided by its length over all dictionaries together."""
+    squares = sum(np.asarray(matrix.sum(1)).ravel() for matrix in counts.values())
+    scale = sp.diags(1 / np.sqrt(np.maximum(squares, 1e-12)))
+    return {name: sp.csr_matrix(scale @ matrix.power(0.5)) for name, matrix in counts.items()}
+
+
+def featurize(
+    lm: LanguageModel,
+    dictionaries: Sequence[Dictionary],
+    texts: Sequence[str],
+    *,
+    token_limit: int = TOKEN_LIMIT,
+    count_bos: bool = False,
+    letters: bool = True,
+    say: Say = quiet,
+) -> Features:
+    """Compute the bags of texts.
+
+    Texts that say nothing (`says_something`) and texts without tokens have empty rows. The texts
+    are run once per group of dictionaries that fit in memory together.
+
+    Args:
+        token_limit: texts are cut after this number of tokens.
+        count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
+            published.
+        letters: whether a text needs a letter to say something.
+    """
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {each.id: [] for each in dictionaries}
+    rows = {
+        i: row
+        for i, row in _tokenize(lm, texts, token_limit).items()
+        if says_something(texts[i], letters=letters)
+    }
+    for batch, bags in _encode(lm, dictionaries, rows, count_bos=count_bos, say=say):
+        positions = np.asarray(batch.positions)
+        for name, (bag, _) in bags.items():
+            parts[name].append(_cells(bag, positions))
+    widths = {each.id: each.width for each in dictionaries}
+    return _build(parts, widths, len(texts))
+
+
+def sum_by_label(
+    lm: LanguageModel, dictionaries: Sequence[Dictionary], corpus: Corpus
+) -> dict[str, Stats]:
+    """Compute the statistics of all texts of a corpus: dictionary id -> statistics, on the CPU."""
+    row = {label: k for k, label in enumerate(corpus.labels)}
+    found = {
+        each.id: Stats.zeros(
+            corpus.labels,
+            each.width,
+            signed=each.signed,
+            device=lm.device,
+            dictionary=each.identity,
+        )
+        for each in dictionaries
+    }
+    rows = _tokenize(lm, corpus.texts, TOKEN_LIMIT)
+    for batch, bags in _encode(lm, dictionaries, rows, labels=len(row)):
+        labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
+        for name, (bag, lengths) in bags.items():
+            found[name].add(bag, labels.to(lm.device), lengths.to(lm.device))
+    return {
+        name: Stats(s.labels, {key: t.cpu() for key, t in s.tensors.items()}, s.header)
+        for name, s in found.items()
+    }
+
+
+def _tokenize(lm: LanguageModel, texts: Sequence[str], token_limit: int) -> dict[int, list[int]]:
+    """Position -> token ids, of the texts that have a token that counts."""
+    special = lm.special_ids
+    ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
+    return {i: row for i, row in enumerate(ids) if any(token not in special for token in row)}
+
+
+def _encode(
+    lm: LanguageModel,
+    dictionaries: Sequence[Dictionary],
+    rows: Mapping[int, list[int]],
+    *,
+    count_bos: bool = False,
+    labels: int = 0,
+    say: Say = quiet,
+) -> Iterator[tuple[Batch, dict[str, tuple[Bag, Tensor]]]]:
+    """Batches of texts, and for each dictionary their bags and the number of counted tokens."""
+    groups = passes(dictionaries, lm.device, labels)
+    end = max(rows, default=-1) + 1
+    with track(say, "lid", len(groups) * len(rows), "texts") as bar:
+        for group in groups:
+            here = [on_device(each, lm.device) for each in group]
+            for start in range(0, end, WINDOW):
+                window = {i: rows[i] for i in range(start, start + WINDOW) if i in rows}
+                batches = plan_batches(lm, window, count_bos=count_bos)
+                for batch, bags in encode_batches(lm, here, batches):
+                    yield batch, bags
+                    bar.update(len(batch.positions))
+            del here  # before the next group takes its memory
+
+
+def _cells(bag: Bag, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Row, unit, tokens and sum of the firing pairs of a bag."""
+    rows = bag.rows()
+    assert rows.example is not None and rows.unit is not None
+    columns = (rows.unit.int(), rows.tokens.float(), rows.sum.double() * STEP)
+    return positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns)
+
+
+def _build(
+    parts: Mapping[str, list[tuple[np.ndarray, ...]]], widths: Mapping[str, int], n: int
+) -> Features:
+    """Features of n texts from cells (row, unit, tokens, sum)."""
+    features = Features({}, {})
+    for name, cells in parts.items():
+        none = (np.zeros(0, np.int64),) * 4
+        row, unit, tokens, total = (np.concatenate(c) for c in zip(none, *cells, strict=True))
+        shape = (n, widths[name])
+        features.counts[name] = sp.csr_matrix((tokens.astype(np.float32), (row, unit)), shape=shape)
+        features.sums[name] = sp.csr_matrix((total.astype(np.float64), (row, unit)), shape=shape)
+    return features
+
+
+def read_features(directory: Path, widths: Mapping[str, int], positions: Sequence[int]) -> Features:
+    """Read the bags of examples that `collect` wrote to `directory/<id>/window-*.parquet`.
+
+    Args:
+        widths: dictionary id -> width, of the dictionaries to read.
+        positions: positions of the examples in the corpus, in the order of the rows.
+
+    Raises:
+        UserError: there are no bags, or a file is damaged.
+    """
+    row_of = np.full(max(positions, default=0) + 1, -1, np.int64)
+    row_of[np.asarray(positions, np.int64)] = np.arange(len(positions))
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    for name, width in widths.items():
+        files = sorted((directory / name).glob("window-*.parquet"))
+        if not files:
+            raise UserError(f"{directory / name} holds no bags; collect them first", "bags")
+        parts[name] = []
+        for file in files:
+            example, *columns = _read_bags(file, width)
+            row = np.full(len(example), -1, np.int64)
+            inside = (example >= 0) & (example < len(row_of))
+            row[inside] = row_of[example[inside]]
+            wanted = row >= 0
+            parts[name].append((row[wanted], *(column[wanted] for column in columns)))
+    return _build(parts, widths, len(positions))
+
+
+def _read_bags(file: Path, width: int) -> list[np.ndarray]:
+    """Example, unit, tokens and sum of each row. Raises UserError when the file is damaged."""
+    table = read_table(file, _BAG_COLUMNS)
+    columns = [table[name].to_numpy() for name in _BAG_COLUMNS.names]
+    unit, total = columns[1], columns[3]
+    if not np.isfinite(total).all() or ((unit < 0) | (unit >= width)).any():
+        raise UserError(f"{file} is damaged; collect the bags again")
+    return columns

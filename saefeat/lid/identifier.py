@@ -1,0 +1,299 @@
+"""The scikit-learn estimator of language identification on texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from saefeat.corpora import Corpus
+from saefeat.corpora.examples import (
+    UNKNOWN,
+    check_examples,
+    need_letters,
+    or_unknown,
+    says_something,
+)
+from saefeat.corpora.given import given_examples, given_texts
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError, whole_path
+from saefeat.lid.features import Features, featurize, sum_by_label
+from saefeat.lid.head import Head, IdentifierHeader
+from saefeat.lid.heads import HEADS, FitData, sae_heads
+from saefeat.methods import METHODS
+from saefeat.models import LanguageModel, load_model
+from saefeat.sae.store import check_together, load_sae, load_saes
+from saefeat.statistics import Stats
+
+
+class LanguageIdentifier(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier of texts on features of SAEs of a language model.
+
+    Nothing can be said of a text without a letter (blank, digits, punctuation, emoji), nor of one
+    on which no unit of the head fires. It is predicted as `unknown`, and its row of `predict_proba`
+    sums to 0; those of all other texts sum to 1. Where some label is written without letters,
+    digits, punctuation and symbols are enough.
+
+    `save` writes the head with the names, paths and fingerprints of the model and the SAEs; a
+    pickle (joblib too) holds the same. Their weights are not kept: they are loaded again when they
+    are needed, and must be the same. A model that was made by `wrap` needs a name that `load_model`
+    takes, or is given again. An SAE that was made in memory is pickled whole, and is given to
+    `load` again.
+
+    Parameters:
+        model: a `LanguageModel`, or a name that `load_model` takes.
+        saes: SAEs, or sources of them as `load_saes` takes them.
+        head: sae-count, sae-min-max, naive-bayes or linear.
+        seed: of the linear head's fit.
+        unknown: what `predict` returns where nothing can be said. It is not a label, and not in
+            `classes_`. A string, as scikit-learn's metrics need it, or None.
+
+    Attributes after `fit`:
+        classes_: the K labels, sorted, an array of strings [K].
+        head_: the fitted `Head`.
+    """
+
+    # Of an identifier from a file or pickle: the identity of its model, and those of its SAEs by
+    # source, or by id where they have no source.
+    _known_model: Mapping[str, Any] = {}
+    _known_saes: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        model: Any = "embedded:gemma-3-270m",
+        saes: Any = (),
+        head: str = "linear",
+        seed: int = 0,
+        unknown: str | None = UNKNOWN,
+    ) -> None:
+        self.model, self.saes, self.head, self.seed, self.unknown = model, saes, head, seed, unknown
+
+    def fit(self, texts: Any, labels: Any = None) -> LanguageIdentifier:
+        """Fit the head on n texts and their n labels.
+
+        Texts that say nothing are left out.
+
+        Args:
+            texts: a list of strings; or, without `labels`, pairs or a table with the columns `text`
+                and `label`.
+
+        Raises:
+            UserError: the head is unknown, there is no SAE, there are fewer than two labels, or
+                what `given_examples` and `check_examples` refuse.
+        """
+        if self.head not in sae_heads():
+            raise UserError(
+                f"unknown head {self.head}; choose from {', '.join(sae_heads())}", "head"
+            )
+        texts, labels = given_examples(texts, labels)
+        of = check_examples(texts, labels, self.unknown)
+        names = tuple(sorted(set(of)))
+        if len(names) < 2:
+            raise UserError("fitting needs texts of at least two labels")
+        letters = need_letters(texts, of)
+        telling = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
+        self._load()
+        data = self._fit_data([texts[i] for i in telling], [of[i] for i in telling], names, letters)
+        self.head_ = HEADS[self.head].fit(data)
+        self.head_.letters = letters
+        self.classes_ = np.array(names)
+        return self
+
+    def _fit_data(
+        self, texts: list[str], of: list[str], labels: tuple[str, ...], letters: bool
+    ) -> FitData:
+        lm, saes = self.lm_, self.saes_
+
+        @cache
+        def stats() -> dict[str, Stats]:
+            return sum_by_label(lm, saes, Corpus(texts, of, [""] * len(texts), labels, "python"))
+
+        return FitData(
+            texts,
+            of,
+            labels,
+            letters,
+            self.seed,
+            [sae.id for sae in saes],
+            load_stats=lambda name: stats()[name],
+            load_selection=lambda method: METHODS[method].rank(list(stats().values())),
+            load_features=lambda copies: featurize(lm, saes, [*texts, *copies], letters=letters),
+        )
+
+    def decision_function(self, texts: Any) -> np.ndarray:
+        """Scores [n, K] float64; of a text that says nothing, those of an empty bag.
+
+        Texts, here and below, are a list of strings, or a table with a column `text`.
+        """
+        features = self._features(texts)
+        return self.head_.scores(features)
+
+    def predict_proba(self, texts: Any) -> np.ndarray:
+        """Probabilities [n, K] float64, columns as in `classes_`.
+
+        A row sums to 1, or to 0 where nothing can be said.
+        """
+        features = self._features(texts)
+        return self.head_.probabilities(features)
+
+    def predict(self, texts: Any) -> np.ndarray:
+        """Labels, and `unknown` where nothing can be said: an array of objects [n]."""
+        features = self._features(texts)
+        return np.array(or_unknown(self.head_.predict(features), self.unknown), dtype=object)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy on texts X with labels y, which X may hold. Unknown counts as wrong."""
+        X, y = given_examples(X, y)
+        right = [a == str(b) for a, b in zip(self.predict(X), y, strict=True)]
+        return float(np.average(right, weights=sample_weight)) if right else 0.0
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted identifier to one safetensors file.
+
+        It holds the head, and the names, paths and fingerprints of the model and the SAEs.
+
+        Raises:
+            NotFittedError: it is not fitted.
+            UserError: the model or an SAE has changed since it was fitted.
+        """
+        self._load_known()
+        header: IdentifierHeader = {
+            "model": {
+                "name": _absolute(self.lm_.name),
+                "revision": self.lm_.revision,
+                "fingerprint": self.lm_.fingerprint,
+                "dtype": self.lm_.dtype,
+            },
+            "saes": [
+                {
+                    "id": sae.id,
+                    "source": _record_source(sae),
+                    "dtype": sae.dtype,
+                    "fingerprint": sae.identity["fingerprint"],
+                }
+                for sae in self.saes_
+            ],
+            "seed": self.seed,
+            "unknown": self.unknown,
+        }
+        self.head_.save(Path(path), header)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None, saes: Any = None) -> LanguageIdentifier:
+        """Read what `save` wrote, and load the model and the SAEs.
+
+        Args:
+            model: the same model as a `LanguageModel` or under another name; None: by its recorded
+                name.
+            saes: the same SAEs, or sources of them; None: by their recorded sources.
+
+        Raises:
+            UserError: the file is missing, damaged or holds a head without its model; or the model
+                or an SAE is not found, or has changed since the identifier was fitted.
+        """
+        head, header = Head.load_with_header(Path(path))
+        if "identifier" not in header:
+            raise UserError(f"{path} holds the head of a run; use it with the run")
+        before = header["identifier"]
+        sources = [sae["source"] for sae in before["saes"]]
+        if saes is None and None in sources:
+            name = before["saes"][sources.index(None)]["id"]
+            raise UserError(f"the SAE {name} of {path} has no recorded path; give the SAEs", "saes")
+        made = cls(
+            before["model"]["name"] if model is None else model,
+            sources if saes is None else saes,
+            head.name,
+            before["seed"],
+            before["unknown"],
+        )
+        made._known_model = before["model"]
+        made._known_saes = {sae["source"] or sae["id"]: dict(sae) for sae in before["saes"]}
+        made.head_, made.classes_ = head, np.array(head.labels)
+        made._load_known()
+        return made
+
+    def _features(self, texts: Any) -> Features:
+        strings = given_texts(texts)
+        self._load_known()
+        return featurize(self.lm_, self.saes_, strings, letters=self.head_.letters)
+
+    def _load(self) -> None:
+        """Load the model and the SAEs; known ones in the dtypes and by the ids that they had."""
+        known = self._known_model if self._known_model.get("name") == self.model else {}
+        options = {name: known[name] for name in ("dtype", "revision") if name in known}
+        self.lm_ = load_model(self.model, **options) if isinstance(self.model, str) else self.model
+        self.saes_: list[SAE] = []
+        for one in self._given_saes():
+            if isinstance(one, SAE):
+                self.saes_.append(one)
+            elif not isinstance(one, str | Path):
+                raise UserError(
+                    f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs"
+                )
+            elif before := self._known_saes.get(str(one)):
+                sae = load_sae(one, dtype=before["dtype"])
+                self.saes_.append(replace(sae, id=before["id"]))
+            else:
+                self.saes_ += load_saes(str(one), self.lm_)
+        if not self.saes_:
+            raise UserError("give at least one SAE", "saes")
+        # The user who has loaded an SAE has chosen its model.
+        check_together(self.saes_, self.lm_, same_model=False)
+
+    def _load_known(self) -> None:
+        """Load the model and the SAEs of a fitted identifier, where they are not loaded.
+
+        Raises NotFittedError, or UserError where something has changed since the fit.
+        """
+        check_is_fitted(self, "head_")
+        if hasattr(self, "lm_"):
+            return
+        self._load()
+        marks = {before["id"]: before["fingerprint"] for before in self._known_saes.values()}
+        here = {sae.id: sae.identity["fingerprint"] for sae in self.saes_}
+        changed = [name for name in {**marks, **here} if marks.get(name) != here.get(name)]
+        if self.lm_.fingerprint != self._known_model["fingerprint"]:
+            changed = [self.lm_.name]
+        if changed:
+            del self.lm_, self.saes_  # the next call checks again
+            raise UserError(
+                f"{changed[0]} has changed since the identifier was fitted; fit it again"
+            )
+
+    def _given_saes(self) -> list[Any]:
+        return [self.saes] if isinstance(self.saes, str | Path | SAE) else list(self.saes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state, with names and sources in place of the model and the SAEs."""
+        state: dict[str, Any] = dict(self.__dict__)
+        known = {} if "saes_" in state else dict(self._known_saes)
+        lm, saes = state.pop("lm_", self.model), state.pop("saes_", self._given_saes())
+        if isinstance(lm, LanguageModel):
+            state["model"] = _absolute(lm.name)
+            state["_known_model"] = {**lm.identity, "name": state["model"]}
+        state["saes"] = [
+            # An SAE without a source is held whole, without what it has built to encode.
+            (_record_source(one) or one.to("cpu")) if isinstance(one, SAE) else _absolute(str(one))
+            for one in saes
+        ]
+        loaded = [one for one in saes if isinstance(one, SAE)]
+        known |= {_record_source(sae) or sae.id: sae.identity for sae in loaded}
+        return {**state, "_known_saes": known}
+
+
+def _record_source(sae: SAE) -> str | None:
+    """Where `load_sae` finds an SAE again; None where it was made in memory."""
+    return sae.record.get("source") or sae.record.get("path")
+
+
+def _absolute(source: str) -> str:
+    """The absolute path of a file or directory; any other name as it is."""
+    path = os.path.expanduser(source)
+    return whole_path(path) if os.path.exists(path) else source

@@ -1,0 +1,188 @@
+"""Measure the heads and baselines of a run on texts that they were not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saefeat.baselines import BASELINES
+from saefeat.baselines.classifier import TextClassifier
+from saefeat.corpora import Corpus, first_by_hash
+from saefeat.evaluation import LidMetrics, lid_metrics
+from saefeat.io import (
+    UserError,
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    make_dir,
+    read_json,
+    write_json,
+)
+from saefeat.labels import in_codes
+from saefeat.lid.features import featurize
+from saefeat.lid.head import Head
+from saefeat.resume import check_same
+from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
+from saefeat.run.setting import Setting
+from saefeat.rundir import RunDir
+from saefeat.schema import checked
+
+LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
+
+
+def evaluate(
+    setting: Setting,
+    other: Corpus | None,
+    *,
+    split: str,
+    out: Path,
+    max_texts: int | None = None,
+    fasttext: Path | None = None,
+) -> LidMetrics:
+    """Evaluate every head and baseline on whole texts and on their beginnings.
+
+    The metrics are written to `out`, and the predictions beside it. Metrics of the run's own corpus
+    that answer the same request are read instead.
+
+    Args:
+        other: another corpus than the run's own. Its labels must be among those of the run, in any
+            code system.
+        split: "test" or "all".
+        max_texts: greatest number of texts per label.
+        fasttext: a fastText model; None: the embedded lid.176.ftz.
+
+    Raises:
+        UserError: `out` holds something else, a label is unknown, or heads or baselines are
+            missing, damaged or of other dictionaries.
+    """
+    corpus = setting.corpus if other is None else _with_run_labels(setting, other)
+    heads = load_heads(setting.out)
+    request = _request(setting, corpus, heads, split, max_texts, fasttext)
+    before = _read_metrics(out, request["run"])
+    if before is not None and before.get("request") == request and other is None:
+        setting.say("lid: evaluated already")
+        return before
+    make_dir(out.parent)
+    baselines = load_baselines(setting, fasttext)
+    positions = choose_positions(corpus, split, setting.config.seed, max_texts)
+    texts = [corpus.texts[i] for i in positions]
+    predictions = _predict(setting, heads, baselines, texts)
+    truth = [corpus.of[i] for i in positions]
+    labels, seed = setting.corpus.labels, setting.config.seed
+    metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
+    metrics["request"] = request
+    # Metrics beside the run's own have predictions of their own.
+    own = out.name == RunDir(setting.out).lid_metrics.name
+    name = "predictions" if own else f"{out.stem}-predictions"
+    _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, predictions)
+    write_json(out, metrics)
+    return metrics
+
+
+def choose_positions(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> list[int]:
+    """Positions of the texts that are evaluated: those of a split, `max_texts` per label."""
+    positions = corpus.positions(split, seed)
+    return positions if max_texts is None else first_by_hash(corpus, positions, seed, max_texts)
+
+
+def _request(
+    setting: Setting,
+    corpus: Corpus,
+    heads: Mapping[str, Head],
+    split: str,
+    max_texts: int | None,
+    fasttext: Path | None,
+) -> dict[str, Any]:
+    """What metrics answer: a JSON value."""
+    mark = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
+    fitted = [name for name, kind in BASELINES.items() if kind.fitted]
+    return {
+        "corpus": corpus.fingerprint,
+        "split": split,
+        "max_texts": max_texts,
+        "fasttext": mark,
+        "run": fingerprint(asdict(setting.config)),
+        "heads": sorted([*heads, *fitted]),  # metrics of older versions lack some
+    }
+
+
+def _read_metrics(out: Path, run: str) -> LidMetrics | None:
+    """Read metrics of this run that were written before.
+
+    Raises UserError where the file is damaged or holds something else.
+    """
+    if not out.exists():
+        return None
+    found = read_json(out)
+    request = found.get("request") if isinstance(found, dict) else None
+    # Metrics of older versions do not name their run.
+    written_for = request.get("run", run) if isinstance(request, dict) else None
+    check_same(out, written_for, run, "metrics")
+    return checked(LidMetrics, found, out)
+
+
+def _predict(
+    setting: Setting,
+    heads: Mapping[str, Head],
+    baselines: Mapping[str, TextClassifier],
+    texts: Sequence[str],
+) -> dict[str, dict[str, list[str | None]]]:
+    """Length -> head or baseline -> predicted labels of the texts cut to that length."""
+    dictionaries = head_dictionaries(setting, heads)
+    letters = all(head.letters for head in heads.values())
+    found: dict[str, dict[str, list[str | None]]] = {}
+    for length in LENGTHS:
+        cut = [text[:length] for text in texts]
+        part = "whole" if length is None else f"first {length}"
+        setting.say(f"lid: evaluating {len(cut):,} texts, {part}")
+        features = featurize(setting.lm, dictionaries, cut, letters=letters, say=setting.say)
+        found["all" if length is None else str(length)] = {
+            **{name: head.predict(features) for name, head in heads.items()},
+            **{name: baseline.predict(cut) for name, baseline in baselines.items()},
+        }
+    return found
+
+
+def _with_run_labels(setting: Setting, corpus: Corpus) -> Corpus:
+    """A corpus with the labels of the run in place of its own, which may be in other codes."""
+    names = in_codes(corpus.labels, setting.corpus.labels)
+    unknown = [label for label in corpus.labels if label not in names]
+    if unknown:
+        raise UserError(
+            f"{corpus.name} has the label {unknown[0]}, which the run does not know; choose labels",
+            "labels",
+        )
+    renamed = [f"{label} as {own}" for label, own in names.items() if label != own]
+    if not renamed:
+        return corpus
+    setting.say(f"labels of {corpus.name}: {', '.join(renamed)}")
+    labels = tuple(dict.fromkeys(names.values()))
+    return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
+
+
+def _write_predictions(
+    path: Path,
+    corpus: Corpus,
+    positions: Sequence[int],
+    predictions: Mapping[str, Mapping[str, Sequence[str | None]]],
+) -> None:
+    """Write Parquet: a row per length, head and text."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("id", "label", "text", "length", "head", "predicted")
+    }
+    for length, heads in predictions.items():
+        end = None if length == "all" else int(length)
+        for head, predicted in heads.items():
+            columns["id"] += [corpus.ids[i] for i in positions]
+            columns["label"] += [corpus.of[i] for i in positions]
+            columns["text"] += [corpus.texts[i][:end] for i in positions]
+            columns["length"] += [length] * len(positions)
+            columns["head"] += [head] * len(positions)
+            columns["predicted"] += predicted
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
