@@ -8,10 +8,11 @@ where it was stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,13 @@ class Checkpoint:
             self._say_threads(header["threads"])
             if self.restart:
                 return None
-        return header["values"], tensors
+        return json.loads(header["values"]), tensors
 
     def save(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Replace the state by these JSON values and tensors."""
-        header = {"request": self.request, "threads": self.threads, "values": dict(values)}
+        # As a text, because headers sort the keys of objects, and outputs keep their order.
+        text = json.dumps(values)
+        header = {"request": self.request, "threads": self.threads, "values": text}
         save_tensors(self.path, tensors or {}, header)
 
     def clear(self) -> None:
@@ -159,6 +162,46 @@ class Checkpoint:
                 f"note: {self.what} goes on with {self.threads} threads after {then}; the last "
                 "digits may differ from those of a run that was not stopped"
             )
+
+
+@contextmanager
+def resume(
+    out: Path, request: Any, what: str, threads: int | None, say: Say = quiet
+) -> Iterator[Checkpoint]:
+    """Claim an output file, and keep the state of the work on it beside it, until the block ends.
+
+    A state of another request or number of threads is dropped (`restart`); after an exception the
+    state stays, for the next call. See `Checkpoint` for the arguments.
+    """
+    path = _state_of(out)
+    with claim(path.parent):
+        checkpoint = Checkpoint(path, request, what, threads, restart=True, say=say)
+        try:
+            yield checkpoint
+            checkpoint.clear()
+        finally:
+            with suppress(OSError):  # the state is still there
+                path.parent.rmdir()
+
+
+def clear_finished(out: Path, request: Any) -> None:
+    """Remove the state of work on an output file if it is of a request that is finished.
+
+    It is left over if the process was killed after it had written the output.
+    """
+    path = _state_of(out)
+    try:
+        finished = path.exists() and saved_request(path) == request
+    except UserError:  # damaged: the next call begins again
+        return
+    if finished:
+        path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()
+
+
+def _state_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-partial") / "state.safetensors"
 
 
 def saved_request(path: Path) -> Any:

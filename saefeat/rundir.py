@@ -7,6 +7,7 @@ from pathlib import Path
 
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RunDir:
 
     def load_stats(self, dictionary: str) -> Stats:
         """Raises UserError when they are missing or damaged."""
-        return Stats.load(self.stats_file(dictionary))
+        return load_stats(self.stats, dictionary)
 
     @property
     def bags(self) -> Path:
@@ -98,6 +99,11 @@ class RunDir:
     @property
     def steering_metrics(self) -> Path:
         return self.steering / "metrics.json"
+
+    @property
+    def steering_stats(self) -> Path:
+        """Statistics that only steering reads: those of further sites."""
+        return self.steering / "stats"
 
     @property
     def settings(self) -> Path:

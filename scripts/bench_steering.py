@@ -18,10 +18,11 @@ from statistics import median
 import torch
 
 from saefeat import steering
-from saefeat.generation import Decoding, encode_prompts, generate
+from saefeat.config import Decoding
+from saefeat.generation import encode_prompts, generate
 from saefeat.models import LanguageModel
 from saefeat.run import open_run, set_threads
-from saefeat.run.sweep import english_prompts
+from saefeat.run.grids import english_prompts
 from saefeat.steering import Change, Schedule
 
 
@@ -57,7 +58,8 @@ def main() -> None:
             f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths
         },
         "ablate 100 features at each SAE": {
-            s.site: [steering.ablate(s, range(100))] for s in setting.saes_at_hand
+            s.site: [steering.ablate(s, range(100))]
+            for s in (sae.to(lm.device) for sae in setting.saes)
         },
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}

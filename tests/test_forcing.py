@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from saefeat.evaluation import interval, percentiles, wilson
 from saefeat.forcing import (
     RESAMPLES,
-    Outcome,
-    Own,
+    Measured,
+    Reference,
     compare,
+    forces_fluently,
     measure,
-    own_text,
-    reaches,
-    row,
-    scores,
+    measure_reference,
+    score,
+    score_samples,
 )
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 
 NAN = math.nan
-OWN = Own(forcing=0.9, perplexity=10.0, distinct3=0.8)
+OWN = Reference(forcing=0.9, perplexity=10.0, distinct3=0.8)
 
 
 def outcome(judged, perplexity, distinct3):
-    return Outcome(
+    return Measured(
         [f"text {i}" for i in range(len(judged))],
         list(judged),
         np.array(perplexity, float),
@@ -72,7 +72,7 @@ def close_to(ends):
 
 
 def test_a_row_by_hand():
-    found = row(
+    found = score(
         outcome(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", OWN
     )
     # Half are forced; the median of 8, 20 and 40 is twice the own perplexity; trigrams 0.5 of 0.8.
@@ -89,35 +89,35 @@ def test_a_row_by_hand():
 
 def test_a_label_is_reached_by_forcing_and_fluency_together():
     base = {"forcing": 0.95, "perplexity": 2 * OWN.perplexity, "distinct3": 0.9 * OWN.distinct3}
-    assert reaches(base, OWN)
+    assert forces_fluently(base, OWN)
     worse = (
         {"forcing": 0.94},
         {"perplexity": 2.01 * OWN.perplexity},
         {"distinct3": 0.89 * OWN.distinct3},
     )
     for change in (*worse, {"perplexity": None}, {"distinct3": None}):
-        assert not reaches({**base, **change}, OWN)
+        assert not forces_fluently({**base, **change}, OWN)
 
 
 def test_text_that_is_better_than_the_models_own_is_no_better_than_fluent():
     for perplexity, distinct in (([2, 3], [1.0, 1.0]), ([10, 10], [0.8, 0.8])):
-        found = row(outcome(["de", "de"], perplexity, distinct), "de", OWN)
+        found = score(outcome(["de", "de"], perplexity, distinct), "de", OWN)
         assert found["score"] == found["score_ci"][1] == 1
         assert 0.2 < found["score_ci"][0] < 0.7  # two prompts tell little
     # One part above its own does not make up for the other below.
-    half = row(outcome(["de", "de"], [1, 1], [0.4, 0.4]), "de", OWN)
+    half = score(outcome(["de", "de"], [1, 1], [0.4, 0.4]), "de", OWN)
     assert half["score"] == pytest.approx(2 * 0.5 / 1.5)
 
 
 def test_where_nothing_is_measured_or_judged_the_score_is_0():
-    short = row(outcome(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", OWN)
+    short = score(outcome(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", OWN)
     assert (short["forcing"], short["perplexity"], short["score"], short["score_ci"]) == (
         1,
         None,
         0,
         wilson(0, 2),
     )
-    empty = row(outcome([None, None], [NAN, NAN], [NAN, NAN]), "de", OWN)
+    empty = score(outcome([None, None], [NAN, NAN], [NAN, NAN]), "de", OWN)
     assert empty == {
         "forcing": 0,
         "perplexity": None,
@@ -125,19 +125,19 @@ def test_where_nothing_is_measured_or_judged_the_score_is_0():
         "score": 0,
         "score_ci": wilson(0, 2),
     }
-    unjudged = row(outcome([None, None], [10, 10], [0.8, 0.8]), "de", OWN)
+    unjudged = score(outcome([None, None], [10, 10], [0.8, 0.8]), "de", OWN)
     assert (unjudged["forcing"], unjudged["perplexity"], unjudged["score"]) == (0, 10, 0)
     json.dumps([short, empty, unjudged], allow_nan=False)
 
 
 def test_prompts_without_a_perplexity_are_left_out_of_the_median_alone():
-    found = row(outcome(["de", "en", "de"], [NAN, 4, 6], [0.9, NAN, 0.5]), "de", OWN)
+    found = score(outcome(["de", "en", "de"], [NAN, 4, 6], [0.9, NAN, 0.5]), "de", OWN)
     assert (found["forcing"], found["perplexity"]) == (pytest.approx(2 / 3), 5)
     assert found["distinct3"] == pytest.approx(0.7)
 
 
 def test_infinite_perplexity_is_no_fluency():
-    assert row(outcome(["de"], [math.inf], [0.8]), "de", OWN)["score"] == 0
+    assert score(outcome(["de"], [math.inf], [0.8]), "de", OWN)["score"] == 0
 
 
 @st.composite
@@ -154,15 +154,15 @@ def cases(draw):
 def test_rows_and_intervals_are_those_of_a_bootstrap_written_with_loops(
     case, perplexity, distinct, seed
 ):
-    own = Own(1.0, perplexity, distinct)
+    own = Reference(1.0, perplexity, distinct)
     n = len(case.judged)
-    found = row(case, "de", own, seed=seed)
+    found = score(case, "de", own, seed=seed)
     assert found["score"] == pytest.approx(by_hand(case, "de", own, range(n)), abs=1e-12)
     draws = Draws(n, seed)
     assert found["score_ci"] == close_to(interval(found["score"], draws.scores(case, "de", own), n))
     picks = draws.picks[:20]
     wanted = [by_hand(case, "de", own, pick) for pick in picks.tolist()]
-    assert scores(case, "de", own, picks).tolist() == pytest.approx(wanted, abs=1e-12)
+    assert score_samples(case, "de", own, picks).tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 ONES = {
@@ -173,7 +173,7 @@ OTHERS = {
     "de": outcome(["en", "de", "en", "de", "en"], [8, 9, 9, 14, 20], [0.9, 0.8, 0.9, 0.7, 0.6]),
     "fr": outcome(["fr", "fr", "fr", "fr", "fr"], [60, 80, 70, 90, 75], [0.5, 0.4, 0.9, NAN, 0.3]),
 }
-OWNS = {"de": OWN, "fr": Own(1.0, 15.0, 0.9)}
+OWNS = {"de": OWN, "fr": Reference(1.0, 15.0, 0.9)}
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -210,7 +210,7 @@ def test_a_difference_lies_within_its_interval(rate, n):
             for i in range(14)
         }
 
-    owns = {f"{i}": Own(1.0, 15.0, 0.9) for i in range(14)}
+    owns = {f"{i}": Reference(1.0, 15.0, 0.9) for i in range(14)}
     found = compare(made(n), made(round(rate * n)), owns)
     low, high = found["difference_ci"]
     assert low <= found["difference"] <= high <= 1 and low < high
@@ -235,26 +235,28 @@ def test_the_order_of_labels_does_not_matter_and_swapping_turns_the_sign():
 
 
 def test_some_of_the_prompts():
-    some = ONES["de"].of([3, 4])
+    some = ONES["de"].take([3, 4])
     assert (some.texts, some.judged) == (["text 3", "text 4"], ["de", "de"])
     assert (
         some.perplexity[0] == 14
         and math.isnan(some.perplexity[1])
         and some.distinct3.tolist() == [0.7, 0.6]
     )
-    assert row(some, "de", OWN)["perplexity"] == 14
+    assert score(some, "de", OWN)["perplexity"] == 14
 
 
-def test_an_outcome_survives_json():
-    text = json.dumps(ONES["de"].plain(), allow_nan=False)
-    back = Outcome.read(json.loads(text))
-    assert back.plain() == ONES["de"].plain()
+def test_measured_continuations_survive_json():
+    text = json.dumps(ONES["de"].to_json(), allow_nan=False)
+    back = Measured.from_json(json.loads(text))
+    assert back.to_json() == ONES["de"].to_json()
     assert (back.texts, back.judged) == (ONES["de"].texts, ONES["de"].judged)
     for name in ("perplexity", "distinct3"):
         assert np.array_equal(getattr(back, name), getattr(ONES["de"], name), equal_nan=True)
         assert getattr(back, name).dtype == np.float64
     nothing = outcome([None], [NAN], [NAN])
-    assert Outcome.read(json.loads(json.dumps(nothing.plain()))).plain() == nothing.plain()
+    assert (
+        Measured.from_json(json.loads(json.dumps(nothing.to_json()))).to_json() == nothing.to_json()
+    )
 
 
 def judge(texts):
@@ -280,7 +282,7 @@ def test_continuations_are_measured_each_by_itself(tiny_lm):
 
 def test_the_reference_is_the_models_own_text_unsteered(tiny_lm):
     decoding = Decoding(max_new_tokens=12, seed=2)
-    found = own_text(tiny_lm, "de", PROMPTS, decoding, judge)
+    found = measure_reference(tiny_lm, "de", PROMPTS, decoding, judge)
     rows = generate(tiny_lm, PROMPTS, decoding)
     values = [value for value in perplexities(tiny_lm, PROMPTS, rows) if value is not None]
     assert found.perplexity == pytest.approx(statistics.median(values))

@@ -29,14 +29,12 @@ from saefeat.steering import (
     apply,
     changes_of,
     clamp,
-    label_mean,
-    of_length,
     replace,
     scale,
-    scheduled,
     steer,
-    towards_with,
 )
+from saefeat.steering.schedules import schedule_change
+from saefeat.steering.vectors import label_mean, project_onto_units, rescale
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -87,7 +85,7 @@ def kinds():
             f"scale {name}": (site, scale(dictionary, units)),
             f"ablate {name}": (site, ablate(dictionary, units)),
             f"clamp {name}": (site, clamp(dictionary, units, values)),
-            f"raise {name}": (site, clamp(dictionary, units, values, least=True)),
+            f"raise {name}": (site, clamp(dictionary, units, values, only_raise=True)),
         }
     return made
 
@@ -118,7 +116,7 @@ def go(lm, rows, new=NEW, **options):
 
 
 def change_by_hand(lm, change, x, steps, strength=1.0, schedule=CONSTANT):
-    return scheduled(change, strength, schedule)(x, torch.tensor(steps))
+    return schedule_change(change, strength, schedule)(x, torch.tensor(steps))
 
 
 def vectors(lm, site, row):
@@ -373,7 +371,7 @@ def test_edits_of_neurons_are_what_they_say(strength):
         "ablate": (ablate(dictionary, NEURONS), lambda v, _m: v * (1 - strength)),
         "clamp": (clamp(dictionary, NEURONS, values), lambda _v, m: strength * m),
         "raise": (
-            clamp(dictionary, NEURONS, values, least=True),
+            clamp(dictionary, NEURONS, values, only_raise=True),
             lambda v, m: max(v, strength * m),
         ),
     }
@@ -384,7 +382,7 @@ def test_edits_of_neurons_are_what_they_say(strength):
                 for t in range(3):
                     expected[b, t, n] = rule(x[b, t, n].item(), m)
         torch.testing.assert_close(
-            scheduled(change, strength, CONSTANT)(x, steps), expected, msg=name
+            schedule_change(change, strength, CONSTANT)(x, steps), expected, msg=name
         )
 
 
@@ -410,14 +408,14 @@ def test_edits_of_features_write_their_difference_alone(strength):
         "ablate": (ablate(sae, UNITS), lambda v, _p: v * (1 - strength)),
         "clamp": (clamp(sae, UNITS, values), lambda _v, p: strength * values[p].item()),
         "raise": (
-            clamp(sae, UNITS, values, least=True),
+            clamp(sae, UNITS, values, only_raise=True),
             lambda v, p: max(v, strength * values[p].item()),
         ),
     }
     fires = sae.encode(x.flatten(0, 1)).of(torch.tensor(UNITS)) > 0
     assert fires.any() and not fires.all()
     for name, (change, rule) in wanted.items():
-        made = scheduled(change, strength, CONSTANT)(x, steps)
+        made = schedule_change(change, strength, CONSTANT)(x, steps)
         torch.testing.assert_close(made, brute_force(sae, x, rule), rtol=1e-5, atol=1e-5, msg=name)
 
 
@@ -430,15 +428,17 @@ def test_the_reconstruction_error_stays_out():
         sae.decode(codes) - flat
     ).norm() > 0.3 * flat.norm()  # a poor SAE: there is much to keep out
     silent = [u for u in range(64) if not (codes.of(torch.tensor([u])) > 0).any()][:3]
-    assert silent and torch.equal(scheduled(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
+    assert silent and torch.equal(schedule_change(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
     every = list(range(64))
     own = codes.dense().view(4, 5, -1)
     for row in range(4):  # clamped to the values that they have
         for token in range(5):
             at = x[row, token][None, None]
-            same = scheduled(clamp(sae, every, own[row, token]), 1.0, CONSTANT)(at, steps[:1, :1])
+            same = schedule_change(clamp(sae, every, own[row, token]), 1.0, CONSTANT)(
+                at, steps[:1, :1]
+            )
             torch.testing.assert_close(same, at, rtol=0, atol=1e-5)
-    gone = scheduled(ablate(sae, every), 1.0, CONSTANT)(x, steps).flatten(0, 1)
+    gone = schedule_change(ablate(sae, every), 1.0, CONSTANT)(x, steps).flatten(0, 1)
     torch.testing.assert_close(gone, flat - (sae.decode(codes) - sae.b_dec), rtol=0, atol=1e-5)
 
 
@@ -448,7 +448,7 @@ def test_features_of_outlier_tokens_are_left_alone():
     sae = make_sae(k=24, max_norm=50.0)
     steps = torch.zeros(1, 6, dtype=torch.int64)
     for change in (ablate(sae, range(64)), clamp(sae, UNITS, torch.full((4,), 9.0))):
-        changed = (scheduled(change, 1.0, CONSTANT)(x, steps) != x).any(-1)[0]
+        changed = (schedule_change(change, 1.0, CONSTANT)(x, steps) != x).any(-1)[0]
         assert changed.tolist() == [True, True, False, True, True, True]
 
 
@@ -470,7 +470,7 @@ def test_raising_never_lowers_and_changes_no_bit_of_what_is_higher():
     neurons = Identity("mlp_act@1", FFN)
     x = random(1, 40, FFN)
     values = torch.tensor([0.3, -0.2, 0.0])
-    found = scheduled(clamp(neurons, NEURONS, values, least=True), 1.0, CONSTANT)(
+    found = schedule_change(clamp(neurons, NEURONS, values, only_raise=True), 1.0, CONSTANT)(
         x, torch.zeros(1, 40).long()
     )
     assert (found[..., NEURONS] >= values).all() and (found >= x).all()
@@ -500,7 +500,7 @@ def ranked(world, *dictionaries, **parameters):
     chosen = feature_diffmean(
         [Stats.load(folder / f"{name}.safetensors") for name in dictionaries], **parameters
     )
-    chosen.header["stats"] = str(folder)  # as `pipeline.rank` does
+    chosen.header["stats"] = str(folder)  # as `run.rank` does
     return chosen
 
 
@@ -576,7 +576,7 @@ def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_di
     difference = means[SITE, "de"] - means[SITE, "en"]
     basis = np.linalg.svd(sae.W_dec[units].double().numpy(), full_matrices=False)[2]
     by_hand = torch.from_numpy(basis.T @ (basis @ difference.double().numpy()))
-    found = towards_with([(sae, units)], difference.double())
+    found = project_onto_units([(sae, units)], difference.double())
     torch.testing.assert_close(
         found.double(), by_hand * (difference.norm() / by_hand.norm()), rtol=1e-4, atol=1e-5
     )
@@ -588,9 +588,9 @@ def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_di
 def test_units_that_say_the_same_twice_change_no_vector(world, means):
     sae = load_sae(world / "wide")
     difference = (means[SITE, "de"] - means[SITE, "en"]).double()
-    once, twice = (towards_with([(sae, [3, 8])] * n, difference) for n in (1, 2))
+    once, twice = (project_onto_units([(sae, [3, 8])] * n, difference) for n in (1, 2))
     torch.testing.assert_close(once, twice)
-    assert not towards_with([(sae, [])], difference).any()
+    assert not project_onto_units([(sae, [])], difference).any()
 
 
 def test_the_vector_of_neurons_is_the_difference_of_means_at_them_alone(tiny_lm, neurons, means):
@@ -615,10 +615,10 @@ def test_two_dictionaries_of_one_site_share_its_force(tiny_lm, world, means):
     torch.testing.assert_close(found, torch.full((6,), length), rtol=1e-3, atol=0)
 
 
-def test_of_length_scales_and_leaves_nothing_at_nothing():
-    assert of_length(torch.tensor([3.0, 4.0]), 10).tolist() == [6.0, 8.0]
-    assert of_length(torch.zeros(2), 10).tolist() == [0.0, 0.0]
-    assert of_length(torch.tensor([1e-30, 0.0], dtype=torch.float64), 2).tolist() == [2.0, 0.0]
+def test_rescale_scales_and_leaves_nothing_at_nothing():
+    assert rescale(torch.tensor([3.0, 4.0]), 10).tolist() == [6.0, 8.0]
+    assert rescale(torch.zeros(2), 10).tolist() == [0.0, 0.0]
+    assert rescale(torch.tensor([1e-30, 0.0], dtype=torch.float64), 2).tolist() == [2.0, 0.0]
 
 
 def test_strength_1_patches_with_the_labels_mean(tiny_lm, neurons, means):
@@ -785,7 +785,7 @@ def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_p
         selection,
         edit=edit,
         stats=tmp_path,
-        match=f"no statistics of {missing}.*saefeat collect",
+        match=f"no statistics of {missing}; collect them first",
     )
 
 

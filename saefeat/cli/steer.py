@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saefeat.cli.common import Labels, Run, Seed, Source, by_commas, input_lines, say
-from saefeat.io import UserError, read_json, understood
+from saefeat.io import UserError, read_json
 
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
@@ -20,13 +20,15 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 def _bench(
     run: Path, source: str | None, new_tokens: int = 24, temperature: float = 0.8, seed: int = 0
 ) -> Any:
-    from saefeat.generation import Decoding
+    from saefeat.config import Decoding
     from saefeat.run import open_run, set_threads
-    from saefeat.run.steer import Bench, source_of
+    from saefeat.run.steer import Bench, find_source
 
     set_threads()
     setting = open_run(run, say)
-    return Bench(setting, source_of(setting, source), Decoding(new_tokens, temperature, seed=seed))
+    return Bench(
+        setting, find_source(setting, source), Decoding(new_tokens, temperature, seed=seed)
+    )
 
 
 @app.command("generate")
@@ -56,7 +58,7 @@ def steer_generate(
     """Continue prompts, steered and unsteered side by side."""
     from dataclasses import replace
 
-    from saefeat.run.steer import continuations, recipe_for
+    from saefeat.run.steer import continue_prompts, load_recipe
     from saefeat.steering import check_strength
 
     if bool(prompt) == (prompts is not None):
@@ -71,10 +73,10 @@ def steer_generate(
     if not texts:
         raise UserError(f"{prompts} holds no prompt; write one a line")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
-    recipe = recipe_for(bench, label, method)
+    recipe = load_recipe(bench, label, method)
     if strength is not None:
         recipe = replace(recipe, strength=strength)
-    for row in continuations(bench, label, texts, recipe, chat=chat):
+    for row in continue_prompts(bench, label, texts, recipe, chat=chat):
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
 
 
@@ -120,8 +122,10 @@ def steer_sweep(
 ) -> None:
     """Every method, site, schedule and strength: tuned by label on half of the prompts, reported on the other half."""
     from saefeat.labels import fasttext_code
+    from saefeat.run.grids import english_prompts, full_grid
     from saefeat.run.steer import steering_sites, stream_sites
-    from saefeat.run.sweep import english_prompts, full_grid, sweep
+    from saefeat.run.sweep import Metrics, sweep
+    from saefeat.schema import read
 
     forces = tuple(_number(text) for text in by_commas(strengths) or ()) or None
     lines = english_prompts() if prompts is None else _prompt_lines(prompts)
@@ -133,9 +137,9 @@ def steer_sweep(
         raise UserError(f"{prompts} holds fewer than two prompts; half of them tune, half report")
     _check_own(out, "summary")
     bench = _bench(run, source, max_new_tokens, temperature, seed)
-    if prompts is None and fasttext_code(bench.source) != "en":
+    if prompts is None and fasttext_code(bench.source_label) != "en":
         raise UserError(
-            f"the prompts at hand are English, but the source is {bench.source}; give --prompts FILE"
+            f"the prompts at hand are English, but the source is {bench.source_label}; give --prompts FILE"
         )
     given = by_commas(sites)
     groups = (
@@ -144,9 +148,11 @@ def steer_sweep(
         else _distinct([steering_sites(bench.setting), stream_sites(bench.setting)])
     )
     for site in given or ():
-        bench.saes_at(site)
-    names = None if labels is None else [bench.target(name) for name in by_commas(labels) or ()]
-    grid = full_grid(bench, groups, forces)
+        bench.builder.saes_at(site)
+    names = (
+        None if labels is None else [bench.find_target(name) for name in by_commas(labels) or ()]
+    )
+    grid = full_grid(bench.setting.lm, groups, forces)
     if methods is not None:
         known = {"none", *(recipe.method for recipe in grid)}
         if unknown := set(by_commas(methods) or ()) - known:
@@ -157,7 +163,7 @@ def steer_sweep(
             recipe for recipe in grid if recipe.method in {"features", *(by_commas(methods) or ())}
         ]
     path = sweep(bench, grid, lines, out, labels=names)
-    understood(path, lambda: print_steering(read_json(path)))
+    print_steering(read(Metrics, path))
 
 
 def _distinct(groups: list[list[str]]) -> list[list[str]]:
@@ -187,7 +193,7 @@ def steer_matrix(
 ) -> None:
     """The perplexity change matrix: ablate and amplify each label's units, measure every label's text."""
     from saefeat.run import open_run, set_threads
-    from saefeat.run.matrix import EDITS, matrix, own_is_most
+    from saefeat.run.matrix import EDITS, matrix, most_affected
 
     _check_own(out, "interventions")
     chosen = by_commas(edits) or ()
@@ -198,7 +204,7 @@ def steer_matrix(
     set_threads()
     result = matrix(open_run(run, say), out, sentences=sentences, top=top, edits=chosen)
     for edit in chosen:
-        own = own_is_most(result, edit)
+        own = most_affected(result, edit)
         typer.echo(
             f"{edit}: the own median NLL rises most for {len(own)} of {len(result['labels'])} labels"
         )
@@ -212,7 +218,7 @@ def _check_own(out: Path, key: str) -> None:
             raise UserError(f"{out} exists and holds something else; choose another --out")
 
 
-def print_steering(metrics: dict[str, Any]) -> None:
+def print_steering(metrics: Any) -> None:
     typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
     typer.echo(
         f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}{'reached':>9}"

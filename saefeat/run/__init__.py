@@ -15,24 +15,25 @@ from typing import Any
 
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import DEMO, RunConfig
-from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, read_json, write_json
+from saefeat.config import DEMO, Decoding, RunConfig
+from saefeat.io import SCHEMA, fingerprint, kept_json, read_json, write_json
 from saefeat.resume import claim
 from saefeat.run.forecast import forecast
+from saefeat.run.grids import demo_grid, english_prompts
 from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.setting import Setting, default_sites, open_run, open_setting, read_index
 from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import Say, collect, distinct, means, neurons, quiet, rank, set_threads
-from saefeat.run.steer import Bench, source_of, steering_sites
+from saefeat.run.steer import Bench, find_source, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
-from saefeat.run.sweep import demo_grid, english_prompts
 from saefeat.run.sweep import sweep as sweep_grid
+from saefeat.rundir import RunDir
 from saefeat.sae.gate import check_saes, describe
 from saefeat.sae.train import train_saes
 from saefeat.selection import Selection
+from saefeat.steering import CannotSteer
 
 __all__ = [
     "DEMO",
@@ -193,7 +194,7 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
     config, folder = setting.config, setting.out / "steering"
 
     def sweep_few() -> None:
-        bench = Bench(setting, source_of(setting, config.source), Decoding(seed=config.seed))
+        bench = Bench(setting, find_source(setting, config.source), Decoding(seed=config.seed))
         prompts = english_prompts()
         some = [
             prompts[i * len(prompts) // config.steer_prompts] for i in range(config.steer_prompts)
@@ -213,7 +214,7 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
             config.steer_prompts,
             "metrics.json",
             sweep_few,
-            partial(clear_sweep, folder=folder),
+            partial(clear_sweep, run=RunDir(setting.out)),
         ),
         ("matrix", config.matrix_texts, "matrix.json", matrix_of_few, clear_matrix),
     ):
@@ -226,8 +227,8 @@ def _steer(setting: Setting, index: dict[str, Any]) -> None:
                 if not (folder / file).exists():
                     make()
                 clear(folder / file)
-            except UserError as error:
-                setting.say(f"note: {name} is left out: {error}")
+            except CannotSteer as error:
+                setting.say(f"note: {name} is skipped: {error}")
 
 
 def _rank_all(setting: Setting) -> None:

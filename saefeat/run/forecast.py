@@ -9,16 +9,17 @@ import torch
 
 from saefeat import lid
 from saefeat.collection import passes, working_bytes
+from saefeat.config import Decoding
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT, Plan
 from saefeat.dictionaries import SAE, Dictionary
-from saefeat.generation import LOGITS, Decoding, generate, text_losses
+from saefeat.generation import LOGITS, generate, text_losses
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel
+from saefeat.run.grids import demo_grid
 from saefeat.run.identify import evaluated
 from saefeat.run.matrix import room
 from saefeat.run.setting import Setting
 from saefeat.run.stages import distinct, means, neurons
-from saefeat.run.sweep import demo_grid
 from saefeat.sae.train import Trainer
 
 _LIBRARIES = 0.7e9  # bytes; the heads, the judge and the report take more

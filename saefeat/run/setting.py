@@ -75,11 +75,6 @@ class Setting:
         return self.given or [load_sae(self.out / "saes" / sae_id(site)) for site in self.sites]
 
     @cached_property
-    def saes_at_hand(self) -> list[SAE]:
-        """The same on the model's device, all at once: for edits of units at all of their sites."""
-        return [sae.to(self.lm.device) for sae in self.saes]
-
-    @cached_property
     def plan(self) -> Plan:
         """What the statistics and the heads are made from."""
         return make_plan(

@@ -41,17 +41,6 @@ def set_threads() -> int:
     return threads
 
 
-def same_threads(lm: LanguageModel, before: dict[str, Any], what: str, say: Say) -> bool:
-    """Whether what was kept of a stage that was killed was measured with as many threads as now; says so if not."""
-    now, then = lm.threads, before.get("threads")
-    if then != now:
-        say(
-            f"note: {what} is measured again: the number of threads changes the figures, and it is {now} now, where it "
-            f"was {then or 'not recorded'}"
-        )
-    return then == now
-
-
 def _keep_memory() -> None:
     """Tell glibc to keep freed memory: large temporaries would otherwise cost page faults at every step."""
     import ctypes
