@@ -29,44 +29,23 @@ Judge = Callable[[Sequence[str]], list[str | None]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Continuations of n prompts, and what is measured of each.
+    """Continuations of n prompts, and what is measured of each, as values of JSON.
 
     Attributes:
-        texts: n continuations.
+        texts: the continuations.
         judged: the label that each is judged to be in, or None.
-        perplexity: float64 [n], under the unsteered model; nan where a continuation is too short.
-        distinct3: float64 [n], share of distinct trigrams of tokens; nan for fewer than 3 tokens.
+        perplexity: under the unsteered model; None where a continuation is too short.
+        distinct3: share of distinct trigrams of tokens; None for fewer than 3 tokens.
     """
 
     texts: list[str]
     judged: list[str | None]
-    perplexity: NDArray[np.float64]
-    distinct3: NDArray[np.float64]
+    perplexity: list[float | None]
+    distinct3: list[float | None]
 
-    def take(self, prompts: Sequence[int]) -> Measured:
-        """Select some of the prompts."""
-        return Measured(
-            [self.texts[i] for i in prompts],
-            [self.judged[i] for i in prompts],
-            self.perplexity[list(prompts)],
-            self.distinct3[list(prompts)],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The values as JSON, null for nan; `from_json` reads them."""
-        return {
-            "texts": self.texts,
-            "judged": self.judged,
-            "perplexity": [finite_or_none(value) for value in self.perplexity],
-            "distinct3": [finite_or_none(value) for value in self.distinct3],
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Measured:
-        perplexity, distinct3 = (
-            np.array(values[name], np.float64) for name in ("perplexity", "distinct3")
-        )
-        return cls(values["texts"], values["judged"], perplexity, distinct3)
+    def take(self, start: int, end: int) -> Measured:
+        """The prompts from start to before end."""
+        return Measured(**{name: values[start:end] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -97,11 +76,8 @@ def measure(
     Call it outside of any steering: the unsteered model measures.
     """
     texts = texts_of(lm, rows)
-    values = [math.nan if value is None else value for value in perplexities(lm, prompts, rows)]
-    distinct = [distinct_trigrams([row]) if len(row) > 2 else math.nan for row in rows]
-    return Measured(
-        texts, judge(texts), np.array(values, np.float64), np.array(distinct, np.float64)
-    )
+    distinct = [distinct_trigrams([row]) if len(row) > 2 else None for row in rows]
+    return Measured(texts, judge(texts), perplexities(lm, prompts, rows), distinct)
 
 
 def measure_reference(
@@ -218,15 +194,18 @@ def _summarize(
     hit = np.array([judged == label for judged in measured.judged], np.bool_)[picks]
     return {
         "forcing": (hit if slips is None else hit ^ slips).mean(1),
-        "perplexity": _reduce_known(np.nanmedian, measured.perplexity[picks]),
-        "distinct3": _reduce_known(np.nanmean, measured.distinct3[picks]),
+        "perplexity": _reduce_known(np.nanmedian, measured.perplexity, picks),
+        "distinct3": _reduce_known(np.nanmean, measured.distinct3, picks),
     }
 
 
 def _reduce_known(
-    reduce: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]
+    reduce: Callable[..., NDArray[np.float64]],
+    measured: Sequence[float | None],
+    picks: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Reduce each row, nan for a row without any value (for which numpy would warn)."""
+    """Reduce each sample, nan for one without any value (for which numpy would warn)."""
+    values = np.array(measured, np.float64)[picks]  # None becomes nan
     known = ~np.isnan(values).all(1)
     out = np.full(len(values), np.nan)
     if known.any():
@@ -247,5 +226,6 @@ def _draw_slips(picks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     return rng.random(picks.shape) < slip(picks.shape[1])
 
 
-def finite_or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite_or_none(value: float | None) -> float | None:
+    """The value as JSON can hold it."""
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -12,7 +12,7 @@ from saefeat.statistics.files import load_stats
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths and artefacts of a run in the directory `root`. Nothing is made or read until asked for.
+    """Paths and artefacts of a run in the directory `root`. Nothing is made or read at first.
 
     `*_file` methods and properties give paths; `load_*` methods read.
     """

@@ -1,4 +1,4 @@
-"""Generation with edits at four sites: its tokens/s as a share of plain generation's, in turns, in one run.
+"""Speed of generation with edits at four sites, as a share of plain generation's tokens/s.
 
     python scripts/bench_steering.py RUN --out scripts/results/bench_steering.json
 

@@ -127,8 +127,8 @@ def steering(n: int, force: Sequence[float], slowness: float) -> Iterator[_ROW]:
         return Measured(
             [""] * n,
             judged,
-            10.0 * slowness * np.exp(0.6 * rng.standard_normal(n)),
-            np.full(n, 0.9),
+            (10.0 * slowness * np.exp(0.6 * rng.standard_normal(n))).tolist(),
+            [0.9] * n,
         )
 
     def score(rate: float) -> float:

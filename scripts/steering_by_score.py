@@ -1,8 +1,9 @@
-"""The sweep again with every method's setting chosen by the score alone, for the methods that its rule does not favour.
+"""The sweep again, with every method's setting chosen by the score alone.
 
     python scripts/steering_by_score.py RUN --out scripts/results/steering_by_score.json
 
-`steer sweep` first asks whether a setting forces the label fluently. Here each label takes the
+`steer sweep` first asks whether a setting forces the label fluently, which does not favour all
+methods alike. Here each label takes the
 setting of greatest score on the tuning half (rows of RUN/steering/metrics.json), and it is
 generated again on the reporting half.
 """

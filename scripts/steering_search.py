@@ -1,4 +1,6 @@
-"""What was tried to make features steer better: one row a setting, over six languages and half of the prompts.
+"""What was tried to make features steer better.
+
+One row per setting, over six languages and half of the prompts:
 
     python scripts/steering_search.py RUN --out scripts/results/steering_search.json
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
@@ -88,7 +88,7 @@ def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
 def test_a_recipe_comes_back_from_json():
     recipe = SteeringRecipe("features", "add", (SITE,), Schedule(2, 0.1), 1.3, {"top": 30})
     path = Path("settings.json")
-    assert checked(SteeringRecipe, json.loads(json.dumps(recipe.to_json())), path) == recipe
+    assert checked(SteeringRecipe, json.loads(json.dumps(asdict(recipe))), path) == recipe
     with pytest.raises(UserError, match=r"settings.json is not what saefeat writes there \(edit"):
         checked(SteeringRecipe, {"method": "features"}, path)
 

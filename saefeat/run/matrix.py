@@ -1,4 +1,4 @@
-"""`steer matrix`: edit each label's units, and measure how the perplexity of every label's text changes.
+"""`steer matrix`: edit each label's units, measure the perplexity of every label's text.
 
 After `ppl.py` of SAE-LAPE (arXiv 2507.11230, its perplexity experiment), with medians and a
 random-unit control.
@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -26,7 +25,7 @@ from saefeat.resume import clear_finished, resume
 from saefeat.run.setting import Setting
 from saefeat.run.steer import TOP
 from saefeat.rundir import RunDir
-from saefeat.schema import STRICT
+from saefeat.schema import STRICT, read
 from saefeat.steering import CannotSteer, Collected, Units, apply, build_changes
 from saefeat.steering.recipes import random_units
 
@@ -99,11 +98,10 @@ def matrix(
     request = fingerprint(
         [lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top, saes]
     )
-    before: Any = kept_json(out)
-    if before.get("request") == request:
+    if kept_json(out).get("request") == request:
         clear_kept(out)
         setting.say(f"{out} is complete already")
-        return before
+        return read(Matrix, out)
     _check_room(setting)
     with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
         done, _ = checkpoint.load() or ({}, {})

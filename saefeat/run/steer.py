@@ -19,7 +19,7 @@ from saefeat.collection import collect
 from saefeat.config import Decoding
 from saefeat.corpora import first_by_hash
 from saefeat.dictionaries import Identity
-from saefeat.forcing import Measured, Reference, measure, measure_reference
+from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
 from saefeat.labels import LID176, fasttext_code, own_label, to_labels
@@ -153,7 +153,7 @@ class Bench:
     @cached_property
     def builder(self) -> RecipeBuilder:
         collected = Collected(cache(self._load_stats), self.source_label, self.setting.lm.device)
-        return RecipeBuilder(collected, self.source_label, self.setting.saes)
+        return RecipeBuilder(collected, self.setting.saes)
 
     def find_target(self, label: str) -> str:
         """Find the run's own label for one of any code system.
@@ -238,7 +238,7 @@ class Bench:
             with apply(lm, changes, each, recipe.schedule):
                 rows += generate(lm, [*prompts] * len(some), self.decoding, repeat=n)
         measured = measure(lm, [*prompts] * len(strengths), rows, self.judge)
-        return [measured.take(range(i * n, (i + 1) * n)) for i in range(len(strengths))], count
+        return [measured.take(i * n, (i + 1) * n) for i in range(len(strengths))], count
 
     def measure_reference(self, label: str, n: int) -> Reference:
         """Measure unsteered continuations of the first tokens of n of a label's test texts.
@@ -329,15 +329,14 @@ def continue_prompts(
 
 def pair_twins(steered: Measured, unsteered: Measured) -> list[dict[str, Any]]:
     """Text, judgement and perplexity of each steered continuation and of its unsteered twin."""
-    ours, twins = steered.to_json(), unsteered.to_json()
     return [
         {
             "text": text,
-            "twin": twins["texts"][i],
-            "judged": ours["judged"][i],
-            "judged_twin": twins["judged"][i],
-            "perplexity": ours["perplexity"][i],
-            "perplexity_twin": twins["perplexity"][i],
+            "twin": unsteered.texts[i],
+            "judged": steered.judged[i],
+            "judged_twin": unsteered.judged[i],
+            "perplexity": finite_or_none(steered.perplexity[i]),
+            "perplexity_twin": finite_or_none(unsteered.perplexity[i]),
         }
-        for i, text in enumerate(ours["texts"])
+        for i, text in enumerate(steered.texts)
     ]

@@ -1,4 +1,4 @@
-"""`steer sweep`: methods and strengths per label, tuned on half of the prompts, reported on the rest."""
+"""`steer sweep`: tune methods and strengths per label on half of the prompts, report on the rest."""
 
 from __future__ import annotations
 
@@ -75,26 +75,12 @@ class Metrics(TypedDict):
 
 @dataclass
 class _Swept:
-    """What the sweep found for a label: rows of the table, and each method's choice and its texts."""
+    """What is found for a label: rows of the table, each method's best recipe and its texts."""
 
     rows: list[dict[str, Any]]
     reference: Reference
     recipes: dict[str, SteeringRecipe]
     measured: dict[str, Measured]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "reference": asdict(self.reference),
-            "recipes": {method: recipe.to_json() for method, recipe in self.recipes.items()},
-            "measured": {method: found.to_json() for method, found in self.measured.items()},
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any], path: Path) -> _Swept:
-        recipes = checked(dict[str, SteeringRecipe], values["recipes"], path)
-        measured = {m: Measured.from_json(found) for m, found in values["measured"].items()}
-        return cls(values["rows"], Reference(**values["reference"]), recipes, measured)
 
 
 def sweep(
@@ -123,7 +109,7 @@ def sweep(
     setting, run = bench.setting, bench.run
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
-    recipes = [recipe.to_json() for recipe in grid]
+    recipes = [asdict(recipe) for recipe in grid]
     grid_mark = fingerprint([recipes, list(prompts), halves, bench.request])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
@@ -135,7 +121,7 @@ def sweep(
         ids = encode_prompts(setting.lm, prompts, bench.decoding.max_new_tokens)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
         before, _ = checkpoint.load() or ({}, {})
-        found = {label: _Swept.from_json(kept, checkpoint.path) for label, kept in before.items()}
+        found = checked(dict[str, _Swept], before, checkpoint.path)
         left = [label for label in wanted if label not in found]
         with track(setting.say, "steering", len(left), "labels") as bar:
             for label in left:
@@ -144,7 +130,7 @@ def sweep(
                 except CannotSteer as error:
                     setting.say(f"note: {label} is skipped: {error}")
                 else:
-                    checkpoint.save({name: one.to_json() for name, one in found.items()})
+                    checkpoint.save({name: asdict(swept) for name, swept in found.items()})
                     bar.set_postfix_str(_describe(label, found[label]), refresh=False)
                 bar.update()
         if not found:
@@ -240,7 +226,7 @@ def _make_row(
     reference: Reference,
 ) -> dict[str, Any]:
     head = {"label": label, "units": units, "half": half, "chosen": False}
-    return {**recipe.to_json(), **head, **score(measured, label, reference)}
+    return {**asdict(recipe), **head, **score(measured, label, reference)}
 
 
 # --------------------------------------------------------------------------- the files
@@ -262,10 +248,10 @@ def _write_settings(bench: Bench, found: dict[str, _Swept]) -> None:
     """Write the recipe of each method and label; those of other labels stay as they are."""
     methods: dict[str, dict[str, Any]] = {}
     for method, recipes in _settings_before(bench).items():
-        methods[method] = {label: recipe.to_json() for label, recipe in recipes.items()}
+        methods[method] = {label: asdict(recipe) for label, recipe in recipes.items()}
     for label, swept in found.items():
         for method, recipe in swept.recipes.items():
-            methods.setdefault(method, {})[label] = recipe.to_json()
+            methods.setdefault(method, {})[label] = asdict(recipe)
     settings = {
         "schema": SCHEMA,
         "source": bench.source_label,

@@ -1,4 +1,4 @@
-"""Steer generation: edits of a site's vectors, with a schedule, on an unmodified transformers model.
+"""Steer generation: edits of a site's vectors, with a schedule, on an unmodified model.
 
 Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
 `clamp`, `ablate`). Strength 1 is one force for all methods: the length of the difference of means

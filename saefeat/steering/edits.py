@@ -23,7 +23,7 @@ _Rule = Callable[[Tensor, Tensor], Tensor]  # (values z [..., m], strength) -> n
 
 
 def add(vector: Tensor, max_norm: float | None = None) -> Change:
-    """Add strength * vector, float32 [d]. Vectors whose norm exceeds `max_norm` stay as they are."""
+    """Add strength * vector, float32 [d]. Vectors whose norm exceeds `max_norm` are kept."""
     return _edit_inliers(max_norm, lambda x, strength: x + strength * vector)
 
 

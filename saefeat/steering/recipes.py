@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, field
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
@@ -66,10 +66,6 @@ class SteeringRecipe:
             raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
         return self
 
-    def to_json(self) -> dict[str, Any]:
-        """The recipe as a value of JSON; `schema.checked` is the way back."""
-        return {**asdict(self), "sites": list(self.sites)}
-
 
 NONE = SteeringRecipe("none", "none", (), CONSTANT, 0.0)
 
@@ -79,13 +75,11 @@ class RecipeBuilder:
     """Builds the changes of recipes. Rankings of units are kept, for a sweep asks for them often.
 
     Attributes:
-        collected: statistics of the SAEs and of the identities of the sites.
-        source_label: the label that is steered away from.
+        collected: statistics of the SAEs and of the identities of the sites, with a source label.
         saes: the SAEs whose features may steer.
     """
 
     collected: Collected
-    source_label: str
     saes: Sequence[SAE]
     _rankings: dict[tuple[Any, ...], Selection] = field(default_factory=dict, repr=False)
 
@@ -142,25 +136,23 @@ class RecipeBuilder:
 
     def _choose_features(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
         """The features of a label, or as many random ones."""
-        found = []
+        found, source = [], self.collected.source_label
         for sae in self.saes_at(site):
             stats = self.collected.stats(sae)
-            check_counted(stats, label, self.source_label)
-            ranking = self._rank(
-                feature_diffmean, [sae.id], source=self.source_label, **recipe.parameters
-            )
-            units = ranking.units(sae.id)[label]
+            check_counted(stats, label, source)
+            ranked = self._rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
+            units = ranked.units(sae.id)[label]
             if recipe.method == "random":
                 units = random_units(stats, units, _SEED + stats.labels.index(label))
             found.append(Units(sae, units))
         return found
 
     def _choose_neurons(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
-        """The LAPE neurons of a label, and those of the source label alone where it is to be off."""
+        """The LAPE neurons of a label, and those of the source label alone if it is to be off."""
         neurons = self._rank(lape, recipe.sites, **recipe.parameters).units(site)
         off: set[int] = set()
         if recipe.edit.endswith(SOURCE_OFF):
-            off = set(neurons[self.source_label]) - set(neurons[label])
+            off = set(neurons[self.collected.source_label or ""]) - set(neurons[label])
         identity = open_dictionary(self.collected.read(site).header["dictionary"])
         return [Units(identity, neurons[label], sorted(off))]
 

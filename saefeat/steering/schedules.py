@@ -62,7 +62,7 @@ def check_strength(strength: float | Tensor) -> None:
 
 
 def schedule_change(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
-    """Make the edit for `hooks.intervene` from a change. Where its strength is 0, no bit changes."""
+    """Make an edit for `hooks.intervene` from a change. Where the strength is 0, no bit changes."""
 
     def edit(x: Tensor, steps: Tensor) -> Tensor:
         at = schedule.strengths(steps, strength)

@@ -50,7 +50,7 @@ def rescale(vector: Tensor, length: float) -> Tensor:
 
 
 def label_mean(stats: Stats, label: str) -> Tensor:
-    """Mean values over all tokens of a label: float64 [width]. Raises UserError if it is unknown."""
+    """Mean values over all tokens of a label, float64 [width]. Raises UserError if unknown."""
     if label not in stats.labels:
         raise UserError(
             f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
