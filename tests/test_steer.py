@@ -1,4 +1,4 @@
-"""Steering over a run directory: the sweep, the matrix, `steer generate`, and what they refuse."""
+"""Steering a run: the sweep, the matrix, `steer generate`, and their errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def small_grid(bench):
 # --------------------------------------------------------------------------- prompts and recipes
 
 
-def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
+def test_each_half_of_the_64_prompts_has_all_eight_kinds():
     prompts = english_prompts()
     assert len(prompts) == 64 == len(set(prompts))
     kinds = json.loads(files("saefeat.run").joinpath("prompts.json").read_text())
@@ -85,7 +85,7 @@ def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
         assert {of[prompt] for prompt in half} == set(kinds)
 
 
-def test_a_recipe_comes_back_from_json():
+def test_a_recipe_survives_json():
     recipe = SteeringRecipe("features", "add", (SITE,), Schedule(2, 0.1), 1.3, {"top": 30})
     path = Path("settings.json")
     assert checked(SteeringRecipe, json.loads(json.dumps(asdict(recipe))), path) == recipe
@@ -93,7 +93,7 @@ def test_a_recipe_comes_back_from_json():
         checked(SteeringRecipe, {"method": "features"}, path)
 
 
-def test_steering_is_in_the_residual_stream_where_there_is_an_sae(out):
+def test_features_steer_in_the_residual_stream_by_default(out):
     assert steering_sites(open_run(out)) == [SITE]
 
 
@@ -205,7 +205,7 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     assert not list(out.rglob("*-partial"))
 
 
-def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
+def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
     target = out / "steering" / "metrics.json"
     grid = small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
@@ -261,7 +261,7 @@ def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
     assert not target.exists()
 
 
-def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
+def test_the_demo_tunes_and_reports_on_the_same_prompts(bench, out):
     metrics = json.loads(
         sweep(
             bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False
@@ -271,7 +271,7 @@ def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
 
 
-def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench, out):
+def test_missing_statistics_of_neurons_are_collected_once(bench, out):
     shutil.rmtree(out / "steering", ignore_errors=True)
     (out / "stats" / "mlp_act@1.safetensors").unlink(missing_ok=True)
     recipe = SteeringRecipe(
@@ -347,7 +347,7 @@ def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
         bench.builder.build(recipe, "th")
 
 
-def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
+def test_a_method_without_units_for_a_label_is_skipped(bench, out):
     grid = demo_grid([SITE])
     neurons = ("mlp_act@0", "mlp_act@1")
     grid += [
@@ -359,7 +359,7 @@ def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
 
 
-def test_a_run_given_again_leaves_the_full_sweep_alone(bench, out):
+def test_a_second_run_does_not_overwrite_the_full_sweep(bench, out):
     target = sweep(bench, small_grid(bench), PROMPTS, out / "steering/metrics.json")
     before = target.read_bytes(), (out / "steering/settings.json").read_bytes()
     config = bench.setting.config
@@ -414,7 +414,7 @@ def test_damaged_settings_are_refused(bench, out, damage):
         load_recipe(bench, "de")
 
 
-def test_damaged_partial_files_are_done_again(bench, out):
+def test_a_damaged_state_is_measured_again(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
     bench.setting.say = StopAt("1 of 2")
@@ -429,7 +429,7 @@ def test_damaged_partial_files_are_done_again(bench, out):
 # --------------------------------------------------------------------------- the matrix
 
 
-def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypatch):
+def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(out, monkeypatch):
     from saefeat.run import matrix as room
 
     texts, features = room._texts, room.own_features
@@ -443,7 +443,7 @@ def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypat
     assert isinstance(most_affected(result, "ablate"), list)
 
 
-def test_the_matrix_is_that_of_a_plain_loop(out):
+def test_the_matrix_equals_a_plain_loop(out):
     setting = open_run(out)
     result = matrix(
         setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5
@@ -498,7 +498,7 @@ def count_encoders():
     return sum(type(thing) is GroupedEncoder for thing in gc.get_objects())
 
 
-def test_a_matrix_that_was_killed_goes_on_to_the_same_bytes(out, tmp_path):
+def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     setting = open_run(out)
     matrix(setting, tmp_path / "whole.json", sentences=2, top=5)
 
@@ -513,7 +513,7 @@ def test_a_matrix_that_was_killed_goes_on_to_the_same_bytes(out, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "run", "whole.json"]
 
 
-def test_the_labels_whose_own_text_suffers_most_are_counted():
+def test_labels_whose_own_text_suffers_most_are_listed():
     def row(**values):
         return {label: {"nll_median": value} for label, value in values.items()}
 
@@ -568,7 +568,7 @@ def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
     assert code == 0 and "unsteered" in text and "  de  " in text
 
 
-def test_strength_zero_is_the_twin(saefeat, out):
+def test_strength_0_gives_the_unsteered_twin(saefeat, out):
     code, text, _ = saefeat(
         "steer",
         "generate",
@@ -677,7 +677,7 @@ def test_a_run_of_another_model_is_refused(saefeat, out, save_lm):
     assert code == 2 and "has changed since the run" in err
 
 
-def test_no_run_and_files_of_others_are_refused(saefeat, out, tmp_path):
+def test_missing_runs_and_outputs_of_something_else_are_refused(saefeat, out, tmp_path):
     assert saefeat("steer", "generate", "--run", tmp_path, "--label", "de", "--prompt", "A")[0] == 2
     other = tmp_path / "other.json"
     other.write_text('{"mine": 1}')

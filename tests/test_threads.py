@@ -1,4 +1,4 @@
-"""A stage that is resumed with another number of threads does not mix two kinds of figures, or says that it does."""
+"""A stage resumed with another number of threads starts again, or reports that it goes on."""
 
 from __future__ import annotations
 
