@@ -26,14 +26,22 @@ from saefeat.io import UserError
 from saefeat.methods.lape import lape
 from saefeat.progress import quiet
 from saefeat.resume import Checkpoint
-from saefeat.run import open_run, run
+from saefeat.run import open_run, rank, run
 from saefeat.run.grids import demo_grid, english_prompts, full_grid
 from saefeat.run.matrix import matrix, most_affected, own_features
 from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe, steering_sites
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
-from saefeat.steering import CONSTANT, CannotSteer, Collected, NoUnits, Schedule, SteeringRecipe
+from saefeat.steering import (
+    CONSTANT,
+    CannotSteer,
+    Collected,
+    NoUnits,
+    Schedule,
+    SteeringRecipe,
+    changes_of,
+)
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
@@ -139,6 +147,47 @@ def test_random_units_are_as_many_and_as_long_as_the_features(bench):
         == pytest.approx(float(other.norm()), rel=1e-5)
     )
     assert abs(float(torch.cosine_similarity(one, other, dim=0))) < 0.95
+
+
+def moved(changes, seed=0):
+    """What changes make of random vectors, by site."""
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for site, here in changes.items():
+        found[site] = x
+        for change in here:
+            found[site] = change(found[site], torch.full((1, 5, 1), 0.7))
+    return found
+
+
+def test_steer_and_the_recipes_of_a_run_build_the_same_changes(bench, out):
+    recipe = SteeringRecipe("features", "add", (SITE,), Schedule(), 1.0, {"top": 5})
+    selection = rank(
+        out / "stats", "feature-diffmean", source="en", top=5, dictionaries=["sae-resid_post@0"]
+    )
+    ours, count = bench.builder.build(recipe, "de")
+    lm = bench.setting.lm
+    theirs = changes_of(lm, selection, "de", source="en")
+    assert count == len(selection.for_label("de")) > 0
+    assert ours.keys() == theirs.keys() == {SITE}
+    assert torch.equal(moved(ours)[SITE], moved(theirs)[SITE])
+    neurons = SteeringRecipe("neurons", "clamp", ("mlp_act@0",), CONSTANT, 1.0, {"top_rate": 0.5})
+    selection = rank(out / "stats", "lape", top_rate=0.5, dictionaries=["mlp_act@0"])
+    ours = bench.builder.build(neurons, "de")[0]["mlp_act@0"][0]
+    theirs = changes_of(lm, selection, "de", edit="clamp")["mlp_act@0"][0]
+    x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 5, 1)
+    assert torch.equal(ours(x, one), theirs(x, one)) and not torch.equal(ours(x, one), x)
+
+
+def test_the_whole_difference_of_means_is_every_coordinate_of_the_site(bench):
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    changes, count = bench.builder.build(recipe, "de")
+    stats = bench.builder.collected.read(SITE)
+    de, en = (stats.mean()[stats.labels.index(label)] for label in ("de", "en"))
+    x = torch.zeros(1, 1, 32)
+    assert count == 0
+    assert torch.equal(changes[SITE][0](x, torch.ones(1, 1, 1))[0, 0], (de - en).float())
 
 
 # --------------------------------------------------------------------------- the sweep

@@ -1,4 +1,4 @@
-"""`steer sweep`: tune methods and strengths per label on half of the prompts, report on the rest."""
+"""`steer sweep`: tune methods per label on half of the prompts, and report on the other half."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -41,7 +41,7 @@ class Row(Scored):
     chosen: bool
 
 
-class Summary(TypedDict, total=False):
+class Summary(TypedDict):
     """Means over labels of a method's chosen settings."""
 
     method: str
@@ -53,8 +53,8 @@ class Summary(TypedDict, total=False):
     reached: int  # labels that are forced fluently
     score: float
     score_ci: list[float]
-    features_ahead_by: float  # on the same labels
-    features_ahead_ci: list[float]
+    features_ahead_by: NotRequired[float]  # on the same labels
+    features_ahead_ci: NotRequired[list[float]]
 
 
 @with_config(STRICT)
@@ -162,21 +162,18 @@ def _sweep_label(
     """Try every recipe on the first part of the prompts, and each method's best on the last."""
     first, last = next(iter(parts)), list(parts)[-1]
     reference = bench.measure_reference(label, sum(map(len, parts.values())))
-    rows, best = _tune(bench, grid, label, first, parts[first], reference)
-    recipes = {method: recipe for method, (_, recipe, _) in best.items()}
-    measured = {method: found for method, (_, _, found) in best.items()}
-    if "features" not in recipes and "diffmean" not in recipes:
+    swept = _tune(bench, grid, label, first, parts[first], reference)
+    if "features" not in swept.recipes and "diffmean" not in swept.recipes:
         raise NoUnits(f"neither features nor the difference of means steer towards {label}")
     if last != first:
-        for method, recipe in recipes.items():
-            (measured[method],), units = bench.measure(
-                recipe, label, parts[last], [recipe.strength]
-            )
-            row = _make_row(recipe, label, units, last, measured[method], reference)
-            rows.append({**row, "chosen": True})
-    order = sorted(recipes, key=lambda method: method == "features")
-    rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
-    return _Swept(rows, reference, recipes, measured)
+        for method, recipe in swept.recipes.items():
+            (measured,), units = bench.measure(recipe, label, parts[last], [recipe.strength])
+            row = _make_row(recipe, label, units, last, measured, reference)
+            swept.rows.append({**row, "chosen": True})
+            swept.measured[method] = measured
+    order = sorted(swept.recipes, key=lambda method: method == "features")
+    swept.rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
+    return swept
 
 
 def _tune(
@@ -186,35 +183,34 @@ def _tune(
     half: str,
     ids: list[list[int]],
     reference: Reference,
-) -> tuple[list[dict[str, Any]], dict[str, tuple[dict[str, Any], SteeringRecipe, Measured]]]:
+) -> _Swept:
     """Measure every recipe, all strengths of one together, and choose the best of each method.
 
     The best has the greatest score among those that force the label fluently, or among all if none
     does.
-
-    Returns:
-        All rows, and method -> row, recipe and continuations of the best.
     """
-    rows: list[dict[str, Any]] = []
-    best: dict[str, tuple[dict[str, Any], SteeringRecipe, Measured]] = {}
+    swept = _Swept([], reference, {}, {})
+    best: dict[str, dict[str, Any]] = {}
 
     def rank(row: dict[str, Any]) -> tuple[bool, float]:
         return forces_fluently(row, reference), row["score"]
 
     for _, group in groupby([NONE, *grid], key=lambda recipe: replace(recipe, strength=0.0)):
         recipes = list(group)
+        method = recipes[0].method
         try:
             found, units = bench.measure(recipes[0], label, ids, [r.strength for r in recipes])
         except NoUnits as error:
-            bench.setting.say(f"note: {recipes[0].method} is skipped for {label}: {error}")
+            bench.setting.say(f"note: {method} is skipped for {label}: {error}")
             continue
         for recipe, measured in zip(recipes, found, strict=True):
-            rows.append(_make_row(recipe, label, units, half, measured, reference))
-            if recipe.method not in best or rank(rows[-1]) > rank(best[recipe.method][0]):
-                best[recipe.method] = (rows[-1], recipe, measured)
-    for row, _, _ in best.values():
+            row = _make_row(recipe, label, units, half, measured, reference)
+            swept.rows.append(row)
+            if method not in best or rank(row) > rank(best[method]):
+                best[method], swept.recipes[method], swept.measured[method] = row, recipe, measured
+    for row in best.values():
         row["chosen"] = True
-    return rows, best
+    return swept
 
 
 def _make_row(
@@ -308,9 +304,7 @@ def _summarize(method: str, found: dict[str, _Swept]) -> Summary:
         "score": scored["score"],
         "score_ci": scored["score_ci"],
     }
-    both = {
-        x: swept.measured["features"] for x, swept in having.items() if "features" in swept.recipes
-    }
+    both = {x: one.measured["features"] for x, one in having.items() if "features" in one.recipes}
     if method != "features" and both:
         ahead = compare(both, {label: measured[label] for label in both}, references)
         summary["features_ahead_by"] = ahead["difference"]

@@ -72,7 +72,7 @@ NONE = SteeringRecipe("none", "none", (), CONSTANT, 0.0)
 
 @plain_dataclass
 class RecipeBuilder:
-    """Builds the changes of recipes. Rankings of units are kept, for a sweep asks for them often.
+    """Builds the changes of recipes. It keeps rankings of units, which a sweep asks for often.
 
     Attributes:
         collected: statistics of the SAEs and of the identities of the sites, with a source label.
@@ -114,9 +114,10 @@ class RecipeBuilder:
             if any(one.units or one.silenced for one in here)
         }
         if not found:
+            help = "raise top_rate" if recipe.method == "neurons" else "use diffmean"
             raise NoUnits(
-                f"there are no {recipe.method} of {label} at {', '.join(recipe.sites)}; "
-                + ("raise top_rate" if recipe.method == "neurons" else "use diffmean")
+                f"the method {recipe.method} has no units for {label} at "
+                f"{', '.join(recipe.sites)}; {help}"
             )
         return found
 
