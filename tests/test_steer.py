@@ -481,9 +481,9 @@ def test_a_damaged_state_is_measured_again(bench, out):
 def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(out, monkeypatch):
     from saefeat.run import matrix as room
 
-    texts, features = room._texts, room.own_features
+    texts, features = room.pick_test_texts, room.own_features
     monkeypatch.setattr(
-        room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
+        room, "pick_test_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
     )
     monkeypatch.setattr(room, "own_features", lambda *given: {**features(*given), "de": {}})
     result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)

@@ -15,7 +15,7 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat.collection import working_bytes
-from saefeat.corpora import TOKEN_LIMIT, first_by_hash
+from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, fingerprint, kept_json, memory_limit, write_json
@@ -23,7 +23,7 @@ from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
 from saefeat.resume import clear_finished, resume
 from saefeat.run.setting import Setting
-from saefeat.run.steer import TOP
+from saefeat.run.steer import TOP, pick_test_texts
 from saefeat.rundir import RunDir
 from saefeat.schema import STRICT, read
 from saefeat.steering import CannotSteer, Collected, Units, apply, build_changes
@@ -91,7 +91,9 @@ def matrix(
     when the encoders of all SAEs together do not fit in memory.
     """
     lm, labels = setting.lm, list(setting.corpus.labels)
-    texts = {label: some for label in labels if (some := _texts(setting, label, sentences))}
+    texts = {
+        label: some for label in labels if (some := pick_test_texts(setting, label, sentences))
+    }
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
     saes = [sae.identity["fingerprint"] for sae in setting.saes]
@@ -184,12 +186,6 @@ def most_affected(
         for label, row in rise.items()
         if label in row and all(row[label] > row[other] for other in row if other != label)
     ]
-
-
-def _texts(setting: Setting, label: str, n: int) -> list[str]:
-    corpus, seed = setting.corpus, setting.config.seed
-    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
-    return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
 def own_features(

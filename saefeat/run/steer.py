@@ -90,6 +90,13 @@ def find_label(setting: Setting, label: str) -> str:
     return found
 
 
+def pick_test_texts(setting: Setting, label: str, n: int) -> list[str]:
+    """Pick at most n texts of a label's test split, by hashed id."""
+    corpus, seed = setting.corpus, setting.config.seed
+    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
+    return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
+
+
 def steering_sites(setting: Setting) -> list[str]:
     """Sites where features steer by default.
 
@@ -202,7 +209,7 @@ class Bench:
         if not missing:
             return
         self.setting.say("steering: collecting " + ", ".join(d.id for d in missing))
-        # In a directory of its own each: a collection resumes in the directory of its own request.
+        # In a directory of its own: a collection that was killed resumes there, and refuses others.
         directory = self.run.steering_stats / missing[0].id
         collect(self.setting.lm, self.setting.plan, missing, directory, progress=self.setting.say)
         for d in missing:
@@ -245,17 +252,14 @@ class Bench:
 
         Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
         """
-        setting = self.setting
-        corpus, seed = setting.corpus, setting.config.seed
-        positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
-        picked = first_by_hash(corpus, positions, seed, 4 * n)
-        rows = setting.lm.tokenize([corpus.texts[i] for i in picked], BEGINNING)
-        begun = [setting.lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
+        lm = self.setting.lm
+        rows = lm.tokenize(pick_test_texts(self.setting, label, 4 * n), BEGINNING)
+        begun = [lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
             raise CannotSteer(
                 f"{label} has no test text of {BEGINNING} tokens that the model could continue"
             )
-        found = measure_reference(setting.lm, label, begun, self.decoding, self.judge)
+        found = measure_reference(lm, label, begun, self.decoding, self.judge)
         if not math.isfinite(found.perplexity):
             raise CannotSteer(
                 f"the model's own text in {label} is too short to measure; allow more new tokens",
