@@ -420,6 +420,27 @@ def test_a_second_run_does_not_overwrite_the_full_sweep(bench, out):
     assert (target.read_bytes(), (out / "steering/settings.json").read_bytes()) == before
 
 
+def test_a_run_skips_what_cannot_be_steered_and_nothing_else(tiny_run, tmp_path, monkeypatch):
+    saes = (str(tiny_run / "saes"),)
+    config = replace(open_run(tiny_run).config, labels=("de", "th"), saes=saes, gate=False)
+    config = replace(config, eval_texts=3, steer_prompts=2, matrix_texts=1)
+    lines = []
+    run(config, tmp_path / "run", say=lines.append)
+    assert any(
+        line.startswith("note: steering is skipped: the run has no English") for line in lines
+    )
+    assert not (tmp_path / "run/steering/metrics.json").exists()
+    assert (tmp_path / "run/steering/matrix.json").exists()
+
+    def fail(*_, **__):
+        raise UserError("the statistics are damaged")
+
+    (tmp_path / "run/steering/matrix.json").unlink()
+    monkeypatch.setattr("saefeat.run.measure_matrix", fail)
+    with pytest.raises(UserError, match="the statistics are damaged"):
+        run(config, tmp_path / "run")
+
+
 def test_a_sweep_over_one_more_label_keeps_the_settings_of_the_others(bench, out):
     for label in ("de", "th"):
         sweep(
