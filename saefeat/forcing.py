@@ -1,8 +1,8 @@
-"""How well a model was steered: forcing, fluency and their harmonic mean, with intervals over the prompts.
+"""How well a model was steered: forcing, fluency and their harmonic mean, with intervals.
 
-The same prompts stand behind every setting, so differences are paired: both sides see the same
+All settings are measured on the same prompts, so differences are paired: both sides see the same
 resampled prompts. Intervals are those of `saefeat.evaluation`: in each sample a judgement of the
-language slips with a small probability.
+language is wrong with a small probability.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from saefeat.evaluation import difference_interval, interval, slip
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 from saefeat.models import LanguageModel
+from saefeat.schema import STRICT
 
 RESAMPLES = 1000
 Judge = Callable[[Sequence[str]], list[str | None]]
@@ -25,129 +28,132 @@ Judge = Callable[[Sequence[str]], list[str | None]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of n prompts: their continuations and what is measured of each.
+class Measured:
+    """Continuations of n prompts, and what is measured of each, as values of JSON.
 
     Attributes:
-        texts: n continuations.
+        texts: the continuations.
         judged: the label that each is judged to be in, or None.
-        perplexity: float64 [n], of the unsteered model, nan for a continuation too short to
-            measure.
-        distinct3: float64 [n], share of distinct trigrams of tokens, nan for fewer than 3 tokens.
+        perplexity: under the unsteered model; None where a continuation is too short.
+        distinct3: share of distinct trigrams of tokens; None for fewer than 3 tokens.
     """
 
     texts: list[str]
     judged: list[str | None]
-    perplexity: NDArray[np.float64]
-    distinct3: NDArray[np.float64]
+    perplexity: list[float | None]
+    distinct3: list[float | None]
 
-    def of(self, keep: Sequence[int]) -> Outcome:
-        """The outcome of some of the prompts."""
-        return Outcome(
-            [self.texts[i] for i in keep],
-            [self.judged[i] for i in keep],
-            self.perplexity[list(keep)],
-            self.distinct3[list(keep)],
-        )
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it; `Outcome.read` is the way back."""
-        numbers = {
-            name: [_plain(v) for v in getattr(self, name)] for name in ("perplexity", "distinct3")
-        }
-        return {"texts": self.texts, "judged": self.judged, **numbers}
-
-    @classmethod
-    def read(cls, entry: Mapping[str, Any]) -> Outcome:
-        perplexity, distinct3 = (
-            np.array(entry[name], np.float64) for name in ("perplexity", "distinct3")
-        )
-        return cls(entry["texts"], entry["judged"], perplexity, distinct3)
+    def take(self, start: int, end: int) -> Measured:
+        """The prompts from start to before end."""
+        return Measured(**{name: values[start:end] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Own:
-    """The model's own text in a label, unsteered: what fluency is measured against."""
+class Reference:
+    """Measures of the model's own text in a label, unsteered. Fluency is relative to them."""
 
     forcing: float
     perplexity: float
     distinct3: float
 
 
+@with_config(STRICT)
+class Scored(TypedDict):
+    """Measures of continuations as files hold them; null where nothing can be measured."""
+
+    forcing: float
+    perplexity: float | None  # median over prompts
+    distinct3: float | None
+    score: float
+    score_ci: list[float]  # 95 %
+
+
 def measure(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], judge: Judge
-) -> Outcome:
-    """Judge continuations `rows` of token ids. Call it outside of any steering: the unsteered model measures."""
+) -> Measured:
+    """Judge continuations `rows` of prompts, both token ids, and measure them.
+
+    Call it outside of any steering: the unsteered model measures.
+    """
     texts = texts_of(lm, rows)
-    values = [math.nan if value is None else value for value in perplexities(lm, prompts, rows)]
-    distinct = [distinct_trigrams([row]) if len(row) > 2 else math.nan for row in rows]
-    return Outcome(
-        texts, judge(texts), np.array(values, np.float64), np.array(distinct, np.float64)
-    )
+    distinct = [distinct_trigrams([row]) if len(row) > 2 else None for row in rows]
+    return Measured(texts, judge(texts), perplexities(lm, prompts, rows), distinct)
 
 
-def own_text(
+def measure_reference(
     lm: LanguageModel,
     label: str,
     beginnings: Sequence[Sequence[int]],
     decoding: Decoding,
     judge: Judge,
-) -> Own:
-    """The reference of a label: unsteered continuations of the beginnings of its own texts (token ids with BOS)."""
-    outcome = measure(lm, beginnings, generate(lm, beginnings, decoding), judge)
-    return Own(
-        **{
-            name: float(value[0])
-            for name, value in _measures(outcome, label, _all(outcome)).items()
-        }
+) -> Reference:
+    """Measure unsteered continuations of the beginnings of a label's texts (ids, BOS included)."""
+    measured = measure(lm, beginnings, generate(lm, beginnings, decoding), judge)
+    found = _summarize(measured, label, _all_prompts(measured))
+    return Reference(**{name: float(value[0]) for name, value in found.items()})
+
+
+def score(measured: Measured, label: str, reference: Reference, *, seed: int = 0) -> Scored:
+    """Summarize the measures of a label over prompts, with the score and its interval."""
+    every = _all_prompts(measured)
+    found = _summarize(measured, label, every)
+    n, rng = len(measured.texts), np.random.default_rng(seed)
+    picks = _resample(n, rng)
+    value = float(score_samples(measured, label, reference, every)[0])
+    sampled = score_samples(measured, label, reference, picks, _draw_slips(picks, rng))
+    return Scored(
+        forcing=float(found["forcing"][0]),
+        perplexity=finite_or_none(found["perplexity"][0]),
+        distinct3=finite_or_none(found["distinct3"][0]),
+        score=value,
+        score_ci=interval(value, sampled, n),
     )
 
 
-def row(outcome: Outcome, label: str, own: Own, *, seed: int = 0) -> dict[str, Any]:
-    """forcing, perplexity (median, None where nothing can be measured), distinct3, score and score_ci (95 %)."""
-    found = _measures(outcome, label, _all(outcome))
-    numbers: dict[str, Any] = {name: _plain(value[0]) for name, value in found.items()}
-    n, rng = len(outcome.texts), np.random.default_rng(seed)
-    picks = _resampled(n, rng)
-    score = float(scores(outcome, label, own, _all(outcome))[0])
-    sampled = scores(outcome, label, own, picks, _slips(picks, rng))
-    return {**numbers, "score": score, "score_ci": interval(score, sampled, n)}
+def forces_fluently(scored: Mapping[str, Any], reference: Reference) -> bool:
+    """Whether measures force at least 95 % of the prompts and stay fluent.
 
-
-def reaches(row: Mapping[str, Any], own: Own) -> bool:
-    """Whether a row of measures forces at least 95 % of the prompts and stays fluent.
-
-    Fluent: a perplexity of at most twice, and distinct trigrams of at least .9 of, those of the
-    model's own text.
+    Fluent: a perplexity of at most twice the reference's, and distinct trigrams of at least 90 % of
+    the reference's.
     """
-    found = row["perplexity"]
-    if found is None or row["distinct3"] is None:
+    perplexity, distinct3 = scored["perplexity"], scored["distinct3"]
+    if perplexity is None or distinct3 is None:
         return False
-    fluent = found <= 2 * own.perplexity and row["distinct3"] >= 0.9 * own.distinct3
-    return bool(row["forcing"] >= 0.95 and fluent)
+    fluent = perplexity <= 2 * reference.perplexity and distinct3 >= 0.9 * reference.distinct3
+    return bool(scored["forcing"] >= 0.95 and fluent)
 
 
 def compare(
-    ones: Mapping[str, Outcome],
-    others: Mapping[str, Outcome],
-    own: Mapping[str, Own],
+    ones: Mapping[str, Measured],
+    others: Mapping[str, Measured],
+    references: Mapping[str, Reference],
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean score over labels of two methods and how much the first is ahead, with 95 % intervals, paired by prompt."""
+    """Compare two methods by their mean score over labels, paired by prompt.
+
+    Args:
+        ones, others: label -> continuations of the same prompts.
+
+    Returns:
+        score and score_ci of the first, difference (first minus second) and difference_ci; the
+        intervals are of 95 %.
+    """
     n, rng = len(next(iter(ones.values())).texts), np.random.default_rng(seed)
-    plain, drawn = np.arange(n)[None], _resampled(n, rng)
-    one, other = (
-        np.mean([scores(of[name], name, own[name], plain)[0] for name in of])
-        for of in (ones, others)
-    )
-    draws = [
-        np.mean(
-            [scores(of[name], name, own[name], drawn, _slips(drawn, rng)) for name in sorted(of)],
-            axis=0,
-        )
-        for of in (ones, others)
-    ]
+    every, drawn = np.arange(n)[None], _resample(n, rng)
+
+    def mean_score(of: Mapping[str, Measured]) -> Any:
+        return np.mean([score_samples(of[x], x, references[x], every)[0] for x in of])
+
+    def sample_scores(of: Mapping[str, Measured]) -> Any:
+        sampled = [
+            score_samples(of[x], x, references[x], drawn, _draw_slips(drawn, rng))
+            for x in sorted(of)
+        ]
+        return np.mean(sampled, axis=0)
+
+    one, other = mean_score(ones), mean_score(others)
+    draws = sample_scores(ones), sample_scores(others)
     return {
         "score": float(one),
         "score_ci": interval(float(one), draws[0], n * len(ones)),
@@ -156,62 +162,70 @@ def compare(
     }
 
 
-def scores(
-    outcome: Outcome,
+def score_samples(
+    measured: Measured,
     label: str,
-    own: Own,
+    reference: Reference,
     picks: NDArray[np.int64],
     slips: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
-    """Score of each sample of prompts picks [samples, n]: harmonic mean of forcing and fluency, [samples].
+    """Score samples of prompts: the harmonic mean of forcing and fluency, float64 [samples].
 
-    slips: bool [samples, n], which of them are judged the other way.
-    Fluency = min(1, own perplexity / perplexity) * min(1, distinct3 / own distinct3); 0 where
-    nothing is measured.
+    Fluency = min(1, reference perplexity / perplexity) * min(1, distinct3 / reference distinct3);
+    it is 0 where nothing is measured.
+
+    Args:
+        picks: int64 [samples, n], prompts of each sample.
+        slips: bool [samples, n], which of them are judged the other way.
     """
-    found = _measures(outcome, label, picks, slips)
+    found = _summarize(measured, label, picks, slips)
     with np.errstate(invalid="ignore", divide="ignore"):
-        fluent = np.minimum(1, own.perplexity / found["perplexity"])
+        fluent = np.minimum(1, reference.perplexity / found["perplexity"])
         fluent = np.nan_to_num(
-            fluent * np.minimum(1, found["distinct3"] / max(own.distinct3, 1e-9))
+            fluent * np.minimum(1, found["distinct3"] / max(reference.distinct3, 1e-9))
         )
         return np.nan_to_num(2 * found["forcing"] * fluent / (found["forcing"] + fluent))
 
 
-def _measures(
-    outcome: Outcome, label: str, picks: NDArray[np.int64], slips: NDArray[np.bool_] | None = None
+def _summarize(
+    measured: Measured, label: str, picks: NDArray[np.int64], slips: NDArray[np.bool_] | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """forcing, median perplexity and mean distinct3 of each sample of prompts picks [samples, n]; see `scores`."""
-    hit = np.array([judged == label for judged in outcome.judged], np.bool_)[picks]
+    """forcing, median perplexity and mean distinct3 of each sample; see `score_samples`."""
+    hit = np.array([judged == label for judged in measured.judged], np.bool_)[picks]
     return {
         "forcing": (hit if slips is None else hit ^ slips).mean(1),
-        "perplexity": _over(np.nanmedian, outcome.perplexity[picks]),
-        "distinct3": _over(np.nanmean, outcome.distinct3[picks]),
+        "perplexity": _reduce_known(np.nanmedian, measured.perplexity, picks),
+        "distinct3": _reduce_known(np.nanmean, measured.distinct3, picks),
     }
 
 
-def _over(
-    summary: Callable[..., NDArray[np.float64]], values: NDArray[np.float64]
+def _reduce_known(
+    reduce: Callable[..., NDArray[np.float64]],
+    measured: Sequence[float | None],
+    picks: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """The summary of each row, nan for a row without any value."""
+    """Reduce each sample, nan for one without any value (for which numpy would warn)."""
+    values = np.array(measured, np.float64)[picks]  # None becomes nan
     known = ~np.isnan(values).all(1)
     out = np.full(len(values), np.nan)
     if known.any():
-        out[known] = summary(values[known], axis=1)
+        out[known] = reduce(values[known], axis=1)
     return out
 
 
-def _all(outcome: Outcome) -> NDArray[np.int64]:
-    return np.arange(len(outcome.texts))[None]
+def _all_prompts(measured: Measured) -> NDArray[np.int64]:
+    """One sample that is all of the prompts."""
+    return np.arange(len(measured.texts))[None]
 
 
-def _resampled(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _resample(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.integers(0, n, (RESAMPLES, n))
 
 
-def _slips(picks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+def _draw_slips(picks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
     return rng.random(picks.shape) < slip(picks.shape[1])
 
 
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite_or_none(value: float | None) -> float | None:
+    """The value as JSON can hold it."""
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,4 +1,4 @@
-"""Generate from prompts and measure what came out: perplexity, distinct trigrams, likelihood of texts.
+"""Generate from prompts, and measure text: perplexity, distinct trigrams, likelihood.
 
 Nothing here knows of steering: inside `steering.apply` the same functions run an edited model.
 """
@@ -16,7 +16,7 @@ from saefeat.config import Decoding
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 
-SKIPPED = 5  # new tokens before perplexity is measured: the switch of language itself is not what is judged
+SKIPPED = 5  # new tokens that perplexity leaves out: the switch of language is not judged
 BATCH = 128  # prompts decoded together
 LOGITS = 2**28  # greatest number of logits held at once
 
@@ -24,14 +24,17 @@ LOGITS = 2**28  # greatest number of logits held at once
 def encode_prompts(
     lm: LanguageModel, prompts: Sequence[str], new_tokens: int, *, chat: bool = False
 ) -> list[list[int]]:
-    """Token ids of each prompt, BOS included.
+    """Encode prompts to token ids, BOS included.
 
-    chat: put each prompt through the chat template as the user's turn. Raises UserError for an
-    empty prompt, one that does not fit the model's context with `new_tokens` more, or a tokenizer
-    without a chat template.
+    Args:
+        new_tokens: number of tokens that are to be generated.
+        chat: put each prompt through the chat template, as the user's turn.
+
+    Raises UserError when a prompt is empty or exceeds the model's context with the new tokens, or
+    when the tokenizer has no chat template.
     """
     if chat and not getattr(lm.tokenizer, "chat_template", None):
-        raise UserError(f"the model {lm.name} has no chat template; leave --chat out")
+        raise UserError(f"the model {lm.name} has no chat template; give plain prompts", "chat")
     limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
     rows = []
     for number, prompt in enumerate(prompts, 1):
@@ -59,13 +62,15 @@ def generate(
     *,
     repeat: int | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt (ids, BOS included), cut at the first end-of-text token.
+    """Generate the new tokens of each prompt, cut at the first end-of-text token.
 
-    The i-th prompt has random numbers of its own, whatever stands beside it and however the model
-    is edited.
+    Prompt i has random numbers of its own, whatever else is in the batch and however the model is
+    edited, so that a text does not depend on what it is generated with.
 
-    repeat: prompts i and i + repeat are the same prompt under another edit, and share their random
-    numbers.
+    Args:
+        prompts: token ids, BOS included.
+        repeat: prompts i and i + repeat are the same prompt under different edits, and share their
+            random numbers; None: all prompts differ.
     """
     from transformers import GenerationConfig
 
@@ -75,25 +80,27 @@ def generate(
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
     uniform = torch.rand(shape, generator=generator).clamp(min=1e-20)
+    # A fresh configuration: penalties and the like that the model brings are not our decoding.
+    options = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=lm.pad_id,
+    )
     rows: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
-        ids, mask = _padded(lm, prompts[start : start + BATCH])
-        own = torch.arange(start, start + len(ids)) % len(uniform)
-        sampler = _Sampler(decoding, ids.shape[1], -(-uniform[own].log()).log().to(ids.device))
+        ids, mask = _pad_left(lm, prompts[start : start + BATCH])
+        numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
+        gumbel = -(-numbers.log()).log().to(ids.device)
         with torch.inference_mode():
             out = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                # A fresh one: penalties and the like that the model brings along are not part of
-                # our decoding.
-                generation_config=GenerationConfig(
-                    max_new_tokens=decoding.max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=sorted(ends) or None,
-                    pad_token_id=lm.pad_id,
+                generation_config=options,
+                logits_processor=(
+                    [_Sampler(decoding, ids.shape[1], gumbel)] if decoding.temperature > 0 else []
                 ),
-                logits_processor=[sampler] if decoding.temperature > 0 else [],
-                **_last(lm, 1),
+                **_keep_logits(lm, 1),
             )
         rows += out[:, ids.shape[1] :].tolist()
     return [
@@ -102,18 +109,19 @@ def generate(
 
 
 class _Sampler:
-    """Top-k sampling as a logits processor: the greatest of the k best logits plus Gumbel noise is all that is left.
+    """Top-k sampling as a logits processor, with random numbers of its own for each row.
 
-    Far cheaper than drawing from a distribution over the whole vocabulary, and each row has its own
-    noise.
+    By the Gumbel-max trick, the argmax of logits / temperature plus Gumbel noise is a sample of
+    their softmax. Only the k best logits get noise, and only the argmax stays finite. That is far
+    cheaper than drawing from a distribution over the whole vocabulary.
+
+    Args:
+        start: tokens of the prompts in the batch, padding included.
+        noise: float32 [rows, new tokens, top_k], standard Gumbel.
     """
 
     def __init__(self, decoding: Decoding, start: int, noise: Tensor) -> None:
-        self.decoding, self.start, self.noise = (
-            decoding,
-            start,
-            noise,
-        )  # noise [rows, new tokens, top_k]
+        self.decoding, self.start, self.noise = decoding, start, noise
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         best = scores.topk(min(self.decoding.top_k, scores.shape[1]))
@@ -123,7 +131,7 @@ class _Sampler:
 
 
 def texts_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
-    """The text of each row of token ids, special tokens left out."""
+    """Decode rows of token ids to texts, without special tokens."""
     return [lm.tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
 
 
@@ -133,7 +141,10 @@ def perplexities(
     rows: Sequence[Sequence[int]],
     skip: int = SKIPPED,
 ) -> list[float | None]:
-    """Perplexity of each continuation from token `skip` + 1 on, given its prompt; None for shorter ones."""
+    """Perplexity of each continuation after its first `skip` tokens, given its prompt.
+
+    None for continuations of at most `skip` tokens. prompts, rows: token ids.
+    """
     jobs = [i for i, row in enumerate(rows) if len(row) > skip]
     values: list[float | None] = [None] * len(rows)
     texts = [[*prompts[i], *rows[i]] for i in jobs]
@@ -145,12 +156,15 @@ def perplexities(
 
 
 def perplexity(loss: float) -> float:
-    """exp of a mean loss in nats; infinite where that is too great for a number."""
+    """exp of a mean loss in nats; infinite where that exceeds a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[float]:
-    """Mean negative log-likelihood (nats a token) of each text, cut at `limit` tokens; nan for an empty one."""
+    """Mean negative log-likelihood of each text, in nats per token.
+
+    Texts are cut at `limit` tokens. nan for a text without tokens to predict.
+    """
     ids = [lm.prefix + row for row in lm.tokenize(list(texts), limit)]
     counts = [max(len(row) - max(len(lm.prefix), 1), 0) for row in ids]
     losses = iter(
@@ -164,13 +178,13 @@ def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[flo
 def token_losses(
     lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
 ) -> Iterator[list[float]]:
-    """Negative log-likelihood (nats) of the last `counts[i]` tokens of each row, in the order of the rows."""
+    """Negative log-likelihoods (nats) of the last `counts[i]` tokens of each row, in row order."""
     found: dict[int, list[float]] = {}
-    for group in _by_length(rows, counts, lm.unembedding().shape[0]):
-        ids, mask = _padded(lm, [rows[i] for i in group])
+    for group in _group_by_length(rows, counts, lm.unembedding().shape[0]):
+        ids, mask = _pad_left(lm, [rows[i] for i in group])
         wanted = max(counts[i] for i in group)
         with torch.inference_mode():
-            more = {**_positions(lm, mask), **_last(lm, wanted + 1)}
+            more = {**_position_ids(lm, mask), **_keep_logits(lm, wanted + 1)}
             logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
                 n = counts[i]
@@ -181,10 +195,10 @@ def token_losses(
     return (found[i] for i in range(len(rows)))
 
 
-def _by_length(
+def _group_by_length(
     rows: Sequence[Sequence[int]], counts: Sequence[int], vocabulary: int
 ) -> Iterator[list[int]]:
-    """Indices of rows in groups of like length, whose logits fit in memory."""
+    """Group rows of similar length so that the logits of a group fit in memory; yields indices."""
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         longest = max([counts[j] for j in group] + [counts[i]]) + 1
@@ -197,7 +211,7 @@ def _by_length(
 
 
 def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
-    """Share of distinct ones among all trigrams of tokens within each row, mean over rows of 3 tokens or more."""
+    """Share of distinct trigrams of tokens per row, mean over rows of at least 3 tokens."""
     shares = []
     for row in rows:
         trigrams = list(zip(row, row[1:], row[2:], strict=False))
@@ -206,8 +220,8 @@ def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, padded on the left."""
+def _pad_left(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 [rows, tokens], padded on the left."""
     longest, pad = max(map(len, rows)), lm.pad_id
     gaps = [[pad] * (longest - len(row)) for row in rows]
     ids = [[*gap, *row] for gap, row in zip(gaps, rows, strict=True)]
@@ -215,18 +229,18 @@ def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, T
     return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
 
 
-def _positions(lm: LanguageModel, mask: Tensor) -> dict[str, Tensor]:
-    """Positions counted from the first token that is not padding, which GPT-2 does not see for itself."""
+def _position_ids(lm: LanguageModel, mask: Tensor) -> dict[str, Tensor]:
+    """Positions counted from the first token after the padding, which GPT-2 needs to be told."""
     if "position_ids" not in inspect.signature(lm.model.forward).parameters:
         return {}
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
-def _last(lm: LanguageModel, n: int) -> dict[str, Tensor]:
-    """The option of a forward pass that gives logits at the last n positions only, where the model has it.
+def _keep_logits(lm: LanguageModel, n: int) -> dict[str, Tensor]:
+    """Options of a forward pass that computes logits at the last n positions only, if it has one.
 
-    As a tensor: picked by a number, the vectors are a view, for which torch copies the output
-    projection once a row.
+    They are given as a tensor of indices. Given as a number, the model would slice the vectors to a
+    view, for which torch copies the output projection once per row.
     """
     if "logits_to_keep" not in inspect.signature(lm.model.forward).parameters:
         return {}

@@ -263,6 +263,11 @@ class RunDir:
         schema.write(SteeringMetrics, path or self.steering_metrics, metrics)
 
     @property
+    def steering_stats(self) -> Path:
+        """Statistics that only steering reads: those of further sites."""
+        return self.steering / "stats"
+
+    @property
     def settings(self) -> Path:
         """The setting of each label that `steer generate` reads."""
         return self.steering / "settings.json"

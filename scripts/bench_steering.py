@@ -17,10 +17,11 @@ import torch
 from common import in_turns, options, parse, record
 
 from saefeat import steering
-from saefeat.generation import Decoding, encode_prompts, generate
+from saefeat.config import Decoding
+from saefeat.generation import encode_prompts, generate
 from saefeat.models import LanguageModel
 from saefeat.run import open_run
-from saefeat.run.sweep import english_prompts
+from saefeat.run.grids import english_prompts
 from saefeat.steering import Change, Schedule
 
 WEAK = 0.05  # strength, so that edited texts do not end earlier
@@ -52,7 +53,8 @@ def main() -> None:
             f"resid_post@{at}": [steering.add(torch.randn(d, device=lm.device))] for at in depths
         },
         "ablate 100 features at each SAE": {
-            sae.site: [steering.ablate(sae, range(100))] for sae in setting.saes_at_hand
+            s.site: [steering.ablate(s, range(100))]
+            for s in (sae.to(lm.device) for sae in setting.saes)
         },
     }
     measures: dict[str, Callable[[], float]] = {

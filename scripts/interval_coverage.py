@@ -18,7 +18,7 @@ from common import options, parse, record, show
 from numpy.typing import NDArray
 
 from saefeat import evaluation, forcing
-from saefeat.forcing import Outcome, Own
+from saefeat.forcing import Measured, Reference
 
 SETS = 200
 RESAMPLES = 500
@@ -123,15 +123,15 @@ def steering(n: int, force: Sequence[float], relative: float) -> Iterator[_ROW]:
         force: rate of forcing of each method, the same for all labels.
         relative: median perplexity divided by the model's own.
     """
-    own, names = Own(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
+    own, names = Reference(1.0, 10.0, 0.9), [f"l{i}" for i in range(14)]
 
-    def outcome(label: str, rate: float, rng: np.random.Generator) -> Outcome:
+    def outcome(label: str, rate: float, rng: np.random.Generator) -> Measured:
         judged: list[str | None] = [label if hit else "en" for hit in rng.random(n) < rate]
-        return Outcome(
+        return Measured(
             [""] * n,
             judged,
-            10.0 * relative * np.exp(0.6 * rng.standard_normal(n)),
-            np.full(n, 0.9),
+            (10.0 * slowness * np.exp(0.6 * rng.standard_normal(n))).tolist(),
+            [0.9] * n,
         )
 
     def score(rate: float) -> float:
@@ -141,8 +141,8 @@ def steering(n: int, force: Sequence[float], relative: float) -> Iterator[_ROW]:
     def one(rng: np.random.Generator) -> tuple[list[float], list[float]]:
         found = outcome("l0", force[0], rng)
         picks = rng.integers(0, n, (RESAMPLES, n))
-        return forcing.row(found, "l0", own)["score_ci"], evaluation.percentiles(
-            forcing.scores(found, "l0", own, picks)
+        return forcing.score(found, "l0", own)["score_ci"], evaluation.percentiles(
+            forcing.score_samples(found, "l0", own, picks)
         )
 
     def both(key: str, rng: np.random.Generator) -> tuple[list[float], list[float]]:
@@ -150,7 +150,7 @@ def steering(n: int, force: Sequence[float], relative: float) -> Iterator[_ROW]:
         found = forcing.compare(sides[0], sides[1], dict.fromkeys(names, own))
         picks = rng.integers(0, n, (RESAMPLES, n))
         draws = [
-            np.mean([forcing.scores(side[name], name, own, picks) for name in names], axis=0)
+            np.mean([forcing.score_samples(side[name], name, own, picks) for name in names], axis=0)
             for side in sides
         ]
         plain = draws[0] if key == "score_ci" else draws[0] - draws[1]

@@ -14,23 +14,28 @@ from typing import Any
 
 from common import options, parse, record, show
 
-from saefeat.forcing import Outcome, Own, compare, reaches, row
-from saefeat.generation import Decoding, encode_prompts
+from saefeat.config import Decoding
+from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
+from saefeat.generation import encode_prompts
 from saefeat.io import read_json
 from saefeat.run import open_run
-from saefeat.run.steer import Bench, Recipe
-from saefeat.run.sweep import english_prompts
+from saefeat.run.grids import english_prompts
+from saefeat.run.steer import Bench
+from saefeat.rundir import RunDir
+from saefeat.schema import checked
+from saefeat.steering import SteeringRecipe
 
 
 def main() -> None:
     arguments = parse(options(__doc__, run=True))
-    metrics = read_json(arguments.run / "steering" / "metrics.json")
-    own = {label: Own(**values) for label, values in metrics["own"].items()}
+    path = RunDir(arguments.run).steering_metrics
+    metrics = read_json(path)
+    own = {label: Reference(**values) for label, values in metrics["own"].items()}
     bench = Bench(open_run(arguments.run), metrics["source"], Decoding(**metrics["decoding"]))
     prompts = encode_prompts(
         bench.setting.lm, english_prompts()[1::2], bench.decoding.max_new_tokens
     )
-    outcomes: dict[str, dict[str, Outcome]] = {}
+    outcomes: dict[str, dict[str, Measured]] = {}
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(r["method"] for r in metrics["rows"] if r["method"] != "none"):
         outcomes[method] = {}
@@ -40,12 +45,12 @@ def main() -> None:
                 for r in metrics["rows"]
                 if (r["method"], r["label"], r["half"]) == (method, label, "tune")
             ]
-            recipe = Recipe.read(max(tuned, key=lambda r: r["score"]))
-            (outcomes[method][label],), _ = bench.outcomes(
-                recipe, label, prompts, [recipe.strength]
-            )
+            best = max(tuned, key=lambda r: r["score"])
+            entry = {field.name: best[field.name] for field in fields(SteeringRecipe)}
+            recipe = checked(SteeringRecipe, entry, path)
+            (outcomes[method][label],), _ = bench.measure(recipe, label, prompts, [recipe.strength])
         found = {
-            label: row(outcome, label, own[label]) for label, outcome in outcomes[method].items()
+            label: score(outcome, label, own[label]) for label, outcome in outcomes[method].items()
         }
         scored = compare(outcomes[method], outcomes[method], own)
         rows.append(
@@ -55,9 +60,10 @@ def main() -> None:
                 "score_ci": scored["score_ci"],
                 "forcing": fmean(one["forcing"] for one in found.values()),
                 "relative": fmean(
-                    one["perplexity"] / own[label].perplexity for label, one in found.items()
+                    (one["perplexity"] or math.nan) / own[label].perplexity
+                    for label, one in found.items()
                 ),
-                "reached": sum(reaches(one, own[label]) for label, one in found.items()),
+                "reached": sum(forces_fluently(one, own[label]) for label, one in found.items()),
             }
         )
     for entry in rows:

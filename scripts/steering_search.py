@@ -15,28 +15,31 @@ from typing import Any
 
 from common import options, parse, record, show
 
-from saefeat.forcing import row
-from saefeat.generation import Decoding, encode_prompts
+from saefeat.config import Decoding
+from saefeat.forcing import score
+from saefeat.generation import encode_prompts
 from saefeat.run import open_run
-from saefeat.run.steer import Bench, Recipe
-from saefeat.run.sweep import SHARED, STRENGTHS, english_prompts
-from saefeat.steering import CONSTANT, Schedule
+from saefeat.run.grids import SHARED, STRENGTHS, english_prompts
+from saefeat.run.steer import Bench
+from saefeat.steering import CONSTANT, Schedule, SteeringRecipe
 
 LABELS = ("de", "es", "hi", "th", "ru", "ja")
 
 
-def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
+def settings(layers: int) -> dict[str, tuple[SteeringRecipe, Sequence[float]]]:
     """Name -> recipe and strengths."""
     one, two = ("resid_post@5",), ("resid_post@0", "resid_post@5")
 
     def vector(
         method: str, sites: tuple[str, ...], first: int, rest: float, **parameters: Any
-    ) -> Recipe:
-        return Recipe(method, "add", sites, Schedule(first, rest), 0.0, parameters)
+    ) -> SteeringRecipe:
+        return SteeringRecipe(method, "add", sites, Schedule(first, rest), 0.0, parameters)
 
-    def neurons(rate: float, schedule: Schedule) -> Recipe:
+    def neurons(rate: float, schedule: Schedule) -> SteeringRecipe:
         sites = tuple(f"mlp_act@{layer}" for layer in range(layers))
-        return Recipe("neurons", "clamp, source off", sites, schedule, 0.0, {"top_rate": rate})
+        return SteeringRecipe(
+            "neurons", "clamp, source off", sites, schedule, 0.0, {"top_rate": rate}
+        )
 
     features = {
         **{
@@ -51,7 +54,7 @@ def settings(layers: int) -> dict[str, tuple[Recipe, Sequence[float]]]:
             for first, rest in ((1, 0.3), (4, 0.3), (2, 0.15), (4, 0.0))
         },
     }
-    table: dict[str, tuple[Recipe, Sequence[float]]] = {
+    table: dict[str, tuple[SteeringRecipe, Sequence[float]]] = {
         name: (recipe, STRENGTHS) for name, recipe in features.items()
     }
     table["difference of means; 2, .3"] = (vector("diffmean", one, 2, 0.3), STRENGTHS)
@@ -74,17 +77,18 @@ def main() -> None:
     arguments = parse(parser)
     bench = Bench(open_run(arguments.run), "en", Decoding())
     ids = encode_prompts(bench.setting.lm, english_prompts()[::2], bench.decoding.max_new_tokens)
-    own = {label: bench.own(label, 64) for label in LABELS}
+    own = {label: bench.measure_reference(label, 64) for label in LABELS}
     rows = []
     for name, (recipe, strengths) in settings(bench.setting.lm.n_layers).items():
         if arguments.only and arguments.only not in name:
             continue
-        bench.need([recipe])
+        bench.collect_missing([recipe])
         best = []
         for label in LABELS:
-            outcomes, _ = bench.outcomes(recipe, label, ids, strengths)
+            outcomes, _ = bench.measure(recipe, label, ids, strengths)
             found = max(
-                (row(outcome, label, own[label]) for outcome in outcomes), key=lambda r: r["score"]
+                (score(outcome, label, own[label]) for outcome in outcomes),
+                key=lambda r: r["score"],
             )
             best.append(
                 {

@@ -1,10 +1,11 @@
-"""Forcing, fluency and score of outcomes worked by hand, and their intervals by a bootstrap written with loops."""
+"""Forcing, fluency and score by hand, and intervals by a bootstrap written with loops."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,43 +15,42 @@ from hypothesis import strategies as st
 from saefeat.evaluation import interval, percentiles, wilson
 from saefeat.forcing import (
     RESAMPLES,
-    Outcome,
-    Own,
+    Measured,
+    Reference,
     compare,
+    forces_fluently,
     measure,
-    own_text,
-    reaches,
-    row,
-    scores,
+    measure_reference,
+    score,
+    score_samples,
 )
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 
 NAN = math.nan
-OWN = Own(forcing=0.9, perplexity=10.0, distinct3=0.8)
+REFERENCE = Reference(forcing=0.9, perplexity=10.0, distinct3=0.8)
 
 
-def outcome(judged, perplexity, distinct3):
-    return Outcome(
+def measured(judged, perplexity, distinct3):
+    return Measured(
         [f"text {i}" for i in range(len(judged))],
         list(judged),
-        np.array(perplexity, float),
-        np.array(distinct3, float),
+        *([None if math.isnan(x) else x for x in values] for values in (perplexity, distinct3)),
     )
 
 
-def by_hand(outcome, label, own, picks, slips=None):
-    """The score of one sample of prompts, in plain Python; slips: which of them are judged the other way."""
+def by_hand(found, label, reference, picks, slips=None):
+    """The score of one sample of prompts in plain Python; slips: which judgements are inverted."""
     hits = [
-        (outcome.judged[i] == label) != slip
+        (found.judged[i] == label) != slip
         for i, slip in zip(picks, slips or [False] * len(picks), strict=True)
     ]
-    perplexity = [outcome.perplexity[i] for i in picks if not math.isnan(outcome.perplexity[i])]
-    distinct = [outcome.distinct3[i] for i in picks if not math.isnan(outcome.distinct3[i])]
+    perplexity = [found.perplexity[i] for i in picks if found.perplexity[i] is not None]
+    distinct = [found.distinct3[i] for i in picks if found.distinct3[i] is not None]
     if not perplexity or not distinct:
         return 0.0
     forcing = sum(hits) / len(picks)
-    fluency = min(1, own.perplexity / statistics.median(perplexity))
-    fluency *= min(1, statistics.mean(distinct) / max(own.distinct3, 1e-9))
+    fluency = min(1, reference.perplexity / statistics.median(perplexity))
+    fluency *= min(1, statistics.mean(distinct) / max(reference.distinct3, 1e-9))
     return 2 * forcing * fluency / (forcing + fluency) if forcing + fluency else 0.0
 
 
@@ -61,21 +61,21 @@ class Draws:
         self.rng, self.n = np.random.default_rng(seed), n
         self.picks = self.rng.integers(0, n, (RESAMPLES, n))
 
-    def scores(self, outcome, label, own):
+    def scores(self, found, label, reference):
         slips = self.rng.random((RESAMPLES, self.n)) < 1 / (self.n + 2)
         pairs = zip(self.picks.tolist(), slips.tolist(), strict=True)
-        return np.array([by_hand(outcome, label, own, pick, slip) for pick, slip in pairs])
+        return np.array([by_hand(found, label, reference, pick, slip) for pick, slip in pairs])
 
 
 def close_to(ends):
     return [pytest.approx(end, abs=1e-9) for end in ends]
 
 
-def test_a_row_by_hand():
-    found = row(
-        outcome(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", OWN
+def test_scores_by_hand():
+    found = score(
+        measured(["de", "de", "en", None], [20, 40, 8, NAN], [0.8, 0.4, 0.6, 0.2]), "de", REFERENCE
     )
-    # Half are forced; the median of 8, 20 and 40 is twice the own perplexity; trigrams 0.5 of 0.8.
+    # Half are forced; the median of 8, 20 and 40 is twice the reference's; trigrams 0.5 of 0.8.
     fluency = 10 / 20 * 0.5 / 0.8
     assert (
         found["forcing"] == 0.5
@@ -87,37 +87,41 @@ def test_a_row_by_hand():
     assert 0 <= found["score_ci"][0] < found["score"] < found["score_ci"][1] <= 1
 
 
-def test_a_label_is_reached_by_forcing_and_fluency_together():
-    base = {"forcing": 0.95, "perplexity": 2 * OWN.perplexity, "distinct3": 0.9 * OWN.distinct3}
-    assert reaches(base, OWN)
+def test_forcing_fluently_needs_both():
+    base = {
+        "forcing": 0.95,
+        "perplexity": 2 * REFERENCE.perplexity,
+        "distinct3": 0.9 * REFERENCE.distinct3,
+    }
+    assert forces_fluently(base, REFERENCE)
     worse = (
         {"forcing": 0.94},
-        {"perplexity": 2.01 * OWN.perplexity},
-        {"distinct3": 0.89 * OWN.distinct3},
+        {"perplexity": 2.01 * REFERENCE.perplexity},
+        {"distinct3": 0.89 * REFERENCE.distinct3},
     )
     for change in (*worse, {"perplexity": None}, {"distinct3": None}):
-        assert not reaches({**base, **change}, OWN)
+        assert not forces_fluently({**base, **change}, REFERENCE)
 
 
-def test_text_that_is_better_than_the_models_own_is_no_better_than_fluent():
+def test_fluency_is_at_most_1():
     for perplexity, distinct in (([2, 3], [1.0, 1.0]), ([10, 10], [0.8, 0.8])):
-        found = row(outcome(["de", "de"], perplexity, distinct), "de", OWN)
+        found = score(measured(["de", "de"], perplexity, distinct), "de", REFERENCE)
         assert found["score"] == found["score_ci"][1] == 1
         assert 0.2 < found["score_ci"][0] < 0.7  # two prompts tell little
-    # One part above its own does not make up for the other below.
-    half = row(outcome(["de", "de"], [1, 1], [0.4, 0.4]), "de", OWN)
+    # A better perplexity does not make up for fewer distinct trigrams.
+    half = score(measured(["de", "de"], [1, 1], [0.4, 0.4]), "de", REFERENCE)
     assert half["score"] == pytest.approx(2 * 0.5 / 1.5)
 
 
 def test_where_nothing_is_measured_or_judged_the_score_is_0():
-    short = row(outcome(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", OWN)
+    short = score(measured(["de", "de"], [NAN, NAN], [0.8, 0.8]), "de", REFERENCE)
     assert (short["forcing"], short["perplexity"], short["score"], short["score_ci"]) == (
         1,
         None,
         0,
         wilson(0, 2),
     )
-    empty = row(outcome([None, None], [NAN, NAN], [NAN, NAN]), "de", OWN)
+    empty = score(measured([None, None], [NAN, NAN], [NAN, NAN]), "de", REFERENCE)
     assert empty == {
         "forcing": 0,
         "perplexity": None,
@@ -125,19 +129,19 @@ def test_where_nothing_is_measured_or_judged_the_score_is_0():
         "score": 0,
         "score_ci": wilson(0, 2),
     }
-    unjudged = row(outcome([None, None], [10, 10], [0.8, 0.8]), "de", OWN)
+    unjudged = score(measured([None, None], [10, 10], [0.8, 0.8]), "de", REFERENCE)
     assert (unjudged["forcing"], unjudged["perplexity"], unjudged["score"]) == (0, 10, 0)
     json.dumps([short, empty, unjudged], allow_nan=False)
 
 
-def test_prompts_without_a_perplexity_are_left_out_of_the_median_alone():
-    found = row(outcome(["de", "en", "de"], [NAN, 4, 6], [0.9, NAN, 0.5]), "de", OWN)
+def test_the_median_skips_prompts_without_a_perplexity():
+    found = score(measured(["de", "en", "de"], [NAN, 4, 6], [0.9, NAN, 0.5]), "de", REFERENCE)
     assert (found["forcing"], found["perplexity"]) == (pytest.approx(2 / 3), 5)
     assert found["distinct3"] == pytest.approx(0.7)
 
 
-def test_infinite_perplexity_is_no_fluency():
-    assert row(outcome(["de"], [math.inf], [0.8]), "de", OWN)["score"] == 0
+def test_an_infinite_perplexity_scores_0():
+    assert score(measured(["de"], [math.inf], [0.8]), "de", REFERENCE)["score"] == 0
 
 
 @st.composite
@@ -146,42 +150,44 @@ def cases(draw):
     judged = draw(st.lists(st.sampled_from(["de", "en", None]), min_size=n, max_size=n))
     perplexity = draw(st.lists(st.one_of(st.just(NAN), st.floats(1, 200)), min_size=n, max_size=n))
     distinct = draw(st.lists(st.one_of(st.just(NAN), st.floats(0, 1)), min_size=n, max_size=n))
-    return outcome(judged, perplexity, distinct)
+    return measured(judged, perplexity, distinct)
 
 
 @settings(deadline=None, max_examples=25)
 @given(cases(), st.floats(1, 100), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 3))
-def test_rows_and_intervals_are_those_of_a_bootstrap_written_with_loops(
+def test_scores_and_intervals_equal_a_bootstrap_written_with_loops(
     case, perplexity, distinct, seed
 ):
-    own = Own(1.0, perplexity, distinct)
+    own = Reference(1.0, perplexity, distinct)
     n = len(case.judged)
-    found = row(case, "de", own, seed=seed)
+    found = score(case, "de", own, seed=seed)
     assert found["score"] == pytest.approx(by_hand(case, "de", own, range(n)), abs=1e-12)
     draws = Draws(n, seed)
     assert found["score_ci"] == close_to(interval(found["score"], draws.scores(case, "de", own), n))
     picks = draws.picks[:20]
     wanted = [by_hand(case, "de", own, pick) for pick in picks.tolist()]
-    assert scores(case, "de", own, picks).tolist() == pytest.approx(wanted, abs=1e-12)
+    assert score_samples(case, "de", own, picks).tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 ONES = {
-    "de": outcome(["de", "de", "en", "de", "de"], [12, 9, 30, 14, NAN], [0.9, 0.8, 0.4, 0.7, 0.6]),
-    "fr": outcome(["fr", None, "fr", "en", "fr"], [20, 22, 18, 5, 40], [0.5, 0.9, 0.9, 0.9, 0.9]),
+    "de": measured(["de", "de", "en", "de", "de"], [12, 9, 30, 14, NAN], [0.9, 0.8, 0.4, 0.7, 0.6]),
+    "fr": measured(["fr", None, "fr", "en", "fr"], [20, 22, 18, 5, 40], [0.5, 0.9, 0.9, 0.9, 0.9]),
 }
 OTHERS = {
-    "de": outcome(["en", "de", "en", "de", "en"], [8, 9, 9, 14, 20], [0.9, 0.8, 0.9, 0.7, 0.6]),
-    "fr": outcome(["fr", "fr", "fr", "fr", "fr"], [60, 80, 70, 90, 75], [0.5, 0.4, 0.9, NAN, 0.3]),
+    "de": measured(["en", "de", "en", "de", "en"], [8, 9, 9, 14, 20], [0.9, 0.8, 0.9, 0.7, 0.6]),
+    "fr": measured(["fr", "fr", "fr", "fr", "fr"], [60, 80, 70, 90, 75], [0.5, 0.4, 0.9, NAN, 0.3]),
 }
-OWNS = {"de": OWN, "fr": Own(1.0, 15.0, 0.9)}
+REFERENCES = {"de": REFERENCE, "fr": Reference(1.0, 15.0, 0.9)}
 
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_methods_are_compared_on_the_same_resampled_prompts(seed):
-    found = compare(ONES, OTHERS, OWNS, seed=seed)
+    found = compare(ONES, OTHERS, REFERENCES, seed=seed)
 
     def mean_score(of, picks):
-        return statistics.mean(by_hand(of[label], label, OWNS[label], picks) for label in OWNS)
+        return statistics.mean(
+            by_hand(of[label], label, REFERENCES[label], picks) for label in REFERENCES
+        )
 
     one, other = mean_score(ONES, range(5)), mean_score(OTHERS, range(5))
     assert found["score"] == pytest.approx(one) and found["difference"] == pytest.approx(
@@ -189,7 +195,7 @@ def test_methods_are_compared_on_the_same_resampled_prompts(seed):
     )
     draws = Draws(5, seed)
     ours, theirs = (
-        np.mean([draws.scores(of[name], name, OWNS[name]) for name in ("de", "fr")], 0)
+        np.mean([draws.scores(of[name], name, REFERENCES[name]) for name in ("de", "fr")], 0)
         for of in (ONES, OTHERS)
     )
     assert found["score_ci"] == close_to(interval(one, ours, 10))
@@ -201,16 +207,16 @@ def test_methods_are_compared_on_the_same_resampled_prompts(seed):
 
 @pytest.mark.parametrize(("rate", "n"), [(0.0, 8), (0.0, 32), (0.06, 32), (0.5, 16)])
 def test_a_difference_lies_within_its_interval(rate, n):
-    """Slips raise the score of a method that forces nothing, steeply: they tell of the spread, not of the place."""
+    """Slips raise the score of a method that forces nothing: they show the spread, not the mean."""
 
     def made(hits):
         judged = ["de"] * hits + ["en"] * (n - hits)
         return {
-            f"{i}": outcome([f"{i}" if j == "de" else j for j in judged], [12.0] * n, [0.9] * n)
+            f"{i}": measured([f"{i}" if j == "de" else j for j in judged], [12.0] * n, [0.9] * n)
             for i in range(14)
         }
 
-    owns = {f"{i}": Own(1.0, 15.0, 0.9) for i in range(14)}
+    owns = {f"{i}": Reference(1.0, 15.0, 0.9) for i in range(14)}
     found = compare(made(n), made(round(rate * n)), owns)
     low, high = found["difference_ci"]
     assert low <= found["difference"] <= high <= 1 and low < high
@@ -218,43 +224,33 @@ def test_a_difference_lies_within_its_interval(rate, n):
 
 
 def test_a_method_is_not_ahead_of_itself():
-    found = compare(ONES, ONES, OWNS)
+    found = compare(ONES, ONES, REFERENCES)
     assert found["difference"] == 0 and found["difference_ci"][0] < 0 < found["difference_ci"][1]
     assert found["score_ci"][0] < found["score"] < found["score_ci"][1]
 
 
-def test_the_order_of_labels_does_not_matter_and_swapping_turns_the_sign():
-    found = compare(ONES, OTHERS, OWNS)
-    turned = compare(dict(reversed(ONES.items())), OTHERS, OWNS)
+def test_the_order_of_labels_does_not_matter_and_swapping_changes_the_sign():
+    found = compare(ONES, OTHERS, REFERENCES)
+    turned = compare(dict(reversed(ONES.items())), OTHERS, REFERENCES)
     assert turned["difference"] == pytest.approx(found["difference"])
-    swapped = compare(OTHERS, ONES, OWNS)
+    swapped = compare(OTHERS, ONES, REFERENCES)
     assert swapped["difference"] == pytest.approx(-found["difference"])
     assert swapped["difference_ci"] == pytest.approx(
         [-end for end in reversed(found["difference_ci"])], abs=0.05
     )
 
 
-def test_some_of_the_prompts():
-    some = ONES["de"].of([3, 4])
+def test_take_selects_prompts():
+    some = ONES["de"].take(3, 5)
     assert (some.texts, some.judged) == (["text 3", "text 4"], ["de", "de"])
-    assert (
-        some.perplexity[0] == 14
-        and math.isnan(some.perplexity[1])
-        and some.distinct3.tolist() == [0.7, 0.6]
-    )
-    assert row(some, "de", OWN)["perplexity"] == 14
+    assert (some.perplexity, some.distinct3) == ([14, None], [0.7, 0.6])
+    assert score(some, "de", REFERENCE)["perplexity"] == 14
 
 
-def test_an_outcome_survives_json():
-    text = json.dumps(ONES["de"].plain(), allow_nan=False)
-    back = Outcome.read(json.loads(text))
-    assert back.plain() == ONES["de"].plain()
-    assert (back.texts, back.judged) == (ONES["de"].texts, ONES["de"].judged)
-    for name in ("perplexity", "distinct3"):
-        assert np.array_equal(getattr(back, name), getattr(ONES["de"], name), equal_nan=True)
-        assert getattr(back, name).dtype == np.float64
-    nothing = outcome([None], [NAN], [NAN])
-    assert Outcome.read(json.loads(json.dumps(nothing.plain()))).plain() == nothing.plain()
+def test_measured_continuations_survive_json():
+    for one in (ONES["de"], measured([None], [NAN], [NAN])):
+        text = json.dumps(asdict(one), allow_nan=False)
+        assert Measured(**json.loads(text)) == one
 
 
 def judge(texts):
@@ -265,22 +261,19 @@ def judge(texts):
 PROMPTS = [[0, 40, 41], [0, 50, 51, 52], [0, 60, 61], [0, 90]]
 
 
-def test_continuations_are_measured_each_by_itself(tiny_lm):
+def test_each_continuation_is_measured_by_itself(tiny_lm):
     rows = [list(range(70, 80)), [5, 6, 7], [9, 9], []]
     found = measure(tiny_lm, PROMPTS, rows, judge)
     assert found.texts == texts_of(tiny_lm, rows) and found.judged == judge(found.texts)
     assert found.judged[3] is None
     wanted = perplexities(tiny_lm, PROMPTS, rows)
-    assert found.perplexity[0] == wanted[0] and np.isnan(found.perplexity[1:]).all()
-    assert (
-        found.distinct3[:2].tolist() == [distinct_trigrams(rows[:1]), 1.0]
-        and np.isnan(found.distinct3[2:]).all()
-    )
+    assert wanted[0] is not None and found.perplexity == [wanted[0], None, None, None]
+    assert found.distinct3 == [distinct_trigrams(rows[:1]), 1.0, None, None]
 
 
-def test_the_reference_is_the_models_own_text_unsteered(tiny_lm):
+def test_the_reference_measures_unsteered_text(tiny_lm):
     decoding = Decoding(max_new_tokens=12, seed=2)
-    found = own_text(tiny_lm, "de", PROMPTS, decoding, judge)
+    found = measure_reference(tiny_lm, "de", PROMPTS, decoding, judge)
     rows = generate(tiny_lm, PROMPTS, decoding)
     values = [value for value in perplexities(tiny_lm, PROMPTS, rows) if value is not None]
     assert found.perplexity == pytest.approx(statistics.median(values))

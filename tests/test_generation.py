@@ -1,4 +1,4 @@
-"""Continuations are transformers' own, or drawn from the k best; losses are those of one row at a time."""
+"""Continuations equal those of transformers or follow the k best; losses equal single rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ ROWS = [
     [0, 80, 81, 82, 83, 84, 85, 86],
 ]
 GREEDY = Decoding(max_new_tokens=8, temperature=0)
-TURNS = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+TURNS = (
+    "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>{% endif %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,7 @@ def no_gradients():
 
 
 def own_greedy(lm, row, new=8):
-    """Greedy tokens one forward pass each, without a cache, a batch or `generate`; cut at `</s>`."""
+    """Greedy tokens, one forward pass each, without cache, batch or `generate`; cut at `</s>`."""
     ids = list(row)
     for _ in range(new):
         ids.append(
@@ -66,7 +69,7 @@ def naive_losses(lm, row, count):
 # --------------------------------------------------------------------------- prompts
 
 
-def test_prompts_are_encoded_after_bos(tiny_lm):
+def test_prompts_begin_with_bos(tiny_lm):
     first, second = encode_prompts(tiny_lm, ["the cat", "der Hund und"], 8)
     assert first == tiny_lm.tokenizer("the cat")["input_ids"] and first[0] == 0
     assert tiny_lm.tokenizer.decode(second[1:]) == "der Hund und"
@@ -82,7 +85,7 @@ def test_an_empty_prompt_is_refused_by_its_number(make_lm, prompt, chat):
         encode_prompts(lm, ["the cat", prompt], 8, chat=chat)
 
 
-def test_a_prompt_may_fill_the_context_and_no_more(tiny_lm):
+def test_a_prompt_may_fill_the_context_but_not_exceed_it(tiny_lm):
     length = len(encode_prompts(tiny_lm, ["cat " * 100], 0)[0])
     assert len(encode_prompts(tiny_lm, ["cat " * 100], 512 - length)[0]) == length
     with pytest.raises(
@@ -107,13 +110,13 @@ def test_chat_without_a_template_is_refused(tiny_lm):
 # --------------------------------------------------------------------------- decoding
 
 
-def test_greedy_continuations_are_those_of_one_pass_a_token(family_lm):
+def test_greedy_continuations_equal_one_pass_per_token(family_lm):
     wanted = [own_greedy(family_lm, row) for row in ROWS]
     assert generate(family_lm, ROWS, GREEDY) == wanted
     assert [generate(family_lm, [row], GREEDY)[0] for row in ROWS[:2]] == wanted[:2]
 
 
-def test_greedy_continuations_are_those_of_transformers(tiny_lm):
+def test_greedy_continuations_equal_those_of_transformers(tiny_lm):
     for row in ROWS:
         ids = torch.tensor([row])
         out = tiny_lm.model.generate(
@@ -139,7 +142,7 @@ def test_one_seed_gives_one_text_and_another_seed_another(tiny_lm):
     assert generate(tiny_lm, ROWS, Decoding(8, seed=2)) != first
 
 
-def test_a_prompts_text_does_not_depend_on_what_stands_beside_it(family_lm):
+def test_the_text_of_a_prompt_does_not_depend_on_its_batch(family_lm):
     decoding = Decoding(8, seed=3)
     together = generate(family_lm, ROWS, decoding)
     for place, row in enumerate(ROWS):
@@ -159,7 +162,7 @@ def test_prompts_share_their_random_numbers_with_their_repeats(tiny_lm):
     ]
 
 
-def test_texts_do_not_depend_on_the_batches_that_prompts_go_in(tiny_lm, monkeypatch):
+def test_texts_do_not_depend_on_the_batch_size(tiny_lm, monkeypatch):
     wanted = [generate(tiny_lm, ROWS * 2, d, repeat=5) for d in (GREEDY, Decoding(8))]
     monkeypatch.setattr(generation, "BATCH", 3)
     assert [generate(tiny_lm, ROWS * 2, d, repeat=5) for d in (GREEDY, Decoding(8))] == wanted
@@ -188,7 +191,7 @@ def test_texts_are_cut_at_their_first_end(make_lm, of):
     assert min(map(len, found)) < 12
 
 
-def test_sampling_follows_the_distribution_of_the_k_best(tiny_lm):
+def test_samples_follow_the_distribution_of_the_k_best(tiny_lm):
     prompt, n = [0, 40, 41], 4096
     decoding = Decoding(max_new_tokens=2, temperature=0.7, top_k=6, seed=11)
     pairs = generate(tiny_lm, [prompt] * n, decoding)
@@ -221,7 +224,7 @@ def test_special_tokens_are_left_out_of_texts(tiny_lm):
 # --------------------------------------------------------------------------- losses
 
 
-def test_losses_in_a_batch_are_those_of_one_row_alone(family_lm):
+def test_losses_in_a_batch_equal_those_of_single_rows(family_lm):
     rows = [row for row in ROWS if len(row) > 1]
     for counts in ([2, 6, 4, 7], [1, 1, 1, 1], [1, 6, 2, 3]):
         for found, row, count in zip(
@@ -276,7 +279,7 @@ class Old(LlamaForCausalLM):
         return super().forward(input_ids, attention_mask, use_cache=use_cache, **cache)
 
 
-def test_a_model_that_gives_all_logits_gives_the_same(tiny_lm):
+def test_a_model_without_the_option_of_last_logits_gives_the_same(tiny_lm):
     model = copy.deepcopy(tiny_lm.model)
     model.__class__ = Old
     old = dataclasses.replace(tiny_lm, model=model)
@@ -303,7 +306,7 @@ def test_perplexity_is_of_the_tokens_after_the_skipped_ones(tiny_lm):
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_losses_of_texts_are_means_over_the_tokens_that_have_one_before_them(family_lm, bos):
+def test_losses_of_texts_are_means_over_predicted_tokens(family_lm, bos):
     lm = family_lm if bos else dataclasses.replace(family_lm, prefix=[])
     texts = ["the cat sat on the mat", "", "der Hund", "q", "x" * 50]
     found = text_losses(lm, texts, 9)

@@ -20,6 +20,7 @@ from saefeat.io import UserError
 from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS
 from saefeat.models import load_model
+from saefeat.resume import Checkpoint
 from saefeat.run import (
     RunConfig,
     choose_head,
@@ -383,16 +384,15 @@ def test_a_kill_between_the_matrix_and_its_timing_is_repaired(tmp_path, config, 
     index["timings"].pop("matrix")
     path.write_text(json.dumps(index))
     result = json.loads((out / "steering" / "matrix.json").read_text())
-    kept = out / "steering" / "matrix-partial.json"
-    kept.write_text(json.dumps({"request": result["request"]}))
+    state = out / "steering" / "matrix-partial" / "state.safetensors"
+    Checkpoint(state, result["request"], "the matrix", 1).save({})
     run(asked, out)
     assert contents(out).keys() == whole.keys()
     assert "matrix" in json.loads(path.read_text())["timings"]
-    kept.write_text(
-        json.dumps({"request": "another"})
-    )  # of a matrix with other options, which may go on
+    # That of a matrix with other options may go on.
+    Checkpoint(state, "another", "the matrix", 1).save({})
     run(asked, out)
-    assert kept.exists()
+    assert state.exists()
 
 
 def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, metrics):

@@ -1,28 +1,47 @@
-"""Steering over a run directory: the sweep, the matrix, `steer generate`, and what they refuse."""
+"""Steering a run: the sweep, the matrix, `steer generate`, and their errors."""
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
 import math
+import os
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
+from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
 
-from saefeat import memory
-from saefeat.forcing import Own, reaches
-from saefeat.generation import Decoding
+from saefeat import memory, progress
+from saefeat.config import Decoding
+from saefeat.encoders import GroupedEncoder
+from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
-from saefeat.io import UserError, fingerprint
-from saefeat.run import open_run, run
-from saefeat.run.matrix import matrix, own_is_most, own_units
-from saefeat.run.steer import Bench, Recipe, continuations, recipe_for, source_of, steering_sites
-from saefeat.run.sweep import demo_grid, english_prompts, full_grid, sweep
-from saefeat.steering import CONSTANT, Schedule
+from saefeat.io import UserError
+from saefeat.methods.lape import lape
+from saefeat.progress import quiet
+from saefeat.resume import Checkpoint
+from saefeat.run import open_run, rank, run
+from saefeat.run.grids import demo_grid, english_prompts, full_grid
+from saefeat.run.matrix import matrix, most_affected, own_features
+from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe, steering_sites
+from saefeat.run.sweep import sweep
+from saefeat.rundir import RunDir
+from saefeat.schema import checked
+from saefeat.steering import (
+    CONSTANT,
+    CannotSteer,
+    Collected,
+    NoUnits,
+    Schedule,
+    SteeringRecipe,
+    changes_of,
+)
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
@@ -31,6 +50,7 @@ SITE = "resid_post@0"
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)  # a line for each label
 
 
 @pytest.fixture
@@ -43,15 +63,28 @@ def bench(out):
     return Bench(open_run(out), "en", Decoding(max_new_tokens=8))
 
 
+class StopAt:
+    """Takes lines, and raises Ctrl-C at one that holds some words."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __call__(self, line):
+        if self.words in line:
+            raise KeyboardInterrupt
+
+
 def small_grid(bench):
-    grid = [recipe for recipe in full_grid(bench, [[SITE]]) if recipe.strength in (1.0, 2.0)]
+    grid = [
+        recipe for recipe in full_grid(bench.setting.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
+    ]
     return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
 
 # --------------------------------------------------------------------------- prompts and recipes
 
 
-def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
+def test_each_half_of_the_64_prompts_has_all_eight_kinds():
     prompts = english_prompts()
     assert len(prompts) == 64 == len(set(prompts))
     kinds = json.loads(files("saefeat.run").joinpath("prompts.json").read_text())
@@ -60,59 +93,101 @@ def test_the_prompts_are_64_of_eight_kinds_and_each_half_has_them_all():
         assert {of[prompt] for prompt in half} == set(kinds)
 
 
-def test_a_recipe_comes_back_from_json():
-    recipe = Recipe("features", "add", (SITE,), Schedule(2, 0.1), 1.3, {"top": 30})
-    assert Recipe.read(json.loads(json.dumps(recipe.plain()))) == recipe
-    with pytest.raises(UserError, match="is damaged"):
-        Recipe.read({"method": "features"})
+def test_a_recipe_survives_json():
+    recipe = SteeringRecipe("features", "add", (SITE,), Schedule(2, 0.1), 1.3, {"top": 30})
+    path = Path("settings.json")
+    assert checked(SteeringRecipe, json.loads(json.dumps(asdict(recipe))), path) == recipe
+    with pytest.raises(UserError, match=r"settings.json is not what saefeat writes there \(edit"):
+        checked(SteeringRecipe, {"method": "features"}, path)
 
 
-def test_steering_is_in_the_residual_stream_where_there_is_an_sae(out):
+def test_features_steer_in_the_residual_stream_by_default(out):
     assert steering_sites(open_run(out)) == [SITE]
 
 
 def test_the_source_is_english_unless_named(out):
     setting = open_run(out)
-    assert source_of(setting, None) == "en" and source_of(setting, "th") == "th"
+    assert find_source(setting, None) == "en" and find_source(setting, "th") == "th"
     with pytest.raises(UserError, match="no label 'xx'"):
-        source_of(setting, "xx")
+        find_source(setting, "xx")
 
 
 def test_labels_may_be_named_in_any_code_system(out):
     setting = open_run(out)
-    assert source_of(setting, "tha_Thai") == "th"
+    assert find_source(setting, "tha_Thai") == "th"
     setting.config = replace(setting.config, source="eng")
-    assert source_of(setting, None) == "en"
+    assert find_source(setting, None) == "en"
     bench = Bench(setting, "en", Decoding(max_new_tokens=8))
-    assert bench.target("deu_Latn") == "de"
-    recipe = recipe_for(bench, "de")
-    rows = [continuations(bench, label, ["the cat"], recipe) for label in ("deu", "de")]
+    assert bench.find_target("deu_Latn") == "de"
+    recipe = load_recipe(bench, "de")
+    rows = [continue_prompts(bench, label, ["the cat"], recipe) for label in ("deu", "de")]
     assert rows[0] == rows[1] and rows[0][0]["label"] == "de"
     with pytest.raises(UserError, match="en is the source that is steered away from"):
-        bench.target("eng")
+        bench.find_target("eng")
     with pytest.raises(UserError, match="there is no label 'fra' in this run; it has de, en, th"):
-        bench.target("fra")
+        bench.find_target("fra")
 
 
 def test_random_units_are_as_many_and_as_long_as_the_features(bench):
     features, random = (
-        Recipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 5})
+        SteeringRecipe(method, "add", (SITE,), Schedule(), 1.0, {"top": 5})
         for method in ("features", "random")
     )
     vectors = []
     for recipe in (features, random):
-        changes, count = bench.changes(recipe, "de")
+        changes, count = bench.builder.build(recipe, "de")
         x = torch.zeros(1, 1, bench.setting.saes[0].d_in)
         vectors.append((changes[SITE][0](x, torch.ones(1, 1, 1)).flatten(), count))
     (one, n), (other, m) = vectors
     assert n == m > 0
-    length = float(bench._difference(SITE, "de").norm())
+    length = float(bench.builder.collected.difference(SITE, "de").norm())
     assert (
         float(one.norm())
         == pytest.approx(length, rel=1e-5)
         == pytest.approx(float(other.norm()), rel=1e-5)
     )
     assert abs(float(torch.cosine_similarity(one, other, dim=0))) < 0.95
+
+
+def moved(changes, seed=0):
+    """What changes make of random vectors, by site."""
+    x = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for site, here in changes.items():
+        found[site] = x
+        for change in here:
+            found[site] = change(found[site], torch.full((1, 5, 1), 0.7))
+    return found
+
+
+def test_steer_and_the_recipes_of_a_run_build_the_same_changes(bench, out):
+    recipe = SteeringRecipe("features", "add", (SITE,), Schedule(), 1.0, {"top": 5})
+    selection = rank(
+        out / "stats", "feature-diffmean", source="en", top=5, dictionaries=["sae-resid_post@0"]
+    )
+    ours, count = bench.builder.build(recipe, "de")
+    lm = bench.setting.lm
+    theirs = changes_of(lm, selection, "de", source="en")
+    assert count == len(selection.for_label("de")) > 0
+    assert ours.keys() == theirs.keys() == {SITE}
+    assert torch.equal(moved(ours)[SITE], moved(theirs)[SITE])
+    neurons = SteeringRecipe("neurons", "clamp", ("mlp_act@0",), CONSTANT, 1.0, {"top_rate": 0.5})
+    selection = rank(out / "stats", "lape", top_rate=0.5, dictionaries=["mlp_act@0"])
+    ours = bench.builder.build(neurons, "de")[0]["mlp_act@0"][0]
+    theirs = changes_of(lm, selection, "de", edit="clamp")["mlp_act@0"][0]
+    x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 5, 1)
+    assert torch.equal(ours(x, one), theirs(x, one)) and not torch.equal(ours(x, one), x)
+
+
+def test_the_whole_difference_of_means_is_every_coordinate_of_the_site(bench):
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    changes, count = bench.builder.build(recipe, "de")
+    stats = bench.builder.collected.read(SITE)
+    de, en = (stats.mean()[stats.labels.index(label)] for label in ("de", "en"))
+    x = torch.zeros(1, 1, 32)
+    assert count == 0
+    assert torch.equal(changes[SITE][0](x, torch.ones(1, 1, 1))[0, 0], (de - en).float())
 
 
 # --------------------------------------------------------------------------- the sweep
@@ -150,7 +225,7 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
                 assert len(rows) == 5  # one setting each
     assert metrics["summary"][0]["method"] == "none"
     settings = json.loads((out / "steering" / "settings.json").read_text())
-    own = {label: Own(**values) for label, values in metrics["own"].items()}
+    own = {label: Reference(**values) for label, values in metrics["own"].items()}
     best = {
         label: max(
             (
@@ -158,7 +233,7 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
                 for r in metrics["rows"]
                 if (r["label"], r["method"], r["half"]) == (label, "features", "tune")
             ),
-            key=lambda r: (reaches(r, own[label]), r["score"]),
+            key=lambda r: (forces_fluently(r, own[label]), r["score"]),
         )
         for label in ("de", "th")
     }
@@ -176,10 +251,10 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     ]
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
-    assert not (out / "steering" / "partial").exists()
+    assert not list(out.rglob("*-partial"))
 
 
-def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
+def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
     target = out / "steering" / "metrics.json"
     grid = small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
@@ -189,43 +264,53 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(bench, out):
         (target.parent / name).unlink()
     again = Bench(open_run(out), "en", Decoding(max_new_tokens=8))
 
-    def stop(line):
-        if "1 of 2" in line:
-            raise KeyboardInterrupt
-
-    again.setting.say = stop
+    again.setting.say = StopAt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(again, grid, PROMPTS, target)
     assert not target.exists()
     lines = []
     again.setting.say = lines.append
     sweep(again, grid, PROMPTS, target)
-    assert not any("1 of 2" in line for line in lines)  # that label was not done twice
+    done = [line for line in lines if line.startswith("steering: ")]
+    assert all("1 of 1 labels" in line and "th: " in line for line in done) and done  # no `de`
     assert [(target.parent / name).read_bytes() for name in files] == whole
     lines.clear()
     sweep(again, grid, PROMPTS, target)
     assert lines == [f"{target} is complete already"]
 
 
-def test_what_a_kill_left_beside_whole_metrics_goes_and_what_is_of_another_sweep_stays(bench, out):
+def test_the_state_of_a_sweep_that_is_finished_goes_and_that_of_another_stays(bench, out):
     target, grid = out / "steering" / "metrics.json", small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
-    mine = json.loads(target.read_text())["grid"]
-    label = next(iter(json.loads(target.read_text())["own"]))
-    kept = [
-        out / "steering" / "partial" / f"{name}-{fingerprint(label)}.json"
-        for name in (mine, "another")
-    ]
-    kept[0].parent.mkdir()
-    for path in kept:
-        path.write_text("{}")
-    sweep(bench, grid, PROMPTS, target)
-    assert [path.exists() for path in kept] == [False, True]
-    kept[1].unlink()
-    kept[1].parent.rmdir()
+    request = json.loads(target.read_text())["request"]
+    state = out / "steering" / "settings-partial" / "state.safetensors"
+    for of, stays in ((request, False), ("another", True)):
+        Checkpoint(state, of, "the sweep", 1).save({})
+        sweep(bench, grid, PROMPTS, target)
+        assert state.exists() == stays == state.parent.exists()
 
 
-def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
+def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
+    target = out / "steering" / "m.json"
+
+    def sweep_now():
+        sweep(bench, demo_grid([SITE]), PROMPTS, target)
+
+    def matrix_now():
+        matrix(bench.setting, target, sentences=2, top=5)
+
+    for name, call in (("settings", sweep_now), ("m", matrix_now)):
+        directory = out / "steering" / f"{name}-partial"
+        directory.mkdir()
+        handle = os.open(directory, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # as another process would
+        with pytest.raises(UserError, match=f"another process is writing in {directory}"):
+            call()
+        os.close(handle)
+    assert not target.exists()
+
+
+def test_the_demo_tunes_and_reports_on_the_same_prompts(bench, out):
     metrics = json.loads(
         sweep(
             bench, demo_grid([SITE]), PROMPTS, out / "steering/metrics.json", halves=False
@@ -235,32 +320,37 @@ def test_the_demos_grid_is_tuned_and_reported_on_the_same_prompts(bench, out):
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
 
 
-def test_neurons_of_all_layers_are_collected_once_when_a_sweep_needs_them(bench, out):
+def test_missing_statistics_of_neurons_are_collected_once(bench, out):
     shutil.rmtree(out / "steering", ignore_errors=True)
     (out / "stats" / "mlp_act@1.safetensors").unlink(missing_ok=True)
-    recipe = Recipe(
+    recipe = SteeringRecipe(
         "neurons", "clamp", ("mlp_act@0", "mlp_act@1"), CONSTANT, 1.0, {"top_rate": 0.5}
     )
-    bench.need([recipe])
+    bench.collect_missing([recipe])
     made = out / "steering" / "stats" / "mlp_act@1.safetensors"
     before = made.stat().st_mtime_ns
-    bench.need([recipe])
+    bench.collect_missing([recipe])
     assert made.stat().st_mtime_ns == before
-    assert bench.stats("mlp_act@1").width == 48
+    assert bench.builder.collected.read("mlp_act@1").width == 48
 
 
 def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
     sites = ("mlp_act@0", "mlp_act@1")
-    recipe = Recipe("neurons", "clamp, source off", sites, CONSTANT, 1.0, {"top_rate": 0.5})
-    bench.need([recipe])
-    changes, count = bench.changes(recipe, "de")
-    chosen = bench._lape(0.5, sites)
+    recipe = SteeringRecipe("neurons", "clamp, source off", sites, CONSTANT, 1.0, {"top_rate": 0.5})
+    bench.collect_missing([recipe])
+    changes, count = bench.builder.build(recipe, "de")
+    ranked = lape([bench.builder.collected.read(site) for site in sites], top_rate=0.5)
+    chosen = {site: ranked.units(site) for site in sites}
     x, one = torch.full((1, 1, 48), 7.0), torch.ones(1, 1, 1)
     total = 0
     for site in sites:
         target, source = chosen[site]["de"], set(chosen[site]["en"]) - set(chosen[site]["de"])
         after = changes[site][0](x, one)[0, 0] if site in changes else x[0, 0]
-        means = bench.stats(site).mean()[bench.stats(site).labels.index("de")].float()
+        means = (
+            bench.builder.collected.read(site)
+            .mean()[bench.builder.collected.read(site).labels.index("de")]
+            .float()
+        )
         for unit in range(48):
             expected = means[unit] if unit in target else 0.0 if unit in source else 7.0
             assert float(after[unit]) == pytest.approx(float(expected))
@@ -268,30 +358,49 @@ def test_source_off_sets_the_sources_own_neurons_to_zero(bench):
     assert count == total > 0
 
 
-def test_labels_that_cannot_be_measured_are_left_out_with_a_note(bench, out, monkeypatch):
-    own = Bench.own
+def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monkeypatch):
+    whole = Bench.measure_reference
+    error = CannotSteer("th has no test text")
 
     def none_for_thai(self, label, n):
         if label == "th":
-            raise UserError("th has no test text")
-        return own(self, label, n)
+            raise error
+        return whole(self, label, n)
 
-    monkeypatch.setattr(Bench, "own", none_for_thai)
+    monkeypatch.setattr(Bench, "measure_reference", none_for_thai)
     lines = []
     bench.setting.say = lines.append
     target = out / "steering/metrics.json"
     metrics = json.loads(sweep(bench, demo_grid([SITE]), PROMPTS, target, halves=False).read_text())
-    assert set(metrics["own"]) == {"de"} and "note: th is left out: th has no test text" in lines
-    monkeypatch.setattr(Bench, "own", lambda *_: none_for_thai(None, "th", 0))
-    with pytest.raises(UserError, match="none of th can be steered"):
+    assert set(metrics["own"]) == {"de"} and "note: th is skipped: th has no test text" in lines
+    monkeypatch.setattr(Bench, "measure_reference", lambda *_: none_for_thai(None, "th", 0))
+    with pytest.raises(CannotSteer, match="none of th can be steered"):
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", halves=False, labels=["th"])
+    error = UserError("the run is damaged")  # not an error of the label
+    with pytest.raises(UserError, match="the run is damaged"):
         sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", halves=False, labels=["th"])
 
 
-def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
+def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
+    corpus = bench.setting.corpus
+    bench.setting.corpus = replace(
+        corpus, of=["de" if label == "th" else label for label in corpus.of]
+    )
+    with pytest.raises(CannotSteer, match="th has no test text of 10 tokens"):
+        bench.measure_reference("th", 2)
+    stats = bench.builder.collected.read(SITE)
+    stats.tokens[stats.labels.index("th")] = 0
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    assert bench.builder.build(recipe, "de")[0].keys() == {SITE}
+    with pytest.raises(NoUnits, match="the label th has no tokens"):
+        bench.builder.build(recipe, "th")
+
+
+def test_a_method_without_units_for_a_label_is_skipped(bench, out):
     grid = demo_grid([SITE])
     neurons = ("mlp_act@0", "mlp_act@1")
     grid += [
-        Recipe("neurons", "clamp", neurons, CONSTANT, 1.0, {"top_rate": 1e-9})
+        SteeringRecipe("neurons", "clamp", neurons, CONSTANT, 1.0, {"top_rate": 1e-9})
     ]  # rounds to none
     metrics = json.loads(
         sweep(bench, grid, PROMPTS, out / "steering/metrics.json", halves=False).read_text()
@@ -299,7 +408,7 @@ def test_a_method_without_units_for_a_label_is_left_out_of_it(bench, out):
     assert {row["method"] for row in metrics["rows"]} == {"none", "features", "diffmean"}
 
 
-def test_a_run_given_again_leaves_the_full_sweep_alone(bench, out):
+def test_a_second_run_does_not_overwrite_the_full_sweep(bench, out):
     target = sweep(bench, small_grid(bench), PROMPTS, out / "steering/metrics.json")
     before = target.read_bytes(), (out / "steering/settings.json").read_bytes()
     config = bench.setting.config
@@ -309,6 +418,27 @@ def test_a_run_given_again_leaves_the_full_sweep_alone(bench, out):
     (out / "lid/metrics.json").unlink()  # it names the arguments
     run(replace(config, steer_prompts=2), out)
     assert (target.read_bytes(), (out / "steering/settings.json").read_bytes()) == before
+
+
+def test_a_run_skips_what_cannot_be_steered_and_nothing_else(tiny_run, tmp_path, monkeypatch):
+    saes = (str(tiny_run / "saes"),)
+    config = replace(open_run(tiny_run).config, labels=("de", "th"), saes=saes, gate=False)
+    config = replace(config, eval_texts=3, steer_prompts=2, matrix_texts=1)
+    lines = []
+    run(config, tmp_path / "run", say=lines.append)
+    assert any(
+        line.startswith("note: steering is skipped: the run has no English") for line in lines
+    )
+    assert not (tmp_path / "run/steering/metrics.json").exists()
+    assert (tmp_path / "run/steering/matrix.json").exists()
+
+    def fail(*_, **__):
+        raise UserError("the statistics are damaged")
+
+    (tmp_path / "run/steering/matrix.json").unlink()
+    monkeypatch.setattr("saefeat.run.measure_matrix", fail)
+    with pytest.raises(UserError, match="the statistics are damaged"):
+        run(config, tmp_path / "run")
 
 
 def test_a_sweep_over_one_more_label_keeps_the_settings_of_the_others(bench, out):
@@ -323,11 +453,11 @@ def test_more_prompts_than_a_batch_holds(bench, monkeypatch):
     monkeypatch.setattr("saefeat.generation.BATCH", 3)
     monkeypatch.setattr("saefeat.run.steer.BATCH", 3)
     ids = [[0, 40 + i, 41] for i in range(7)]
-    recipe = recipe_for(bench, "de")
-    few, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
+    recipe = load_recipe(bench, "de")
+    few, _ = bench.measure(recipe, "de", ids, [0.5, 1.0])
     monkeypatch.setattr("saefeat.generation.BATCH", 128)
     monkeypatch.setattr("saefeat.run.steer.BATCH", 128)
-    many, _ = bench.outcomes(recipe, "de", ids, [0.5, 1.0])
+    many, _ = bench.measure(recipe, "de", ids, [0.5, 1.0])
     assert [one.texts for one in few] == [one.texts for one in many]
 
 
@@ -336,6 +466,7 @@ def test_more_prompts_than_a_batch_holds(bench, monkeypatch):
     [
         {"method": "magic"},
         {"schedule": {"first": "x", "rest": 0.3}},
+        {"schedule": {"first": -1, "rest": 0.3}},
         {"parameters": {"top": "x"}},
         {"parameters": {"bogus": 1}},
         {"parameters": {"top": -3}},
@@ -349,49 +480,48 @@ def test_damaged_settings_are_refused(bench, out, damage):
     settings = json.loads(path.read_text())
     settings["labels"]["de"] |= damage
     path.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="is damaged"):
-        recipe_for(bench, "de")
+    with pytest.raises(UserError, match=r"settings.json is not what saefeat .* \(labels.de"):
+        load_recipe(bench, "de")
 
 
-def test_damaged_partial_files_are_done_again(bench, out):
+def test_a_damaged_state_is_measured_again(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
-    bench.setting.say = lambda line: (
-        (_ for _ in ()).throw(KeyboardInterrupt) if "1 of 2" in line else None
-    )
+    bench.setting.say = StopAt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "again.json", halves=False)
-    (kept,) = (out / "steering/partial").iterdir()
-    kept.write_text(kept.read_text()[:50])
-    bench.setting.say = lambda line: None
+    (kept,) = (out / "steering/settings-partial").iterdir()
+    kept.write_bytes(kept.read_bytes()[:50])
+    bench.setting.say = quiet
     assert sweep(bench, grid, PROMPTS, out / "again.json", halves=False).read_bytes() == whole
 
 
 # --------------------------------------------------------------------------- the matrix
 
 
-def test_a_label_without_test_texts_or_units_has_no_column_or_row(out, monkeypatch):
+def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(out, monkeypatch):
     from saefeat.run import matrix as room
 
-    texts, units = room._texts, room.own_units
+    texts, features = room.pick_test_texts, room.own_features
     monkeypatch.setattr(
-        room, "_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
+        room, "pick_test_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
     )
-    monkeypatch.setattr(room, "own_units", lambda s, top: {**units(s, top), "de": {}})
+    monkeypatch.setattr(room, "own_features", lambda *given: {**features(*given), "de": {}})
     result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
     rows = result["interventions"][0]["rows"]
     assert set(rows) == {"en", "th"} and set(rows["en"]) == {"de", "en"} == set(result["baseline"])
-    assert isinstance(own_is_most(result, "ablate"), list)
+    assert isinstance(most_affected(result, "ablate"), list)
 
 
-def test_the_matrix_is_that_of_a_plain_loop(out):
+def test_the_matrix_equals_a_plain_loop(out):
     setting = open_run(out)
     result = matrix(
         setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5
     )
     assert json.loads((out / "steering" / "matrix.json").read_text()) == result
     lm, label, other = setting.lm, "de", "th"
-    units = own_units(setting, 5)[label]
+    collected = Collected(RunDir(out).load_stats, None, "cpu")
+    units = own_features(collected, setting.saes, 5)[label]
     edits = {}
     for sae in setting.saes:
 
@@ -428,30 +558,32 @@ def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, m
         matrix(setting, tmp_path / "m.json", sentences=2, top=5)
     assert not list(tmp_path.glob("m*.json"))
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)
+    before = count_encoders()
     matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
-    assert "saes_at_hand" not in setting.__dict__  # the encoders are gone
+    assert count_encoders() == before  # those of the matrix are gone
 
 
-def test_a_matrix_that_was_killed_goes_on_to_the_same_bytes(out, tmp_path):
+def count_encoders():
+    gc.collect()
+    return sum(type(thing) is GroupedEncoder for thing in gc.get_objects())
+
+
+def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     setting = open_run(out)
     matrix(setting, tmp_path / "whole.json", sentences=2, top=5)
 
-    def stop(line):
-        if "2 of 3" in line:
-            raise KeyboardInterrupt
-
-    setting.say = stop
+    setting.say = StopAt("2 of 3")
     with pytest.raises(KeyboardInterrupt):
         matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
     lines = []
     setting.say = lines.append
     matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
-    assert len(lines) == 1
+    assert lines and all("1 of 1 labels" in line and "th" in line for line in lines)
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert sorted(p.name for p in tmp_path.glob("*.json")) == ["cut.json", "whole.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "run", "whole.json"]
 
 
-def test_the_labels_whose_own_text_suffers_most_are_counted():
+def test_labels_whose_own_text_suffers_most_are_listed():
     def row(**values):
         return {label: {"nll_median": value} for label, value in values.items()}
 
@@ -465,7 +597,7 @@ def test_the_labels_whose_own_text_suffers_most_are_counted():
             }
         ],
     }
-    assert own_is_most(result, "ablate") == ["a"]  # b: both rise by 1
+    assert most_affected(result, "ablate") == ["a"]  # b: both rise by 1
 
 
 # --------------------------------------------------------------------------- the command line
@@ -506,7 +638,7 @@ def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
     assert code == 0 and "unsteered" in text and "  de  " in text
 
 
-def test_strength_zero_is_the_twin(saefeat, out):
+def test_strength_0_gives_the_unsteered_twin(saefeat, out):
     code, text, _ = saefeat(
         "steer",
         "generate",
@@ -526,7 +658,7 @@ def test_strength_zero_is_the_twin(saefeat, out):
 
 def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
     sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json")
-    recipe = recipe_for(bench, "th")
+    recipe = load_recipe(bench, "th")
     code, text, _ = saefeat(
         "steer", "generate", "--run", out, "--label", "th", "--prompt", "The old man", "--json"
     )
@@ -556,7 +688,7 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     code, text, err = saefeat(
         "steer", "sweep", "--run", out, "--out", target, "--prompts", prompts, "--max-new-tokens", 7
     )
-    assert code == 0 and "features" in text and "de (1 of 2)" in err and target.exists()
+    assert code == 0 and "features" in text and "1 of 2 labels" in err and target.exists()
     code, text, _ = saefeat(
         "steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5
     )
@@ -585,7 +717,7 @@ REFUSED = {
     "an unknown source": (["--label", "de", "--prompt", "A", "--source", "xx"], "no label 'xx'"),
     "an unknown method": (
         ["--label", "de", "--prompt", "A", "--method", "magic"],
-        "no setting for magic",
+        "no settings? for magic",
     ),
     "a chat without a template": (["--label", "de", "--prompt", "A", "--chat"], "no chat template"),
 }
@@ -615,7 +747,7 @@ def test_a_run_of_another_model_is_refused(saefeat, out, save_lm):
     assert code == 2 and "has changed since the run" in err
 
 
-def test_no_run_and_files_of_others_are_refused(saefeat, out, tmp_path):
+def test_missing_runs_and_outputs_of_something_else_are_refused(saefeat, out, tmp_path):
     assert saefeat("steer", "generate", "--run", tmp_path, "--label", "de", "--prompt", "A")[0] == 2
     other = tmp_path / "other.json"
     other.write_text('{"mine": 1}')

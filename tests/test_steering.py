@@ -1,4 +1,4 @@
-"""Edits change what they should, by as much as they should, and nothing else: on every path of generation."""
+"""Edits change what they should, as much as they should, on every path of generation."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ from saefeat.steering import (
     apply,
     changes_of,
     clamp,
-    label_mean,
-    of_length,
     replace,
     scale,
-    scheduled,
     steer,
-    towards_with,
 )
+from saefeat.steering.schedules import schedule_change
+from saefeat.steering.vectors import label_mean, project_onto_units, rescale
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -87,7 +85,7 @@ def kinds():
             f"scale {name}": (site, scale(dictionary, units)),
             f"ablate {name}": (site, ablate(dictionary, units)),
             f"clamp {name}": (site, clamp(dictionary, units, values)),
-            f"raise {name}": (site, clamp(dictionary, units, values, least=True)),
+            f"raise {name}": (site, clamp(dictionary, units, values, only_raise=True)),
         }
     return made
 
@@ -118,7 +116,7 @@ def go(lm, rows, new=NEW, **options):
 
 
 def change_by_hand(lm, change, x, steps, strength=1.0, schedule=CONSTANT):
-    return scheduled(change, strength, schedule)(x, torch.tensor(steps))
+    return schedule_change(change, strength, schedule)(x, torch.tensor(steps))
 
 
 def vectors(lm, site, row):
@@ -127,11 +125,10 @@ def vectors(lm, site, row):
         return captured.run(lm.model, input_ids=torch.tensor([row]))[path].clone()
 
 
-# --------------------------------------------------------------------------- every path of
-# generation
+# --------------------------------------------------------------------------- every path
 
 
-def test_greedy_output_is_one_with_and_without_cache_batched_and_alone(family_lm, kind):
+def test_greedy_output_is_the_same_with_and_without_cache_batched_and_alone(family_lm, kind):
     site, change = kind
     with apply(family_lm, {site: [change]}, 1.3, Schedule(first=3, rest=0.4)):
         cached = go(family_lm, ROWS)
@@ -153,7 +150,7 @@ def logits(lm, rows=ROWS):
     return lm.model(input_ids=ids, attention_mask=mask).logits
 
 
-def test_sampled_output_is_one_with_and_without_cache_batched_and_alone(family_lm):
+def test_sampled_output_is_the_same_with_and_without_cache_batched_and_alone(family_lm):
     site, change = KINDS["add"]
     decoding = Decoding(max_new_tokens=NEW, seed=3)
     with apply(family_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.3)):
@@ -165,7 +162,7 @@ def test_sampled_output_is_one_with_and_without_cache_batched_and_alone(family_l
         assert go(family_lm, ROWS, do_sample=True, use_cache=False) == sampled
 
 
-def test_the_prompt_and_every_decoded_token_are_edited_but_special_ones_and_padding(tiny_lm):
+def test_all_tokens_are_edited_except_special_ones_and_padding(tiny_lm):
     seen = []
     handle = None
     mean = random(HIDDEN)
@@ -202,7 +199,7 @@ def test_strength_0_changes_no_bit_of_a_model_in_bfloat16(tiny_lm, kind):
         assert logits(half).dtype == torch.bfloat16 and not torch.equal(logits(half), plain)
 
 
-def test_strengths_by_row_equal_one_run_each(family_lm, kind):
+def test_strengths_per_row_equal_one_run_each(family_lm, kind):
     site, change = kind
     strengths = [0.0, 1.5, -0.7]
     schedule = Schedule(first=2, rest=0.6)
@@ -250,7 +247,7 @@ def test_hooks_are_gone_after_an_exception(tiny_lm):
 # --------------------------------------------------------------------------- order
 
 
-def test_edits_of_a_site_are_made_in_order_and_nested_contexts_after_the_outer_ones(tiny_lm):
+def test_edits_of_a_site_are_made_in_order_and_nested_contexts_follow_outer_ones(tiny_lm):
     neurons = Identity(SITE, HIDDEN)
     double, shift = scale(neurons, range(HIDDEN)), add(random(HIDDEN))
     x = vectors(tiny_lm, SITE, ROWS[1])
@@ -265,7 +262,7 @@ def test_edits_of_a_site_are_made_in_order_and_nested_contexts_after_the_outer_o
         torch.testing.assert_close(listed[:, 1:], wanted[name][:, 1:])
 
 
-def test_sites_of_two_names_for_one_module_are_both_edited(tiny_lm):
+def test_two_names_of_one_module_are_both_edited(tiny_lm):
     one, two = add(random(HIDDEN)), add(random(HIDDEN, seed=1))
     with apply(tiny_lm, {SITE: [one], "model.layers.0.mlp": [two]}, 1.0):
         both = logits(tiny_lm)
@@ -273,7 +270,7 @@ def test_sites_of_two_names_for_one_module_are_both_edited(tiny_lm):
         assert torch.equal(logits(tiny_lm), both)
 
 
-def test_edits_of_several_sites_are_those_of_nested_contexts(tiny_lm):
+def test_edits_of_several_sites_equal_nested_contexts(tiny_lm):
     changes = {SITE: [KINDS["add"][1]], "resid_post@1": [add(random(HIDDEN, seed=9))]}
     with apply(tiny_lm, changes, 1.0):
         together = logits(tiny_lm)
@@ -327,7 +324,7 @@ def test_a_schedule_with_rest_0_is_one_edit_of_the_first_tokens_on_every_path(ti
                 handle.remove()
 
 
-def test_a_schedule_is_an_edit_of_full_strength_where_it_lasts_as_long_as_the_text(tiny_lm, kind):
+def test_a_schedule_that_lasts_as_long_as_the_text_has_full_strength(tiny_lm, kind):
     site, change = kind
     with apply(tiny_lm, {site: [change]}, 1.0):
         constant = go(tiny_lm, ROWS)
@@ -364,7 +361,7 @@ def test_ablating_neurons_equals_zeroing_columns_of_down_proj(tiny_lm):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4, -1.0, 2.5])
-def test_edits_of_neurons_are_what_they_say(strength):
+def test_edits_of_neurons_match_their_definition(strength):
     x = random(2, 3, FFN)
     dictionary, values = Identity("mlp_act@1", FFN), torch.tensor([1.0, -2.0, 0.1])
     steps = torch.zeros(2, 3, dtype=torch.int64)
@@ -373,7 +370,7 @@ def test_edits_of_neurons_are_what_they_say(strength):
         "ablate": (ablate(dictionary, NEURONS), lambda v, _m: v * (1 - strength)),
         "clamp": (clamp(dictionary, NEURONS, values), lambda _v, m: strength * m),
         "raise": (
-            clamp(dictionary, NEURONS, values, least=True),
+            clamp(dictionary, NEURONS, values, only_raise=True),
             lambda v, m: max(v, strength * m),
         ),
     }
@@ -384,12 +381,12 @@ def test_edits_of_neurons_are_what_they_say(strength):
                 for t in range(3):
                     expected[b, t, n] = rule(x[b, t, n].item(), m)
         torch.testing.assert_close(
-            scheduled(change, strength, CONSTANT)(x, steps), expected, msg=name
+            schedule_change(change, strength, CONSTANT)(x, steps), expected, msg=name
         )
 
 
 def brute_force(sae, x, rule):
-    """x plus, for each chosen unit, how much the rule changes its value times its direction; in loops."""
+    """x plus each chosen unit's change of value times its direction, in loops."""
     out = x.clone()
     for b in range(x.shape[0]):
         for t in range(x.shape[1]):
@@ -401,7 +398,7 @@ def brute_force(sae, x, rule):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4, -1.0])
-def test_edits_of_features_write_their_difference_alone(strength):
+def test_edits_of_features_write_back_only_their_difference(strength):
     sae, x = make_sae(k=24), random(2, 12, HIDDEN, seed=7)
     values = torch.tensor([0.5, 3.0, 1.0, 2.0])
     steps = torch.zeros(2, 12, dtype=torch.int64)
@@ -410,18 +407,18 @@ def test_edits_of_features_write_their_difference_alone(strength):
         "ablate": (ablate(sae, UNITS), lambda v, _p: v * (1 - strength)),
         "clamp": (clamp(sae, UNITS, values), lambda _v, p: strength * values[p].item()),
         "raise": (
-            clamp(sae, UNITS, values, least=True),
+            clamp(sae, UNITS, values, only_raise=True),
             lambda v, p: max(v, strength * values[p].item()),
         ),
     }
     fires = sae.encode(x.flatten(0, 1)).of(torch.tensor(UNITS)) > 0
     assert fires.any() and not fires.all()
     for name, (change, rule) in wanted.items():
-        made = scheduled(change, strength, CONSTANT)(x, steps)
+        made = schedule_change(change, strength, CONSTANT)(x, steps)
         torch.testing.assert_close(made, brute_force(sae, x, rule), rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_the_reconstruction_error_stays_out():
+def test_edits_leave_the_reconstruction_error_out():
     sae, x = make_sae(), random(4, 5, HIDDEN, seed=7)
     steps = torch.zeros(4, 5, dtype=torch.int64)
     flat = x.flatten(0, 1)
@@ -430,29 +427,31 @@ def test_the_reconstruction_error_stays_out():
         sae.decode(codes) - flat
     ).norm() > 0.3 * flat.norm()  # a poor SAE: there is much to keep out
     silent = [u for u in range(64) if not (codes.of(torch.tensor([u])) > 0).any()][:3]
-    assert silent and torch.equal(scheduled(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
+    assert silent and torch.equal(schedule_change(ablate(sae, silent), 1.0, CONSTANT)(x, steps), x)
     every = list(range(64))
     own = codes.dense().view(4, 5, -1)
     for row in range(4):  # clamped to the values that they have
         for token in range(5):
             at = x[row, token][None, None]
-            same = scheduled(clamp(sae, every, own[row, token]), 1.0, CONSTANT)(at, steps[:1, :1])
+            same = schedule_change(clamp(sae, every, own[row, token]), 1.0, CONSTANT)(
+                at, steps[:1, :1]
+            )
             torch.testing.assert_close(same, at, rtol=0, atol=1e-5)
-    gone = scheduled(ablate(sae, every), 1.0, CONSTANT)(x, steps).flatten(0, 1)
+    gone = schedule_change(ablate(sae, every), 1.0, CONSTANT)(x, steps).flatten(0, 1)
     torch.testing.assert_close(gone, flat - (sae.decode(codes) - sae.b_dec), rtol=0, atol=1e-5)
 
 
-def test_features_of_outlier_tokens_are_left_alone():
+def test_features_of_outlier_tokens_are_not_edited():
     x = random(1, 6, HIDDEN, seed=7)
     x[0, 2] *= 100
     sae = make_sae(k=24, max_norm=50.0)
     steps = torch.zeros(1, 6, dtype=torch.int64)
     for change in (ablate(sae, range(64)), clamp(sae, UNITS, torch.full((4,), 9.0))):
-        changed = (scheduled(change, 1.0, CONSTANT)(x, steps) != x).any(-1)[0]
+        changed = (schedule_change(change, 1.0, CONSTANT)(x, steps) != x).any(-1)[0]
         assert changed.tolist() == [True, True, False, True, True, True]
 
 
-def test_adding_and_replacing_are_what_they_say(tiny_lm):
+def test_add_and_replace_match_their_definition(tiny_lm):
     v = random(HIDDEN)
     x = vectors(tiny_lm, SITE, ROWS[1])
     for strength in (1.0, -0.5, 3.0):
@@ -470,7 +469,7 @@ def test_raising_never_lowers_and_changes_no_bit_of_what_is_higher():
     neurons = Identity("mlp_act@1", FFN)
     x = random(1, 40, FFN)
     values = torch.tensor([0.3, -0.2, 0.0])
-    found = scheduled(clamp(neurons, NEURONS, values, least=True), 1.0, CONSTANT)(
+    found = schedule_change(clamp(neurons, NEURONS, values, only_raise=True), 1.0, CONSTANT)(
         x, torch.zeros(1, 40).long()
     )
     assert (found[..., NEURONS] >= values).all() and (found >= x).all()
@@ -483,7 +482,7 @@ def test_raising_never_lowers_and_changes_no_bit_of_what_is_higher():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_lm, tiny_corpus):
-    """Statistics of an SAE, of the vectors that it reads and of neurons, as `collect` writes them."""
+    """Statistics of an SAE, of the vectors at its site and of neurons, by `collect`."""
     folder = tmp_path_factory.mktemp("steering")
     save_sae(make_sae(), folder / "wide")
     sae = load_sae(folder / "wide")
@@ -500,7 +499,7 @@ def ranked(world, *dictionaries, **parameters):
     chosen = feature_diffmean(
         [Stats.load(folder / f"{name}.safetensors") for name in dictionaries], **parameters
     )
-    chosen.header["stats"] = str(folder)  # as `pipeline.rank` does
+    chosen.header["stats"] = str(folder)  # as `run.rank` does
     return chosen
 
 
@@ -559,7 +558,7 @@ def test_strength_1_adds_a_vector_as_long_as_the_difference_of_means(
         torch.testing.assert_close(found, found[:1].expand_as(found), rtol=0, atol=1e-4)
 
 
-def test_labels_of_another_code_system_steer_alike(tiny_lm, selection):
+def test_labels_of_another_code_system_steer_in_the_same_way(tiny_lm, selection):
     _, moved = shift(tiny_lm, SITE)
     found = []
     for label, source in (("de", "en"), ("deu_Latn", "eng")):
@@ -576,7 +575,7 @@ def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_di
     difference = means[SITE, "de"] - means[SITE, "en"]
     basis = np.linalg.svd(sae.W_dec[units].double().numpy(), full_matrices=False)[2]
     by_hand = torch.from_numpy(basis.T @ (basis @ difference.double().numpy()))
-    found = towards_with([(sae, units)], difference.double())
+    found = project_onto_units([(sae, units)], difference.double())
     torch.testing.assert_close(
         found.double(), by_hand * (difference.norm() / by_hand.norm()), rtol=1e-4, atol=1e-5
     )
@@ -585,12 +584,12 @@ def test_the_vector_of_features_is_the_difference_of_means_projected_on_their_di
         assert torch.nn.functional.cosine_similarity(moved(), by_hand[None].float()).min() > 0.9999
 
 
-def test_units_that_say_the_same_twice_change_no_vector(world, means):
+def test_repeated_units_do_not_change_the_vector(world, means):
     sae = load_sae(world / "wide")
     difference = (means[SITE, "de"] - means[SITE, "en"]).double()
-    once, twice = (towards_with([(sae, [3, 8])] * n, difference) for n in (1, 2))
+    once, twice = (project_onto_units([(sae, [3, 8])] * n, difference) for n in (1, 2))
     torch.testing.assert_close(once, twice)
-    assert not towards_with([(sae, [])], difference).any()
+    assert not project_onto_units([(sae, [])], difference).any()
 
 
 def test_the_vector_of_neurons_is_the_difference_of_means_at_them_alone(tiny_lm, neurons, means):
@@ -605,7 +604,7 @@ def test_the_vector_of_neurons_is_the_difference_of_means_at_them_alone(tiny_lm,
 
 
 def test_two_dictionaries_of_one_site_share_its_force(tiny_lm, world, means):
-    """Strength 1 is the length of the difference of means at the site, however many dictionaries read it."""
+    """Strength 1 has the length of the difference of means, for any number of dictionaries."""
     both = ranked(world, "wide", SITE)
     assert len(both.units("wide")["de"]) == len(both.units(SITE)["de"]) == 5
     _, moved = shift(tiny_lm, SITE)
@@ -615,10 +614,10 @@ def test_two_dictionaries_of_one_site_share_its_force(tiny_lm, world, means):
     torch.testing.assert_close(found, torch.full((6,), length), rtol=1e-3, atol=0)
 
 
-def test_of_length_scales_and_leaves_nothing_at_nothing():
-    assert of_length(torch.tensor([3.0, 4.0]), 10).tolist() == [6.0, 8.0]
-    assert of_length(torch.zeros(2), 10).tolist() == [0.0, 0.0]
-    assert of_length(torch.tensor([1e-30, 0.0], dtype=torch.float64), 2).tolist() == [2.0, 0.0]
+def test_rescale_keeps_zero():
+    assert rescale(torch.tensor([3.0, 4.0]), 10).tolist() == [6.0, 8.0]
+    assert rescale(torch.zeros(2), 10).tolist() == [0.0, 0.0]
+    assert rescale(torch.tensor([1e-30, 0.0], dtype=torch.float64), 2).tolist() == [2.0, 0.0]
 
 
 def test_strength_1_patches_with_the_labels_mean(tiny_lm, neurons, means):
@@ -656,7 +655,7 @@ def test_features_are_clamped_to_the_labels_mean(tiny_lm, world, selection):
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("which", ["features", "neurons"])
-def test_steered_text_is_one_with_and_without_cache_batched_and_alone(
+def test_steered_text_is_the_same_with_and_without_cache_batched_and_alone(
     tiny_lm, selection, neurons, edit, which
 ):
     chosen = selection if which == "features" else neurons
@@ -678,7 +677,7 @@ def test_strength_0_of_steer_changes_no_bit(tiny_lm, selection, edit):
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_by_default_an_addition_falls_off_and_other_edits_stay(tiny_lm, selection, edit):
+def test_by_default_add_gets_weaker_and_other_edits_are_constant(tiny_lm, selection, edit):
     with steer(tiny_lm, selection, "de", 2.0, edit=edit, source="en"):
         found = go(tiny_lm, ROWS)
     schedule = Schedule() if edit == "add" else CONSTANT
@@ -744,7 +743,7 @@ def refused(lm, selection, label="de", *args, match, **options):
     assert sum(len(m._forward_hooks) for m in lm.model.modules()) == before
 
 
-def test_labels_edits_and_sources_that_are_not_there_are_refused(tiny_lm, selection):
+def test_unknown_labels_edits_and_sources_are_refused(tiny_lm, selection):
     refused(tiny_lm, selection, "xx", match=r"no label 'xx'.*de, en, th")
     refused(tiny_lm, selection, "en", match="no units for en")
     refused(tiny_lm, selection, edit="push", match=r"no edit 'push'.*add, scale, clamp")
@@ -785,7 +784,7 @@ def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_p
         selection,
         edit=edit,
         stats=tmp_path,
-        match=f"no statistics of {missing}.*saefeat collect",
+        match=f"no statistics of {missing}; collect them first",
     )
 
 

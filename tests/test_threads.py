@@ -10,14 +10,14 @@ import torch
 
 from saefeat import progress
 from saefeat.collection import collect
-from saefeat.config import TrainConfig
+from saefeat.config import Decoding, TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import Identity
-from saefeat.generation import Decoding
 from saefeat.run import open_run
+from saefeat.run.grids import demo_grid
 from saefeat.run.matrix import matrix
 from saefeat.run.steer import Bench
-from saefeat.run.sweep import demo_grid, sweep
+from saefeat.run.sweep import sweep
 from saefeat.sae.train import train_saes
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
@@ -36,7 +36,8 @@ class StopAt:
 
 
 @pytest.fixture
-def setting(tiny_run, tmp_path):
+def setting(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)  # a line for each label
     return open_run(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
@@ -49,7 +50,7 @@ def interrupted(setting, words, call):
     return lines
 
 
-def test_a_sweep_measures_labels_of_other_threads_again(setting):
+def test_a_sweep_starts_again_with_other_threads(setting):
     out = setting.out / "steering" / "m.json"
     bench = Bench(setting, "en", Decoding(max_new_tokens=8))
 
@@ -59,9 +60,7 @@ def test_a_sweep_measures_labels_of_other_threads_again(setting):
     lines = interrupted(setting, "1 of 2", call)
     torch.set_num_threads(2)
     call()
-    assert any(
-        line.startswith("note: de is measured again: the number of threads") for line in lines
-    )
+    assert lines[0].startswith("note: the sweep starts again, because it was begun with 1 threads")
     assert any("1 of 2" in line for line in lines) and json.loads(out.read_text())["threads"] == 2
     resumed = out.read_bytes()
     out.unlink()
@@ -83,9 +82,8 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     lines = interrupted(setting, "2 of 3", call)
     torch.set_num_threads(2)
     assert call()["threads"] == 2
-    assert (
-        lines[0].startswith("note: the matrix is measured again") and "matrix: de (1 of 3)" in lines
-    )
+    assert lines[0].startswith("note: the matrix starts again, because it was begun with 1 threads")
+    assert lines[1].startswith("matrix: 1 of 3 labels")
     resumed = out.read_bytes()
     out.unlink()
     call()

@@ -1,4 +1,4 @@
-"""`steer matrix`: the perplexity change matrix. Edit each label's units, measure every label's text.
+"""`steer matrix`: edit each label's units, measure the perplexity of every label's text.
 
 After `ppl.py` of SAE-LAPE (arXiv 2507.11230, its perplexity experiment), with medians and a
 random-unit control.
@@ -7,29 +7,65 @@ random-unit control.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
-from saefeat import steering
-from saefeat.corpora import TOKEN_LIMIT, first_by_hash
+from pydantic import with_config
+from typing_extensions import TypedDict
+
+from saefeat.collection import working_bytes
+from saefeat.corpora import TOKEN_LIMIT
+from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_json
-from saefeat.memory import dictionary_budget, working_bytes
+from saefeat.io import SCHEMA, fingerprint, kept_json, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
+from saefeat.progress import track
+from saefeat.resume import clear_finished, resume
 from saefeat.run.setting import Setting
-from saefeat.run.stages import same_threads
-from saefeat.run.steer import random_units
-from saefeat.statistics import Stats
-from saefeat.steering import Change
+from saefeat.run.steer import TOP, pick_test_texts
+from saefeat.rundir import RunDir
+from saefeat.schema import STRICT, read
+from saefeat.steering import CannotSteer, Collected, Units, apply, build_changes
+from saefeat.steering.recipes import random_units
 
-EDITS = ("ablate", "amplify")
+EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`
 UNITS = ("features", "random")
-TOP = 100  # features of a label at each SAE
 _SEED = 23  # of the random units
 
-Measures = dict[str, float]
+
+@with_config(STRICT)
+class Measures(TypedDict):
+    """Over the texts of a label; nll in nats per token."""
+
+    nll_mean: float
+    nll_median: float
+    perplexity_mean: float
+    perplexity_median: float
+
+
+class Intervention(TypedDict):
+    """An edit of the units of each label in turn."""
+
+    edit: str
+    units: str
+    counts: dict[str, int]  # features of each label
+    rows: dict[str, dict[str, Measures]]  # label that is edited -> label that is measured
+
+
+@with_config(STRICT)
+class Matrix(TypedDict):
+    """Content of `steering/matrix.json`."""
+
+    schema: int
+    request: str
+    threads: int | None
+    corpus: str
+    split: str
+    labels: list[str]
+    sentences: dict[str, int]  # texts of each label
+    baseline: dict[str, Measures]
+    interventions: list[Intervention]
 
 
 def matrix(
@@ -37,122 +73,103 @@ def matrix(
     out: Path,
     *,
     sentences: int = 100,
-    edits: Sequence[str] = EDITS,
+    edits: Sequence[str] = tuple(EDITS),
     top: int = TOP,
-) -> dict[str, Any]:
-    """Write the matrix to `out`; run again, it goes on with the label at which it was killed.
+) -> Matrix:
+    """Write the matrix to `out`, and return its content.
 
-    With another number of threads, whose figures differ in bfloat16, it starts again.
+    Run it again to resume: labels that are done are kept. With another number of threads, which
+    changes figures in bfloat16, it starts again. All SAEs are edited together.
 
     Args:
         sentences: texts of each label's test split that are measured.
         edits: `ablate` sets a label's features to zero, `amplify` doubles them.
-        top: features of a label at each SAE: of low entropy, and highest above the mean of the
-            other labels.
+        top: features per label and SAE: of low entropy, and highest above the mean of the other
+            labels.
 
-    All SAEs are edited together; raises UserError where their encoders do not fit in memory so.
-
-    Returns the content of the file: baseline {label: measures}, interventions with rows {label:
-    {label: measures}}; measures are nll_mean, nll_median (nats a token), perplexity_mean,
-    perplexity_median over texts.
+    Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
+    when the encoders of all SAEs together do not fit in memory.
     """
-    labels = list(setting.corpus.labels)
-    texts = {label: some for label in labels if (some := _texts(setting, label, sentences))}
+    lm, labels = setting.lm, list(setting.corpus.labels)
+    texts = {
+        label: some for label in labels if (some := pick_test_texts(setting, label, sentences))
+    }
     if not texts:
-        raise UserError("no label has a test text to measure; the corpus is too small")
+        raise CannotSteer("no label has a test text to measure; the corpus is too small")
+    saes = [sae.identity["fingerprint"] for sae in setting.saes]
     request = fingerprint(
-        [
-            setting.lm.fingerprint,
-            setting.corpus.fingerprint,
-            sentences,
-            list(edits),
-            top,
-            [sae.identity["fingerprint"] for sae in setting.saes],
-        ]
+        [lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top, saes]
     )
-    if (before := kept_json(out)).get("request") == request:
+    if kept_json(out).get("request") == request:
         clear_kept(out)
         setting.say(f"{out} is complete already")
-        return before
+        return read(Matrix, out)
     _check_room(setting)
-    make_dir(out.parent)
-    kept = _kept(out)
-    done = kept_json(kept)
-    if done.get("request") != request or not same_threads(
-        setting.lm, done, "the matrix", setting.say
-    ):
-        done = {
+    with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
+        done, _ = checkpoint.load() or ({}, {})
+        done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
+        left = [label for label in labels if label not in done["counts"]]
+        editor = _Editor(setting, texts, edits, top) if left else None
+        with track(setting.say, "matrix", len(left), "labels") as bar:
+            for label in left:
+                assert editor
+                done["counts"][label] = editor.count(label)
+                if done["counts"][label]:
+                    done["rows"][label] = editor.measure_row(label)
+                else:
+                    setting.say(f"note: {label} has no features of low entropy; it gets no row")
+                checkpoint.save(done)
+                bar.set_postfix_str(label, refresh=False)
+                bar.update()
+        result: Matrix = {
+            "schema": SCHEMA,
             "request": request,
-            "threads": setting.lm.threads,
-            "baseline": _measured(setting, texts),
-            "rows": {},
-            "counts": {},
+            "threads": lm.threads,
+            "corpus": setting.corpus.name,
+            "split": "test",
+            "labels": labels,
+            "sentences": {label: len(some) for label, some in texts.items()},
+            "baseline": done["baseline"],
+            "interventions": [
+                {
+                    "edit": edit,
+                    "units": units,
+                    "counts": done["counts"],
+                    "rows": {label: row[f"{edit} {units}"] for label, row in done["rows"].items()},
+                }
+                for edit in edits
+                for units in UNITS
+            ],
         }
-    units = own_units(setting, top) if len(done["counts"]) < len(labels) else {}
-    for number, label in enumerate(labels, 1):
-        if label in done["counts"]:
-            continue
-        chosen = units[label]
-        done["counts"][label] = sum(map(len, chosen.values()))
-        if done["counts"][label]:
-            done["rows"][label] = _row(setting, label, chosen, texts, edits)
-        else:
-            setting.say(f"note: {label} has no features of low entropy of its own; it has no row")
-        write_json(kept, done)
-        setting.say(f"matrix: {label} ({number} of {len(labels)})")
-    result = {
-        "schema": SCHEMA,
-        "request": request,
-        "threads": setting.lm.threads,
-        "corpus": setting.corpus.name,
-        "split": "test",
-        "labels": labels,
-        "sentences": {label: len(some) for label, some in texts.items()},
-        "baseline": done["baseline"],
-        "interventions": [
-            {
-                "edit": edit,
-                "units": units,
-                "counts": done["counts"],
-                "rows": {label: row[f"{edit} {units}"] for label, row in done["rows"].items()},
-            }
-            for edit in edits
-            for units in UNITS
-        ],
-    }
-    write_json(out, result)
-    clear_kept(out)
-    setting.__dict__.pop(
-        "saes_at_hand", None
-    )  # with their encoders; what comes after has no use for them
+        write_json(out, result)
     return result
 
 
 def clear_kept(out: Path) -> None:
-    """Remove what was kept of a matrix that is whole; a kill may have come before."""
-    if kept_json(_kept(out)).get("request") == kept_json(out).get("request"):
-        _kept(out).unlink(missing_ok=True)
+    """Remove the state of the matrix that is in `out`; see `resume.clear_finished`."""
+    clear_finished(out, kept_json(out).get("request"))
 
 
-def _kept(out: Path) -> Path:
-    return out.with_name(f"{out.stem}-partial.json")
+def room(setting: Setting) -> tuple[int, int]:
+    """Bytes that the encoders of all SAEs take together, and bytes that they may take."""
+    needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
+    return needed, memory_limit(setting.lm.device) // 2
 
 
 def _check_room(setting: Setting) -> None:
-    needed = sum(working_bytes(sae, setting.lm.device) for sae in setting.saes)
-    there = dictionary_budget(setting.lm.device)
+    needed, there = room(setting)
     if needed > there:
-        raise UserError(
+        raise CannotSteer(
             f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
-            f"{needed / 1e9:.1f} GB, where they may take {there / 1e9:.1f} (half of the memory); measure "
-            "it over a run with fewer or narrower SAEs"
+            f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
+            "Measure it over a run with fewer or narrower SAEs"
         )
 
 
-def own_is_most(
-    result: dict[str, Any], edit: str, units: str = "features", measure: str = "nll_median"
+def most_affected(
+    result: Matrix, edit: str, units: str = "features", measure: str = "nll_median"
 ) -> list[str]:
-    """The labels whose own measure an edit of their units raises more than that of any other label."""
+    """List the labels whose own measure rises more than any other's when their units are edited."""
     rows = next(
         i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units)
     )
@@ -171,79 +188,87 @@ def own_is_most(
     ]
 
 
-def _texts(setting: Setting, label: str, n: int) -> list[str]:
-    corpus, seed = setting.corpus, setting.config.seed
-    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
-    return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
+def own_features(
+    collected: Collected, saes: Sequence[SAE], top: int
+) -> dict[str, dict[str, list[int]]]:
+    """Choose features of low entropy that are higher in a label than in the mean of the others.
 
+    Returns:
+        Label -> SAE -> at most `top` units; none for a label without tokens.
 
-def _row(
-    setting: Setting,
-    label: str,
-    chosen: dict[str, list[int]],
-    texts: dict[str, list[str]],
-    edits: Sequence[str],
-) -> dict[str, dict[str, Measures]]:
-    """`EDIT UNITS` -> measures of every label's texts under that edit of one label's units."""
-    lm = setting.lm
-    found = {}
-    for edit in edits:
-        for units in UNITS:
-            changes: dict[str, list[Change]] = {}
-            for sae in setting.saes_at_hand:
-                picked = (
-                    chosen[sae.id]
-                    if units == "features"
-                    else _others(setting, sae.id, label, chosen[sae.id])
-                )
-                if picked:
-                    change = (
-                        steering.ablate(sae, picked)
-                        if edit == "ablate"
-                        else steering.scale(sae, picked)
-                    )
-                    changes.setdefault(sae.site, []).append(change)
-            with steering.apply(lm, changes, 1.0):
-                found[f"{edit} {units}"] = _measured(setting, texts)
-    return found
-
-
-def own_units(setting: Setting, top: int) -> dict[str, dict[str, list[int]]]:
-    """Label -> SAE -> the label's own features: of low entropy, higher than in the mean of the other labels."""
-    found: dict[str, dict[str, list[int]]] = {label: {} for label in setting.corpus.labels}
-    for sae in setting.saes:
-        stats = _stats(setting, sae.id)
+    Raises CannotSteer when fewer than two labels have tokens.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for sae in saes:
+        stats = collected.stats(sae)
+        counted = [x for x, n in zip(stats.labels, stats.tokens.tolist(), strict=True) if n]
+        if len(counted) < 2:
+            raise CannotSteer("the matrix compares labels; give text of two or more")
         ranked, means = feature_diffmean([stats], top=None).units(sae.id), stats.mean()
-        for label, units in found.items():
-            above = mean_difference(stats, label, means=means) > 0
-            units[sae.id] = [unit for unit in ranked[label] if above[unit]][:top]
+        for label in stats.labels:
+            units: list[int] = []
+            if label in counted:
+                above = mean_difference(stats, label, means=means) > 0
+                units = [unit for unit in ranked[label] if above[unit]][:top]
+            found.setdefault(label, {})[sae.id] = units
     return found
 
 
-def _others(setting: Setting, name: str, label: str, chosen: Sequence[int]) -> list[int]:
-    stats = _stats(setting, name)
-    return random_units(stats, chosen, _SEED + stats.labels.index(label))
+class _Editor:
+    """Measures all labels under the edits of one label's units.
+
+    It holds the SAEs on the model's device, with their encoders, which are gone with it.
+    """
+
+    def __init__(
+        self, setting: Setting, texts: Mapping[str, list[str]], edits: Sequence[str], top: int
+    ) -> None:
+        self.setting, self.texts, self.edits = setting, texts, edits
+        self.saes = [sae.to(setting.lm.device) for sae in setting.saes]
+        # Not kept in memory: statistics of wide SAEs are large beside the encoders.
+        self.collected = Collected(RunDir(setting.out).load_stats, None, setting.lm.device)
+        self.features = own_features(self.collected, setting.saes, top)
+
+    def count(self, label: str) -> int:
+        return sum(map(len, self.features[label].values()))
+
+    def measure_row(self, label: str) -> dict[str, dict[str, Measures]]:
+        """Measure each edit: `EDIT UNITS` -> label -> measures of its texts."""
+        found = {}
+        for edit in self.edits:
+            for units in UNITS:
+                chosen = self._choose(label, units)
+                changes = build_changes(EDITS[edit], chosen, label, self.collected)
+                with apply(self.setting.lm, changes, 1.0):
+                    found[f"{edit} {units}"] = _measure(self.setting, self.texts)
+        return found
+
+    def _choose(self, label: str, units: str) -> dict[str, list[Units]]:
+        """The features of a label, or as many random ones, by site."""
+        chosen: dict[str, list[Units]] = {}
+        for sae in self.saes:
+            picked = self.features[label][sae.id]
+            if units == "random":
+                stats = self.collected.stats(sae)
+                picked = random_units(stats, picked, _SEED + stats.labels.index(label))
+            if picked:
+                chosen.setdefault(sae.site, []).append(Units(sae, picked))
+        return chosen
 
 
-def _stats(setting: Setting, name: str) -> Stats:
-    sae = next(sae for sae in setting.saes if sae.id == name)
-    return steering.stats_of(setting.out / "stats", sae)
-
-
-def _measured(setting: Setting, texts: dict[str, list[str]]) -> dict[str, Measures]:
-    """Label -> measures of its texts under the model as it is now."""
+def _measure(setting: Setting, texts: Mapping[str, list[str]]) -> dict[str, Measures]:
+    """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
     losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))
-    found = {}
+    found: dict[str, Measures] = {}
     for label, some in texts.items():
-        own = [loss for _ in some if not math.isnan(loss := next(losses))]
-        perplexities = [perplexity(loss) for loss in own]
-        if not own or not math.isfinite(fmean(perplexities)):
-            continue
-        found[label] = {
-            "nll_mean": fmean(own),
-            "nll_median": median(own),
-            "perplexity_mean": fmean(perplexities),
-            "perplexity_median": median(perplexities),
-        }
+        known = [loss for _ in some if not math.isnan(loss := next(losses))]
+        perplexities = [perplexity(loss) for loss in known]
+        if known and math.isfinite(fmean(perplexities)):
+            found[label] = {
+                "nll_mean": fmean(known),
+                "nll_median": median(known),
+                "perplexity_mean": fmean(perplexities),
+                "perplexity_median": median(perplexities),
+            }
     return found

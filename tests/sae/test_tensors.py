@@ -14,7 +14,7 @@ from saefeat.dictionaries import ACTIVATIONS, SAE
 from saefeat.io import UserError
 from saefeat.sae.formats import tensors
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
-from saefeat.steering import towards_with
+from saefeat.steering.vectors import project_onto_units
 
 ARRAYS = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -245,8 +245,8 @@ def test_weights_stored_in_half_precision_give_the_results_of_their_values(activ
     assert torch.equal(half.decode(half.encode(x[:0])), whole.decode(whole.encode(x[:0])))
     assert half.identity == whole.identity
     assert torch.equal(
-        towards_with([(half, [3, 5])], torch.ones(8).double()),
-        towards_with([(whole, [3, 5])], torch.ones(8).double()),
+        project_onto_units([(half, [3, 5])], torch.ones(8).double()),
+        project_onto_units([(whole, [3, 5])], torch.ones(8).double()),
     )
     assert half.encode(x).values.dtype == half.decode(ours).dtype == torch.float32
 

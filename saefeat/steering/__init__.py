@@ -1,0 +1,143 @@
+"""Steer generation: edits of a site's vectors, with a schedule, on an unmodified model.
+
+Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
+`clamp`, `ablate`). Strength 1 is one force for all methods: the length of the difference of means
+at the site for `add`, the mean of the label for `clamp` and `replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from saefeat.dictionaries import SAE, Dictionary
+from saefeat.io import UserError
+from saefeat.labels import own_label
+from saefeat.models import LanguageModel
+from saefeat.models.weights import is_outdated
+from saefeat.selection import Selection
+from saefeat.statistics.files import load_stats
+from saefeat.steering.changes import EDITS, Collected, Units, build_changes
+from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale
+from saefeat.steering.errors import CannotSteer, NoUnits
+from saefeat.steering.recipes import NONE, RecipeBuilder, SteeringRecipe
+from saefeat.steering.schedules import CONSTANT, Schedule, apply, check_strength
+from saefeat.steering.vectors import limit_of, norm_limit, open_dictionary
+
+__all__ = [
+    "CONSTANT",
+    "EDITS",
+    "NONE",
+    "CannotSteer",
+    "Change",
+    "Collected",
+    "NoUnits",
+    "RecipeBuilder",
+    "Schedule",
+    "SteeringRecipe",
+    "Units",
+    "ablate",
+    "add",
+    "apply",
+    "build_changes",
+    "changes_of",
+    "check_strength",
+    "clamp",
+    "limit_of",
+    "norm_limit",
+    "open_dictionary",
+    "replace",
+    "scale",
+    "steer",
+]
+
+
+@contextmanager
+def steer(
+    lm: LanguageModel,
+    selection: Selection,
+    label: str,
+    strength: float = 1.0,
+    *,
+    edit: str = "add",
+    source: str | None = None,
+    schedule: Schedule | None = None,
+    stats: str | Path | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> Iterator[None]:
+    """Steer `lm.model` towards a label with its units in a selection, while the block runs.
+
+    Args:
+        label: a label of the selection, in any code system of `saefeat.labels`; so is `source`.
+        strength: 1 is the length of the difference of means (`add`) or the mean of the label
+            (`clamp`, `replace`); negative suppresses; 0 changes no bit.
+        edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate or replace.
+        source: the label that is steered away from; None: the mean of all others.
+        schedule: default `Schedule()` for `add`: full strength on the prompt and the first tokens,
+            little after. Other edits are constant by default, because a weak clamp would hold the
+            units down.
+        stats: directory of the statistics; default the one that was ranked, which the selection's
+            header names.
+        dictionaries: by id; default those at the paths in the selection's header.
+
+    Raises:
+        UserError: the label or edit is unknown, the label has no units (`NoUnits`), the selection
+            is of another model, the strength is not finite, or the statistics of a site's identity
+            are missing.
+    """
+    check_strength(strength)
+    changes = changes_of(
+        lm, selection, label, edit=edit, source=source, stats=stats, dictionaries=dictionaries
+    )
+    with apply(lm, changes, strength, schedule or (Schedule() if edit == "add" else CONSTANT)):
+        yield
+
+
+def changes_of(
+    lm: LanguageModel,
+    selection: Selection,
+    label: str,
+    *,
+    edit: str = "add",
+    source: str | None = None,
+    stats: str | Path | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+) -> dict[str, list[Change]]:
+    """Build the changes of the units of a label, by site; for the arguments see `steer`."""
+    label = own_label(label, selection.labels) or label
+    source = None if source is None else own_label(source, selection.labels) or source
+    rows = selection.for_label(label)
+    if not len(rows):
+        raise NoUnits(
+            f"the selection has no units for {label}; rank with looser parameters, or by the "
+            "method feature-diffmean"
+        )
+    _check_model(selection, lm)
+    chosen: dict[str, list[Units]] = {}
+    for name, entry in selection.dictionaries.items():
+        if units := rows.units(name)[label]:
+            dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
+            if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
+                raise UserError(
+                    f"the dictionary {name} has changed since it was ranked; collect and rank again"
+                )
+            if isinstance(dictionary, SAE) and edit not in ("add", "replace"):  # the others encode
+                dictionary = dictionary.to(lm.device)
+            chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
+    folder = Path(stats or selection.header.get("stats") or "")
+    return build_changes(
+        edit, chosen, label, Collected(partial(load_stats, folder), source, lm.device)
+    )
+
+
+def _check_model(selection: Selection, lm: LanguageModel) -> None:
+    """Raise UserError when a selection is of another model."""
+    model = selection.header.get("model") or {}
+    if is_outdated(model.get("fingerprint")):
+        raise UserError(
+            "the selection was made by an older version of saefeat; collect and rank again"
+        )
+    if model.get("fingerprint") not in (None, lm.fingerprint):
+        raise UserError(f"the selection is of the model {model.get('name')}, not of {lm.name}")

@@ -1,0 +1,176 @@
+"""Recipes: ways to steer as plain data, and the units that they choose for a label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from saefeat.dictionaries import SAE
+from saefeat.io import UserError
+from saefeat.methods.feature_diffmean import feature_diffmean
+from saefeat.methods.lape import lape
+from saefeat.schema import STRICT
+from saefeat.selection import Selection
+from saefeat.statistics import Stats
+from saefeat.steering.changes import Collected, Units, build_changes, check_counted
+from saefeat.steering.edits import Change
+from saefeat.steering.errors import NoUnits
+from saefeat.steering.schedules import CONSTANT, Schedule
+from saefeat.steering.vectors import open_dictionary
+
+SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
+_SEED = 11  # of the random units
+_PARAMETERS = {
+    "none": set(),
+    "features": {"top"},
+    "neurons": {"top_rate"},
+    "diffmean": set(),
+    "random": {"top"},
+}
+
+
+@dataclass(frozen=True, config=STRICT)
+class SteeringRecipe:
+    """One way to steer, as `steering/settings.json` keeps it.
+
+    Attributes:
+        method: what steers: features (those of a label, by feature difference of means), random
+            (as many other features), neurons (by LAPE), diffmean (the whole difference of means).
+        edit: add, or (neurons) clamp; `clamp, source off` also sets the neurons of the source
+            label alone to zero.
+        sites: each is steered with the force of its own means.
+        parameters: of the choice of units: top and optionally entropy_ratio (features, random),
+            top_rate (neurons).
+    """
+
+    method: str
+    edit: str
+    sites: tuple[str, ...]
+    schedule: Schedule
+    strength: float
+    parameters: Mapping[str, Annotated[int | float, Field(ge=0)]] = field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> SteeringRecipe:
+        if self.method not in _PARAMETERS:
+            raise ValueError(f"the methods are {', '.join(_PARAMETERS)}")
+        needed = _PARAMETERS[self.method]
+        allowed = needed | {"entropy_ratio"} if "top" in needed else needed
+        if not needed <= self.parameters.keys() <= allowed:
+            raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
+        return self
+
+
+NONE = SteeringRecipe("none", "none", (), CONSTANT, 0.0)
+
+
+@plain_dataclass
+class RecipeBuilder:
+    """Builds the changes of recipes. It keeps rankings of units, which a sweep asks for often.
+
+    Attributes:
+        collected: statistics of the SAEs and of the identities of the sites, with a source label.
+        saes: the SAEs whose features may steer.
+    """
+
+    collected: Collected
+    saes: Sequence[SAE]
+    _rankings: dict[tuple[Any, ...], Selection] = field(default_factory=dict, repr=False)
+
+    def build(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
+        """Build the changes of a recipe for a label, and count the units that they are made of.
+
+        Returns:
+            Site -> changes, and the number of units; 0 for the whole difference of means.
+
+        Raises NoUnits when the recipe finds no units for the label.
+        """
+        if recipe.method == "none":
+            return {}, 0
+        chosen = self.choose(recipe, label)
+        edit = recipe.edit.removesuffix(SOURCE_OFF)
+        count = sum(len(one.units) + len(one.silenced) for here in chosen.values() for one in here)
+        changes = build_changes(edit, chosen, label, self.collected)
+        return changes, 0 if recipe.method == "diffmean" else count
+
+    def choose(self, recipe: SteeringRecipe, label: str) -> dict[str, list[Units]]:
+        """Choose the units of a recipe for a label, at the sites where there are any."""
+        choose = {
+            "features": self._choose_features,
+            "random": self._choose_features,
+            "neurons": self._choose_neurons,
+            "diffmean": self._choose_whole_site,
+        }[recipe.method]
+        found = {site: choose(recipe, label, site) for site in recipe.sites}
+        found = {
+            site: here
+            for site, here in found.items()
+            if any(one.units or one.silenced for one in here)
+        }
+        if not found:
+            help = "raise top_rate" if recipe.method == "neurons" else "use diffmean"
+            raise NoUnits(
+                f"the method {recipe.method} has no units for {label} at "
+                f"{', '.join(recipe.sites)}; {help}"
+            )
+        return found
+
+    def saes_at(self, site: str) -> list[SAE]:
+        """The SAEs at a site. Raises UserError when there are none."""
+        found = [sae for sae in self.saes if sae.site == site]
+        if not found:
+            have = ", ".join(sae.site for sae in self.saes)
+            raise UserError(f"the run has no SAE at {site}; it has them at {have}", "sites")
+        return found
+
+    def _choose_whole_site(self, _recipe: SteeringRecipe, _label: str, site: str) -> list[Units]:
+        """Every coordinate of the vectors; SAEs there add their limits on the norm."""
+        identity = open_dictionary(self.collected.read(site).header["dictionary"])
+        saes = [sae for sae in self.saes if sae.site == site]
+        return [Units(identity, range(identity.width)), *(Units(sae, ()) for sae in saes)]
+
+    def _choose_features(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
+        """The features of a label, or as many random ones."""
+        found, source = [], self.collected.source_label
+        for sae in self.saes_at(site):
+            stats = self.collected.stats(sae)
+            check_counted(stats, label, source)
+            ranked = self._rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
+            units = ranked.units(sae.id)[label]
+            if recipe.method == "random":
+                units = random_units(stats, units, _SEED + stats.labels.index(label))
+            found.append(Units(sae, units))
+        return found
+
+    def _choose_neurons(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
+        """The LAPE neurons of a label, and those of the source label alone if it is to be off."""
+        neurons = self._rank(lape, recipe.sites, **recipe.parameters).units(site)
+        off: set[int] = set()
+        if recipe.edit.endswith(SOURCE_OFF):
+            off = set(neurons[self.collected.source_label or ""]) - set(neurons[label])
+        identity = open_dictionary(self.collected.read(site).header["dictionary"])
+        return [Units(identity, neurons[label], sorted(off))]
+
+    def _rank(
+        self, method: Callable[..., Selection], names: Sequence[str], **parameters: Any
+    ) -> Selection:
+        key = (method, *names, *sorted(parameters.items()))
+        if key not in self._rankings:
+            stats = [self.collected.read(name) for name in names]
+            self._rankings[key] = method(stats, **parameters)
+        return self._rankings[key]
+
+
+def random_units(stats: Stats, chosen: Sequence[int], seed: int) -> list[int]:
+    """Draw as many units as were chosen, from all others that fire."""
+    fires = stats.fired.sum(0).bool()
+    fires[list(chosen)] = False
+    others = fires.nonzero().flatten()
+    generator = torch.Generator().manual_seed(seed)
+    return others[torch.randperm(len(others), generator=generator)[: len(chosen)]].tolist()
