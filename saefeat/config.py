@@ -164,17 +164,8 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the encoder product. Weights are float32 always."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of everything random.")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Decoding:
-    """How continuations are sampled. Each prompt has random numbers of its own."""
-
-    max_new_tokens: int = Field(default=24, ge=1, description="Tokens to generate.")
-    temperature: float = Field(default=0.8, ge=0, description="0 is greedy.")
-    top_k: int = Field(default=50, ge=1, description="Only the k best tokens are sampled.")
-    seed: int = Field(default=0, ge=0, description="Seed of the random numbers.")
+    seed: int = _SEED
+    architecture: str = Field(default="topk", description="Architecture of the SAEs.")
 
 
 # What `saefeat demo` asks for: small enough for a laptop.

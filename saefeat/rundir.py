@@ -24,7 +24,7 @@ from saefeat.artefacts import (
     is_length,
 )
 from saefeat.io import UserError, atomic_path
-from saefeat.lid import Head
+from saefeat.lid.head import Head
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats, stats_file

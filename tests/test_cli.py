@@ -420,7 +420,10 @@ def test_a_bad_option_exits_with_2_and_one_sentence(saefeat, on, tmp_path, name)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "lapse"], "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape"),
+        (
+            ["--method", "lapse"],
+            "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape",
+        ),
         (["-p", "owner=1"], "sae-lape has no parameter 'owner' (did you mean owners?)"),
         (["-p", "top=0"], "the parameter top of sae-lape is 0"),
         (["-p", "top"], "write name=value"),

@@ -21,7 +21,7 @@ def corpus_list() -> None:
     from saefeat.corpora.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        gates = [source.gate for source in recipe.sources if source.gate]
+        gates = [source.access_url for source in recipe.sources if source.access_url]
         splits = dict.fromkeys(split for source in recipe.sources for split in source.splits)
         most = sorted({source.max_texts for source in recipe.sources})
         limit = " or ".join(f"{n:,}" for n in most)
@@ -57,7 +57,7 @@ def corpus_show(
     """Show for each label: texts, how they split, their median length, and one of them."""
     from saefeat.corpora import load_corpus
 
-    found = load_corpus(corpus, labels=config.labels, least=1, say=say, **config.columns)
+    found = load_corpus(corpus, labels=config.labels, min_labels=1, say=say, **config.columns)
     _print(found, config.seed)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from saefeat.cli.common import Out
 from saefeat.io import UserError
+from saefeat.sae.writers import WRITERS
 
 
 def export(
@@ -16,7 +17,7 @@ def export(
     ],
     out: Out,
     form: Annotated[
-        str | None, typer.Option("--format", help="sae-lens or sparsify: one folder per SAE.")
+        str | None, typer.Option("--format", help=f"{' or '.join(WRITERS)}: one folder per SAE.")
     ] = None,
     feature: Annotated[
         str | None,
@@ -25,8 +26,8 @@ def export(
 ) -> None:
     """Write SAEs as other libraries open them, with a model card; or the vector of one feature."""
     if (form is None) == (feature is None):
-        raise UserError("give either --format sae-lens or sparsify, or --feature SAE:UNIT")
-    from saefeat.sae.export import export_direction, export_saes
+        raise UserError(f"give either --format ({' or '.join(WRITERS)}) or --feature SAE:UNIT")
+    from saefeat.export import export_direction, export_saes
 
     if feature is not None:
         about = export_direction(source, feature, out)

@@ -11,6 +11,7 @@ import typer
 from saefeat.cli.common import Run, input_lines, say, with_options
 from saefeat.config import EvaluateConfig
 from saefeat.io import UserError
+from saefeat.lid.heads import HEADS
 
 if TYPE_CHECKING:
     from saefeat.artefacts import LIDMetrics
@@ -48,11 +49,9 @@ def lid_evaluate(
     ] = None,
 ) -> None:
     """Measure every head and baseline, on whole texts and by length."""
-    from saefeat.artefacts import LIDMetrics
     from saefeat.report import write_report
     from saefeat.run import evaluate, open_run, set_threads
     from saefeat.run.opened import other_corpus
-    from saefeat.schema import read
 
     if config.corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
@@ -62,7 +61,7 @@ def lid_evaluate(
     split = config.split or ("test" if other is None else "all")
     limits = {"max_texts": config.max_texts, "fasttext": fasttext}
     evaluate(opened, other, split=split, out=place, **limits)
-    print_metrics(read(LIDMetrics, place))
+    print_metrics(opened.files.load_lid_metrics(place))
     if out is None:
         typer.echo(f"report: {write_report(run)}")
 
@@ -86,7 +85,7 @@ def lid_predict(
     file: Annotated[
         Path | None, typer.Argument(help="One text per line; default or -: standard input.")
     ] = None,
-    head: Annotated[str, typer.Option(help="Name of the head.")] = "linear",
+    head: Annotated[str, typer.Option(help=f"{', '.join(HEADS)}.")] = "linear",
 ) -> None:
     """Print one JSON object per line of text.
 

@@ -11,12 +11,13 @@ import typer
 
 from saefeat.cli.common import Out, say
 from saefeat.io import UserError
+from saefeat.methods import METHODS
 
 
 def rank(
     stats: Annotated[Path, typer.Argument(help="Directory of statistics.")],
     out: Out,
-    method: Annotated[str, typer.Option(help="lape, sae-lape or feature-diffmean.")] = "sae-lape",
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "sae-lape",
     parameters: Annotated[
         list[str] | None, typer.Option("-p", help="name=value; may be repeated.")
     ] = None,
@@ -98,7 +99,7 @@ def _load_for_lens(stats: Path, selection: Any) -> tuple[Any, dict[str, Any]]:
     try:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("the statistics name no model")
-        lm = load_model(model["name"])
+        lm = load_model(model["name"], say=say)
         for name, entry in selection.header["dictionaries"].items():
             if entry.get("kind") == "sae":
                 saes[name] = load_sae(_sae_place(entry, stats, name))

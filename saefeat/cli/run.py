@@ -43,18 +43,16 @@ def run(context: typer.Context, config: RunConfig, out: Out, dry_run: DryRun = F
 
 
 def _run(config: RunConfig, out: Path, dry_run: bool) -> None:
-    from saefeat.artefacts import LIDMetrics, SteeringMetrics
     from saefeat.run import run as run_all
     from saefeat.rundir import RunDir
-    from saefeat.schema import read
 
     report = run_all(config, out, say=say, dry_run=dry_run)
     if report is None:
         return
     files = RunDir(out)
-    print_metrics(read(LIDMetrics, files.lid_metrics))
+    print_metrics(files.load_lid_metrics())
     if files.steering_metrics.exists():
-        print_steering(read(SteeringMetrics, files.steering_metrics))
+        print_steering(files.load_steering_metrics())
     typer.echo(f"report: {report}")
 
 
@@ -71,7 +69,7 @@ def fetch(
     """Fetch embedded assets into the cache (SAEFEAT_CACHE) ahead of time."""
     from saefeat.assets import ASSETS
     from saefeat.assets import fetch as fetch_asset
-    from saefeat.models import convert_embedded
+    from saefeat.models.conversion import convert
 
     names = assets or list(ASSETS)
     unknown = [name for name in names if name not in ASSETS]
@@ -82,4 +80,4 @@ def fetch(
         path = fetch_asset(name, recheck=True, say=say)
         typer.echo(f"  {path}")
         if path.suffix == ".gguf":
-            typer.echo(f"  {convert_embedded(name, path)}")
+            typer.echo(f"  {convert(path, name, say)}")

@@ -50,7 +50,7 @@ def merge(
     out: Out,
 ) -> None:
     """Merge the statistics of shards."""
-    from saefeat.collection import merge as merge_all
+    from saefeat.statistics.merging import merge as merge_all
 
     for warning in merge_all(stats, out):
         say(f"warning: {warning}")

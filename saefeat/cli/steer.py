@@ -36,27 +36,27 @@ def steer_generate(
     """Continue prompts, steered and unsteered side by side."""
     from dataclasses import replace
 
-    from saefeat.run.steer import continuations, recipe_for
+    from saefeat.run.steer import continue_prompts, load_recipe
     from saefeat.steering import check_strength
 
     if config.strength is not None:
         check_strength(config.strength)
     texts = _prompts(prompt, prompts)
     bench = _bench(run, config.source, decoding)
-    recipe = recipe_for(bench, config.label, config.method)
+    recipe = load_recipe(bench, config.label, config.method)
     if config.strength is not None:
         recipe = replace(recipe, strength=config.strength)
-    for row in continuations(bench, config.label, texts, recipe, chat=config.chat):
+    for row in continue_prompts(bench, config.label, texts, recipe, chat=config.chat):
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
 
 
 def _bench(run: Path, source: str | None, decoding: Decoding) -> Any:
     from saefeat.run import open_run, set_threads
-    from saefeat.run.steer import Bench, source_of
+    from saefeat.run.steer import Bench, find_source
 
     set_threads()
     opened = open_run(run, say)
-    return Bench(opened, source_of(opened, source), decoding)
+    return Bench(opened, find_source(opened, source), decoding)
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
@@ -104,9 +104,7 @@ def steer_sweep(
 
     Half of the prompts choose the setting of each method and label, the other half are reported.
     """
-    from saefeat.artefacts import SteeringMetrics
     from saefeat.run.sweep import sweep
-    from saefeat.schema import read
 
     lines = _sweep_prompts(prompts, decoding)
     for strength in config.strengths or ():
@@ -114,14 +112,14 @@ def steer_sweep(
     _check_replaceable(out, "summary")
     bench = _bench(run, config.source, decoding)
     if prompts is None:
-        _check_english(bench.source)
-    labels = None if config.labels is None else [bench.target(name) for name in config.labels]
+        _check_english(bench.source_label)
+    labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
     path = sweep(bench, _grid(bench, config), lines, out, labels=labels)
-    print_steering(read(SteeringMetrics, path))
+    print_steering(bench.run.load_steering_metrics(path))
 
 
 def _sweep_prompts(file: Path | None, decoding: Decoding) -> list[str]:
-    from saefeat.run.sweep import english_prompts
+    from saefeat.run.grids import english_prompts
 
     if decoding.max_new_tokens < _FIRST_MEASURED:
         raise UserError(
@@ -151,14 +149,14 @@ def _check_english(source: str) -> None:
 
 def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     """The recipes that a sweep tries."""
+    from saefeat.run.grids import full_grid
     from saefeat.run.steer import steering_sites, stream_sites
-    from saefeat.run.sweep import full_grid
 
     for site in config.sites or ():
-        bench.saes_at(site)
+        bench.builder.saes_at(site)
     by_depth = [steering_sites(bench.setting), stream_sites(bench.setting)]
     groups = [config.sites] if config.sites else by_depth[: 1 + (by_depth[0] != by_depth[1])]
-    grid = full_grid(bench, groups, config.strengths)
+    grid = full_grid(bench.setting.lm, groups, config.strengths)
     if config.methods is None:
         return grid
     known = {"none", *(recipe.method for recipe in grid)}
@@ -180,7 +178,7 @@ def steer_matrix(
     from dataclasses import asdict
 
     from saefeat.run import open_run, set_threads
-    from saefeat.run.matrix import EDITS, matrix, own_is_most
+    from saefeat.run.matrix import EDITS, matrix, most_affected
 
     _check_replaceable(out, "interventions")
     if unknown := set(config.edits) - set(EDITS):
@@ -190,7 +188,7 @@ def steer_matrix(
     set_threads()
     result = matrix(open_run(run, say), out, **asdict(config))
     for edit in config.edits:
-        own = own_is_most(result, edit)
+        own = most_affected(result, edit)
         typer.echo(
             f"{edit}: the median NLL of a label's own text rises most for {len(own)} of "
             f"{len(result['labels'])} labels"

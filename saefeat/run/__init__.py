@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from saefeat.artefacts import FitCheck, RunIndex
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import DEMO, RunConfig
-from saefeat.generation import Decoding
-from saefeat.io import SCHEMA, fingerprint, kept_json, write_json
-from saefeat.methods import METHODS
+from saefeat.config import DEMO, Decoding, RunConfig
+from saefeat.io import SCHEMA, fingerprint, kept_json
+from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
 from saefeat.resume import claim
+from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
-from saefeat.run.identify import choose_head, evaluate, fit_heads, load_heads, predict
+from saefeat.run.grids import demo_grid, english_prompts
+from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.opened import OpenRun, default_sites, open_run, prepare_run
@@ -35,12 +36,10 @@ from saefeat.run.stages import (
     rank,
     set_threads,
 )
-from saefeat.run.steer import Bench, source_of, steering_sites
+from saefeat.run.steer import Bench, find_source, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
-from saefeat.run.sweep import demo_grid, english_prompts
 from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
-from saefeat.schema import write
 from saefeat.steering import CannotSteer
 
 __all__ = [
@@ -92,7 +91,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     with claim(out):
         index = _begin_index(opened, threads)
         if fit:
-            write_json(opened.files.fit_check, fit)
+            opened.files.save_fit_check(fit)
         for name, stage in _STAGES.items():
             if _is_wanted(name, config):
                 with _timed(opened, index, name):
@@ -100,7 +99,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         with _timed(opened, index, "report"):
             _show(opened)
             index["complete"] = True
-            write(RunIndex, opened.files.index, index)
+            opened.files.save_index(index)
             return write_report(out)
 
 
@@ -124,16 +123,20 @@ def _collect(opened: OpenRun) -> None:
         opened.plan,
         counted_dictionaries(lm, opened.saes, opened.plan, hidden),
         files.stats,
-        bags=files.bags,
-        examples=files.examples,
+        places={"bags": files.bags, "examples": files.examples, "histograms": files.histograms},
         progress=opened.say,
     )
 
 
 def _rank(opened: OpenRun) -> None:
-    for method in METHODS:
-        if method != "lape" or opened.layers:
-            rank(opened.files.stats, method).save(opened.files.selection_file(method))
+    for method in _methods(opened):
+        opened.files.save_selection(method, rank(opened.files.stats, method))
+
+
+def _methods(opened: OpenRun) -> dict[str, Method]:
+    """The methods that can rank what the run has collected."""
+    dictionaries = [*opened.saes, *neurons(opened.lm, opened.layers)]
+    return run_methods([dictionary.identity for dictionary in dictionaries])
 
 
 def _evaluate(opened: OpenRun) -> None:
@@ -146,12 +149,12 @@ def _steer(opened: OpenRun) -> None:
     config, files = opened.config, opened.files
     with _skipped_if_impossible(opened, "steering"):
         if not files.steering_metrics.exists():
-            bench = Bench(opened, source_of(opened, config.source), Decoding(seed=config.seed))
+            bench = Bench(opened, find_source(opened, config.source), Decoding(seed=config.seed))
             prompts, n = english_prompts(), config.steer_prompts
             spread = [prompts[i * len(prompts) // n] for i in range(n)]
             grid = demo_grid(steering_sites(opened))
             sweep_grid(bench, grid, spread, files.steering_metrics, halves=False)
-        clear_sweep(files.steering_metrics, files.steering)
+        clear_sweep(files.steering_metrics, files)
 
 
 def _matrix(opened: OpenRun) -> None:
@@ -184,12 +187,12 @@ def _show(opened: OpenRun) -> None:
     """Keep what the report shows of the ranked units: passages, activations, histograms."""
     saes = {sae.id: sae for sae in opened.saes}
     rows = []
-    for method in ("sae-lape", "feature-diffmean"):
+    for method in (name for name, method in _methods(opened).items() if method.shown):
         selection = opened.files.load_selection(method)
         rows += shown_units(opened.lm, selection, saes, opened.files.examples)
     add_activations(opened.lm, rows, saes)
-    add_histograms(opened.lm, rows, saes, opened.plan)
-    write_json(opened.files.shown, rows)
+    add_histograms(rows, opened.files.histograms)
+    opened.files.save_shown(rows)
 
 
 @contextmanager
@@ -202,25 +205,25 @@ def _skipped_if_impossible(opened: OpenRun, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def _timed(opened: OpenRun, index: RunIndex, stage: str) -> Iterator[None]:
+def _timed(opened: OpenRun, index: dict[str, Any], stage: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     seconds = round(time.monotonic() - start, 1)
     # A stage that an earlier call has finished keeps the time that it took then.
     index["timings"][stage] = max(seconds, index["timings"].get(stage, 0.0))
-    write(RunIndex, opened.files.index, index)
+    opened.files.save_index(index)
 
 
-def _begin_index(opened: OpenRun, threads: int) -> RunIndex:
+def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
     """Write `run.json` of a run that starts or resumes. It keeps the timings of earlier calls."""
     file, corpus = opened.files.index, opened.corpus
-    index: RunIndex = {
+    index: dict[str, Any] = {
         "schema": SCHEMA,
         "arguments": opened.config,
         "versions": _versions(),
         "machine": {"device": opened.lm.device, "threads": threads},
         "seeds": {"seed": opened.config.seed},
-        "model": opened.lm.identity,  # pyright: ignore[reportAssignmentType]
+        "model": opened.lm.identity,
         "corpus": {
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
@@ -232,7 +235,7 @@ def _begin_index(opened: OpenRun, threads: int) -> RunIndex:
         "complete": False,
         "timings": read_index(opened.out)["timings"] if file.exists() else {},
     }
-    write(RunIndex, file, index)
+    opened.files.save_index(index)
     return index
 
 
@@ -246,7 +249,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _check_fit(opened: OpenRun) -> FitCheck | None:
+def _check_fit(opened: OpenRun) -> dict[str, Any] | None:
     """Try the given SAEs on a little text; None where there are none, or they were tried before.
 
     Raises:
@@ -261,4 +264,4 @@ def _check_fit(opened: OpenRun) -> FitCheck | None:
         return None
     check_ids([*given, *means(lm, given, None)])
     reports = check_fit(lm, given, corpus, opened.config.seed, opened.say)
-    return {"schema": SCHEMA, "request": request, "saes": reports}  # pyright: ignore[reportReturnType]
+    return {"schema": SCHEMA, "request": request, "saes": reports}

@@ -28,7 +28,7 @@ from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
 from saefeat.resume import check_same
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
 
@@ -36,7 +36,7 @@ LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 
 
 def evaluate(
-    setting: Setting,
+    setting: OpenRun,
     other: Corpus | None,
     *,
     split: str,
@@ -91,7 +91,7 @@ def choose_positions(corpus: Corpus, split: str, seed: int, max_texts: int | Non
 
 
 def _request(
-    setting: Setting,
+    setting: OpenRun,
     corpus: Corpus,
     heads: Mapping[str, Head],
     split: str,
@@ -127,7 +127,7 @@ def _read_metrics(out: Path, run: str) -> LidMetrics | None:
 
 
 def _predict(
-    setting: Setting,
+    setting: OpenRun,
     heads: Mapping[str, Head],
     baselines: Mapping[str, TextClassifier],
     texts: Sequence[str],
@@ -148,7 +148,7 @@ def _predict(
     return found
 
 
-def _with_run_labels(setting: Setting, corpus: Corpus) -> Corpus:
+def _with_run_labels(setting: OpenRun, corpus: Corpus) -> Corpus:
     """A corpus with the labels of the run in place of its own, which may be in other codes."""
     names = in_codes(corpus.labels, setting.corpus.labels)
     unknown = [label for label in corpus.labels if label not in names]

@@ -26,7 +26,7 @@ from saefeat.memory import (
 )
 from saefeat.models import LanguageModel
 from saefeat.run.identify import evaluated
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun
 from saefeat.run.stages import distinct, means, neurons
 from saefeat.run.sweep import demo_grid
 from saefeat.sae.objectives import sae_width
@@ -42,7 +42,7 @@ _OTHER_DISK = 6e6  # the report and the metrics
 class _Job:
     """What a run works on. `d_ins` and `widths` are those of its SAEs, given or to be trained."""
 
-    setting: Setting
+    setting: OpenRun
     sites: list[str]
     d_ins: list[int]
     widths: list[int]
@@ -59,7 +59,7 @@ class _Job:
         return plan.total / max(len(plan.tokens), 1) + len(self.setting.lm.prefix)
 
 
-def forecast(setting: Setting) -> list[str]:
+def forecast(setting: OpenRun) -> list[str]:
     """Return lines that say what a run will do and what it will take."""
     config, lm, plan, job = setting.config, setting.lm, setting.plan, _job(setting)
     speed = _forward_speed(setting, job.sites)
@@ -94,7 +94,7 @@ def forecast_collect(
     )
 
 
-def _job(setting: Setting) -> _Job:
+def _job(setting: OpenRun) -> _Job:
     lm, given = setting.lm, setting.given
     sites = setting.sites or [sae.site for sae in given]
     d_ins = [site_width(lm, lm.site(site)) for site in sites]
@@ -130,7 +130,7 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
     return seconds | _steering_seconds(setting)
 
 
-def _forward_speed(setting: Setting, sites: list[str]) -> float:
+def _forward_speed(setting: OpenRun, sites: list[str]) -> float:
     """Return counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
     lm, plan = setting.lm, setting.plan
     by_length = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
@@ -159,7 +159,7 @@ def _step_seconds(job: _Job) -> float:
     return total * job.setting.training_plan.total * training.passes / training.batch_size
 
 
-def _steering_seconds(setting: Setting) -> dict[str, float]:
+def _steering_seconds(setting: OpenRun) -> dict[str, float]:
     """Return the time of steering and of the matrix, from a few tokens and texts."""
     config, lm, labels = setting.config, setting.lm, len(setting.corpus.labels)
     texts = [setting.corpus.texts[i] for i in sorted(setting.plan.tokens)[:8]]

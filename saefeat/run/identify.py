@@ -19,13 +19,13 @@ from saefeat.io import UserError, make_dir
 from saefeat.lid.features import Features, featurize, read_features
 from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS, FitData, HeadKind
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
 
 
-def fit_heads(setting: Setting, *, force: bool = False) -> None:
+def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
     """Fit every head and baseline of a run, and save them.
 
     Args:
@@ -69,7 +69,7 @@ def fit_heads(setting: Setting, *, force: bool = False) -> None:
         head.save(run.head_file(name))
 
 
-def _all_dictionaries(setting: Setting) -> list[Dictionary]:
+def _all_dictionaries(setting: OpenRun) -> list[Dictionary]:
     return [*setting.saes, *neurons(setting.lm, setting.layers)]
 
 
@@ -79,7 +79,7 @@ def _read_by(kind: HeadKind, headers: Mapping[str, Mapping[str, Any]]) -> list[s
 
 
 def _load_features(
-    setting: Setting, positions: Sequence[int], copies: Sequence[str], letters: bool
+    setting: OpenRun, positions: Sequence[int], copies: Sequence[str], letters: bool
 ) -> Features:
     """Bags of SAEs: those of examples as the collection wrote them, and those of copies."""
     run, saes = RunDir(setting.out), setting.saes
@@ -108,7 +108,7 @@ def load_heads(out: Path) -> dict[str, Head]:
     return heads
 
 
-def choose_head(setting: Setting, name: str) -> Head:
+def choose_head(setting: OpenRun, name: str) -> Head:
     """Load a fitted head of a run. Raises UserError that lists the heads for an unknown one."""
     heads = load_heads(setting.out)
     if name not in heads:
@@ -116,7 +116,7 @@ def choose_head(setting: Setting, name: str) -> Head:
     return heads[name]
 
 
-def load_baselines(setting: Setting, file: Path | None = None) -> dict[str, TextClassifier]:
+def load_baselines(setting: OpenRun, file: Path | None = None) -> dict[str, TextClassifier]:
     """Load what the heads of a run must beat, by name. They predict None for unknown.
 
     Args:
@@ -138,7 +138,7 @@ def load_baselines(setting: Setting, file: Path | None = None) -> dict[str, Text
     return found
 
 
-def head_dictionaries(setting: Setting, heads: Mapping[str, Head]) -> list[Dictionary]:
+def head_dictionaries(setting: OpenRun, heads: Mapping[str, Head]) -> list[Dictionary]:
     """The dictionaries that heads read: SAEs of the run, and the selected neurons alone.
 
     Raises:
@@ -167,7 +167,7 @@ def head_dictionaries(setting: Setting, heads: Mapping[str, Head]) -> list[Dicti
     return list(found.values())
 
 
-def predict(setting: Setting, texts: Sequence[str], head: Head) -> list[dict[str, Any]]:
+def predict(setting: OpenRun, texts: Sequence[str], head: Head) -> list[dict[str, Any]]:
     """Predict the labels of texts.
 
     Returns:

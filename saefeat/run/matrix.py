@@ -22,7 +22,7 @@ from saefeat.io import SCHEMA, fingerprint, kept_json, memory_limit, write_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
 from saefeat.resume import clear_finished, resume
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun
 from saefeat.run.steer import TOP, pick_test_texts
 from saefeat.rundir import RunDir
 from saefeat.schema import STRICT, read
@@ -69,7 +69,7 @@ class Matrix(TypedDict):
 
 
 def matrix(
-    setting: Setting,
+    setting: OpenRun,
     out: Path,
     *,
     sentences: int = 100,
@@ -150,13 +150,13 @@ def clear_kept(out: Path) -> None:
     clear_finished(out, kept_json(out).get("request"))
 
 
-def room(setting: Setting) -> tuple[int, int]:
+def room(setting: OpenRun) -> tuple[int, int]:
     """Bytes that the encoders of all SAEs take together, and bytes that they may take."""
     needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
     return needed, memory_limit(setting.lm.device) // 2
 
 
-def _check_room(setting: Setting) -> None:
+def _check_room(setting: OpenRun) -> None:
     needed, there = room(setting)
     if needed > there:
         raise CannotSteer(
@@ -221,7 +221,7 @@ class _Editor:
     """
 
     def __init__(
-        self, setting: Setting, texts: Mapping[str, list[str]], edits: Sequence[str], top: int
+        self, setting: OpenRun, texts: Mapping[str, list[str]], edits: Sequence[str], top: int
     ) -> None:
         self.setting, self.texts, self.edits = setting, texts, edits
         self.saes = [sae.to(setting.lm.device) for sae in setting.saes]
@@ -256,7 +256,7 @@ class _Editor:
         return chosen
 
 
-def _measure(setting: Setting, texts: Mapping[str, list[str]]) -> dict[str, Measures]:
+def _measure(setting: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, Measures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
     losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))

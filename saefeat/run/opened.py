@@ -14,7 +14,7 @@ import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.artefacts import RunIndex
-from saefeat.baselines import FastText
+from saefeat.baselines.fasttext import FastText
 from saefeat.config import EvaluateConfig, Inputs, RunConfig, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE
@@ -27,8 +27,9 @@ from saefeat.progress import Say, quiet
 from saefeat.run.request import read_index, same_arguments, with_absolute_paths
 from saefeat.run.stages import neuron_layers, set_threads
 from saefeat.rundir import RunDir
+from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, load_saes
-from saefeat.sae.train import sae_id, sae_width
+from saefeat.sae.train import sae_id
 
 DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
 _FEW_TOKENS = 1_000_000  # of training; fewer need many small steps
@@ -94,11 +95,6 @@ class OpenRun:
     def saes(self) -> list[SAE]:
         """The SAEs of the run, on the CPU: those given, or those that it has trained."""
         return self.given or [load_sae(self.files.sae(sae_id(site))) for site in self.sites]
-
-    @cached_property
-    def saes_at_hand(self) -> list[SAE]:
-        """The SAEs of the run on the model's device, all at once, for edits at all their sites."""
-        return [sae.to(self.lm.device) for sae in self.saes]
 
     @cached_property
     def plan(self) -> Plan:
@@ -180,7 +176,7 @@ def load_inputs(inputs: Inputs, say: Say = quiet) -> tuple[LanguageModel, Corpus
     """Load a corpus and a model. The corpus comes first, because errors in it are found sooner."""
     set_threads()
     corpus = _load_corpus(inputs, inputs.corpus, say)
-    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device), corpus
+    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device, say=say), corpus
 
 
 def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
@@ -199,12 +195,12 @@ def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
 
 
 def _load_corpus(inputs: Inputs, name: str, say: Say = quiet) -> Corpus:
-    corpus = load_corpus(inputs.corpus, labels=inputs.labels, say=say, **inputs.columns)
-    return replace(corpus, name=name)  # as it was given: reports and model cards show it
+    # The name as it was given: reports and model cards show it.
+    return load_corpus(inputs.corpus, labels=inputs.labels, name=name, say=say, **inputs.columns)
 
 
 def _load_model(config: RunConfig, say: Say) -> tuple[LanguageModel, list[SAE]]:
-    lm = load_model(config.model, dtype=config.dtype, device=config.device)
+    lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
     saes = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
     return lm, saes
 
@@ -259,11 +255,10 @@ def check_activations(
     tokens = {i: row for i, row in zip(some, rows, strict=True) if row}
     with suppress(UserError):  # a family whose blocks are not known
         sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if last_block else sites
-    paths = {lm.site(site).path: site for site in sites}
-    for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), list(paths)):
-        for path, x in vectors.items():
+    for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), sites):
+        for site, x in vectors.items():
             if not torch.isfinite(x).all():
-                _refuse_activations(lm, paths[path])
+                _refuse_activations(lm, site)
 
 
 def _refuse_activations(lm: LanguageModel, site: str) -> NoReturn:

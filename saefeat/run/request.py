@@ -9,6 +9,7 @@ from pathlib import Path
 
 from saefeat.artefacts import RunIndex
 from saefeat.config import RunConfig
+from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
 from saefeat.io import UserError, read_json, whole_path
 from saefeat.rundir import RunDir
@@ -36,7 +37,7 @@ def with_absolute_paths(
     # Of files, `load_model` reads .gguf files only: another name is a hub id.
     if model.endswith(".gguf") or os.path.isdir(os.path.expanduser(model)):
         model = path(model)
-    if find_recipe(corpus, ("text", "label", "id")) is None:
+    if find_recipe(corpus, Columns()) is None:
         corpus = path(corpus)
     return replace(config, model=model, corpus=corpus, saes=tuple(map(path, config.saes)))
 

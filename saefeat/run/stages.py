@@ -18,11 +18,11 @@ from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
-from saefeat.methods import check_parameters, choose, get_method
+from saefeat.methods import METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet
 from saefeat.rundir import RunDir
-from saefeat.sae.gate import check_saes, describe
+from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import StatsFiles, list_stats, stats_file
@@ -40,20 +40,6 @@ def set_threads() -> int:
     )
     torch.set_num_threads(threads)
     return threads
-
-
-def same_threads(lm: LanguageModel, before: dict[str, Any], what: str, say: Say) -> bool:
-    """Whether the saved state of a stage was measured with as many threads as there are now.
-
-    The last digits of sums depend on that number. A difference is reported.
-    """
-    now, then = lm.threads, before.get("threads")
-    if then != now:
-        say(
-            f"note: {what} is measured again: the number of threads changes the figures; it is "
-            f"{now} now and was {then or 'not recorded'}"
-        )
-    return then == now
 
 
 def _keep_memory() -> None:
@@ -185,8 +171,10 @@ def collect(
         new = [sae for sae in saes if not stats_file(files.root, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    bags = files.bags if config.bags else None
-    return collect_stats(lm, plan, dictionaries, files.root, shard=(i, n), bags=bags, progress=say)
+    places = {"bags": files.bags} if config.bags else {}
+    return collect_stats(
+        lm, plan, dictionaries, files.root, shard=(i, n), places=places, progress=say
+    )
 
 
 def check_fit(
@@ -230,7 +218,7 @@ def rank(
     Raises:
         UserError: an unknown method, parameter or dictionary, or no statistics.
     """
-    rule, parameters = get_method(method), check_parameters(method, parameters)
+    rule, parameters = METHODS[method], check_parameters(method, parameters)
     files = list_stats(Path(source))
     headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
     paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}

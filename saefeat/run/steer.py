@@ -23,7 +23,7 @@ from saefeat.forcing import Measured, Reference, finite_or_none, measure, measur
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
 from saefeat.labels import LID176, fasttext_code, own_label, to_labels
-from saefeat.run.setting import Setting
+from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
 from saefeat.schema import STRICT, read
@@ -60,7 +60,7 @@ class Settings(TypedDict):
 # --------------------------------------------------------------------------- labels and sites
 
 
-def find_source(setting: Setting, source: str | None) -> str:
+def find_source(setting: OpenRun, source: str | None) -> str:
     """Find the label that is steered away from: the one asked for, or English.
 
     Raises UserError when the run does not have the one asked for, and CannotSteer when it has no
@@ -80,7 +80,7 @@ def find_source(setting: Setting, source: str | None) -> str:
     return found
 
 
-def find_label(setting: Setting, label: str) -> str:
+def find_label(setting: OpenRun, label: str) -> str:
     """Find the run's own label for one of any code system. Raises UserError if there is none."""
     found = own_label(label, setting.corpus.labels)
     if found is None:
@@ -90,14 +90,14 @@ def find_label(setting: Setting, label: str) -> str:
     return found
 
 
-def pick_test_texts(setting: Setting, label: str, n: int) -> list[str]:
+def pick_test_texts(setting: OpenRun, label: str, n: int) -> list[str]:
     """Pick at most n texts of a label's test split, by hashed id."""
     corpus, seed = setting.corpus, setting.config.seed
     positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
-def steering_sites(setting: Setting) -> list[str]:
+def steering_sites(setting: OpenRun) -> list[str]:
     """Sites where features steer by default.
 
     The residual stream at the SAE nearest to 30 % depth; every SAE's site if none reads the stream.
@@ -109,7 +109,7 @@ def steering_sites(setting: Setting) -> list[str]:
     return [min(stream, key=lambda site: abs(stream[site] - depth))]
 
 
-def stream_sites(setting: Setting) -> list[str]:
+def stream_sites(setting: OpenRun) -> list[str]:
     """Sites of the residual stream with an SAE, up to the one where features steer by default."""
     stream, last = _stream_layers(setting), steering_sites(setting)
     if not stream:
@@ -117,7 +117,7 @@ def stream_sites(setting: Setting) -> list[str]:
     return sorted((s for s in stream if stream[s] <= stream[last[0]]), key=stream.__getitem__)
 
 
-def _stream_layers(setting: Setting) -> dict[str, int]:
+def _stream_layers(setting: OpenRun) -> dict[str, int]:
     """Site -> layer of the SAEs that read the residual stream."""
     stream = [sae.site for sae in setting.saes if sae.site.startswith("resid_post@")]
     return {site: int(site.split("@")[1]) for site in stream}
@@ -137,7 +137,7 @@ class Bench:
         source_label: the label that is steered away from; see `find_source`.
     """
 
-    setting: Setting
+    setting: OpenRun
     source_label: str
     decoding: Decoding
 
@@ -295,7 +295,7 @@ def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringR
     return recipes[label]
 
 
-def _default_recipe(setting: Setting, method: str) -> SteeringRecipe:
+def _default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
     if method not in ("features", "diffmean"):
         raise UserError(
             f"there is no setting for {method}; before a sweep the methods are features and "
