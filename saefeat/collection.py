@@ -24,19 +24,13 @@ from tqdm import tqdm
 from saefeat.activations import counted_vectors
 from saefeat.codes import Codes
 from saefeat.corpora import Batch, Corpus, Plan
-from saefeat.dictionaries import SAE, Dictionary
-from saefeat.io import UserError, make_dir, memory_limit
+from saefeat.dictionaries import Dictionary
+from saefeat.io import UserError, make_dir
+from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import Checkpoint, check_same, claim, saved_request
-from saefeat.statistics import (
-    ACCUMULATORS,
-    Accumulator,
-    Observed,
-    comparable,
-    default_kinds,
-    state_bytes,
-)
+from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, comparable, default_kinds
 from saefeat.statistics.files import UNFINISHED, read_header, stats_file
 
 CHECKPOINT_SECONDS = 30.0
@@ -57,21 +51,15 @@ def encode_batches(
         The batch and, by dictionary id, the codes and the number of tokens of each example that
         they are of: int64 [rows] on the CPU.
     """
-    paths = {d.id: lm.site(d.site).path for d in dictionaries}
-    for batch, vectors in counted_vectors(lm, batches, list(paths.values())):
+    for batch, vectors in counted_vectors(lm, batches, [d.site for d in dictionaries]):
         with torch.inference_mode():
-            found = {d.id: _encode(d, vectors[paths[d.id]], batch.counted) for d in dictionaries}
+            found = {d.id: _encode(d, vectors[d.site], batch.counted) for d in dictionaries}
         yield batch, found
 
 
 def _encode(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Codes, Tensor]:
-    lengths = counted.sum(1)
-    kept = dictionary.keeps(x)
-    if kept is not None and not kept.all():
-        row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        lengths = torch.bincount(row[kept.cpu()], minlength=len(lengths))
-        x = x[kept]
-    return dictionary.encode(x), lengths
+    x, counted = dictionary.select(x, counted)
+    return dictionary.encode(x), counted.sum(1)
 
 
 def observe(
@@ -185,7 +173,7 @@ def collect(
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
     Run again, it goes on where it was stopped. Dictionaries that do not fit in memory together take
-    several passes over the corpus (see `passes`).
+    several passes over the corpus (see `memory.group_to_fit`).
 
     Args:
         places: accumulator -> the directory of its files, for those that are wanted besides
@@ -231,7 +219,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     groups = [stopped] if stopped else []
     if missing:
         labels = len(job.plan.corpus.labels)
-        groups += passes(missing, job.lm.device, labels, kinds=job.places)
+        groups += group_to_fit(missing, job.lm.device, labels, kinds=[*job.places])
     if not groups:
         # Left over if the process was killed between its last write and the removal.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -248,7 +236,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
 
 def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
-    dictionaries = [on_device(d, job.lm.device) for d in dictionaries]
+    dictionaries = [d.to(job.lm.device) for d in dictionaries]
     headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
     checkpoint = Checkpoint(
         job.out / UNFINISHED / _STATE,
@@ -334,57 +322,3 @@ def _run_window(
                 state.add(one)
         bar.update(int(batch.counted.sum()))
     job.save(own, window)
-
-
-# --------------------------------------------------------------------------- memory
-
-
-def passes(
-    dictionaries: Sequence[Dictionary],
-    device: str,
-    labels: int = 0,
-    budget: int | None = None,
-    kinds: Iterable[type[Accumulator]] | None = None,
-) -> list[list[Dictionary]]:
-    """Dictionaries in groups that fit in memory together.
-
-    labels: of the statistics that are kept of them, 0 for none. budget: bytes, by default half of
-    the device's. kinds: the accumulators that are kept of them, by default `default_kinds`.
-    """
-    budget = memory_limit(device) // 2 if budget is None else budget
-    groups: list[list[Dictionary]] = [[]]
-    used = 0
-    for dictionary in dictionaries:
-        size = working_bytes(dictionary, device, labels, kinds)
-        if groups[-1] and used + size > budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(dictionary)
-        used += size
-    return groups
-
-
-def working_bytes(
-    dictionary: Dictionary,
-    device: str,
-    labels: int,
-    kinds: Iterable[type[Accumulator]] | None = None,
-) -> int:
-    """Bytes that a dictionary takes while it is collected: its encoder, and its statistics.
-
-    On a CPU the weights themselves stay in their file, mapped into memory; but an encoder that
-    reads them there, at every batch, counts.
-    """
-    size = state_bytes(dictionary, labels, kinds)
-    if isinstance(dictionary, SAE):
-        size += dictionary.encoder_bytes
-        if device.startswith("cuda"):
-            size += sum(tensor.nbytes for tensor in dictionary.tensors.values())
-        elif not dictionary.encoder_bytes:
-            size += dictionary.W_enc.nbytes
-    return size
-
-
-def on_device(dictionary: Dictionary, device: str) -> Dictionary:
-    """The dictionary on a device; of an SAE a copy, so that its encoder goes when the copy does."""
-    return dictionary.to(device) if isinstance(dictionary, SAE) else dictionary

@@ -13,12 +13,11 @@ import torch
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import LOGITS
+from saefeat.statistics import Accumulator, state_bytes
 
 D = TypeVar("D", bound=Dictionary)
+Kinds = Sequence[type[Accumulator]]
 
-# Of statistics, per label and unit: fired, fired_examples, sum, min, max; total of signed values.
-_CELL_BYTES, _SIGNED_CELL_BYTES = 32, 40
-_EXAMPLE_BYTES = 5 * 12  # per unit: five highest-activating examples, each a value and a position
 _WORTH_SAYING = 5e7  # bytes of mapped weights
 
 
@@ -64,7 +63,11 @@ def dictionary_budget(device: str) -> int:
 
 
 def group_to_fit(
-    dictionaries: Sequence[D], device: str, labels: int = 0, budget: int | None = None
+    dictionaries: Sequence[D],
+    device: str,
+    labels: int = 0,
+    budget: int | None = None,
+    kinds: Kinds | None = None,
 ) -> list[list[D]]:
     """Split dictionaries into groups that fit in memory, in their order.
 
@@ -75,12 +78,13 @@ def group_to_fit(
         device: where they encode.
         labels: number of labels of the statistics kept of them, 0 where none are.
         budget: bytes that a group may take; default `dictionary_budget`.
+        kinds: the accumulators of the statistics; default `default_kinds`.
     """
     budget = dictionary_budget(device) if budget is None else budget
     groups: list[list[D]] = [[]]
     used = 0
     for dictionary in dictionaries:
-        size = working_bytes(dictionary, device, labels)
+        size = working_bytes(dictionary, device, labels, kinds)
         if groups[-1] and used + size > budget:
             groups.append([])
             used = 0
@@ -89,27 +93,22 @@ def group_to_fit(
     return groups
 
 
-def working_bytes(dictionary: Dictionary, device: str, labels: int = 0) -> int:
+def working_bytes(
+    dictionary: Dictionary, device: str, labels: int = 0, kinds: Kinds | None = None
+) -> int:
     """Return the memory of a dictionary at work: encoder, weights, and statistics of some labels.
 
     On a CPU weights stay in their file, mapped into memory, and do not count. Those that the
     encoder itself reads there count, because every batch needs them.
     """
-    size = _own_bytes(dictionary, device, labels)
+    size = _own_bytes(dictionary, device, labels, kinds)
     return size if _on_gpu(device) else size + dictionary.weights_read
 
 
-def _own_bytes(dictionary: Dictionary, device: str, labels: int) -> int:
+def _own_bytes(dictionary: Dictionary, device: str, labels: int, kinds: Kinds | None = None) -> int:
     """Return `working_bytes` without weights that are mapped into memory."""
-    size = _state_bytes(dictionary, labels) + dictionary.encoder_bytes
+    size = state_bytes(dictionary, labels, kinds) + dictionary.encoder_bytes
     return size + dictionary.weight_bytes if _on_gpu(device) else size
-
-
-def _state_bytes(dictionary: Dictionary, labels: int) -> int:
-    """Return the size of what a collection keeps of a dictionary."""
-    if dictionary.signed:
-        return labels * dictionary.width * _SIGNED_CELL_BYTES
-    return dictionary.width * (labels * _CELL_BYTES + _EXAMPLE_BYTES)
 
 
 def _on_gpu(device: str) -> bool:
@@ -119,10 +118,12 @@ def _on_gpu(device: str) -> bool:
 # --------------------------------------------------------------------------- stages of a run
 
 
-def collecting_bytes(dictionaries: Sequence[Dictionary], device: str, labels: int) -> int:
+def collecting_bytes(
+    dictionaries: Sequence[Dictionary], device: str, labels: int, kinds: Kinds | None = None
+) -> int:
     """Return what the heaviest group of a collection takes beside the model and mapped weights."""
-    groups = group_to_fit(dictionaries, device, labels)
-    heaviest = max(sum(_own_bytes(d, device, labels) for d in group) for group in groups)
+    groups = group_to_fit(dictionaries, device, labels, kinds=kinds)
+    heaviest = max(sum(_own_bytes(d, device, labels, kinds) for d in group) for group in groups)
     tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
     held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
     return heaviest + 2 * 4 * held  # pre-activations, and what is made of them

@@ -138,11 +138,6 @@ class RunDir:
         return self.examples / f"{dictionary}.parquet"
 
     @property
-    def histograms(self) -> Path:
-        """Histograms of the firing values of the units of each dictionary."""
-        return self.root / "histograms"
-
-    @property
     def shown(self) -> Path:
         """What the report shows of ranked units."""
         return self.examples / "shown.json"
@@ -261,11 +256,6 @@ class RunDir:
 
     def save_steering_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(SteeringMetrics, path or self.steering_metrics, metrics)
-
-    @property
-    def steering_stats(self) -> Path:
-        """Statistics that only steering reads: those of further sites."""
-        return self.steering / "stats"
 
     @property
     def settings(self) -> Path:

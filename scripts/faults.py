@@ -52,8 +52,8 @@ from processes import TIMEOUT, Ended, Watch, call, start
 from saefeat import collection, corpora
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus
-from saefeat.report import parts
-from saefeat.run import setting
+from saefeat.report import view
+from saefeat.run import opened
 
 LABELS = ("de", "en", "fr")
 STAGES = ("train", "collect", "rank", "lid fit", "lid evaluate", "steering", "matrix", "report")
@@ -170,12 +170,16 @@ def _small_steps() -> None:
         **(collection.collect.__kwdefaults__ or {}),
         "checkpoint_seconds": 0.0,
     }
-    fact_groups = parts.fact_groups
-    parts.fact_groups = lambda record: fact_groups(
-        {name: value for name, value in record.items() if name != "timings"}
-    )
-    setting._training = lambda config, corpus: TrainConfig(  # type: ignore[assignment]
-        k=config.k, d_sae=config.d_sae, seed=config.seed, batch_size=128, chunk_tokens=700
+    fact_groups = view.fact_groups
+    view.fact_groups = lambda index: fact_groups({**index, "timings": {}})
+    opened.OpenRun.training = property(  # type: ignore[assignment]
+        lambda run: TrainConfig(
+            k=run.config.k,
+            d_sae=run.config.d_sae,
+            seed=run.config.seed,
+            batch_size=128,
+            chunk_tokens=700,
+        )
     )
 
 

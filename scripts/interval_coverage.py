@@ -130,7 +130,7 @@ def steering(n: int, force: Sequence[float], relative: float) -> Iterator[_ROW]:
         return Measured(
             [""] * n,
             judged,
-            (10.0 * slowness * np.exp(0.6 * rng.standard_normal(n))).tolist(),
+            (10.0 * relative * np.exp(0.6 * rng.standard_normal(n))).tolist(),
             [0.9] * n,
         )
 

@@ -199,9 +199,9 @@ def _take_snapshots(watch: Watch) -> None:
     timed, target = run._timed, watch.snapshots
 
     @contextmanager
-    def copying(index: dict[str, Any], where: Path, stage: str) -> Iterator[None]:
+    def copying(opened: run.OpenRun, index: Any, stage: str) -> Iterator[None]:
         shutil.copytree(watch.directory, target / stage)
-        with timed(index, where, stage):
+        with timed(opened, index, stage):
             yield
 
     run._timed = copying

@@ -9,6 +9,8 @@ again on the reporting half.
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 

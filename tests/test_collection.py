@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shutil
-from dataclasses import replace
 from typing import ClassVar
 
 import pyarrow.parquet as pq

@@ -12,16 +12,18 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from saefeat.codes import STEP, Bag
-from saefeat.collection import encode_batches, on_device, passes
+from saefeat.codes import STEP, Bag, Codes
+from saefeat.collection import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Batch, Corpus, clean_text, plan_batches
 from saefeat.corpora.examples import says_something
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError
+from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.parquet import read_table
 from saefeat.progress import Say, quiet, track
-from saefeat.statistics import Stats
+from saefeat.statistics import Observed, Stats
+from saefeat.tokens import without_special
 
 _BAG_COLUMNS = pa.schema(
     [("example", pa.int64()), ("unit", pa.int32()), ("tokens", pa.int32()), ("sum", pa.float64())]
@@ -91,10 +93,10 @@ def featurize(
         for i, row in _tokenize(lm, texts, token_limit).items()
         if says_something(texts[i], letters=letters)
     }
-    for batch, bags in _encode(lm, dictionaries, rows, count_bos=count_bos, say=say):
+    for batch, encoded in _encode(lm, dictionaries, rows, count_bos=count_bos, say=say):
         positions = np.asarray(batch.positions)
-        for name, (bag, _) in bags.items():
-            parts[name].append(_cells(bag, positions))
+        for name, (codes, lengths) in encoded.items():
+            parts[name].append(_cells(codes.bag(lengths), positions))
     widths = {each.id: each.width for each in dictionaries}
     return _build(parts, widths, len(texts))
 
@@ -115,10 +117,11 @@ def sum_by_label(
         for each in dictionaries
     }
     rows = _tokenize(lm, corpus.texts, TOKEN_LIMIT)
-    for batch, bags in _encode(lm, dictionaries, rows, labels=len(row)):
-        labels = torch.tensor([row[corpus.of[i]] for i in batch.positions])
-        for name, (bag, lengths) in bags.items():
-            found[name].add(bag, labels.to(lm.device), lengths.to(lm.device))
+    for batch, encoded in _encode(lm, dictionaries, rows, labels=len(row)):
+        labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
+        positions = torch.tensor(batch.positions)
+        for name, (codes, lengths) in encoded.items():
+            found[name].add(Observed(codes, lengths, labels, positions))
     return {
         name: Stats(s.labels, {key: t.cpu() for key, t in s.tensors.items()}, s.header)
         for name, s in found.items()
@@ -127,9 +130,8 @@ def sum_by_label(
 
 def _tokenize(lm: LanguageModel, texts: Sequence[str], token_limit: int) -> dict[int, list[int]]:
     """Position -> token ids, of the texts that have a token that counts."""
-    special = lm.special_ids
     ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
-    return {i: row for i, row in enumerate(ids) if any(token not in special for token in row)}
+    return {i: row for i, row in enumerate(ids) if without_special(row, lm.special_ids)}
 
 
 def _encode(
@@ -140,18 +142,18 @@ def _encode(
     count_bos: bool = False,
     labels: int = 0,
     say: Say = quiet,
-) -> Iterator[tuple[Batch, dict[str, tuple[Bag, Tensor]]]]:
-    """Batches of texts, and for each dictionary their bags and the number of counted tokens."""
-    groups = passes(dictionaries, lm.device, labels)
+) -> Iterator[tuple[Batch, dict[str, tuple[Codes, Tensor]]]]:
+    """Batches of texts, and for each dictionary their codes and the number of counted tokens."""
+    groups = group_to_fit(dictionaries, lm.device, labels)
     end = max(rows, default=-1) + 1
     with track(say, "lid", len(groups) * len(rows), "texts") as bar:
         for group in groups:
-            here = [on_device(each, lm.device) for each in group]
+            here = [each.to(lm.device) for each in group]
             for start in range(0, end, WINDOW):
                 window = {i: rows[i] for i in range(start, start + WINDOW) if i in rows}
                 batches = plan_batches(lm, window, count_bos=count_bos)
-                for batch, bags in encode_batches(lm, here, batches):
-                    yield batch, bags
+                for batch, encoded in encode_batches(lm, here, batches):
+                    yield batch, encoded
                     bar.update(len(batch.positions))
             del here  # before the next group takes its memory
 

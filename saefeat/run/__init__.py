@@ -40,6 +40,7 @@ from saefeat.run.steer import Bench, find_source, steering_sites
 from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
+from saefeat.statistics import ACCUMULATORS
 from saefeat.steering import CannotSteer
 
 __all__ = [
@@ -123,7 +124,9 @@ def _collect(opened: OpenRun) -> None:
         opened.plan,
         counted_dictionaries(lm, opened.saes, opened.plan, hidden),
         files.stats,
-        places={"bags": files.bags, "examples": files.examples, "histograms": files.histograms},
+        places={
+            name: files.root / kind.FOLDER for name, kind in ACCUMULATORS.items() if kind.FOLDER
+        },
         progress=opened.say,
     )
 

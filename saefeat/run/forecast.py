@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from saefeat import lid
 from saefeat.activations import counted_vectors
+from saefeat.baselines import BASELINES
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.generation import Decoding, generate, text_losses
 from saefeat.hooks import site_width
+from saefeat.lid.heads import HEADS, FitSize
 from saefeat.memory import (
     collecting_bytes,
     describe_memory,
@@ -25,12 +26,13 @@ from saefeat.memory import (
     working_bytes,
 )
 from saefeat.models import LanguageModel
-from saefeat.run.identify import evaluated
+from saefeat.run.evaluate_heads import choose_positions
+from saefeat.run.grids import demo_grid
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import distinct, means, neurons
-from saefeat.run.sweep import demo_grid
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.trainer import Trainer
+from saefeat.statistics import ACCUMULATORS
 
 _LIBRARIES = 0.7e9  # bytes of a process that collects
 _MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add
@@ -57,6 +59,13 @@ class _Job:
         """Mean number of tokens of a text."""
         plan = self.setting.plan
         return plan.total / max(len(plan.tokens), 1) + len(self.setting.lm.prefix)
+
+    @property
+    def fit_size(self) -> FitSize:
+        """How much the heads and baselines are fitted on."""
+        plan = self.setting.plan
+        texts, width = len(plan.tokens), sum(self.widths)
+        return FitSize(texts, plan.total, self.text_tokens, width, self.labels)
 
 
 def forecast(setting: OpenRun) -> list[str]:
@@ -111,15 +120,18 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
     setting, plan = job.setting, job.setting.plan
     config, mean = setting.config, job.text_tokens
     short = min(mean, 9.0)  # tokens of the beginning of a text
-    texts = len(evaluated(setting.corpus, "test", config.seed, config.eval_texts))
+    texts = len(choose_positions(setting.corpus, "test", config.seed, config.eval_texts))
     groups = (
-        group_to_fit(job.dictionaries, setting.lm.device, job.labels) if setting.given else [[]]
+        group_to_fit(
+            job.dictionaries, setting.lm.device, job.labels, kinds=[*ACCUMULATORS.values()]
+        )
+        if setting.given
+        else [[]]
     )
     tokens = {
         "train": 0 if setting.given else setting.training_plan.total,
         "collect": len(groups) * plan.total,
-        # The beginnings of texts, and both they and the texts in capitals.
-        "lid fit": int(len(plan.tokens) * 2.3 * short + 1.3 * plan.total),
+        "lid fit": int(sum(kind.fit_tokens(job.fit_size) for kind in HEADS.values())),
         "lid evaluate": int(texts * (2 * short + 1.3 * short + mean)),
     }
     seconds = {stage: n / speed for stage, n in tokens.items()}
@@ -199,7 +211,9 @@ def _memory(job: _Job) -> str:
     setting, lm, config = job.setting, job.setting.lm, job.setting.config
     on_device = _parameters(lm)
     if setting.given:
-        on_device += collecting_bytes(job.dictionaries, lm.device, job.labels)
+        on_device += collecting_bytes(
+            job.dictionaries, lm.device, job.labels, [*ACCUMULATORS.values()]
+        )
     else:
         chunk = min(setting.training.chunk_tokens * 1.25, setting.training_plan.total)
         on_device += training_bytes(chunk, job.d_ins, job.widths)
@@ -212,22 +226,9 @@ def _memory(job: _Job) -> str:
         encoders = sum(working_bytes(sae, lm.device) for sae in setting.given)
         if encoders <= dictionary_budget(lm.device):  # else the matrix is left out
             on_device += encoders
-    process = _LIBRARIES + _MORE_LIBRARIES + _fitting_bytes(job)
+    kinds = (*HEADS.values(), *BASELINES.values())
+    process = _LIBRARIES + _MORE_LIBRARIES + sum(kind.fit_bytes(job.fit_size) for kind in kinds)
     return describe_memory(lm.device, on_device, process, mapped_bytes(setting.given))
-
-
-def _fitting_bytes(job: _Job) -> float:
-    """Return what fitting the heads and baselines of language identification takes.
-
-    The linear head takes dense rows (four copies of each text), or the history of its optimiser.
-    Naive Bayes takes a table of units and labels, the baseline on characters some 20 n-grams per
-    token.
-    """
-    plan, width = job.setting.plan, sum(job.widths)
-    units = min(width, lid.WEIGHTS // job.labels)
-    dense = 4 * len(plan.tokens) * units * 4
-    linear = dense * 3 if dense <= lid.DENSE_BYTES else 24 * 8 * units * job.labels
-    return linear + 2 * 8 * width * job.labels + 20 * 12 * plan.total
 
 
 def _parameters(lm: LanguageModel) -> float:

@@ -11,7 +11,6 @@ import torch
 
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
-from saefeat.collection import bags_path
 from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
@@ -23,6 +22,7 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
+from saefeat.statistics.bags import Bags
 
 
 def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
@@ -94,7 +94,7 @@ def _check_bags(run: RunDir, saes: Sequence[SAE]) -> None:
     """Raise UserError where the bags of a window are missing."""
     for sae in saes:
         windows = Stats.read_header(run.stats_file(sae.id)).get("windows", [])
-        for path in (bags_path(run.bags, sae.id, window) for window in windows):
+        for path in (Bags.path(run.bags, sae.id, window) for window in windows):
             if not path.is_file():
                 raise UserError(f"{path} is missing; remove {run.stats} and run the run again")
 

@@ -14,11 +14,11 @@ from statistics import fmean, median
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from saefeat.collection import working_bytes
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, fingerprint, kept_json, memory_limit, write_json
+from saefeat.io import SCHEMA, fingerprint, kept_json, write_json
+from saefeat.memory import dictionary_budget, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
 from saefeat.resume import clear_finished, resume
@@ -150,14 +150,9 @@ def clear_kept(out: Path) -> None:
     clear_finished(out, kept_json(out).get("request"))
 
 
-def room(setting: OpenRun) -> tuple[int, int]:
-    """Bytes that the encoders of all SAEs take together, and bytes that they may take."""
-    needed = sum(working_bytes(sae, setting.lm.device, 0) for sae in setting.saes)
-    return needed, memory_limit(setting.lm.device) // 2
-
-
 def _check_room(setting: OpenRun) -> None:
-    needed, there = room(setting)
+    needed = sum(working_bytes(sae, setting.lm.device) for sae in setting.saes)
+    there = dictionary_budget(setting.lm.device)
     if needed > there:
         raise CannotSteer(
             f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "

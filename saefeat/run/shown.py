@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from saefeat.activations import counted_vectors
-from saefeat.collection import on_device, passes
 from saefeat.corpora import TOKEN_LIMIT, Batch, plan_batches
-from saefeat.dictionaries import SAE, Dictionary
+from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.lens import neuron_directions, promoted_tokens
+from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.selection import Selection
 from saefeat.statistics.examples import TopExamples, read_passages
@@ -148,31 +148,24 @@ def _values(
     They are on the CPU, and 0 at tokens that do not count: special ones, padding, outliers. SAEs
     that do not fit in memory together come one group after another, each with all batches.
     """
-    for group in passes(saes, lm.device) if saes else []:
-        yield from _values_of(lm, [on_device(sae, lm.device) for sae in group], units, batches)
+    for group in group_to_fit(saes, lm.device) if saes else []:
+        yield from _values_of(lm, group, units, batches)
 
 
 def _values_of(
-    lm: LanguageModel,
-    group: Sequence[Dictionary],
-    units: dict[str, list[int]],
-    batches: Sequence[Batch],
+    lm: LanguageModel, group: Sequence[SAE], units: dict[str, list[int]], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """The same for one group, whose copies on the device are freed when this ends."""
-    paths = {sae.id: lm.site(sae.site).path for sae in group}
-    for batch, vectors in counted_vectors(lm, batches, list(paths.values())):
+    here = [sae.to(lm.device) for sae in group]
+    for batch, vectors in counted_vectors(lm, batches, [sae.site for sae in here]):
         found = {}
-        for sae in group:
-            x, counted = vectors[paths[sae.id]], batch.counted.clone()
+        for sae in here:
+            index = torch.tensor(units[sae.id], device=lm.device)
             with torch.inference_mode():
-                kept = sae.keeps(x)
-                if kept is not None:
-                    counted[batch.counted] = kept.cpu()
-                    x = x[kept]
-                values = sae.encode(x).of(torch.tensor(units[sae.id], device=x.device))
-            full = torch.zeros(*counted.shape, len(units[sae.id]))
-            full[counted] = values.clamp(min=0).cpu()
-            found[sae.id] = full
+                x, counted = sae.select(vectors[sae.site], batch.counted)
+                values = sae.encode(x).of(index)
+            found[sae.id] = torch.zeros(*counted.shape, len(index))
+            found[sae.id][counted] = values.clamp(min=0).cpu()
         yield batch, found
 
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from saefeat.baselines import FastText
+from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
 from saefeat.config import Decoding
 from saefeat.corpora import first_by_hash

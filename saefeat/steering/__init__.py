@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from saefeat.dictionaries import SAE, Dictionary
+from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel
@@ -123,7 +123,7 @@ def changes_of(
                 raise UserError(
                     f"the dictionary {name} has changed since it was ranked; collect and rank again"
                 )
-            if isinstance(dictionary, SAE) and edit not in ("add", "replace"):  # the others encode
+            if edit not in ("add", "replace"):  # the others encode
                 dictionary = dictionary.to(lm.device)
             chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
     folder = Path(stats or selection.header.get("stats") or "")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saefeat.activations import inliers
-from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.dictionaries import Dictionary
+from saefeat.tokens import outliers
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
@@ -64,43 +64,15 @@ def clamp(
 def _edit_units(dictionary: Dictionary, units: Sequence[int], rule: _Rule) -> Change:
     """Change the values z [..., m] of chosen units by a rule, and write the difference back."""
     index = torch.tensor(list(units), dtype=torch.int64)
-    if isinstance(dictionary, Identity):  # its directions are the coordinates themselves
 
-        def edit_coordinates(x: Tensor, strength: Tensor) -> Tensor:
-            at = index.to(x.device)
-            return x.index_copy(-1, at, rule(x[..., at], strength))
+    def edit(x: Tensor, strength: Tensor) -> Tensor:
+        return dictionary.edit_units(x, index.to(x.device), lambda z: rule(z, strength))
 
-        return _edit_inliers(dictionary.max_norm, edit_coordinates)
-    assert isinstance(dictionary, SAE)
-    directions = directions_of(dictionary, units)
-
-    def edit_features(x: Tensor, strength: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)
-        z = dictionary.encode(flat).of(index.to(x.device)).view(*x.shape[:-1], -1)
-        moved = (rule(z, strength) - z) @ directions
-        size = dictionary.spread(x)
-        return x + (moved if size is None else moved * size)
-
-    return _edit_inliers(dictionary.max_norm, edit_features)
+    return _edit_inliers(dictionary.max_norm, edit)
 
 
 def _edit_inliers(max_norm: float | None, change: Change) -> Change:
-    """Make a change leave out the tokens that statistics leave out (see `activations.inliers`)."""
+    """Make a change leave out the tokens that statistics leave out (see `saefeat.tokens`)."""
     if max_norm is None:
         return change
-
-    def edit(x: Tensor, strength: Tensor) -> Tensor:
-        kept = inliers(x, max_norm)
-        assert kept is not None
-        return torch.where(kept[..., None], change(x, strength), x)
-
-    return edit
-
-
-def directions_of(dictionary: Dictionary, units: Sequence[int]) -> Tensor:
-    """Directions of some units: [m, d]."""
-    index = torch.tensor(list(units), dtype=torch.int64)
-    if isinstance(dictionary, Identity):
-        return torch.nn.functional.one_hot(index, dictionary.width)
-    assert isinstance(dictionary, SAE)
-    return dictionary.directions[index.to(dictionary.directions.device)].float()
+    return lambda x, strength: torch.where(outliers(x, max_norm)[..., None], x, change(x, strength))

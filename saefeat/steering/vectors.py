@@ -14,7 +14,6 @@ from torch import Tensor
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.io import UserError
 from saefeat.statistics import Stats
-from saefeat.steering.edits import directions_of
 
 
 def project_onto_units(
@@ -33,9 +32,9 @@ def project_onto_units(
     Returns:
         float32 [d] on the CPU; zero for no units.
     """
-    if any(isinstance(d, Identity) and len(set(chosen)) == d.width for d, chosen in units):
+    if any(len(set(chosen)) == d.width == d.d_in for d, chosen in units):
         return difference.float()
-    rows = [directions_of(d, chosen).cpu().double() for d, chosen in units if len(chosen)]
+    rows = [d.directions_of(chosen).cpu().double() for d, chosen in units if len(chosen)]
     if not rows:
         return torch.zeros_like(difference).float()
     span = torch.cat(rows).T
