@@ -171,7 +171,9 @@ def _small_steps() -> None:
         "checkpoint_seconds": 0.0,
     }
     fact_groups = view.fact_groups
-    view.fact_groups = lambda index: fact_groups({**index, "timings": {}})
+    view.fact_groups = lambda index: fact_groups(
+        {**index, "timings": {}}  # pyright: ignore[reportArgumentType]
+    )
     opened.OpenRun.training = property(  # type: ignore[assignment]
         lambda run: TrainConfig(
             k=run.config.k,

@@ -238,7 +238,7 @@ def test_another_corpus_may_use_other_codes_and_be_compressed(saefeat, tiny_run,
     corpus, out = tmp_path / "other.jsonl.gz", tmp_path / "m.json"
     words = ["lid", "evaluate", "--run", tiny_run, "--corpus", corpus, "--out", out]
     code, _, err = saefeat(*words, "--label-column", "metadata.language")
-    assert code == 2 and "has the label ita, which the run does not know; use --labels" in err
+    assert code == 2 and "has the label ita, which the run does not know; choose" in err
     for labels in ("de,en", "deu,eng", "deu,en"):
         code, _, err = saefeat(*words, "--label-column", "metadata.language", "--labels", labels)
         assert code == 0, err
@@ -405,7 +405,7 @@ BAD_OPTIONS = {
     "nothing to collect": (["collect"], "give --saes or --neurons"),
     "no SAE": (
         ["collect", "--saes", "/nowhere"],
-        "/nowhere does not exist; give a directory in sae-lens format",
+        "/nowhere does not exist; give a directory in the format of ",
     ),
     "no SAE in a run": (["run", "--saes", "/nowhere"], "/nowhere does not exist"),
 }
@@ -624,13 +624,13 @@ def test_an_output_that_belongs_to_something_else_is_left_alone(
             "holds statistics of something else",
             ["collect", *on, *saes, "--seed", 7, "--out", tmp_path / "stats"],
         ),
-        ("holds an SAE of another training", [*train, "--out", tmp_path / "saes"]),
+        ("holds an SAE of something else", [*train, "--out", tmp_path / "saes"]),
         ("exists already and is not empty", ["merge", tiny_run / "stats", "--out", mine]),
         ("exists and is no selection", [*rank, "--out", mine / "letter.txt"]),
         ("exists and is no selection", [*rank, "--out", tmp_path / "s.csv"]),
         ("exists and is no selection", [*rank, "--out", mine]),
         (
-            "exists and holds something else",
+            "holds metrics of something else",
             ["lid", "evaluate", "--run", tiny_run, "--out", tmp_path / "m.json"],
         ),
     ):

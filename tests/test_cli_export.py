@@ -172,11 +172,11 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
     [
         (
             ["RUN", "--out", "OUT"],
-            "give either a format (sae-lens, sparsify) or a feature SAE:UNIT",
+            "give either --format (sae-lens or sparsify) or --feature SAE:UNIT",
         ),
         (
             ["RUN", "--format", "sae-lens", "--feature", "a:1", "--out", "OUT"],
-            "give either a format",
+            "give either --format",
         ),
         (["RUN", "--format", "gguf", "--out", "OUT"], "unknown export format 'gguf'"),
         (["RUN", "--feature", "no:1", "--out", "OUT.npy"], "has no SAE no; it has sae-"),

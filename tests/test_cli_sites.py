@@ -94,7 +94,8 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
         ),
         (
             '{"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 3}',
-            "by their module path, such as backbone.layers.0, backbone.layers.0.norm, backbone.layers.0.mixer (of 3 bl",
+            "by their module path, such as backbone.layers.0, backbone.layers.0.norm, "
+            "backbone.layers.0.mixer (of 3 bl",
         ),
     ],
 )
@@ -130,8 +131,8 @@ def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered
         "label    flores",
         "zh-Hans  cmn_Hans",
         "no       no may be nno_Latn or nob_Latn in flores; say which",
-        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say which "
-        "system it is of",
+        "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say "
+        "which system it is of (--from)",
     ]
     assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
     code, out, error = saefeat("labels", "de", "KO")
@@ -157,7 +158,8 @@ def test_an_unknown_system_is_refused_once(saefeat):
         ),
         (
             ["Frensh"],
-            "Frensh is neither a language code nor the English name of a language; did you mean Fren",
+            "Frensh is neither a language code nor the English name of a language; did you mean "
+            "Fren",
         ),
         (["en", "--to", "iso"], "unknown code system iso; there are iso639-1, "),
         (["en", "--from", "wili"], "en is not a code of wili"),

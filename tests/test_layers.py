@@ -108,5 +108,10 @@ def test_the_command_line_imports_nothing_heavy_at_the_top():
         for module in top
         if module.startswith("saefeat") and not module.startswith("saefeat.cli")
     }
-    registries = {"saefeat.sae.formats", "saefeat.sae.writers"}
+    registries = {
+        "saefeat.lid.heads",
+        "saefeat.methods",
+        "saefeat.sae.formats",
+        "saefeat.sae.writers",
+    }
     assert ours <= {"saefeat.io", "saefeat.config", "saefeat.progress", *registries}

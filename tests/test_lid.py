@@ -875,7 +875,7 @@ def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
         by_list.decision_function,
         by_list.score,
     ):
-        with pytest.raises(UserError, match=r"one string|no labelled text"):
+        with pytest.raises(UserError, match=r"one string|is not labelled text"):
             method("the cat")
     with pytest.raises(UserError, match=one):
         by_list.score("the cat", ["en"])

@@ -351,14 +351,10 @@ def test_a_run_interrupted_in_every_stage_ends_with_the_bytes_of_one_that_was_no
     run(config, out)
     whole = without_timings(contents(out))
     shutil.rmtree(out)
-    places = [
-        "saefeat.sae.train.save_sae",
-        "saefeat.statistics.bags.Bags.save",
-        "saefeat.run._rank_all",
-    ]
+    places = ["saefeat.sae.train.save_sae", "saefeat.statistics.bags.Bags.save", "saefeat.run.rank"]
     places += [
-        "saefeat.lid.linear_head",
-        "saefeat.run.identify.lid_metrics",
+        "saefeat.lid.heads.linear.linear_head",
+        "saefeat.run.evaluate_heads.lid_metrics",
         "saefeat.run.add_activations",
     ]
     for place in places:
@@ -583,12 +579,9 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
     )
 
 
-def test_the_forecast_reports_skipped_rows(tiny_run, setting):
-    setting.corpus.skipped = {"blank": 2}
-    try:
-        assert "rows skipped or mended: blank 2" in forecast(setting)
-    finally:
-        setting.corpus.skipped = {}
+def test_the_forecast_reports_skipped_rows(setting):
+    other = replace(setting, corpus=replace(setting.corpus, skipped={"blank": 2}))
+    assert "rows skipped or mended: blank 2" in forecast(other)
 
 
 # --------------------------------------------------------------------------- another corpus

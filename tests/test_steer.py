@@ -301,7 +301,7 @@ def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
 
     for name, call in (("settings", sweep_now), ("m", matrix_now)):
         directory = out / "steering" / f"{name}-partial"
-        directory.mkdir()
+        directory.mkdir(parents=True)
         handle = os.open(directory, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)  # as another process would
         with pytest.raises(UserError, match=f"another process is writing in {directory}"):
@@ -692,7 +692,7 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     code, text, _ = saefeat(
         "steer", "matrix", "--run", out, "--out", tmp_path / "m.json", "--sentences", 2, "--top", 5
     )
-    assert code == 0 and "ablate: the own median NLL rises most for" in text
+    assert code == 0 and "ablate: the median NLL of a label's own text rises most for" in text
     one = ["steer", "matrix", "--run", out, "--out", tmp_path / "one.json", "--sentences", 2]
     code, text, _ = saefeat(*one, "--edits", "amplify")
     assert code == 0 and text.startswith("amplify: ") and "ablate" not in text
@@ -705,11 +705,11 @@ REFUSED = {
     "the source": (["--label", "en", "--prompt", "A"], "en is the source|no setting for en"),
     "a strength that is no number": (
         ["--label", "de", "--prompt", "A", "--strength", "nan"],
-        "not a finite number",
+        "should be a finite number",
     ),
     "an infinite strength": (
         ["--label", "de", "--prompt", "A", "--strength", "inf"],
-        "not a finite number",
+        "should be a finite number",
     ),
     "an empty prompt": (["--label", "de", "--prompt", " "], "prompt 1 is empty"),
     "no prompt": (["--label", "de"], "give --prompt"),

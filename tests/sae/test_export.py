@@ -342,7 +342,7 @@ def test_what_a_format_cannot_hold_is_one_sentence(
 def test_a_source_that_names_no_place_is_one_sentence(tmp_path, monkeypatch, source):
     (tmp_path / "run.json").write_text("{}")  # of the directory one is in
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="there is no such user|a source of SAEs is empty"):
+    with pytest.raises(UserError, match=r"there is no such user|a source of SAEs is empty"):
         export_saes(source, "sae-lens", tmp_path / "out")
 
 

@@ -165,7 +165,7 @@ def test_a_large_changed_matrix_is_mapped_from_a_file_without_a_name(tmp_path, m
     small = torch.randn(7, 5)
     assert to_float32(small) is small
     monkeypatch.setattr(tensors, "_LARGE", 0)
-    monkeypatch.setattr("saefeat.io._VALUES", 10)  # several parts
+    monkeypatch.setattr("saefeat.io._CHUNK_VALUES", 10)  # several parts
     for given in (small, small.T):
         found = to_float32(given)
         assert torch.equal(found, given) and found.data_ptr() != given.data_ptr()
@@ -175,7 +175,7 @@ def test_a_large_changed_matrix_is_mapped_from_a_file_without_a_name(tmp_path, m
 def test_a_matrix_is_changed_part_by_part(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensors, "_LARGE", 0)
-    monkeypatch.setattr("saefeat.io._VALUES", 10)
+    monkeypatch.setattr("saefeat.io._CHUNK_VALUES", 10)
     given, sizes = torch.randn(7, 5).bfloat16(), []
 
     def twice(rows):
@@ -198,7 +198,7 @@ def test_a_decoder_made_part_by_part_is_the_same(monkeypatch):
 
     whole = made()
     monkeypatch.setattr(tensors, "_LARGE", 0)
-    monkeypatch.setattr("saefeat.io._VALUES", 10)
+    monkeypatch.setattr("saefeat.io._CHUNK_VALUES", 10)
     assert all(torch.equal(value, whole[name]) for name, value in made().items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
         (f"the dog {i} ran", "en") for i in range(60)
     ]
     corpus = load_corpus(texts)
-    corpus.ids = [str(i % 60) for i in range(120)]  # translations
+    corpus = replace(corpus, ids=[str(i % 60) for i in range(120)])  # translations
     everything = make_plan(corpus, tiny_lm, split="all", mixed=True)
     assert held_out.held_out_plan(tiny_lm, everything) is None
     some = make_plan(corpus, tiny_lm, split="all", mixed=True, max_tokens=60)
