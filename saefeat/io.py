@@ -8,15 +8,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is imported inside functions, so that `--help` does not wait for it
     import torch
 
-T = TypeVar("T")
 SCHEMA = 1
 _CHUNK_VALUES = 2**24  # values of a tensor that are processed together
 TEMPORARY = ".saefeat-tmp"  # in the name of an unfinished file or directory, after a leading dot
@@ -153,31 +152,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable JSON file ({error})") from error
-
-
-def understood(path: Path, read: Callable[[], T]) -> T:
-    """Return `read()`, with errors that a damaged file causes as UserError.
-
-    It hides our own bugs. Parse files with `schema.read` instead.
-    """
-    try:
-        return read()
-    except (LookupError, TypeError, ValueError, AttributeError, OSError, ArithmeticError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{path} is not what saefeat writes there ({_described(error)}); write it again"
-        ) from error
-
-
-def _described(error: Exception) -> str:
-    kind, line = type(error).__name__, first_line(error)
-    return kind if line == kind else f"{kind}: {line}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def kept_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,15 +65,6 @@ class LanguageModel:
     def threads(self) -> int | None:
         """Threads over which its sums are split, which changes their last bits; None on a GPU."""
         return torch.get_num_threads() if self.device == "cpu" else None
-
-    def say_threads(self, header: dict[str, Any], what: str, say: Callable[[str], None]) -> None:
-        """Report that a stage goes on with other threads than its checkpoint records."""
-        then = header.get("threads")
-        if then not in (None, self.threads):
-            say(
-                f"note: {what} goes on with {self.threads} threads where {then} were used before; "
-                "its last digits may differ from those of one that was not stopped"
-            )
 
     @property
     def layers_path(self) -> str:
