@@ -154,6 +154,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not a readable JSON file ({error})") from error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def kept_json(path: Path) -> dict[str, Any]:
     """The JSON object in an optional file; empty if the file is missing, damaged or no object."""
     try:
