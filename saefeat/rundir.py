@@ -25,7 +25,10 @@ from saefeat.artefacts import (
 from saefeat.io import UserError, atomic_path
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.bags import Bags
+from saefeat.statistics.examples import TopExamples
 from saefeat.statistics.files import load_stats, stats_file
+from saefeat.statistics.histograms import Histograms
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,9 +54,9 @@ class RunDir:
 
         self.saes = root / "saes"  # those that the run has trained
         self.stats = root / "stats"
-        self.bags = root / "bags"
-        self.histograms = root / "histograms"  # of the firing values of units
-        self.examples = root / "examples"  # highest-activating passages
+        self.bags = root / Bags.FOLDER
+        self.histograms = root / Histograms.FOLDER  # of the firing values of units
+        self.examples = root / TopExamples.FOLDER  # highest-activating passages
         self.shown = self.examples / "shown.json"  # what the report shows of ranked units
         self.selections = root / "selections"
 
