@@ -80,7 +80,7 @@ def _change(measure: str, after: TextMeasures | None, before: TextMeasures | Non
 
 
 def _rises_most(row: list[float | None], at: int) -> bool:
-    """Whether the change at a place is greater than every other one of a row."""
+    """Whether the change at position `at` exceeds all others of the row."""
     mine = row[at]
     others = [value for i, value in enumerate(row) if i != at and value is not None]
     return mine is not None and all(mine > value for value in others)

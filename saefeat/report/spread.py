@@ -52,7 +52,7 @@ def read_spread(
         filters: parameters of SAE-LAPE as the run used them.
 
     Raises:
-        UserError: statistics are damaged, or do not fit to each other or to the chosen units.
+        UserError: statistics are damaged, or do not fit each other or the chosen units.
     """
     spread: Spread | None = None
     for name in sorted(run.collected(), key=natural):

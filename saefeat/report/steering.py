@@ -15,7 +15,7 @@ T = TypeVar("T", SteeringRow, SteeringSample)
 Values = dict[str, Any]
 
 MEASURES = ("score", "forcing", "perplexity", "distinct3")
-_METHODS = ("none", "random", "diffmean", "neurons", "features")  # in this order, then others
+_METHODS = ("none", "random", "diffmean", "neurons", "features")  # in this order, before all others
 _SETTING = ("edit", "sites", "schedule", "parameters")  # a setting, but for its strength
 _SAMPLES = 900  # on the page
 _CHARACTERS = 600  # of a sample
@@ -66,7 +66,7 @@ def _summary(row: Mapping[str, Any]) -> Values:
 
 
 def _chosen(rows: Sequence[SteeringRow], methods: Sequence[str]) -> dict[str, Values]:
-    """Method -> label -> the chosen setting, as the reporting half measured it if there is one."""
+    """Method -> label -> the chosen setting, measured on the reporting half if there is one."""
     found: dict[str, Values] = {method: {} for method in methods}
     for row in sorted(rows, key=lambda row: row["half"] == "report"):  # the last one stays
         if row["chosen"]:
@@ -93,7 +93,7 @@ def _words(setting: Mapping[str, Any]) -> str:
 
 
 def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
-    """Rows by their values of some keys, in the order in which these come first."""
+    """Rows by their values of some keys, in the order of first appearance."""
     found: dict[tuple[Any, ...], list[T]] = defaultdict(list)
     for row in rows:
         values = (row[key] for key in keys)

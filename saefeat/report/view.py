@@ -73,7 +73,7 @@ def drawn_data(view: Values) -> Values:
 
 
 def table_rows(parts: Parts) -> dict[str, Iterable[Mapping[str, Any]]]:
-    """The rows of each table; without those of which the run has nothing."""
+    """The rows of each table that the run has content for."""
     selected = [
         {"method": name, **row}
         for name, selection in parts.selections.items()
