@@ -42,9 +42,6 @@ def _require_known(names: Iterable[str], known: Iterable[str], what: str) -> Non
     _require(not strangers, f"{what} {', '.join(strangers)} is not listed")
 
 
-# --------------------------------------------------------------------------- run.json
-
-
 class ModelRecord(TypedDict):
     """The model of a run; `fingerprint` is of its weights."""
 
@@ -85,9 +82,6 @@ class RunIndex(TypedDict):
     timings: dict[str, Annotated[float, Field(ge=0)]]
 
 
-# --------------------------------------------------------------------------- gate.json
-
-
 class SAEFit(TypedDict):
     """How well an SAE fits the model; see `saefeat.sae.gate.check_saes`."""
 
@@ -113,30 +107,27 @@ class FitCheck(TypedDict):
     saes: list[SAEFit]
 
 
-# --------------------------------------------------------------------------- saes/<id>/cfg.json
+class SAEFidelity(TypedDict, total=False):
+    fvu: float
+    l0: float
+    dead: Share
 
 
-class SAEFidelity(TypedDict):
-    fvu: NotRequired[float]
-    l0: NotRequired[float]
-    dead: NotRequired[Share]
+class SAETraining(TypedDict, total=False):
+    tokens: Count
 
 
-class SAETraining(TypedDict):
-    tokens: NotRequired[Count]
-
-
-class SAERecord(SAEFidelity):
+class SAERecord(SAEFidelity, total=False):
     """What saefeat adds to the metadata of an SAE that it trains."""
 
-    site: NotRequired[str]
-    training: NotRequired[SAETraining]
-    held_out: NotRequired[SAEFidelity]
+    site: str
+    training: SAETraining
+    held_out: SAEFidelity
 
 
-class SAEMetadata(TypedDict):
-    hook_name: NotRequired[str]
-    saefeat: NotRequired[SAERecord]
+class SAEMetadata(TypedDict, total=False):
+    hook_name: str
+    saefeat: SAERecord
 
 
 @with_config(STRICT | {"extra": "ignore"})  # sae-lens has many more keys
@@ -147,9 +138,6 @@ class SAEConfig(TypedDict):
     d_sae: Count
     k: NotRequired[Count | None]
     metadata: NotRequired[SAEMetadata]
-
-
-# --------------------------------------------------------------------------- examples/shown.json
 
 
 def _check_passage(passage: Passage) -> None:
@@ -204,9 +192,6 @@ class ShownUnit(TypedDict):
     tokens: list[str]
     passages: list[Passage]
     histogram: NotRequired[Histogram]
-
-
-# --------------------------------------------------------------------------- lid/metrics.json
 
 
 class LabelScores(TypedDict):
@@ -272,9 +257,6 @@ class LIDMetrics(TypedDict):
     heads: dict[str, HeadMetrics]
     by_length: dict[str, LengthMetrics]
     request: NotRequired[LIDRequest]
-
-
-# --------------------------------------------------------------------------- steering
 
 
 class Decoding(TypedDict):
@@ -391,9 +373,6 @@ class SteeringSample(TypedDict):
     judged_twin: str | None
     perplexity: Perplexity | None
     perplexity_twin: Perplexity | None
-
-
-# --------------------------------------------------------------------------- steering/matrix.json
 
 
 class TextMeasures(TypedDict):

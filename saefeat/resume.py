@@ -1,9 +1,8 @@
 """Claim an output, and resume the work on it after a kill.
 
-Every stage that takes long follows one scheme. It claims its output directory, so that no other
-process writes there. It compares what the output belongs to with what is asked for (`check_same`).
-It keeps its state in a `Checkpoint` until the output is written, so that the same command continues
-where it was stopped.
+Every long stage claims its output directory, so that no other process writes there. It compares
+what the output belongs to with what is asked for (`check_same`). It keeps its state in a
+`Checkpoint` until the output is written, so that the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ _claimed: set[tuple[int, Path]] = set()
 def claim(directory: Path) -> Iterator[None]:
     """Keep other processes from writing in a directory while the block runs.
 
-    Files that a killed process left half-written there are removed first. A process may claim a
-    directory again that it holds already. There is no protection on Windows, and on file systems
-    without locks.
+    Half-written files of killed processes are removed first. A process may claim a directory twice.
+    There is no protection on Windows, nor on file systems without locks.
 
     Raises UserError when another process holds the directory.
     """
@@ -71,8 +69,8 @@ def claim(directory: Path) -> Iterator[None]:
 def _clear(directory: Path) -> None:
     """Remove the temporary files of killed processes.
 
-    A directory that was being replaced when the process was killed gets its old content back if the
-    new one is not there (see `saefeat.io.replacing`).
+    A directory that was being replaced gets its old content back if the new one is not there (see
+    `saefeat.io.replacing`).
     """
     for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
         if path.is_file():
@@ -135,19 +133,23 @@ class Checkpoint:
             return None
         try:
             tensors, header = load_tensors(self.path)
-            if not self.restart:
-                what = f"the state of {self.what}"
-                check_same(self.path, _request(header), self.request, what)
+            check_same(self.path, _request(header), self.request, f"the state of {self.what}")
         except UserError:
             if self.restart:
                 return None
             raise
-        if not _equal(_request(header), self.request):
+        before, now = header["threads"], self.threads
+        if before != now and self.restart:
+            self.say(
+                f"note: {self.what} starts again, because it was begun with {before} threads and "
+                f"there are {now} now, which changes the figures"
+            )
             return None
-        if header["threads"] != self.threads:
-            self._say_threads(header["threads"])
-            if self.restart:
-                return None
+        if before != now:
+            self.say(
+                f"note: {self.what} goes on with {now} threads after {before}; the last digits "
+                "may differ from those of a run that was not stopped"
+            )
         return json.loads(header["values"]), tensors
 
     def save(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -160,18 +162,6 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove the state: the work is done."""
         self.path.unlink(missing_ok=True)
-
-    def _say_threads(self, before: int | None) -> None:
-        if self.restart:
-            self.say(
-                f"note: {self.what} starts again, because it was begun with {before} threads and "
-                f"there are {self.threads} now, which changes the figures"
-            )
-        else:
-            self.say(
-                f"note: {self.what} goes on with {self.threads} threads after {before}; the last "
-                "digits may differ from those of a run that was not stopped"
-            )
 
 
 @contextmanager
@@ -200,14 +190,11 @@ def clear_finished(out: Path, request: Any) -> None:
     It is left over if the process was killed after it had written the output.
     """
     path = _state_of(out)
-    try:
-        finished = path.exists() and _equal(saved_request(path), request)
-    except UserError:  # damaged: the next call begins again
-        return
-    if finished:
-        path.unlink()
-        with suppress(OSError):
-            path.parent.rmdir()
+    with suppress(UserError):  # damaged: the next call begins again
+        if path.exists() and _equal(saved_request(path), request):
+            path.unlink()
+            with suppress(OSError):  # other files are there
+                path.parent.rmdir()
 
 
 def _state_of(out: Path) -> Path:
@@ -223,5 +210,5 @@ def saved_request(path: Path) -> Any:
 
 
 def _request(header: Any) -> Any:
-    whole = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
-    return header["request"] if whole and isinstance(header["values"], str) else None
+    known = isinstance(header, dict) and header.keys() == {"request", "threads", "values"}
+    return header["request"] if known and isinstance(header["values"], str) else None

@@ -6,7 +6,6 @@ The types of what JSON files hold are in `saefeat.artefacts`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,33 +23,54 @@ from saefeat.artefacts import (
     is_length,
 )
 from saefeat.io import UserError, atomic_path
-from saefeat.lid.head import Head
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.bags import Bags
+from saefeat.statistics.examples import TopExamples
 from saefeat.statistics.files import load_stats, stats_file
+from saefeat.statistics.histograms import Histograms
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
 class RunDir:
     """Paths and artefacts of a run in the directory `root`.
 
-    Properties and `*_file` methods give paths. `load_*` methods read; they raise UserError when a
+    Attributes and `*_file` methods give paths. `load_*` methods read; they raise UserError when a
     file is missing or damaged. `save_*` methods write a file as a whole. What they are given has
     to be what the `load_*` method returns; anything else is a bug of the caller and raises
     ValueError. Nothing is made or read until it is asked for.
+
+    Where `load_*` and `save_*` take a `path`, it is another file of the same kind, anywhere.
     """
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index = root / "run.json"  # arguments, versions, seeds, fingerprints and timings
+        self.fit_check = root / "gate.json"  # how well given SAEs fit the model and the corpus
+        self.report = root / "report.html"
+        self.tables = root / "tables"  # of the report
+
+        self.saes = root / "saes"  # those that the run has trained
+        self.stats = root / "stats"
+        self.bags = root / Bags.FOLDER
+        self.histograms = root / Histograms.FOLDER  # of the firing values of units
+        self.examples = root / TopExamples.FOLDER  # highest-activating passages
+        self.shown = self.examples / "shown.json"  # what the report shows of ranked units
+        self.selections = root / "selections"
+
+        self.lid = root / "lid"
+        self.lid_metrics = self.lid / "metrics.json"
+
+        self.steering = root / "steering"
+        self.steering_stats = self.steering / "stats"  # of sites that only steering reads
+        self.steering_metrics = self.steering / "metrics.json"
+        self.settings = self.steering / "settings.json"  # of each label, for `steer generate`
+        self.samples = self.steering / "samples.jsonl"
+        self.matrix = self.steering / "matrix.json"
 
     # ----------------------------------------------------------------------- the run
-
-    @property
-    def index(self) -> Path:
-        """What the run was asked for, with versions, seeds, fingerprints and timings."""
-        return self.root / "run.json"
 
     def load_index(self) -> RunIndex:
         if not self.index.exists():
@@ -63,34 +83,16 @@ class RunDir:
     def save_index(self, index: Mapping[str, Any]) -> None:
         schema.write(RunIndex, self.index, index)
 
-    @property
-    def fit_check(self) -> Path:
-        """How well given SAEs fit the model and the corpus."""
-        return self.root / "gate.json"
-
     def load_fit_check(self) -> FitCheck:
         return schema.read(FitCheck, self.fit_check)
 
     def save_fit_check(self, found: Mapping[str, Any]) -> None:
         schema.write(FitCheck, self.fit_check, found)
 
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def tables(self) -> Path:
-        """The tables of the report."""
-        return self.root / "tables"
-
     def table_file(self, name: str) -> Path:
         return self.tables / f"{name}.csv"
 
     # ----------------------------------------------------------------------- SAEs, statistics
-
-    @property
-    def saes(self) -> Path:
-        return self.root / "saes"
 
     def sae(self, dictionary: str) -> Path:
         """Directory of an SAE that the run has trained."""
@@ -101,12 +103,7 @@ class RunDir:
         return sorted(path.parent.name for path in self.saes.glob("[!.]*/cfg.json"))
 
     def load_sae_config(self, dictionary: str) -> SAEConfig:
-        """What the configuration of a trained SAE says of it."""
         return schema.read(SAEConfig, self.sae(dictionary) / "cfg.json")
-
-    @property
-    def stats(self) -> Path:
-        return self.root / "stats"
 
     def stats_file(self, dictionary: str) -> Path:
         return stats_file(self.stats, dictionary)
@@ -118,39 +115,13 @@ class RunDir:
     def load_stats(self, dictionary: str) -> Stats:
         return load_stats(self.stats, dictionary)
 
-    @property
-    def bags(self) -> Path:
-        return self.root / "bags"
-
-    @property
-    def histograms(self) -> Path:
-        """Histograms of the firing values of the units of each dictionary."""
-        return self.root / "histograms"
-
-    # ----------------------------------------------------------------------- passages, selections
-
-    @property
-    def examples(self) -> Path:
-        return self.root / "examples"
-
-    def examples_file(self, dictionary: str) -> Path:
-        """Highest-activating passages of the units of a dictionary."""
-        return self.examples / f"{dictionary}.parquet"
-
-    @property
-    def shown(self) -> Path:
-        """What the report shows of ranked units."""
-        return self.examples / "shown.json"
+    # ----------------------------------------------------------------------- units, selections
 
     def load_shown(self) -> list[ShownUnit]:
         return schema.read(list[ShownUnit], self.shown)
 
     def save_shown(self, units: Sequence[Mapping[str, Any]]) -> None:
         schema.write(list[ShownUnit], self.shown, units)
-
-    @property
-    def selections(self) -> Path:
-        return self.root / "selections"
 
     def selected_methods(self) -> list[str]:
         """Names of the methods whose selections are there."""
@@ -167,26 +138,11 @@ class RunDir:
 
     # ----------------------------------------------------------------------- identification
 
-    @property
-    def lid(self) -> Path:
-        return self.root / "lid"
-
     def head_file(self, name: str) -> Path:
         """A fitted head or baseline."""
         return self.lid / f"{name}.safetensors"
 
-    def load_head(self, name: str) -> Head:
-        return Head.load(self.head_file(name))
-
-    def save_head(self, head: Head) -> None:
-        head.save(self.head_file(head.name))
-
-    @property
-    def lid_metrics(self) -> Path:
-        return self.lid / "metrics.json"
-
     def load_lid_metrics(self, path: Path | None = None) -> LIDMetrics:
-        """`path`: metrics on another corpus or split, which may be anywhere."""
         return schema.read(LIDMetrics, path or self.lid_metrics, help="evaluate again")
 
     def save_lid_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
@@ -195,10 +151,8 @@ class RunDir:
     def predictions_file(self, metrics: Path | None = None) -> Path:
         """The predictions behind metrics; they lie beside them."""
         metrics = metrics or self.lid_metrics
-        own = metrics.name == self.lid_metrics.name
-        return metrics.with_name(
-            "predictions.parquet" if own else f"{metrics.stem}-predictions.parquet"
-        )
+        prefix = "" if metrics.name == self.lid_metrics.name else f"{metrics.stem}-"
+        return metrics.with_name(f"{prefix}predictions.parquet")
 
     def load_predictions(
         self, heads: Sequence[str], metrics: Path | None = None
@@ -237,30 +191,11 @@ class RunDir:
 
     # ----------------------------------------------------------------------- steering
 
-    @property
-    def steering(self) -> Path:
-        return self.root / "steering"
-
-    @property
-    def steering_stats(self) -> Path:
-        """Statistics that only steering reads: those of further sites."""
-        return self.steering / "stats"
-
-    @property
-    def steering_metrics(self) -> Path:
-        return self.steering / "metrics.json"
-
     def load_steering_metrics(self, path: Path | None = None) -> SteeringMetrics:
-        """`path`: metrics of another sweep, which may be anywhere."""
         return schema.read(SteeringMetrics, path or self.steering_metrics, help="sweep again")
 
     def save_steering_metrics(self, metrics: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(SteeringMetrics, path or self.steering_metrics, metrics)
-
-    @property
-    def settings(self) -> Path:
-        """The setting of each label that `steer generate` reads."""
-        return self.steering / "settings.json"
 
     def load_settings(self) -> SteeringSettings:
         return schema.read(SteeringSettings, self.settings, help="sweep again")
@@ -268,22 +203,13 @@ class RunDir:
     def save_settings(self, settings: Mapping[str, Any]) -> None:
         schema.write(SteeringSettings, self.settings, settings)
 
-    @property
-    def samples(self) -> Path:
-        return self.steering / "samples.jsonl"
-
     def load_samples(self) -> list[SteeringSample]:
         return schema.read_lines(SteeringSample, self.samples)
 
     def save_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
         schema.write_lines(SteeringSample, self.samples, samples)
 
-    @property
-    def matrix(self) -> Path:
-        return self.steering / "matrix.json"
-
     def load_matrix(self, path: Path | None = None) -> PerplexityMatrix:
-        """`path`: another matrix, which may be anywhere."""
         return schema.read(PerplexityMatrix, path or self.matrix, help="measure it again")
 
     def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:

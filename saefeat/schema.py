@@ -33,16 +33,16 @@ def ensures(check: Callable[[Any], None]) -> Callable[[type[T]], type[T]]:
     `check` gets the values when each of them has its type, and raises ValueError.
     """
 
-    def decorate(kind: type[T]) -> type[T]:
-        def build(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-            return core_schema.no_info_after_validator_function(after, handler(source))
-
-        kind.__get_pydantic_core_schema__ = build  # type: ignore[attr-defined]
-        return kind
-
     def after(value: Any) -> Any:
         check(value)
         return value
+
+    def build(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(after, handler(source))
+
+    def decorate(kind: type[T]) -> type[T]:
+        kind.__get_pydantic_core_schema__ = build  # type: ignore[attr-defined]
+        return kind
 
     return decorate
 
@@ -52,19 +52,32 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def checked(kind: type[T], value: Any, path: Path, *, help: str = "write it again") -> T:
+def checked(
+    kind: type[T], value: Any, path: Path, *, line: str = "", help: str = "write it again"
+) -> T:
     """A parsed JSON value as `kind`. Arrays become tuples where `kind` says so.
 
     Args:
         kind: a TypedDict, a configuration, or any other type that pydantic knows.
         value: what was parsed.
         path: the file, for the message.
+        line: the place in the file, for the message: "line 3".
         help: what the user can do, for the message.
 
     Raises:
         UserError: the value does not fit. The message names the file and the first misfit.
     """
-    return _fitted(kind, value, path, "", help)
+    try:
+        found = _adapter(kind).validate_json(_json(value))
+        json.dumps(value, allow_nan=False)  # where a type is Any, pydantic lets them pass
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where, misfit = ".".join(map(str, first["loc"])), first["msg"]
+    except ValueError:  # of json.dumps
+        where, misfit = "", "a number is not finite"
+    place = ", ".join(part for part in (line, where) if part) or "the whole"
+    raise UserError(f"{path} is not what saefeat writes there ({place}: {misfit}); {help}")
 
 
 def read(kind: type[T], path: Path, *, help: str = "write it again") -> T:
@@ -97,7 +110,7 @@ def read_lines(kind: type[T], path: Path) -> list[T]:
                 value = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{path} is damaged in line {number} ({error})") from error
-            found.append(_fitted(kind, value, path, f"line {number}", "write it again"))
+            found.append(checked(kind, value, path, line=f"line {number}"))
     return found
 
 
@@ -143,21 +156,6 @@ def _check_columns(found: pa.Schema, fields: pa.Schema, path: Path) -> None:
         kind = found.field(field.name).type
         if kind != field.type and not (field.nullable and pa.types.is_null(kind)):
             raise UserError(f"{path} is damaged ({field.name} is {kind}); write it again")
-
-
-def _fitted(kind: type[T], value: Any, path: Path, line: str, help: str) -> T:
-    try:
-        # As JSON, whose arrays may stand for tuples.
-        found = _adapter(kind).validate_json(_json(value))
-        json.dumps(value, allow_nan=False)  # where a type is Any, pydantic lets them pass
-        return found
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where, misfit = ".".join(map(str, first["loc"])), first["msg"]
-    except ValueError:  # of json.dumps
-        where, misfit = "", "a number is not finite"
-    place = ", ".join(part for part in (line, where) if part) or "the whole"
-    raise UserError(f"{path} is not what saefeat writes there ({place}: {misfit}); {help}")
 
 
 def _plain(kind: type[Any], value: Any) -> Any:

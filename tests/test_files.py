@@ -341,7 +341,7 @@ def write_flores(tmp_path):
     return tmp_path / "c.csv"
 
 
-def test_labels_in_another_code_system_are_found_and_said(tmp_path):
+def test_labels_in_another_code_system_are_found_and_reported(tmp_path):
     told = []
     corpus = load_corpus(write_flores(tmp_path), labels=["en", "deu", "ita_Latn"], say=told.append)
     assert corpus.labels == ("en", "deu", "ita_Latn")

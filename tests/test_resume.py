@@ -37,7 +37,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_directory_is_one_processs_at_a_time_and_free_after_it(tmp_path):
+def test_one_process_at_a_time_holds_a_directory(tmp_path):
     def take():
         with claim(tmp_path / "a"):
             pass

@@ -93,7 +93,7 @@ def test_a_number_that_is_not_finite_is_found_where_any_value_may_stand(path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null"])
-def test_what_is_no_such_object_is_a_user_error(path, text):
+def test_json_of_another_kind_is_a_user_error(path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"x\.json is not"):
         read(Content, path)

@@ -104,7 +104,7 @@ def _open_run(run: RunDir) -> Exportable:
     index = schema.read(_Index, run.index)
     sources, model = index["arguments"].saes, index["model"]
     # Not by `list_stats`: a run that was stopped has no statistics yet, or a part of them.
-    files = sorted(run.stats.glob("[!.]*.safetensors"))
+    files = [run.stats_file(name) for name in run.collected()]
     headers = [Stats.read_header(path)["dictionary"] for path in files]
     used = [header for header in headers if header.get("kind") == "sae"]
     for source in sources:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from saefeat.artefacts import HeadMetrics, LIDMetrics
+from saefeat.artefacts import LIDMetrics
 from saefeat.report.formats import by_length, direction, shortened
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ HEADS = {
 }
 OURS, THEIRS = "linear", "fasttext"  # the heads whose errors are shown
 KINDS = {(False, True): "theirs", (True, False): "ours", (False, False): "neither"}  # who is right
+_FIGURES = ("accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")
 _SHOWN = 48  # texts of each length and kind
 _CHARACTERS = 280  # of a text
 
@@ -34,11 +35,27 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
     lengths = sorted(metrics["by_length"], key=by_length)
     found = {length: metrics["by_length"][length]["heads"] for length in lengths}
     names = _heads(metrics)
-    heads = [_head(name, metrics["heads"][name], found) for name in names]
+    heads = [
+        {
+            **metrics["heads"][name],
+            "name": name,
+            "note": HEADS.get(name, ""),
+            "by_length": {
+                at: of[name]["f1_macro"] if name in of else None for at, of in found.items()
+            },
+        }
+        for name in names
+    ]
     return {
         **{key: metrics[key] for key in ("corpus", "split", "labels", "n")},
         "heads": heads,
-        "best": _best(heads, lengths),
+        "best": {
+            "accuracy": max((head["accuracy"] for head in heads), default=None),
+            "by_length": {
+                at: max((head["f1_macro"] for head in of.values()), default=None)
+                for at, of in found.items()
+            },
+        },
         "lengths": lengths,
         "per_label": [
             {
@@ -50,9 +67,7 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
         ],
         "confusion": {
             name: {
-                length: _sparse(of[name]["confusion_matrix"])
-                for length, of in found.items()
-                if name in of
+                at: _sparse(of[name]["confusion_matrix"]) for at, of in found.items() if name in of
             }
             for name in names
         },
@@ -70,47 +85,11 @@ def _heads(metrics: LIDMetrics) -> list[str]:
 def lid_rows(metrics: LIDMetrics) -> list[dict[str, Any]]:
     """Rows of `lid.csv`, one per head and length."""
     return [
-        {
-            "head": name,
-            "length": length,
-            **{
-                key: of[name][key] for key in ("accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")
-            },
-        }
+        {"head": name, "length": length, **{key: of[name][key] for key in _FIGURES}}
         for name in _heads(metrics)
         for length in sorted(metrics["by_length"], key=by_length)
         if name in (of := metrics["by_length"][length]["heads"])
     ]
-
-
-def _head(
-    name: str, metrics: HeadMetrics, found: Mapping[str, Mapping[str, HeadMetrics]]
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "note": HEADS.get(name, ""),
-        "accuracy": metrics["accuracy"],
-        "accuracy_ci": metrics["accuracy_ci"],
-        "f1": metrics["f1_macro"],
-        "f1_ci": metrics["f1_macro_ci"],
-        "by_length": {
-            length: heads[name]["f1_macro"] if name in heads else None
-            for length, heads in found.items()
-        },
-    }
-
-
-def _best(heads: list[dict[str, Any]], lengths: list[str]) -> dict[str, Any]:
-    """The greatest accuracy, and the greatest macro-F1 of each length."""
-    known = {at: [h["by_length"][at] for h in heads if at in h["by_length"]] for at in lengths}
-    greatest = {
-        at: max((value for value in values if value is not None), default=None)
-        for at, values in known.items()
-    }
-    return {
-        "accuracy": max((head["accuracy"] for head in heads), default=None),
-        "by_length": greatest,
-    }
 
 
 def _sparse(matrix: list[list[int]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from saefeat.artefacts import Intervention, PerplexityMatrix, TextMeasures
@@ -14,9 +15,7 @@ def matrix_view(matrix: PerplexityMatrix) -> dict[str, Any]:
 
     Returns:
         corpus, split, sentences, labels; interventions: [{name, counts, rows, changes: {measure:
-        [[change]]}, diagonal: {measure: number of rows whose own label rises most}}]. A change is
-        the difference in nats per token for nll, and the relative difference for perplexities; None
-        where one of the two was not measured.
+        [[change]]}, diagonal: {measure: number of rows whose own label rises most}}].
     """
     return {
         **{name: matrix[name] for name in ("corpus", "split", "labels")},
@@ -27,6 +26,7 @@ def matrix_view(matrix: PerplexityMatrix) -> dict[str, Any]:
 
 def matrix_rows(matrix: PerplexityMatrix) -> list[dict[str, Any]]:
     """Rows of `matrix.csv`, one per intervention, edited label and evaluated label."""
+    baseline: Mapping[str, Mapping[str, Any]] = matrix["baseline"]
     return [
         {
             "edit": each["edit"],
@@ -35,17 +35,13 @@ def matrix_rows(matrix: PerplexityMatrix) -> list[dict[str, Any]]:
             "intervened": row,
             "evaluated": column,
             **values[column],
-            **{f"baseline_{measure}": base for measure, base in _baseline(matrix, column)},
+            **{f"baseline_{name}": base for name, base in baseline.get(column, {}).items()},
         }
         for each in matrix["interventions"]
         for row, values in each["rows"].items()
         for column in matrix["labels"]
         if column in values
     ]
-
-
-def _baseline(matrix: PerplexityMatrix, label: str) -> list[tuple[str, Any]]:
-    return list(matrix["baseline"].get(label, {}).items())
 
 
 def _intervention(each: Intervention, matrix: PerplexityMatrix) -> dict[str, Any]:
@@ -75,6 +71,7 @@ def _range(counts: dict[str, int]) -> str:
 
 
 def _change(measure: str, after: TextMeasures | None, before: TextMeasures | None) -> float | None:
+    """The difference of nll, in nats per token; the relative difference of perplexities."""
     if after is None or before is None:
         return None
     if measure.startswith("nll"):
@@ -83,7 +80,7 @@ def _change(measure: str, after: TextMeasures | None, before: TextMeasures | Non
 
 
 def _rises_most(row: list[float | None], at: int) -> bool:
-    """Whether the change at a place is greater than every other one of a row."""
+    """Whether the change at position `at` exceeds all others of the row."""
     mine = row[at]
     others = [value for i, value in enumerate(row) if i != at and value is not None]
     return mine is not None and all(mine > value for value in others)

@@ -41,6 +41,6 @@ def _own(name: str) -> str:
 
 
 def packed(data: dict[str, Any]) -> str:
-    """JSON, compressed by gzip, in base64: small, and nothing in it can be read as markup."""
+    """JSON, compressed by gzip, in base64: small, and free of markup."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode()

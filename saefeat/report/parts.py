@@ -85,11 +85,11 @@ def _optional(path: Path, load: Callable[[], T]) -> T | None:
 def _load_selections(run: RunDir) -> dict[str, Selection]:
     """By method: those of SAEs first, in the order of the registry."""
     found = {name: run.load_selection(name) for name in run.selected_methods()}
-    place = {name: at for at, name in enumerate(METHODS)}
+    order = [*METHODS, *found]
 
-    def key(name: str) -> tuple[bool, int, str]:
+    def key(name: str) -> tuple[bool, int]:
         kinds = {one.get("kind") for one in found[name].dictionaries.values()}
-        return "sae" not in kinds, place.get(name, len(place)), name
+        return "sae" not in kinds, order.index(name)
 
     return {name: found[name] for name in sorted(found, key=key)}
 
@@ -98,9 +98,8 @@ def _chosen_units(selections: Mapping[str, Selection]) -> dict[str, set[int]]:
     """Dictionary -> units that any method chose."""
     chosen: dict[str, set[int]] = {}
     for selection in selections.values():
-        columns = (selection.table[name].to_pylist() for name in ("dictionary", "unit"))
-        for dictionary, unit in zip(*columns, strict=True):
-            chosen.setdefault(dictionary, set()).add(unit)
+        for row in selection.table.select(["dictionary", "unit"]).to_pylist():
+            chosen.setdefault(row["dictionary"], set()).add(row["unit"])
     return chosen
 
 
@@ -111,7 +110,7 @@ def _filters(run: RunDir, selections: Mapping[str, Selection]) -> dict[str, Any]
     for name, selection in selections.items():
         if selection.header["method"] == "sae-lape":
             used = selection.header.get("parameters", {})
-            filters |= {key: value for key, value in used.items() if key in filters}
+            filters |= {key: used[key] for key in used if key in filters}
             try:
                 return check_parameters("sae-lape", filters)
             except UserError as error:

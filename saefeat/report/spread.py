@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -51,23 +52,22 @@ def read_spread(
         filters: parameters of SAE-LAPE as the run used them.
 
     Raises:
-        UserError: statistics are damaged, or do not fit to each other or to the chosen units.
+        UserError: statistics are damaged, or do not fit each other or the chosen units.
     """
     spread: Spread | None = None
     for name in sorted(run.collected(), key=natural):
         path = run.stats_file(name)
         dictionary = Stats.read_header(path).get("dictionary", {})
+        is_sae = dictionary.get("kind") == "sae"
         # Statistics of a site itself are collected for its means.
-        if dictionary.get("kind") != "sae" and not dictionary.get("site", "").startswith(
-            "mlp_act@"
-        ):
+        if not is_sae and not dictionary.get("site", "").startswith("mlp_act@"):
             continue
         stats = run.load_stats(name)
         spread = spread or Spread(stats.labels, filters)
         units = sorted(chosen.get(name, ()))
         if not _fit(stats, name, units, spread.labels):
             raise UserError(f"{path} does not fit the other files of the run; collect it again")
-        _add(spread, stats, units, dictionary.get("kind") == "sae")
+        _add(spread, stats, units, is_sae)
     if spread:
         spread.entropy.sort(key=lambda part: part["kind"] != "sae")
     return spread
@@ -100,7 +100,10 @@ def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
     for unit in units:
         spread.units[stats.dictionary, unit] = float(h[unit]), p[:, unit].tolist()
     if is_sae:
-        owned = _owned(stats, spread.filters).float()
+        # A unit may have several owners.
+        unit, label, *_ = owned_units(stats, **spread.filters, owners="any")
+        owned = torch.zeros(len(stats.labels), stats.width)
+        owned[label, unit] = 1
         both = (owned @ owned.t()).long()
         spread.overlap = both if spread.overlap is None else spread.overlap + both
 
@@ -108,17 +111,6 @@ def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
 def _counts(h: Tensor, labels: int) -> list[int]:
     top = math.log(max(labels, 2))
     return torch.histc(h.clamp(0, top), BINS, 0, top).long().tolist()
-
-
-def _owned(stats: Stats, filters: Mapping[str, Any]) -> Tensor:
-    """Which labels own which units that pass SAE-LAPE's filters: bool [K, width].
-
-    A unit may have several owners.
-    """
-    unit, label, *_ = owned_units(stats, **filters, owners="any")
-    owned = torch.zeros(len(stats.labels), stats.width, dtype=torch.bool)
-    owned[label, unit] = True
-    return owned
 
 
 def entropy_view(spread: Spread) -> dict[str, Any]:
@@ -134,23 +126,24 @@ def overlap_view(spread: Spread) -> dict[str, Any] | None:
     return {"labels": list(spread.labels), "both": both, "filters": spread.filters}
 
 
-def overlap_rows(overlap: Mapping[str, Any]) -> list[dict[str, Any]]:
+def overlap_rows(spread: Spread) -> list[dict[str, Any]] | None:
     """Rows of `overlap.csv`, one per pair of labels."""
-    labels, both = overlap["labels"], overlap["both"]
-    rows = []
-    for i, label in enumerate(labels):
-        for j in range(i + 1, len(labels)):
-            either = both[i][i] + both[j][j] - both[i][j]
-            rows.append(
-                {
-                    "label": label,
-                    "other": labels[j],
-                    "owned": both[i][i],
-                    "owned_by_other": both[j][j],
-                    "both": both[i][j],
-                    "jaccard": round(both[i][j] / either, 6) if either else 0.0,
-                }
-            )
+    if spread.overlap is None:
+        return None
+    both, rows = spread.overlap.tolist(), []
+    for i, j in combinations(range(len(both)), 2):
+        owned, other, shared = both[i][i], both[j][j], both[i][j]
+        either = owned + other - shared
+        rows.append(
+            {
+                "label": spread.labels[i],
+                "other": spread.labels[j],
+                "owned": owned,
+                "owned_by_other": other,
+                "both": shared,
+                "jaccard": round(shared / either, 6) if either else 0.0,
+            }
+        )
     return rows
 
 

@@ -8,26 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, geometric_mean
 from typing import Any, TypeVar
 
-from saefeat.artefacts import (
-    SteeringMetrics,
-    SteeringRow,
-    SteeringSample,
-    SteeringSetting,
-    SteeringSettings,
-    SteeringSummary,
-)
+from saefeat.artefacts import SteeringMetrics, SteeringRow, SteeringSample, SteeringSettings
 from saefeat.report.formats import as_text, direction, pairs, rounded, shortened
 
 T = TypeVar("T", SteeringRow, SteeringSample)
+Values = dict[str, Any]
 
 MEASURES = ("score", "forcing", "perplexity", "distinct3")
-_METHODS = ("none", "random", "diffmean", "neurons", "features")  # in this order, then others
+_METHODS = ("none", "random", "diffmean", "neurons", "features")  # in this order, before all others
 _SETTING = ("edit", "sites", "schedule", "parameters")  # a setting, but for its strength
 _SAMPLES = 900  # on the page
 _CHARACTERS = 600  # of a sample
 
 
-def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -> dict[str, Any]:
+def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -> Values:
     """What the page shows of a sweep.
 
     Returns:
@@ -37,15 +31,9 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
         lines: the frontier (see `_line`); settings: {label: the setting in use, in words}.
     """
     rows = metrics["rows"]
-    place = {name: at for at, name in enumerate(_METHODS)}
-    summary = [
-        _summary(row)
-        for row in sorted(
-            metrics["summary"],
-            key=lambda row: (place.get(row["method"], len(place)), row["method"]),
-        )
-    ]
-    methods = [row["method"] for row in summary]
+    means = {row["method"]: row for row in metrics["summary"]}
+    methods = sorted(means, key=[*_METHODS, *sorted(means)].index)
+    summary = [_summary(means[method]) for method in methods]
     return {
         "decoding": pairs(metrics["decoding"]),
         "prompts": as_text(metrics["prompts"]),
@@ -64,11 +52,11 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
     }
 
 
-def _rounded(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _rounded(values: Mapping[str, Any], names: Iterable[str]) -> Values:
     return {name: rounded(values.get(name)) for name in names}
 
 
-def _summary(row: SteeringSummary) -> dict[str, Any]:
+def _summary(row: Mapping[str, Any]) -> Values:
     return {
         "method": row["method"],
         "sites": " + ".join(row["sites"]),
@@ -77,11 +65,9 @@ def _summary(row: SteeringSummary) -> dict[str, Any]:
     }
 
 
-def _chosen(
-    rows: Sequence[SteeringRow], methods: Sequence[str]
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Method -> label -> the chosen setting, as the reporting half measured it if there is one."""
-    found: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
+def _chosen(rows: Sequence[SteeringRow], methods: Sequence[str]) -> dict[str, Values]:
+    """Method -> label -> the chosen setting, measured on the reporting half if there is one."""
+    found: dict[str, Values] = {method: {} for method in methods}
     for row in sorted(rows, key=lambda row: row["half"] == "report"):  # the last one stays
         if row["chosen"]:
             found[row["method"]][row["label"]] = {
@@ -93,22 +79,21 @@ def _chosen(
     return found
 
 
-def _words(setting: SteeringSetting | SteeringRow) -> str:
+def _words(setting: Mapping[str, Any]) -> str:
     """A setting in one line."""
-    units = setting.get("units")
     parts = [
         setting["edit"],
         " + ".join(setting["sites"]),
         f"strength {as_text(setting['strength'])}",
-        f"{units} units" if units else "",
+        f"{setting['units']} units" if setting.get("units") else "",
         ", ".join(pairs(setting["parameters"])),
         ", ".join(pairs(setting["schedule"])),
     ]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(filter(None, parts))
 
 
 def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
-    """Rows by their values of some keys, in the order in which these come first."""
+    """Rows by their values of some keys, in the order of first appearance."""
     found: dict[tuple[Any, ...], list[T]] = defaultdict(list)
     for row in rows:
         values = (row[key] for key in keys)
@@ -119,7 +104,7 @@ def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
 # --------------------------------------------------------------------------- frontier
 
 
-def _line(method: str, metrics: SteeringMetrics) -> dict[str, Any]:
+def _line(method: str, metrics: SteeringMetrics) -> Values:
     """A method's line in the frontier: all strengths of the setting with the best mean score.
 
     Of the halves it is the one with more strengths, or the reporting one if they have equally many.
@@ -136,18 +121,13 @@ def _line(method: str, metrics: SteeringMetrics) -> dict[str, Any]:
     settings = [(some[0], _points(some, metrics)) for some in _grouped(rows, *_SETTING).values()]
     first, points = max(settings, key=lambda found: max(point[3] or 0 for point in found[1][""]))
     sites = " + ".join(first["sites"])
-    return {
-        "method": method,
-        "setting": f"{first['edit']} · {sites}" if sites else "",
-        "points": points,
-    }
+    setting = f"{first['edit']} · {sites}" if sites else ""
+    return {"method": method, "setting": setting, "points": points}
 
 
-def _points(
-    rows: Iterable[SteeringRow], metrics: SteeringMetrics
-) -> dict[str, list[list[float | None]]]:
+def _points(rows: Iterable[SteeringRow], metrics: SteeringMetrics) -> dict[str, list[Any]]:
     own = metrics["own"]
-    points: dict[str, list[list[float | None]]] = defaultdict(list)
+    points: dict[str, list[Any]] = defaultdict(list)
     for (strength,), some in sorted(_grouped(rows, "strength").items()):
         known = []
         for row in some:
@@ -164,7 +144,7 @@ def _points(
 # --------------------------------------------------------------------------- samples
 
 
-def samples_view(samples: Sequence[SteeringSample]) -> dict[str, Any]:
+def samples_view(samples: Sequence[SteeringSample]) -> Values:
     """{total, rows}: the number of samples, and some of each label and method."""
     groups = _grouped(samples, "label", "method")
     most = max(1, _SAMPLES // max(1, len(groups)))
@@ -172,7 +152,7 @@ def samples_view(samples: Sequence[SteeringSample]) -> dict[str, Any]:
     return {"total": len(samples), "rows": shown}
 
 
-def _sample(sample: SteeringSample) -> dict[str, Any]:
+def _sample(sample: SteeringSample) -> Values:
     texts = {name: shortened(sample[name], _CHARACTERS) for name in ("prompt", "text", "twin")}
     return {
         **{name: sample[name] for name in ("label", "method", "judged", "judged_twin")},

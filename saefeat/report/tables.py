@@ -29,7 +29,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def write_tables(run: RunDir, tables: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
-    """Write the rows of each table atomically, and remove tables of an earlier page that are gone.
+    """Write the rows of each table atomically, and remove the files of tables that are not given.
 
     An interval `x_ci` takes the columns `x_low` and `x_high`. Lists are joined by blanks, objects
     are JSON. Keys of a row that have no column are left out.

@@ -2,82 +2,76 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saefeat.artefacts import Histogram, ShownUnit
-from saefeat.report.formats import natural, pairs, rounded, visible
-from saefeat.report.passages import passage_view
+from saefeat.artefacts import Histogram, Passage, ShownUnit
+from saefeat.report.formats import direction, natural, pairs, rounded, shortened, visible
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
 
-Cell = tuple[str, int, str]  # dictionary, unit, label
+Values = dict[str, Any]
+Cell = tuple[str, str, int, str]  # method, dictionary, unit, label
 
 FIRST = 10  # units shown of each label
 _CARDS = 2400  # at most on the page, so that hundreds of labels stay under 8 MB
 _FEW = 600  # cards; beyond, each has one passage
-_PASSAGES = 3
+_AROUND = (40, 18, 18)  # pieces on each side of the peak, of each passage of a card
+_CHARACTERS = 400  # of a passage, before and after the peak
 _BY_ENTROPY = ("sae-lape", "lape")  # methods whose score is the entropy
 
 
 def method_views(
     selections: Mapping[str, Selection], shown: Sequence[ShownUnit], spread: Spread | None
-) -> list[dict[str, Any]]:
+) -> list[Values]:
     """What the page shows of each method; see `_method`."""
     cells = _shown(shown)
     labels = max((len(selection.labels) for selection in selections.values()), default=0)
     first = max(1, min(FIRST, _CARDS // max(1, labels * len(selections))))
     return [
-        _method(name, selection, cells.get(name, {}), spread, first)
-        for name, selection in selections.items()
+        _method(name, selection, cells, spread, first) for name, selection in selections.items()
     ]
 
 
-def _shown(units: Sequence[ShownUnit]) -> dict[str, dict[Cell, dict[str, Any]]]:
-    """Method -> cell -> tokens, histogram and passages as the page draws them."""
-    most = _PASSAGES if len(units) <= _FEW else 1
-    found: dict[str, dict[Cell, dict[str, Any]]] = defaultdict(dict)
-    for unit in units:
-        found[unit["method"]][unit["dictionary"], unit["unit"], unit["label"]] = {
+def _shown(units: Sequence[ShownUnit]) -> dict[Cell, Values]:
+    """Tokens, histogram and passages as the page draws them."""
+    around = _AROUND if len(units) <= _FEW else _AROUND[:1]
+    return {
+        (unit["method"], unit["dictionary"], unit["unit"], unit["label"]): {
             "tokens": [visible(token) for token in unit["tokens"]],
             "histogram": _histogram(unit["histogram"]) if "histogram" in unit else None,
-            "passages": [
-                passage_view(passage, first=at == 0)
-                for at, passage in enumerate(unit["passages"][:most])
-            ],
+            "passages": [_passage(*both) for both in zip(unit["passages"], around, strict=False)],
         }
-    return dict(found)
+        for unit in units
+    }
 
 
-def _histogram(histogram: Histogram) -> dict[str, Any]:
-    numbers: dict[str, Any] = {**histogram, "max": rounded(histogram["max"])}
+def _histogram(histogram: Histogram) -> Values:
+    numbers: Values = {**histogram, "max": rounded(histogram["max"])}
     if "edges" in histogram:
         numbers["edges"] = [rounded(edge) for edge in histogram["edges"]]
     return numbers
 
 
 def _method(
-    name: str,
-    selection: Selection,
-    shown: Mapping[Cell, dict[str, Any]],
-    spread: Spread | None,
-    first: int,
-) -> dict[str, Any]:
+    name: str, selection: Selection, shown: Mapping[Cell, Values], spread: Spread | None, first: int
+) -> Values:
     """A method's counts by label and dictionary, and its first units of each label."""
     rows = selection.table.to_pylist()
     cells = Counter((row["label"], row["dictionary"]) for row in rows)
     totals = Counter(row["label"] for row in rows)
     dictionaries = sorted(selection.dictionaries, key=natural)
     owners: dict[tuple[str, int], list[str]] = defaultdict(list)
-    units: dict[str, list[dict[str, Any]]] = {label: [] for label in selection.labels}
+    units: dict[str, list[Values]] = {label: [] for label in selection.labels}
     for row in rows:
         owners[row["dictionary"], row["unit"]].append(row["label"])
     for row in rows:
         if row["rank"] <= first:
             unit, label = (row["dictionary"], row["unit"]), row["label"]
             others = [owner for owner in owners[unit] if owner != label]
-            extra = unit_spread(spread, *unit) | shown.get((*unit, label), {})
+            extra = unit_spread(spread, *unit) | shown.get((name, *unit, label), {})
             units[label].append({**_unit(row), "others": others, **extra})
     parameters = selection.header.get("parameters", {})
     return {
@@ -94,6 +88,64 @@ def _method(
     }
 
 
-def _unit(row: Mapping[str, Any]) -> dict[str, Any]:
+def _unit(row: Values) -> Values:
     numbers = {key: rounded(row[key]) for key in ("score", "probability", "mean_firing", "max")}
     return {**{key: row[key] for key in ("dictionary", "unit", "rank")}, **numbers}
+
+
+# --------------------------------------------------------------------------- passages
+
+
+def _passage(passage: Passage, around: int) -> Values:
+    """{label, value, direction, spans: [[text, shade 0 to 100, whether it is the peak], ...]}."""
+    text, pieces = passage["text"], passage.get("pieces", [])
+    if pieces:
+        spans = _spans(pieces, passage.get("activations", []), around)
+    else:
+        spans = [[shortened(text, _CHARACTERS), 0, False]]
+    return {
+        "label": passage["label"],
+        "value": rounded(passage["value"]),
+        "direction": direction(text or "".join(pieces)),
+        "spans": spans,
+    }
+
+
+def _spans(pieces: list[str], activations: list[float], around: int) -> list[list[Any]]:
+    """Pieces around the peak, with neighbours of shade 0 joined. The peak has shade 100."""
+    top = max(activations)
+    peak = activations.index(top)
+    start, end = _excerpt(pieces, peak, around)
+    spans: list[list[Any]] = [["… ", 0, False]] if start else []
+    for at in range(start, end):
+        shade = round(100 * max(activations[at], 0) / top) if top > 0 else 0
+        is_peak = at == peak and shade > 0
+        marks, letters = _split_marks(pieces[at]) if spans else ("", pieces[at])
+        if marks:
+            spans[-1][0] += marks
+        if marks and not letters:  # drawn on the letter before
+            spans[-1][1:] = [max(shade, spans[-1][1]), is_peak or spans[-1][2]]
+        elif not shade and spans and not spans[-1][1]:
+            spans[-1][0] += letters
+        else:
+            spans.append([letters, shade, is_peak])
+    return [*spans, [" …", 0, False]] if end < len(pieces) else spans
+
+
+def _excerpt(pieces: list[str], peak: int, around: int) -> tuple[int, int]:
+    """First and last + 1 of the pieces around the peak, limited in number and in characters."""
+    start, end = peak, peak + 1
+    for step, stop in ((-1, -1), (1, len(pieces))):
+        at, room = peak + step, _CHARACTERS
+        while at != stop and abs(at - peak) <= around and len(pieces[at]) <= room:
+            room -= len(pieces[at])
+            start, end = min(start, at), max(end, at + 1)
+            at += step
+    return start, end
+
+
+def _split_marks(piece: str) -> tuple[str, str]:
+    """The combining marks at the start, which belong to the letter before, and what follows."""
+    kinds = (unicodedata.category(character)[0] for character in piece)
+    end = next((at for at, kind in enumerate(kinds) if kind != "M"), len(piece))
+    return piece[:end], piece[end:]

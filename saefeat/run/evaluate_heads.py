@@ -7,29 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.evaluation import LidMetrics, lid_metrics
-from saefeat.io import (
-    UserError,
-    atomic_path,
-    file_sha256,
-    fingerprint,
-    make_dir,
-    read_json,
-    write_json,
-)
+from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
 from saefeat.resume import check_same
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
-from saefeat.rundir import RunDir
 from saefeat.schema import checked
 
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
@@ -76,11 +64,8 @@ def evaluate(
     labels, seed = setting.corpus.labels, setting.config.seed
     metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
     metrics["request"] = request
-    # Metrics beside the run's own have predictions of their own.
-    own = out.name == RunDir(setting.out).lid_metrics.name
-    name = "predictions" if own else f"{out.stem}-predictions"
-    _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, predictions)
-    write_json(out, metrics)
+    setting.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
+    setting.files.save_lid_metrics(metrics, out)
     return metrics
 
 
@@ -165,13 +150,12 @@ def _with_run_labels(setting: OpenRun, corpus: Corpus) -> Corpus:
     return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
 
 
-def _write_predictions(
-    path: Path,
+def _prediction_columns(
     corpus: Corpus,
     positions: Sequence[int],
     predictions: Mapping[str, Mapping[str, Sequence[str | None]]],
-) -> None:
-    """Write Parquet: a row per length, head and text."""
+) -> dict[str, list[Any]]:
+    """The columns of predictions, with a row per length, head and text."""
     columns: dict[str, list[Any]] = {
         name: [] for name in ("id", "label", "text", "length", "head", "predicted")
     }
@@ -184,5 +168,4 @@ def _write_predictions(
             columns["length"] += [length] * len(positions)
             columns["head"] += [head] * len(positions)
             columns["predicted"] += predicted
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    return columns

@@ -138,7 +138,7 @@ def page(open_page: Callable[..., Page]) -> Page:
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW])
-def test_it_loads_without_a_word_on_the_console(open_page: Callable[..., Page], size: Any) -> None:
+def test_the_page_loads_without_console_messages(open_page: Callable[..., Page], size: Any) -> None:
     page = open_page(size)
     assert page.console() == []
     loaded = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -269,7 +269,7 @@ def test_selectors_of_the_confusion_matrix_change_its_numbers(page: Page) -> Non
     assert page.text(diagonal) == ""
 
 
-def test_a_cell_tells_itself_to_the_pointer_and_to_the_keys(page: Page) -> None:
+def test_a_cell_shows_its_values_to_the_pointer_and_the_keyboard(page: Page) -> None:
     page.run("document.querySelector('#overlap-heat tbody td:nth-child(3)').click()")
     assert page.text("#overlap-heat-readout").startswith(
         "de and ar: 2 units in both, 4 and 4 owned (Jaccard 33.3 %)"
@@ -279,7 +279,7 @@ def test_a_cell_tells_itself_to_the_pointer_and_to_the_keys(page: Page) -> None:
     assert page.text("#overlap-heat-readout") == "de owns 4 units"
 
 
-def test_overlap_is_told_as_a_share_or_a_number(page: Page) -> None:
+def test_overlap_is_shown_as_a_share_or_a_number(page: Page) -> None:
     cell = "#overlap-heat tbody tr:first-child td:nth-child(3)"
     assert page.text(cell) == "33"
     page.choose("overlap", "both")
@@ -319,7 +319,7 @@ def test_the_steering_table_shows_the_chosen_measure(page: Page) -> None:
     assert page.texts("#steering-table tbody tr:last-child td")[-2] == "100.0 %"
 
 
-def test_the_frontier_is_of_the_chosen_label_and_its_marks_tell_themselves(page: Page) -> None:
+def test_the_frontier_is_of_the_chosen_label_and_its_marks_show_their_values(page: Page) -> None:
     marks = "#frontier svg[role=group] path.mark"
     assert page.count(marks) == 1 + 4 * 3
     page.select("frontier-label", "de")

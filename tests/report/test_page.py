@@ -189,7 +189,7 @@ def test_overlap_counts_the_units_that_two_labels_own(run: Path) -> None:
     ]  # of two SAEs; no neurons
 
 
-def test_errors_are_told_by_who_was_right(run: Path) -> None:
+def test_errors_are_grouped_by_who_was_right(run: Path) -> None:
     errors = data_of(page_of(run))["errors"]
     short, whole = (
         [(e["kind"], e["ours"], e["theirs"]) for e in errors if e["length"] == at]
@@ -219,7 +219,7 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     assert steering["settings"]["ar"].startswith("features: add · resid_post@3 · strength 1.5")
 
 
-def test_the_matrix_tells_changes_and_on_how_many_rows_the_diagonal_is_greatest(run: Path) -> None:
+def test_the_matrix_has_changes_and_counts_the_rows_whose_diagonal_is_greatest(run: Path) -> None:
     features, others = data_of(page_of(run))["matrix"]["interventions"]
     assert features["changes"]["nll_median"] == [
         [0.5, 0, 0, 0],
@@ -323,7 +323,7 @@ def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_it_is_the_same_again_and_leaves_nothing_behind(run: Path) -> None:
+def test_a_second_report_has_the_same_bytes_and_leaves_no_other_files(run: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {
             str(path): path.read_bytes()
@@ -395,7 +395,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_missing_part_is_said(run: Path, name: str) -> None:
+def test_the_page_names_a_missing_part(run: Path, name: str) -> None:
     whole = re.sub(r"\s+", " ", page_of(run))
     path = run / name
     path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -423,7 +423,7 @@ def refused(run: Path, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_on_the_command_line_that_is_one_sentence_and_exit_code_2(
+def test_the_command_line_prints_one_sentence_and_exits_with_2(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from saefeat import cli
@@ -437,7 +437,7 @@ def test_on_the_command_line_that_is_one_sentence_and_exit_code_2(
     assert len(err.strip().splitlines()) == 1 and "metrics.json" in err
 
 
-def test_what_is_no_run_is_refused_in_a_sentence(run: Path, tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "is not a directory")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "is not a run directory: it has no run.json")
