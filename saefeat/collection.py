@@ -30,8 +30,8 @@ from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import Checkpoint, check_same, claim, saved_request
-from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, comparable, default_kinds
-from saefeat.statistics.files import UNFINISHED, read_header, stats_file
+from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, Stats, comparable, default_kinds
+from saefeat.statistics.files import UNFINISHED, stats_file
 
 CHECKPOINT_SECONDS = 30.0
 _STATE = "state.safetensors"
@@ -150,7 +150,7 @@ class _Job:
         if not path.exists():
             return False
         header = {**self.headers[dictionary.id], "windows": self.windows}
-        check_same(path, _scope(read_header(path)), _scope(header), "statistics")
+        check_same(path, _scope(Stats.read_header(path)), _scope(header), "statistics")
         return self.has_files(dictionary, self.windows, finished=True)
 
 

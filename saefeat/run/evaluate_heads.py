@@ -8,24 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.evaluation import LidMetrics, lid_metrics
-from saefeat.io import (
-    UserError,
-    atomic_path,
-    file_sha256,
-    fingerprint,
-    make_dir,
-    read_json,
-    write_json,
-)
+from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json, write_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
+from saefeat.parquet import write_table
 from saefeat.resume import check_same
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
@@ -184,5 +176,4 @@ def _write_predictions(
             columns["length"] += [length] * len(positions)
             columns["head"] += [head] * len(positions)
             columns["predicted"] += predicted
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    write_table(path, pa.table(columns))

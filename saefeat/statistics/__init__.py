@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from saefeat.registry import Registry
-from saefeat.statistics.base import Accumulator, Field, Observed
+from saefeat.statistics.base import Accumulator, Field, Observed, comparable
 from saefeat.statistics.counts import Stats
-from saefeat.statistics.header import comparable
 
 if TYPE_CHECKING:
     from saefeat.dictionaries import Dictionary

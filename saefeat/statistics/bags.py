@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from saefeat.codes import STEP
+from saefeat.io import UserError
+from saefeat.parquet import read_table, required
 from saefeat.statistics.base import Accumulator, Field, Observed
-from saefeat.statistics.tables import read_table, write_table
+from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
     from saefeat.dictionaries import Dictionary
 
-_COLUMNS = {
-    "example": "int64",
-    "label": "dictionary<values=string, indices=int32, ordered=0>",
-    "unit": "int32",
-    "tokens": "int32",
-    "sum": "double",
-    "min": "float",
-    "max": "float",
-}
+_COLUMNS = required(
+    {
+        "example": pa.int64(),
+        "label": pa.dictionary(pa.int32(), pa.string()),
+        "unit": pa.int32(),
+        "tokens": pa.int32(),
+        "sum": pa.float64(),
+        "min": pa.float32(),
+        "max": pa.float32(),
+    }
+)
+_READ = required({name: _COLUMNS.field(name).type for name in ("example", "unit", "tokens", "sum")})
 _DTYPES = {
     "batch": torch.int64,
     "example": torch.int64,
@@ -85,19 +93,18 @@ class Bags(Accumulator):
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write Parquet rows example, label, unit, tokens, sum, min, max; `sum` as float64."""
-        import pyarrow as pa
-
-        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in _COLUMNS}
+        names = _COLUMNS.names
+        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in names}
         columns["sum"] = (self.sum.double() * STEP).cpu().numpy()
         columns["label"] = pa.DictionaryArray.from_arrays(
             pa.array(columns["label"]), pa.array(list(self.labels), pa.string())
         )
-        write_table(path, pa.table(columns), self.dictionary, self.labels)
+        write_rows(path, columns, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        table, manifest = read_table(path, _COLUMNS)
-        columns = {name: table[name] for name in _COLUMNS}
+        table, manifest = read_rows(path, _COLUMNS)
+        columns = {name: table[name] for name in _COLUMNS.names}
         columns["label"] = columns["label"].combine_chunks().indices
         made = {name: torch.from_numpy(c.to_numpy().copy()) for name, c in columns.items()}
         made["sum"] = (made["sum"] / STEP).round().long()
@@ -115,3 +122,23 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return rows
     order = rows["batch"].argsort(stable=True)
     return {name: column[order] for name, column in rows.items()}
+
+
+def read_bags(place: Path, dictionary: str, width: int) -> Iterator[list[np.ndarray]]:
+    """Read the bags of a dictionary, of `width` units, that were saved in the directory `place`.
+
+    Yields:
+        For each window: example int64, unit int32, tokens int32 and sum float64 of its rows, [m].
+
+    Raises:
+        UserError: there are no bags, or a file is damaged.
+    """
+    files = sorted((place / dictionary).glob(f"window-*{Bags.SUFFIX}"))
+    if not files:
+        raise UserError(f"{place / dictionary} holds no bags; collect them first", "bags")
+    for file in files:
+        table = read_table(file, _READ, help="collect the bags again")
+        _, unit, _, total = columns = [table[name].to_numpy() for name in _READ.names]
+        if not np.isfinite(total).all() or ((unit < 0) | (unit >= width)).any():
+            raise UserError(f"{file} is damaged; collect the bags again")
+        yield columns

@@ -12,25 +12,65 @@ To add an accumulator, write a module with a subclass of `Accumulator`, and one 
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, Self
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from saefeat.codes import REDUCE, Bag, Codes
 from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, read_header, save_tensors
 from saefeat.schema import checked
-from saefeat.statistics.header import Header, merge_headers
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
     from saefeat.dictionaries import Dictionary
 
 _NEUTRAL = {"sum": 0, "min": torch.inf, "max": -torch.inf}
+# Names and paths may differ between machines, and windows between shards.
+_IGNORED = {"model": ("name", "revision"), "dictionary": ("path",), "corpus": ("name",)}
+
+
+class DictionaryHeader(TypedDict):
+    id: NotRequired[str]
+    site: NotRequired[str]
+
+
+@with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+class Header(TypedDict):
+    """What a file of statistics says of itself, as far as the statistics themselves read it."""
+
+    labels: list[str]
+    windows: NotRequired[list[int]]
+    dictionary: NotRequired[DictionaryHeader]
+
+
+def comparable(header: dict[str, Any]) -> dict[str, Any]:
+    """The part of a header that is equal in all shards, processes and resumes of a collection."""
+    kept = {key: value for key, value in header.items() if key != "windows"}
+    for key in _IGNORED.keys() & kept.keys():
+        kept[key] = {k: v for k, v in kept[key].items() if k not in _IGNORED[key]}
+    return kept
+
+
+def _merge_headers(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The header of the smaller first window, with all windows."""
+    header = min(one, other, key=_first_window)
+    if "windows" not in header:
+        return header
+    return {**header, "windows": sorted(one["windows"] + other["windows"])}
+
+
+def _first_window(header: dict[str, Any]) -> tuple[float, str]:
+    """Sort key; a header without windows comes last."""
+    return min(header.get("windows", []), default=math.inf), json.dumps(header, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -42,7 +82,7 @@ class Field:
         reduction: "sum", "min" or "max", elementwise; or "joint": the accumulator's own `reduce`
             merges it together with other fields.
         dtype: of the tensor.
-        neutral: value in an empty accumulator; it follows from an elementwise reduction.
+        neutral: value in an empty accumulator, of a "joint" field.
         signed_only: whether it is kept only for dictionaries whose codes may be negative.
     """
 
@@ -58,6 +98,15 @@ class Field:
     def zeros(self, sizes: Mapping[str, int], device: str) -> Tensor:
         fill = _NEUTRAL.get(self.reduction, self.neutral)
         return torch.full(self.shape(sizes), fill, dtype=self.dtype, device=device)
+
+    def fits(self, tensor: Tensor, sizes: dict[str, int]) -> bool:
+        """Whether a tensor is of this field. An axis that is new to `sizes` gets its size."""
+        if tensor.dim() != len(self.axes) or tensor.dtype != self.dtype:
+            return False
+        for axis, size in zip(self.axes, tensor.shape, strict=True):
+            if isinstance(axis, str):
+                sizes.setdefault(axis, size)
+        return tuple(tensor.shape) == self.shape(sizes)
 
 
 @dataclass
@@ -109,9 +158,7 @@ class Accumulator:
         tensors: dict[str, Tensor],
         header: dict[str, Any] | None = None,
     ) -> None:
-        self.labels = labels
-        self._tensors = tensors
-        self.header = {} if header is None else header
+        self.labels, self._tensors, self.header = labels, tensors, header or {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -155,21 +202,21 @@ class Accumulator:
     ) -> Self:
         """The neutral element. `signed`: whether codes may be negative."""
         sizes = {"label": len(labels), "unit": width, "row": 0}
-        tensors = {
-            name: field.zeros(sizes, device)
-            for name, field in cls.FIELDS.items()
-            if signed or not field.signed_only
-        }
-        return cls(labels, tensors, header)
+        fields = cls._fields(signed).items()
+        return cls(labels, {name: f.zeros(sizes, device) for name, f in fields}, header)
+
+    @classmethod
+    def _fields(cls, signed: bool) -> dict[str, Field]:
+        return {name: f for name, f in cls.FIELDS.items() if signed or not f.signed_only}
 
     @classmethod
     def unit_bytes(cls, labels: int, *, signed: bool) -> int:
         """Bytes per unit that its tensors take while a corpus is collected."""
         sizes = {"label": labels, "unit": 1}
         return sum(
-            field.dtype.itemsize * torch.Size(field.shape(sizes)).numel()
-            for field in cls.FIELDS.values()
-            if "unit" in field.axes and (signed or not field.signed_only)
+            field.dtype.itemsize * math.prod(field.shape(sizes))
+            for field in cls._fields(signed).values()
+            if "unit" in field.axes
         )
 
     def add(self, observed: Observed) -> None:
@@ -182,7 +229,7 @@ class Accumulator:
         Names and paths, which may differ, are those of the operand with the smaller first window.
         Raises RunFailed when a sum leaves the exact range.
         """
-        header = merge_headers(self.header, other.header)
+        header = _merge_headers(self.header, other.header)
         return type(self)(self.labels, self.reduce(other), header).checked()
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
@@ -243,20 +290,12 @@ class Accumulator:
     @classmethod
     def _check(cls, tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
         """Raise UserError where a tensor is missing, unknown, or of another shape or type."""
-        sizes: dict[str, int] = {"label": labels}
+        sizes = {"label": labels}
         for name in cls.FIELDS.keys() | tensors.keys():
             field, tensor = cls.FIELDS.get(name), tensors.get(name)
-            if field is not None and field.signed_only and tensor is None:
+            if field and field.signed_only and tensor is None:
                 continue
-            if field is None or tensor is None or tensor.dim() != len(field.axes):
-                fits = False
-            else:  # the first tensor tells how many units there are
-                shape = [
-                    axis if isinstance(axis, int) else sizes.setdefault(axis, size)
-                    for axis, size in zip(field.axes, tensor.shape, strict=True)
-                ]
-                fits = tensor.dtype == field.dtype and list(tensor.shape) == shape
-            if not fits:
+            if field is None or tensor is None or not field.fits(tensor, sizes):
                 raise UserError(
                     f"{path} holds no statistics of {labels} labels (tensor {name}); "
                     "collect it again"

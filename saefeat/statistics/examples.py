@@ -7,12 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from saefeat.io import UserError
+from saefeat.parquet import required
 from saefeat.statistics.base import Accumulator, Field, Observed
-from saefeat.statistics.tables import read_table, write_table
+from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
@@ -20,15 +22,9 @@ if TYPE_CHECKING:
 
 N = 5  # examples per unit
 Row = tuple[str, str, str]  # id, label and text of an example
-_COLUMNS = {
-    "unit": "int64",
-    "place": "int64",
-    "value": "float",
-    "position": "int64",
-    "id": "string",
-    "label": "string",
-    "text": "string",
-}
+_NUMBERS = {"unit": pa.int64(), "place": pa.int64(), "value": pa.float32(), "position": pa.int64()}
+_TEXTS = ("id", "label", "text")
+_COLUMNS = required(_NUMBERS | dict.fromkeys(_TEXTS, pa.string()))
 
 
 class TopExamples(Accumulator):
@@ -93,11 +89,8 @@ class TopExamples(Accumulator):
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write Parquet rows unit, place, value, position, id, label, text.
 
-        Args:
-            corpus: the texts at the positions; not needed for what was loaded from files.
+        `corpus` has the texts at the positions; what was loaded from files needs none.
         """
-        import pyarrow as pa
-
         unit, place = (self.position >= 0).nonzero(as_tuple=True)
         at = self.position[unit, place].tolist()
         rows = [
@@ -110,15 +103,15 @@ class TopExamples(Accumulator):
             "value": self.value[unit, place].cpu().numpy(),
             "position": pa.array(at, pa.int64()),
         }
-        for k, name in enumerate(("id", "label", "text")):
+        for k, name in enumerate(_TEXTS):
             columns[name] = pa.array([row[k] for row in rows], pa.string())
-        write_table(path, pa.table(columns), self.dictionary, self.labels)
+        write_rows(path, columns, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        table, manifest = read_table(path, _COLUMNS)
+        table, manifest = read_rows(path, _COLUMNS)
         unit, place, value, position = (
-            torch.from_numpy(table[name].to_numpy().copy()) for name in list(_COLUMNS)[:4]
+            torch.from_numpy(table[name].to_numpy().copy()) for name in _NUMBERS
         )
         if len(unit) and not (unit.min() >= 0 and place.min() >= 0 and place.max() < N):
             raise UserError(f"{path} is damaged; collect it again")
@@ -126,7 +119,7 @@ class TopExamples(Accumulator):
         dictionary = {"id": manifest["dictionary"]}
         top = cls.zeros(tuple(manifest["labels"]), width, dictionary=dictionary)
         top.value[unit, place], top.position[unit, place] = value, position
-        texts = zip(*(table[name].to_pylist() for name in ("id", "label", "text")), strict=True)
+        texts = zip(*(table[name].to_pylist() for name in _TEXTS), strict=True)
         top.rows = dict(zip(position.tolist(), texts, strict=True))
         return top
 
@@ -142,7 +135,7 @@ def read_passages(path: Path, units: Collection[int]) -> dict[int, list[dict[str
 
     Raises UserError when the file is damaged.
     """
-    table, _ = read_table(path, _COLUMNS, [("unit", "in", sorted(set(units)))])
+    table, _ = read_rows(path, _COLUMNS, [("unit", "in", sorted(set(units)))])
     found: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(table.to_pylist(), key=lambda row: (row["unit"], row["place"])):
         if not abs(row["value"]) < torch.inf:

@@ -8,8 +8,8 @@ from functools import reduce
 from pathlib import Path
 
 from saefeat.io import UserError, replacing
-from saefeat.statistics import ACCUMULATORS, Accumulator, comparable
-from saefeat.statistics.files import list_stats, read_header, stats_file
+from saefeat.statistics import ACCUMULATORS, Accumulator, Stats, comparable
+from saefeat.statistics.files import list_stats, stats_file
 
 
 def merge(sources: Sequence[Path], out: Path) -> list[str]:
@@ -40,7 +40,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
             f"{out} exists already and is not empty; choose another output directory", "out"
         )
     # A shard without windows has no files of windows.
-    full = [source for source in sources if read_header(files[source][names[0]])["windows"]]
+    full = [source for source in sources if Stats.read_header(files[source][names[0]])["windows"]]
     with replacing(out) as temporary:
         for kind in ACCUMULATORS.values():
             if kind.EACH_WINDOW:
@@ -52,7 +52,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
                 file = kind.path(Path(kind.FOLDER), name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
-        header = read_header(stats_file(temporary, names[0]))
+        header = Stats.read_header(stats_file(temporary, names[0]))
     count = header["window_count"]
     gap = sorted(set(range(count)) - set(header["windows"]))
     if not gap:
