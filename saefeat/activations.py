@@ -26,11 +26,9 @@ DIGITS = 3
 def counted_vectors(
     lm: LanguageModel, batches: Iterable[Batch], sites: Sequence[str]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Run batches through the model, up to the deepest of the sites.
+    """Run batches (see `Plan.batches`) through the model, up to the deepest of the sites.
 
     Args:
-        lm: the model.
-        batches: what to run, see `Plan.batches`.
         sites: names of sites or module paths. Two names of one module share its vectors.
 
     Yields:
@@ -64,7 +62,7 @@ def norm_limits(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> dict[str
     """
     if not sites:
         return {}
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    found = {site: [] for site in sites}
     for _, vectors in counted_vectors(lm, plan.batches(lm, _sample(plan)), sites):
         for site, x in vectors.items():
             found[site].append(finite(norms(x)))

@@ -74,7 +74,6 @@ def group_to_fit(
     A group has at least one dictionary, even where that alone does not fit.
 
     Args:
-        dictionaries: what to split.
         device: where they encode.
         labels: number of labels of the statistics kept of them, 0 where none are.
         budget: bytes that a group may take; default `dictionary_budget`.
@@ -137,24 +136,17 @@ def mapped_bytes(dictionaries: Sequence[Dictionary]) -> int:
 def training_bytes(chunk: float, d_ins: Sequence[int], widths: Sequence[int]) -> float:
     """Return what the training of SAEs takes: a chunk of activations, weights and optimiser.
 
-    Args:
-        chunk: tokens of a chunk.
-        d_ins: width of the vectors of each site.
-        widths: width of the SAE at each site.
+    `chunk` is in tokens; `d_ins` and `widths` are those of the SAE at each site.
     """
     weights = sum(d_in * width for d_in, width in zip(d_ins, widths, strict=True))
     return 2 * chunk * sum(d_ins) + 4 * 10 * weights
 
 
 def judging_bytes(tokens: float, vocabulary: int, itemsize: int) -> float:
-    """Return what the logits of texts take that are measured together.
+    """Return what the logits take of texts, of so many tokens, that are measured together.
 
-    Those of a group of texts are in the model's dtype, those of one text in float32.
-
-    Args:
-        tokens: number of tokens of the texts.
-        vocabulary: number of logits of a token.
-        itemsize: bytes of a logit in the model's dtype.
+    Those of a group of texts are in the model's dtype, whose values have `itemsize` bytes. Those of
+    one text are in float32.
     """
     return min(LOGITS, tokens * vocabulary) * itemsize + 1.5 * 4 * TOKEN_LIMIT * vocabulary
 

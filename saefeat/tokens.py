@@ -30,13 +30,7 @@ _ROWS = 8192  # vectors whose float32 copies are held at once
 
 
 def special_ids(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int]) -> frozenset[int]:
-    """Return the ids that never count.
-
-    Args:
-        tokenizer: a tokenizer of transformers.
-        prefix: token ids that it puts before a text.
-        suffix: token ids that it puts after a text.
-    """
+    """Return the ids that never count, given those that a tokenizer puts before and after a text."""
     return frozenset(tokenizer.all_special_ids) | set(prefix) | set(suffix)
 
 
@@ -51,13 +45,9 @@ def without_special(ids: Sequence[int], special: frozenset[int]) -> list[int]:
 
 
 def counted_tokens(ids: Tensor, mask: Tensor, special: Iterable[int], before: int = 0) -> Tensor:
-    """Return which tokens of padded texts count: bool [rows, tokens].
+    """Return which tokens of texts count, given ids and attention mask: bool [rows, tokens].
 
-    Args:
-        ids: int64 [rows, tokens], padded on the right.
-        mask: the attention mask [rows, tokens], 0 on padding.
-        special: ids that do not count.
-        before: number of tokens at the start of each row that count all the same.
+    Padding is on the right. The first `before` tokens of each row count even if they are special.
     """
     counted = mask.bool() & ~is_special(ids, special)
     counted[:, :before] = True
@@ -84,10 +74,9 @@ def outliers(x: Tensor, limit: float | Tensor) -> Tensor:
 
 
 def inliers(x: Tensor, limit: float | Tensor | None) -> Tensor | None:
-    """Return which vectors [n, d] have a norm within the limit: bool [n].
+    """Return which vectors [n, d] have a norm within the limit: bool [n]; None: all, without limit.
 
-    None stands for all of them, where there is no limit. Raises RunFailed when a vector is not
-    finite.
+    Raises RunFailed when a vector is not finite.
     """
     return None if limit is None else finite(norms(x)) <= limit
 

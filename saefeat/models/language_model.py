@@ -49,12 +49,8 @@ class LanguageModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What artefacts record of the model."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "fingerprint": self.fingerprint,
-            "dtype": self.dtype,
-        }
+        names = ("name", "revision", "fingerprint", "dtype")
+        return {name: getattr(self, name) for name in names}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -68,7 +64,7 @@ class LanguageModel:
 
     @property
     def layers_path(self) -> str:
-        """Dotted path of the list of blocks. Raises UserError where none is found."""
+        """Dotted path of the list of blocks. Raises UserError where there is none."""
         return find_layers(self.model)
 
     @property
@@ -139,9 +135,8 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     prefix, suffix = _added_tokens(tokenizer)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     device = str(next(devices(model), "cpu"))
-    lm = LanguageModel(
-        model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix
-    )
+    mark = weights_fingerprint(model)
+    lm = LanguageModel(model, tokenizer, name, revision, mark, dtype, device, prefix, suffix)
     greatest = max([*prefix, *suffix], default=0)
     if greatest >= lm.embedding_rows:
         raise UserError(

@@ -10,8 +10,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from saefeat.io import UserError, user_path
-from saefeat.models.conversion import check_complete, convert, first_line
+from saefeat.io import UserError, first_line, user_path
+from saefeat.models.conversion import check_complete, convert, silence_transformers
 from saefeat.models.language_model import LanguageModel, wrap
 from saefeat.progress import Say, quiet
 
@@ -55,17 +55,13 @@ def choose_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # fails on `meta` too, which keeps no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the device {device} cannot be used here ({reason})", "device") from error
+        message = f"the device {device} cannot be used here ({first_line(error)})"
+        raise UserError(message, "device") from error
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """Return a dtype by name.
-
-    `auto` stands for bfloat16 where the machine is faster with it, else for float32. Raises
-    UserError for an unknown name.
-    """
+    """Return a dtype by name, see `load_model`. Raises UserError for an unknown one."""
     if dtype == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32
     if dtype not in DTYPES:
@@ -89,7 +85,7 @@ def load_model(
     Args:
         name: hub id, directory, `.gguf` file, or embedded name (`embedded:gemma-3-270m`).
         dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 where the machine is
-            faster with it.
+            faster with it, else float32.
         device: cpu, cuda, cuda:1, ...; `auto`: a GPU where there is one.
         revision: branch, tag or commit of the hub.
         say: takes a line before a model is fetched or converted, and the progress of that.
@@ -104,7 +100,7 @@ def load_model(
     name, chosen = str(name), choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
     source = _source(name, say)
-    _silence_transformers()
+    silence_transformers()
     unreachable = _unreachable(source)
     where: dict[str, Any] = {"revision": revision, "local_files_only": bool(unreachable)}
     try:
@@ -128,7 +124,7 @@ def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = _source(str(name), say)
-    _silence_transformers()
+    silence_transformers()
     unreachable = _unreachable(source)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=bool(unreachable))
@@ -166,13 +162,6 @@ def _source(name: str, say: Say) -> str:
     if name.count("/") > 1:
         raise UserError(f"the model {name} is neither a directory here nor a hub id (owner/name)")
     return name
-
-
-def _silence_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _unreachable(source: str) -> str:

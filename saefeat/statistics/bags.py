@@ -79,11 +79,7 @@ class Bags(Accumulator):
             "batch": torch.full_like(rows.example, observed.batch),
             "example": observed.positions.to(rows.example.device)[rows.example],
             "label": observed.labels[rows.example],
-            "unit": rows.unit,
-            "tokens": rows.tokens,
-            "sum": rows.sum,
-            "min": rows.min,
-            "max": rows.max,
+            **{name: getattr(rows, name) for name in ("unit", "tokens", "sum", "min", "max")},
         }
         part = {name: column.to(_DTYPES[name]) for name, column in columns.items()}
         self._added = (*self._added, part)

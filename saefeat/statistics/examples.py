@@ -73,8 +73,8 @@ class TopExamples(Accumulator):
     def reduce(self, other: Self) -> dict[str, Tensor]:
         width = max(len(self.value), len(other.value))  # a file has no units beyond its last row
         value, position = (
-            torch.cat([_widened(one, width), _widened(two, width)], 1)
-            for one, two in ((self.value, other.value), (self.position, other.position))
+            torch.cat([_widened(each.tensors[name], width) for each in (self, other)], 1)
+            for name in self.FIELDS
         )
         order = position.argsort(dim=1, stable=True)
         value, position = value.gather(1, order), position.gather(1, order)
@@ -92,16 +92,13 @@ class TopExamples(Accumulator):
         `corpus` has the texts at the positions; what was loaded from files needs none.
         """
         unit, place = (self.position >= 0).nonzero(as_tuple=True)
-        at = self.position[unit, place].tolist()
         rows = [
             self.rows[i] if corpus is None else (corpus.ids[i], corpus.of[i], corpus.texts[i])
-            for i in at
+            for i in self.position[unit, place].tolist()
         ]
+        numbers = (unit, place, self.value[unit, place], self.position[unit, place])
         columns: dict[str, Any] = {
-            "unit": unit.cpu().numpy(),
-            "place": place.cpu().numpy(),
-            "value": self.value[unit, place].cpu().numpy(),
-            "position": pa.array(at, pa.int64()),
+            name: tensor.cpu().numpy() for name, tensor in zip(_NUMBERS, numbers, strict=True)
         }
         for k, name in enumerate(_TEXTS):
             columns[name] = pa.array([row[k] for row in rows], pa.string())

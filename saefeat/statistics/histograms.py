@@ -73,9 +73,8 @@ class Histograms(Accumulator):
 
     def of(self, unit: int) -> Histogram:
         """The histogram of a unit, from its first bin with a value to its last."""
-        counts, top = self.counts[unit], float(self.max[unit])
+        counts, top, tokens = self.counts[unit], float(self.max[unit]), int(self.tokens)
         filled = counts.nonzero()[:, 0].tolist()
-        tokens = int(self.tokens)
         if not filled:
             return Histogram(tokens=tokens, fired=0, max=0.0, counts=[], edges=[])
         first, end = filled[0], filled[-1] + 1

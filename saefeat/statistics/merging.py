@@ -43,21 +43,19 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
     full = [source for source in sources if Stats.read_header(files[source][names[0]])["windows"]]
     with replacing(out) as temporary:
         for kind in ACCUMULATORS.values():
+            folder = Path(kind.FOLDER)
             if kind.EACH_WINDOW:
-                for source in _all_or_none(full, Path(kind.FOLDER)):
-                    place = temporary / kind.FOLDER
-                    shutil.copytree(source / kind.FOLDER, place, dirs_exist_ok=True)
+                for source in _all_or_none(full, folder):
+                    shutil.copytree(source / folder, temporary / folder, dirs_exist_ok=True)
                 continue
             for name in names:
-                file = kind.path(Path(kind.FOLDER), name)
+                file = kind.path(folder, name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
         header = Stats.read_header(stats_file(temporary, names[0]))
     count = header["window_count"]
     gap = sorted(set(range(count)) - set(header["windows"]))
-    if not gap:
-        return []
-    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"]
+    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"] if gap else []
 
 
 def _merge_files(kind: type[Accumulator], files: Sequence[Path], out: Path) -> None:
@@ -81,8 +79,7 @@ def _all_or_none(sources: Sequence[Path], part: Path) -> Sequence[Path]:
 def check_mergeable(first: Accumulator, other: Accumulator, where: str) -> None:
     """Raise UserError when statistics are of different things or share a window.
 
-    Args:
-        where: the place of `other`, in the message.
+    `where` is the place of `other`, in the message.
     """
     one, two = comparable(first.header), comparable(other.header)
     # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
