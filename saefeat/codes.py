@@ -148,7 +148,7 @@ class Bag:
         example, unit = (self.tokens > 0).nonzero(as_tuple=True)
         tensors = (self.tokens, self.sum, self.min, self.max, self.total)
         picked = (None if t is None else t[example, unit] for t in tensors)
-        return Bag(self.examples, self.width, *picked, example, unit)
+        return Bag(self.examples, self.width, *picked, example=example, unit=unit)
 
 
 def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:

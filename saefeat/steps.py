@@ -123,7 +123,8 @@ class Steps(threading.local):
             )
         cache = _cache(given)
         ids, mask = ids if like is ids else None, mask if _marks_tokens(mask) else None
-        return _Pass(*like.shape[:2], like.device, ids, mask, cache, self._past(cache))
+        rows, tokens = like.shape[:2]
+        return _Pass(rows, tokens, like.device, ids, mask, cache, self._past(cache))
 
     def _past(self, cache: Any) -> int:
         """Return the number of tokens in a cache."""

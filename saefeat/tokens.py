@@ -30,7 +30,7 @@ _ROWS = 8192  # vectors whose float32 copies are held at once
 
 
 def special_ids(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int]) -> frozenset[int]:
-    """Return the ids that never count, given those that a tokenizer puts before and after a text."""
+    """Return the ids that never count, given those that the tokenizer puts around a text."""
     return frozenset(tokenizer.all_special_ids) | set(prefix) | set(suffix)
 
 
