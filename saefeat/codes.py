@@ -146,9 +146,10 @@ class Bag:
         if self.example is not None:
             return self
         example, unit = (self.tokens > 0).nonzero(as_tuple=True)
-        tensors = (self.tokens, self.sum, self.min, self.max, self.total)
-        picked = (None if t is None else t[example, unit] for t in tensors)
-        return Bag(self.examples, self.width, *picked, example=example, unit=unit)
+        names = ("tokens", "sum", "min", "max", "total")
+        found = {name: getattr(self, name) for name in names}
+        picked = {name: t[example, unit] for name, t in found.items() if t is not None}
+        return Bag(self.examples, self.width, **picked, example=example, unit=unit)
 
 
 def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:

@@ -160,10 +160,7 @@ class DenseEncoder:
             parts = [_greatest(pre, self.run, start) for pre, start in self._products(x)]
             values, units = zip(*parts, strict=True)
             return torch.cat(values, 1), torch.cat(units, 1), None
-        found = _Firing(len(x), x.device)
-        for pre, start in self._products(x):
-            found.add(*self._fires(pre, slice(start, start + pre.shape[1])), start)
-        return found.flat()
+        return self._firing(x)
 
     def _products(self, x: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Yield the pre-activations of each tile, and its first unit."""
@@ -178,40 +175,33 @@ class DenseEncoder:
         values = pre * self.gain[here] + self.b_mag[here]
         return values, (values > 0) & (pre + self.b_gate[here] > 0)
 
+    def _firing(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Collect the units that fire tile by tile, and put them in order row by row."""
+        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        parts = []
+        for pre, start in self._products(x):
+            values, fires = self._fires(pre, slice(start, start + pre.shape[1]))
+            rows, units = _true_cells(fires)
+            here = torch.bincount(rows, minlength=len(x))
+            # A cell's place in its row is its number in the tile plus this.
+            offset = counts - (here.cumsum(0) - here)
+            places = torch.arange(len(rows), device=x.device) + offset[rows]
+            parts.append((rows, places, units + start, values[rows, units]))
+            counts += here
+        first = counts.cumsum(0) - counts
+        indices = first.new_empty(sum(len(part[0]) for part in parts))
+        out = torch.empty_like(indices, dtype=torch.float32)
+        for rows, places, units, values in parts:
+            at = first[rows] + places
+            out[at], indices[at] = values, units
+        return out, indices, counts
+
 
 def _greatest(pre: Tensor, run: int, start: int) -> tuple[Tensor, Tensor]:
     """Return the greatest value of each run of units, and its unit; `pre` begins at `start`."""
     best, units = pre.unflatten(-1, (-1, run)).max(-1)
     first = torch.arange(start, start + pre.shape[1], run, device=pre.device)
     return best.clamp(min=0), units + first
-
-
-class _Firing:
-    """The cells that fire in n rows, collected tile by tile in rising order of units."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.counts = torch.zeros(n, dtype=torch.int64, device=device)
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def add(self, values: Tensor, fires: Tensor, start: int) -> None:
-        """Add the tile of units start, start + 1, ...: values float32 and fires bool, [n, m]."""
-        rows, units = _true_cells(fires)
-        counts = torch.bincount(rows, minlength=len(values))
-        # A cell's place in its row is its number in the tile plus this.
-        offset = self.counts - (counts.cumsum(0) - counts)
-        places = torch.arange(len(rows), device=values.device) + offset[rows]
-        self.parts.append((rows, places, units + start, values[rows, units]))
-        self.counts += counts
-
-    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values float32 [m] and units int64 [m], row by row, and the counts int64 [n]."""
-        first = self.counts.cumsum(0) - self.counts
-        indices = first.new_empty(sum(len(part[0]) for part in self.parts))
-        out = torch.empty_like(indices, dtype=torch.float32)
-        for rows, places, units, values in self.parts:
-            at = first[rows] + places
-            out[at], indices[at] = values, units
-        return out, indices, self.counts
 
 
 def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,11 +215,11 @@ def _observed_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
     @functools.wraps(plain)
     def generate(inputs: Any = None, *args: Any, **options: Any) -> Any:
         # On a GPU, a static cache would have the forward pass compiled.
-        if options.get("generation_config") is None:
+        if (config := options.get("generation_config")) is None:
             options["disable_compile"] = True
         else:
-            options["generation_config"] = copy.deepcopy(options["generation_config"])
-            options["generation_config"].disable_compile = True
+            options["generation_config"] = config = copy.deepcopy(config)
+            config.disable_compile = True
         with steps.generation(inputs, options):
             return plain(inputs, *args, **options)
 

@@ -114,17 +114,8 @@ class Identity(Dictionary):
     units: Tensor | None = None
     max_norm: float | None = None
 
-    @property
-    def signed(self) -> bool:
-        return self.units is None
-
-    @property
-    def id(self) -> str:
-        return self.site
-
-    @property
-    def d_in(self) -> int:
-        return self.width
+    def __post_init__(self) -> None:
+        self.id, self.d_in, self.signed = self.site, self.width, self.units is None
 
     @property
     def identity(self) -> dict[str, Any]:

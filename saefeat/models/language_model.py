@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -149,19 +149,13 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
 
 def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the tokens put before and after a text, seen on the first probe that has tokens."""
-    for text in _probes(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    known = (token for token in range(min(len(tokenizer), _PROBED)) if token not in special)
+    # The vocabulary's own texts are for tokenizers of DNA or proteins.
+    for text in chain(("a", "A", "1"), map(tokenizer.decode, ([token] for token in known))):
         bare = tokenizer(text, add_special_tokens=False)["input_ids"]
         full = tokenizer(text)["input_ids"]
         for start in range(len(full) - len(bare) + 1 if bare else 0):
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
     return [], []
-
-
-def _probes(tokenizer: Any) -> Iterator[str]:
-    """Yield short texts: Latin ones, then the vocabulary's own, for others (DNA, proteins)."""
-    yield from ("a", "A", "1")
-    special = set(tokenizer.all_special_ids)
-    for token in range(min(len(tokenizer), _PROBED)):
-        if token not in special:
-            yield tokenizer.decode([token])

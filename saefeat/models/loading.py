@@ -19,16 +19,8 @@ EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "s
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for bad models.
-_LOADING = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    ImportError,
-    StrictDataclassError,
-)
+_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError)
+_LOADING = (*_LOADING, StrictDataclassError)
 # What clients of the hub raise without a network; each client has classes of its own.
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")
 _HUB_SECONDS = 5  # to wait for the hub's first answer

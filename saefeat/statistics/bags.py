@@ -32,7 +32,7 @@ _COLUMNS = required(
         "max": pa.float32(),
     }
 )
-_READ = required({name: _COLUMNS.field(name).type for name in ("example", "unit", "tokens", "sum")})
+_READ = pa.schema([_COLUMNS.field(name) for name in ("example", "unit", "tokens", "sum")])
 _DTYPES = {
     "batch": torch.int64,
     "example": torch.int64,
