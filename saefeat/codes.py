@@ -89,10 +89,7 @@ class Codes:
         return out
 
     def bag(self, lengths: Tensor) -> Bag:
-        """Sum by example.
-
-        Args:
-            lengths: int64 [E] on the CPU, the tokens of each consecutive example; their sum is n.
+        """Sum by example, given `lengths` int64 [E] on the CPU: the tokens of one after the other.
 
         Raises RunFailed when a value is not finite, or a sum leaves the exact range.
         """
@@ -126,7 +123,7 @@ class Bag:
         """Reduce values by label and unit into `target` [K, width] in place.
 
         Args:
-            values: one per pair of the bag, shaped as its tensors.
+            values: shaped as the tensors of the bag.
             labels: int64 [E], the row of each example.
             reduction: "sum", "min" or "max".
         """

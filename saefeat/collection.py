@@ -1,9 +1,8 @@
 """Stream a corpus through a model and its dictionaries into accumulators.
 
 The corpus is cut into windows of 1,024 examples. A window is the unit of work: the header of the
-statistics lists the windows behind them, and a shard, a resume and a merge all are "the windows
-that are still missing". Which accumulators there are, this module does not know: it loops over
-`saefeat.statistics.ACCUMULATORS`.
+statistics lists its windows. A shard takes some of them, a resume those that are missing, and a
+merge joins them. The module loops over `saefeat.statistics.ACCUMULATORS` and names none of them.
 """
 
 from __future__ import annotations
@@ -201,7 +200,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     unfinished = job.out / UNFINISHED
     begun = (saved_request(unfinished / _STATE) or {"headers": {}})["headers"]
-    # What was stopped goes on together, whatever fits in memory now. What is missing follows.
+    # Dictionaries of a stopped pass stay together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
     missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
     groups = [stopped] if stopped else []
@@ -270,14 +269,14 @@ def _run_windows(
     with track(job.say, "collect", tokens) as bar:
         for w in missing:
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
-            own = job.zeros(dictionaries, each_window=True)
+            written = job.zeros(dictionaries, each_window=True)
             batches = plan.batches(job.lm, plan.window(w))
             for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus):
                 for name, one in observed.items():
-                    for state in (*states[name], *own[name]):
+                    for state in (*states[name], *written[name]):
                         state.add(one)
                 bar.update(int(batch.counted.sum()))
-            job.save(own, w)
+            job.save(written, w)
             done.append(w)
             if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
                 tensors = {name: tensor.cpu() for name, tensor in _tensors(states).items()}

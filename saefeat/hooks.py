@@ -1,7 +1,7 @@
 """`capture` and `intervene`: the only two places that touch hooks.
 
-The model itself is never changed. Hooks, and what stands in for `generate`, are gone when a block
-ends, whatever happens in it.
+The model itself is never changed. Hooks and the replacement of `generate` are removed when a block
+ends, also after an exception.
 """
 
 from __future__ import annotations

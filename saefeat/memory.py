@@ -13,7 +13,7 @@ import torch
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import LOGITS
-from saefeat.statistics import Accumulator, state_bytes
+from saefeat.statistics import Accumulator, default_kinds
 
 D = TypeVar("D", bound=Dictionary)
 Kinds = Sequence[type[Accumulator]]
@@ -100,14 +100,22 @@ def working_bytes(
     On a CPU weights stay in their file, mapped into memory, and do not count. Those that the
     encoder itself reads there count, because every batch needs them.
     """
-    size = _own_bytes(dictionary, device, labels, kinds)
+    size = _held_bytes(dictionary, device, labels, kinds)
     return size if _on_gpu(device) else size + dictionary.weights_read
 
 
-def _own_bytes(dictionary: Dictionary, device: str, labels: int, kinds: Kinds | None = None) -> int:
+def _held_bytes(
+    dictionary: Dictionary, device: str, labels: int, kinds: Kinds | None = None
+) -> int:
     """Return `working_bytes` without weights that are mapped into memory."""
     size = state_bytes(dictionary, labels, kinds) + dictionary.encoder_bytes
     return size + dictionary.weight_bytes if _on_gpu(device) else size
+
+
+def state_bytes(dictionary: Dictionary, labels: int, kinds: Kinds | None = None) -> int:
+    """Return what accumulators take while a corpus is collected; by default `default_kinds`."""
+    wanted = [k for k in (default_kinds() if kinds is None else kinds) if k.applies(dictionary)]
+    return dictionary.width * sum(k.unit_bytes(labels, signed=dictionary.signed) for k in wanted)
 
 
 def _on_gpu(device: str) -> bool:
@@ -122,7 +130,7 @@ def collecting_bytes(
 ) -> int:
     """Return what the heaviest group of a collection takes beside the model and mapped weights."""
     groups = group_to_fit(dictionaries, device, labels, kinds=kinds)
-    heaviest = max(sum(_own_bytes(d, device, labels, kinds) for d in group) for group in groups)
+    heaviest = max(sum(_held_bytes(d, device, labels, kinds) for d in group) for group in groups)
     tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
     held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
     return heaviest + 2 * 4 * held  # pre-activations, and what is made of them

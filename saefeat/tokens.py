@@ -6,8 +6,8 @@ A token counts when it is neither padding nor special, and its vector is no outl
 - Special tokens are the tokenizer's own and those that it puts around a text (BOS, EOS). The option
   `count_bos` counts the tokens before a text, as SAE-LAPE was published.
 - A vector is an outlier when its norm exceeds a limit: `OUTLIER_FACTOR` times the median norm of a
-  sample. Such are the vectors of the first token of a text where the tokenizer adds no BOS. Each
-  dictionary carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
+  sample. The first token of a text usually has one where the tokenizer adds no BOS. Each dictionary
+  carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
 
 Statistics, SAE training, bags, the language-identification heads and edits all ask here.
 """
@@ -90,7 +90,7 @@ def without_outliers(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """Return x. Raises RunFailed when it is not finite.
 
-    Unnoticed, such a vector would pass for an outlier, or its units for silent ones.
+    Without this check, such a vector would be left out as an outlier, or its units as silent.
     """
     if not torch.isfinite(x.sum()):
         raise RunFailed("an activation is not finite (infinite or not a number)")

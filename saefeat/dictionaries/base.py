@@ -95,11 +95,6 @@ class Dictionary:
         return 0
 
 
-def unit_index(units: Sequence[int]) -> Tensor:
-    """Return int64 [m]."""
-    return torch.tensor(list(units), dtype=torch.int64)
-
-
 @dataclass
 class Identity(Dictionary):
     """The neurons of a site, or the coordinates of its vectors: every unit is one coordinate.
@@ -129,7 +124,8 @@ class Identity(Dictionary):
         return torch.eye(self.width)
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
-        return torch.nn.functional.one_hot(unit_index(units), self.width).float()
+        index = torch.tensor(list(units), dtype=torch.int64)
+        return torch.nn.functional.one_hot(index, self.width).float()
 
     def encode(self, x: Tensor) -> Codes:
         """Return dense codes float32 of x [n, width], or sparse ones of the chosen `units`."""

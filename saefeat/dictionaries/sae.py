@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import Codes
-from saefeat.dictionaries.base import Dictionary, Rule, unit_index
+from saefeat.dictionaries.base import Dictionary, Rule
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
 from saefeat.io import fingerprint, tensors_fingerprint
 from saefeat.tokens import finite
@@ -87,7 +87,7 @@ class SAE(Dictionary):
         return self.W_dec
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
-        return self.W_dec[unit_index(units).to(self.W_dec.device)].float()
+        return self.W_dec[list(units)].float()
 
     @property
     def tensors(self) -> dict[str, Tensor]:

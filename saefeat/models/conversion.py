@@ -17,15 +17,7 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat import schema
-from saefeat.io import (
-    UserError,
-    cache_dir,
-    file_sha256,
-    first_line,
-    make_dir,
-    replacing,
-    write_json,
-)
+from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, replacing
 from saefeat.progress import Say, quiet, track
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as llama.cpp names them
@@ -68,7 +60,7 @@ def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
                 _convert(files, temporary, bar.update)
             made = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
             record = _Record(gguf_sha256=digest, files=made, complete=True)
-            write_json(temporary / "saefeat.json", record)
+            schema.write(_Record, temporary / "saefeat.json", record)
             if _intact(target):
                 raise FileExistsError(target)  # another process was faster, and may be reading it
     except OSError:

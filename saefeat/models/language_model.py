@@ -63,17 +63,12 @@ class LanguageModel:
         return torch.get_num_threads() if self.device == "cpu" else None
 
     @property
-    def layers_path(self) -> str:
-        """Dotted path of the list of blocks. Raises UserError where there is none."""
-        return find_layers(self.model)
-
-    @property
     def n_layers(self) -> int:
         """Number of blocks. Raises UserError where none are found: all sites are then paths."""
-        return len(self.model.get_submodule(self.layers_path))
+        return len(self.model.get_submodule(find_layers(self.model)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
-        # scikit-learn's `clone` copies parameters deeply. The model is never changed, so one does.
+        # scikit-learn's `clone` copies parameters deeply; a model that never changes is shared.
         return self
 
     def site(self, name: str) -> Site:

@@ -12,12 +12,12 @@ from torch import nn
 
 from saefeat.io import UserError
 
-KINDS = ("mlp_out", "mlp_act", "resid_post")
 MEANINGS = {
     "mlp_out": "what the feed-forward part adds to the residual stream",
     "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
     "resid_post": "the residual stream after the block",
 }
+KINDS = tuple(MEANINGS)
 _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")

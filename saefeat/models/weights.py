@@ -87,5 +87,5 @@ def _plain(tensor: Tensor) -> Tensor:
     """Return the values of a tensor that a library has quantised or spread over devices."""
     if type(tensor).dequantize is not Tensor.dequantize or tensor.is_quantized:
         return tensor.dequantize()
-    whole = getattr(tensor, "full_tensor", None)
-    return tensor if whole is None else whole()
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()

@@ -2,9 +2,7 @@
 
 An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
 gives the same bytes. It declares its tensors with their reductions (`FIELDS`). `zeros`, `merge`,
-`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration. Over
-several processes a field is reduced elementwise as it declares, or, if "joint", by `reduce` of what
-the processes have.
+`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration.
 
 To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
 `saefeat.statistics.ACCUMULATORS`.
@@ -49,6 +47,7 @@ class Header(TypedDict):
 
     labels: list[str]
     windows: NotRequired[list[int]]
+    window_count: NotRequired[int]
     dictionary: NotRequired[DictionaryHeader]
 
 
@@ -61,16 +60,15 @@ def comparable(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_headers(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The header of the smaller first window, with all windows."""
-    header = min(one, other, key=_first_window)
+    """The header of the smaller first window, with all windows; one without windows comes last."""
+
+    def first_window(header: dict[str, Any]) -> tuple[float, str]:
+        return min(header.get("windows", []), default=math.inf), json.dumps(header, sort_keys=True)
+
+    header = min(one, other, key=first_window)
     if "windows" not in header:
         return header
     return {**header, "windows": sorted(one["windows"] + other["windows"])}
-
-
-def _first_window(header: dict[str, Any]) -> tuple[float, str]:
-    """Sort key; a header without windows comes last."""
-    return min(header.get("windows", []), default=math.inf), json.dumps(header, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Field:
     """A tensor of an accumulator.
 
     Attributes:
-        axes: "label", "unit", "row" (of these there are none at first), or a size.
+        axes: "label", "unit", "row" (an empty accumulator has no rows), or a size.
         reduction: "sum", "min" or "max", elementwise; or "joint": the accumulator's own `reduce`
             merges it together with other fields.
         dtype: of the tensor.
@@ -146,7 +144,7 @@ class Accumulator:
     """
 
     FIELDS: ClassVar[dict[str, Field]]
-    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics
+    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; "" for counts only
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own file, and no state stays
@@ -251,9 +249,10 @@ class Accumulator:
         return self
 
     def equal(self, other: Self) -> bool:
-        if self.labels != other.labels or self.tensors.keys() != other.tensors.keys():
-            return False
-        return all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        """Whether labels and tensors are the same; headers may differ."""
+        mine, its = self.tensors, other.tensors
+        same_kind = self.labels == other.labels and mine.keys() == its.keys()
+        return same_kind and all(torch.equal(mine[name], its[name]) for name in mine)
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write the file. `corpus`: what was collected, where its texts are written too."""

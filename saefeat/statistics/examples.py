@@ -32,8 +32,7 @@ class TopExamples(Accumulator):
 
     `value` [width, N] is the activation (-inf: none), `position` [width, N] the place of the
     example in the corpus (-1: none), both sorted by falling value. Of equal values the earlier
-    example comes first, so merging is exact in any order. Both fields are reduced together: the
-    rows of two accumulators are put side by side, sorted, and cut after N.
+    example comes first, so merging is exact in any order. Both fields are reduced together.
     """
 
     FIELDS: ClassVar = {
@@ -53,8 +52,12 @@ class TopExamples(Accumulator):
         bag = observed.bag.rows()
         assert bag.example is not None and bag.unit is not None
         position = observed.positions.to(bag.example.device)[bag.example]
-        beats = bag.max >= self.value[bag.unit, -1]
-        unit, value, position = bag.unit[beats], bag.max[beats], position[beats]
+        self._insert(bag.unit, bag.max, position)
+
+    def _insert(self, unit: Tensor, value: Tensor, position: Tensor) -> None:
+        """Add pairs of unit and example, [m] each, in place."""
+        beats = value >= self.value[unit, -1]
+        unit, value, position = unit[beats], value[beats], position[beats]
         touched = unit.unique()
         unit = torch.cat([touched.repeat_interleave(N), unit])
         value = torch.cat([self.value[touched].view(-1), value])
@@ -72,14 +75,11 @@ class TopExamples(Accumulator):
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         width = max(len(self.value), len(other.value))  # a file has no units beyond its last row
-        value, position = (
-            torch.cat([_widened(each.tensors[name], width) for each in (self, other)], 1)
-            for name in self.FIELDS
-        )
-        order = position.argsort(dim=1, stable=True)
-        value, position = value.gather(1, order), position.gather(1, order)
-        order = value.argsort(dim=1, descending=True, stable=True)[:, :N]
-        return {"value": value.gather(1, order), "position": position.gather(1, order)}
+        made = self.zeros(self.labels, width, device=str(self.value.device))
+        for each in (self, other):
+            unit, place = (each.position >= 0).nonzero(as_tuple=True)
+            made._insert(unit, each.value[unit, place], each.position[unit, place])
+        return made.tensors
 
     def merge(self, other: Self) -> Self:
         made = super().merge(other)
@@ -119,12 +119,6 @@ class TopExamples(Accumulator):
         texts = zip(*(table[name].to_pylist() for name in _TEXTS), strict=True)
         top.rows = dict(zip(position.tolist(), texts, strict=True))
         return top
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    """With rows without examples up to `width`."""
-    neutral = -1 if tensor.dtype == torch.int64 else -torch.inf
-    return torch.cat([tensor, tensor.new_full((width - len(tensor), N), neutral)])
 
 
 def read_passages(path: Path, units: Collection[int]) -> dict[int, list[dict[str, Any]]]:

@@ -40,7 +40,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
             f"{out} exists already and is not empty; choose another output directory", "out"
         )
     # A shard without windows has no files of windows.
-    full = [source for source in sources if Stats.read_header(files[source][names[0]])["windows"]]
+    full = [source for source in sources if _windows(files[source][names[0]])[0]]
     with replacing(out) as temporary:
         for kind in ACCUMULATORS.values():
             folder = Path(kind.FOLDER)
@@ -52,10 +52,15 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
                 file = kind.path(folder, name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
-        header = Stats.read_header(stats_file(temporary, names[0]))
-    count = header["window_count"]
-    gap = sorted(set(range(count)) - set(header["windows"]))
+        windows, count = _windows(stats_file(temporary, names[0]))
+    gap = sorted(set(range(count)) - set(windows))
     return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"] if gap else []
+
+
+def _windows(file: Path) -> tuple[list[int], int]:
+    """The windows in statistics, and how many there are in all."""
+    header = Stats.read_header(file)
+    return header.get("windows", []), header.get("window_count", 0)
 
 
 def _merge_files(kind: type[Accumulator], files: Sequence[Path], out: Path) -> None:
