@@ -80,11 +80,7 @@ def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dic
     return {
         "model": lm.identity,
         "dictionary": dictionary.identity,
-        "corpus": {
-            "name": corpus.name,
-            "fingerprint": corpus.fingerprint,
-            "skipped": corpus.skipped,
-        },
+        "corpus": {key: getattr(corpus, key) for key in ("name", "fingerprint", "skipped")},
         "policy": {**plan.policy, "prefix": lm.prefix, "suffix": lm.suffix},
         "chosen": {"examples": len(plan.tokens), "tokens": plan.total, "skipped": plan.skipped},
         "window_count": plan.window_count,

@@ -225,8 +225,7 @@ def _observed_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
 
     def refuse(*_args: Any, **_options: Any) -> Any:
         raise UserError(
-            "continuous batching (generate_batch) cannot be edited; use generate with a list of "
-            "prompts"
+            "continuous batching (generate_batch) cannot be edited; use generate with many prompts"
         )
 
     replaced = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}

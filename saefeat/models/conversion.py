@@ -153,10 +153,8 @@ def check_complete(what: str, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(
-            f"cannot load {what}: its weights lack {missing[0]}{others}; fetch or save all of it "
-            "again"
-        )
+        lack = f"its weights lack {missing[0]}{others}"
+        raise UserError(f"cannot load {what}: {lack}; fetch or save all of it again")
 
 
 # --------------------------------------------------------------------------- reading GGUF

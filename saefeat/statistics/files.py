@@ -37,10 +37,8 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
     """Statistics of a dictionary in a directory. Raises UserError when they are not there."""
     path = stats_file(directory, dictionary)
     if not path.is_file():
-        raise UserError(
-            f"{directory} holds no statistics of {dictionary}; collect them first",
-            command="collect",
-        )
+        message = f"{directory} holds no statistics of {dictionary}; collect them first"
+        raise UserError(message, command="collect")
     return Stats.load(path)
 
 

@@ -90,10 +90,8 @@ def check_mergeable(first: Accumulator, other: Accumulator, where: str) -> None:
     # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
     for key in sorted(one.keys() | two.keys(), key=lambda key: (key == "dictionary", key)):
         if one.get(key) != two.get(key):
-            raise UserError(
-                f"{where}: cannot merge, its {key} differs: "
-                f"{first.header.get(key)} / {other.header.get(key)}"
-            )
+            found = f"{first.header.get(key)} / {other.header.get(key)}"
+            raise UserError(f"{where}: cannot merge, its {key} differs: {found}")
     if first.labels != other.labels:
         raise UserError(f"{where}: cannot merge, the labels differ")
     shared = set(first.header.get("windows", [])) & set(other.header.get("windows", []))
