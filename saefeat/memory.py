@@ -100,16 +100,8 @@ def working_bytes(
     On a CPU weights stay in their file, mapped into memory, and do not count. Those that the
     encoder itself reads there count, because every batch needs them.
     """
-    size = _held_bytes(dictionary, device, labels, kinds)
-    return size if _on_gpu(device) else size + dictionary.weights_read
-
-
-def _held_bytes(
-    dictionary: Dictionary, device: str, labels: int, kinds: Kinds | None = None
-) -> int:
-    """Return `working_bytes` without weights that are mapped into memory."""
     size = state_bytes(dictionary, labels, kinds) + dictionary.encoder_bytes
-    return size + dictionary.weight_bytes if _on_gpu(device) else size
+    return size + (dictionary.weight_bytes if _on_gpu(device) else dictionary.weights_read)
 
 
 def state_bytes(dictionary: Dictionary, labels: int, kinds: Kinds | None = None) -> int:
@@ -129,8 +121,13 @@ def collecting_bytes(
     dictionaries: Sequence[Dictionary], device: str, labels: int, kinds: Kinds | None = None
 ) -> int:
     """Return what the heaviest group of a collection takes beside the model and mapped weights."""
+
+    def held_bytes(d: Dictionary) -> int:
+        mapped = 0 if _on_gpu(device) else d.weights_read
+        return working_bytes(d, device, labels, kinds) - mapped
+
     groups = group_to_fit(dictionaries, device, labels, kinds=kinds)
-    heaviest = max(sum(_held_bytes(d, device, labels, kinds) for d in group) for group in groups)
+    heaviest = max(sum(map(held_bytes, group)) for group in groups)
     tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
     held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
     return heaviest + 2 * 4 * held  # pre-activations, and what is made of them

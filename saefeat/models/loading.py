@@ -91,14 +91,14 @@ def load_model(
 
     name, chosen = str(name), choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
-    source = _source(name, say)
+    place = _find_model(name, say)
     silence_transformers()
-    unreachable = _unreachable(source)
+    unreachable = _unreachable(place)
     where: dict[str, Any] = {"revision": revision, "local_files_only": bool(unreachable)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, **where, dtype=torch_dtype, output_loading_info=True
+            place, **where, dtype=torch_dtype, output_loading_info=True
         )
     except (*_LOADING, SafetensorError) as error:
         raise _cannot_load(name, error, unreachable) from error
@@ -115,18 +115,18 @@ def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = _source(str(name), say)
+    place = _find_model(str(name), say)
     silence_transformers()
-    unreachable = _unreachable(source)
+    unreachable = _unreachable(place)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=bool(unreachable))
+        config = AutoConfig.from_pretrained(place, local_files_only=bool(unreachable))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
     except _LOADING as error:
         raise _cannot_load(str(name), error, unreachable) from error
 
 
-def _source(name: str, say: Say) -> str:
+def _find_model(name: str, say: Say) -> str:
     """Return what transformers loads: a directory that holds the model, or a hub id."""
     if name.startswith("embedded:"):
         from saefeat.assets import fetch
@@ -156,17 +156,17 @@ def _source(name: str, say: Say) -> str:
     return name
 
 
-def _unreachable(source: str) -> str:
+def _unreachable(place: str) -> str:
     """Return why the hub cannot be reached, so that its cache is used alone; "" where it can.
 
     This is one question, without the client's own retries, which take half a minute per file.
     """
     from huggingface_hub import HfApi
 
-    if os.path.isdir(source):
+    if os.path.isdir(place):
         return ""
     try:
-        HfApi().model_info(source, timeout=_HUB_SECONDS, expand=["sha"])
+        HfApi().model_info(place, timeout=_HUB_SECONDS, expand=["sha"])
     except Exception as error:  # any other failure shows again when the model is loaded
         return first_line(error) if type(error).__name__ in _UNREACHABLE else ""
     return ""
