@@ -121,7 +121,7 @@ class _Job:
         for dictionary, accumulators in states.items():
             for state in accumulators:
                 path = state.path(self.places[type(state)], dictionary, window)
-                state.checked().save(path, self.plan.corpus)
+                state.check_range().save(path, self.plan.corpus)
 
     def has_files(self, dictionary: Dictionary, windows: list[int], *, finished: bool) -> bool:
         """Whether the files of these windows are there and, if `finished`, those of all windows."""

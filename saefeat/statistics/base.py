@@ -228,7 +228,7 @@ class Accumulator:
         Raises RunFailed when a sum leaves the exact range.
         """
         header = _merge_headers(self.header, other.header)
-        return type(self)(self.labels, self.reduce(other), header).checked()
+        return type(self)(self.labels, self.reduce(other), header).check_range()
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         """The fields of both, merged."""
@@ -237,7 +237,7 @@ class Accumulator:
             for name, value in self.tensors.items()
         }
 
-    def checked(self) -> Self:
+    def check_range(self) -> Self:
         """Return self. Raises RunFailed when a sum has left the exact range."""
         for name, tensor in self.tensors.items():
             if self.FIELDS[name].reduction != "sum" or not tensor.numel():
