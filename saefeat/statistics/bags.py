@@ -19,30 +19,19 @@ from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
-    from saefeat.dictionaries import Dictionary
 
-_COLUMNS = required(
-    {
-        "example": pa.int64(),
-        "label": pa.dictionary(pa.int32(), pa.string()),
-        "unit": pa.int32(),
-        "tokens": pa.int32(),
-        "sum": pa.float64(),
-        "min": pa.float32(),
-        "max": pa.float32(),
-    }
-)
-_READ = pa.schema([_COLUMNS.field(name) for name in ("example", "unit", "tokens", "sum")])
-_DTYPES = {
-    "batch": torch.int64,
-    "example": torch.int64,
-    "label": torch.int32,
-    "unit": torch.int32,
-    "tokens": torch.int32,
-    "sum": torch.int64,
-    "min": torch.float32,
-    "max": torch.float32,
+_TYPES = {  # in memory and in a file
+    "batch": (torch.int64, None),
+    "example": (torch.int64, pa.int64()),
+    "label": (torch.int32, pa.dictionary(pa.int32(), pa.string())),
+    "unit": (torch.int32, pa.int32()),
+    "tokens": (torch.int32, pa.int32()),
+    "sum": (torch.int64, pa.float64()),
+    "min": (torch.float32, pa.float32()),
+    "max": (torch.float32, pa.float32()),
 }
+_COLUMNS = required({name: kind for name, (_, kind) in _TYPES.items() if kind is not None})
+_READ = pa.schema([_COLUMNS.field(name) for name in ("example", "unit", "tokens", "sum")])
 
 
 class Bags(Accumulator):
@@ -52,15 +41,12 @@ class Bags(Accumulator):
     steps of 2^-20. The rows stand by batch, example of the batch, and unit.
     """
 
-    FIELDS: ClassVar = {name: Field(("row",), "joint", dtype) for name, dtype in _DTYPES.items()}
+    FIELDS: ClassVar = {name: Field(("row",), "joint", kind) for name, (kind, _) in _TYPES.items()}
     FOLDER = "bags"
     SUFFIX = ".parquet"
+    SIGNED = False
     ON_REQUEST = True
     EACH_WINDOW = True
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     _added: tuple[dict[str, Tensor], ...] = ()  # batches since the rows were read last
 
@@ -81,7 +67,7 @@ class Bags(Accumulator):
             "label": observed.labels[rows.example],
             **{name: getattr(rows, name) for name in ("unit", "tokens", "sum", "min", "max")},
         }
-        part = {name: column.to(_DTYPES[name]) for name, column in columns.items()}
+        part = {name: column.to(self.FIELDS[name].dtype) for name, column in columns.items()}
         self._added = (*self._added, part)
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
@@ -113,7 +99,7 @@ class Bags(Accumulator):
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """All rows, by batch."""
-    rows = {name: torch.cat([part[name] for part in parts]) for name in _DTYPES}
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if (rows["batch"].diff() >= 0).all():
         return rows
     order = rows["batch"].argsort(stable=True)

@@ -148,6 +148,7 @@ class Accumulator:
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own file, and no state stays
+    SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative
     FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
 
     def __init__(
@@ -179,7 +180,7 @@ class Accumulator:
     @classmethod
     def applies(cls, dictionary: Dictionary) -> bool:
         """Whether it is collected for a dictionary."""
-        return True
+        return cls.SIGNED or not dictionary.signed
 
     @classmethod
     def path(cls, place: Path, dictionary: str, window: int = 0) -> Path:

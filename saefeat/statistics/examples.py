@@ -18,7 +18,6 @@ from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
-    from saefeat.dictionaries import Dictionary
 
 N = 5  # examples per unit
 Row = tuple[str, str, str]  # id, label and text of an example
@@ -41,12 +40,9 @@ class TopExamples(Accumulator):
     }
     FOLDER = "examples"
     SUFFIX = ".parquet"
+    SIGNED = False
 
     rows: Mapping[int, Row] = MappingProxyType({})  # those of a file, by position
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     def add(self, observed: Observed) -> None:
         bag = observed.bag.rows()

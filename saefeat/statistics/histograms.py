@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from saefeat.statistics.base import Accumulator, Field, Observed
-
-if TYPE_CHECKING:
-    from saefeat.dictionaries import Dictionary
 
 # Eight bins per octave, from 2^-8 to 2^14. The first and the last also take what lies beyond.
 #
@@ -56,11 +53,8 @@ class Histograms(Accumulator):
     }
     FOLDER = "histograms"
     ON_REQUEST = True
+    SIGNED = False
     FORMAT: ClassVar = {"edges": EDGES.tolist()}
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     def add(self, observed: Observed) -> None:
         codes, bag = observed.codes, observed.bag.rows()
