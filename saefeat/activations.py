@@ -33,8 +33,8 @@ def counted_vectors(
 
     Yields:
         Each batch, and by site the vectors [n, d] of its n counted tokens, row by row, in the
-        model's dtype and on its device. Tokens of outlier norm are among them: which of those
-        count is up to the dictionary that reads them (`Dictionary.keeps`).
+        model's dtype and on its device. Outliers are among them: each dictionary decides which
+        of those count (`Dictionary.keeps`).
 
     Raises:
         UserError: a site does not exist, or its module does not run in a forward pass.

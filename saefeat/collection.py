@@ -47,8 +47,8 @@ def encode_batches(
     """Run batches and encode their counted tokens in every dictionary.
 
     Yields:
-        The batch and, by dictionary id, the codes and the number of tokens of each example that
-        they are of: int64 [rows] on the CPU.
+        The batch and, by dictionary id, the codes and their number of tokens in each example:
+        int64 [rows] on the CPU.
     """
     for batch, vectors in counted_vectors(lm, batches, [d.site for d in dictionaries]):
         found = {}
@@ -156,19 +156,16 @@ def collect(
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
-    Run again, it goes on where it was stopped. Dictionaries that do not fit in memory together take
-    several passes over the corpus (see `memory.group_to_fit`).
+    The same call resumes a collection that was stopped. Dictionaries that do not fit in memory
+    together take several passes over the corpus (see `memory.group_to_fit`).
 
     Args:
-        places: accumulator -> the directory of its files, for those that are wanted besides
-            `default_kinds`, and for those whose files go elsewhere than to their folder in `out`:
-            `{"bags": out / "bags"}`.
+        places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`. Those
+            of `default_kinds` need none; they have a folder in `out`.
         shard: (i, n) takes the windows w with w mod n = i.
-        progress: takes lines of text.
         checkpoint_seconds: least time between two checkpoints.
 
-    Returns:
-        The paths of the statistics.
+    Returns the paths of the statistics.
 
     Raises:
         UserError: `out` holds statistics of something else, or another process writes there.

@@ -187,8 +187,8 @@ def describe_sites(model: Any) -> list[dict[str, Any]]:
     """Return one row per kind and layer of a transformers model, whose weights are not needed.
 
     Each row has the keys site, kind, layer, module (dotted path), width, sparsify and
-    transformer_lens (what these libraries call the place; None where they have none), and refused:
-    why there is no such site. Where there is none, the four before it are None; else refused is.
+    transformer_lens (the names in these libraries). For a site that the model does not have, these
+    four are None, and `refused` is the reason.
     """
     blocks = [*enumerate(model.get_submodule(find_layers(model)))]
     return [_describe(model, kind, layer, block) for kind in KINDS for layer, block in blocks]
