@@ -160,8 +160,8 @@ def collect(
     together take several passes over the corpus (see `memory.group_to_fit`).
 
     Args:
-        places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`. Those
-            of `default_kinds` need none; they have a folder in `out`.
+        places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`.
+            Those of `default_kinds` need none; they have a folder in `out`.
         shard: (i, n) takes the windows w with w mod n = i.
         checkpoint_seconds: least time between two checkpoints.
 
