@@ -26,17 +26,15 @@ DIGITS = 3
 def counted_vectors(
     lm: LanguageModel, batches: Iterable[Batch], sites: Sequence[str]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Run batches through the model, up to the deepest of the sites.
+    """Run batches (see `Plan.batches`) through the model, up to the deepest of the sites.
 
     Args:
-        lm: the model.
-        batches: what to run, see `Plan.batches`.
         sites: names of sites or module paths. Two names of one module share its vectors.
 
     Yields:
         Each batch, and by site the vectors [n, d] of its n counted tokens, row by row, in the
-        model's dtype and on its device. Tokens of outlier norm are among them: which of those
-        count is up to the dictionary that reads them (`Dictionary.keeps`).
+        model's dtype and on its device. Outliers are among them: each dictionary decides which
+        of those count (`Dictionary.keeps`).
 
     Raises:
         UserError: a site does not exist, or its module does not run in a forward pass.
@@ -64,7 +62,7 @@ def norm_limits(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> dict[str
     """
     if not sites:
         return {}
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    found = {site: [] for site in sites}
     for _, vectors in counted_vectors(lm, plan.batches(lm, _sample(plan)), sites):
         for site, x in vectors.items():
             found[site].append(finite(norms(x)))

@@ -70,9 +70,7 @@ class Codes:
 
     def dense(self) -> Tensor:
         """All values, float32 [n, width]; 0 for units that are not among the codes."""
-        if self.indices is None:
-            return self.values
-        return self._spread(self.width)
+        return self.values if self.indices is None else self._spread(self.width)
 
     def of(self, units: Tensor) -> Tensor:
         """Values float32 [n, m] of units int64 [m]; 0 for units that are not among the codes."""
@@ -91,16 +89,11 @@ class Codes:
         return out
 
     def bag(self, lengths: Tensor) -> Bag:
-        """Sum by example.
-
-        Args:
-            lengths: int64 [E] on the CPU, the tokens of each consecutive example; their sum is n.
+        """Sum by example, given `lengths` int64 [E] on the CPU: the tokens of one after the other.
 
         Raises RunFailed when a value is not finite, or a sum leaves the exact range.
         """
-        if self.indices is None:
-            return _dense_bag(self, lengths)
-        return _sparse_bag(self, lengths)
+        return (_dense_bag if self.indices is None else _sparse_bag)(self, lengths)
 
 
 @dataclass
@@ -130,7 +123,7 @@ class Bag:
         """Reduce values by label and unit into `target` [K, width] in place.
 
         Args:
-            values: one per pair of the bag, shaped as its tensors.
+            values: shaped as the tensors of the bag.
             labels: int64 [E], the row of each example.
             reduction: "sum", "min" or "max".
         """
@@ -146,15 +139,14 @@ class Bag:
             flat.scatter_reduce_(0, cell, values, f"a{reduction}")
 
     def rows(self) -> Bag:
-        """The same bag in sparse form. Pairs that do not fire are dropped, with their `total`."""
+        """The same bag in sparse form, without the pairs that do not fire and their `total`."""
         if self.example is not None:
             return self
         example, unit = (self.tokens > 0).nonzero(as_tuple=True)
-        pick = {
-            name: getattr(self, name)[example, unit] for name in ("tokens", "sum", "min", "max")
-        }
-        total = None if self.total is None else self.total[example, unit]
-        return Bag(self.examples, self.width, **pick, total=total, example=example, unit=unit)
+        names = ("tokens", "sum", "min", "max", "total")
+        found = {name: getattr(self, name) for name in names}
+        picked = {name: t[example, unit] for name, t in found.items() if t is not None}
+        return Bag(self.examples, self.width, **picked, example=example, unit=unit)
 
 
 def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:
@@ -164,22 +156,17 @@ def _sparse_bag(codes: Codes, lengths: Tensor) -> Bag:
     count, width = len(lengths), codes.width
     example = torch.repeat_interleave(torch.arange(count), lengths).to(values.device)
     firing = values > 0
-    cell = (example[token] * width + unit)[firing]
-    value = values[firing]
-    cell, order = torch.sort(cell)
-    value = value[order]
+    cell, order = torch.sort((example[token] * width + unit)[firing])
+    value = values[firing][order]
     cells, pair, tokens = torch.unique_consecutive(cell, return_inverse=True, return_counts=True)
     steps = to_steps(value)
     if len(steps) and steps.max() >= _EXACT:
         raise RunFailed(_TOO_GREAT)
-    total = torch.zeros(len(cells), dtype=torch.int64, device=values.device)
-    total.index_add_(0, pair, steps.to(torch.int64))
+    total = torch.zeros_like(cells).index_add_(0, pair, steps.long())
     if len(total) and total.max() >= _EXACT:
         raise RunFailed(_TOO_GREAT)
-    low = torch.full((len(cells),), torch.inf, device=values.device)
-    low.scatter_reduce_(0, pair, value, "amin")
-    high = torch.full((len(cells),), -torch.inf, device=values.device)
-    high.scatter_reduce_(0, pair, value, "amax")
+    low = value.new_full((len(cells),), torch.inf).scatter_reduce_(0, pair, value, "amin")
+    high = value.new_full((len(cells),), -torch.inf).scatter_reduce_(0, pair, value, "amax")
     return Bag(count, width, tokens, total, low, high, None, cells // width, cells % width)
 
 
@@ -190,8 +177,8 @@ def _dense_bag(codes: Codes, lengths: Tensor) -> Bag:
     tokens, total, sums, low, high = (torch.stack(column) for column in zip(*parts, strict=True))
     if not torch.isfinite(sums).all() or total.abs().max() >= _EXACT or sums.max() >= _EXACT:
         raise RunFailed(f"{_NOT_FINITE}, or {_TOO_GREAT}")
-    signed_total = total.to(torch.int64) if codes.signed else None
-    return Bag(len(lengths), codes.width, tokens, sums.to(torch.int64), low, high, signed_total)
+    signed_total = total.long() if codes.signed else None
+    return Bag(len(lengths), codes.width, tokens, sums.long(), low, high, signed_total)
 
 
 def _dense_example(values: Tensor, signed: bool) -> tuple[Tensor, ...]:

@@ -1,15 +1,15 @@
 """Stream a corpus through a model and its dictionaries into accumulators.
 
 The corpus is cut into windows of 1,024 examples. A window is the unit of work: the header of the
-statistics lists the windows behind them, and a shard, a resume and a merge all are "the windows
-that are still missing". Which accumulators there are, this module does not know: it loops over
-`saefeat.statistics.ACCUMULATORS`.
+statistics lists its windows. A shard takes some of them, a resume those that are missing, and a
+merge joins them. The module loops over `saefeat.statistics.ACCUMULATORS` and names none of them.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from saefeat.activations import counted_vectors
 from saefeat.codes import Codes
@@ -30,8 +29,8 @@ from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import Checkpoint, check_same, claim, saved_request
-from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, comparable, default_kinds
-from saefeat.statistics.files import UNFINISHED, read_header, stats_file
+from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, Stats, comparable, default_kinds
+from saefeat.statistics.files import UNFINISHED, stats_file
 
 CHECKPOINT_SECONDS = 30.0
 _STATE = "state.safetensors"
@@ -48,35 +47,28 @@ def encode_batches(
     """Run batches and encode their counted tokens in every dictionary.
 
     Yields:
-        The batch and, by dictionary id, the codes and the number of tokens of each example that
-        they are of: int64 [rows] on the CPU.
+        The batch and, by dictionary id, the codes and their number of tokens in each example:
+        int64 [rows] on the CPU.
     """
     for batch, vectors in counted_vectors(lm, batches, [d.site for d in dictionaries]):
+        found = {}
         with torch.inference_mode():
-            found = {d.id: _encode(d, vectors[d.site], batch.counted) for d in dictionaries}
+            for d in dictionaries:
+                x, counted = d.select(vectors[d.site], batch.counted)
+                found[d.id] = d.encode(x), counted.sum(1)
         yield batch, found
-
-
-def _encode(dictionary: Dictionary, x: Tensor, counted: Tensor) -> tuple[Codes, Tensor]:
-    x, counted = dictionary.select(x, counted)
-    return dictionary.encode(x), counted.sum(1)
 
 
 def observe(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterable[Batch], corpus: Corpus
 ) -> Iterator[tuple[Batch, dict[str, Observed]]]:
     """Run batches of a corpus; for each, by dictionary id, what accumulators add."""
-    rows = {label: k for k, label in enumerate(corpus.labels)}
+    row = {label: k for k, label in enumerate(corpus.labels)}
     for number, (batch, encoded) in enumerate(encode_batches(lm, dictionaries, batches)):
-        labels = torch.tensor([rows[corpus.of[i]] for i in batch.positions], device=lm.device)
+        labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
         positions = torch.tensor(batch.positions)
-        yield (
-            batch,
-            {
-                name: Observed(codes, lengths, labels, positions, number)
-                for name, (codes, lengths) in encoded.items()
-            },
-        )
+        made = {id: Observed(*codes, labels, positions, number) for id, codes in encoded.items()}
+        yield batch, made
 
 
 # --------------------------------------------------------------------------- the stage
@@ -88,11 +80,7 @@ def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dic
     return {
         "model": lm.identity,
         "dictionary": dictionary.identity,
-        "corpus": {
-            "name": corpus.name,
-            "fingerprint": corpus.fingerprint,
-            "skipped": corpus.skipped,
-        },
+        "corpus": {key: getattr(corpus, key) for key in ("name", "fingerprint", "skipped")},
         "policy": {**plan.policy, "prefix": lm.prefix, "suffix": lm.suffix},
         "chosen": {"examples": len(plan.tokens), "tokens": plan.total, "skipped": plan.skipped},
         "window_count": plan.window_count,
@@ -110,7 +98,7 @@ class _Job:
     places: dict[type[Accumulator], Path]
     shard: tuple[int, int]
     say: Say
-    checkpoint_seconds: float
+    pause: float  # seconds between checkpoints
 
     @cached_property
     def windows(self) -> list[int]:
@@ -133,7 +121,7 @@ class _Job:
         for dictionary, accumulators in states.items():
             for state in accumulators:
                 path = state.path(self.places[type(state)], dictionary, window)
-                state.checked().save(path, self.plan.corpus)
+                state.check_range().save(path, self.plan.corpus)
 
     def has_files(self, dictionary: Dictionary, windows: list[int], *, finished: bool) -> bool:
         """Whether the files of these windows are there and, if `finished`, those of all windows."""
@@ -149,14 +137,10 @@ class _Job:
         path = stats_file(self.out, dictionary.id)
         if not path.exists():
             return False
-        header = {**self.headers[dictionary.id], "windows": self.windows}
-        check_same(path, _scope(read_header(path)), _scope(header), "statistics")
+        header, wanted = Stats.read_header(path), comparable(self.headers[dictionary.id])
+        found = comparable(header), header.get("windows")
+        check_same(path, found, (wanted, self.windows), "statistics")
         return self.has_files(dictionary, self.windows, finished=True)
-
-
-def _scope(header: dict[str, Any]) -> Any:
-    """What statistics are of, and of which windows."""
-    return comparable(header), header["windows"]
 
 
 def collect(
@@ -172,19 +156,16 @@ def collect(
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
-    Run again, it goes on where it was stopped. Dictionaries that do not fit in memory together take
-    several passes over the corpus (see `memory.group_to_fit`).
+    The same call resumes a collection that was stopped. Dictionaries that do not fit in memory
+    together take several passes over the corpus (see `memory.group_to_fit`).
 
     Args:
-        places: accumulator -> the directory of its files, for those that are wanted besides
-            `default_kinds`, and for those whose files go elsewhere than to their folder in `out`:
-            `{"bags": out / "bags"}`.
+        places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`.
+            Those of `default_kinds` need none; they have a folder in `out`.
         shard: (i, n) takes the windows w with w mod n = i.
-        progress: takes lines of text.
         checkpoint_seconds: least time between two checkpoints.
 
-    Returns:
-        The paths of the statistics.
+    Returns the paths of the statistics.
 
     Raises:
         UserError: `out` holds statistics of something else, or another process writes there.
@@ -202,9 +183,8 @@ def collect(
 
 def check_ids(dictionaries: Sequence[Dictionary]) -> None:
     """Raise UserError for two dictionaries of one id."""
-    names = [d.id for d in dictionaries]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(d.id for d in dictionaries).items():
+        if count > 1:
             raise UserError(
                 f"two dictionaries are named {name}; rename the directory of one of them"
             )
@@ -213,7 +193,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     unfinished = job.out / UNFINISHED
     begun = (saved_request(unfinished / _STATE) or {"headers": {}})["headers"]
-    # What was stopped goes on together, whatever fits in memory now. What is missing follows.
+    # Dictionaries of a stopped pass stay together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
     missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
     groups = [stopped] if stopped else []
@@ -230,49 +210,32 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
         if len(groups) > 1:
             names = ", ".join(d.id for d in group)
             job.say(f"collect: pass {number} of {len(groups)}, {names}")
-        _collect_group(job, group)
+        _collect_group(job, [d.to(job.lm.device) for d in group])
     shutil.rmtree(unfinished)
 
 
 def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
-    dictionaries = [d.to(job.lm.device) for d in dictionaries]
     headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
-    checkpoint = Checkpoint(
-        job.out / UNFINISHED / _STATE,
-        {"headers": headers, "shard": list(job.shard)},
-        "the collection",
-        job.lm.threads,
-        say=job.say,
-    )
-    states, done = _begin(job, dictionaries, checkpoint)
+    request = {"headers": headers, "shard": list(job.shard)}
+    state = job.out / UNFINISHED / _STATE
+    checkpoint = Checkpoint(state, request, "the collection", job.lm.threads, say=job.say)
+    states, done = job.zeros(dictionaries, each_window=False), []
+    tensors = _tensors(states)
+    if kept := checkpoint.load():
+        windows, found = kept[0]["windows"], kept[1]
+        # A collection that was stopped begins again where it was asked for less.
+        if tensors.keys() <= found.keys() and all(
+            job.has_files(d, windows, finished=False) for d in dictionaries
+        ):
+            done = windows
+            for name, tensor in tensors.items():
+                tensor.copy_(found[name])
     _run_windows(job, dictionaries, states, done, checkpoint)
-    for state in chain.from_iterable(states.values()):
-        state.header["windows"] = job.windows
+    for accumulator in chain.from_iterable(states.values()):
+        accumulator.header["windows"] = job.windows
     job.save(states)
     checkpoint.clear()
-
-
-def _begin(
-    job: _Job, dictionaries: Sequence[Dictionary], checkpoint: Checkpoint
-) -> tuple[States, list[int]]:
-    """The states to go on with, and the windows that are in them.
-
-    A stopped collection that was asked for less begins again.
-    """
-    states = job.zeros(dictionaries, each_window=False)
-    kept = checkpoint.load()
-    if kept is None:
-        return states, []
-    (values, tensors), wanted = kept, _tensors(states)
-    done = values["windows"]
-    if not wanted.keys() <= tensors.keys() or not all(
-        job.has_files(d, done, finished=False) for d in dictionaries
-    ):
-        return states, []
-    for name, tensor in wanted.items():
-        tensor.copy_(tensors[name])
-    return states, done
 
 
 def _tensors(states: States) -> dict[str, Tensor]:
@@ -292,33 +255,26 @@ def _run_windows(
     done: list[int],
     checkpoint: Checkpoint,
 ) -> None:
-    """Add the windows that are not done."""
-    missing = [w for w in job.windows if w not in set(done)]
-    saved, pause = time.monotonic(), job.checkpoint_seconds
-    tokens = sum(job.plan.counts[i] for w in missing for i in job.plan.window(w))
+    """Add the windows that are not done, and write what has one file per window."""
+    plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
+    saved, pause = time.monotonic(), job.pause
+    tokens = sum(plan.counts[i] for w in missing for i in plan.window(w))
     with track(job.say, "collect", tokens) as bar:
         for w in missing:
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
-            _run_window(job, dictionaries, states, w, bar)
+            written = job.zeros(dictionaries, each_window=True)
+            batches = plan.batches(job.lm, plan.window(w))
+            for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus):
+                for name, one in observed.items():
+                    for state in (*states[name], *written[name]):
+                        state.add(one)
+                bar.update(int(batch.counted.sum()))
+            job.save(written, w)
             done.append(w)
             if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
                 tensors = {name: tensor.cpu() for name, tensor in _tensors(states).items()}
                 checkpoint.save({"windows": done}, tensors)
                 saved = time.monotonic()
                 # States of wide dictionaries are gigabytes.
-                if job.checkpoint_seconds:
-                    pause = max(job.checkpoint_seconds, _WRITING * (saved - begun))
-
-
-def _run_window(
-    job: _Job, dictionaries: Sequence[Dictionary], states: States, window: int, bar: tqdm[Any]
-) -> None:
-    """Add one window, and write what has one file per window."""
-    plan, own = job.plan, job.zeros(dictionaries, each_window=True)
-    batches = plan.batches(job.lm, plan.window(window))
-    for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus):
-        for name, one in observed.items():
-            for state in (*states[name], *own[name]):
-                state.add(one)
-        bar.update(int(batch.counted.sum()))
-    job.save(own, window)
+                if job.pause:
+                    pause = max(job.pause, _WRITING * (saved - begun))

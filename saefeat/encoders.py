@@ -43,14 +43,7 @@ class GroupedEncoder:
     size = 16
 
     def __init__(self, weight: Tensor, bias: Tensor, k: int, dtype: torch.dtype) -> None:
-        """Make the encoder.
-
-        Args:
-            weight: [d_in, width].
-            bias: [width].
-            k: greatest number of active units.
-            dtype: of the products.
-        """
+        """Take weight [d_in, width], bias [width], k and the dtype of the products."""
         d_in, width = weight.shape
         self.k = min(k, width)
         groups = -(-width // self.size)
@@ -65,10 +58,7 @@ class GroupedEncoder:
             _lay_out(bias[None, units], self.bias[tile : tile + 1], self.size)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Encode vectors x [n, d_in].
-
-        Returns values float32 [n, k], 0 where fewer than k are positive, and units int64 [n, k].
-        """
+        """Return values float32 [n, k], zeros last, and units int64 [n, k] of x [n, d_in]."""
         x = x.to(self.weight.dtype)
         pre = x.new_empty(len(self.weight), len(x), self.weight.shape[2])
         maxima = []
@@ -81,9 +71,7 @@ class GroupedEncoder:
     def top(cls, pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the k greatest values and their units, [n, k], greatest first.
 
-        Args:
-            pre: pre-activations [n, columns] in the layout of one tile.
-            k: how many.
+        `pre` are pre-activations [n, columns] in the layout of one tile.
         """
         return cls._top(pre[None], _group_maxima(pre, cls.size), k)
 
@@ -110,13 +98,7 @@ def _group_maxima(pre: Tensor, size: int) -> Tensor:
 
 
 def _lay_out(columns: Tensor, out: Tensor, size: int) -> None:
-    """Put columns [rows, m] in the order of units into the layout of a tile.
-
-    Args:
-        columns: of consecutive units.
-        out: [rows, at least m]; what is not filled keeps its value.
-        size: units of a group.
-    """
+    """Put columns [rows, m] of consecutive units into `out` [rows, at least m], a tile's layout."""
     groups, left = divmod(columns.shape[1], size)
     tile = out.unflatten(1, (size, -1))
     tile[:, :, :groups] = columns[:, : groups * size].unflatten(1, (groups, size)).transpose(1, 2)
@@ -149,15 +131,10 @@ class DenseEncoder:
         b_gate: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> None:
-        """Make the encoder.
+        """Take weight [d_in, width], bias [width] and the dtype of the products.
 
-        Args:
-            weight: [d_in, width].
-            bias: [width].
-            dtype: of the products.
-            runs: number of runs of units, for the activation `groupmax`.
-            threshold: [width], for `jumprelu`.
-            b_gate, gain: [width], for `gated`.
+        `runs` is the number of runs of units for `groupmax`; `threshold` [width] is for `jumprelu`,
+        `b_gate` and `gain` [width] for `gated`.
         """
         self.weight = weight
         # Contiguous: weights that their file holds transposed are read row by row here.
@@ -174,8 +151,8 @@ class DenseEncoder:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode vectors x [n, d_in].
 
-        With runs, returns values float32 [n, runs], units int64 [n, runs] and None. Else returns
-        the units that fire, in rising order for each vector: values [m], units [m], and the number
+        With runs, return values float32 [n, runs], units int64 [n, runs] and None. Else return the
+        units that fire, in rising order for each vector: values [m], units [m], and the number
         of them for each vector, int64 [n] (see `Codes`).
         """
         x = x.to(self.weight.dtype)
@@ -183,10 +160,7 @@ class DenseEncoder:
             parts = [_greatest(pre, self.run, start) for pre, start in self._products(x)]
             values, units = zip(*parts, strict=True)
             return torch.cat(values, 1), torch.cat(units, 1), None
-        found = _Firing(len(x), x.device)
-        for pre, start in self._products(x):
-            found.add(*self._fires(pre, slice(start, start + pre.shape[1])), start)
-        return found.flat()
+        return self._firing(x)
 
     def _products(self, x: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Yield the pre-activations of each tile, and its first unit."""
@@ -201,59 +175,41 @@ class DenseEncoder:
         values = pre * self.gain[here] + self.b_mag[here]
         return values, (values > 0) & (pre + self.b_gate[here] > 0)
 
+    def _firing(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Collect the units that fire tile by tile, and put them in order row by row."""
+        counts = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        parts = []
+        for pre, start in self._products(x):
+            values, fires = self._fires(pre, slice(start, start + pre.shape[1]))
+            rows, units = _true_cells(fires)
+            here = torch.bincount(rows, minlength=len(x))
+            # A cell's place in its row is its number in the tile plus this.
+            offset = counts - (here.cumsum(0) - here)
+            places = torch.arange(len(rows), device=x.device) + offset[rows]
+            parts.append((rows, places, units + start, values[rows, units]))
+            counts += here
+        first = counts.cumsum(0) - counts
+        indices = first.new_empty(sum(len(part[0]) for part in parts))
+        out = torch.empty_like(indices, dtype=torch.float32)
+        for rows, places, units, values in parts:
+            at = first[rows] + places
+            out[at], indices[at] = values, units
+        return out, indices, counts
+
 
 def _greatest(pre: Tensor, run: int, start: int) -> tuple[Tensor, Tensor]:
-    """Return the greatest value of each run of units, and its unit.
-
-    Args:
-        pre: pre-activations [n, m] of the units start, start + 1, ...
-        run: units of a run.
-        start: the first unit.
-    """
+    """Return the greatest value of each run of units, and its unit; `pre` begins at `start`."""
     best, units = pre.unflatten(-1, (-1, run)).max(-1)
     first = torch.arange(start, start + pre.shape[1], run, device=pre.device)
     return best.clamp(min=0), units + first
 
 
-class _Firing:
-    """The cells that fire in n rows, collected tile by tile in rising order of units."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.counts = torch.zeros(n, dtype=torch.int64, device=device)
-        self.parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-    def add(self, values: Tensor, fires: Tensor, start: int) -> None:
-        """Add the tile of units start, start + 1, ...: values float32 and fires bool, [n, m]."""
-        rows, units = _true_cells(fires)
-        counts = torch.bincount(rows, minlength=len(values))
-        # A cell's place in its row is its number in the tile plus this.
-        offset = self.counts - (counts.cumsum(0) - counts)
-        places = torch.arange(len(rows), device=values.device) + offset[rows]
-        self.parts.append((rows, places, units + start, values[rows, units]))
-        self.counts += counts
-
-    def flat(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values float32 [m] and units int64 [m], row by row, and the counts int64 [n]."""
-        first = self.counts.cumsum(0) - self.counts
-        total = sum(len(part[0]) for part in self.parts)
-        out = torch.empty(total, device=first.device)
-        indices = torch.empty(total, dtype=torch.int64, device=first.device)
-        for rows, places, units, values in self.parts:
-            at = first[rows] + places
-            out[at] = values
-            indices[at] = units
-        return out, indices, self.counts
-
-
 def _true_cells(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows and columns of the true cells of a mask [n, width], in order.
-
-    Few units fire, so eight cells are looked at as one integer first.
-    """
-    n, width = mask.shape
-    if width % 8 or not mask.is_contiguous():
+    """Return rows and columns of the true cells of a mask [n, width], in order."""
+    if mask.shape[1] % 8 or not mask.is_contiguous():
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns
+    # Few units fire, so eight cells are looked at as one integer first.
     rows, words = mask.view(torch.int64).nonzero(as_tuple=True)
-    which, byte = mask.view(n, -1, 8)[rows, words].nonzero(as_tuple=True)
+    which, byte = mask.unflatten(1, (-1, 8))[rows, words].nonzero(as_tuple=True)
     return rows[which], words[which] * 8 + byte

@@ -1,7 +1,7 @@
 """`capture` and `intervene`: the only two places that touch hooks.
 
-The model itself is never changed. Hooks, and what stands in for `generate`, are gone when a block
-ends, whatever happens in it.
+The model itself is never changed. Hooks and the replacement of `generate` are removed when a block
+ends, also after an exception.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,19 +51,17 @@ class Captured:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, module: nn.Module, **inputs: Any) -> dict[str, Tensor]:
-        """Make a forward pass that stops after the last captured site.
+        """Make a forward pass that stops after the last captured site; return the outputs by path.
 
         Args:
             module: the model that `capture` was given.
             **inputs: of its forward; `input_ids` is needed.
 
-        Returns the outputs by path. Raises UserError when one of the modules did not run.
+        Raises UserError when one of the modules did not run.
         """
         self.tensors.clear()
-        try:
+        with suppress(_AllCaptured):
             module(**inputs)
-        except _AllCaptured:
-            pass
         missing = [path for path in self.paths if path not in self.tensors]
         if missing:
             raise UserError(
@@ -77,12 +75,7 @@ class Captured:
 def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     """Read the outputs of modules while the block runs, with `captured.run(model, input_ids=...)`.
 
-    Args:
-        model: a model that is not compiled.
-        paths: dotted paths of modules in it.
-
-    Raises:
-        UserError: the model is compiled, or the output of a module is no tensor.
+    Raises UserError when the model is compiled, or the output of a module is no tensor.
     """
     _check_not_compiled(model)
     captured = Captured(paths)
@@ -97,14 +90,11 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
 
         return hook
 
-    handles = []
-    try:
+    with ExitStack() as handles:
         for path in paths:
-            handles.append(model.get_submodule(path).register_forward_hook(hook_for(path)))
+            module = model.get_submodule(path)
+            handles.enter_context(module.register_forward_hook(hook_for(path)))
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def site_width(lm: LanguageModel, site: Site) -> int:
@@ -175,21 +165,17 @@ def intervene(
                 f"pass runs; and {_COMPILED}"
             )
 
-    handles = []
-    try:
-        handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(model.register_forward_hook(after))
+    with ExitStack() as handles:
+        handles.enter_context(model.register_forward_pre_hook(before, with_kwargs=True))
+        handles.enter_context(model.register_forward_hook(after))
         for path, edit in edits.items():
-            hook = _edit_hook(path, edit, steps)
-            handles.append(model.get_submodule(path).register_forward_hook(hook))
+            module, hook = model.get_submodule(path), _edit_hook(path, edit, steps)
+            handles.enter_context(module.register_forward_hook(hook))
         with _observed_generate(model, steps):
             yield
-        if not seen:  # as where a compiled copy of the model was called
-            message = "no forward pass of the model was seen under an edit"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-    finally:
-        for handle in handles:
-            handle.remove()
+    if not seen:  # as where a compiled copy of the model was called
+        message = "no forward pass of the model was seen under an edit"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _edit_hook(path: str, edit: Edit, steps: Steps) -> Callable[..., Any]:
@@ -229,31 +215,28 @@ def _observed_generate(model: nn.Module, steps: Steps) -> Iterator[None]:
     @functools.wraps(plain)
     def generate(inputs: Any = None, *args: Any, **options: Any) -> Any:
         # On a GPU, a static cache would have the forward pass compiled.
-        if options.get("generation_config") is None:
+        if (config := options.get("generation_config")) is None:
             options["disable_compile"] = True
         else:
-            options["generation_config"] = copy.deepcopy(options["generation_config"])
-            options["generation_config"].disable_compile = True
+            options["generation_config"] = config = copy.deepcopy(config)
+            config.disable_compile = True
         with steps.generation(inputs, options):
             return plain(inputs, *args, **options)
 
     def refuse(*_args: Any, **_options: Any) -> Any:
         raise UserError(
-            "continuous batching (generate_batch) cannot be edited; use generate with a list of "
-            "prompts"
+            "continuous batching (generate_batch) cannot be edited; use generate with many prompts"
         )
 
     replaced = {"generate": generate, **{name: refuse for name in _BATCHED if hasattr(model, name)}}
     before = {name: vars(model)[name] for name in replaced if name in vars(model)}
+    vars(model).update(replaced)
     try:
-        for name, function in replaced.items():
-            setattr(model, name, function)
         yield
     finally:
         for name in replaced:
-            delattr(model, name)
-            if name in before:
-                setattr(model, name, before[name])
+            del vars(model)[name]
+        vars(model).update(before)
 
 
 # --------------------------------------------------------------------------- compiled models

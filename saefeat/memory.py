@@ -13,7 +13,7 @@ import torch
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import LOGITS
-from saefeat.statistics import Accumulator, state_bytes
+from saefeat.statistics import Accumulator, default_kinds
 
 D = TypeVar("D", bound=Dictionary)
 Kinds = Sequence[type[Accumulator]]
@@ -74,7 +74,6 @@ def group_to_fit(
     A group has at least one dictionary, even where that alone does not fit.
 
     Args:
-        dictionaries: what to split.
         device: where they encode.
         labels: number of labels of the statistics kept of them, 0 where none are.
         budget: bytes that a group may take; default `dictionary_budget`.
@@ -101,14 +100,14 @@ def working_bytes(
     On a CPU weights stay in their file, mapped into memory, and do not count. Those that the
     encoder itself reads there count, because every batch needs them.
     """
-    size = _own_bytes(dictionary, device, labels, kinds)
-    return size if _on_gpu(device) else size + dictionary.weights_read
-
-
-def _own_bytes(dictionary: Dictionary, device: str, labels: int, kinds: Kinds | None = None) -> int:
-    """Return `working_bytes` without weights that are mapped into memory."""
     size = state_bytes(dictionary, labels, kinds) + dictionary.encoder_bytes
-    return size + dictionary.weight_bytes if _on_gpu(device) else size
+    return size + (dictionary.weight_bytes if _on_gpu(device) else dictionary.weights_read)
+
+
+def state_bytes(dictionary: Dictionary, labels: int, kinds: Kinds | None = None) -> int:
+    """Return what accumulators take while a corpus is collected; by default `default_kinds`."""
+    wanted = [k for k in (default_kinds() if kinds is None else kinds) if k.applies(dictionary)]
+    return dictionary.width * sum(k.unit_bytes(labels, signed=dictionary.signed) for k in wanted)
 
 
 def _on_gpu(device: str) -> bool:
@@ -122,8 +121,13 @@ def collecting_bytes(
     dictionaries: Sequence[Dictionary], device: str, labels: int, kinds: Kinds | None = None
 ) -> int:
     """Return what the heaviest group of a collection takes beside the model and mapped weights."""
+
+    def held_bytes(d: Dictionary) -> int:
+        mapped = 0 if _on_gpu(device) else d.weights_read
+        return working_bytes(d, device, labels, kinds) - mapped
+
     groups = group_to_fit(dictionaries, device, labels, kinds=kinds)
-    heaviest = max(sum(_own_bytes(d, device, labels, kinds) for d in group) for group in groups)
+    heaviest = max(sum(map(held_bytes, group)) for group in groups)
     tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
     held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
     return heaviest + 2 * 4 * held  # pre-activations, and what is made of them
@@ -137,24 +141,17 @@ def mapped_bytes(dictionaries: Sequence[Dictionary]) -> int:
 def training_bytes(chunk: float, d_ins: Sequence[int], widths: Sequence[int]) -> float:
     """Return what the training of SAEs takes: a chunk of activations, weights and optimiser.
 
-    Args:
-        chunk: tokens of a chunk.
-        d_ins: width of the vectors of each site.
-        widths: width of the SAE at each site.
+    `chunk` is in tokens; `d_ins` and `widths` are those of the SAE at each site.
     """
     weights = sum(d_in * width for d_in, width in zip(d_ins, widths, strict=True))
     return 2 * chunk * sum(d_ins) + 4 * 10 * weights
 
 
 def judging_bytes(tokens: float, vocabulary: int, itemsize: int) -> float:
-    """Return what the logits of texts take that are measured together.
+    """Return what the logits take of texts, of so many tokens, that are measured together.
 
-    Those of a group of texts are in the model's dtype, those of one text in float32.
-
-    Args:
-        tokens: number of tokens of the texts.
-        vocabulary: number of logits of a token.
-        itemsize: bytes of a logit in the model's dtype.
+    Those of a group of texts are in the model's dtype, whose values have `itemsize` bytes. Those of
+    one text are in float32.
     """
     return min(LOGITS, tokens * vocabulary) * itemsize + 1.5 * 4 * TOKEN_LIMIT * vocabulary
 

@@ -22,7 +22,8 @@ from saefeat.artefacts import (
     SteeringSettings,
     is_length,
 )
-from saefeat.io import UserError, atomic_path
+from saefeat.io import UserError
+from saefeat.parquet import read_table, write_table
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
@@ -168,7 +169,7 @@ class RunDir:
 
         path = self.predictions_file(metrics)
         fields = _prediction_fields(required=True)
-        table = schema.read_table(path, fields, [("head", "in", list(heads))])
+        table = read_table(path, fields, [("head", "in", list(heads))])
         found: dict[str, pa.Table] = {}
         for length in sorted(table["length"].unique().to_pylist()):
             if not is_length(length):
@@ -183,11 +184,9 @@ class RunDir:
     ) -> None:
         """Write a row per length, head and text: id, label, text, length, head, predicted."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         table = pa.table(dict(columns), schema=_prediction_fields(required=False))
-        with atomic_path(self.predictions_file(metrics)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        write_table(self.predictions_file(metrics), table)
 
     # ----------------------------------------------------------------------- steering
 

@@ -2,8 +2,8 @@
 
 A configuration is a frozen dataclass of `saefeat.config`, with `config=STRICT`. The content of a
 JSON file is a TypedDict of `saefeat.artefacts`. Both follow the same rules: unknown names, missing
-names, values of another type and numbers that are not finite are errors. The columns of a Parquet
-file are checked against an Arrow schema.
+names, values of another type and numbers that are not finite are errors. `saefeat.parquet` checks
+tables.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from saefeat.io import UserError, read_json, write_json, write_text
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -120,42 +117,6 @@ def write_lines(kind: type[Any], path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(lines))
 
 
-def read_table(path: Path, fields: pa.Schema, filters: Any = None) -> pa.Table:
-    """Columns of a Parquet file.
-
-    Args:
-        fields: the columns. One that is not nullable has no missing values.
-        filters: as in `pyarrow.parquet.read_table`.
-
-    Raises:
-        UserError: the file is missing or damaged, or a column is missing, of another type, or has
-            missing values or text that is not UTF-8.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        _check_columns(pq.read_schema(path), fields, path)
-        table = pq.read_table(path, columns=fields.names, filters=filters)
-        table.validate(full=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a readable Parquet file ({reason})") from error
-    for field in fields:
-        if table[field.name].null_count and not field.nullable:
-            raise UserError(f"{path} is damaged ({field.name} has gaps); write it again")
-    return table
-
-
-def _check_columns(found: pa.Schema, fields: pa.Schema, path: Path) -> None:
-    import pyarrow as pa
-
-    for field in fields:
-        if field.name not in found.names:
-            raise UserError(f"{path} is damaged (no column {field.name}); write it again")
-        kind = found.field(field.name).type
-        if kind != field.type and not (field.nullable and pa.types.is_null(kind)):
-            raise UserError(f"{path} is damaged ({field.name} is {kind}); write it again")
 
 
 def _plain(kind: type[Any], value: Any) -> Any:

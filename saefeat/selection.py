@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from saefeat.io import SCHEMA, UserError, atomic_path
-from saefeat.parquet import read_table
+from saefeat.parquet import read_header, read_table, write_table
 from saefeat.schema import STRICT, checked
 from saefeat.statistics import Stats
 
 if TYPE_CHECKING:
     import pandas
 
-_HEADER_KEY = b"saefeat"
 _FIELDS = pa.schema(
     [
         ("dictionary", pa.string()),
@@ -191,12 +188,8 @@ class Selection:
 
         Equal selections give equal bytes.
         """
-        text = json.dumps(
-            {"schema": SCHEMA, **self.header}, sort_keys=True, ensure_ascii=True, allow_nan=False
-        )
-        table = self.table.combine_chunks().replace_schema_metadata({_HEADER_KEY: text.encode()})
-        with atomic_path(Path(path)) as temporary:
-            pyarrow.parquet.write_table(table, temporary)
+        header = {"schema": SCHEMA, **self.header}
+        write_table(Path(path), self.table.combine_chunks(), header, compression="snappy")
 
     @classmethod
     def load(cls, path: Path | str) -> Selection:
@@ -207,7 +200,7 @@ class Selection:
         """
         path = Path(path)
         table = read_table(path)
-        header = _read_header(table)
+        header = read_header(table)
         if "method" not in header or not table.schema.equals(_FIELDS):
             raise UserError(f"{path} is not a selection written by saefeat")
         schema = header.pop("schema", None)
@@ -305,15 +298,6 @@ class Selection:
     def _cells(self) -> list[tuple[str, int, str]]:
         columns = [self.table[name].to_pylist() for name in ("dictionary", "unit", "label")]
         return list(zip(*columns, strict=True))
-
-
-def _read_header(table: pa.Table) -> dict[str, Any]:
-    """The header in the metadata of a table; empty where there is none."""
-    try:
-        header = json.loads((table.schema.metadata or {}).get(_HEADER_KEY, b"null"))
-    except ValueError:
-        return {}
-    return header if isinstance(header, dict) else {}
 
 
 def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:

@@ -35,39 +35,24 @@ from saefeat.tokens import is_special
 
 @dataclass
 class _Generation:
-    """One call of `generate`.
+    """One call of `generate`."""
 
-    Attributes:
-        prompt: number of tokens of the prompt, padding included.
-        mask: [rows, prompt] as given to `generate`, 0 on padding; None where none was given.
-        seen: number of tokens of its last pass without a cache.
-    """
-
-    prompt: int
-    mask: Tensor | None
-    seen: int = 0
+    prompt: int  # tokens of the prompt, padding included
+    mask: Tensor | None  # [rows, prompt] as given to `generate`, 0 on padding
+    seen: int = 0  # tokens of its last pass without a cache
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass.
-
-    Attributes:
-        rows, tokens: shape of its input.
-        device: of its input.
-        ids: int64 [rows, tokens]; None for a pass on vectors.
-        mask: [rows, past + tokens]; None where none was given.
-        cache: the cache, or None.
-        past: number of tokens in the cache before the pass.
-    """
+    """A forward pass of [rows, tokens]."""
 
     rows: int
     tokens: int
     device: torch.device
-    ids: Tensor | None
-    mask: Tensor | None
+    ids: Tensor | None  # int64 [rows, tokens]; None for a pass on vectors
+    mask: Tensor | None  # [rows, past + tokens], where one was given
     cache: Any
-    past: int
+    past: int  # tokens in the cache before the pass
 
 
 class Steps(threading.local):
@@ -97,12 +82,7 @@ class Steps(threading.local):
 
     @contextmanager
     def generation(self, inputs: Any, options: Mapping[str, Any]) -> Iterator[None]:
-        """Follow a call of `generate` while the block runs.
-
-        Args:
-            inputs: its first argument.
-            options: its arguments by name.
-        """
+        """Follow a call of `generate`, with its first argument and those by name, in the block."""
         self._generations.append(self._begun(inputs, options))
         self._text = None
         try:
@@ -123,10 +103,7 @@ class Steps(threading.local):
         return _Generation(length, mask if _marks_tokens(mask) else None)
 
     def read(self, forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        """Set `now` for a call of the model's forward.
-
-        Raises UserError where the positions of its tokens cannot be told.
-        """
+        """Set `now` for a call of the model's forward. Raises UserError where steps are unknown."""
         self.ran.clear()
         call = self._pass(_arguments(forward, args, options))
         inside = self._generations[-1] if self._generations else None
@@ -145,26 +122,17 @@ class Steps(threading.local):
                 "inputs_embeds; give it one"
             )
         cache = _cache(given)
-        return _Pass(
-            like.shape[0],
-            like.shape[1],
-            like.device,
-            ids if like is ids else None,
-            mask if _marks_tokens(mask) else None,
-            cache,
-            self._past(cache),
-        )
+        ids, mask = ids if like is ids else None, mask if _marks_tokens(mask) else None
+        rows, tokens = like.shape[:2]
+        return _Pass(rows, tokens, like.device, ids, mask, cache, self._past(cache))
 
     def _past(self, cache: Any) -> int:
-        """Return the number of tokens in a cache; of caches that do not tell, those seen here.
-
-        Those of state-space models do not tell.
-        """
+        """Return the number of tokens in a cache."""
         if cache is None:
             return 0
         try:
             return int(cache.get_seq_length())
-        except (ValueError, NotImplementedError):
+        except (ValueError, NotImplementedError):  # caches of state-space models do not tell
             return self._ends.get(cache, 0)
 
     def _prompt_outside(self, call: _Pass) -> int:
@@ -234,11 +202,8 @@ def _arguments(forward: Any, args: tuple[Any, ...], options: Mapping[str, Any]) 
 
 def _cache(given: Mapping[str, Any]) -> Any:
     """Return the argument that tells how many tokens it holds; None where the pass has no cache."""
-    found = {
-        id(value): value
-        for value in given.values()
-        if callable(getattr(value, "get_seq_length", None))
-    }
+    caches = [v for v in given.values() if callable(getattr(v, "get_seq_length", None))]
+    found = {id(cache): cache for cache in caches}
     if len(found) > 1:
         raise UserError(
             "a forward pass under an edit has two caches, so the steps of its tokens are unknown"

@@ -6,8 +6,8 @@ A token counts when it is neither padding nor special, and its vector is no outl
 - Special tokens are the tokenizer's own and those that it puts around a text (BOS, EOS). The option
   `count_bos` counts the tokens before a text, as SAE-LAPE was published.
 - A vector is an outlier when its norm exceeds a limit: `OUTLIER_FACTOR` times the median norm of a
-  sample. Such are the vectors of the first token of a text where the tokenizer adds no BOS. Each
-  dictionary carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
+  sample. The first token of a text usually has one where the tokenizer adds no BOS. Each dictionary
+  carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
 
 Statistics, SAE training, bags, the language-identification heads and edits all ask here.
 """
@@ -30,13 +30,7 @@ _ROWS = 8192  # vectors whose float32 copies are held at once
 
 
 def special_ids(tokenizer: Any, prefix: Sequence[int], suffix: Sequence[int]) -> frozenset[int]:
-    """Return the ids that never count.
-
-    Args:
-        tokenizer: a tokenizer of transformers.
-        prefix: token ids that it puts before a text.
-        suffix: token ids that it puts after a text.
-    """
+    """Return the ids that never count, given those that the tokenizer puts around a text."""
     return frozenset(tokenizer.all_special_ids) | set(prefix) | set(suffix)
 
 
@@ -51,13 +45,9 @@ def without_special(ids: Sequence[int], special: frozenset[int]) -> list[int]:
 
 
 def counted_tokens(ids: Tensor, mask: Tensor, special: Iterable[int], before: int = 0) -> Tensor:
-    """Return which tokens of padded texts count: bool [rows, tokens].
+    """Return which tokens of texts count, given ids and attention mask: bool [rows, tokens].
 
-    Args:
-        ids: int64 [rows, tokens], padded on the right.
-        mask: the attention mask [rows, tokens], 0 on padding.
-        special: ids that do not count.
-        before: number of tokens at the start of each row that count all the same.
+    Padding is on the right. The first `before` tokens of each row count even if they are special.
     """
     counted = mask.bool() & ~is_special(ids, special)
     counted[:, :before] = True
@@ -84,10 +74,9 @@ def outliers(x: Tensor, limit: float | Tensor) -> Tensor:
 
 
 def inliers(x: Tensor, limit: float | Tensor | None) -> Tensor | None:
-    """Return which vectors [n, d] have a norm within the limit: bool [n].
+    """Return which vectors [n, d] have a norm within the limit: bool [n]; None: all, without limit.
 
-    None stands for all of them, where there is no limit. Raises RunFailed when a vector is not
-    finite.
+    Raises RunFailed when a vector is not finite.
     """
     return None if limit is None else finite(norms(x)) <= limit
 
@@ -101,7 +90,7 @@ def without_outliers(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """Return x. Raises RunFailed when it is not finite.
 
-    Unnoticed, such a vector would pass for an outlier, or its units for silent ones.
+    Without this check, such a vector would be left out as an outlier, or its units as silent.
     """
     if not torch.isfinite(x.sum()):
         raise RunFailed("an activation is not finite (infinite or not a number)")

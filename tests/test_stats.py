@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from saefeat.codes import STEP, Codes
 from saefeat.corpora import load_corpus
 from saefeat.io import RunFailed, UserError, load_tensors, make_dir, save_tensors
-from saefeat.statistics import ACCUMULATORS, Observed, Stats, state_bytes
+from saefeat.memory import state_bytes
+from saefeat.statistics import ACCUMULATORS, Observed, Stats
 from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import N, TopExamples, read_passages
 from saefeat.statistics.histograms import BINS, EDGES, Histograms, bins

@@ -17,7 +17,7 @@ from saefeat import progress
 from saefeat.corpora import Corpus, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
-from saefeat.models import load_model, wrap
+from saefeat.models import find_layers, load_model, wrap
 from saefeat.models.weights import weights_fingerprint
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -153,7 +153,7 @@ def test_weights_that_are_offloaded_to_a_disk_are_read_there(
         name: first for name, _ in family_lm.model.named_children()
     }  # a tied head lies where its weights do
     places.pop(family_lm.model.base_model_prefix)
-    blocks = family_lm.layers_path
+    blocks = find_layers(family_lm.model)
     places.pop(blocks)
     places |= {f"{blocks}.0": "cpu", f"{blocks}.1": "disk"}
     model = AutoModelForCausalLM.from_pretrained(

@@ -60,8 +60,6 @@ class Dictionary:
         Args:
             x: vectors [n, d_in] of the counted tokens of a batch.
             counted: which tokens these are, bool [rows, tokens] on the CPU.
-
-        Returns the vectors that are left, and which tokens they are of.
         """
         kept = self.keeps(x)
         if kept is None or kept.all():
@@ -81,20 +79,11 @@ class Dictionary:
         raise NotImplementedError
 
     def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
-        """Return x with the values of some units changed.
-
-        Args:
-            x: vectors float32 [..., d_in].
-            units: int64 [m], on the device of x.
-            rule: gives the new values.
-        """
+        """Return x float32 [..., d_in] with a rule applied to the values of units int64 [m]."""
         raise NotImplementedError
 
     def spread(self, x: Tensor) -> Tensor | None:
-        """Return the factor from the units' scale to that of each vector x [..., d_in].
-
-        It is float32 [..., 1]; None stands for 1.
-        """
+        """Return the factor from the units' scale to each vector's, float32 [..., 1]; None: 1."""
         return None
 
     def to(self, device: str) -> Self:
@@ -104,11 +93,6 @@ class Dictionary:
     def cells(self, device: str) -> int:
         """Return how many pre-activations `encode` holds at once on a device, at most."""
         return 0
-
-
-def unit_index(units: Sequence[int]) -> Tensor:
-    """Return units as an index: int64 [m]."""
-    return torch.tensor(list(units), dtype=torch.int64)
 
 
 @dataclass
@@ -125,37 +109,23 @@ class Identity(Dictionary):
     units: Tensor | None = None
     max_norm: float | None = None
 
-    @property
-    def signed(self) -> bool:
-        return self.units is None
-
-    @property
-    def id(self) -> str:
-        return self.site
-
-    @property
-    def d_in(self) -> int:
-        return self.width
+    def __post_init__(self) -> None:
+        self.id, self.d_in, self.signed = self.site, self.width, self.units is None
 
     @property
     def identity(self) -> dict[str, Any]:
         limit = {} if self.max_norm is None else {"max_norm": self.max_norm}
         mark = fingerprint(["identity", self.site, self.width, *limit.values()])
-        return {
-            "id": self.id,
-            "kind": "identity",
-            "site": self.site,
-            "width": self.width,
-            "fingerprint": mark,
-            **limit,
-        }
+        what = {"id": self.id, "kind": "identity", "site": self.site, "width": self.width}
+        return {**what, "fingerprint": mark, **limit}
 
     @property
     def directions(self) -> Tensor:
         return torch.eye(self.width)
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
-        return torch.nn.functional.one_hot(unit_index(units), self.width).float()
+        index = torch.tensor(list(units), dtype=torch.int64)
+        return torch.nn.functional.one_hot(index, self.width).float()
 
     def encode(self, x: Tensor) -> Codes:
         """Return dense codes float32 of x [n, width], or sparse ones of the chosen `units`."""

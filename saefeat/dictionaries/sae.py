@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import Codes
-from saefeat.dictionaries.base import Dictionary, Rule, unit_index
+from saefeat.dictionaries.base import Dictionary, Rule
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
 from saefeat.io import fingerprint, tensors_fingerprint
 from saefeat.tokens import finite
@@ -87,34 +87,23 @@ class SAE(Dictionary):
         return self.W_dec
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
-        """Float32 [m, d_in], on the device of the weights."""
-        return self.W_dec[unit_index(units).to(self.W_dec.device)].float()
+        return self.W_dec[list(units)].float()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by name."""
         return {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         # Of the values: the same weights stored in another dtype give the same codes.
         mark = tensors_fingerprint(self.tensors, torch.float32)
         parts: list[Any] = [mark, self.k, self.max_norm, self.dtype]
         if (self.activation, self.centred, self.normalize) != ("topk", True, "none"):
             parts += [self.activation, self.centred, self.normalize]
-        return {
-            "id": self.id,
-            "kind": "sae",
-            "site": self.site,
-            "width": self.width,
-            "fingerprint": fingerprint(parts),
-            "dtype": self.dtype,
-            "path": self.record.get("path"),
-        }
+        what = {"id": self.id, "kind": "sae", "site": self.site, "width": self.width}
+        path = self.record.get("path")
+        return {**what, "fingerprint": fingerprint(parts), "dtype": self.dtype, "path": path}
 
     # ----------------------------------------------------------------------- codes
 
@@ -200,12 +189,9 @@ class SAE(Dictionary):
     # ----------------------------------------------------------------------- memory
 
     def to(self, device: str) -> SAE:
-        """Return a copy with its tensors on a device.
-
-        The copy has its own encoder, whose memory is freed with it.
-        """
+        """Return a copy on a device, with its own encoder, whose memory is freed with it."""
         moved = replace(self, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
-        vars(moved)["_identity"] = self.identity  # computing it again would read every weight
+        vars(moved)["identity"] = self.identity  # computing it again would read every weight
         return moved
 
     @property
@@ -216,9 +202,8 @@ class SAE(Dictionary):
     def encoder_bytes(self) -> int:
         dtype = getattr(torch, self.dtype)
         in_place = self.activation != "topk" and self.W_enc.dtype == dtype
-        if in_place and self.W_enc.is_contiguous():
-            return 0
-        return self.W_enc.numel() * dtype.itemsize
+        in_place = in_place and self.W_enc.is_contiguous()
+        return 0 if in_place else self.W_enc.numel() * dtype.itemsize
 
     @property
     def weights_read(self) -> int:

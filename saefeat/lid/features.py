@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -17,17 +16,12 @@ from saefeat.collection import encode_batches
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Batch, Corpus, clean_text, plan_batches
 from saefeat.corpora.examples import says_something
 from saefeat.dictionaries import Dictionary
-from saefeat.io import UserError
 from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
-from saefeat.parquet import read_table
 from saefeat.progress import Say, quiet, track
 from saefeat.statistics import Observed, Stats
+from saefeat.statistics.bags import read_bags
 from saefeat.tokens import without_special
-
-_BAG_COLUMNS = pa.schema(
-    [("example", pa.int64()), ("unit", pa.int32()), ("tokens", pa.int32()), ("sum", pa.float64())]
-)
 
 
 @dataclass
@@ -181,7 +175,7 @@ def _build(
 
 
 def read_features(directory: Path, widths: Mapping[str, int], positions: Sequence[int]) -> Features:
-    """Read the bags of examples that `collect` wrote to `directory/<id>/window-*.parquet`.
+    """Read the bags of examples that `collect` wrote to `directory`.
 
     Args:
         widths: dictionary id -> width, of the dictionaries to read.
@@ -194,25 +188,11 @@ def read_features(directory: Path, widths: Mapping[str, int], positions: Sequenc
     row_of[np.asarray(positions, np.int64)] = np.arange(len(positions))
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
     for name, width in widths.items():
-        files = sorted((directory / name).glob("window-*.parquet"))
-        if not files:
-            raise UserError(f"{directory / name} holds no bags; collect them first", "bags")
         parts[name] = []
-        for file in files:
-            example, *columns = _read_bags(file, width)
+        for example, *columns in read_bags(directory, name, width):
             row = np.full(len(example), -1, np.int64)
             inside = (example >= 0) & (example < len(row_of))
             row[inside] = row_of[example[inside]]
             wanted = row >= 0
             parts[name].append((row[wanted], *(column[wanted] for column in columns)))
     return _build(parts, widths, len(positions))
-
-
-def _read_bags(file: Path, width: int) -> list[np.ndarray]:
-    """Example, unit, tokens and sum of each row. Raises UserError when the file is damaged."""
-    table = read_table(file, _BAG_COLUMNS)
-    columns = [table[name].to_numpy() for name in _BAG_COLUMNS.names]
-    unit, total = columns[1], columns[3]
-    if not np.isfinite(total).all() or ((unit < 0) | (unit >= width)).any():
-        raise UserError(f"{file} is damaged; collect the bags again")
-    return columns

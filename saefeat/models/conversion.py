@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat import schema
-from saefeat.io import UserError, cache_dir, file_sha256, make_dir, replacing, write_json
+from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, replacing
 from saefeat.progress import Say, quiet, track
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as llama.cpp names them
@@ -24,19 +25,13 @@ _COUNT = "split.count"
 _STEPS = 4  # of a conversion: read the header, the weights, the tokenizer, write
 
 
+@with_config(schema.STRICT)
 class _Record(TypedDict):
-    """What `saefeat.json` in a converted model says, so that damage is noticed.
+    """What `saefeat.json` in a converted model says, so that damage is noticed."""
 
-    Attributes:
-        gguf_sha256: of the GGUF file, or of the digests of its shards.
-        files: SHA-256 of each file by name.
-        complete: whether the GGUF had all weights. Earlier versions did not check and lack it.
-    """
-
-    __pydantic_config__ = schema.STRICT  # type: ignore[misc]
-    gguf_sha256: str
-    files: dict[str, str]
-    complete: bool
+    gguf_sha256: str  # of the GGUF file, or of the digests of its shards
+    files: dict[str, str]  # SHA-256 by name
+    complete: bool  # the GGUF had all weights; earlier versions did not check and lack it
 
 
 def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
@@ -50,8 +45,9 @@ def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
     Raises UserError for a missing shard, and for a file that is damaged or lacks weights.
     """
     files = _shards(gguf)
-    digests = [file_sha256(file) for file in files]
-    digest = digests[0] if len(files) == 1 else _sha256("".join(digests))
+    digest = "".join(file_sha256(file) for file in files)
+    if len(files) > 1:
+        digest = hashlib.sha256(digest.encode()).hexdigest()
     match = _SHARD.fullmatch(gguf.stem)
     name = name or (match[1] if match else gguf.stem)
     target = cache_dir() / "models" / f"{name}-{digest[:12]}"
@@ -64,7 +60,7 @@ def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
                 _convert(files, temporary, bar.update)
             made = {p.name: file_sha256(p) for p in sorted(temporary.iterdir())}
             record = _Record(gguf_sha256=digest, files=made, complete=True)
-            write_json(temporary / "saefeat.json", record)
+            schema.write(_Record, temporary / "saefeat.json", record)
             if _intact(target):
                 raise FileExistsError(target)  # another process was faster, and may be reading it
     except OSError:
@@ -73,20 +69,14 @@ def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
     return target
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _shards(gguf: Path) -> list[Path]:
     """Return all files of a model, given one of them."""
     match = _SHARD.fullmatch(gguf.stem)
     if not match:
         return [gguf]
     count = int(match[3])
-    files = [
-        gguf.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf")
-        for number in range(1, count + 1)
-    ]
+    names = [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, count + 1)]
+    files = [gguf.with_name(name) for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise UserError(
@@ -111,29 +101,24 @@ def _convert(files: list[Path], out: Path, done: Callable[[], object]) -> None:
     try:
         import gguf as _  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            "reading a .gguf model needs the package gguf; install saefeat[demo]"
-        ) from error
+        message = "reading a .gguf model needs the package gguf; install saefeat[demo]"
+        raise UserError(message) from error
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    silence_transformers()
     try:
         with _headers_read_once(), _one_file(files) as gguf:
             done()
-            where: dict[str, Any] = {
-                "pretrained_model_name_or_path": str(gguf.parent),
-                "gguf_file": gguf.name,
-            }
+            folder, name = str(gguf.parent), gguf.name
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **where,
+                folder,
+                gguf_file=name,
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
             )
             done()
-            tokenizer = AutoTokenizer.from_pretrained(**where)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
             done()
     except (MemoryError, UserError):
         raise
@@ -152,26 +137,24 @@ def _convert(files: list[Path], out: Path, done: Callable[[], object]) -> None:
     done()
 
 
+def silence_transformers() -> None:
+    """Turn off the progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def check_complete(what: str, info: dict[str, Any]) -> None:
     """Raise UserError for a model that lacks weights, in whose place it would have random ones.
 
-    Args:
-        what: the model, in the message.
-        info: transformers' `output_loading_info`.
+    `what` is the model, in the message, and `info` the `output_loading_info` of transformers.
     """
     missing = sorted(info["missing_keys"])
     if missing:
         others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise UserError(
-            f"cannot load {what}: its weights lack {missing[0]}{others}; fetch or save all of it "
-            "again"
-        )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a message, with the second where the first ends with a colon."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+        lack = f"its weights lack {missing[0]}{others}"
+        raise UserError(f"cannot load {what}: {lack}; fetch or save all of it again")
 
 
 # --------------------------------------------------------------------------- reading GGUF
@@ -181,8 +164,8 @@ def first_line(error: Exception) -> str:
 def _headers_read_once() -> Iterator[None]:
     """Have transformers share one parsed header per file while the block runs.
 
-    It parses the header for the configuration, the weights and the tokenizer alike. The one of
-    Gemma holds 262,144 tokens, which take some ten seconds each time: most of a conversion.
+    It parses the header for the configuration, the weights and the tokenizer. That of Gemma holds
+    262,144 tokens, which take some ten seconds each time: most of a conversion.
     """
     import gguf
 
@@ -234,15 +217,9 @@ def _join(readers: list[Any], out: Path) -> None:
         kind = field.types[0]
         members = field.types[-1] if kind == GGUFValueType.ARRAY else None
         writer.add_key_value(name, field.contents(), kind, sub_type=members)
-    tensors = [tensor for reader in readers for tensor in reader.tensors]
-    for tensor in tensors:
-        data = tensor.data
-        writer.add_tensor_info(
-            tensor.name, data.shape, data.dtype, tensor.n_bytes, tensor.tensor_type
-        )
+    for tensor in (tensor for reader in readers for tensor in reader.tensors):
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(tensor.data)
+    writer.write_tensors_to_file()
     writer.close()

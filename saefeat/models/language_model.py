@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -49,12 +49,8 @@ class LanguageModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What artefacts record of the model."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "fingerprint": self.fingerprint,
-            "dtype": self.dtype,
-        }
+        names = ("name", "revision", "fingerprint", "dtype")
+        return {name: getattr(self, name) for name in names}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -67,17 +63,12 @@ class LanguageModel:
         return torch.get_num_threads() if self.device == "cpu" else None
 
     @property
-    def layers_path(self) -> str:
-        """Dotted path of the list of blocks. Raises UserError where none is found."""
-        return find_layers(self.model)
-
-    @property
     def n_layers(self) -> int:
         """Number of blocks. Raises UserError where none are found: all sites are then paths."""
-        return len(self.model.get_submodule(self.layers_path))
+        return len(self.model.get_submodule(find_layers(self.model)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
-        # scikit-learn's `clone` copies parameters deeply. The model is never changed, so one does.
+        # scikit-learn's `clone` copies parameters deeply; a model that never changes is shared.
         return self
 
     def site(self, name: str) -> Site:
@@ -139,9 +130,8 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
     prefix, suffix = _added_tokens(tokenizer)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     device = str(next(devices(model), "cpu"))
-    lm = LanguageModel(
-        model, tokenizer, name, revision, weights_fingerprint(model), dtype, device, prefix, suffix
-    )
+    mark = weights_fingerprint(model)
+    lm = LanguageModel(model, tokenizer, name, revision, mark, dtype, device, prefix, suffix)
     greatest = max([*prefix, *suffix], default=0)
     if greatest >= lm.embedding_rows:
         raise UserError(
@@ -154,19 +144,13 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
 
 def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Return the tokens put before and after a text, seen on the first probe that has tokens."""
-    for text in _probes(tokenizer):
+    special = set(tokenizer.all_special_ids)
+    known = (token for token in range(min(len(tokenizer), _PROBED)) if token not in special)
+    # The vocabulary's own texts are for tokenizers of DNA or proteins.
+    for text in chain(("a", "A", "1"), map(tokenizer.decode, ([token] for token in known))):
         bare = tokenizer(text, add_special_tokens=False)["input_ids"]
         full = tokenizer(text)["input_ids"]
         for start in range(len(full) - len(bare) + 1 if bare else 0):
             if full[start : start + len(bare)] == bare:
                 return full[:start], full[start + len(bare) :]
     return [], []
-
-
-def _probes(tokenizer: Any) -> Iterator[str]:
-    """Yield short texts: Latin ones, then the vocabulary's own, for others (DNA, proteins)."""
-    yield from ("a", "A", "1")
-    special = set(tokenizer.all_special_ids)
-    for token in range(min(len(tokenizer), _PROBED)):
-        if token not in special:
-            yield tokenizer.decode([token])

@@ -10,8 +10,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from saefeat.io import UserError, user_path
-from saefeat.models.conversion import check_complete, convert, first_line
+from saefeat.io import UserError, first_line, user_path
+from saefeat.models.conversion import check_complete, convert, silence_transformers
 from saefeat.models.language_model import LanguageModel, wrap
 from saefeat.progress import Say, quiet
 
@@ -19,16 +19,8 @@ EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "s
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for bad models.
-_LOADING = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    ImportError,
-    StrictDataclassError,
-)
+_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError)
+_LOADING = (*_LOADING, StrictDataclassError)
 # What clients of the hub raise without a network; each client has classes of its own.
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")
 _HUB_SECONDS = 5  # to wait for the hub's first answer
@@ -55,17 +47,13 @@ def choose_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # fails on `meta` too, which keeps no values
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the device {device} cannot be used here ({reason})", "device") from error
+        message = f"the device {device} cannot be used here ({first_line(error)})"
+        raise UserError(message, "device") from error
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """Return a dtype by name.
-
-    `auto` stands for bfloat16 where the machine is faster with it, else for float32. Raises
-    UserError for an unknown name.
-    """
+    """Return a dtype by name, see `load_model`. Raises UserError for an unknown one."""
     if dtype == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32
     if dtype not in DTYPES:
@@ -89,7 +77,7 @@ def load_model(
     Args:
         name: hub id, directory, `.gguf` file, or embedded name (`embedded:gemma-3-270m`).
         dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 where the machine is
-            faster with it.
+            faster with it, else float32.
         device: cpu, cuda, cuda:1, ...; `auto`: a GPU where there is one.
         revision: branch, tag or commit of the hub.
         say: takes a line before a model is fetched or converted, and the progress of that.
@@ -103,14 +91,14 @@ def load_model(
 
     name, chosen = str(name), choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
-    source = _source(name, say)
-    _silence_transformers()
-    unreachable = _unreachable(source)
+    place = _find_model(name, say)
+    silence_transformers()
+    unreachable = _unreachable(place)
     where: dict[str, Any] = {"revision": revision, "local_files_only": bool(unreachable)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, **where, dtype=torch_dtype, output_loading_info=True
+            place, **where, dtype=torch_dtype, output_loading_info=True
         )
     except (*_LOADING, SafetensorError) as error:
         raise _cannot_load(name, error, unreachable) from error
@@ -127,18 +115,18 @@ def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = _source(str(name), say)
-    _silence_transformers()
-    unreachable = _unreachable(source)
+    place = _find_model(str(name), say)
+    silence_transformers()
+    unreachable = _unreachable(place)
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=bool(unreachable))
+        config = AutoConfig.from_pretrained(place, local_files_only=bool(unreachable))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
     except _LOADING as error:
         raise _cannot_load(str(name), error, unreachable) from error
 
 
-def _source(name: str, say: Say) -> str:
+def _find_model(name: str, say: Say) -> str:
     """Return what transformers loads: a directory that holds the model, or a hub id."""
     if name.startswith("embedded:"):
         from saefeat.assets import fetch
@@ -168,24 +156,17 @@ def _source(name: str, say: Say) -> str:
     return name
 
 
-def _silence_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def _unreachable(source: str) -> str:
+def _unreachable(place: str) -> str:
     """Return why the hub cannot be reached, so that its cache is used alone; "" where it can.
 
     This is one question, without the client's own retries, which take half a minute per file.
     """
     from huggingface_hub import HfApi
 
-    if os.path.isdir(source):
+    if os.path.isdir(place):
         return ""
     try:
-        HfApi().model_info(source, timeout=_HUB_SECONDS, expand=["sha"])
+        HfApi().model_info(place, timeout=_HUB_SECONDS, expand=["sha"])
     except Exception as error:  # any other failure shows again when the model is loaded
         return first_line(error) if type(error).__name__ in _UNREACHABLE else ""
     return ""

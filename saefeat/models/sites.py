@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import nn
 
 from saefeat.io import UserError
 
-KINDS = ("mlp_out", "mlp_act", "resid_post")
 MEANINGS = {
     "mlp_out": "what the feed-forward part adds to the residual stream",
     "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
     "resid_post": "the residual stream after the block",
 }
+KINDS = tuple(MEANINGS)
 _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
@@ -47,11 +48,8 @@ def find_layers(model: nn.Module) -> str:
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = set(decoder.modules())  # type: ignore[union-attr]
-    lists = {
-        path: m
-        for path, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and m in inside and len(m)
-    }
+    lists = {path: m for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and m}
+    lists = {path: blocks for path, blocks in lists.items() if blocks in inside}
     known = {path: len(blocks) for path, blocks in lists.items() if _holder(blocks[0]) is not None}
     if not known:
         raise UserError(
@@ -110,12 +108,9 @@ def resolve_site(model: nn.Module, name: str) -> Site:
 def _explicit(model: nn.Module, name: str) -> Site:
     """Find a site by its module path, which may lack the base model's prefix."""
     paths = [name, f"{getattr(model, 'base_model_prefix', '')}.{name}"] if name else []
-    block = _BLOCK.fullmatch(name)
-    if block:  # another model's path of the blocks, or that of the text part alone
-        try:
+    if block := _BLOCK.fullmatch(name):  # another model's path, or that of the text part alone
+        with suppress(UserError):
             paths.append(f"{find_layers(model)}.{block[1]}")
-        except UserError:
-            pass
     for path in paths:
         try:
             model.get_submodule(path)
@@ -134,15 +129,8 @@ def feed_forward(block: nn.Module) -> Any:
 
 def down_projection(block: nn.Module) -> Any:
     """Return the module that hidden neurons write through ([neurons] -> [d]), if known."""
-    holder = feed_forward(block)
-    return next(
-        (
-            getattr(holder, name)
-            for name in _DOWN
-            if isinstance(getattr(holder, name, None), nn.Module)
-        ),
-        None,
-    )
+    path = _child(block, _DOWN)
+    return None if path is None else block.get_submodule(path[1:])
 
 
 def norm_after(block: nn.Module) -> nn.Module | None:
@@ -199,30 +187,24 @@ def describe_sites(model: Any) -> list[dict[str, Any]]:
     """Return one row per kind and layer of a transformers model, whose weights are not needed.
 
     Each row has the keys site, kind, layer, module (dotted path), width, sparsify and
-    transformer_lens (what these libraries call the place; None where they have none), and refused:
-    why there is no such site. Where there is none, the four before it are None; else refused is.
+    transformer_lens (the names in these libraries). For a site that the model does not have, these
+    four are None, and `refused` is the reason.
     """
-    blocks = model.get_submodule(find_layers(model))
-    return [
-        _describe(model, kind, layer, block) for kind in KINDS for layer, block in enumerate(blocks)
-    ]
+    blocks = [*enumerate(model.get_submodule(find_layers(model)))]
+    return [_describe(model, kind, layer, block) for kind in KINDS for layer, block in blocks]
 
 
 def _describe(model: Any, kind: str, layer: int, block: nn.Module) -> dict[str, Any]:
     row: dict[str, Any] = {"site": f"{kind}@{layer}", "kind": kind, "layer": layer}
+    row |= dict.fromkeys(("module", "width", "sparsify", "transformer_lens", "refused"))
     try:
         path = resolve_site(model, row["site"]).path
     except UserError as error:
-        unknown = dict.fromkeys(("module", "width", "sparsify", "transformer_lens"))
-        return {**row, **unknown, "refused": str(error)}
-    return {
-        **row,
-        "module": path,
-        "width": _width(model, kind, block),
-        "sparsify": path.removeprefix(f"{model.base_model_prefix}."),
-        "transformer_lens": _hook(kind, layer, block),
-        "refused": None,
-    }
+        return {**row, "refused": str(error)}
+    row["module"], row["width"] = path, _width(model, kind, block)
+    row["sparsify"] = path.removeprefix(f"{model.base_model_prefix}.")
+    row["transformer_lens"] = _hook(kind, layer, block)
+    return row
 
 
 def _width(model: Any, kind: str, block: nn.Module) -> int | None:

@@ -32,13 +32,12 @@ def weights_fingerprint(model: nn.Module) -> str:
     names = {name for name, _ in model.named_parameters()}  # tied weights once
     for path, module in sorted(model.named_modules()):
         members = [name for name, _ in module.named_parameters(recurse=False)]
-        full_names = {name: f"{path}.{name}".lstrip(".") for name in members}
-        full_names = {name: full for name, full in full_names.items() if full in names}
-        if not full_names:
+        own = {f"{path}.{name}".lstrip("."): name for name in members}
+        if not own.keys() & names:
             continue
         with _loaded(module):
-            for name, full in full_names.items():
-                weight = getattr(module, name)
+            for full in (full for full in own if full in names):
+                weight = getattr(module, own[full])  # read here, because it may be loaded here
                 digest.update(f"{full}|{tuple(weight.shape)}|".encode())
                 digest.update(_sample(full, weight))
     return _VERSION + digest.hexdigest()[:16]
@@ -88,5 +87,5 @@ def _plain(tensor: Tensor) -> Tensor:
     """Return the values of a tensor that a library has quantised or spread over devices."""
     if type(tensor).dequantize is not Tensor.dequantize or tensor.is_quantized:
         return tensor.dequantize()
-    whole = getattr(tensor, "full_tensor", None)
-    return tensor if whole is None else whole()
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()

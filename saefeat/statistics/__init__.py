@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 from saefeat.registry import Registry
-from saefeat.statistics.base import Accumulator, Field, Observed
+from saefeat.statistics.base import Accumulator, Field, Observed, comparable
 from saefeat.statistics.counts import Stats
-from saefeat.statistics.header import comparable
-
-if TYPE_CHECKING:
-    from saefeat.dictionaries import Dictionary
 
 __all__ = [
     "ACCUMULATORS",
@@ -21,7 +14,6 @@ __all__ = [
     "Stats",
     "comparable",
     "default_kinds",
-    "state_bytes",
 ]
 
 # The first one is written for every dictionary; its header says what was collected.
@@ -39,14 +31,3 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
 def default_kinds() -> list[type[Accumulator]]:
     """The accumulators that are collected without being asked for."""
     return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST]
-
-
-def state_bytes(
-    dictionary: Dictionary, labels: int, kinds: Iterable[type[Accumulator]] | None = None
-) -> int:
-    """Bytes that accumulators (by default, `default_kinds`) take while a corpus is collected."""
-    return dictionary.width * sum(
-        kind.unit_bytes(labels, signed=dictionary.signed)
-        for kind in (default_kinds() if kinds is None else kinds)
-        if kind.applies(dictionary)
-    )

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from saefeat.codes import STEP
+from saefeat.io import UserError
+from saefeat.parquet import read_table, required
 from saefeat.statistics.base import Accumulator, Field, Observed
-from saefeat.statistics.tables import read_table, write_table
+from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
-    from saefeat.dictionaries import Dictionary
 
-_COLUMNS = {
-    "example": "int64",
-    "label": "dictionary<values=string, indices=int32, ordered=0>",
-    "unit": "int32",
-    "tokens": "int32",
-    "sum": "double",
-    "min": "float",
-    "max": "float",
+_TYPES = {  # in memory and in a file
+    "batch": (torch.int64, None),
+    "example": (torch.int64, pa.int64()),
+    "label": (torch.int32, pa.dictionary(pa.int32(), pa.string())),
+    "unit": (torch.int32, pa.int32()),
+    "tokens": (torch.int32, pa.int32()),
+    "sum": (torch.int64, pa.float64()),
+    "min": (torch.float32, pa.float32()),
+    "max": (torch.float32, pa.float32()),
 }
-_DTYPES = {
-    "batch": torch.int64,
-    "example": torch.int64,
-    "label": torch.int32,
-    "unit": torch.int32,
-    "tokens": torch.int32,
-    "sum": torch.int64,
-    "min": torch.float32,
-    "max": torch.float32,
-}
+_COLUMNS = required({name: kind for name, (_, kind) in _TYPES.items() if kind is not None})
+_READ = pa.schema([_COLUMNS.field(name) for name in ("example", "unit", "tokens", "sum")])
 
 
 class Bags(Accumulator):
@@ -44,15 +41,12 @@ class Bags(Accumulator):
     steps of 2^-20. The rows stand by batch, example of the batch, and unit.
     """
 
-    FIELDS: ClassVar = {name: Field(("row",), "joint", dtype) for name, dtype in _DTYPES.items()}
+    FIELDS: ClassVar = {name: Field(("row",), "joint", kind) for name, (kind, _) in _TYPES.items()}
     FOLDER = "bags"
     SUFFIX = ".parquet"
+    SIGNED = False
     ON_REQUEST = True
     EACH_WINDOW = True
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     _added: tuple[dict[str, Tensor], ...] = ()  # batches since the rows were read last
 
@@ -71,13 +65,9 @@ class Bags(Accumulator):
             "batch": torch.full_like(rows.example, observed.batch),
             "example": observed.positions.to(rows.example.device)[rows.example],
             "label": observed.labels[rows.example],
-            "unit": rows.unit,
-            "tokens": rows.tokens,
-            "sum": rows.sum,
-            "min": rows.min,
-            "max": rows.max,
+            **{name: getattr(rows, name) for name in ("unit", "tokens", "sum", "min", "max")},
         }
-        part = {name: column.to(_DTYPES[name]) for name, column in columns.items()}
+        part = {name: column.to(self.FIELDS[name].dtype) for name, column in columns.items()}
         self._added = (*self._added, part)
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
@@ -85,19 +75,18 @@ class Bags(Accumulator):
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write Parquet rows example, label, unit, tokens, sum, min, max; `sum` as float64."""
-        import pyarrow as pa
-
-        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in _COLUMNS}
+        names = _COLUMNS.names
+        columns: dict[str, Any] = {name: self.tensors[name].cpu().numpy() for name in names}
         columns["sum"] = (self.sum.double() * STEP).cpu().numpy()
         columns["label"] = pa.DictionaryArray.from_arrays(
             pa.array(columns["label"]), pa.array(list(self.labels), pa.string())
         )
-        write_table(path, pa.table(columns), self.dictionary, self.labels)
+        write_rows(path, columns, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        table, manifest = read_table(path, _COLUMNS)
-        columns = {name: table[name] for name in _COLUMNS}
+        table, manifest = read_rows(path, _COLUMNS)
+        columns = {name: table[name] for name in _COLUMNS.names}
         columns["label"] = columns["label"].combine_chunks().indices
         made = {name: torch.from_numpy(c.to_numpy().copy()) for name, c in columns.items()}
         made["sum"] = (made["sum"] / STEP).round().long()
@@ -110,8 +99,28 @@ class Bags(Accumulator):
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """All rows, by batch."""
-    rows = {name: torch.cat([part[name] for part in parts]) for name in _DTYPES}
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if (rows["batch"].diff() >= 0).all():
         return rows
     order = rows["batch"].argsort(stable=True)
     return {name: column[order] for name, column in rows.items()}
+
+
+def read_bags(place: Path, dictionary: str, width: int) -> Iterator[list[np.ndarray]]:
+    """Read the bags of a dictionary, of `width` units, that were saved in the directory `place`.
+
+    Yields:
+        For each window: example int64, unit int32, tokens int32 and sum float64 of its rows, [m].
+
+    Raises:
+        UserError: there are no bags, or a file is damaged.
+    """
+    files = sorted((place / dictionary).glob(f"window-*{Bags.SUFFIX}"))
+    if not files:
+        raise UserError(f"{place / dictionary} holds no bags; collect them first", "bags")
+    for file in files:
+        table = read_table(file, _READ, help="collect the bags again")
+        _, unit, _, total = columns = [table[name].to_numpy() for name in _READ.names]
+        if not np.isfinite(total).all() or ((unit < 0) | (unit >= width)).any():
+            raise UserError(f"{file} is damaged; collect the bags again")
+        yield columns

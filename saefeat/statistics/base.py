@@ -2,9 +2,7 @@
 
 An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
 gives the same bytes. It declares its tensors with their reductions (`FIELDS`). `zeros`, `merge`,
-`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration. Over
-several processes a field is reduced elementwise as it declares, or, if "joint", by `reduce` of what
-the processes have.
+`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration.
 
 To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
 `saefeat.statistics.ACCUMULATORS`.
@@ -12,25 +10,65 @@ To add an accumulator, write a module with a subclass of `Accumulator`, and one 
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, Self
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from saefeat.codes import REDUCE, Bag, Codes
 from saefeat.io import SCHEMA, RunFailed, UserError, load_tensors, read_header, save_tensors
 from saefeat.schema import checked
-from saefeat.statistics.header import Header, merge_headers
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
     from saefeat.dictionaries import Dictionary
 
 _NEUTRAL = {"sum": 0, "min": torch.inf, "max": -torch.inf}
+# Names and paths may differ between machines, and windows between shards.
+_IGNORED = {"model": ("name", "revision"), "dictionary": ("path",), "corpus": ("name",)}
+
+
+class DictionaryHeader(TypedDict):
+    id: NotRequired[str]
+    site: NotRequired[str]
+
+
+@with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
+class Header(TypedDict):
+    """What a file of statistics says of itself, as far as the statistics themselves read it."""
+
+    labels: list[str]
+    windows: NotRequired[list[int]]
+    window_count: NotRequired[int]
+    dictionary: NotRequired[DictionaryHeader]
+
+
+def comparable(header: dict[str, Any]) -> dict[str, Any]:
+    """The part of a header that is equal in all shards, processes and resumes of a collection."""
+    kept = {key: value for key, value in header.items() if key != "windows"}
+    for key in _IGNORED.keys() & kept.keys():
+        kept[key] = {k: v for k, v in kept[key].items() if k not in _IGNORED[key]}
+    return kept
+
+
+def _merge_headers(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The header of the smaller first window, with all windows; one without windows comes last."""
+
+    def first_window(header: dict[str, Any]) -> tuple[float, str]:
+        return min(header.get("windows", []), default=math.inf), json.dumps(header, sort_keys=True)
+
+    header = min(one, other, key=first_window)
+    if "windows" not in header:
+        return header
+    return {**header, "windows": sorted(one["windows"] + other["windows"])}
 
 
 @dataclass(frozen=True)
@@ -38,11 +76,11 @@ class Field:
     """A tensor of an accumulator.
 
     Attributes:
-        axes: "label", "unit", "row" (of these there are none at first), or a size.
+        axes: "label", "unit", "row" (an empty accumulator has no rows), or a size.
         reduction: "sum", "min" or "max", elementwise; or "joint": the accumulator's own `reduce`
             merges it together with other fields.
         dtype: of the tensor.
-        neutral: value in an empty accumulator; it follows from an elementwise reduction.
+        neutral: value in an empty accumulator, of a "joint" field.
         signed_only: whether it is kept only for dictionaries whose codes may be negative.
     """
 
@@ -58,6 +96,15 @@ class Field:
     def zeros(self, sizes: Mapping[str, int], device: str) -> Tensor:
         fill = _NEUTRAL.get(self.reduction, self.neutral)
         return torch.full(self.shape(sizes), fill, dtype=self.dtype, device=device)
+
+    def fits(self, tensor: Tensor, sizes: dict[str, int]) -> bool:
+        """Whether a tensor is of this field. An axis that is new to `sizes` gets its size."""
+        if tensor.dim() != len(self.axes) or tensor.dtype != self.dtype:
+            return False
+        for axis, size in zip(self.axes, tensor.shape, strict=True):
+            if isinstance(axis, str):
+                sizes.setdefault(axis, size)
+        return tuple(tensor.shape) == self.shape(sizes)
 
 
 @dataclass
@@ -97,10 +144,11 @@ class Accumulator:
     """
 
     FIELDS: ClassVar[dict[str, Field]]
-    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics
+    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; "" for counts only
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own file, and no state stays
+    SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative
     FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
 
     def __init__(
@@ -109,9 +157,7 @@ class Accumulator:
         tensors: dict[str, Tensor],
         header: dict[str, Any] | None = None,
     ) -> None:
-        self.labels = labels
-        self._tensors = tensors
-        self.header = {} if header is None else header
+        self.labels, self._tensors, self.header = labels, tensors, header or {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -134,7 +180,7 @@ class Accumulator:
     @classmethod
     def applies(cls, dictionary: Dictionary) -> bool:
         """Whether it is collected for a dictionary."""
-        return True
+        return cls.SIGNED or not dictionary.signed
 
     @classmethod
     def path(cls, place: Path, dictionary: str, window: int = 0) -> Path:
@@ -155,21 +201,21 @@ class Accumulator:
     ) -> Self:
         """The neutral element. `signed`: whether codes may be negative."""
         sizes = {"label": len(labels), "unit": width, "row": 0}
-        tensors = {
-            name: field.zeros(sizes, device)
-            for name, field in cls.FIELDS.items()
-            if signed or not field.signed_only
-        }
-        return cls(labels, tensors, header)
+        fields = cls._fields(signed).items()
+        return cls(labels, {name: f.zeros(sizes, device) for name, f in fields}, header)
+
+    @classmethod
+    def _fields(cls, signed: bool) -> dict[str, Field]:
+        return {name: f for name, f in cls.FIELDS.items() if signed or not f.signed_only}
 
     @classmethod
     def unit_bytes(cls, labels: int, *, signed: bool) -> int:
         """Bytes per unit that its tensors take while a corpus is collected."""
         sizes = {"label": labels, "unit": 1}
         return sum(
-            field.dtype.itemsize * torch.Size(field.shape(sizes)).numel()
-            for field in cls.FIELDS.values()
-            if "unit" in field.axes and (signed or not field.signed_only)
+            field.dtype.itemsize * math.prod(field.shape(sizes))
+            for field in cls._fields(signed).values()
+            if "unit" in field.axes
         )
 
     def add(self, observed: Observed) -> None:
@@ -182,8 +228,8 @@ class Accumulator:
         Names and paths, which may differ, are those of the operand with the smaller first window.
         Raises RunFailed when a sum leaves the exact range.
         """
-        header = merge_headers(self.header, other.header)
-        return type(self)(self.labels, self.reduce(other), header).checked()
+        header = _merge_headers(self.header, other.header)
+        return type(self)(self.labels, self.reduce(other), header).check_range()
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         """The fields of both, merged."""
@@ -192,7 +238,7 @@ class Accumulator:
             for name, value in self.tensors.items()
         }
 
-    def checked(self) -> Self:
+    def check_range(self) -> Self:
         """Return self. Raises RunFailed when a sum has left the exact range."""
         for name, tensor in self.tensors.items():
             if self.FIELDS[name].reduction != "sum" or not tensor.numel():
@@ -204,9 +250,10 @@ class Accumulator:
         return self
 
     def equal(self, other: Self) -> bool:
-        if self.labels != other.labels or self.tensors.keys() != other.tensors.keys():
-            return False
-        return all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        """Whether labels and tensors are the same; headers may differ."""
+        mine, its = self.tensors, other.tensors
+        same_kind = self.labels == other.labels and mine.keys() == its.keys()
+        return same_kind and all(torch.equal(mine[name], its[name]) for name in mine)
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write the file. `corpus`: what was collected, where its texts are written too."""
@@ -243,20 +290,12 @@ class Accumulator:
     @classmethod
     def _check(cls, tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
         """Raise UserError where a tensor is missing, unknown, or of another shape or type."""
-        sizes: dict[str, int] = {"label": labels}
+        sizes = {"label": labels}
         for name in cls.FIELDS.keys() | tensors.keys():
             field, tensor = cls.FIELDS.get(name), tensors.get(name)
-            if field is not None and field.signed_only and tensor is None:
+            if field and field.signed_only and tensor is None:
                 continue
-            if field is None or tensor is None or tensor.dim() != len(field.axes):
-                fits = False
-            else:  # the first tensor tells how many units there are
-                shape = [
-                    axis if isinstance(axis, int) else sizes.setdefault(axis, size)
-                    for axis, size in zip(field.axes, tensor.shape, strict=True)
-                ]
-                fits = tensor.dtype == field.dtype and list(tensor.shape) == shape
-            if not fits:
+            if field is None or tensor is None or not field.fits(tensor, sizes):
                 raise UserError(
                     f"{path} holds no statistics of {labels} labels (tensor {name}); "
                     "collect it again"

@@ -70,14 +70,8 @@ class Stats(Accumulator):
         tokens = observed.lengths.to(labels.device)
         self.tokens.index_add_(0, labels, tokens)
         self.examples.index_add_(0, labels, torch.ones_like(tokens))
-        values = {
-            "fired": bag.tokens,
-            "fired_examples": bag.tokens > 0,
-            "sum": bag.sum,
-            "total": bag.total,
-            "min": bag.min,
-            "max": bag.max,
-        }
+        values = {name: getattr(bag, name) for name in ("sum", "total", "min", "max")}
+        values |= {"fired": bag.tokens, "fired_examples": bag.tokens > 0}
         for name, value in values.items():
             if name in self.tensors and value is not None:
                 bag.reduce_into(self.tensors[name], value, labels, self.FIELDS[name].reduction)

@@ -7,28 +7,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from saefeat.io import UserError
+from saefeat.parquet import required
 from saefeat.statistics.base import Accumulator, Field, Observed
-from saefeat.statistics.tables import read_table, write_table
+from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
     from saefeat.corpora import Corpus
-    from saefeat.dictionaries import Dictionary
 
 N = 5  # examples per unit
 Row = tuple[str, str, str]  # id, label and text of an example
-_COLUMNS = {
-    "unit": "int64",
-    "place": "int64",
-    "value": "float",
-    "position": "int64",
-    "id": "string",
-    "label": "string",
-    "text": "string",
-}
+_NUMBERS = {"unit": pa.int64(), "place": pa.int64(), "value": pa.float32(), "position": pa.int64()}
+_TEXTS = ("id", "label", "text")
+_COLUMNS = required(_NUMBERS | dict.fromkeys(_TEXTS, pa.string()))
 
 
 class TopExamples(Accumulator):
@@ -36,8 +31,7 @@ class TopExamples(Accumulator):
 
     `value` [width, N] is the activation (-inf: none), `position` [width, N] the place of the
     example in the corpus (-1: none), both sorted by falling value. Of equal values the earlier
-    example comes first, so merging is exact in any order. Both fields are reduced together: the
-    rows of two accumulators are put side by side, sorted, and cut after N.
+    example comes first, so merging is exact in any order. Both fields are reduced together.
     """
 
     FIELDS: ClassVar = {
@@ -46,19 +40,20 @@ class TopExamples(Accumulator):
     }
     FOLDER = "examples"
     SUFFIX = ".parquet"
+    SIGNED = False
 
     rows: Mapping[int, Row] = MappingProxyType({})  # those of a file, by position
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     def add(self, observed: Observed) -> None:
         bag = observed.bag.rows()
         assert bag.example is not None and bag.unit is not None
         position = observed.positions.to(bag.example.device)[bag.example]
-        beats = bag.max >= self.value[bag.unit, -1]
-        unit, value, position = bag.unit[beats], bag.max[beats], position[beats]
+        self._insert(bag.unit, bag.max, position)
+
+    def _insert(self, unit: Tensor, value: Tensor, position: Tensor) -> None:
+        """Add pairs of unit and example, [m] each, in place."""
+        beats = value >= self.value[unit, -1]
+        unit, value, position = unit[beats], value[beats], position[beats]
         touched = unit.unique()
         unit = torch.cat([touched.repeat_interleave(N), unit])
         value = torch.cat([self.value[touched].view(-1), value])
@@ -76,14 +71,11 @@ class TopExamples(Accumulator):
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
         width = max(len(self.value), len(other.value))  # a file has no units beyond its last row
-        value, position = (
-            torch.cat([_widened(one, width), _widened(two, width)], 1)
-            for one, two in ((self.value, other.value), (self.position, other.position))
-        )
-        order = position.argsort(dim=1, stable=True)
-        value, position = value.gather(1, order), position.gather(1, order)
-        order = value.argsort(dim=1, descending=True, stable=True)[:, :N]
-        return {"value": value.gather(1, order), "position": position.gather(1, order)}
+        made = self.zeros(self.labels, width, device=str(self.value.device))
+        for each in (self, other):
+            unit, place = (each.position >= 0).nonzero(as_tuple=True)
+            made._insert(unit, each.value[unit, place], each.position[unit, place])
+        return made.tensors
 
     def merge(self, other: Self) -> Self:
         made = super().merge(other)
@@ -93,32 +85,26 @@ class TopExamples(Accumulator):
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write Parquet rows unit, place, value, position, id, label, text.
 
-        Args:
-            corpus: the texts at the positions; not needed for what was loaded from files.
+        `corpus` has the texts at the positions; what was loaded from files needs none.
         """
-        import pyarrow as pa
-
         unit, place = (self.position >= 0).nonzero(as_tuple=True)
-        at = self.position[unit, place].tolist()
         rows = [
             self.rows[i] if corpus is None else (corpus.ids[i], corpus.of[i], corpus.texts[i])
-            for i in at
+            for i in self.position[unit, place].tolist()
         ]
+        numbers = (unit, place, self.value[unit, place], self.position[unit, place])
         columns: dict[str, Any] = {
-            "unit": unit.cpu().numpy(),
-            "place": place.cpu().numpy(),
-            "value": self.value[unit, place].cpu().numpy(),
-            "position": pa.array(at, pa.int64()),
+            name: tensor.cpu().numpy() for name, tensor in zip(_NUMBERS, numbers, strict=True)
         }
-        for k, name in enumerate(("id", "label", "text")):
+        for k, name in enumerate(_TEXTS):
             columns[name] = pa.array([row[k] for row in rows], pa.string())
-        write_table(path, pa.table(columns), self.dictionary, self.labels)
+        write_rows(path, columns, self)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        table, manifest = read_table(path, _COLUMNS)
+        table, manifest = read_rows(path, _COLUMNS)
         unit, place, value, position = (
-            torch.from_numpy(table[name].to_numpy().copy()) for name in list(_COLUMNS)[:4]
+            torch.from_numpy(table[name].to_numpy().copy()) for name in _NUMBERS
         )
         if len(unit) and not (unit.min() >= 0 and place.min() >= 0 and place.max() < N):
             raise UserError(f"{path} is damaged; collect it again")
@@ -126,15 +112,9 @@ class TopExamples(Accumulator):
         dictionary = {"id": manifest["dictionary"]}
         top = cls.zeros(tuple(manifest["labels"]), width, dictionary=dictionary)
         top.value[unit, place], top.position[unit, place] = value, position
-        texts = zip(*(table[name].to_pylist() for name in ("id", "label", "text")), strict=True)
+        texts = zip(*(table[name].to_pylist() for name in _TEXTS), strict=True)
         top.rows = dict(zip(position.tolist(), texts, strict=True))
         return top
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    """With rows without examples up to `width`."""
-    neutral = -1 if tensor.dtype == torch.int64 else -torch.inf
-    return torch.cat([tensor, tensor.new_full((width - len(tensor), N), neutral)])
 
 
 def read_passages(path: Path, units: Collection[int]) -> dict[int, list[dict[str, Any]]]:
@@ -142,7 +122,7 @@ def read_passages(path: Path, units: Collection[int]) -> dict[int, list[dict[str
 
     Raises UserError when the file is damaged.
     """
-    table, _ = read_table(path, _COLUMNS, [("unit", "in", sorted(set(units)))])
+    table, _ = read_rows(path, _COLUMNS, [("unit", "in", sorted(set(units)))])
     found: dict[int, list[dict[str, Any]]] = {}
     for row in sorted(table.to_pylist(), key=lambda row: (row["unit"], row["place"])):
         if not abs(row["value"]) < torch.inf:

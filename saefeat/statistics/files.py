@@ -29,9 +29,7 @@ def list_stats(directory: Path) -> dict[str, Path]:
     if not files:
         raise UserError(f"{directory} holds no statistics; collect them first", command="collect")
     if (directory / UNFINISHED).exists():
-        raise UserError(
-            f"{directory} is unfinished; finish its collection first", command="collect"
-        )
+        raise UserError(f"{directory} is unfinished; finish collecting it", command="collect")
     return {file.stem: file for file in files}
 
 
@@ -39,16 +37,9 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
     """Statistics of a dictionary in a directory. Raises UserError when they are not there."""
     path = stats_file(directory, dictionary)
     if not path.is_file():
-        raise UserError(
-            f"{directory} holds no statistics of {dictionary}; collect them first",
-            command="collect",
-        )
+        message = f"{directory} holds no statistics of {dictionary}; collect them first"
+        raise UserError(message, command="collect")
     return Stats.load(path)
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """The header of statistics: what they are of. Raises UserError when they are damaged."""
-    return Stats.read_header(file)
 
 
 class StatsFiles(Sequence[Stats]):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from saefeat.statistics.base import Accumulator, Field, Observed
-
-if TYPE_CHECKING:
-    from saefeat.dictionaries import Dictionary
 
 # Eight bins per octave, from 2^-8 to 2^14. The first and the last also take what lies beyond.
 #
@@ -56,11 +53,8 @@ class Histograms(Accumulator):
     }
     FOLDER = "histograms"
     ON_REQUEST = True
+    SIGNED = False
     FORMAT: ClassVar = {"edges": EDGES.tolist()}
-
-    @classmethod
-    def applies(cls, dictionary: Dictionary) -> bool:
-        return not dictionary.signed
 
     def add(self, observed: Observed) -> None:
         codes, bag = observed.codes, observed.bag.rows()
@@ -73,9 +67,8 @@ class Histograms(Accumulator):
 
     def of(self, unit: int) -> Histogram:
         """The histogram of a unit, from its first bin with a value to its last."""
-        counts, top = self.counts[unit], float(self.max[unit])
+        counts, top, tokens = self.counts[unit], float(self.max[unit]), int(self.tokens)
         filled = counts.nonzero()[:, 0].tolist()
-        tokens = int(self.tokens)
         if not filled:
             return Histogram(tokens=tokens, fired=0, max=0.0, counts=[], edges=[])
         first, end = filled[0], filled[-1] + 1

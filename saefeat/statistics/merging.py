@@ -8,8 +8,8 @@ from functools import reduce
 from pathlib import Path
 
 from saefeat.io import UserError, replacing
-from saefeat.statistics import ACCUMULATORS, Accumulator, comparable
-from saefeat.statistics.files import list_stats, read_header, stats_file
+from saefeat.statistics import ACCUMULATORS, Accumulator, Stats, comparable
+from saefeat.statistics.files import list_stats, stats_file
 
 
 def merge(sources: Sequence[Path], out: Path) -> list[str]:
@@ -40,24 +40,27 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
             f"{out} exists already and is not empty; choose another output directory", "out"
         )
     # A shard without windows has no files of windows.
-    full = [source for source in sources if read_header(files[source][names[0]])["windows"]]
+    full = [source for source in sources if _windows(files[source][names[0]])[0]]
     with replacing(out) as temporary:
         for kind in ACCUMULATORS.values():
+            folder = Path(kind.FOLDER)
             if kind.EACH_WINDOW:
-                for source in _all_or_none(full, Path(kind.FOLDER)):
-                    place = temporary / kind.FOLDER
-                    shutil.copytree(source / kind.FOLDER, place, dirs_exist_ok=True)
+                for source in _all_or_none(full, folder):
+                    shutil.copytree(source / folder, temporary / folder, dirs_exist_ok=True)
                 continue
             for name in names:
-                file = kind.path(Path(kind.FOLDER), name)
+                file = kind.path(folder, name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
-        header = read_header(stats_file(temporary, names[0]))
-    count = header["window_count"]
-    gap = sorted(set(range(count)) - set(header["windows"]))
-    if not gap:
-        return []
-    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"]
+        windows, count = _windows(stats_file(temporary, names[0]))
+    gap = sorted(set(range(count)) - set(windows))
+    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"] if gap else []
+
+
+def _windows(file: Path) -> tuple[list[int], int]:
+    """The windows in statistics, and how many there are in all."""
+    header = Stats.read_header(file)
+    return header.get("windows", []), header.get("window_count", 0)
 
 
 def _merge_files(kind: type[Accumulator], files: Sequence[Path], out: Path) -> None:
@@ -81,17 +84,14 @@ def _all_or_none(sources: Sequence[Path], part: Path) -> Sequence[Path]:
 def check_mergeable(first: Accumulator, other: Accumulator, where: str) -> None:
     """Raise UserError when statistics are of different things or share a window.
 
-    Args:
-        where: the place of `other`, in the message.
+    `where` is the place of `other`, in the message.
     """
     one, two = comparable(first.header), comparable(other.header)
     # The cause first: the limits of dictionaries follow from the model, the corpus and the policy.
     for key in sorted(one.keys() | two.keys(), key=lambda key: (key == "dictionary", key)):
         if one.get(key) != two.get(key):
-            raise UserError(
-                f"{where}: cannot merge, its {key} differs: "
-                f"{first.header.get(key)} / {other.header.get(key)}"
-            )
+            found = f"{first.header.get(key)} / {other.header.get(key)}"
+            raise UserError(f"{where}: cannot merge, its {key} differs: {found}")
     if first.labels != other.labels:
         raise UserError(f"{where}: cannot merge, the labels differ")
     shared = set(first.header.get("windows", [])) & set(other.header.get("windows", []))

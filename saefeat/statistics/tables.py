@@ -2,63 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pydantic import with_config
 from typing_extensions import TypedDict
 
-from saefeat.io import SCHEMA, UserError, atomic_path
+from saefeat import parquet
+from saefeat.io import SCHEMA
 from saefeat.schema import STRICT, checked
+from saefeat.statistics.base import Accumulator
 
-_KEY = b"saefeat"
+_HELP = "collect it again"
 
 
+@with_config(STRICT)
 class Manifest(TypedDict):
-    """What a table says of itself, in its metadata."""
+    """What a table says of itself, in its metadata; `dictionary` is an id."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: int
     dictionary: str
     labels: list[str]
 
 
-def write_table(path: Path, table: Any, dictionary: str, labels: Sequence[str]) -> None:
-    """Write a pyarrow table. `dictionary`: the id of the dictionary whose units it is of."""
-    import pyarrow.parquet as pq
-
-    manifest = Manifest(schema=SCHEMA, dictionary=dictionary, labels=list(labels))
-    metadata = {_KEY: json.dumps(manifest, sort_keys=True)}
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+def write_rows(path: Path, columns: Mapping[str, Any], of: Accumulator) -> None:
+    """Write the columns of an accumulator's table."""
+    manifest = Manifest(schema=SCHEMA, dictionary=of.dictionary, labels=list(of.labels))
+    parquet.write_table(path, pa.table(columns), manifest)
 
 
-def read_table(
-    path: Path, columns: Mapping[str, str], filters: list[Any] | None = None
-) -> tuple[Any, Manifest]:
-    """Read what `write_table` wrote: the pyarrow table and its manifest.
-
-    Args:
-        columns: name -> type, as pyarrow writes it, of every column.
-        filters: rows to read, as `pyarrow.parquet.read_table` takes them.
-
-    Raises UserError when the file is damaged or has other columns.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schema = pq.read_schema(path)
-        found = {name: str(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
-        if found != columns or _KEY not in (schema.metadata or {}):
-            raise UserError(f"{path} is not a table that saefeat writes there; collect it again")
-        manifest = json.loads(schema.metadata[_KEY])
-        table = pq.read_table(path, filters=filters)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable Parquet file; collect it again") from error
-    if any(column.null_count for column in table.columns):
-        raise UserError(f"{path} has an empty cell; collect it again")
-    return table, checked(Manifest, manifest, path)
+def read_rows(
+    path: Path, fields: pa.Schema, filters: list[Any] | None = None
+) -> tuple[pa.Table, Manifest]:
+    """Read what `write_rows` wrote, as `parquet.read_table` does, and its manifest."""
+    table = parquet.read_table(path, fields, filters, _HELP)
+    return table, checked(Manifest, parquet.read_header(table), path, help=_HELP)
