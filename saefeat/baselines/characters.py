@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from saefeat.baselines.naive_bayes import NaiveBayes
 from saefeat.corpora import clean_text
 from saefeat.corpora.examples import UNKNOWN
-from saefeat.lid.copies import SHORT
+from saefeat.lid.heads.linear import SHORT
 from saefeat.lid.heads import FitSize
 from saefeat.models import LanguageModel
 
