@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
@@ -201,10 +202,9 @@ class Selection:
         """
         path = Path(path)
         table = read_table(path)
-        try:
+        header: Any = None
+        with suppress(ValueError):
             header = json.loads((table.schema.metadata or {}).get(_HEADER_KEY, b"null"))
-        except ValueError:
-            header = None
         known = isinstance(header, dict) and "method" in header
         if not known or not table.schema.equals(_FIELDS):
             raise UserError(f"{path} is not a selection written by saefeat")

@@ -8,21 +8,15 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from saefeat.artefacts import HeadMetrics, LIDMetrics
+from saefeat.baselines import BASELINES
+from saefeat.lid.heads import HEADS
 from saefeat.report.formats import by_length, direction, shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-HEADS = {
-    "linear": "logistic regression on bags of all units",
-    "naive-bayes": "multinomial, read from the statistics",
-    "sae-count": "which selected features fire, counted",
-    "sae-min-max": "selected features, scaled firing values",
-    "neuron-count": "which selected neurons fire, counted",
-    "char-naive-bayes": "baseline: counts of runs of 1 to 4 characters",
-    "token-naive-bayes": "baseline: counts of the model's tokens",
-    "fasttext": "baseline: fastText, closed set",
-}
+# The order of the page. Entries that are not named here follow in the order of their registry.
+ORDER = tuple(dict.fromkeys(("linear", "naive-bayes", *HEADS, "char-naive-bayes", *BASELINES)))
 OURS, THEIRS = "linear", "fasttext"  # the heads whose errors are shown
 KINDS = {(False, True): "theirs", (True, False): "ours", (False, False): "neither"}  # who is right
 _SHOWN = 48  # texts of each length and kind
@@ -62,8 +56,8 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
 def _heads(metrics: LIDMetrics) -> list[str]:
     """Names of the heads in the order of the page, unknown ones last."""
     return [
-        *(name for name in HEADS if name in metrics["heads"]),
-        *sorted(metrics["heads"].keys() - HEADS.keys()),
+        *(name for name in ORDER if name in metrics["heads"]),
+        *sorted(metrics["heads"].keys() - set(ORDER)),
     ]
 
 
@@ -86,9 +80,10 @@ def lid_rows(metrics: LIDMetrics) -> list[dict[str, Any]]:
 def _head(
     name: str, metrics: HeadMetrics, found: Mapping[str, Mapping[str, HeadMetrics]]
 ) -> dict[str, Any]:
+    titles = [kinds[name].title for kinds in (HEADS, BASELINES) if name in kinds]
     return {
         "name": name,
-        "note": HEADS.get(name, ""),
+        "note": next(iter(titles), ""),
         "accuracy": metrics["accuracy"],
         "accuracy_ci": metrics["accuracy_ci"],
         "f1": metrics["f1_macro"],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts import Histogram, ShownUnit
+from saefeat.methods import METHODS
 from saefeat.report.formats import natural, pairs, rounded, visible
 from saefeat.report.passages import passage_view
 from saefeat.report.spread import Spread, unit_spread
@@ -18,7 +19,6 @@ FIRST = 10  # units shown of each label
 _CARDS = 2400  # at most on the page, so that hundreds of labels stay under 8 MB
 _FEW = 600  # cards; beyond, each has one passage
 _PASSAGES = 3
-_BY_ENTROPY = ("sae-lape", "lape")  # methods whose score is the entropy
 
 
 def method_views(
@@ -79,10 +79,10 @@ def _method(
             others = [owner for owner in owners[unit] if owner != label]
             extra = unit_spread(spread, *unit) | shown.get((*unit, label), {})
             units[label].append({**_unit(row), "others": others, **extra})
-    parameters = selection.header.get("parameters", {})
+    parameters, rule = selection.header.get("parameters", {}), selection.header["method"]
     return {
         "name": name,
-        "score": "entropy" if selection.header["method"] in _BY_ENTROPY else "score",
+        "score": METHODS[rule].score if rule in METHODS else "score",
         "labels": list(selection.labels),
         "parameters": pairs({k: value for k, value in parameters.items() if value is not None}),
         "dictionaries": dictionaries,

@@ -5,32 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from saefeat.artefacts import LIDMetrics, LIDRequest
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
-from saefeat.evaluation import LidMetrics, lid_metrics
-from saefeat.io import (
-    UserError,
-    atomic_path,
-    file_sha256,
-    fingerprint,
-    make_dir,
-    read_json,
-    write_json,
-)
+from saefeat.evaluation import lid_metrics
+from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
 from saefeat.resume import check_same
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
-from saefeat.rundir import RunDir
-from saefeat.schema import checked
 
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 
@@ -43,7 +30,7 @@ def evaluate(
     out: Path,
     max_texts: int | None = None,
     fasttext: Path | None = None,
-) -> LidMetrics:
+) -> LIDMetrics:
     """Evaluate every head and baseline on whole texts and on their beginnings.
 
     The metrics are written to `out`, and the predictions beside it. Metrics of the run's own corpus
@@ -63,7 +50,7 @@ def evaluate(
     corpus = setting.corpus if other is None else _with_run_labels(setting, other)
     heads = load_heads(setting.out)
     request = _request(setting, corpus, heads, split, max_texts, fasttext)
-    before = _read_metrics(out, request["run"])
+    before = _read_metrics(setting, out, request["run"])
     if before is not None and before.get("request") == request and other is None:
         setting.say("lid: evaluated already")
         return before
@@ -76,11 +63,8 @@ def evaluate(
     labels, seed = setting.corpus.labels, setting.config.seed
     metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
     metrics["request"] = request
-    # Metrics beside the run's own have predictions of their own.
-    own = out.name == RunDir(setting.out).lid_metrics.name
-    name = "predictions" if own else f"{out.stem}-predictions"
-    _write_predictions(out.with_name(f"{name}.parquet"), corpus, positions, predictions)
-    write_json(out, metrics)
+    setting.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
+    setting.files.save_lid_metrics(metrics, out)
     return metrics
 
 
@@ -97,8 +81,7 @@ def _request(
     split: str,
     max_texts: int | None,
     fasttext: Path | None,
-) -> dict[str, Any]:
-    """What metrics answer: a JSON value."""
+) -> LIDRequest:
     mark = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
     fitted = [name for name, kind in BASELINES.items() if kind.fitted]
     return {
@@ -111,19 +94,15 @@ def _request(
     }
 
 
-def _read_metrics(out: Path, run: str) -> LidMetrics | None:
-    """Read metrics of this run that were written before.
-
-    Raises UserError where the file is damaged or holds something else.
-    """
+def _read_metrics(setting: OpenRun, out: Path, run: str) -> LIDMetrics | None:
+    """Metrics that were written before. Raises UserError where they are not of this run."""
     if not out.exists():
         return None
     found = read_json(out)
     request = found.get("request") if isinstance(found, dict) else None
-    # Metrics of older versions do not name their run.
-    written_for = request.get("run", run) if isinstance(request, dict) else None
+    written_for = request.get("run") if isinstance(request, dict) else None
     check_same(out, written_for, run, "metrics")
-    return checked(LidMetrics, found, out)
+    return setting.files.load_lid_metrics(out)
 
 
 def _predict(
@@ -165,16 +144,14 @@ def _with_run_labels(setting: OpenRun, corpus: Corpus) -> Corpus:
     return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
 
 
-def _write_predictions(
-    path: Path,
+def _prediction_columns(
     corpus: Corpus,
     positions: Sequence[int],
     predictions: Mapping[str, Mapping[str, Sequence[str | None]]],
-) -> None:
-    """Write Parquet: a row per length, head and text."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("id", "label", "text", "length", "head", "predicted")
-    }
+) -> dict[str, list[str | None]]:
+    """Columns with a row per length, head and text."""
+    names = ("id", "label", "text", "length", "head", "predicted")
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
     for length, heads in predictions.items():
         end = None if length == "all" else int(length)
         for head, predicted in heads.items():
@@ -184,5 +161,4 @@ def _write_predictions(
             columns["length"] += [length] * len(positions)
             columns["head"] += [head] * len(positions)
             columns["predicted"] += predicted
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    return columns
