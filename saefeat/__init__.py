@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saefeat.config import RunConfig
+    from saefeat.config import RunConfig, TrainConfig
     from saefeat.corpora import load_corpus, make_plan
     from saefeat.io import UserError
-    from saefeat.lid import LanguageIdentifier
+    from saefeat.lid.identifier import LanguageIdentifier
     from saefeat.models import load_model
     from saefeat.run import collect, rank
     from saefeat.sae.store import load_sae, load_saes, save_sae
-    from saefeat.sae.train import TrainConfig, train_saes
+    from saefeat.sae.train import train_saes
     from saefeat.selection import Selection
     from saefeat.statistics import Stats
     from saefeat.steering import steer
 
 _HOMES = {
-    "LanguageIdentifier": "saefeat.lid",
+    "LanguageIdentifier": "saefeat.lid.identifier",
     "RunConfig": "saefeat.config",
     "Selection": "saefeat.selection",
     "Stats": "saefeat.statistics",
-    "TrainConfig": "saefeat.sae.train",
+    "TrainConfig": "saefeat.config",
     "UserError": "saefeat.io",
     "collect": "saefeat.run",
     "load_corpus": "saefeat.corpora",

@@ -28,7 +28,7 @@ Version = Annotated[int, AfterValidator(_check_version)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Perplexity = Annotated[float, Field(gt=0.5)]  # at least 1, but for rounding
-Interval = tuple[float, float]
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 Label = str
 
 

@@ -12,60 +12,17 @@ judgement slips (from right to wrong or back) with probability 1 / (n + 2).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict
 
-from saefeat.schema import STRICT
+from saefeat.artefacts import HeadMetrics, Interval, LengthMetrics, LIDMetrics
 
 Predictions = Sequence[str | None]
 Measure = Literal["accuracy", "f1_macro"]
-_ENDS = (0.025, 0.975)  # of a 95 % interval
-_Z = 1.959964  # the normal quantile of the upper end
-
-
-class LabelMetrics(TypedDict):
-    """Metrics of one label."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    precision: float
-    recall: float
-    f1: float
-
-
-class HeadMetrics(TypedDict):
-    """Metrics of one head. Rows of the matrix are true labels; its last column is `unknown`."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    accuracy: float
-    accuracy_ci: list[float]
-    f1_macro: float
-    f1_macro_ci: list[float]
-    per_label: dict[str, LabelMetrics]
-    confusion_matrix: list[list[int]]
-
-
-class LengthMetrics(TypedDict):
-    """Metrics of all heads on the first characters of each text."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    n: int
-    heads: dict[str, HeadMetrics]
-
-
-class LidMetrics(TypedDict):
-    """The content of `lid/metrics.json`. `request` says what was asked for."""
-
-    __pydantic_config__ = STRICT  # type: ignore[misc]
-    corpus: str
-    split: str
-    labels: list[str]
-    n: int
-    heads: dict[str, HeadMetrics]
-    by_length: dict[str, LengthMetrics]
-    request: NotRequired[dict[str, Any]]
+Ints, Floats = NDArray[np.int64], NDArray[np.float64]
+_Z = 1.959964  # the normal quantile of the upper end of a 95 % interval
 
 
 def head_metrics(
@@ -92,25 +49,21 @@ def head_metrics(
     Raises:
         ValueError: lengths differ, or a label is not among `labels`.
     """
-    k = len(labels)
-    true, guess = _indices(truth, predicted, labels)
-    cells, counts = np.unique(np.stack([true, guess]), axis=1, return_counts=True)
+    k, n = len(labels), len(truth)
+    cells, counts = _cells(truth, labels, predicted)
     matrix = np.zeros((k, k + 1), np.int64)
     matrix[cells[0], cells[1]] = counts
     hit, actual, called = np.diagonal(matrix), matrix.sum(1), matrix[:, :k].sum(0)
     scores = zip(_ratio(hit, called), _ratio(hit, actual), _f1(hit, actual, called), strict=True)
-    accuracy, f1 = (
-        float(_measure(m, cells[0], cells[1], counts[None, :], k)[0])
-        for m in ("accuracy", "f1_macro")
-    )
-    slipping, weights = _with_slips(cells, counts)
-    sampled = _resample(weights, len(true), seed, resamples)
+    accuracy = float(_measure("accuracy", cells[0], cells[1], counts[None], k)[0])
+    f1_macro = float(_measure("f1_macro", cells[0], cells[1], counts[None], k)[0])
+    slipping, sampled = _resample(cells, counts, seed, resamples)
     draws = _measure("f1_macro", slipping[0], slipping[1], sampled, k)
     return {
         "accuracy": accuracy,
-        "accuracy_ci": wilson(accuracy, len(true)),
-        "f1_macro": f1,
-        "f1_macro_ci": interval(f1, draws, len(true)),
+        "accuracy_ci": wilson(accuracy, n),
+        "f1_macro": f1_macro,
+        "f1_macro_ci": interval(f1_macro, draws, n),
         "per_label": {
             label: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
             for label, (precision, recall, f1) in zip(labels, scores, strict=True)
@@ -139,21 +92,15 @@ def paired_difference(
     Raises:
         ValueError: lengths differ, a label is not among `labels`, or the measure is unknown.
     """
-    k = len(labels)
-    true, guess_a = _indices(truth, pred_a, labels)
-    _, guess_b = _indices(truth, pred_b, labels)
-    cells, counts = np.unique(np.stack([true, guess_a, guess_b]), axis=1, return_counts=True)
+    cells, counts = _cells(truth, labels, pred_a, pred_b)
 
-    def difference(cells: NDArray[np.int64], sampled: NDArray[np.int64]) -> NDArray[np.float64]:
-        return _measure(measure, cells[0], cells[1], sampled, k) - _measure(
-            measure, cells[0], cells[2], sampled, k
-        )
+    def difference(cells: Ints, counts: Ints) -> Floats:
+        a, b = (_measure(measure, cells[0], guess, counts, len(labels)) for guess in cells[1:])
+        return a - b
 
-    slipping, weights = _with_slips(cells, counts)
-    ahead = float(difference(cells, counts[None, :])[0])
-    low, high = difference_interval(
-        ahead, difference(slipping, _resample(weights, len(true), seed, resamples))
-    )
+    ahead = float(difference(cells, counts[None])[0])
+    draws = difference(*_resample(cells, counts, seed, resamples))
+    low, high = difference_interval(ahead, draws)
     return ahead, low, high
 
 
@@ -166,7 +113,7 @@ def lid_metrics(
     *,
     seed: int = 0,
     resamples: int = 1000,
-) -> LidMetrics:
+) -> LIDMetrics:
     """Compute the content of `lid/metrics.json`.
 
     Args:
@@ -179,9 +126,7 @@ def lid_metrics(
     if "all" not in predictions_by_length:
         raise ValueError("predictions of the whole texts ('all') are missing")
     by_length: dict[str, LengthMetrics] = {}
-    for length in sorted(
-        predictions_by_length, key=lambda name: (name == "all", int(name) if name != "all" else 0)
-    ):
+    for length in sorted(predictions_by_length, key=lambda at: np.inf if at == "all" else int(at)):
         heads = {
             head: head_metrics(truth, predicted, labels, seed=seed, resamples=resamples)
             for head, predicted in predictions_by_length[length].items()
@@ -197,19 +142,23 @@ def lid_metrics(
     }
 
 
-def _indices(
-    truth: Sequence[str], predicted: Predictions, labels: Sequence[str]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column of each example in the confusion matrix; None is column K."""
-    if len(truth) != len(predicted):
-        raise ValueError(f"{len(truth)} true labels but {len(predicted)} predictions")
-    rows = {label: index for index, label in enumerate(labels)}
-    columns: dict[str | None, int] = {**rows, None: len(rows)}
-    strangers = [x for x in truth if x not in rows] + [x for x in predicted if x not in columns]
-    if strangers:
-        raise ValueError(f"{strangers[0]!r} is not among the labels {', '.join(labels)}")
-    true = np.fromiter((rows[label] for label in truth), np.int64, len(truth))
-    return true, np.fromiter((columns[label] for label in predicted), np.int64, len(predicted))
+def _cells(
+    truth: Sequence[str], labels: Sequence[str], *predictions: Predictions
+) -> tuple[Ints, Ints]:
+    """Which labels come together, [1 + heads, m], and in how many examples, [m].
+
+    A column has the index of the true label, and those of the guesses of the heads; None is K.
+    """
+    names: dict[str | None, int] = {label: k for k, label in enumerate(labels)}
+    guesses = {**names, None: len(labels)}
+    rows = []
+    for row, known in ((truth, names), *((each, guesses) for each in predictions)):
+        if len(row) != len(truth):
+            raise ValueError(f"{len(truth)} true labels but {len(row)} predictions")
+        if strangers := [label for label in row if label not in known]:
+            raise ValueError(f"{strangers[0]!r} is not among the labels {', '.join(labels)}")
+        rows.append([known[label] for label in row])
+    return np.unique(np.array(rows, np.int64), axis=1, return_counts=True)
 
 
 def slip(n: int) -> float:
@@ -217,46 +166,33 @@ def slip(n: int) -> float:
     return 1 / (n + 2)
 
 
-def _with_slips(
-    cells: NDArray[np.int64], counts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Cells [1 + heads, m] (true label, guess of each head) with weights, where a guess may slip.
+def _resample(cells: Ints, counts: Ints, seed: int, resamples: int) -> tuple[Ints, Ints]:
+    """Bootstrap samples of n examples in which each guess may slip.
 
     A right guess slips to the next label that has examples, a wrong one to the right label.
+    Examples of one cell are alike, so drawing counts of cells is drawing examples, and far cheaper.
+
+    Returns:
+        Cells [1 + heads, m], and how often each is drawn, [resamples, m].
     """
-    true, guesses, share = cells[0], cells[1:], slip(int(counts.sum()))
+    true, guesses, n = cells[0], cells[1:], int(counts.sum())
+    if not n:
+        return cells, np.zeros((resamples, 0), np.int64)
     present = np.unique(true)
-    after = present[(np.searchsorted(present, true) + 1) % max(len(present), 1)]
-    parts, weights = [cells], [counts.astype(np.float64) * (1 - share * len(guesses))]
+    after = present[(np.searchsorted(present, true) + 1) % len(present)]
+    parts, weights = [cells], [counts * (1 - slip(n) * len(guesses))]
     for head, guess in enumerate(guesses, 1):
         slipped = cells.copy()
         slipped[head] = np.where(guess == true, after, true)
         parts.append(slipped)
-        weights.append(counts.astype(np.float64) * share)
-    return np.concatenate(parts, axis=1), np.concatenate(weights)
+        weights.append(counts * slip(n))
+    share = np.concatenate(weights)
+    draw = np.random.default_rng(seed).multinomial(n, share / share.sum(), size=resamples)
+    return np.concatenate(parts, axis=1), draw
 
 
-def _resample(weights: NDArray[np.float64], n: int, seed: int, resamples: int) -> NDArray[np.int64]:
-    """Cell counts of `resamples` samples of n examples with replacement: [resamples, cells].
-
-    Examples of one cell are alike, so drawing counts of cells is drawing examples, and far cheaper.
-    """
-    if not n:
-        return np.zeros((resamples, 0), np.int64)
-    return np.random.default_rng(seed).multinomial(n, weights / weights.sum(), size=resamples)
-
-
-def _measure(
-    measure: Measure,
-    true: NDArray[np.int64],
-    guess: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    k: int,
-) -> NDArray[np.float64]:
-    """The measure of each row of cell counts [rows, cells].
-
-    `true` and `guess` [cells] name the cells.
-    """
+def _measure(measure: Measure, true: Ints, guess: Ints, counts: Ints, k: int) -> Floats:
+    """The measure of each row of cell counts [rows, m]; `true` and `guess` [m] name the cells."""
     if measure == "accuracy":
         return _ratio(counts[:, true == guess].sum(1), counts.sum(1))
     if measure != "f1_macro":
@@ -267,16 +203,16 @@ def _measure(
     return _ratio(_f1(hit, actual, called).sum(1), (actual > 0).sum(1))
 
 
-def _f1(hit: NDArray[Any], actual: NDArray[Any], called: NDArray[Any]) -> NDArray[np.float64]:
+def _f1(hit: NDArray[Any], actual: NDArray[Any], called: NDArray[Any]) -> Floats:
     return _ratio(2 * hit, actual + called)
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> Floats:
     """part / whole, 0 where whole is 0."""
     return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
 
 
-def wilson(share: float, n: float) -> list[float]:
+def wilson(share: float, n: float) -> Interval:
     """Wilson's 95 % interval of a share of n independent judgements (JASA 22, 1927).
 
     Returns [low, high]; of no judgements [0, 1].
@@ -288,7 +224,7 @@ def wilson(share: float, n: float) -> list[float]:
     return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]
 
 
-def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
+def interval(measure: float, draws: Floats, n: int) -> Interval:
     """95 % interval of a measure between 0 and 1 of n examples: [low, high].
 
     draws: the measure on bootstrap samples in which judgements slip (see this module).
@@ -297,7 +233,7 @@ def interval(measure: float, draws: NDArray[np.float64], n: int) -> list[float]:
     return wilson(measure, mean * (1 - mean) / variance if n and variance > 0 else n)
 
 
-def difference_interval(difference: float, draws: NDArray[np.float64]) -> list[float]:
+def difference_interval(difference: float, draws: Floats) -> Interval:
     """95 % interval of a difference of two measures between 0 and 1: [low, high].
 
     draws: the difference on bootstrap samples in which judgements slip. Slips move both measures
@@ -307,6 +243,6 @@ def difference_interval(difference: float, draws: NDArray[np.float64]) -> list[f
     return [max(-1.0, min(low, difference)), min(1.0, max(high, difference))]
 
 
-def percentiles(draws: NDArray[np.float64]) -> list[float]:
+def percentiles(draws: Floats) -> Interval:
     """[low, high]: 95 % of the draws lie between them."""
-    return [float(end) for end in np.quantile(draws, _ENDS)]
+    return np.quantile(draws, (0.025, 0.975)).tolist()

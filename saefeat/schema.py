@@ -117,8 +117,6 @@ def write_lines(kind: type[Any], path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(lines))
 
 
-
-
 def _plain(kind: type[Any], value: Any) -> Any:
     """A value as JSON has it; raises ValueError when it does not fit."""
     plain = json.loads(json.dumps(value, default=asdict))

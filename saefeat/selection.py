@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import torch
-from pydantic import ConfigDict
+from pydantic import with_config
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -24,29 +25,29 @@ if TYPE_CHECKING:
     import pandas
 
 _FIELDS = pa.schema(
-    [
-        ("dictionary", pa.string()),
-        ("site", pa.string()),
-        ("unit", pa.int64()),
-        ("label", pa.string()),
-        ("rank", pa.int64()),
-        ("score", pa.float64()),
-        ("probability", pa.float32()),
-        ("mean_firing", pa.float64()),
-        ("mean", pa.float64()),
-        ("max", pa.float32()),
-    ]
+    {
+        "dictionary": pa.string(),
+        "site": pa.string(),
+        "unit": pa.int64(),
+        "label": pa.string(),
+        "rank": pa.int64(),
+        "score": pa.float64(),
+        "probability": pa.float32(),
+        "mean_firing": pa.float64(),
+        "mean": pa.float64(),
+        "max": pa.float32(),
+    }
 )
 COLUMNS = tuple(_FIELDS.names)
 
 
+@with_config({"extra": "allow"})
 class _Dictionary(TypedDict):
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
     width: int
 
 
+@with_config(STRICT)
 class _Header(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     method: str
     parameters: NotRequired[dict[str, Any]]
     labels: list[str]
@@ -76,17 +77,15 @@ def make_part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
     unit, label = unit.cpu(), label.cpu()
     chosen, column = torch.unique(unit, return_inverse=True)
     # Means are computed for the chosen units only.
-    tensors = {name: value.cpu() for name, value in stats.tensors.items()}
-    tensors = {
-        name: value if value.dim() == 1 else value[:, chosen] for name, value in tensors.items()
-    }
+    tensors = {name: t.cpu() for name, t in stats.tensors.items()}
+    tensors = {name: t if t.dim() == 1 else t[:, chosen] for name, t in tensors.items()}
     few = Stats(stats.labels, tensors, stats.header)
     columns = {
         "dictionary": [stats.dictionary] * len(unit),
         "site": [stats.site] * len(unit),
         "unit": unit.numpy(),
         "label": [stats.labels[i] for i in label.tolist()],
-        "rank": np.zeros(len(unit), dtype=np.int64),
+        "rank": np.zeros(len(unit), np.int64),
         "score": score.cpu().double().numpy(),
         "probability": few.probability()[label, column].numpy(),
         "mean_firing": few.mean_firing()[label, column].numpy(),
@@ -149,25 +148,21 @@ class Selection:
             UserError: there is no part, a dictionary comes twice, or labels or models differ.
         """
         labels = _common_labels(parts)
+        dictionaries = [dict(part.header["dictionary"]) for part in parts]
         header: dict[str, Any] = {
             "method": method,
             "parameters": dict(parameters),
             "labels": list(labels),
-            "dictionaries": {
-                p.header["dictionary"]["id"]: dict(p.header["dictionary"]) for p in parts
-            },
+            "dictionaries": {each["id"]: each for each in dictionaries},
         }
         if "model" in parts[0].header:
             header["model"] = parts[0].header["model"]
-        table = pa.concat_tables([p.table for p in parts])
-        score = _column(table, "score")
-        _, dictionary = np.unique(
-            np.array(table["dictionary"].to_pylist(), dtype=object), return_inverse=True
-        )
-        keys = [score, dictionary, _column(table, "unit")]
+        table = pa.concat_tables([part.table for part in parts])
+        names = table["dictionary"].to_numpy()
+        keys = [_column(table, "score"), np.unique(names, return_inverse=True)[1]]
         if by == "probability":
             keys.insert(0, -_column(table, "probability"))
-        return cls(_ranked(table, labels, *keys), header)
+        return cls(_ranked(table, labels, *keys, _column(table, "unit")), header)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -226,9 +221,7 @@ class Selection:
                 f"there is no label {label!r} in the selection; "
                 f"its labels are {', '.join(self.labels)}"
             )
-        return self.filter(
-            np.array([name == label for name in self.table["label"].to_pylist()], dtype=bool)
-        )
+        return self.filter([name == label for name in self.table["label"].to_pylist()])
 
     def units(self, dictionary: str) -> dict[str, list[int]]:
         """Label -> units of one dictionary, in rank order; the list of a label may be empty.
@@ -251,19 +244,16 @@ class Selection:
         """The first n units of each label."""
         return self.filter(_column(self.table, "rank") <= n)
 
-    def filter(self, keep: np.ndarray) -> Selection:
+    def filter(self, keep: np.ndarray | Sequence[bool]) -> Selection:
         """The rows where `keep`, bool [rows], is true, ranked again from 1 in their order."""
-        table = self.table.filter(pa.array(keep))
+        table = self.table.filter(pa.array(keep, pa.bool_()))
         return Selection(_ranked(table, self.labels, _column(table, "rank")), self.header)
 
     def without_shared(self) -> Selection:
         """The rows of units that belong to one label only."""
-        owners: dict[tuple[str, int], int] = {}
-        for dictionary, unit, _ in self._cells():
-            owners[dictionary, unit] = owners.get((dictionary, unit), 0) + 1
-        return self.filter(
-            np.array([owners[d, unit] == 1 for d, unit, _ in self._cells()], dtype=bool)
-        )
+        units = [(dictionary, unit) for dictionary, unit, _ in self._cells()]
+        owners = Counter(units)
+        return self.filter([owners[unit] == 1 for unit in units])
 
     def intersection(self, other: Selection) -> Selection:
         """The rows of this selection whose (dictionary, unit, label) is in the other too.
@@ -282,17 +272,13 @@ class Selection:
         header = _combined(self, other, "union")
         header["labels"] = list(dict.fromkeys(self.labels + other.labels))
         mine = set(self._cells())
-        new = other.table.filter(
-            pa.array([cell not in mine for cell in other._cells()], type=pa.bool_())
-        )
-        table = pa.concat_tables([self.table, new])
+        new = other.filter([cell not in mine for cell in other._cells()])
+        table = pa.concat_tables([self.table, new.table])
         return Selection(_ranked(table, header["labels"], np.arange(table.num_rows)), header)
 
     def _where(self, name: str, other: Selection, *, present: bool) -> Selection:
         theirs = set(other._cells())
-        kept = self.filter(
-            np.array([(cell in theirs) == present for cell in self._cells()], dtype=bool)
-        )
+        kept = self.filter([(cell in theirs) == present for cell in self._cells()])
         return Selection(kept.table, _combined(self, other, name))
 
     def _cells(self) -> list[tuple[str, int, str]]:
@@ -302,20 +288,16 @@ class Selection:
 
 def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:
     """Raise UserError where the rows do not fit the header."""
-    labels, dictionaries = header["labels"], header["dictionaries"]
+    labels, widths = header["labels"], {k: d["width"] for k, d in header["dictionaries"].items()}
     columns = (table[name].to_pylist() for name in ("dictionary", "label", "unit", "rank"))
-    fits = (
-        len(set(labels)) == len(labels)
-        and not any(table[name].null_count for name in COLUMNS)
-        and all(
-            label in labels
-            and name in dictionaries
-            and 0 <= unit < dictionaries[name]["width"]
-            and rank > 0
+    if (
+        len(set(labels)) < len(labels)
+        or any(column.null_count for column in table.columns)
+        or not all(
+            label in labels and 0 <= unit < widths.get(name, 0) and rank > 0
             for name, label, unit, rank in zip(*columns, strict=True)
         )
-    )
-    if not fits:
+    ):
         raise UserError(f"{path} is damaged; rank again")
 
 
@@ -326,15 +308,12 @@ def _column(table: pa.Table, name: str) -> np.ndarray:
 def _ranked(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.Table:
     """The table sorted by label and by the keys, with new ranks."""
     position = {label: i for i, label in enumerate(labels)}
-    label = np.array([position[name] for name in table["label"].to_pylist()], dtype=np.int64)
+    label = np.array([position[name] for name in table["label"].to_pylist()], np.int64)
     rank = rank_within_labels(label, *keys)
     order = np.lexsort((rank, label))
     at = _FIELDS.get_field_index("rank")
-    return (
-        table.take(pa.array(order))
-        .set_column(at, _FIELDS.field(at), pa.array(rank[order]))
-        .combine_chunks()
-    )
+    ranks = pa.array(rank[order])
+    return table.take(order).set_column(at, _FIELDS.field(at), ranks).combine_chunks()
 
 
 def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
@@ -363,18 +342,16 @@ def _combined(left: Selection, right: Selection, name: str) -> dict[str, Any]:
     if left.header.get("model") != right.header.get("model"):
         raise UserError(f"the {name} of two selections needs the same model in both")
     for key in left.dictionaries.keys() & right.dictionaries.keys():
-        if left.dictionaries[key].get("fingerprint") != right.dictionaries[key].get("fingerprint"):
+        marks = {s.dictionaries[key].get("fingerprint") for s in (left, right)}
+        if len(marks) > 1:
             raise UserError(
                 f"the {name} of two selections needs the same dictionary {key} in both; "
                 "rank one again"
             )
-    sources = [
-        {key: each.header[key] for key in ("method", "parameters")} for each in (left, right)
-    ]
-    dictionaries = {**right.dictionaries, **left.dictionaries}
+    both = [{key: s.header[key] for key in ("method", "parameters")} for s in (left, right)]
     return {
         **left.header,
         "method": name,
-        "parameters": {"of": sources},
-        "dictionaries": dictionaries,
+        "parameters": {"of": both},
+        "dictionaries": {**right.dictionaries, **left.dictionaries},
     }

@@ -24,9 +24,8 @@ from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import PAPER_LABELS, Corpus, first_by_hash, load_corpus, make_plan
 from saefeat.dictionaries import SAE
-from saefeat.lid.copies import SHORT
 from saefeat.lid.features import Features, featurize, read_features
-from saefeat.lid.heads.linear import linear_head
+from saefeat.lid.heads.linear import SHORT, linear_head
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
 from saefeat.lid.heads.sae_count import count_head
 from saefeat.lid.heads.sae_min_max import min_max_head

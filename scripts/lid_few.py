@@ -17,9 +17,8 @@ from common import by_commas, options, parse, record, show
 from sklearn.metrics import f1_score
 
 from saefeat.baselines import BASELINES
-from saefeat.lid.copies import SHORT, make_copies
 from saefeat.lid.features import Features, featurize
-from saefeat.lid.heads.linear import linear_head
+from saefeat.lid.heads.linear import SHORT, linear_head, make_copies
 from saefeat.run import open_run
 
 

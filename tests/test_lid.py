@@ -22,15 +22,14 @@ from saefeat.collection import collect
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.io import UserError, load_tensors, save_tensors
-from saefeat.lid import LanguageIdentifier
-from saefeat.lid.copies import CAPITALS, make_copies
 from saefeat.lid.features import Features, featurize, read_features, root_counts
 from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS, FitSize, linear, sae_heads
-from saefeat.lid.heads.linear import linear_head
+from saefeat.lid.heads.linear import CAPITALS, linear_head, make_copies
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
 from saefeat.lid.heads.sae_count import count_head
 from saefeat.lid.heads.sae_min_max import min_max_head
+from saefeat.lid.identifier import LanguageIdentifier
 from saefeat.methods import METHODS
 from saefeat.selection import Selection, make_part
 from saefeat.statistics import Observed, Stats

@@ -14,11 +14,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from saefeat.baselines.naive_bayes import NaiveBayes
 from saefeat.corpora import clean_text
 from saefeat.corpora.examples import UNKNOWN
-from saefeat.lid.copies import SHORT
 from saefeat.lid.heads import FitSize
+from saefeat.lid.heads.linear import SHORT
 from saefeat.models import LanguageModel
-
-_COLUMNS = 2**20
 
 
 class CharNaiveBayes(NaiveBayes):
@@ -34,6 +32,7 @@ class CharNaiveBayes(NaiveBayes):
 
     name = "char-naive-bayes"
     title = "baseline: counts of runs of 1 to 4 characters"
+    vocabulary = 2**20
 
     def __init__(self, alpha: float = 0.1, unknown: str | None = UNKNOWN) -> None:
         self.alpha = alpha
@@ -56,15 +55,14 @@ class CharNaiveBayes(NaiveBayes):
         """About 20 n-grams per token, 12 bytes each."""
         return 20 * 12 * size.tokens
 
-    def _columns(self) -> int:
-        return _COLUMNS
-
     def _counts(self, texts: Sequence[str]) -> csr_matrix:
-        plain: dict[str, Any] = {"norm": None, "alternate_sign": False}  # counts
-        grams = HashingVectorizer(analyzer="char", ngram_range=(1, 4), n_features=_COLUMNS, **plain)
+        counts: dict[str, Any] = {"norm": None, "alternate_sign": False}
+        grams = HashingVectorizer(
+            analyzer="char", ngram_range=(1, 4), n_features=self.vocabulary, **counts
+        )
         return csr_matrix(grams.transform([clean_text(text) for text in texts]))
 
     def _outcomes(self) -> NDArray[np.bool_]:
-        seen = np.zeros(_COLUMNS, bool)
+        seen = np.zeros(self.vocabulary, bool)
         seen[self.counts_.indices] = True
         return seen

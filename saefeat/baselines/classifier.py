@@ -73,12 +73,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, texts: Any) -> list[str | None]:
         """The best label of each text, ties to the first; `unknown` where nothing can be said."""
-        scores = self.scores(texts)
-        best = scores.argmax(1) if scores.shape[1] else np.zeros(len(scores), np.int64)
-        known = [
-            self.classes_[k] if row[k] > 0 else None for row, k in zip(scores, best, strict=True)
-        ]
-        return or_unknown(known, self.unknown)
+        found = [self.classes_[row.argmax()] if row.any() else None for row in self.scores(texts)]
+        return or_unknown(found, self.unknown)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on texts X with labels y, which X may hold. Unknown counts as wrong."""

@@ -71,13 +71,11 @@ class FastText(TextClassifier):
                 raise ValueError("FastText needs candidate labels, in its constructor or in fit")
             _, candidates = given_examples(texts)
         candidates = check_labels(listed(candidates, "labels"), self.unknown)
-        self.classes_ = (
-            list(dict.fromkeys(candidates)) if self.labels is not None else sorted(set(candidates))
-        )
-        column = {label: index for index, label in enumerate(self.classes_)}
+        given = self.labels is not None
+        self.classes_ = list(dict.fromkeys(candidates if given else sorted(candidates)))
         codes = [code.removeprefix(PREFIX) for code in _codes(self._model())]
         found = to_labels(codes, self.classes_)
-        self._columns = {PREFIX + code: column[label] for code, label in found.items()}
+        self._columns = {PREFIX + code: self.classes_.index(label) for code, label in found.items()}
         return self
 
     def scores(self, texts: Any) -> NDArray[np.float64]:
@@ -101,10 +99,7 @@ class FastText(TextClassifier):
         None where nothing can be said.
         """
         judged = [self._predictions(text, 1) for text in given_texts(texts)]
-        return [
-            (best[0][1].removeprefix(PREFIX), min(best[0][0], 1.0)) if best else None
-            for best in judged
-        ]
+        return [(b[0][1].removeprefix(PREFIX), min(b[0][0], 1.0)) if b else None for b in judged]
 
     def _predictions(self, text: str, k: int) -> list[tuple[float, str]]:
         """(score, `__label__xx`) of the k best codes, best first; k -1: of all.

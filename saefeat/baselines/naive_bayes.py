@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, with_config
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from typing_extensions import TypedDict
@@ -21,14 +22,17 @@ from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.schema import STRICT, checked
 
 
+@with_config(STRICT)
 class _Header(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: int
     head: str
-    labels: list[str]
+    labels: Annotated[list[str], Field(min_length=1)]
     letters: bool
     columns: int
     alpha: float
+
+
+_PARTS = ("counts", "indices", "starts")  # tensors of a file: the parts of a sparse matrix
 
 
 class NaiveBayes(TextClassifier):
@@ -39,22 +43,22 @@ class NaiveBayes(TextClassifier):
 
     Class attributes:
         name: of the baseline, in its files.
+
+    Attributes:
+        vocabulary: number of columns of the counts.
     """
 
     name: ClassVar[str]
+    vocabulary: int
     alpha: float
 
     @abstractmethod
     def _counts(self, texts: Sequence[str]) -> csr_matrix:
-        """Counts of texts [n, columns]."""
+        """Counts of texts [n, vocabulary]."""
 
     @abstractmethod
     def _outcomes(self) -> NDArray[np.bool_]:
-        """bool [columns]: which columns are outcomes. Counts of other columns are ignored."""
-
-    @abstractmethod
-    def _columns(self) -> int:
-        """Number of columns."""
+        """bool [vocabulary]: which columns are outcomes. Counts of other columns are ignored."""
 
     def fit(self, texts: Any = None, labels: Any = None) -> Self:
         """Count n texts with their n labels, which a table or pairs may hold.
@@ -98,10 +102,8 @@ class NaiveBayes(TextClassifier):
         return joint - np.log(len(self.classes_)), amount
 
     def _counts_of_telling(self, texts: Sequence[str]) -> csr_matrix:
-        """Counts of texts [n, columns]; none for texts that say nothing."""
-        return self._counts(
-            [text if says_something(text, letters=self.letters_) else "" for text in texts]
-        )
+        """Counts of texts [n, vocabulary]; none for texts that say nothing."""
+        return self._counts([t if says_something(t, letters=self.letters_) else "" for t in texts])
 
     def save(self, path: Path) -> None:
         """Write the fitted counts as safetensors."""
@@ -110,16 +112,12 @@ class NaiveBayes(TextClassifier):
             "head": self.name,
             "labels": self.classes_,
             "letters": self.letters_,
-            "columns": self.counts_.get_shape()[1],
+            "columns": self.vocabulary,
             "alpha": self.alpha,
         }
-        parts = {
-            "counts": self.counts_.data,
-            "indices": self.counts_.indices,
-            "starts": self.counts_.indptr,
-        }
-        tensors = {name: torch.from_numpy(part.astype(np.int64)) for name, part in parts.items()}
-        save_tensors(path, tensors, header)
+        parts = (self.counts_.data, self.counts_.indices, self.counts_.indptr)
+        arrays = (torch.from_numpy(part.astype(np.int64)) for part in parts)
+        save_tensors(path, dict(zip(_PARTS, arrays, strict=True)), header)
 
     def restore(self, path: Path) -> Self:
         """Read what `save` wrote.
@@ -132,26 +130,22 @@ class NaiveBayes(TextClassifier):
             raise UserError(f"{path} is not a {self.name} head of this version; fit it again")
         header = checked(_Header, found, path)
         shape = (len(header["labels"]), header["columns"])
-        if shape[1] != self._columns() or not _is_sparse(tensors, shape):
+        counts = _read_counts(tensors, shape) if shape[1] == self.vocabulary else None
+        if counts is None:
             raise UserError(f"{path} is damaged, or of another tokenizer; fit it again")
         self.alpha, self.classes_ = header["alpha"], header["labels"]
-        self.letters_ = header["letters"]
-        counts, indices, starts = (tensors[k].numpy() for k in ("counts", "indices", "starts"))
-        self.counts_ = csr_matrix((counts.astype(np.float64), indices, starts), shape=shape)
+        self.letters_, self.counts_ = header["letters"], counts
         return self
 
 
-def _is_sparse(tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> bool:
-    """Whether tensors are the parts of a sparse matrix of counts of that shape."""
-    if tensors.keys() != {"counts", "indices", "starts"} or min(shape) < 1:
-        return False
-    if any(part.dtype != torch.int64 or part.dim() != 1 for part in tensors.values()):
-        return False
-    counts, indices, starts = (tensors[name] for name in ("counts", "indices", "starts"))
-    return (
-        len(starts) == shape[0] + 1
-        and len(counts) == len(indices) == int(starts[-1])
-        and int(starts[0]) == 0
-        and bool((starts.diff() >= 0).all() and (counts >= 0).all())
-        and bool(((indices >= 0) & (indices < shape[1])).all())
-    )
+def _read_counts(tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> csr_matrix | None:
+    """The matrix that tensors are the parts of; None where they do not fit."""
+    if tensors.keys() != set(_PARTS) or any(t.dtype != torch.int64 for t in tensors.values()):
+        return None
+    counts, indices, starts = (tensors[name].numpy() for name in _PARTS)
+    try:
+        matrix = csr_matrix((counts.astype(np.float64), indices, starts), shape=shape)
+        matrix.check_format(full_check=True)
+    except ValueError:
+        return None
+    return matrix if matrix.nnz == len(counts) and (counts >= 0).all() else None

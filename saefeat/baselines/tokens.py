@@ -13,6 +13,7 @@ from saefeat.baselines.naive_bayes import NaiveBayes
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.corpora.examples import UNKNOWN
 from saefeat.models import LanguageModel
+from saefeat.tokens import without_special
 
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 
@@ -45,23 +46,17 @@ class TokenNaiveBayes(NaiveBayes):
         """An instance with the tokenizer of a model."""
 
         def tokenize(texts: list[str]) -> list[list[int]]:
-            special = lm.special_ids
-            return [
-                [token for token in row if token not in special]
-                for row in lm.tokenize(texts, TOKEN_LIMIT)
-            ]
+            rows = lm.tokenize(texts, TOKEN_LIMIT)
+            return [without_special(row, lm.special_ids) for row in rows]
 
         vocabulary = max(len(lm.tokenizer), lm.unembedding().shape[0])
         return cls(tokenize, vocabulary, unknown=None)
 
-    def _columns(self) -> int:
-        return self.vocabulary
-
     def _counts(self, texts: Sequence[str]) -> csr_matrix:
         """Raises ValueError for a token id of at least V."""
         tokens = self.tokenize(list(texts)) if len(texts) else []
-        lengths = [len(ids) for ids in tokens]
-        ids = np.fromiter((token for ids in tokens for token in ids), np.int64, sum(lengths))
+        lengths = [len(row) for row in tokens]
+        ids = np.fromiter((token for row in tokens for token in row), np.int64, sum(lengths))
         if len(ids) and ids.max() >= self.vocabulary:
             raise ValueError(f"token {ids.max()} is outside the vocabulary of {self.vocabulary}")
         rows = np.repeat(np.arange(len(texts)), lengths)

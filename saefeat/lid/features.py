@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +24,8 @@ from saefeat.statistics import Observed, Stats
 from saefeat.statistics.bags import read_bags
 from saefeat.tokens import without_special
 
+Cells = tuple[np.ndarray, ...]  # row, unit, tokens and sum of pairs of a text and a unit
+
 
 @dataclass
 class Features:
@@ -40,14 +43,11 @@ class Features:
     def stack(cls, parts: Sequence[Features]) -> Features:
         """The rows of all parts, one part after the other."""
 
-        def stacked(kind: str) -> dict[str, sp.csr_matrix]:
-            names = getattr(parts[0], kind)
-            return {
-                name: sp.csr_matrix(sp.vstack([getattr(part, kind)[name] for part in parts]))
-                for name in names
-            }
+        def stack(tables: list[dict[str, sp.csr_matrix]]) -> dict[str, Any]:
+            names = tables[0]
+            return {name: sp.vstack([each[name] for each in tables], "csr") for name in names}
 
-        return cls(stacked("counts"), stacked("sums"))
+        return cls(stack([part.counts for part in parts]), stack([part.sums for part in parts]))
 
     def __len__(self) -> int:
         return int(next(iter(self.counts.values())).get_shape()[0])
@@ -81,12 +81,9 @@ def featurize(
             published.
         letters: whether a text needs a letter to say something.
     """
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {each.id: [] for each in dictionaries}
-    rows = {
-        i: row
-        for i, row in _tokenize(lm, texts, token_limit).items()
-        if says_something(texts[i], letters=letters)
-    }
+    parts: dict[str, list[Cells]] = {each.id: [] for each in dictionaries}
+    rows = _tokenize(lm, texts, token_limit)
+    rows = {i: row for i, row in rows.items() if says_something(texts[i], letters=letters)}
     for batch, encoded in _encode(lm, dictionaries, rows, count_bos=count_bos, say=say):
         positions = np.asarray(batch.positions)
         for name, (codes, lengths) in encoded.items():
@@ -99,23 +96,17 @@ def sum_by_label(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], corpus: Corpus
 ) -> dict[str, Stats]:
     """Compute the statistics of all texts of a corpus: dictionary id -> statistics, on the CPU."""
-    row = {label: k for k, label in enumerate(corpus.labels)}
+    names = corpus.labels
     found = {
-        each.id: Stats.zeros(
-            corpus.labels,
-            each.width,
-            signed=each.signed,
-            device=lm.device,
-            dictionary=each.identity,
-        )
-        for each in dictionaries
+        d.id: Stats.zeros(names, d.width, signed=d.signed, device=lm.device, dictionary=d.identity)
+        for d in dictionaries
     }
     rows = _tokenize(lm, corpus.texts, TOKEN_LIMIT)
-    for batch, encoded in _encode(lm, dictionaries, rows, labels=len(row)):
-        labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
+    for batch, encoded in _encode(lm, dictionaries, rows, labels=len(names)):
+        of = torch.tensor([names.index(corpus.of[i]) for i in batch.positions], device=lm.device)
         positions = torch.tensor(batch.positions)
         for name, (codes, lengths) in encoded.items():
-            found[name].add(Observed(codes, lengths, labels, positions))
+            found[name].add(Observed(codes, lengths, of, positions))
     return {
         name: Stats(s.labels, {key: t.cpu() for key, t in s.tensors.items()}, s.header)
         for name, s in found.items()
@@ -152,18 +143,15 @@ def _encode(
             del here  # before the next group takes its memory
 
 
-def _cells(bag: Bag, positions: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Row, unit, tokens and sum of the firing pairs of a bag."""
+def _cells(bag: Bag, positions: np.ndarray) -> Cells:
     rows = bag.rows()
     assert rows.example is not None and rows.unit is not None
     columns = (rows.unit.int(), rows.tokens.float(), rows.sum.double() * STEP)
     return positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns)
 
 
-def _build(
-    parts: Mapping[str, list[tuple[np.ndarray, ...]]], widths: Mapping[str, int], n: int
-) -> Features:
-    """Features of n texts from cells (row, unit, tokens, sum)."""
+def _build(parts: Mapping[str, list[Cells]], widths: Mapping[str, int], n: int) -> Features:
+    """Features of n texts."""
     features = Features({}, {})
     for name, cells in parts.items():
         none = (np.zeros(0, np.int64),) * 4
@@ -186,13 +174,12 @@ def read_features(directory: Path, widths: Mapping[str, int], positions: Sequenc
     """
     row_of = np.full(max(positions, default=0) + 1, -1, np.int64)
     row_of[np.asarray(positions, np.int64)] = np.arange(len(positions))
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    parts: dict[str, list[Cells]] = {}
     for name, width in widths.items():
         parts[name] = []
         for example, *columns in read_bags(directory, name, width):
-            row = np.full(len(example), -1, np.int64)
             inside = (example >= 0) & (example < len(row_of))
-            row[inside] = row_of[example[inside]]
+            row = np.where(inside, row_of[example * inside], -1)
             wanted = row >= 0
             parts[name].append((row[wanted], *(column[wanted] for column in columns)))
     return _build(parts, widths, len(positions))

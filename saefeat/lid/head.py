@@ -10,6 +10,7 @@ from typing import Any, NotRequired
 import numpy as np
 import scipy.sparse as sp
 import torch
+from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
@@ -20,7 +21,6 @@ from saefeat.schema import STRICT, checked
 class ModelHeader(TypedDict):
     """The model that an identifier reads."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     name: str
     revision: str | None
     fingerprint: str
@@ -30,7 +30,6 @@ class ModelHeader(TypedDict):
 class SaeHeader(TypedDict):
     """An SAE that an identifier reads. `source` is None where the SAE was made in memory."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     id: str
     source: str | None
     dtype: str
@@ -40,17 +39,16 @@ class SaeHeader(TypedDict):
 class IdentifierHeader(TypedDict):
     """What a `LanguageIdentifier` adds to the file of its head."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     model: ModelHeader
     saes: list[SaeHeader]
     seed: int
     unknown: str | None
 
 
+@with_config(STRICT)
 class HeadHeader(TypedDict):
     """The header of the file of a head."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     schema: int
     head: str
     labels: list[str]
@@ -59,6 +57,9 @@ class HeadHeader(TypedDict):
     reads: dict[str, str]
     letters: NotRequired[bool]  # heads of older versions lack it
     identifier: NotRequired[IdentifierHeader]
+
+
+_PARTS = {"units": np.int64, "counts": np.float64, "sums": np.float64}  # fields by dictionary
 
 
 @dataclass
@@ -95,8 +96,7 @@ class Head:
         """Scores of n texts: float64 [n, K]."""
         rows = self._rows(features)
         total = np.zeros((len(features), len(self.labels)))
-        if len(self.intercept):
-            total += self.intercept
+        total += self.intercept if len(self.intercept) else 0.0
         for name in sorted(self.units):  # so that a loaded head adds in the same order
             units = self.units[name]
             total += rows[name][:, units] @ self.counts[name]
@@ -113,10 +113,8 @@ class Head:
 
     def predict(self, features: Features) -> list[str | None]:
         """The label of greatest score, ties to the first; None where no unit of the head fires."""
-        best = self.scores(features).argmax(1)
-        return [
-            self.labels[k] if ok else None for k, ok in zip(best, self.known(features), strict=True)
-        ]
+        best = zip(self.scores(features).argmax(1), self.known(features), strict=True)
+        return [self.labels[k] if known else None for k, known in best]
 
     def probabilities(self, features: Features) -> np.ndarray:
         """Probabilities [n, K] float64.
@@ -135,11 +133,10 @@ class Head:
         return np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
 
     def evidence(self, features: Features, n: int = 5) -> list[list[dict[str, Any]]]:
-        """Explain predictions.
+        """Per text, the n units that contribute most to the predicted label.
 
-        Returns:
-            Per text the n units that contribute most to the predicted label, compared with the mean
-            of the other labels, as dicts with the keys dictionary, unit and weight.
+        They are compared with the mean of the other labels. A unit is a dict with the keys
+        dictionary, unit and weight.
         """
         best = self.scores(features).argmax(1)
         rows = self._rows(features)
@@ -147,13 +144,12 @@ class Head:
         for name, units in self.units.items():
             picked = sp.csr_matrix(rows[name][:, units])
             sums = sp.csr_matrix(features.sums[name][:, units]) if name in self.sums else None
-            for i in range(len(features)):
+            for i, k in enumerate(best):
                 of_text = None if sums is None else sums[i]
-                found[i] += self._contributions(name, picked[i], of_text, int(best[i]))
-        return [
-            sorted(row, key=lambda u: (-u["weight"], u["dictionary"], u["unit"]))[:n]
-            for row in found
-        ]
+                found[i] += self._contributions(name, picked[i], of_text, k)
+        for row in found:
+            row.sort(key=lambda u: (-u["weight"], u["dictionary"], u["unit"]))
+        return [row[:n] for row in found]
 
     def _contributions(
         self, name: str, row: sp.csr_matrix, sums: Any, k: int
@@ -175,10 +171,9 @@ class Head:
 
     def save(self, path: Path, identifier: IdentifierHeader | None = None) -> None:
         """Write one safetensors file. `identifier`: added to its header."""
-        tensors = {f"units|{n}": u.astype(np.int64) for n, u in self.units.items()}
-        tensors |= {f"counts|{n}": w.astype(np.float64) for n, w in self.counts.items()}
-        tensors |= {f"sums|{n}": w.astype(np.float64) for n, w in self.sums.items()}
-        tensors["intercept"] = self.intercept.astype(np.float64)
+        arrays = {"intercept": self.intercept.astype(np.float64)}
+        for kind, dtype in _PARTS.items():
+            arrays |= {f"{kind}|{n}": a.astype(dtype) for n, a in getattr(self, kind).items()}
         header: HeadHeader = {
             "schema": SCHEMA,
             "head": self.name,
@@ -190,7 +185,7 @@ class Head:
         }
         if identifier is not None:
             header["identifier"] = identifier
-        save_tensors(path, {name: torch.from_numpy(t) for name, t in tensors.items()}, header)
+        save_tensors(path, {name: torch.from_numpy(a) for name, a in arrays.items()}, header)
 
     @classmethod
     def load(cls, path: Path) -> Head:
@@ -204,7 +199,7 @@ class Head:
         if "head" not in found or found.get("schema") != SCHEMA:
             raise UserError(f"{path} holds no head of this version; fit it again")
         header = checked(HeadHeader, found, path)
-        parts: dict[str, dict[str, np.ndarray]] = {"units": {}, "counts": {}, "sums": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in _PARTS}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("|")
             if kind in parts:
@@ -221,24 +216,22 @@ class Head:
             reads=header["reads"],
             letters=header.get("letters", True),
         )
-        if problem := head.find_problem():
+        if problem := head._find_problem():
             raise UserError(f"{path} is damaged: {problem}; fit the head again")
         return head, header
 
-    def find_problem(self) -> str | None:
-        """Say which parts do not fit together; None where all do."""
-        k = len(self.labels)
-        if self.counts.keys() != self.units.keys() or not self.sums.keys() <= self.units.keys():
+    def _find_problem(self) -> str | None:
+        units, k = self.units, len(self.labels)
+        weights = [*self.counts.items(), *self.sums.items()]
+        if self.counts.keys() != units.keys() or not self.sums.keys() <= units.keys():
             return "it has weights without units"
-        for units in self.units.values():
-            if units.ndim != 1 or units.dtype.kind != "i" or (units < 0).any():
-                return "its units are not numbers of units"
-        for weights in (self.counts, self.sums):
-            if any(w.shape != (len(self.units[name]), k) for name, w in weights.items()):
-                return "its weights do not fit its units and labels"
+        if not all(u.ndim == 1 and u.dtype.kind == "i" and (u >= 0).all() for u in units.values()):
+            return "its units are not numbers of units"
+        if not all(w.shape == (len(units[name]), k) for name, w in weights):
+            return "its weights do not fit its units and labels"
         if self.intercept.shape not in ((0,), (k,)):
             return "its intercept does not fit its labels"
-        values = [*self.counts.values(), *self.sums.values(), self.intercept]
+        values = [self.intercept, *(w for _, w in weights)]
         if not all(w.dtype.kind == "f" and np.isfinite(w).all() for w in values):
             return "a weight is not a finite number"
         return None

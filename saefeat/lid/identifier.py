@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, whole_path
 from saefeat.lid.features import Features, featurize, sum_by_label
-from saefeat.lid.head import Head, IdentifierHeader
+from saefeat.lid.head import Head, IdentifierHeader, ModelHeader, SaeHeader
 from saefeat.lid.heads import HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
@@ -60,10 +60,9 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         head_: the fitted `Head`.
     """
 
-    # Of an identifier from a file or pickle: the identity of its model, and those of its SAEs by
-    # source, or by id where they have no source.
-    _known_model: Mapping[str, Any] = {}
-    _known_saes: Mapping[str, Any] = {}
+    # Of an identifier from a file or pickle.
+    _known_model: ModelHeader | None = None
+    _known_saes: Sequence[SaeHeader] = ()
 
     def __init__(
         self,
@@ -99,26 +98,18 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             raise UserError("fitting needs texts of at least two labels")
         letters = need_letters(texts, of)
         telling = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
+        texts, of = [texts[i] for i in telling], [of[i] for i in telling]
         self._load()
-        data = self._fit_data([texts[i] for i in telling], [of[i] for i in telling], names, letters)
-        self.head_ = HEADS[self.head].fit(data)
-        self.head_.letters = letters
-        self.classes_ = np.array(names)
-        return self
-
-    def _fit_data(
-        self, texts: list[str], of: list[str], labels: tuple[str, ...], letters: bool
-    ) -> FitData:
         lm, saes = self.lm_, self.saes_
 
         @cache
         def stats() -> dict[str, Stats]:
-            return sum_by_label(lm, saes, Corpus(texts, of, [""] * len(texts), labels, "python"))
+            return sum_by_label(lm, saes, Corpus(texts, of, [""] * len(of), names, "python"))
 
-        return FitData(
+        data = FitData(
             texts,
             of,
-            labels,
+            names,
             letters,
             self.seed,
             [sae.id for sae in saes],
@@ -126,27 +117,29 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             load_selection=lambda method: METHODS[method].rank(list(stats().values())),
             load_features=lambda copies: featurize(lm, saes, [*texts, *copies], letters=letters),
         )
+        self.head_ = HEADS[self.head].fit(data)
+        self.head_.letters = letters
+        self.classes_ = np.array(names)
+        return self
 
     def decision_function(self, texts: Any) -> np.ndarray:
         """Scores [n, K] float64; of a text that says nothing, those of an empty bag.
 
         Texts, here and below, are a list of strings, or a table with a column `text`.
         """
-        features = self._features(texts)
-        return self.head_.scores(features)
+        return self._apply(Head.scores, texts)
 
     def predict_proba(self, texts: Any) -> np.ndarray:
         """Probabilities [n, K] float64, columns as in `classes_`.
 
         A row sums to 1, or to 0 where nothing can be said.
         """
-        features = self._features(texts)
-        return self.head_.probabilities(features)
+        return self._apply(Head.probabilities, texts)
 
     def predict(self, texts: Any) -> np.ndarray:
         """Labels, and `unknown` where nothing can be said: an array of objects [n]."""
-        features = self._features(texts)
-        return np.array(or_unknown(self.head_.predict(features), self.unknown), dtype=object)
+        labels = or_unknown(self._apply(Head.predict, texts), self.unknown)
+        return np.array(labels, dtype=object)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Accuracy on texts X with labels y, which X may hold. Unknown counts as wrong."""
@@ -165,21 +158,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         """
         self._load_known()
         header: IdentifierHeader = {
-            "model": {
-                "name": _absolute(self.lm_.name),
-                "revision": self.lm_.revision,
-                "fingerprint": self.lm_.fingerprint,
-                "dtype": self.lm_.dtype,
-            },
-            "saes": [
-                {
-                    "id": sae.id,
-                    "source": _record_source(sae),
-                    "dtype": sae.dtype,
-                    "fingerprint": sae.identity["fingerprint"],
-                }
-                for sae in self.saes_
-            ],
+            "model": _model_header(self.lm_),
+            "saes": [_sae_header(sae) for sae in self.saes_],
             "seed": self.seed,
             "unknown": self.unknown,
         }
@@ -213,22 +193,25 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             before["seed"],
             before["unknown"],
         )
-        made._known_model = before["model"]
-        made._known_saes = {sae["source"] or sae["id"]: dict(sae) for sae in before["saes"]}
+        made._known_model, made._known_saes = before["model"], before["saes"]
         made.head_, made.classes_ = head, np.array(head.labels)
         made._load_known()
         return made
 
-    def _features(self, texts: Any) -> Features:
+    def _apply(self, method: Callable[[Head, Features], Any], texts: Any) -> Any:
+        """The result of a method of the head on texts."""
         strings = given_texts(texts)
         self._load_known()
-        return featurize(self.lm_, self.saes_, strings, letters=self.head_.letters)
+        features = featurize(self.lm_, self.saes_, strings, letters=self.head_.letters)
+        return method(self.head_, features)
 
     def _load(self) -> None:
         """Load the model and the SAEs; known ones in the dtypes and by the ids that they had."""
-        known = self._known_model if self._known_model.get("name") == self.model else {}
-        options = {name: known[name] for name in ("dtype", "revision") if name in known}
+        known, options = self._known_model, {}
+        if known and known["name"] == self.model:
+            options = {"dtype": known["dtype"], "revision": known["revision"]}
         self.lm_ = load_model(self.model, **options) if isinstance(self.model, str) else self.model
+        by_source = {sae["source"]: sae for sae in self._known_saes}
         self.saes_: list[SAE] = []
         for one in self._given_saes():
             if isinstance(one, SAE):
@@ -237,7 +220,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
                 raise UserError(
                     f"a value of type {type(one).__name__} is neither an SAE nor a source of SAEs"
                 )
-            elif before := self._known_saes.get(str(one)):
+            elif before := by_source.get(str(one)):
                 sae = load_sae(one, dtype=before["dtype"])
                 self.saes_.append(replace(sae, id=before["id"]))
             else:
@@ -256,10 +239,10 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         if hasattr(self, "lm_"):
             return
         self._load()
-        marks = {before["id"]: before["fingerprint"] for before in self._known_saes.values()}
+        marks = {before["id"]: before["fingerprint"] for before in self._known_saes}
         here = {sae.id: sae.identity["fingerprint"] for sae in self.saes_}
         changed = [name for name in {**marks, **here} if marks.get(name) != here.get(name)]
-        if self.lm_.fingerprint != self._known_model["fingerprint"]:
+        if not self._known_model or self.lm_.fingerprint != self._known_model["fingerprint"]:
             changed = [self.lm_.name]
         if changed:
             del self.lm_, self.saes_  # the next call checks again
@@ -273,22 +256,33 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """The state, with names and sources in place of the model and the SAEs."""
         state: dict[str, Any] = dict(self.__dict__)
-        known = {} if "saes_" in state else dict(self._known_saes)
+        known = () if "saes_" in state else self._known_saes
         lm, saes = state.pop("lm_", self.model), state.pop("saes_", self._given_saes())
         if isinstance(lm, LanguageModel):
-            state["model"] = _absolute(lm.name)
-            state["_known_model"] = {**lm.identity, "name": state["model"]}
+            state["_known_model"] = _model_header(lm)
+            state["model"] = state["_known_model"]["name"]
+        # An SAE without a source is held whole, without what it has built to encode.
         state["saes"] = [
-            # An SAE without a source is held whole, without what it has built to encode.
-            (_record_source(one) or one.to("cpu")) if isinstance(one, SAE) else _absolute(str(one))
+            (_source(one) or one.to("cpu")) if isinstance(one, SAE) else _absolute(str(one))
             for one in saes
         ]
-        loaded = [one for one in saes if isinstance(one, SAE)]
-        known |= {_record_source(sae) or sae.id: sae.identity for sae in loaded}
-        return {**state, "_known_saes": known}
+        loaded = {one.id: _sae_header(one) for one in saes if isinstance(one, SAE)}
+        others = [before for before in known if before["id"] not in loaded]
+        return {**state, "_known_saes": [*others, *loaded.values()]}
 
 
-def _record_source(sae: SAE) -> str | None:
+def _model_header(lm: LanguageModel) -> ModelHeader:
+    return ModelHeader(
+        name=_absolute(lm.name), revision=lm.revision, fingerprint=lm.fingerprint, dtype=lm.dtype
+    )
+
+
+def _sae_header(sae: SAE) -> SaeHeader:
+    mark = sae.identity["fingerprint"]
+    return SaeHeader(id=sae.id, source=_source(sae), dtype=sae.dtype, fingerprint=mark)
+
+
+def _source(sae: SAE) -> str | None:
     """Where `load_sae` finds an SAE again; None where it was made in memory."""
     return sae.record.get("source") or sae.record.get("path")
 

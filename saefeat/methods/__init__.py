@@ -38,7 +38,6 @@ class Method:
         pools: whether the rule takes a dictionary by default, told by its header
             (`stats.header["dictionary"]`).
         needs: what those dictionaries are, in words.
-        in_runs: whether a run ranks by it.
         shown: whether the report shows passages and promoted tokens of its units.
         score: what its score is, in tables.
     """
@@ -47,7 +46,6 @@ class Method:
     rank: Callable[..., Selection]
     pools: Callable[[Mapping[str, Any]], bool]
     needs: str
-    in_runs: bool = True
     shown: bool = True
     score: str = "score"
 
@@ -74,11 +72,7 @@ def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
 
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
     """The methods that a run ranks by: those of which one of its dictionaries is pooled."""
-    return {
-        name: method
-        for name, method in METHODS.items()
-        if method.in_runs and any(method.pools(header) for header in headers)
-    }
+    return {name: method for name, method in METHODS.items() if any(map(method.pools, headers))}
 
 
 def choose(
@@ -135,7 +129,10 @@ def check_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: as `parse_parameters`.
     """
-    kinds = parameter_types(method)
+    rank = METHODS[method].rank
+    types = get_type_hints(rank, include_extras=True)
+    arguments = inspect.signature(rank).parameters.values()
+    kinds = {each.name: types[each.name] for each in arguments if each.kind is each.KEYWORD_ONLY}
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in kinds:
@@ -153,14 +150,6 @@ def check_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"the parameter {name} of {method} is {value!r}, but should be {wanted}"
             ) from error
     return checked
-
-
-def parameter_types(method: str) -> dict[str, Any]:
-    """Name -> annotation of the parameters of a method."""
-    rank = METHODS[method].rank
-    hints = get_type_hints(rank, include_extras=True)
-    arguments = inspect.signature(rank).parameters.values()
-    return {each.name: hints[each.name] for each in arguments if each.kind is each.KEYWORD_ONLY}
 
 
 def _parse_value(text: str) -> Any:

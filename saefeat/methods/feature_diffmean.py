@@ -54,11 +54,8 @@ def feature_diffmean(
     """
     parts = []
     for each in stats:
-        if source is not None:
-            found = own_label(source, each.labels)
-            if found is None:
-                raise _no_label(source, each)
-            source = found
+        if source is not None:  # `mean_difference` refuses an unknown one
+            source = own_label(source, each.labels) or source
         parts.append(_part(each, source, top, entropy_ratio))
     parameters = {"source": source, "top": top, "entropy_ratio": entropy_ratio}
     return Selection.build("feature-diffmean", parameters, parts)
@@ -114,28 +111,21 @@ def mean_difference(
         UserError: a label is not in the statistics or has no tokens, or there is no label to
             compare with.
     """
-    counted = {name: n > 0 for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True)}
+    labels = stats.labels
+    counted = {name: n > 0 for name, n in zip(labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):
         if name is not None and name not in counted:
-            raise _no_label(name, stats)
+            raise UserError(
+                f"there is no label {name!r} in the statistics; they have {', '.join(labels)}"
+            )
         if name is not None and not counted[name]:
             raise UserError(
                 f"the label {name} has no tokens in the statistics of {stats.dictionary}"
             )
-    means = stats.mean().cpu() if means is None else means
-    others = [
-        k
-        for k, name in enumerate(stats.labels)
-        if name != label and counted[name] and source in (None, name)
-    ]
+    others = [name for name in labels if counted[name] and name != label and source in (None, name)]
     if not others:
         raise UserError(
             f"there is nothing to compare {label} with; give statistics of two labels or more"
         )
-    return means[stats.labels.index(label)] - means[others].mean(0)
-
-
-def _no_label(label: str, stats: Stats) -> UserError:
-    return UserError(
-        f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
-    )
+    means = stats.mean().cpu() if means is None else means
+    return means[labels.index(label)] - means[[labels.index(name) for name in others]].mean(0)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saefeat.methods import Count, Method, Rate, is_sae
 from saefeat.methods.lape import entropy
-from saefeat.selection import Part, Selection, make_part, rank_within_labels
+from saefeat.selection import Selection, make_part, rank_within_labels
 from saefeat.statistics import Stats
 
 
@@ -76,7 +75,13 @@ def sae_lape(
         "per_layer": per_layer,
         "entropy_threshold": entropy_threshold,
     }
-    return _cut(parts, parameters, None if per_layer else top, by, entropy_threshold)
+    key: Literal["score", "probability"] = "probability" if by == "frequency" else "score"
+    selection = Selection.build("sae-lape", parameters, parts, by=key)
+    if top is not None and not per_layer:
+        selection = selection.head(top)
+    if entropy_threshold is not None:
+        selection = selection.filter(selection.table["score"].to_numpy() <= entropy_threshold)
+    return selection
 
 
 METHOD = Method(
@@ -143,27 +148,5 @@ def truncated(rate: float, counts: Tensor) -> Tensor:
         int64, of the same shape.
     """
     exact = Fraction(repr(float(rate)))
-    return torch.tensor(
-        [count * exact.numerator // exact.denominator for count in counts.tolist()],
-        dtype=torch.int64,
-    )
-
-
-def _cut(
-    parts: Sequence[Part],
-    parameters: dict[str, object],
-    top: int | None,
-    by: str,
-    entropy_threshold: float | None,
-) -> Selection:
-    """Rank the parts together, then cut each label by rank and by entropy, in that order."""
-    selection = Selection.build(
-        "sae-lape", parameters, parts, by="probability" if by == "frequency" else "score"
-    )
-    if top is not None:
-        selection = selection.head(top)
-    if entropy_threshold is not None:
-        selection = selection.filter(
-            np.asarray(selection.table["score"].to_numpy() <= entropy_threshold)
-        )
-    return selection
+    whole = [int(exact * count) for count in counts.tolist()]
+    return torch.tensor(whole, dtype=torch.int64)

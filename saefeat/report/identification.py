@@ -8,21 +8,15 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from saefeat.artefacts import LIDMetrics
+from saefeat.baselines import BASELINES
+from saefeat.lid.heads import HEADS
 from saefeat.report.formats import by_length, direction, shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-HEADS = {
-    "linear": "logistic regression on bags of all units",
-    "naive-bayes": "multinomial, read from the statistics",
-    "sae-count": "which selected features fire, counted",
-    "sae-min-max": "selected features, scaled firing values",
-    "neuron-count": "which selected neurons fire, counted",
-    "char-naive-bayes": "baseline: counts of runs of 1 to 4 characters",
-    "token-naive-bayes": "baseline: counts of the model's tokens",
-    "fasttext": "baseline: fastText, closed set",
-}
+# The order of the page. Entries that are not named here follow in the order of their registry.
+ORDER = tuple(dict.fromkeys(("linear", "naive-bayes", *HEADS, "char-naive-bayes", *BASELINES)))
 OURS, THEIRS = "linear", "fasttext"  # the heads whose errors are shown
 KINDS = {(False, True): "theirs", (True, False): "ours", (False, False): "neither"}  # who is right
 _FIGURES = ("accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")
@@ -39,7 +33,7 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
         {
             **metrics["heads"][name],
             "name": name,
-            "note": HEADS.get(name, ""),
+            "note": next((kinds[name].title for kinds in (HEADS, BASELINES) if name in kinds), ""),
             "by_length": {
                 at: of[name]["f1_macro"] if name in of else None for at, of in found.items()
             },
@@ -77,8 +71,8 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
 def _heads(metrics: LIDMetrics) -> list[str]:
     """Names of the heads in the order of the page, unknown ones last."""
     return [
-        *(name for name in HEADS if name in metrics["heads"]),
-        *sorted(metrics["heads"].keys() - HEADS.keys()),
+        *(name for name in ORDER if name in metrics["heads"]),
+        *sorted(metrics["heads"].keys() - set(ORDER)),
     ]
 
 

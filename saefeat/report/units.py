@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts import Histogram, Passage, ShownUnit
+from saefeat.methods import METHODS
 from saefeat.report.formats import direction, natural, pairs, rounded, shortened, visible
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
@@ -20,7 +21,6 @@ _CARDS = 2400  # at most on the page, so that hundreds of labels stay under 8 MB
 _FEW = 600  # cards; beyond, each has one passage
 _AROUND = (40, 18, 18)  # pieces on each side of the peak, of each passage of a card
 _CHARACTERS = 400  # of a passage, before and after the peak
-_BY_ENTROPY = ("sae-lape", "lape")  # methods whose score is the entropy
 
 
 def method_views(
@@ -73,10 +73,10 @@ def _method(
             others = [owner for owner in owners[unit] if owner != label]
             extra = unit_spread(spread, *unit) | shown.get((name, *unit, label), {})
             units[label].append({**_unit(row), "others": others, **extra})
-    parameters = selection.header.get("parameters", {})
+    parameters, rule = selection.header.get("parameters", {}), selection.header["method"]
     return {
         "name": name,
-        "score": "entropy" if selection.header["method"] in _BY_ENTROPY else "score",
+        "score": METHODS[rule].score if rule in METHODS else "score",
         "labels": list(selection.labels),
         "parameters": pairs({k: value for k, value in parameters.items() if value is not None}),
         "dictionaries": dictionaries,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
+from saefeat.artefacts import LIDMetrics, LIDRequest
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
-from saefeat.evaluation import LidMetrics, lid_metrics
+from saefeat.evaluation import lid_metrics
 from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
@@ -18,7 +18,6 @@ from saefeat.lid.head import Head
 from saefeat.resume import check_same
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
-from saefeat.schema import checked
 
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 
@@ -31,7 +30,7 @@ def evaluate(
     out: Path,
     max_texts: int | None = None,
     fasttext: Path | None = None,
-) -> LidMetrics:
+) -> LIDMetrics:
     """Evaluate every head and baseline on whole texts and on their beginnings.
 
     The metrics are written to `out`, and the predictions beside it. Metrics of the run's own corpus
@@ -51,7 +50,7 @@ def evaluate(
     corpus = setting.corpus if other is None else _with_run_labels(setting, other)
     heads = load_heads(setting.out)
     request = _request(setting, corpus, heads, split, max_texts, fasttext)
-    before = _read_metrics(out, request["run"])
+    before = _read_metrics(setting, out, request["run"])
     if before is not None and before.get("request") == request and other is None:
         setting.say("lid: evaluated already")
         return before
@@ -82,8 +81,7 @@ def _request(
     split: str,
     max_texts: int | None,
     fasttext: Path | None,
-) -> dict[str, Any]:
-    """What metrics answer: a JSON value."""
+) -> LIDRequest:
     mark = file_sha256(fasttext)[:16] if fasttext and fasttext.is_file() else "embedded"
     fitted = [name for name, kind in BASELINES.items() if kind.fitted]
     return {
@@ -96,19 +94,15 @@ def _request(
     }
 
 
-def _read_metrics(out: Path, run: str) -> LidMetrics | None:
-    """Read metrics of this run that were written before.
-
-    Raises UserError where the file is damaged or holds something else.
-    """
+def _read_metrics(setting: OpenRun, out: Path, run: str) -> LIDMetrics | None:
+    """Metrics that were written before. Raises UserError where they are not of this run."""
     if not out.exists():
         return None
     found = read_json(out)
     request = found.get("request") if isinstance(found, dict) else None
-    # Metrics of older versions do not name their run.
-    written_for = request.get("run", run) if isinstance(request, dict) else None
+    written_for = request.get("run") if isinstance(request, dict) else None
     check_same(out, written_for, run, "metrics")
-    return checked(LidMetrics, found, out)
+    return setting.files.load_lid_metrics(out)
 
 
 def _predict(
@@ -154,11 +148,10 @@ def _prediction_columns(
     corpus: Corpus,
     positions: Sequence[int],
     predictions: Mapping[str, Mapping[str, Sequence[str | None]]],
-) -> dict[str, list[Any]]:
+) -> dict[str, list[str | None]]:
     """The columns of predictions, with a row per length, head and text."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("id", "label", "text", "length", "head", "predicted")
-    }
+    names = ("id", "label", "text", "length", "head", "predicted")
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
     for length, heads in predictions.items():
         end = None if length == "all" else int(length)
         for head, predicted in heads.items():

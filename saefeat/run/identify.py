@@ -12,12 +12,12 @@ import torch
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora.examples import need_letters
-from saefeat.dictionaries import SAE, Dictionary, Identity
+from saefeat.dictionaries import Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.lid.features import Features, featurize, read_features
 from saefeat.lid.head import Head
-from saefeat.lid.heads import HEADS, FitData, HeadKind
+from saefeat.lid.heads import HEADS, FitData
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
@@ -31,9 +31,11 @@ def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
     Args:
         force: fit again what is fitted already.
     """
-    run = RunDir(setting.out)
-    headers = {each.id: each.identity for each in _all_dictionaries(setting)}
-    heads = {name: kind for name, kind in HEADS.items() if _read_by(kind, headers)}
+    run = setting.files
+    every = [*setting.saes, *neurons(setting.lm, setting.layers)]
+    headers = {each.id: each.identity for each in every}
+    reads = {n: [id for id, h in headers.items() if kind.reads(h)] for n, kind in HEADS.items()}
+    heads = [name for name, ids in reads.items() if ids]
     baselines = {name: kind for name, kind in BASELINES.items() if kind.fitted}
     if not force and all(run.head_file(name).exists() for name in [*heads, *baselines]):
         setting.say("lid: the heads are fitted already")
@@ -51,52 +53,38 @@ def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
     for name, kind in baselines.items():
         baseline = kind.for_run(setting.lm, setting.corpus.labels)
         baseline.fit(*kind.training_examples(texts, of)).save(run.head_file(name))
-    for name, kind in heads.items():
+    for name in heads:
         data = FitData(
             texts,
             of,
             setting.corpus.labels,
             letters,
             setting.config.seed,
-            _read_by(kind, headers),
+            reads[name],
             load_stats=run.load_stats,
             load_selection=run.load_selection,
             load_features=lambda copies: _load_features(setting, positions, copies, letters),
         )
-        head = kind.fit(data)
+        head = HEADS[name].fit(data)
         head.reads = {each: headers[each]["fingerprint"] for each in head.units}
         head.letters = letters
-        head.save(run.head_file(name))
-
-
-def _all_dictionaries(setting: OpenRun) -> list[Dictionary]:
-    return [*setting.saes, *neurons(setting.lm, setting.layers)]
-
-
-def _read_by(kind: HeadKind, headers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Ids of the dictionaries that a head reads."""
-    return [name for name, header in headers.items() if kind.reads(header)]
+        head.save(run.head_file(head.name))
 
 
 def _load_features(
     setting: OpenRun, positions: Sequence[int], copies: Sequence[str], letters: bool
 ) -> Features:
     """Bags of SAEs: those of examples as the collection wrote them, and those of copies."""
-    run, saes = RunDir(setting.out), setting.saes
-    _check_bags(run, saes)
-    kept = read_features(run.bags, {sae.id: sae.width for sae in saes}, positions)
-    new = featurize(setting.lm, saes, copies, letters=letters, say=setting.say)
-    setting.say("lid: fitting the linear head")
-    return Features.stack([kept, new])
-
-
-def _check_bags(run: RunDir, saes: Sequence[SAE]) -> None:
-    """Raise UserError where the bags of a window are missing."""
+    run, saes = setting.files, setting.saes
     for sae in saes:
         windows = Stats.read_header(run.stats_file(sae.id)).get("windows", [])
         for path in (Bags.path(run.bags, sae.id, window) for window in windows):
             if not path.is_file():
                 raise UserError(f"{path} is missing; remove {run.stats} and run the run again")
+    kept = read_features(run.bags, {sae.id: sae.width for sae in saes}, positions)
+    new = featurize(setting.lm, saes, copies, letters=letters, say=setting.say)
+    setting.say("lid: fitting the linear head")
+    return Features.stack([kept, new])
 
 
 def load_heads(out: Path) -> dict[str, Head]:
@@ -125,16 +113,13 @@ def load_baselines(setting: OpenRun, file: Path | None = None) -> dict[str, Text
     Raises:
         UserError: one is missing, as in runs of older versions, or damaged.
     """
-    run = RunDir(setting.out)
     found: dict[str, TextClassifier] = {}
     for name, kind in BASELINES.items():
         baseline = kind.for_run(setting.lm, setting.corpus.labels, file)
-        if not kind.fitted:
-            found[name] = baseline.fit()
-        elif run.head_file(name).exists():
-            found[name] = baseline.restore(run.head_file(name))
-        else:
+        path = setting.files.head_file(name)
+        if kind.fitted and not path.exists():
             raise UserError(f"{setting.out} has no {name}; fit it first", command="lid fit")
+        found[name] = baseline.restore(path) if kind.fitted else baseline.fit()
     return found
 
 
@@ -154,16 +139,12 @@ def head_dictionaries(setting: OpenRun, heads: Mapping[str, Head]) -> list[Dicti
     for head in heads.values():
         for name, units in head.units.items():
             if (units >= found[name].width).any():
-                raise UserError(
-                    f"the head {head.name} reads units that {name} does not have; fit it again",
-                    "force",
-                )
+                problem = f"the head {head.name} reads units that {name} does not have"
+                raise UserError(f"{problem}; fit it again", "force")
             mark = found[name].identity["fingerprint"]
             if head.reads.get(name, mark) != mark:
-                raise UserError(
-                    f"{name} has changed since the head {head.name} was fitted; fit it again",
-                    "force",
-                )
+                problem = f"{name} has changed since the head {head.name} was fitted"
+                raise UserError(f"{problem}; fit it again", "force")
     return list(found.values())
 
 

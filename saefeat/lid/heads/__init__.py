@@ -67,10 +67,6 @@ class FitSize:
     labels: int
 
 
-def _nothing(_: FitSize) -> float:
-    return 0.0
-
-
 @dataclass(frozen=True)
 class HeadKind:
     """A kind of head, and what the stages need to know of it.
@@ -87,8 +83,8 @@ class HeadKind:
     title: str
     fit: Callable[[FitData], Head]
     reads: Callable[[Mapping[str, Any]], bool] = is_sae
-    fit_bytes: Callable[[FitSize], float] = _nothing
-    fit_tokens: Callable[[FitSize], float] = _nothing
+    fit_bytes: Callable[[FitSize], float] = lambda _: 0.0
+    fit_tokens: Callable[[FitSize], float] = lambda _: 0.0
 
 
 HEADS: Registry[HeadKind] = Registry(

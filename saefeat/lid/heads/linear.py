@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from sklearn.feature_selection import chi2
 from sklearn.linear_model import LogisticRegression
 
-from saefeat.lid.copies import make_copies
+from saefeat.corpora.examples import says_something
 from saefeat.lid.features import Features, root_counts
 from saefeat.lid.head import Head
 from saefeat.lid.heads import FitData, FitSize, HeadKind
@@ -18,6 +18,8 @@ from saefeat.lid.heads import FitData, FitSize, HeadKind
 WEIGHTS = 2**24  # greatest number of units times labels; fitting takes about 200 bytes for each
 DENSE_BYTES = 1.5e9  # below it the fit is dense, which is several times faster
 C = 10.0  # inverse strength of the L2 penalty
+SHORT = 20  # characters of a beginning of a text
+CAPITALS = 0.2  # weight of a copy in capitals, which are rare
 
 
 def linear_head(
@@ -50,8 +52,7 @@ def linear_head(
     model = LogisticRegression(C=C, max_iter=200, tol=1e-3, random_state=seed)
     fitted = model.fit(dense, np.asarray(of), sample_weight=weights)
     coefficients, intercept = _in_order(fitted, labels)
-    head = Head("linear", tuple(labels), {}, {}, root=True, probabilistic=True)
-    head.intercept = intercept
+    head = Head("linear", tuple(labels), {}, {}, {}, intercept, root=True, probabilistic=True)
     start = 0
     for name in names:
         width = rooted[name].get_shape()[1]
@@ -74,10 +75,33 @@ def _in_order(fitted: LogisticRegression, labels: Sequence[str]) -> tuple[np.nda
 
 def _most_telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
     """The `most` columns of x of greatest chi-squared: int64, ascending; ties to the first."""
-    scores, _ = chi2(x, np.asarray(of))
-    # Columns that never fire have NaN.
-    order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    return np.sort(order[:most])
+    scores = np.nan_to_num(chi2(x, np.asarray(of))[0], nan=-1.0)  # NaN: a unit that never fires
+    return np.sort(np.argsort(-scores, kind="stable")[:most])
+
+
+def make_copies(
+    texts: Sequence[str], of: Sequence[str], *, letters: bool = True
+) -> tuple[list[str], list[str], np.ndarray]:
+    """Copy the beginnings of n texts, and the texts and beginnings in capitals.
+
+    Copies that say nothing are left out, and so are copies in capitals that equal their text.
+
+    Args:
+        of: the label of each text.
+        letters: whether a text needs a letter to say something (see `says_something`).
+
+    Returns:
+        The copies; their labels; the weights of the n whole texts (1) followed by those of the
+        copies, float64.
+    """
+    short = [text[:SHORT] for text in texts]
+    rows = [(text, label, 1.0) for text, label in zip(short, of, strict=True)]
+    for text, label in zip([*texts, *short], [*of, *of], strict=True):
+        if text.upper() != text:
+            rows.append((text.upper(), label, CAPITALS))
+    rows = [row for row in rows if says_something(row[0], letters=letters)]
+    weights = np.array([1.0] * len(texts) + [weight for _, _, weight in rows])
+    return [text for text, _, _ in rows], [label for _, label, _ in rows], weights
 
 
 def fit(data: FitData) -> Head:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from saefeat.lid.head import Head
-from saefeat.lid.heads import FitData, FitSize, HeadKind
+from saefeat.lid.heads import FitData, HeadKind
 from saefeat.statistics import Stats
 
 
@@ -44,8 +44,8 @@ def fit(data: FitData) -> Head:
     return naive_bayes_head(data.load_stats, data.dictionaries, data.labels)
 
 
-def _fit_bytes(size: FitSize) -> float:
-    return 2 * 8 * size.width * size.labels
-
-
-HEAD = HeadKind("multinomial, read from the statistics", fit, fit_bytes=_fit_bytes)
+HEAD = HeadKind(
+    "multinomial, read from the statistics",
+    fit,
+    fit_bytes=lambda size: 2 * 8 * size.width * size.labels,
+)
