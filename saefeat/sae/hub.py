@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saefeat.io import UserError, kept_json, make_dir, write_json
+from saefeat.io import UserError, first_line, kept_json, make_dir, write_json
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import is_shared_file
 
@@ -21,10 +21,11 @@ _SOURCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P
 _WEIGHTS = (".safetensors", ".npz", ".pt")
 # SAEs fetched for one source. A repository of all widths and sparsities can hold terabytes.
 _MOST = 64
+_OFFLINE = "and the hub cannot be reached; go online, without HF_HUB_OFFLINE"
 
 
 def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision and folder (or ""). Raises UserError where it is no hub id."""
+    """Repository, revision and folder (or ""). Raises UserError where it is not a hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
         raise UserError(
@@ -91,7 +92,7 @@ def _list_files(repo: str, revision: str | None) -> list[str] | None:
 
 
 def _listing(snapshot: Path) -> Path:
-    """Where the list of a snapshot's weight files is kept; removed with its repository."""
+    """Where the list of a snapshot's weight files is kept: it goes with its repository."""
     return snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"
 
 
@@ -108,8 +109,7 @@ def _check_complete(
 ) -> None:
     """Raise UserError where the cache lacks SAEs that are wanted.
 
-    Which there should be is known from the hub, or from what it listed before, or from the file of
-    a format that names them.
+    These are known from the hub, from what it listed before, or from a file of the format.
     """
     known = kept_json(_listing(snapshot)).get("files") if listed is None else listed
     if known is None:
@@ -127,25 +127,17 @@ def _check_complete(
             "online, without HF_HUB_OFFLINE, or name those that are"
         )
     if lacking or (known is None and not (snapshot / folder).exists()):
-        raise UserError(
-            f"{name} is not in the hub's cache, and the hub cannot be reached; go online, without "
-            "HF_HUB_OFFLINE"
-        )
+        raise UserError(f"{name} is not in the hub's cache, {_OFFLINE}")
 
 
 def _places(names: Iterable[str], patterns: list[str]) -> list[str]:
     """Places of SAEs among the files of a repository: folders, and files that share a folder."""
-    weights = [
-        name
-        for name in names
-        if name.endswith(_WEIGHTS) and any(fnmatch.fnmatch(name, p) for p in patterns)
-    ]
-    return sorted(
-        {
-            name if is_shared_file(name.rpartition("/")[2]) else name.rpartition("/")[0]
-            for name in weights
-        }
-    )
+    found = set()
+    for name in names:
+        if name.endswith(_WEIGHTS) and any(fnmatch.fnmatch(name, p) for p in patterns):
+            folder, _, file = name.rpartition("/")
+            found.add(name if is_shared_file(file) else folder)
+    return sorted(found)
 
 
 def _has_weights(place: Path, inside: str) -> bool:
@@ -155,32 +147,31 @@ def _has_weights(place: Path, inside: str) -> bool:
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn the errors of a download into UserErrors; a full disk stays an OSError."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"the hub repository {repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} "
-            "and log in with a token (HF_TOKEN)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"the hub repository {repo} has no revision {revision}; name a branch, tag or commit"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repo} is neither a directory here nor a repository of the hub that is open to you; "
-            "check the name, or log in with a token (HF_TOKEN)"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"{repo} is neither a directory here nor complete in the hub's cache, and the hub "
-            "cannot be reached; go online, without HF_HUB_OFFLINE"
-        ) from error
-    except (HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot download {repo} from the hub ({first}); try again") from error
+        raise UserError(_explain(error, repo, revision)) from error
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    absent = f"{repo} is neither a directory here nor"
+    known: dict[type[Exception], str] = {  # a class before those that it is derived from
+        errors.GatedRepoError: f"the hub repository {repo} is gated; accept its terms at "
+        f"{constants.ENDPOINT}/{repo} and log in with a token (HF_TOKEN)",
+        errors.RevisionNotFoundError: f"the hub repository {repo} has no revision {revision}; name "
+        "a branch, tag or commit",
+        errors.RepositoryNotFoundError: f"{absent} a repository of the hub that is open to you; "
+        "check the name, or log in with a token (HF_TOKEN)",
+        errors.LocalEntryNotFoundError: f"{absent} complete in the hub's cache, {_OFFLINE}",
+        errors.OfflineModeIsEnabled: f"{absent} complete in the hub's cache, {_OFFLINE}",
+    }
+    for kind, message in known.items():
+        if isinstance(error, kind):
+            return message
+    return f"cannot download {repo} from the hub ({first_line(error)}); try again"

@@ -40,8 +40,7 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
 
     Args:
         source: a directory of any format, a `release/sae_id` of sae-lens, or a hub id.
-        dtype: of the products in `encode`, "float32" or "bfloat16"; by default the one that the
-            SAE was trained with.
+        dtype: of the products in `encode`, "float32" or "bfloat16"; default as in training.
 
     Raises UserError for a source of no SAE or several, or one that cannot be read.
     """
@@ -67,9 +66,8 @@ def load_saes(
     Raises UserError for a source that holds no SAE or cannot be read, two SAEs of the same id, or
     an SAE that does not fit.
     """
-    saes: list[SAE] = []
-    for source in [sources] if isinstance(sources, str) else sources:
-        saes += _read(str(source))
+    listed = [sources] if isinstance(sources, str) else sources
+    saes = [sae for source in listed for sae in _read(str(source))]
     check_together(saes, lm, same_model=same_model)
     return saes
 
@@ -92,7 +90,9 @@ def check_together(
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
         known.add(sae.id)
         if lm is not None:
-            check_fits(sae, lm, same_model=same_model)
+            if same_model:
+                _check_model(sae, lm)
+            _check_width(sae, lm)
 
 
 def _read(source: str) -> list[SAE]:
@@ -101,10 +101,8 @@ def _read(source: str) -> list[SAE]:
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts):
-        raise UserError(
-            f"{source[:40]}... does not exist: a path component exceeds {_NAME_BYTES} bytes; "
-            f"{_GIVE}"
-        )
+        long = f"a path component exceeds {_NAME_BYTES} bytes"
+        raise UserError(f"{source[:40]}... does not exist: {long}; {_GIVE}")
     if path.is_dir() or detect_format(path):
         return [releases.read_place(place) for place in _find_sorted(path, source)]
     _check_not_local(path, source)
@@ -151,13 +149,8 @@ def _safe_name(source: str) -> str:
     return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 
-def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
-    """Raise UserError for an SAE of another model (unless allowed) or of vectors of another width.
-
-    same_model: see `load_saes`.
-    """
-    if same_model:
-        _check_model(sae, lm)
+def _check_width(sae: SAE, lm: LanguageModel) -> None:
+    """Raise UserError for an SAE that reads vectors which its site does not have."""
     site = resolve_site(lm.model, sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
     gated = any(hasattr(holder, name) for name in _GATED_MODULES)
@@ -181,28 +174,21 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     """
     model = sae.record.get("model") or {}
     name, here = str(model.get("name") or ""), _hub_name(lm)
-    fingerprint = model.get("fingerprint")
-    if is_outdated(fingerprint):
-        fingerprint = None
+    fingerprint = None if is_outdated(model.get("fingerprint")) else model.get("fingerprint")
     if fingerprint == lm.fingerprint or (not fingerprint and may_be_same(name, here)):
         return
-    if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):
-        return
+    other = f"{name or 'another model'}, not on {lm.name}; give it that model"
     if name == lm.name or are_same(name, here):
-        other = (
-            f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it "
-            "those"
-        )
-    else:
-        other = f"{name or 'another model'}, not on {lm.name}; give it that model"
+        config = getattr(lm.model.config, "quantization_config", None)
+        quantised = is_quantised(here) or config is not None
+        if are_same(name, here) and is_quantised(name) != quantised:
+            return
+        kinds = "another revision, quantisation or fine-tune"
+        other = f"other weights of {lm.name} ({kinds}); give it those"
     raise UserError(
         f"the SAE {sae.id} was trained on {other}, or allow another model (same_model=False)",
         "gate",
     )
-
-
-def _is_quantised(lm: LanguageModel) -> bool:
-    return getattr(lm.model.config, "quantization_config", None) is not None
 
 
 def _hub_name(lm: LanguageModel) -> str:

@@ -718,6 +718,6 @@ def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
     for release, about in registry._releases().items():
         for row in (about["saes"][0], about["saes"][-1]):
             entry = registry._find_entry(f"{release}/{row['id']}")
-            assert (entry.repo, entry.folder) == tuple(
+            assert (entry["repo_id"], str(entry["path"])) == tuple(
                 get_repo_id_and_folder_name(release, row["id"])
             )

@@ -13,7 +13,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import figures
+from saefeat.sae.formats.values import base_record, figures
 
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 _BIASES = {"b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
@@ -30,14 +30,12 @@ def detect(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """Raises UserError for damaged files, transcoders and SAEs at a place that is no site."""
     first = (directory / FIRST).is_file()
     identity, site, model = (_identify_first if first else _identify_second)(directory)
     l0 = re.fullmatch(r"average_l0_(\d+)", directory.name)
     stated = int(l0[1]) if l0 else kept_json(directory / CFG).get("l0")
-    case = "W_{}" if first else "w_{}"
-    layout = {"W_enc": case.format("enc"), "W_dec": case.format("dec"), **_BIASES}
-    path = directory / (FIRST if first else SECOND)
+    case, path = ("W", directory / FIRST) if first else ("w", directory / SECOND)
+    layout = {"W_enc": f"{case}_enc", "W_dec": f"{case}_dec", **_BIASES}
     tensors = read_weights(path)
     if "affine_skip_connection" in tensors:
         raise UserError(f"{path} holds a transcoder: {_NO_SITE}")
@@ -45,12 +43,8 @@ def read(directory: Path) -> SAE:
         id=identity,
         site=site,
         **sae_tensors(tensors, layout, path),
-        record={
-            "model": {"name": model, "revision": None},
-            "module": None,  # its path depends on the model
-            "tokens": {"prepend_bos": True, "context_size": 1024},
-            **figures(l0=stated),
-        },
+        # The path of the module depends on the model.
+        record=base_record(model, None, prepend_bos=True, context_size=1024) | figures(l0=stated),
         activation="jumprelu",
         centred=False,
     )
@@ -98,7 +92,7 @@ def _identify_second(folder: Path) -> tuple[str, str, str | None]:
 
 
 def _place_by_hook(cfg: dict[str, Any]) -> tuple[str | None, str] | None:
-    """Kind of site and layer that the configuration names; None where it names no hook."""
+    """Kind of site and layer by the configuration; None where it names no hook."""
     hook = cfg.get("hf_hook_point_in")
     if hook is None:
         return None

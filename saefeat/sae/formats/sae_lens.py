@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
+from saefeat.io import UserError, kept_json, tensors_fingerprint
 from saefeat.sae.formats import Format, batchtopk
 from saefeat.sae.formats.batchtopk import SCALED
 from saefeat.sae.formats.sae_lens_config import (
     LAYOUTS,
-    base_model,
     flatten,
     hook_site,
     loading_options,
     own_entry,
 )
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
-from saefeat.sae.formats.values import encoding_dtype, figures, json_object
+from saefeat.sae.formats.values import base_record, encoding_dtype, figures, read_object
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training
@@ -54,7 +53,7 @@ def read(
     """
     where, weights = directory / CFG, directory / WEIGHTS
     # Checked before gigabytes are read.
-    cfg = flatten({**json_object(read_json(where), where), **(overrides or {})}, where)
+    cfg = flatten({**read_object(where), **(overrides or {})}, where)
     ours = own_entry(cfg, where)
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
@@ -92,8 +91,6 @@ def _build(
             f"{weights}: an SAE with a fine-tuned scaling_factor cannot be read; fold it into W_dec"
         )
     found = sae_tensors(tensors, layout, weights, (cfg["d_in"], cfg["d_sae"]))
-    if activation == "gated":
-        found["gain"] = found["gain"].exp()
     normalize = cfg["normalize_activations"]
     if normalize == SCALED:
         found, normalize = _without_scaling(found, scaling, where), "none"
@@ -159,15 +156,13 @@ def _reading_uncentred(found: Mapping[str, Tensor], centred: bool) -> dict[str, 
 
 
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    revision = cfg.get("model_revision") or loading_options(cfg).get("revision")
+    tokens = {key: cfg.get(key) for key in _TOKENS}
+    theirs = base_record(cfg.get("model_name"), cfg.get("hook_name"), revision, **tokens)
     if ours:
         kept = {key: value for key, value in ours.items() if key not in _NOT_IN_RECORD}
-        return {"model": base_model(cfg), **kept}
-    return {
-        "model": base_model(cfg),
-        "module": cfg.get("hook_name"),
-        "tokens": {key: cfg[key] for key in _TOKENS if cfg.get(key) is not None},
-        **figures(l0=batchtopk.stated_l0(cfg)),
-    }
+        return {"model": theirs["model"], **kept}
+    return theirs | figures(l0=batchtopk.stated_l0(cfg))
 
 
 FORMAT = Format(detect, read, files=(CFG, WEIGHTS, _SCALER, batchtopk.RUN), conversions=(None,))

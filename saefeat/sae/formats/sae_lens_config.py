@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from saefeat.dictionaries import NORMALIZATIONS
 from saefeat.io import UserError
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.values import active, figures, positive, text
+from saefeat.sae.formats.values import active, figures, positive
 from saefeat.schema import checked
 
 _COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -44,15 +44,15 @@ _STATED = ("fvu", "l0", "dead")
 _KEPT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+@with_config(_KEPT)
 class _Training(TypedDict, total=False):
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
     tokens: int | None
 
 
+@with_config(_KEPT)
 class _Entry(TypedDict, total=False):
     """Our own entry. Other keys are part of the SAE's record and are kept as they are."""
 
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
     site: str | None
     module: str | None
     fingerprint: str | None
@@ -168,9 +168,3 @@ def loading_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """How the base model was loaded for the training."""
     options = cfg.get("model_from_pretrained_kwargs")
     return options if isinstance(options, dict) else {}
-
-
-def base_model(cfg: Mapping[str, Any]) -> dict[str, str | None]:
-    """Name and revision of the base model."""
-    revision = cfg.get("model_revision") or loading_options(cfg).get("revision")
-    return {"name": text(cfg.get("model_name")), "revision": text(revision)}

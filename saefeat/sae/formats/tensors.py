@@ -37,11 +37,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is a directory and should be the file of the weights; fetch or save it again"
         )
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".safetensors": load_file,
-        ".npz": _read_npz,
-        ".pt": _read_pickle,
-    }
+    readers: dict[str, Callable[[Path], Any]]
+    readers = {".safetensors": load_file, ".npz": _read_npz, ".pt": _read_pickle}
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
@@ -55,16 +52,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({first}); fetch or save it again") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
-    odd = next((name for name, value in found.items() if not _is_plain(value)), None)
-    if odd is not None:
-        raise UserError(
-            f"{path}: {odd} is sparse, quantised or without data; save it as a plain tensor"
-        )
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(
+                f"{path}: {name} is sparse, quantised or without data; save it as a plain tensor"
+            )
     return {name: value.detach() for name, value in found.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _read_pickle(path: Path) -> Any:
@@ -97,15 +90,14 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     compression lies in the file as it is, so it is mapped from there: after the header of the ZIP
     member (30 bytes, the member's name and an extra field) and the header of the array.
     """
+    form = np.lib.format
     with path.open("rb") as file, archive.open(entry) as member:
-        if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+        if member.read(len(form.MAGIC_PREFIX)) != form.MAGIC_PREFIX:
             return None
         member.seek(0)
-        version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        first = form.read_magic(member) == (1, 0)
+        header = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, fortran, dtype = header(member)
         if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 8:
             return None  # torch has no such dtype
         file.seek(entry.header_offset + 26)
@@ -113,20 +105,17 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
         start = entry.header_offset + 30 + int(lengths.sum()) + member.tell()
         if entry.compress_type != zipfile.ZIP_STORED or start % dtype.itemsize:
             member.seek(0)  # compressed, or not aligned to the size of a number
-            return np.lib.format.read_array(member, allow_pickle=False)
+            return form.read_array(member, allow_pickle=False)
     order: Any = "F" if fortran else "C"
     # Copy on write: torch asks for writable memory, and nothing writes into it.
     return np.memmap(path, dtype, "c", start, shape, order)
 
 
 def to_float32(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
-    """A tensor in float32 with its rows changed; a large one is mapped from an unnamed file.
+    """A tensor in float32, its rows changed by a function of some of them.
 
-    Mapped memory can be dropped by the system where memory is short. The file disappears with the
-    tensor. Where there is no room for the file, the tensor is made in memory.
-
-    Args:
-        change: function of some rows.
+    A large one is mapped from an unnamed file, which disappears with the tensor: the system can
+    drop mapped memory. It is made in memory where there is no room for the file.
     """
     if tensor.numel() * 4 >= _LARGE:
         with suppress(OSError):
@@ -147,8 +136,8 @@ def sae_tensors(
 ) -> dict[str, Any]:
     """The tensors of an `SAE` by its own names, as its arguments.
 
-    They are float32; matrices in half precision stay as they are. A single number stands for all
-    units.
+    They are float32; matrices in half precision stay as they are. A single number in the file
+    stands for all units.
 
     Args:
         tensors: of the file.
@@ -169,6 +158,8 @@ def sae_tensors(
         wanted = shape if key == theirs else shape[::-1]
         tensor = _checked(tensors.get(key), wanted, f"{where}: {key}")
         found[name] = tensor if key == theirs else tensor.T
+    if "gain" in found:  # every format has its logarithm
+        found["gain"] = found["gain"].exp()
     return found
 
 
@@ -206,11 +197,13 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
 def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """The same reconstructions with decoder rows of norm 1: their norms go into the encoder."""
     norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
+
+    def unit(rows: Tensor) -> Tensor:
+        return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
     return {
         **found,
-        "W_dec": to_float32(
-            found["W_dec"], lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        ),
+        "W_dec": to_float32(found["W_dec"], unit),
         "W_enc": to_float32(found["W_enc"], lambda rows: rows * norms),
         "b_enc": found["b_enc"] * norms,
     }

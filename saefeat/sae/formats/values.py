@@ -1,4 +1,4 @@
-"""Values of the configurations of SAEs: checked, and what they state of an SAE's quality."""
+"""Values of the configurations of SAEs, checked, and parts of the record of an SAE."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, read_json
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
@@ -34,6 +34,11 @@ def json_object(value: Any, where: Path) -> dict[str, Any]:
     return value
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError where there is none."""
+    return json_object(read_json(path), path)
+
+
 def encoding_dtype(value: Any, where: Path | str) -> str:
     """The name of the dtype of the products in `encode`. Raises UserError for any other."""
     if value not in ("float32", "bfloat16"):
@@ -43,9 +48,17 @@ def encoding_dtype(value: Any, where: Path | str) -> str:
     return value
 
 
-def text(value: Any) -> str | None:
-    """The value if it is a text, else None."""
-    return value if isinstance(value, str) else None
+def base_record(model: Any, module: Any, revision: Any = None, **tokens: Any) -> dict[str, Any]:
+    """What every record has: the base model, the module that is read, and the token policy.
+
+    Names that are no text, and parts of the policy that are None, are not known.
+    """
+    name, revision = (value if isinstance(value, str) else None for value in (model, revision))
+    return {
+        "model": {"name": name, "revision": revision},
+        "module": module,
+        "tokens": {key: value for key, value in tokens.items() if value is not None},
+    }
 
 
 def complement(share: Any) -> Any:
@@ -54,7 +67,7 @@ def complement(share: Any) -> Any:
 
 
 def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, float]:
-    """Figures of quality that files state, those that can be true: a part of an SAE's record."""
+    """The figures of quality in a record: those that are numbers and can be true."""
     given = {"fvu": fvu, "l0": l0, "dead": dead}
     return {
         name: float(value)
@@ -64,11 +77,7 @@ def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, floa
 
 
 def stated(record: Mapping[str, Any]) -> dict[str, float]:
-    """fvu, l0 and dead of an SAE as its own files state them, as far as they do.
-
-    For an SAE that saefeat trained, FVU and L0 are those on held-out text (`held_out`), not those
-    averaged over the last steps of the training (`training_average`).
-    """
+    """fvu, l0 and dead of an SAE as far as its own files state them; of ours on held-out text."""
     held = record.get("held_out")
     found = {**record, **(held if isinstance(held, dict) else {})}
     return figures(found.get("fvu"), found.get("l0"), found.get("dead"))
