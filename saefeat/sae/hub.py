@@ -54,8 +54,13 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
                 f"{name} holds {len(wanted)} SAEs; name a folder in it, such as {repo}/{wanted[0]}"
             )
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    if listed is not None:
-        _remember(snapshot, listed)
+    kept = snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"  # goes with its repository
+    if listed is None:
+        listed = kept_json(kept).get("files")
+    elif not kept.exists():
+        with suppress(OSError, UserError):  # a cache that cannot be written
+            make_dir(kept.parent)
+            write_json(kept, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
     _check_complete(snapshot, listed, patterns, folder, name)
     if not (snapshot / folder).exists():
         raise UserError(
@@ -91,34 +96,20 @@ def _list_files(repo: str, revision: str | None) -> list[str] | None:
     return [file.rfilename for file in siblings]
 
 
-def _listing(snapshot: Path) -> Path:
-    """Where the list of a snapshot's weight files is kept: it goes with its repository."""
-    return snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"
-
-
-def _remember(snapshot: Path, listed: list[str]) -> None:
-    path = _listing(snapshot)
-    if not path.exists():
-        with suppress(OSError, UserError):  # a cache that cannot be written
-            make_dir(path.parent)
-            write_json(path, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
-
-
 def _check_complete(
     snapshot: Path, listed: list[str] | None, patterns: list[str], folder: str, name: str
 ) -> None:
     """Raise UserError where the cache lacks SAEs that are wanted.
 
-    These are known from the hub, from what it listed before, or from a file of the format.
+    Where no list of the files is known, a file of the format may name the SAEs.
     """
-    known = kept_json(_listing(snapshot)).get("files") if listed is None else listed
-    if known is None:
+    if listed is None:
         below = f"{folder}/" if folder else ""
         named = [place for form in FORMATS.values() for place in form.listed(snapshot)]
         wanted = [place for place in named if f"{place}/".startswith(below)]
     else:
-        wanted = _places(known, patterns)
-    inside = "**/*" if known is None else "*"
+        wanted = _places(listed, patterns)
+    inside = "**/*" if listed is None else "*"
     lacking = [place for place in wanted if not _has_weights(snapshot / place, inside)]
     if lacking and len(lacking) < len(wanted):
         raise UserError(
@@ -126,7 +117,7 @@ def _check_complete(
             f"{lacking[0] or 'that of the repository itself'}, are not in the hub's cache; go "
             "online, without HF_HUB_OFFLINE, or name those that are"
         )
-    if lacking or (known is None and not (snapshot / folder).exists()):
+    if lacking or (listed is None and not (snapshot / folder).exists()):
         raise UserError(f"{name} is not in the hub's cache, {_OFFLINE}")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
@@ -104,13 +105,18 @@ def _read(source: str) -> list[SAE]:
         long = f"a path component exceeds {_NAME_BYTES} bytes"
         raise UserError(f"{source[:40]}... does not exist: {long}; {_GIVE}")
     if path.is_dir() or detect_format(path):
-        return [releases.read_place(place) for place in _find_sorted(path, source)]
-    _check_not_local(path, source)
-    if releases.names_release(source):
-        return [releases.read(source, _safe_name(source))]
-    repo, revision, folder = hub.parse(source)
-    snapshot, start = hub.download(repo, revision, folder)
-    return [_read_snapshot(repo, snapshot, place) for place in _find_sorted(start, source)]
+        root, load = path, releases.read_place
+    else:
+        _check_not_local(path, source)
+        if releases.names_release(source):
+            return [releases.read(source, _safe_name(source))]
+        repo, revision, folder = hub.parse(source)
+        snapshot, root = hub.download(repo, revision, folder)
+        load = partial(_read_snapshot, repo, snapshot)
+    places = find(root)
+    if not places:
+        raise UserError(f"{source} holds no SAE; {_GIVE}")
+    return [load(place) for place in places]
 
 
 def _check_not_local(path: Path, source: str) -> None:
@@ -121,18 +127,6 @@ def _check_not_local(path: Path, source: str) -> None:
     if path.exists() or source.startswith((".", "/", "~")):
         kind = "is no directory" if path.exists() else "does not exist"
         raise UserError(f"{source} {kind}; {_GIVE}")
-
-
-def _find_sorted(root: Path, source: str) -> list[Path]:
-    """Places of the SAEs below a folder; numbers in their names are sorted by value."""
-    found = find(root)
-    if not found:
-        raise UserError(f"{source} holds no SAE; {_GIVE}")
-
-    def natural(path: Path) -> list[int | str]:
-        return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
-
-    return sorted(found, key=natural)
 
 
 def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:

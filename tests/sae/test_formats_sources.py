@@ -582,7 +582,7 @@ def test_qwen_scope_in_a_folder_of_another_name_is_read_by_its_configuration(tmp
     [
         ({"k": 7}, "k 7 is greater than d_sae 6"),
         ({"k": "2"}, "k is missing or not a positive number"),
-        ({"hook_point": "mlp_out"}, "SAEs of the hook_point mlp_out cannot be read"),
+        ({"hook_point": "mlp_out"}, "the hook_point mlp_out cannot be read"),
         ({"model_type": "qwen3"}, "does not say what it is: keep the config.json beside it"),
         ({"base_model": ["a"]}, None),
     ],

@@ -17,6 +17,7 @@ from saefeat.sae.formats.tensors import read_weights, sae_tensors, with_unit_dec
 from saefeat.sae.formats.values import (
     active,
     base_record,
+    check_known,
     complement,
     figures,
     json_object,
@@ -52,9 +53,8 @@ _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
 
 def detect(directory: Path) -> bool:
     trainer = kept_json(directory / CFG).get("trainer")
-    return (directory / WEIGHTS).is_file() or (
-        isinstance(trainer, dict) and "dict_class" in trainer
-    )
+    named = isinstance(trainer, dict) and "dict_class" in trainer
+    return named or (directory / WEIGHTS).is_file()
 
 
 def read(directory: Path) -> SAE:
@@ -66,8 +66,7 @@ def read(directory: Path) -> SAE:
     cfg = read_object(where)
     trainer = json_object(cfg.get("trainer"), where)
     kind = str(trainer.get("dict_class"))
-    if kind not in _CLASSES:
-        raise UserError(f"{where}: the dict_class {kind} cannot be read; {', '.join(_CLASSES)} can")
+    check_known("dict_class", kind, _CLASSES, where)
     activation, centred, layout = _CLASSES[kind]
     tensors = read_weights(directory / WEIGHTS)
     found = sae_tensors(tensors, layout, directory / WEIGHTS)
@@ -80,14 +79,14 @@ def read(directory: Path) -> SAE:
     site, buffer = _site(trainer, directory, where), cfg.get("buffer")
     length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
     module = None if "@" in site else site
+    record = base_record(trainer.get("lm_name"), module, context_size=length)
     numbered = re.fullmatch(r"trainer_\d+", directory.name)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}" if numbered else directory.name,
         site=site,
         **found,
         k=k,
-        record=base_record(trainer.get("lm_name"), module, context_size=length)
-        | _evaluation(directory),
+        record=record | _evaluation(directory),
         activation=activation,
         centred=centred,
     )
@@ -99,25 +98,20 @@ def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        raise UserError(
-            f"{weights}: its k is {k.item()}, which is no whole number; fetch or save it again"
-        )
+        wrong = f"its k is {k.item()}, which is no whole number"
+        raise UserError(f"{weights}: {wrong}; fetch or save it again")
     return {"k": int(k)}
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
-    """The site by the submodule's name, or by a folder that has such a name.
-
-    The number of the layer alone does not say where in the layer the SAE reads.
-    """
+    """The site by the submodule's name or a folder's; `layer` alone does not say which it is."""
     named = trainer.get("submodule_name")
     for name in [named] if named else [folder.name, folder.parent.name]:
         match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
         if match:
-            if match[1] == "resid_post":
-                return f"resid_post@{match[2]}"
             # Its mlp_out is the output of the module, before the norm that some models put after.
-            return f"layers.{match[2]}.mlp"
+            resid = match[1] == "resid_post"
+            return f"resid_post@{match[2]}" if resid else f"layers.{match[2]}.mlp"
     if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):
         return str(named)
     raise UserError(

@@ -26,8 +26,9 @@ def detect_format(path: Path) -> Format | None:
 
 
 def find(root: Path) -> list[Path]:
-    """Places of the SAEs at or below a path, unsorted: directories, and files that are an SAE.
+    """Places of the SAEs at or below a path: directories, and files that are an SAE.
 
+    Numbers in names are sorted by value.
     Hidden directories and those inside an SAE are not searched. Links that lead out of `root` are
     followed; what other links lead to is found under its own name.
 
@@ -40,19 +41,19 @@ def find(root: Path) -> list[Path]:
     for path, folders, files in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         here = Path(path)
         _check_links(here, files)
-        found += [
-            here / name for name in files if is_shared_file(name) and detect_format(here / name)
-        ]
+        shared = (here / name for name in files if is_shared_file(name))
+        found += filter(detect_format, shared)
         if is_sae := detect_format(here) is not None:
             found.append(here)
         if is_sae or len(here.relative_to(root).parts) == _DEPTH:
             folders.clear()
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not _is_link_to(here / name, inside)
-        ]
-    return found
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if not _is_link_to(here / name, inside)]
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[int | str]:
+    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
 
 
 def is_shared_file(name: str) -> bool:

@@ -12,7 +12,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import active, base_record
+from saefeat.sae.formats.values import active, base_record, check_known
 
 CFG = "config.json"
 _FILES = "layer*.sae.pt"
@@ -44,11 +44,7 @@ def _identify(path: Path) -> tuple[str, object, object]:
     cfg = kept_json(where)
     repo = re.search(r"SAE-Res-([^/]+)-W\d+K-L0_(\d+)", path.parent.as_posix())
     if cfg.get("model_type") == _KIND and "k" in cfg:
-        if cfg.get("hook_point", _PLACE) != _PLACE:
-            raise UserError(
-                f"{where}: SAEs of the hook_point {cfg['hook_point']} cannot be read; "
-                f"only those of {_PLACE} can"
-            )
+        check_known("hook_point", cfg.get("hook_point", _PLACE), [_PLACE], where)
         return repo[0] if repo else path.parent.name, cfg.get("base_model"), cfg["k"]
     if not repo:
         raise UserError(

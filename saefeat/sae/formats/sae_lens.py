@@ -18,13 +18,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json, tensors_fingerprint
 from saefeat.sae.formats import Format, batchtopk
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.sae_lens_config import (
-    LAYOUTS,
-    flatten,
-    hook_site,
-    loading_options,
-    own_entry,
-)
+from saefeat.sae.formats.sae_lens_config import LAYOUTS, flatten, hook_site, own_entry
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
 from saefeat.sae.formats.values import base_record, encoding_dtype, figures, read_object
 
@@ -60,10 +54,8 @@ def read(
     tensors = read_weights(weights)
     sae = _build(directory.name, cfg, tensors, (where, weights), scaling)
     if ours.get("fingerprint") not in (None, tensors_fingerprint(tensors)):
-        raise UserError(
-            f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save "
-            "it again"
-        )
+        what = f"is not what was saved with {CFG} (its fingerprint differs)"
+        raise UserError(f"{weights} {what}; fetch or save it again")
     doubt = sae.record.get("doubt") if ours else batchtopk.doubt(cfg, sae, directory)
     if not doubt:
         return sae
@@ -97,7 +89,7 @@ def _build(
     if cfg["rescale_acts_by_decoder_norm"]:
         # Selecting and scaling by the norms of the decoder rows equals unit-norm rows.
         found = with_unit_decoder(found)
-    if loading_options(cfg).get("center_writing_weights"):
+    if cfg["model_from_pretrained_kwargs"].get("center_writing_weights"):
         if normalize == "constant_norm_rescale":
             raise UserError(
                 f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be "
@@ -149,14 +141,15 @@ def _reading_uncentred(found: Mapping[str, Tensor], centred: bool) -> dict[str, 
     out = {**found, "W_enc": to_float32(found["W_enc"], lambda rows: rows - mean)}
     if centred:
         lost = -found["b_dec"].sum() * mean
-        for name, gain in (("b_enc", found.get("gain", torch.ones(1))), ("b_gate", torch.ones(1))):
-            if name in found:
-                out[name] = found[name] + gain * lost
+        out["b_enc"] = found["b_enc"] + found.get("gain", torch.ones(1)) * lost
+        if "b_gate" in found:
+            out["b_gate"] = found["b_gate"] + lost
     return out
 
 
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    revision = cfg.get("model_revision") or loading_options(cfg).get("revision")
+    loading = cfg["model_from_pretrained_kwargs"]
+    revision = cfg.get("model_revision") or loading.get("revision")
     tokens = {key: cfg.get(key) for key in _TOKENS}
     theirs = base_record(cfg.get("model_name"), cfg.get("hook_name"), revision, **tokens)
     if ours:

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from saefeat.dictionaries import NORMALIZATIONS
 from saefeat.io import UserError
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.values import active, figures, positive
+from saefeat.sae.formats.values import active, check_known, figures, positive
 from saefeat.schema import checked
 
 _COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -97,6 +97,8 @@ def flatten(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
             options = flat.get("activation_fn_kwargs")
             flat["architecture"] = "topk"
             flat.setdefault("k", options.get("k") if isinstance(options, dict) else None)
+    for key in ("model_from_pretrained_kwargs", "training_architecture_details"):
+        flat[key] = flat[key] if isinstance(flat.get(key), dict) else {}
     _check_architecture(flat, where)
     for key in ("d_in", "d_sae"):
         positive(flat, key, where)
@@ -113,11 +115,8 @@ def _check_architecture(flat: Mapping[str, Any], where: Path | str) -> None:
             f"{where}: the SAE architecture {kind} cannot be read: "
             f"{next(reasons, 'it is not known here')}; {', '.join(LAYOUTS)} can"
         )
-    if kind == "standard" and flat.get("activation_fn") not in (None, "relu"):
-        raise UserError(
-            f"{where}: the activation {flat['activation_fn']} cannot be read; only relu and topk "
-            "can"
-        )
+    if kind == "standard":
+        check_known("activation", flat.get("activation_fn") or "relu", ("relu", "topk"), where)
 
 
 def _transforms(flat: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
@@ -162,9 +161,3 @@ def hook_site(hook: Any, where: Path | str) -> str:
             "hook_resid_pre of later blocks, mlp.hook_post and module paths can be read"
         )
     return hook
-
-
-def loading_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """How the base model was loaded for the training."""
-    options = cfg.get("model_from_pretrained_kwargs")
-    return options if isinstance(options, dict) else {}

@@ -12,7 +12,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import active, base_record, positive, read_object
+from saefeat.sae.formats.values import active, base_record, check_known, positive, read_object
 
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 _LAYOUT = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -39,10 +39,7 @@ def read(directory: Path) -> SAE:
             refused = f"a sparse coder with {key} cannot be read, because it {reason}"
             raise UserError(f"{where}: {refused}; choose another")
     activation = cfg.get("activation") or "topk"
-    if activation not in ("topk", "groupmax"):
-        raise UserError(
-            f"{where}: the activation {activation} cannot be read; only topk and groupmax can"
-        )
+    check_known("activation", activation, ("topk", "groupmax"), where)
     d_in = positive(cfg, "d_in", where)
     d_sae = cfg.get("num_latents") or d_in * positive(cfg, "expansion_factor", where)
     k = active(cfg, positive({"num_latents": d_sae}, "num_latents", where), where)

@@ -34,18 +34,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises UserError where the file is damaged or holds anything but plain tensors.
     """
     if path.is_dir():
-        raise UserError(
-            f"{path} is a directory and should be the file of the weights; fetch or save it again"
-        )
+        what = "is a directory and should be the file of the weights"
+        raise UserError(f"{path} {what}; fetch or save it again")
     readers: dict[str, Callable[[Path], Any]]
     readers = {".safetensors": load_file, ".npz": _read_npz, ".pt": _read_pickle}
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its "
-            "state_dict"
-        ) from error
+        why = "a damaged pickle, or one of more than tensors"
+        raise UserError(f"{path} cannot be read ({why}); save its state_dict") from error
     except Exception as error:  # a damaged pickle or archive raises anything
         text = str(error).strip() or type(error).__name__
         first = re.split(r"\.?\s*\n|\.\s", text)[0].rstrip(".")
@@ -54,9 +51,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
     for name, value in found.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(
-                f"{path}: {name} is sparse, quantised or without data; save it as a plain tensor"
-            )
+            odd = f"{name} is sparse, quantised or without data"
+            raise UserError(f"{path}: {odd}; save it as a plain tensor")
     return {name: value.detach() for name, value in found.items()}
 
 
@@ -69,18 +65,16 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
-        found = {
+        arrays = {
             entry.filename.removesuffix(".npy"): _read_array(path, archive, entry)
             for entry in archive.infolist()
         }
-    return {name: _as_tensor(array) for name, array in found.items() if array is not None}
-
-
-def _as_tensor(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(array)
-    if isinstance(array, np.memmap) or not tensor.is_floating_point() or tensor.nbytes < _LARGE:
-        return tensor
-    return to_float32(tensor)
+    found = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    for name, tensor in found.items():
+        mapped = isinstance(arrays[name], np.memmap)
+        if not mapped and tensor.is_floating_point() and tensor.nbytes >= _LARGE:
+            found[name] = to_float32(tensor)
+    return found
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
@@ -176,15 +170,16 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
     """A tensor of this shape. Raises UserError where it cannot be one of an SAE."""
     if tensor is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.expand(shape)
+    wrong = ""
     if tensor is None or tuple(tensor.shape) != shape:
-        raise UserError(f"{what} is missing or has not the shape {shape}; fetch or save it again")
-    if 0 in shape:
-        raise UserError(f"{what} of the shape {shape} is empty; fetch or save it again")
-    if not tensor.is_floating_point():
+        wrong = f"is missing or has not the shape {shape}"
+    elif 0 in shape:
+        wrong = f"of the shape {shape} is empty"
+    elif not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{what} is {kind}, and weights are floating-point numbers; fetch or save it again"
-        )
+        wrong = f"is {kind}, and weights are floating-point numbers"
+    if tensor is None or wrong:
+        raise UserError(f"{what} {wrong}; fetch or save it again")
     if tensor.dim() != 2 or tensor.dtype not in _KEPT_DTYPES:
         tensor = to_float32(tensor)
     # Minimum and maximum of values with a NaN among them are both NaN.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
     if k > d_sae:
         raise UserError(f"{where}: k {k} is greater than d_sae {d_sae}; correct it")
     return k
+
+
+def check_known(key: str, value: Any, known: Collection[str], where: Path | str) -> None:
+    """Raise UserError for a value of a configuration that stands for nothing known."""
+    if value not in known:
+        *names, last = known
+        some = f"{', '.join(names)} and {last}" if names else last
+        raise UserError(f"{where}: the {key} {value} cannot be read; only {some} can")
 
 
 def json_object(value: Any, where: Path) -> dict[str, Any]:
