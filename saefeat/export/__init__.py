@@ -34,7 +34,6 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
     Args:
         source: a run directory, or anything that `load_saes` takes.
         form: name of a format of `saefeat.sae.writers.WRITERS`.
-        out: the directory that holds everything.
 
     Returns the directories of the SAEs. Raises UserError for an unknown format or one that cannot
     hold an SAE, and for an `out` that is not an earlier export.
@@ -103,7 +102,6 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     Args:
         source: a run directory, or anything that `load_saes` takes.
         feature: `SAE:UNIT`, an SAE's id and the number of a unit.
-        out: the file.
 
     Returns what the direction is of: sae, site, module, model, unit, norm and normalize. It is the
     header of the `.safetensors` file too, whose tensor is `direction`. Unless `normalize` is

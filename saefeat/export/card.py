@@ -50,14 +50,9 @@ def _read_facts(given: Exportable) -> dict[str, Any]:
 def render(
     given: Exportable, form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str | None]
 ) -> str:
-    """The card as Markdown.
+    """The card as Markdown. Raises UserError for files of a run that cannot be read.
 
-    Args:
-        form: name of the format of the export.
-        folders: folder -> the SAE in it.
-        hookpoints: SAE id -> path in the base model of the module that it reads, or None.
-
-    Raises UserError for files of a run that cannot be read.
+    hookpoints: SAE id -> path in the base model of the module that it reads, or None.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

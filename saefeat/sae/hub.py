@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saefeat.io import UserError, first_line, kept_json, make_dir, write_json
+from saefeat.io import UserError, first_line, kept_json, write_json
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import is_shared_file
 
@@ -28,9 +28,8 @@ def parse(source: str) -> tuple[str, str | None, str]:
     """Repository, revision and folder (or ""). Raises UserError where it is not a hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
-        raise UserError(
-            f"{source} does not exist here, and is no hub id (owner/repo@revision/folder)"
-        )
+        form = "a hub id (owner/repo@revision/folder)"
+        raise UserError(f"{source} does not exist here, and is not {form}")
     return match["repo"], match["revision"], match["folder"] or ""
 
 
@@ -39,8 +38,8 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
 
     With HF_HUB_OFFLINE, and where the hub cannot be reached, the cache is used.
 
-    Raises UserError for a repository, revision or folder that does not exist or is not open to the
-    user, for a source of too many SAEs, and where the cache lacks SAEs.
+    Raises UserError for a source that does not exist, is not open to the user or holds too many
+    SAEs, and where the cache lacks SAEs.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -59,7 +58,6 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
         listed = kept_json(kept).get("files")
     elif not kept.exists():
         with suppress(OSError, UserError):  # a cache that cannot be written
-            make_dir(kept.parent)
             write_json(kept, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
     _check_complete(snapshot, listed, patterns, folder, name)
     if not (snapshot / folder).exists():

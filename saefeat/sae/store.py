@@ -125,7 +125,7 @@ def _check_not_local(path: Path, source: str) -> None:
     if broken:
         raise UserError(f"{source} cannot be read: the link {broken[0]} is broken; {_GIVE}")
     if path.exists() or source.startswith((".", "/", "~")):
-        kind = "is no directory" if path.exists() else "does not exist"
+        kind = "is not a directory" if path.exists() else "does not exist"
         raise UserError(f"{source} {kind}; {_GIVE}")
 
 

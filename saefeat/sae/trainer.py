@@ -72,7 +72,7 @@ class Trainer:
         self.scaler = {"mean": mean.float(), "scale": scale.float(), "max_norm": limit.float()}
 
     def usable(self, x: Tensor) -> Tensor:
-        """Indices of the vectors x [n, d_in] that are no outliers: int64 [m].
+        """Indices of the vectors x [n, d_in] that are not outliers: int64 [m].
 
         Raises RunFailed when a vector is not finite.
         """

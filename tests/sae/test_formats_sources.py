@@ -187,7 +187,7 @@ def test_a_hub_id_names_repository_revision_and_folder(source, parts):
 def test_what_is_no_hub_id_is_one_sentence(source):
     with pytest.raises(UserError) as told:
         hub.parse(source)
-    one_sentence(told, "is no hub id")
+    one_sentence(told, "is not a hub id")
 
 
 def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offline(

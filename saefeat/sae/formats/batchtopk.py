@@ -26,10 +26,7 @@ def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
     Before 6.54.9 sae-lens saved wrong thresholds of BatchTopK SAEs that were trained on scaled
     vectors and that compare activations in units of the norms of their decoder rows. Folding the
     scale into the rows made them longer, and the threshold stayed as it was (issue 763 of
-    sae-lens).
-
-    Args:
-        cfg: the flat configuration.
+    sae-lens). cfg: the flat configuration.
     """
     version = tuple(map(int, re.findall(r"\d+", str(cfg.get("sae_lens_version")))[:3]))
     if sae.threshold is None or not (6,) <= version < _REPAIRED:

@@ -80,13 +80,16 @@ def read(directory: Path) -> SAE:
     length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
     module = None if "@" in site else site
     record = base_record(trainer.get("lm_name"), module, context_size=length)
+    rated = kept_json(directory / EVALUATION)
+    explained, alive = rated.get("frac_variance_explained"), rated.get("frac_alive")
+    record |= figures(fvu=complement(explained), l0=rated.get("l0"), dead=complement(alive))
     numbered = re.fullmatch(r"trainer_\d+", directory.name)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}" if numbered else directory.name,
         site=site,
         **found,
         k=k,
-        record=record | _evaluation(directory),
+        record=record,
         activation=activation,
         centred=centred,
     )
@@ -98,7 +101,7 @@ def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        wrong = f"its k is {k.item()}, which is no whole number"
+        wrong = f"its k is {k.item()}, which is not a whole number"
         raise UserError(f"{weights}: {wrong}; fetch or save it again")
     return {"k": int(k)}
 
@@ -117,16 +120,6 @@ def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
     raise UserError(
         f"{where}: the submodule_name {named} of layer {trainer.get('layer')} names no site; "
         "write resid_post_layer_N or a module path there"
-    )
-
-
-def _evaluation(directory: Path) -> dict[str, float]:
-    """Figures of the evaluation beside the SAE."""
-    found = kept_json(directory / EVALUATION)
-    return figures(
-        fvu=complement(found.get("frac_variance_explained")),
-        l0=found.get("l0"),
-        dead=complement(found.get("frac_alive")),
     )
 
 

@@ -28,9 +28,8 @@ def detect_format(path: Path) -> Format | None:
 def find(root: Path) -> list[Path]:
     """Places of the SAEs at or below a path: directories, and files that are an SAE.
 
-    Numbers in names are sorted by value.
-    Hidden directories and those inside an SAE are not searched. Links that lead out of `root` are
-    followed; what other links lead to is found under its own name.
+    Numbers in names are sorted by value. Hidden directories and those inside an SAE are not
+    searched. Links are followed when they lead out of `root`; otherwise the target itself is found.
 
     Raises UserError for broken links and unreadable directories, which may stand for SAEs.
     """
@@ -82,13 +81,7 @@ def _check_links(folder: Path, names: list[str]) -> None:
 
 
 def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
-    """The SAE at a path, with the path in its record.
-
-    Its id is made of the names of files and folders (see `sae_name`).
-
-    Args:
-        path: a directory of any format, or a file of a format whose SAEs are files.
-        reader: in place of the format's own.
+    """The SAE at a path, with the path in its record; reader: in place of that of its format.
 
     Raises UserError where there is no SAE, or one that cannot be read.
     """

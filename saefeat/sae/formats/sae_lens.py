@@ -35,15 +35,13 @@ def detect(directory: Path) -> bool:
 def read(
     directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None
 ) -> SAE:
-    """Read an SAE. Its weights are compared with the fingerprint in our own entry, if there is one.
+    """Read an SAE. Its weights have to have the fingerprint in our own entry, if there is one.
 
     The fingerprint covers all tensors of the file and nothing else: a configuration may be edited.
 
     Args:
         overrides: values of the configuration, from a registry.
         scaling: factor of the vectors that it was trained on, where a registry knows it.
-
-    Raises UserError for damaged files and architectures that cannot be read.
     """
     where, weights = directory / CFG, directory / WEIGHTS
     # Checked before gigabytes are read.

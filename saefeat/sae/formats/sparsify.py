@@ -17,9 +17,8 @@ from saefeat.sae.formats.values import active, base_record, check_known, positiv
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 _LAYOUT = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 _REFUSED = {
-    "transcode": "writes at another place than it reads, so its units are no directions of one "
-    "site",
-    "skip_connection": "adds a linear map of its input, which no unit stands for",
+    "transcode": "writes at another place than it reads",
+    "skip_connection": "adds a linear map of its input, which belongs to none of its units",
     "signed": "fires with negative values",
 }
 
@@ -67,7 +66,6 @@ def read(directory: Path) -> SAE:
 
 
 def _hookpoints(directory: Path) -> list[str]:
-    """Hookpoints that the configuration of a whole training names."""
     named = kept_json(directory / RUN).get("hookpoints")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 

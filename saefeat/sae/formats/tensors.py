@@ -31,7 +31,7 @@ _AXES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name of a `.safetensors`, `.npz` or `.pt` file.
 
-    Raises UserError where the file is damaged or holds anything but plain tensors.
+    Raises UserError for a damaged file, and for one that holds anything but plain tensors.
     """
     if path.is_dir():
         what = "is a directory and should be the file of the weights"
@@ -128,15 +128,13 @@ def sae_tensors(
     where: Path | str,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The tensors of an `SAE` by its own names, as its arguments.
+    """The tensors of an `SAE`, as its arguments.
 
-    They are float32; matrices in half precision stay as they are. A single number in the file
-    stands for all units.
+    They are float32; matrices in half precision stay as they are. A single number in the file is
+    taken for all units.
 
     Args:
-        tensors: of the file.
-        layout: name of `SAE` -> name in the file, which ends in `.T` where the file has the
-            transpose.
+        layout: name of `SAE` -> name in the file, with `.T` where the file has the transpose.
         where: place of the tensors, for messages.
         size: d_in and d_sae; those of W_enc by default.
 

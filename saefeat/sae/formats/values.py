@@ -28,7 +28,7 @@ def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
 
 
 def check_known(key: str, value: Any, known: Collection[str], where: Path | str) -> None:
-    """Raise UserError for a value of a configuration that stands for nothing known."""
+    """Raise UserError for a value that is not one of the known ones."""
     if value not in known:
         *names, last = known
         some = f"{', '.join(names)} and {last}" if names else last
@@ -59,7 +59,7 @@ def encoding_dtype(value: Any, where: Path | str) -> str:
 def base_record(model: Any, module: Any, revision: Any = None, **tokens: Any) -> dict[str, Any]:
     """What every record has: the base model, the module that is read, and the token policy.
 
-    Names that are no text, and parts of the policy that are None, are not known.
+    Names that are not text become None; parts of the policy that are None are left out.
     """
     name, revision = (value if isinstance(value, str) else None for value in (model, revision))
     return {
