@@ -61,7 +61,7 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "number": _number}
+    environment.filters["cell"] = _cell
     facts, model, writer = _read_facts(given), given.model, WRITERS[form]
     base = str(model.get("name") or "")
     name = hub_name(base)

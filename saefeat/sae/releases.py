@@ -50,10 +50,8 @@ def _find_entry(source: str) -> dict[str, Any]:
     rows = {row["id"]: row for row in about["saes"]}
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
-        raise UserError(
-            f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as "
-            f"{some}"
-        )
+        known = f"name one of its {len(rows)}, such as {some}"
+        raise UserError(f"{source} names no SAE of the release {release}; {known}")
     return {**rows[name], **about}
 
 
@@ -75,7 +73,7 @@ def read_place(path: Path) -> SAE:
 def _read_files(entry: dict[str, Any], path: Path) -> SAE:
     """The SAE of downloaded files, with what an entry says of it."""
     reader = None
-    if entry["conversion_func"] is None:  # the format of sae-lens
+    if entry.get("conversion_func") is None:  # the format of sae-lens
         overrides, scaling = entry.get("config_overrides"), entry.get("norm_scaling_factor")
         reader = partial(sae_lens.read, overrides=overrides, scaling=scaling)
     return _with_entry(directories.read(path, reader), entry)
@@ -93,10 +91,11 @@ def _with_entry(sae: SAE, entry: dict[str, Any]) -> SAE:
 def read(source: str, identity: str) -> SAE:
     """The SAE of a `release/sae_id`, with an id. Raises UserError where it cannot be read."""
     entry = _find_entry(source)
-    conversion = entry["conversion_func"]
-    kinds = (kind for name, kind in _REFUSED.items() if name in (conversion or ""))
-    if kind := next(kinds, None):
-        raise UserError(f"{source} is {kind}, which cannot be read; choose an SAE of whole vectors")
+    conversion = entry.get("conversion_func")
+    for part, kind in _REFUSED.items():
+        if part in (conversion or ""):
+            help = "choose an SAE of whole vectors"
+            raise UserError(f"{source} is {kind}, which cannot be read; {help}")
     if any(conversion in form.conversions for form in FORMATS.values()):
         sae = _read_files(entry, download(entry["repo_id"], None, str(entry["path"]))[1])
     else:

@@ -139,7 +139,6 @@ def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
 
 
 def _safe_name(source: str) -> str:
-    """A file name made of a source."""
     return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 

@@ -178,9 +178,8 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
             bar.update(config.batch_size)
     for name, trainer in trainers.items():
         if not torch.isfinite(trainer.fvu):
-            raise RunFailed(
-                f"training diverged at {name}: its error is not finite; lower the learning rate"
-            )
+            why = "its error is not finite"
+            raise RunFailed(f"training diverged at {name}: {why}; lower the learning rate")
 
 
 def _describe(trainers: dict[str, Trainer]) -> str:
@@ -198,7 +197,9 @@ def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) ->
     for site in sites:
         trainer = training.trainers[site.name]
         sae = trainer.sae(sae_id(site.name), site.name, records[site.name])
-        fit = measure_fit(sae, buffers[site.name]) | {"split": held.policy["split"]} if held else {}
+        fit = {}
+        if held:
+            fit = {**measure_fit(sae, buffers[site.name]), "split": held.policy["split"]}
         figures = {
             "held_out": fit,
             "training_average": {"fvu": float(trainer.fvu), "l0": float(trainer.l0)},

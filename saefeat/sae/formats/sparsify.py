@@ -49,18 +49,14 @@ def read(directory: Path) -> SAE:
     seed = re.fullmatch(r"seed\d+", directory.name)  # several SAEs at one hookpoint
     hookpoint = directory.parent if seed else directory
     run = kept_json(hookpoint.parent / RUN)
+    excluded = run.get("exclude_tokens") or None
+    tokens = {"context_size": run.get("ctx_len"), "exclude_token_ids": excluded}
     return SAE(
         id=f"{hookpoint.name}-{directory.name}" if seed else directory.name,
         site=re.sub(r"^(?:layers|h)\.(\d+)$", r"resid_post@\1", hookpoint.name),
         **found,
         k=k,
-        record=base_record(
-            run.get("model"),
-            hookpoint.name,
-            run.get("revision"),
-            context_size=run.get("ctx_len"),
-            exclude_token_ids=run.get("exclude_tokens") or None,
-        ),
+        record=base_record(run.get("model"), hookpoint.name, run.get("revision"), **tokens),
         activation=activation,
     )
 
