@@ -83,7 +83,13 @@ class RunIndex(TypedDict):
 
 
 class SAEFit(TypedDict):
-    """How well an SAE fits the model; see `saefeat.sae.gate.check_saes`."""
+    """How well an SAE fits the model (`saefeat.sae.fit_check`).
+
+    The figures are of its own site. better: FVU by site of up to three sites that fit better.
+    stated: fvu, l0 and dead by the SAE's own files. doubt: why the files may be wrong. revisions:
+    of the base model then and now, where both are known and differ. bos: how training and tokenizer
+    differ in what stands before a text, or "".
+    """
 
     id: str
     site: str

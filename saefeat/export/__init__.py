@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
     Args:
         source: a run directory, or anything that `load_saes` takes.
         form: name of a format of `saefeat.sae.writers.WRITERS`.
-        out: the directory that holds everything.
 
     Returns the directories of the SAEs. Raises UserError for an unknown format or one that cannot
     hold an SAE, and for an `out` that is not an earlier export.
@@ -51,18 +49,13 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
             writer.write(sae, temporary / folder)
         if writer.summary_file:
             write_json(temporary / writer.summary_file, writer.summary(given.model, folders))
-        facts = card.read_facts(given)
-        write_text(temporary / CARD, card.render(form, folders, hookpoints, facts))
-        write_json(temporary / MANIFEST, _manifest(form, folders))
+        write_text(temporary / CARD, card.render(given, form, folders, hookpoints))
+        saes = {
+            folder: {"id": sae.id, "fingerprint": sae.identity["fingerprint"]}
+            for folder, sae in folders.items()
+        }
+        write_json(temporary / MANIFEST, {"schema": SCHEMA, "format": form, "saes": saes})
     return [out / folder for folder in folders]
-
-
-def _manifest(form: str, folders: Mapping[str, SAE]) -> dict[str, Any]:
-    marks = {
-        folder: {"id": sae.id, "fingerprint": sae.identity["fingerprint"]}
-        for folder, sae in folders.items()
-    }
-    return {"schema": SCHEMA, "format": form, "saes": marks}
 
 
 def _name_folders(given: Exportable, writer: Writer) -> dict[str, SAE]:
@@ -93,18 +86,14 @@ def _check_directory(out: Path) -> None:
     if not out.is_dir():
         raise UserError(f"{out} is a file; choose another output", "out")
     manifest = kept_json(out / MANIFEST)
-    folders = manifest.get("saes") if manifest.get("format") in WRITERS else None
     ours: set[str] = set()
-    if isinstance(folders, dict):
+    if manifest.get("format") in WRITERS and isinstance(manifest.get("saes"), dict):
         summaries = {writer.summary_file for writer in WRITERS.values()}
-        ours = {CARD, MANIFEST, *summaries, *folders}
+        ours = {CARD, MANIFEST, *summaries, *manifest["saes"]}
     others = sorted({entry.name for entry in out.iterdir()} - ours)
     if others:
-        raise UserError(
-            f"{out} exists and holds {others[0]}, which is not part of an export; choose another "
-            "output",
-            "out",
-        )
+        what = f"{others[0]}, which is not part of an export"
+        raise UserError(f"{out} exists and holds {what}; choose another output", "out")
 
 
 def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
@@ -113,14 +102,12 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
     Args:
         source: a run directory, or anything that `load_saes` takes.
         feature: `SAE:UNIT`, an SAE's id and the number of a unit.
-        out: the file.
 
     Returns what the direction is of: sae, site, module, model, unit, norm and normalize. It is the
     header of the `.safetensors` file too, whose tensor is `direction`. Unless `normalize` is
     "none", the direction has to be scaled by `SAE.spread` of the vector that it is added to.
 
-    Raises UserError for an unknown SAE or unit, another suffix, and an `out` that holds something
-    else.
+    Raises UserError for an unknown SAE or unit, another suffix, and a file of something else.
     """
     _check_file(out)
     given = open_source(source)
@@ -151,11 +138,10 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
 
 def _find_unit(given: Exportable, feature: str, source: str) -> tuple[SAE, int]:
     name, colon, number = feature.rpartition(":")
-    if not colon or not number.isdecimal() or len(number) > 12:
-        raise UserError(
-            f"the feature {feature} should be SAE:UNIT, such as {given.saes[0].id}:0", "feature"
-        )
     saes = {sae.id: sae for sae in given.saes}
+    if not colon or not number.isdecimal() or len(number) > 12:
+        form = f"SAE:UNIT, such as {next(iter(saes))}:0"
+        raise UserError(f"the feature {feature} should be {form}", "feature")
     if name not in saes:
         raise UserError(f"{source} has no SAE {name}; it has {', '.join(saes)}", "feature")
     width = saes[name].width
@@ -178,8 +164,5 @@ def _check_file(out: Path) -> None:
     except UserError:
         ours = False
     if not ours:
-        raise UserError(
-            f"{out} exists and does not say that it is an exported direction; choose another "
-            "output",
-            "out",
-        )
+        lack = "does not say that it is an exported direction"
+        raise UserError(f"{out} exists and {lack}; choose another output", "out")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from saefeat import schema
 from saefeat.dictionaries import SAE
 from saefeat.export.source import Exportable
-from saefeat.sae.fit_check import FitChecks
 from saefeat.sae.formats.values import stated
 from saefeat.sae.names import hub_name
 from saefeat.sae.writers import WRITERS
@@ -23,33 +20,15 @@ from saefeat.sae.writers.sae_lens import transformer_lens_hook
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the card says beside the SAEs' own configurations.
+def _read_facts(given: Exportable) -> dict[str, Any]:
+    """Variables of the template from the SAEs' records, and from statistics and fit of their run.
 
-    Attributes:
-        model: name, revision and fingerprint of the base model, as far as they are recorded.
-        figures: SAE id -> fvu, l0 and dead (a share), each a number or None.
-        counts: label -> texts, and SAE id -> counted tokens; empty without a run.
-        counted: the corpus and the split of the counts.
-    """
-
-    model: dict[str, Any]
-    figures: dict[str, dict[str, float | None]]
-    counts: dict[str, tuple[int, dict[str, int]]]
-    counted: str
-
-
-def read_facts(given: Exportable) -> Facts:
-    """The facts of SAEs from their records, and from statistics and fit check of their run.
-
-    What the run does not have is left out. Raises UserError for files that cannot be read.
+    figures: SAE id -> fvu, l0 and dead (a share), each a number or None. counts: label -> texts,
+    and SAE id -> counted tokens. counted: corpus and split of the counts.
     """
     run = given.run
-    fvu = {}
-    if run and run.fit_check.is_file():
-        reports = schema.read(FitChecks, run.fit_check)["saes"]
-        fvu = {report["id"]: report["fvu"] for report in reports}
+    fits = run.load_fit_check()["saes"] if run and run.fit_check.is_file() else []
+    fvu = {fit["id"]: fit["fvu"] for fit in fits}
     figures: dict[str, dict[str, float | None]] = {}
     counts: dict[str, tuple[int, dict[str, int]]] = {}
     counted = ""
@@ -65,18 +44,15 @@ def read_facts(given: Exportable) -> Facts:
                 counts.setdefault(label, (texts, {}))[1][sae.id] = tokens
             counted = f"{stats.header['corpus']['name']}, {stats.header['policy']['split']} split"
         figures[sae.id] = {**measured, **stated(sae.record)}
-    return Facts(given.model, figures, counts, counted)
+    return {"figures": figures, "counts": counts, "counted": counted}
 
 
 def render(
-    form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str | None], facts: Facts
+    given: Exportable, form: str, folders: Mapping[str, SAE], hookpoints: Mapping[str, str | None]
 ) -> str:
-    """The card as Markdown.
+    """The card as Markdown. Raises UserError for files of a run that cannot be read.
 
-    Args:
-        form: name of the format of the export.
-        folders: folder -> the SAE in it.
-        hookpoints: SAE id -> path in the base model of the module that it reads, or None.
+    hookpoints: SAE id -> path in the base model of the module that it reads, or None.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -85,9 +61,10 @@ def render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": _cell, "number": _number}
-    given = str(facts.model.get("name") or "")
-    name, writer = hub_name(given), WRITERS[form]
+    environment.filters["cell"] = _cell
+    facts, model, writer = _read_facts(given), given.model, WRITERS[form]
+    base = str(model.get("name") or "")
+    name = hub_name(base)
     folder, first = next(iter(folders.items()))
     return environment.get_template("card.md").render(
         form=form,
@@ -95,17 +72,17 @@ def render(
         loading=writer.loading.format(folder=json.dumps(folder)),
         encoding=writer.encoding,
         hub_id=name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None,
-        by_transformers=not (name != given or name.endswith(".gguf")),
-        model={**dict.fromkeys(("name", "revision", "fingerprint")), **facts.model},
+        by_transformers=not (name != base or name.endswith(".gguf")),
+        model={**dict.fromkeys(("name", "revision", "fingerprint")), **model},
         name=name,
         rows=[
-            _row(folder, sae, hookpoints[sae.id], facts.figures[sae.id])
+            _row(folder, sae, hookpoints[sae.id], facts["figures"][sae.id])
             for folder, sae in folders.items()
         ],
         policies=dict.fromkeys(map(_policy, folders.values())),
         trained=dict.fromkeys(filter(None, map(_training, folders.values()))),
         notes=_notes(form, list(folders.values()), hookpoints),
-        facts=facts,
+        **facts,
         sae=first,
         hookpoint=hookpoints[first.id],
     )
@@ -114,7 +91,6 @@ def render(
 def _row(
     folder: str, sae: SAE, hookpoint: str | None, figures: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    activation = f"{sae.activation} {sae.k}" if sae.k else sae.activation
     dead = figures["dead"]
     return {
         "folder": folder,
@@ -122,7 +98,7 @@ def _row(
         "module": hookpoint,
         "hook": transformer_lens_hook(sae),
         "units": f"{sae.width:,}",
-        "activation": activation,
+        "activation": f"{sae.activation} {sae.k}" if sae.k else sae.activation,
         "FVU": _number(figures["fvu"], 3),
         "L0": _number(figures["l0"], 1),
         "dead": None if dead is None else f"{dead:.1%}",
@@ -167,13 +143,18 @@ def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None])
             "activations) were in no training, so leave them out."
         )
     after = sorted(
-        {place for sae in saes if (place := hookpoints[sae.id]) and _is_post_norm(sae, place)}
+        {
+            f"`{place}`"
+            for sae in saes
+            if sae.site.startswith("mlp_out@")
+            and (place := hookpoints[sae.id])
+            and "norm" in place.rpartition(".")[2]
+        }
     )
     if after:
         notes.append(
             "mlp_out is what the feed-forward part adds to the residual stream: in this model the "
-            f"output of the norm after it ({', '.join(f'`{place}`' for place in after)}), not of "
-            "`mlp`."
+            f"output of the norm after it ({', '.join(after)}), not of `mlp`."
         )
     if any(sae.dtype == "bfloat16" for sae in saes):
         notes.append(
@@ -185,10 +166,6 @@ def _notes(form: str, saes: Sequence[SAE], hookpoints: Mapping[str, str | None])
             "units of its spread."
         )
     return notes
-
-
-def _is_post_norm(sae: SAE, hookpoint: str) -> bool:
-    return sae.site.startswith("mlp_out@") and "norm" in hookpoint.rpartition(".")[2]
 
 
 def _number(value: float | None, digits: int) -> str | None:

@@ -9,11 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from pydantic import ConfigDict
-from typing_extensions import TypedDict
-
-from saefeat import schema
-from saefeat.config import RunConfig
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, user_path
 from saefeat.models import load_skeleton, resolve_site
@@ -24,14 +19,6 @@ from saefeat.statistics import Stats
 
 # Parts of base models. Any other first name of a module path is the base model's own.
 _PARTS = ("decoder", "language_model")
-
-
-class _Index(TypedDict):
-    """The part of a run's index that is read here."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # pyright: ignore[reportGeneralTypeIssues]
-    model: dict[str, str | None]
-    arguments: RunConfig
 
 
 @dataclass(frozen=True)
@@ -82,8 +69,7 @@ class Exportable:
 def open_source(source: str) -> Exportable:
     """The SAEs of a run directory, or of anything that `load_saes` takes.
 
-    Raises UserError for a source that holds no SAE or cannot be read, and for SAEs of several base
-    models.
+    Raises UserError where there is no SAE, one that cannot be read, or several base models.
     """
     run = RunDir(user_path(source))
     # os.path, because pathlib raises an error where the name is too long.
@@ -93,34 +79,29 @@ def open_source(source: str) -> Exportable:
     models = [sae.record.get("model") or {} for sae in saes]
     names = list(dict.fromkeys(str(model.get("name")) for model in models))
     if len(names) > 1:
-        raise UserError(
-            f"the SAEs of {source} are of several base models ({', '.join(names)}); export them "
-            "separately"
-        )
+        several = f"several base models ({', '.join(names)})"
+        raise UserError(f"the SAEs of {source} are of {several}; export them separately")
     return Exportable(saes, models[0])
 
 
 def _open_run(run: RunDir) -> Exportable:
-    index = schema.read(_Index, run.index)
-    sources, model = index["arguments"].saes, index["model"]
+    index = run.load_index()
+    sources, model = index["arguments"].saes, dict(index["model"])
     # Not by `list_stats`: a run that was stopped has no statistics yet, or a part of them.
     files = [run.stats_file(name) for name in run.collected()]
     headers = [Stats.read_header(path)["dictionary"] for path in files]
     used = [header for header in headers if header.get("kind") == "sae"]
     for source in sources:
         _check_there(source, run, [str(header.get("path")) for header in used])
-    saes = [_with_model(sae, model) for sae in load_saes(list(sources) or str(run.saes))]
+    saes = load_saes(list(sources) or str(run.saes))
+    for i, sae in enumerate(saes):
+        if not (sae.record.get("model") or {}).get("name"):  # its own files do not say it
+            saes[i] = replace(sae, record={**sae.record, "model": model})
     return Exportable(saes, model, run, {header["id"]: header["fingerprint"] for header in used})
 
 
-def _with_model(sae: SAE, model: dict[str, Any]) -> SAE:
-    """An SAE that names its base model: its own files may not."""
-    named = (sae.record.get("model") or {}).get("name")
-    return sae if named else replace(sae, record={**sae.record, "model": model})
-
-
 def _check_there(source: str, run: RunDir, paths: Sequence[str]) -> None:
-    """Raise UserError for a directory that is gone, because a relative path looks like a hub id.
+    """Raise UserError for a directory that is gone: its relative path looks like a hub id.
 
     paths: where the SAEs were that the run's statistics are of.
     """

@@ -22,17 +22,11 @@ from saefeat.models import LanguageModel, Site
 
 @dataclass(frozen=True)
 class Chunk:
-    """Examples whose activations are held together.
+    """Examples whose activations are held together."""
 
-    Attributes:
-        positions: of the examples in the corpus.
-        tokens: counted tokens of them.
-        steps: training steps on them.
-    """
-
-    positions: tuple[int, ...]
-    tokens: int
-    steps: int
+    positions: tuple[int, ...]  # in the corpus
+    tokens: int  # counted
+    steps: int  # of training on them
 
 
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
@@ -79,10 +73,8 @@ def fill(
     buffers: dict[str, Tensor] = {}
     filled = 0
     # Examples are sorted by length inside a window, to save padding, and mixed over all windows.
-    windows = (
-        list(chunk.positions[start : start + WINDOW])
-        for start in range(0, len(chunk.positions), WINDOW)
-    )
+    order, starts = chunk.positions, range(0, len(chunk.positions), WINDOW)
+    windows = (list(order[start : start + WINDOW]) for start in starts)
     batches = (batch for window in windows for batch in plan.batches(lm, window))
     for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
         count = int(batch.counted.sum())
@@ -105,17 +97,13 @@ def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
     """
     n, size = len(usable), config.batch_size
     if not n:
-        raise RunFailed(
-            f"chunk {chunk} has no usable token: each is an outlier to the tokens of the first "
-            "chunk"
-        )
-    parts = []
-    start = step * size
-    while start < (step + 1) * size:
+        why = "each is an outlier to the tokens of the first chunk"
+        raise RunFailed(f"chunk {chunk} has no usable token: {why}")
+    parts, start, end = [], step * size, (step + 1) * size
+    while start < end:
         turn, offset = divmod(start, n)
         seed = int(fingerprint([config.seed, chunk, turn]), 16) % 2**63
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        part = order[offset : offset + (step + 1) * size - start]
-        parts.append(part)
-        start += len(part)
+        parts.append(order[offset : offset + end - start])
+        start += len(parts[-1])
     return usable[torch.cat(parts).to(usable.device)]

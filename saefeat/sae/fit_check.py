@@ -10,19 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from saefeat.activations import counted_vectors
+from saefeat.artefacts import SAEFit
 from saefeat.corpora import Batch, Corpus, first_by_hash, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import KINDS, LanguageModel
 from saefeat.sae.formats.values import stated
-from saefeat.schema import STRICT
 from saefeat.tokens import finite, without_outliers
 
 TOKENS = 2048  # of the text that an SAE is run on
@@ -36,51 +36,15 @@ FAR_FACTOR = 3.0  # L0 and FVU that differ by this factor from the stated ones a
 BETTER_SITES = 3  # how many sites that fit better are reported
 
 
-class Fit(TypedDict):
-    """How an SAE reconstructs some vectors.
-
-    fvu: fraction of their variance that the reconstruction leaves unexplained. l0: mean number of
-    active units per token. silent: share of the units that fire on none of them; on few tokens far
-    more than the share of dead units. tokens: number of vectors.
-    """
-
-    fvu: float
-    l0: float
-    silent: float
-    tokens: int
-
-
-class FitReport(Fit):
-    """What the fit check finds of one SAE, its `Fit` at its own site among it.
-
-    better: FVU by site of up to three sites that fit better. stated: what the SAE's own files say
-    of fvu, l0 and dead. doubt: why its files may be wrong. revisions: of the base model then and
-    now, where both are known and differ. bos: how training and tokenizer differ in what stands
-    before a text, or "".
-    """
-
-    id: str
-    site: str
-    better: dict[str, float]
-    stated: dict[str, float]
-    doubt: str | None
-    revisions: list[str]
-    bos: str
-
-
-class FitChecks(TypedDict):
-    """Content of the file of a run's fit check; request: fingerprint of what was checked."""
-
-    __pydantic_config__ = STRICT  # pyright: ignore[reportGeneralTypeIssues]
-    schema: int
-    request: str
-    saes: list[FitReport]
-
-
-def measure_fit(sae: SAE, x: Tensor) -> Fit:
-    """The fit of an SAE on vectors x [n, d_in], without those of outlier norm.
+def measure_fit(sae: SAE, x: Tensor) -> dict[str, Any]:
+    """Measure how an SAE reconstructs vectors x [n, d_in], without those of outlier norm.
 
     A few outliers would be nearly all of the variance.
+
+    Returns:
+        fvu, the fraction of the variance that is left unexplained; l0, the mean number of active
+        units per token; silent, the share of units that fire on none of the vectors (on few
+        vectors far more than the share of dead units); tokens, the number of vectors.
     """
     x = without_outliers(finite(x.float()))
     codes = sae.encode(x)
@@ -100,10 +64,8 @@ def measure_fit(sae: SAE, x: Tensor) -> Fit:
 
 def check_saes(
     lm: LanguageModel, saes: Sequence[SAE], corpus: Corpus, *, seed: int = 0
-) -> list[FitReport]:
+) -> list[SAEFit]:
     """Run SAEs on a little text at their own sites, and at all sites of the same width.
-
-    Returns one report per SAE.
 
     Raises:
         UserError: an SAE has an FVU of 1 or more, or at most half of its FVU at another site (the
@@ -120,46 +82,32 @@ def check_saes(
 
 
 def _check(
-    lm: LanguageModel, sae: SAE, vectors: dict[str, Tensor], own_path: str, others: dict[str, str]
-) -> FitReport:
-    """Check one SAE; others: path -> name of the sites of its width.
+    lm: LanguageModel, sae: SAE, vectors: dict[str, Tensor], path: str, others: dict[str, str]
+) -> SAEFit:
+    """Check one SAE. path: of its own site; others: path -> name of the sites of its width."""
+    sae = sae.to(lm.device)  # here only, because all SAEs together may not fit there
 
-    The SAE is on the device only while this function runs: all SAEs may not fit there.
-    """
-    sae = sae.to(lm.device)
-    own = measure_fit(sae, vectors[own_path])
-    better, elsewhere = _compare_sites(sae, vectors, own_path, others)
-    if not own["fvu"] < 1 or elsewhere:
-        raise UserError(_describe_misfit(lm, sae, own, better), "gate")
-    _check_norms(sae, vectors[own_path])
-    return {
-        "id": sae.id,
-        "site": sae.site,
-        **own,
-        "better": better,
-        "stated": stated(sae.record),
-        "doubt": sae.record.get("doubt"),
-        "revisions": _differing_revisions(sae, lm),
-        "bos": _describe_bos(sae, lm),
-    }
+    def fvu(path: str, tokens: int) -> float:
+        return measure_fit(sae, vectors[path][:tokens])["fvu"]
 
-
-def _compare_sites(
-    sae: SAE, vectors: dict[str, Tensor], own_path: str, others: dict[str, str]
-) -> tuple[dict[str, float], bool]:
-    """FVU by site of the best sites that fit better, and whether one of them fits far better."""
-    own = measure_fit(sae, vectors[own_path][:COMPARED_TOKENS])["fvu"]
-    scan = {
-        path: measure_fit(sae, vectors[path][:SCAN_TOKENS])["fvu"]
-        for path in others
-        if path != own_path
-    }
+    own, here = measure_fit(sae, vectors[path]), fvu(path, COMPARED_TOKENS)
+    scan = {other: fvu(other, SCAN_TOKENS) for other in others if other != path}
     best = sorted(scan, key=scan.__getitem__)[:BETTER_SITES]
-    found = {
-        others[path]: measure_fit(sae, vectors[path][:COMPARED_TOKENS])["fvu"] for path in best
-    }
-    better = {name: fvu for name, fvu in found.items() if fvu < own}
-    return better, min(better.values(), default=torch.inf) * BETTER_FACTOR <= own
+    found = {others[other]: fvu(other, COMPARED_TOKENS) for other in best}
+    better = {name: value for name, value in found.items() if value < here}
+    if not own["fvu"] < 1 or min(better.values(), default=torch.inf) * BETTER_FACTOR <= here:
+        raise UserError(_describe_misfit(lm, sae, own, better), "gate")
+    _check_norms(sae, vectors[path])
+    return SAEFit(
+        id=sae.id,
+        site=sae.site,
+        **own,
+        better=better,
+        stated=stated(sae.record),
+        doubt=sae.record.get("doubt"),
+        revisions=_differing_revisions(sae, lm),
+        bos=_describe_bos(sae, lm),
+    )
 
 
 def _check_norms(sae: SAE, x: Tensor) -> None:
@@ -173,37 +121,33 @@ def _check_norms(sae: SAE, x: Tensor) -> None:
         )
 
 
-def describe(report: FitReport) -> str:
+def describe(report: SAEFit) -> str:
     """One line on an SAE that has passed, beside what its own files state."""
-    said = report["stated"]
+    said, found = report["stated"], {"fvu": report["fvu"], "l0": report["l0"]}
 
-    def beside(name: str, form: str) -> str:
-        return f" (stated {said[name]:{form}})" if name in said else ""
+    def figure(name: str, form: str) -> str:
+        beside = f" (stated {said[name]:{form}})" if name in said else ""
+        return f"{name.upper()} {found[name]:{form}}{beside}"
 
-    line = (
-        f"fit check: {report['id']} at {report['site']}, "
-        f"FVU {report['fvu']:.3f}{beside('fvu', '.3f')}, "
-        f"L0 {report['l0']:.1f}{beside('l0', '.1f')}, "
-        f"{report['silent']:.1%} silent on {report['tokens']:,} tokens"
-        + (f" (stated dead {said['dead']:.1%})" if "dead" in said else "")
-    )
+    dead = f" (stated dead {said['dead']:.1%})" if "dead" in said else ""
+    parts = [
+        f"fit check: {report['id']} at {report['site']}, {figure('fvu', '.3f')}, "
+        f"{figure('l0', '.1f')}, {report['silent']:.1%} silent on {report['tokens']:,} tokens{dead}"
+    ]
     if report["better"]:
         sites = (f"{name} ({fvu:.3f})" for name, fvu in report["better"].items())
-        line += "; better at " + ", ".join(sites)
-    found = {"fvu": report["fvu"], "l0": report["l0"]}
+        parts.append("better at " + ", ".join(sites))
     far = [name.upper() for name, value in found.items() if _is_far(value, said.get(name))]
     if far:
-        verb = "differs" if len(far) == 1 else "differ"
-        line += (
-            f"; {' and '.join(far)} {verb} widely from the stated; check the model, the site and "
-            "the corpus"
+        parts.append(
+            f"{' and '.join(far)} differ{'s' if len(far) == 1 else ''} widely from the stated; "
+            "check the model, the site and the corpus"
         )
-    for remark in (report["doubt"], report["bos"]):
-        line += f"; {remark}" if remark else ""
+    parts += filter(None, (report["doubt"], report["bos"]))
     if report["revisions"]:
         then, now = report["revisions"]
-        line += f"; trained on revision {then} of the base model, this is {now}"
-    return line
+        parts.append(f"trained on revision {then} of the base model, this is {now}")
+    return "; ".join(parts)
 
 
 def _is_far(found: float, said: float | None) -> bool:
@@ -223,10 +167,7 @@ def _describe_bos(sae: SAE, lm: LanguageModel) -> str:
 
 
 def _differing_revisions(sae: SAE, lm: LanguageModel) -> list[str]:
-    """The commits of the base model then and now where they differ, else an empty list.
-
-    Only commits are compared: a branch may be at any commit.
-    """
+    """The commits of the base model then and now where they are known and differ, else []."""
     known = [str((sae.record.get("model") or {}).get("revision")), str(lm.revision)]
     commits = all(re.fullmatch("[0-9a-f]{40}", name) for name in known)
     return known if commits and known[0] != known[1] else []
@@ -249,10 +190,9 @@ def _balanced_batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Batc
 def _sample_vectors(
     lm: LanguageModel, batches: Iterable[Batch], paths: Collection[str]
 ) -> dict[str, Tensor]:
-    """Path -> vectors of at most TOKENS counted tokens [n, d], in a random order.
+    """Path -> vectors of at most TOKENS counted tokens [n, d]. Raises UserError for too few.
 
-    Batches are sorted by length; in a random order, the first few tokens are of all texts.
-    Raises UserError where there are too few.
+    Batches are sorted by length. The vectors are shuffled, so that the first few are of all texts.
     """
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
     for _, vectors in counted_vectors(lm, batches, sorted(paths)):
@@ -285,14 +225,13 @@ def _sites_of_width(lm: LanguageModel, width: int) -> dict[str, str]:
     return found
 
 
-def _describe_misfit(lm: LanguageModel, sae: SAE, own: Fit, better: dict[str, float]) -> str:
-    """One sentence with the figures and the sites that fit better."""
+def _describe_misfit(
+    lm: LanguageModel, sae: SAE, own: dict[str, Any], better: dict[str, float]
+) -> str:
     sites = sorted((fvu, name) for name, fvu in better.items() if fvu < 1)
-    hint = (
-        "it fits better at " + ", ".join(f"{name} {fvu:.2f}" for fvu, name in sites)
-        if sites
-        else "it fits at no layer, so check its base model and normalisation"
-    )
+    hint = "it fits better at " + ", ".join(f"{name} {fvu:.2f}" for fvu, name in sites)
+    if not sites:
+        hint = "it fits at no layer, so check its base model and normalisation"
     if sae.record.get("doubt"):
         hint += f"; {sae.record['doubt']}"
     return (

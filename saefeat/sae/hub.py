@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saefeat.io import UserError, kept_json, make_dir, write_json
+from saefeat.io import UserError, first_line, kept_json, write_json
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import is_shared_file
 
@@ -21,15 +21,15 @@ _SOURCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P
 _WEIGHTS = (".safetensors", ".npz", ".pt")
 # SAEs fetched for one source. A repository of all widths and sparsities can hold terabytes.
 _MOST = 64
+_OFFLINE = "and the hub cannot be reached; go online, without HF_HUB_OFFLINE"
 
 
 def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision and folder (or ""). Raises UserError where it is no hub id."""
+    """Repository, revision and folder (or ""). Raises UserError where it is not a hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
-        raise UserError(
-            f"{source} does not exist here, and is no hub id (owner/repo@revision/folder)"
-        )
+        form = "a hub id (owner/repo@revision/folder)"
+        raise UserError(f"{source} does not exist here, and is not {form}")
     return match["repo"], match["revision"], match["folder"] or ""
 
 
@@ -38,8 +38,8 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
 
     With HF_HUB_OFFLINE, and where the hub cannot be reached, the cache is used.
 
-    Raises UserError for a repository, revision or folder that does not exist or is not open to the
-    user, for a source of too many SAEs, and where the cache lacks SAEs.
+    Raises UserError for a source that does not exist, is not open to the user or holds too many
+    SAEs, and where the cache lacks SAEs.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -53,8 +53,12 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
                 f"{name} holds {len(wanted)} SAEs; name a folder in it, such as {repo}/{wanted[0]}"
             )
         snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    if listed is not None:
-        _remember(snapshot, listed)
+    kept = snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"  # goes with its repository
+    if listed is None:
+        listed = kept_json(kept).get("files")
+    elif not kept.exists():
+        with suppress(OSError, UserError):  # a cache that cannot be written
+            write_json(kept, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
     _check_complete(snapshot, listed, patterns, folder, name)
     if not (snapshot / folder).exists():
         raise UserError(
@@ -90,35 +94,20 @@ def _list_files(repo: str, revision: str | None) -> list[str] | None:
     return [file.rfilename for file in siblings]
 
 
-def _listing(snapshot: Path) -> Path:
-    """Where the list of a snapshot's weight files is kept; removed with its repository."""
-    return snapshot.parent.parent / ".saefeat" / f"{snapshot.name}.json"
-
-
-def _remember(snapshot: Path, listed: list[str]) -> None:
-    path = _listing(snapshot)
-    if not path.exists():
-        with suppress(OSError, UserError):  # a cache that cannot be written
-            make_dir(path.parent)
-            write_json(path, {"files": [name for name in listed if name.endswith(_WEIGHTS)]})
-
-
 def _check_complete(
     snapshot: Path, listed: list[str] | None, patterns: list[str], folder: str, name: str
 ) -> None:
     """Raise UserError where the cache lacks SAEs that are wanted.
 
-    Which there should be is known from the hub, or from what it listed before, or from the file of
-    a format that names them.
+    Where no list of the files is known, a file of the format may name the SAEs.
     """
-    known = kept_json(_listing(snapshot)).get("files") if listed is None else listed
-    if known is None:
+    if listed is None:
         below = f"{folder}/" if folder else ""
         named = [place for form in FORMATS.values() for place in form.listed(snapshot)]
         wanted = [place for place in named if f"{place}/".startswith(below)]
     else:
-        wanted = _places(known, patterns)
-    inside = "**/*" if known is None else "*"
+        wanted = _places(listed, patterns)
+    inside = "**/*" if listed is None else "*"
     lacking = [place for place in wanted if not _has_weights(snapshot / place, inside)]
     if lacking and len(lacking) < len(wanted):
         raise UserError(
@@ -126,26 +115,18 @@ def _check_complete(
             f"{lacking[0] or 'that of the repository itself'}, are not in the hub's cache; go "
             "online, without HF_HUB_OFFLINE, or name those that are"
         )
-    if lacking or (known is None and not (snapshot / folder).exists()):
-        raise UserError(
-            f"{name} is not in the hub's cache, and the hub cannot be reached; go online, without "
-            "HF_HUB_OFFLINE"
-        )
+    if lacking or (listed is None and not (snapshot / folder).exists()):
+        raise UserError(f"{name} is not in the hub's cache, {_OFFLINE}")
 
 
 def _places(names: Iterable[str], patterns: list[str]) -> list[str]:
     """Places of SAEs among the files of a repository: folders, and files that share a folder."""
-    weights = [
-        name
-        for name in names
-        if name.endswith(_WEIGHTS) and any(fnmatch.fnmatch(name, p) for p in patterns)
-    ]
-    return sorted(
-        {
-            name if is_shared_file(name.rpartition("/")[2]) else name.rpartition("/")[0]
-            for name in weights
-        }
-    )
+    found = set()
+    for name in names:
+        if name.endswith(_WEIGHTS) and any(fnmatch.fnmatch(name, p) for p in patterns):
+            folder, _, file = name.rpartition("/")
+            found.add(name if is_shared_file(file) else folder)
+    return sorted(found)
 
 
 def _has_weights(place: Path, inside: str) -> bool:
@@ -155,32 +136,31 @@ def _has_weights(place: Path, inside: str) -> bool:
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turn the errors of a download into UserErrors; a full disk stays an OSError."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"the hub repository {repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} "
-            "and log in with a token (HF_TOKEN)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"the hub repository {repo} has no revision {revision}; name a branch, tag or commit"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repo} is neither a directory here nor a repository of the hub that is open to you; "
-            "check the name, or log in with a token (HF_TOKEN)"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(
-            f"{repo} is neither a directory here nor complete in the hub's cache, and the hub "
-            "cannot be reached; go online, without HF_HUB_OFFLINE"
-        ) from error
-    except (HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot download {repo} from the hub ({first}); try again") from error
+        raise UserError(_explain(error, repo, revision)) from error
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> str:
+    from huggingface_hub import constants, errors
+
+    absent = f"{repo} is neither a directory here nor"
+    known: dict[type[Exception], str] = {  # a class before those that it is derived from
+        errors.GatedRepoError: f"the hub repository {repo} is gated; accept its terms at "
+        f"{constants.ENDPOINT}/{repo} and log in with a token (HF_TOKEN)",
+        errors.RevisionNotFoundError: f"the hub repository {repo} has no revision {revision}; name "
+        "a branch, tag or commit",
+        errors.RepositoryNotFoundError: f"{absent} a repository of the hub that is open to you; "
+        "check the name, or log in with a token (HF_TOKEN)",
+        errors.LocalEntryNotFoundError: f"{absent} complete in the hub's cache, {_OFFLINE}",
+        errors.OfflineModeIsEnabled: f"{absent} complete in the hub's cache, {_OFFLINE}",
+    }
+    for kind, message in known.items():
+        if isinstance(error, kind):
+            return message
+    return f"cannot download {repo} from the hub ({first_line(error)}); try again"

@@ -22,15 +22,9 @@ _EMBEDDED = {
 }
 # The sizes of Pythia before and after the parameters were counted again.
 _SIZES = {
-    "19m": "70m",
-    "125m": "160m",
-    "350m": "410m",
-    "800m": "1b",
-    "1.3b": "1.4b",
-    "2.7b": "2.8b",
-    "6.7b": "6.9b",
-    "13b": "12b",
-}
+    "19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b",
+    "1.3b": "1.4b", "2.7b": "2.8b", "6.7b": "6.9b", "13b": "12b",
+}  # fmt: skip
 _PYTHIA = re.compile(rf"(?<=^pythia-)({'|'.join(map(re.escape, _SIZES))})(?=-|$)")
 _OTHERS = {
     "gpt2": "gpt2-small",
@@ -102,11 +96,8 @@ def are_same(one: str, other: str) -> bool:
     Versions (v0.1) are compared where both names have one. A path stands for no known model.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
-    return (
-        bool(name)
-        and name == other_name
-        and (version == other_version or not version or not other_version)
-    )
+    versions_agree = version == other_version or not version or not other_version
+    return bool(name) and name == other_name and versions_agree
 
 
 def _spelled(model: str) -> str:

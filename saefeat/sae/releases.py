@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,6 @@ _REFUSED = {
     "temporal": "a temporal SAE",
     "hook_z": "of attention heads",
 }
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """An entry of the registry.
-
-    Attributes:
-        repo, folder: where the SAE lies on the hub.
-        conversion: name of the conversion by which sae-lens reads it; None for its own format.
-        model: the base model.
-        scaling: factor of the vectors that it was trained on.
-        overrides: of its configuration.
-        stated: its FVU and L0.
-    """
-
-    repo: str
-    folder: str
-    conversion: str | None
-    model: str
-    scaling: float | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    stated: dict[str, float] = field(default_factory=dict)
 
 
 def names_release(source: str) -> bool:
@@ -66,30 +44,15 @@ def _releases() -> dict[str, Any]:
     return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _find_entry(source: str) -> _Entry:
+def _find_entry(source: str) -> dict[str, Any]:
     release, _, name = source.partition("/")
     about = _releases()[release]
     rows = {row["id"]: row for row in about["saes"]}
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
-        raise UserError(
-            f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as "
-            f"{some}"
-        )
-    return _entry(about, rows[name])
-
-
-def _entry(about: dict[str, Any], row: dict[str, Any]) -> _Entry:
-    l0 = row.get("l0", row.get("expected_l0"))
-    return _Entry(
-        repo=about["repo_id"],
-        folder=str(row["path"]),
-        conversion=about.get("conversion_func"),
-        model=about["model"],
-        scaling=row.get("norm_scaling_factor"),
-        overrides=about.get("config_overrides") or {},
-        stated=figures(fvu=complement(row.get("variance_explained")), l0=l0),
-    )
+        known = f"name one of its {len(rows)}, such as {some}"
+        raise UserError(f"{source} names no SAE of the release {release}; {known}")
+    return {**rows[name], **about}
 
 
 def read_place(path: Path) -> SAE:
@@ -103,32 +66,38 @@ def read_place(path: Path) -> SAE:
         for about in _releases().values():
             for row in about["saes"]:
                 if about["repo_id"] == repo and row["path"] == folder:
-                    return _read_files(_entry(about, row), path)
+                    return _read_files({**row, **about}, path)
     return directories.read(path)
 
 
-def _read_files(entry: _Entry, path: Path) -> SAE:
+def _read_files(entry: dict[str, Any], path: Path) -> SAE:
     """The SAE of downloaded files, with what an entry says of it."""
     reader = None
-    if entry.conversion is None:
-        reader = partial(sae_lens.read, overrides=entry.overrides, scaling=entry.scaling)
+    if entry.get("conversion_func") is None:  # the format of sae-lens
+        overrides, scaling = entry.get("config_overrides"), entry.get("norm_scaling_factor")
+        reader = partial(sae_lens.read, overrides=overrides, scaling=scaling)
     return _with_entry(directories.read(path, reader), entry)
 
 
-def _with_entry(sae: SAE, entry: _Entry) -> SAE:
+def _with_entry(sae: SAE, entry: dict[str, Any]) -> SAE:
+    """Add the base model and the stated figures, where the SAE's own files do not have them."""
+    l0 = entry.get("l0", entry.get("expected_l0"))
+    stated = figures(fvu=complement(entry.get("variance_explained")), l0=l0)
     model = sae.record.get("model") or {}
-    named = {**model, "name": model.get("name") or entry.model}
-    return replace(sae, record={**entry.stated, **sae.record, "model": named})
+    named = {**model, "name": model.get("name") or entry["model"]}
+    return replace(sae, record={**stated, **sae.record, "model": named})
 
 
 def read(source: str, identity: str) -> SAE:
     """The SAE of a `release/sae_id`, with an id. Raises UserError where it cannot be read."""
     entry = _find_entry(source)
-    kinds = (kind for name, kind in _REFUSED.items() if name in (entry.conversion or ""))
-    if kind := next(kinds, None):
-        raise UserError(f"{source} is {kind}, which cannot be read; choose an SAE of whole vectors")
-    if any(entry.conversion in form.conversions for form in FORMATS.values()):
-        sae = _read_files(entry, download(entry.repo, None, entry.folder)[1])
+    conversion = entry.get("conversion_func")
+    for part, kind in _REFUSED.items():
+        if part in (conversion or ""):
+            help = "choose an SAE of whole vectors"
+            raise UserError(f"{source} is {kind}, which cannot be read; {help}")
+    if any(conversion in form.conversions for form in FORMATS.values()):
+        sae = _read_files(entry, download(entry["repo_id"], None, str(entry["path"]))[1])
     else:
         sae = _with_entry(_convert(source), entry)
     # The files alone would leave out what only the registry says.
@@ -147,7 +116,6 @@ def _convert(source: str) -> SAE:
             raise
         except Exception as error:  # its readers check nothing, so damaged files raise anything
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"sae-lens cannot read {source} ({what}); clear it from the hub's cache"
-            ) from error
+            help = "clear it from the hub's cache"
+            raise UserError(f"sae-lens cannot read {source} ({what}); {help}") from error
     return sae_lens.convert(source, theirs.cfg.to_dict(), theirs.state_dict())

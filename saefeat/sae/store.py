@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
@@ -40,8 +41,7 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
 
     Args:
         source: a directory of any format, a `release/sae_id` of sae-lens, or a hub id.
-        dtype: of the products in `encode`, "float32" or "bfloat16"; by default the one that the
-            SAE was trained with.
+        dtype: of the products in `encode`, "float32" or "bfloat16"; default as in training.
 
     Raises UserError for a source of no SAE or several, or one that cannot be read.
     """
@@ -67,9 +67,8 @@ def load_saes(
     Raises UserError for a source that holds no SAE or cannot be read, two SAEs of the same id, or
     an SAE that does not fit.
     """
-    saes: list[SAE] = []
-    for source in [sources] if isinstance(sources, str) else sources:
-        saes += _read(str(source))
+    listed = [sources] if isinstance(sources, str) else sources
+    saes = [sae for source in listed for sae in _read(str(source))]
     check_together(saes, lm, same_model=same_model)
     return saes
 
@@ -92,7 +91,9 @@ def check_together(
             raise UserError(f"two SAEs are named {sae.id}; rename one of the directories")
         known.add(sae.id)
         if lm is not None:
-            check_fits(sae, lm, same_model=same_model)
+            if same_model:
+                _check_model(sae, lm)
+            _check_width(sae, lm)
 
 
 def _read(source: str) -> list[SAE]:
@@ -101,18 +102,21 @@ def _read(source: str) -> list[SAE]:
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts):
-        raise UserError(
-            f"{source[:40]}... does not exist: a path component exceeds {_NAME_BYTES} bytes; "
-            f"{_GIVE}"
-        )
+        long = f"a path component exceeds {_NAME_BYTES} bytes"
+        raise UserError(f"{source[:40]}... does not exist: {long}; {_GIVE}")
     if path.is_dir() or detect_format(path):
-        return [releases.read_place(place) for place in _find_sorted(path, source)]
-    _check_not_local(path, source)
-    if releases.names_release(source):
-        return [releases.read(source, _safe_name(source))]
-    repo, revision, folder = hub.parse(source)
-    snapshot, start = hub.download(repo, revision, folder)
-    return [_read_snapshot(repo, snapshot, place) for place in _find_sorted(start, source)]
+        root, load = path, releases.read_place
+    else:
+        _check_not_local(path, source)
+        if releases.names_release(source):
+            return [releases.read(source, _safe_name(source))]
+        repo, revision, folder = hub.parse(source)
+        snapshot, root = hub.download(repo, revision, folder)
+        load = partial(_read_snapshot, repo, snapshot)
+    places = find(root)
+    if not places:
+        raise UserError(f"{source} holds no SAE; {_GIVE}")
+    return [load(place) for place in places]
 
 
 def _check_not_local(path: Path, source: str) -> None:
@@ -121,20 +125,8 @@ def _check_not_local(path: Path, source: str) -> None:
     if broken:
         raise UserError(f"{source} cannot be read: the link {broken[0]} is broken; {_GIVE}")
     if path.exists() or source.startswith((".", "/", "~")):
-        kind = "is no directory" if path.exists() else "does not exist"
+        kind = "is not a directory" if path.exists() else "does not exist"
         raise UserError(f"{source} {kind}; {_GIVE}")
-
-
-def _find_sorted(root: Path, source: str) -> list[Path]:
-    """Places of the SAEs below a folder; numbers in their names are sorted by value."""
-    found = find(root)
-    if not found:
-        raise UserError(f"{source} holds no SAE; {_GIVE}")
-
-    def natural(path: Path) -> list[int | str]:
-        return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
-
-    return sorted(found, key=natural)
 
 
 def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
@@ -147,17 +139,11 @@ def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
 
 
 def _safe_name(source: str) -> str:
-    """A file name made of a source."""
     return re.sub(r"[^\w.@=+,-]+", "-", source).strip("-.")
 
 
-def check_fits(sae: SAE, lm: LanguageModel, *, same_model: bool = True) -> None:
-    """Raise UserError for an SAE of another model (unless allowed) or of vectors of another width.
-
-    same_model: see `load_saes`.
-    """
-    if same_model:
-        _check_model(sae, lm)
+def _check_width(sae: SAE, lm: LanguageModel) -> None:
+    """Raise UserError for an SAE that reads vectors which its site does not have."""
     site = resolve_site(lm.model, sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
     gated = any(hasattr(holder, name) for name in _GATED_MODULES)
@@ -181,28 +167,21 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     """
     model = sae.record.get("model") or {}
     name, here = str(model.get("name") or ""), _hub_name(lm)
-    fingerprint = model.get("fingerprint")
-    if is_outdated(fingerprint):
-        fingerprint = None
+    fingerprint = None if is_outdated(model.get("fingerprint")) else model.get("fingerprint")
     if fingerprint == lm.fingerprint or (not fingerprint and may_be_same(name, here)):
         return
-    if are_same(name, here) and is_quantised(name) != (is_quantised(here) or _is_quantised(lm)):
-        return
+    other = f"{name or 'another model'}, not on {lm.name}; give it that model"
     if name == lm.name or are_same(name, here):
-        other = (
-            f"other weights of {lm.name} (another revision, quantisation or fine-tune); give it "
-            "those"
-        )
-    else:
-        other = f"{name or 'another model'}, not on {lm.name}; give it that model"
+        config = getattr(lm.model.config, "quantization_config", None)
+        quantised = is_quantised(here) or config is not None
+        if are_same(name, here) and is_quantised(name) != quantised:
+            return
+        kinds = "another revision, quantisation or fine-tune"
+        other = f"other weights of {lm.name} ({kinds}); give it those"
     raise UserError(
         f"the SAE {sae.id} was trained on {other}, or allow another model (same_model=False)",
         "gate",
     )
-
-
-def _is_quantised(lm: LanguageModel) -> bool:
-    return getattr(lm.model.config, "quantization_config", None) is not None
 
 
 def _hub_name(lm: LanguageModel) -> str:

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from saefeat.config import TrainConfig
-from saefeat.corpora import Plan
+from saefeat.corpora import Plan, fill_budget, in_hashed_order
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
@@ -22,12 +22,13 @@ from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import Checkpoint, check_same, claim
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
-from saefeat.sae.held_out import held_out_plan, measure
+from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.trainer import Trainer, below
 from saefeat.tokens import OUTLIER_FACTOR
 
+HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
 _FIGURE_STEPS = 50  # steps between the figures on the progress bar: reading them waits for a GPU
 
 
@@ -41,7 +42,7 @@ def sae_id(site: str) -> str:
 
 @dataclass(frozen=True)
 class _Training:
-    """What is trained, from what, and the state of it."""
+    """What is trained, on what, and its state."""
 
     lm: LanguageModel
     plan: Plan
@@ -67,18 +68,14 @@ def train_saes(
     """Train one SAE per site and write each to `out/<id>/`. The same call resumes after a kill.
 
     Args:
-        lm: the model.
         plan: which tokens are read. It should be mixed, so that every chunk holds every label.
         sites: names of different sites.
-        out: directory of the SAEs.
-        config: how they are trained.
         progress: takes lines for the user.
 
     Returns:
-        The SAEs, in the order of `sites`. The record of each has the entries `held_out` (FVU, L0
-        and silent share on text of the corpus that the plan leaves out; empty where there is too
-        little), `training_average` (FVU and L0 of the SAE in training, averaged over the last
-        steps) and `dead` (share of dead units).
+        The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
+        corpus that the plan leaves out; empty where there is too little), `training_average` (FVU
+        and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
         UserError: a site is unknown or named twice, there is no SAE of this width, or `out` holds
@@ -103,13 +100,8 @@ def train_saes(
                 name: Trainer(width, config, steps, lm.device) for name, width in widths.items()
             }
             training = _Training(lm, plan, config, resolved, chunks, trainers)
-            checkpoint = Checkpoint(
-                out / "training.safetensors",
-                fingerprint(records),
-                "the training",
-                lm.threads,
-                say=progress,
-            )
+            path, request = out / "training.safetensors", fingerprint(records)
+            checkpoint = Checkpoint(path, request, "the training", lm.threads, say=progress)
             _train(training, checkpoint, progress)
             _save(training, out, records)
             checkpoint.clear()
@@ -145,25 +137,17 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
 
 
 def _train(training: _Training, checkpoint: Checkpoint, say: Say) -> None:
-    done = _resume(training, checkpoint)
-    chunks = training.chunks
-    total, before = training.tokens(chunks), training.tokens(chunks[:done])
-    with track(say, "train", total, done=before) as bar:
+    chunks, done, found = training.chunks, 0, checkpoint.load()
+    if found is not None:
+        values, tensors = found
+        done = values["chunks"]
+        for name, trainer in training.trainers.items():
+            trainer.restore(below(f"{name}|", tensors), values["steps"])
+    with track(say, "train", training.tokens(chunks), done=training.tokens(chunks[:done])) as bar:
         for number in range(done, len(chunks)):
             _train_chunk(training, number, bar)
             if number + 1 < len(chunks):
                 _save_checkpoint(training, checkpoint, number + 1)
-
-
-def _resume(training: _Training, checkpoint: Checkpoint) -> int:
-    """Restore the trainers; how many chunks are done."""
-    found = checkpoint.load()
-    if found is None:
-        return 0
-    values, tensors = found
-    for name, trainer in training.trainers.items():
-        trainer.restore(below(f"{name}|", tensors), values["steps"])
-    return values["chunks"]
 
 
 def _save_checkpoint(training: _Training, checkpoint: Checkpoint, chunks: int) -> None:
@@ -194,9 +178,8 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
             bar.update(config.batch_size)
     for name, trainer in trainers.items():
         if not torch.isfinite(trainer.fvu):
-            raise RunFailed(
-                f"training diverged at {name}: its error is not finite; lower the learning rate"
-            )
+            why = "its error is not finite"
+            raise RunFailed(f"training diverged at {name}: {why}; lower the learning rate")
 
 
 def _describe(trainers: dict[str, Trainer]) -> str:
@@ -214,9 +197,34 @@ def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) ->
     for site in sites:
         trainer = training.trainers[site.name]
         sae = trainer.sae(sae_id(site.name), site.name, records[site.name])
+        fit = {}
+        if held:
+            fit = {**measure_fit(sae, buffers[site.name]), "split": held.policy["split"]}
         figures = {
-            "held_out": measure(sae, held, buffers),
-            "training_average": trainer.figures(),
+            "held_out": fit,
+            "training_average": {"fvu": float(trainer.fvu), "l0": float(trainer.l0)},
             "dead": trainer.dead_share,
         }
         save_sae(replace(sae, record={**sae.record, **figures}), out / sae.id)
+
+
+def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
+    """About HELD_OUT_TOKENS tokens of the corpus that a plan leaves out; None for too few.
+
+    They are of the test split where the plan is of the train split. No example shares its id with
+    an example of the plan (a translation).
+    """
+    corpus, policy = plan.corpus, plan.policy
+    split = "test" if policy["split"] == "train" else "all"
+    known = {corpus.ids[i] for i in plan.tokens}
+    positions = [i for i in corpus.positions(split, policy["seed"]) if corpus.ids[i] not in known]
+    tokens, counts, skipped = fill_budget(
+        corpus,
+        lm,
+        in_hashed_order(corpus, positions, policy["seed"]),
+        max(1, HELD_OUT_TOKENS // len(corpus.labels)),
+        policy["token_limit"],
+        count_bos=policy["count_bos"],
+    )
+    held = Plan(corpus, tokens, counts, {**policy, "split": split}, skipped)
+    return held if held.total >= MIN_TOKENS else None

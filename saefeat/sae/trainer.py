@@ -20,13 +20,6 @@ MAX_GRADIENT = 1.0
 _ROWS = 8192  # vectors looked at together: float32 copies of a chunk may not fit in memory
 
 
-def product_dtype(config: TrainConfig, device: str) -> torch.dtype:
-    """The dtype of the encoder product on a device."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if native_bf16(device) else torch.float32
-    return getattr(torch, config.dtype)
-
-
 class Trainer:
     """One SAE in training, in coordinates where the input has mean 0 and variance 1.
 
@@ -34,9 +27,7 @@ class Trainer:
 
     Args:
         d_in: width of the site.
-        config: how SAEs are trained.
         total_steps: of the whole training, for the schedule of the learning rate.
-        device: where the parameters are.
 
     Attributes:
         parameters: tensors by name, float32.
@@ -48,15 +39,15 @@ class Trainer:
 
     def __init__(self, d_in: int, config: TrainConfig, total_steps: int, device: str) -> None:
         self.config, self.total_steps, self.device = config, max(total_steps, 1), device
-        self.dtype = product_dtype(config, device)
+        auto = torch.bfloat16 if native_bf16(device) else torch.float32
+        self.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.objective = OBJECTIVES[config.architecture](config, self.dtype)
         width = sae_width(config, d_in)
         initial = self.objective.initialize(d_in, width, torch.Generator().manual_seed(config.seed))
         self.parameters = {name: value.to(device) for name, value in initial.items()}
         self.lr = config.lr or 1e-3 * (10_240 / width) ** 0.5
-        self.dead_tokens = config.dead_tokens or min(
-            10_000_000, self.total_steps * config.batch_size // 8
-        )
+        eighth = self.total_steps * config.batch_size // 8
+        self.dead_tokens = config.dead_tokens or min(10_000_000, eighth)
         self.adam = torch.optim.Adam(list(self.parameters.values()), lr=self.lr, fused=True)
         self.idle = torch.zeros(width, dtype=torch.int64, device=device)
         self.scaler: dict[str, Tensor] = {}
@@ -81,7 +72,7 @@ class Trainer:
         self.scaler = {"mean": mean.float(), "scale": scale.float(), "max_norm": limit.float()}
 
     def usable(self, x: Tensor) -> Tensor:
-        """Indices of the vectors x [n, d_in] that are no outliers: int64 [m].
+        """Indices of the vectors x [n, d_in] that are not outliers: int64 [m].
 
         Raises RunFailed when a vector is not finite.
         """
@@ -121,12 +112,7 @@ class Trainer:
 
     @property
     def dead_share(self) -> float:
-        """Share of the units that are dead."""
         return float((self.idle > self.dead_tokens).float().mean())
-
-    def figures(self) -> dict[str, float]:
-        """FVU and L0, averaged over the last steps."""
-        return {"fvu": float(self.fvu), "l0": float(self.l0)}
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name."""

@@ -214,7 +214,8 @@ def test_a_topk_sae_without_k_is_one_sentence(tmp_path, weights):
 @pytest.mark.parametrize("k", [float("nan"), 3.7, 4.0, 1j, True])
 def test_a_kept_k_that_is_no_whole_number_is_one_sentence(tmp_path, weights, k):
     save(tmp_path / "a", "AutoEncoderTopK", weights, k=torch.tensor(k))
-    with pytest.raises(UserError, match=r"ae\.pt: its k is .*, which is no whole number") as told:
+    said = r"ae\.pt: its k is .*, which is not a whole number"
+    with pytest.raises(UserError, match=said) as told:
         load_sae(tmp_path / "a")
     assert "\n" not in str(told.value)
 

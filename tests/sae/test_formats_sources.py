@@ -187,7 +187,7 @@ def test_a_hub_id_names_repository_revision_and_folder(source, parts):
 def test_what_is_no_hub_id_is_one_sentence(source):
     with pytest.raises(UserError) as told:
         hub.parse(source)
-    one_sentence(told, "is no hub id")
+    one_sentence(told, "is not a hub id")
 
 
 def test_a_run_of_the_hub_is_downloaded_with_nothing_else_and_found_again_offline(
@@ -582,7 +582,7 @@ def test_qwen_scope_in_a_folder_of_another_name_is_read_by_its_configuration(tmp
     [
         ({"k": 7}, "k 7 is greater than d_sae 6"),
         ({"k": "2"}, "k is missing or not a positive number"),
-        ({"hook_point": "mlp_out"}, "SAEs of the hook_point mlp_out cannot be read"),
+        ({"hook_point": "mlp_out"}, "the hook_point mlp_out cannot be read"),
         ({"model_type": "qwen3"}, "does not say what it is: keep the config.json beside it"),
         ({"base_model": ["a"]}, None),
     ],
@@ -718,6 +718,6 @@ def test_every_release_of_the_registry_lies_where_sae_lens_finds_it():
     for release, about in registry._releases().items():
         for row in (about["saes"][0], about["saes"][-1]):
             entry = registry._find_entry(f"{release}/{row['id']}")
-            assert (entry.repo, entry.folder) == tuple(
+            assert (entry["repo_id"], str(entry["path"])) == tuple(
                 get_repo_id_and_folder_name(release, row["id"])
             )

@@ -15,13 +15,12 @@ from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError
-from saefeat.sae import held_out
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.objectives.topk import INITIAL_NORM
 from saefeat.sae.store import load_sae
-from saefeat.sae.train import sae_id, train_saes
+from saefeat.sae.train import HELD_OUT_TOKENS, held_out_plan, sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 
 SITES = ["mlp_out@0", "resid_post@1"]
@@ -167,7 +166,7 @@ def test_figures_on_held_out_text_are_those_of_the_saved_sae(trained, plan, tiny
         sae = load_sae(trained[0] / sae_id(site))
         x = activations(tiny_lm, test, site)
         held = sae.record["held_out"]
-        assert held["split"] == "test" and held["tokens"] <= len(x) == test.total < held_out.TOKENS
+        assert held["split"] == "test" and held["tokens"] <= len(x) == test.total < HELD_OUT_TOKENS
         assert held["fvu"] == pytest.approx(
             fvu(sae, x), rel=0.02
         )  # in bfloat16, and without its outliers
@@ -184,9 +183,9 @@ def test_held_out_text_shares_no_id_with_the_plan_and_is_not_made_up(tiny_lm):
     corpus = load_corpus(texts)
     corpus = replace(corpus, ids=[str(i % 60) for i in range(120)])  # translations
     everything = make_plan(corpus, tiny_lm, split="all", mixed=True)
-    assert held_out.held_out_plan(tiny_lm, everything) is None
+    assert held_out_plan(tiny_lm, everything) is None
     some = make_plan(corpus, tiny_lm, split="all", mixed=True, max_tokens=60)
-    held = held_out.held_out_plan(tiny_lm, some)
+    held = held_out_plan(tiny_lm, some)
     assert held is not None and held.total >= 32
     assert not {corpus.ids[i] for i in held.tokens} & {corpus.ids[i] for i in some.tokens}
 

@@ -23,8 +23,8 @@ class Format:
     Attributes:
         detect: whether an SAE lies at a path: a directory, or a file whose name matches
             `shared_files`. It does not raise for damaged files.
-        read: the SAE at such a path; its id is made of the names of files and folders. Raises
-            UserError when the files are damaged or hold something that cannot be read.
+        read: the SAE at such a path, its id by names of files and folders. Raises UserError for
+            files that are damaged or cannot be read.
         files: patterns of the names of its files, which the hub is asked for.
         shared_files: pattern of the names of SAEs that are files, several in one directory; ""
             where every SAE has a directory.

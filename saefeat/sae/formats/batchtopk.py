@@ -26,10 +26,7 @@ def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
     Before 6.54.9 sae-lens saved wrong thresholds of BatchTopK SAEs that were trained on scaled
     vectors and that compare activations in units of the norms of their decoder rows. Folding the
     scale into the rows made them longer, and the threshold stayed as it was (issue 763 of
-    sae-lens).
-
-    Args:
-        cfg: the flat configuration.
+    sae-lens). cfg: the flat configuration.
     """
     version = tuple(map(int, re.findall(r"\d+", str(cfg.get("sae_lens_version")))[:3]))
     if sae.threshold is None or not (6,) <= version < _REPAIRED:
@@ -48,24 +45,22 @@ def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
 
 def stated_l0(cfg: Mapping[str, Any]) -> Any:
     """The L0 at the end of the training if it is known, else the one that BatchTopK aimed at."""
-    aim = _details(cfg).get("k") if "batchtopk" in str(cfg.get("training_architecture")) else None
+    aim = (
+        cfg["training_architecture_details"].get("k")
+        if "batchtopk" in str(cfg.get("training_architecture"))
+        else None
+    )
     return cfg.get("l0", aim)
 
 
-def _details(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
-    details = cfg.get("training_architecture_details")
-    return details if isinstance(details, dict) else {}
-
-
 def _compares_by_norm(cfg: Mapping[str, Any], threshold: Tensor, decoder: Tensor) -> bool:
-    """Whether an SAE is of BatchTopK and was rescaled by the norms of its decoder rows.
-
-    Early versions do not say it; there the weights show it.
-    """
+    """Whether an SAE is of BatchTopK and was rescaled by the norms of its decoder rows."""
     trained = cfg.get("training_architecture")
     if trained is not None:
-        rescales = _details(cfg).get("rescale_acts_by_decoder_norm") is not False
+        details = cfg["training_architecture_details"]
+        rescales = details.get("rescale_acts_by_decoder_norm") is not False
         return "batchtopk" in str(trained) and rescales
+    # Early versions do not say it, but the weights show it.
     norms = decoder[:_ROWS].float().norm(dim=1)
     unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
     return bool((threshold == threshold[0]).all()) and unit

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, kept_json, read_json
+from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, with_unit_decoder
-from saefeat.sae.formats.values import active, complement, figures, json_object, text
+from saefeat.sae.formats.values import (
+    active,
+    base_record,
+    check_known,
+    complement,
+    figures,
+    json_object,
+    read_object,
+)
 
 CFG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
-_LINEAR = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T"}
-_PLAIN = {
-    "W_enc": "W_enc",
-    "b_enc": "b_enc",
-    "W_dec": "W_dec",
-    "b_dec": "b_dec",
-    "threshold": "threshold",
-}
+_MATRICES = {"W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T"}
+_LINEAR = {**_MATRICES, "b_enc": "encoder.bias"}
+_PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
 # Class -> (activation, whether b_dec is subtracted from the input, names in the file). BatchTopK
 # encodes with its threshold, as its own class does by default.
 _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
@@ -34,8 +37,7 @@ _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
         "gated",
         True,
         {
-            "W_enc": "encoder.weight.T",
-            "W_dec": "decoder.weight.T",
+            **_MATRICES,
             "b_dec": "decoder_bias",
             "b_enc": "mag_bias",
             "b_gate": "gate_bias",
@@ -51,96 +53,73 @@ _CLASSES: dict[str, tuple[str, bool, dict[str, str]]] = {
 
 def detect(directory: Path) -> bool:
     trainer = kept_json(directory / CFG).get("trainer")
-    return (directory / WEIGHTS).is_file() or (
-        isinstance(trainer, dict) and "dict_class" in trainer
-    )
+    named = isinstance(trainer, dict) and "dict_class" in trainer
+    return named or (directory / WEIGHTS).is_file()
 
 
 def read(directory: Path) -> SAE:
-    """Raises UserError for damaged files and unknown classes.
+    """Read an SAE that encodes as `from_pretrained` of its class does.
 
-    Activations are those of the class's own `from_pretrained`; for `AutoEncoder` they are in units
-    of the decoder's norms.
+    Activations of an `AutoEncoder` are in units of the decoder's norms.
     """
     where = directory / CFG
-    cfg = json_object(read_json(where), where)
+    cfg = read_object(where)
     trainer = json_object(cfg.get("trainer"), where)
     kind = str(trainer.get("dict_class"))
-    if kind not in _CLASSES:
-        raise UserError(f"{where}: the dict_class {kind} cannot be read; {', '.join(_CLASSES)} can")
+    check_known("dict_class", kind, _CLASSES, where)
     activation, centred, layout = _CLASSES[kind]
     tensors = read_weights(directory / WEIGHTS)
     found = sae_tensors(tensors, layout, directory / WEIGHTS)
     if kind == "AutoEncoder":
         found = with_unit_decoder(found)
-    if activation == "gated":
-        found["gain"] = found["gain"].exp()
     k = 0
     if activation == "topk":
         settings = {**trainer, **_saved_k(tensors, directory / WEIGHTS)}
         k = active(settings, found["W_enc"].shape[1], where)
-    site = _site(trainer, directory, where)
+    site, buffer = _site(trainer, directory, where), cfg.get("buffer")
+    length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
+    module = None if "@" in site else site
+    record = base_record(trainer.get("lm_name"), module, context_size=length)
+    rated = kept_json(directory / EVALUATION)
+    explained, alive = rated.get("frac_variance_explained"), rated.get("frac_alive")
+    record |= figures(fvu=complement(explained), l0=rated.get("l0"), dead=complement(alive))
     numbered = re.fullmatch(r"trainer_\d+", directory.name)
     return SAE(
         id=f"{directory.parent.name}-{directory.name}" if numbered else directory.name,
         site=site,
         **found,
         k=k,
-        record={**_record(trainer, cfg.get("buffer"), site), **_evaluation(directory)},
+        record=record,
         activation=activation,
         centred=centred,
     )
 
 
 def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
-    """The entry k, where the state dict has it: it is the one that was trained with."""
+    """The entry k of the state dict, if it has one: what was trained with."""
     k = tensors.get("k")
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        raise UserError(
-            f"{weights}: its k is {k.item()}, which is no whole number; fetch or save it again"
-        )
+        wrong = f"its k is {k.item()}, which is not a whole number"
+        raise UserError(f"{weights}: {wrong}; fetch or save it again")
     return {"k": int(k)}
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
-    """The site by the submodule's name, or by a folder that has such a name.
-
-    The number of the layer alone does not say where in the layer the SAE reads.
-    """
+    """The site by the submodule's name or a folder's; `layer` alone does not say which it is."""
     named = trainer.get("submodule_name")
     for name in [named] if named else [folder.name, folder.parent.name]:
         match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
         if match:
-            if match[1] == "resid_post":
-                return f"resid_post@{match[2]}"
             # Its mlp_out is the output of the module, before the norm that some models put after.
-            return f"layers.{match[2]}.mlp"
+            resid = match[1] == "resid_post"
+            return f"resid_post@{match[2]}" if resid else f"layers.{match[2]}.mlp"
     if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):
         return str(named)
     raise UserError(
         f"{where}: the submodule_name {named} of layer {trainer.get('layer')} names no site; "
         "write resid_post_layer_N or a module path there"
-    )
-
-
-def _record(trainer: dict[str, Any], buffer: Any, site: str) -> dict[str, Any]:
-    length = buffer.get("ctx_len") if isinstance(buffer, dict) else None
-    return {
-        "model": {"name": text(trainer.get("lm_name")), "revision": None},
-        "module": None if "@" in site else site,
-        "tokens": {} if length is None else {"context_size": length},
-    }
-
-
-def _evaluation(directory: Path) -> dict[str, float]:
-    """Figures of the evaluation beside the SAE."""
-    found = kept_json(directory / EVALUATION)
-    return figures(
-        fvu=complement(found.get("frac_variance_explained")),
-        l0=found.get("l0"),
-        dead=complement(found.get("frac_alive")),
     )
 
 

@@ -26,10 +26,10 @@ def detect_format(path: Path) -> Format | None:
 
 
 def find(root: Path) -> list[Path]:
-    """Places of the SAEs at or below a path, unsorted: directories, and files that are an SAE.
+    """Places of the SAEs at or below a path: directories, and files that are an SAE.
 
-    Hidden directories and those inside an SAE are not searched. Links that lead out of `root` are
-    followed; what other links lead to is found under its own name.
+    Numbers in names are sorted by value. Hidden directories and those inside an SAE are not
+    searched. Links are followed when they lead out of `root`; otherwise the target itself is found.
 
     Raises UserError for broken links and unreadable directories, which may stand for SAEs.
     """
@@ -40,19 +40,19 @@ def find(root: Path) -> list[Path]:
     for path, folders, files in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         here = Path(path)
         _check_links(here, files)
-        found += [
-            here / name for name in files if is_shared_file(name) and detect_format(here / name)
-        ]
+        shared = (here / name for name in files if is_shared_file(name))
+        found += filter(detect_format, shared)
         if is_sae := detect_format(here) is not None:
             found.append(here)
         if is_sae or len(here.relative_to(root).parts) == _DEPTH:
             folders.clear()
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and not _is_link_to(here / name, inside)
-        ]
-    return found
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if not _is_link_to(here / name, inside)]
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[int | str]:
+    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
 
 
 def is_shared_file(name: str) -> bool:
@@ -81,13 +81,7 @@ def _check_links(folder: Path, names: list[str]) -> None:
 
 
 def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
-    """The SAE at a path, with the path in its record.
-
-    Its id is made of the names of files and folders (see `sae_name`).
-
-    Args:
-        path: a directory of any format, or a file of a format whose SAEs are files.
-        reader: in place of the format's own.
+    """The SAE at a path, with the path in its record; reader: in place of that of its format.
 
     Raises UserError where there is no SAE, or one that cannot be read.
     """

@@ -13,7 +13,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import figures
+from saefeat.sae.formats.values import base_record, check_known, figures
 
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 _BIASES = {"b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
@@ -30,14 +30,12 @@ def detect(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """Raises UserError for damaged files, transcoders and SAEs at a place that is no site."""
     first = (directory / FIRST).is_file()
     identity, site, model = (_identify_first if first else _identify_second)(directory)
     l0 = re.fullmatch(r"average_l0_(\d+)", directory.name)
     stated = int(l0[1]) if l0 else kept_json(directory / CFG).get("l0")
-    case = "W_{}" if first else "w_{}"
-    layout = {"W_enc": case.format("enc"), "W_dec": case.format("dec"), **_BIASES}
-    path = directory / (FIRST if first else SECOND)
+    case, path = ("W", directory / FIRST) if first else ("w", directory / SECOND)
+    layout = {"W_enc": f"{case}_enc", "W_dec": f"{case}_dec", **_BIASES}
     tensors = read_weights(path)
     if "affine_skip_connection" in tensors:
         raise UserError(f"{path} holds a transcoder: {_NO_SITE}")
@@ -45,12 +43,8 @@ def read(directory: Path) -> SAE:
         id=identity,
         site=site,
         **sae_tensors(tensors, layout, path),
-        record={
-            "model": {"name": model, "revision": None},
-            "module": None,  # its path depends on the model
-            "tokens": {"prepend_bos": True, "context_size": 1024},
-            **figures(l0=stated),
-        },
+        # The path of the module depends on the model.
+        record=base_record(model, None, prepend_bos=True, context_size=1024) | figures(l0=stated),
         activation="jumprelu",
         centred=False,
     )
@@ -62,9 +56,7 @@ def _identify_first(folder: Path) -> tuple[str, str, str]:
     Only the path says them: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
     """
     repo = re.search(r"gemma-scope-(\d+b)-(pt|it)-(\w+)", str(folder))
-    layer = next(
-        (i for i, part in enumerate(folder.parts) if re.fullmatch(r"layer_\d+", part)), None
-    )
+    layer = re.search(r"(?<=/)layer_(\d+)(/.*)?$", folder.as_posix())
     if not repo or (layer is None and "embedding" not in folder.parts):
         raise UserError(
             f"{folder} does not say what it is: keep the names of its repository and folders, "
@@ -72,41 +64,32 @@ def _identify_first(folder: Path) -> tuple[str, str, str]:
         )
     if layer is None or repo[3] not in _PLACES:
         raise UserError(f"{folder}: {_NO_SITE}")
-    parts = folder.parts[layer:]
     model = f"google/gemma-2-{repo[1]}" + ("-it" if repo[2] == "it" else "")
-    site = f"{_PLACES[repo[3]]}@{parts[0].removeprefix('layer_')}"
-    return "-".join([repo[3], *parts]), site, model
+    identity = f"{repo[3]}/{layer[0]}".replace("/", "-")
+    return identity, f"{_PLACES[repo[3]]}@{layer[1]}", model
 
 
 def _identify_second(folder: Path) -> tuple[str, str, str | None]:
     """Id, site and model of an SAE of the second scope: from `config.json`, else from the path."""
     cfg = kept_json(folder / CFG)
-    if cfg.get("architecture", "jump_relu") != "jump_relu":
-        raise UserError(
-            f"{folder / CFG}: the architecture {cfg['architecture']} cannot be read; "
-            "only jump_relu can"
-        )
+    kind = cfg.get("architecture", "jump_relu")
+    check_known("architecture", kind, ["jump_relu"], folder / CFG)
     if cfg.get("hf_hook_point_out") not in (None, cfg.get("hf_hook_point_in")):
         raise UserError(f"{folder / CFG} is of a transcoder: {_NO_SITE}")
-    kind, layer = _place_by_hook(cfg) or _place_by_folder(folder)
-    if kind is None:
+    place, layer = _find_place(cfg, folder)
+    if place is None:
         raise UserError(
             f"{folder}: {_NO_SITE}; the site is in hf_hook_point_in of {CFG}, or in folders such "
             "as resid_post/layer_17_width_16k_l0_medium"
         )
-    return f"{folder.parent.name}-{folder.name}", f"{kind}@{layer}", _model(cfg, folder)
+    return f"{folder.parent.name}-{folder.name}", f"{place}@{layer}", _model(cfg, folder)
 
 
-def _place_by_hook(cfg: dict[str, Any]) -> tuple[str | None, str] | None:
-    """Kind of site and layer that the configuration names; None where it names no hook."""
-    hook = cfg.get("hf_hook_point_in")
-    if hook is None:
-        return None
-    match = re.fullmatch(r"(?:\w+\.)*layers\.(\d+)\.(.+)", str(hook))
-    return (_MODULES.get(match[2]), match[1]) if match else (None, "")
-
-
-def _place_by_folder(folder: Path) -> tuple[str | None, str]:
+def _find_place(cfg: dict[str, Any], folder: Path) -> tuple[str | None, str]:
+    """Kind of site, or None, and layer: by the hook in the configuration, else by the folders."""
+    if (hook := cfg.get("hf_hook_point_in")) is not None:
+        match = re.fullmatch(r"(?:\w+\.)*layers\.(\d+)\.(.+)", str(hook))
+        return (_MODULES.get(match[2]), match[1]) if match else (None, "")
     layer = re.match(r"layer_(\d+)_", folder.name)
     kind = re.match(r"(resid_post|mlp_out)", folder.parent.name)
     return (kind[1], layer[1]) if layer and kind else (None, "")

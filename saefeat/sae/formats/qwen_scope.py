@@ -12,7 +12,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import active, text
+from saefeat.sae.formats.values import active, base_record, check_known
 
 CFG = "config.json"
 _FILES = "layer*.sae.pt"
@@ -25,7 +25,6 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> SAE:
-    """Raises UserError for damaged files, and where nothing says which model and which k."""
     name, model, k = _identify(path)
     found = sae_tensors(read_weights(path), _LAYOUT, path)
     layer = re.findall(r"\d+", path.name)[0]
@@ -34,27 +33,19 @@ def read(path: Path) -> SAE:
         site=f"resid_post@{layer}",
         **found,
         k=active({"k": k}, found["W_enc"].shape[1], path),
-        record={
-            "model": {"name": model, "revision": None},
-            "module": f"model.layers.{layer}",
-            "tokens": {"prepend_bos": True, "context_size": 1024},
-        },
+        record=base_record(model, f"model.layers.{layer}", prepend_bos=True, context_size=1024),
         centred=False,
     )
 
 
-def _identify(path: Path) -> tuple[str, str | None, object]:
+def _identify(path: Path) -> tuple[str, object, object]:
     """Name, base model and k of the SAEs in a folder, by its configuration or repository."""
     where = path.parent / CFG
     cfg = kept_json(where)
     repo = re.search(r"SAE-Res-([^/]+)-W\d+K-L0_(\d+)", path.parent.as_posix())
     if cfg.get("model_type") == _KIND and "k" in cfg:
-        if cfg.get("hook_point", _PLACE) != _PLACE:
-            raise UserError(
-                f"{where}: SAEs of the hook_point {cfg['hook_point']} cannot be read; "
-                f"only those of {_PLACE} can"
-            )
-        return repo[0] if repo else path.parent.name, text(cfg.get("base_model")), cfg["k"]
+        check_known("hook_point", cfg.get("hook_point", _PLACE), [_PLACE], where)
+        return repo[0] if repo else path.parent.name, cfg.get("base_model"), cfg["k"]
     if not repo:
         raise UserError(
             f"{path} does not say what it is: keep the {CFG} beside it, or the name of its "

@@ -15,19 +15,12 @@ import torch
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, kept_json, read_json, tensors_fingerprint
+from saefeat.io import UserError, kept_json, tensors_fingerprint
 from saefeat.sae.formats import Format, batchtopk
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.sae_lens_config import (
-    LAYOUTS,
-    base_model,
-    flatten,
-    hook_site,
-    loading_options,
-    own_entry,
-)
+from saefeat.sae.formats.sae_lens_config import LAYOUTS, flatten, hook_site, own_entry
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
-from saefeat.sae.formats.values import encoding_dtype, figures, json_object
+from saefeat.sae.formats.values import base_record, encoding_dtype, figures, read_object
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"  # beside the weights of a checkpoint of a training
@@ -42,29 +35,25 @@ def detect(directory: Path) -> bool:
 def read(
     directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None
 ) -> SAE:
-    """Read an SAE. Its weights are compared with the fingerprint in our own entry, if there is one.
+    """Read an SAE. Its weights have to have the fingerprint in our own entry, if there is one.
 
     The fingerprint covers all tensors of the file and nothing else: a configuration may be edited.
 
     Args:
         overrides: values of the configuration, from a registry.
         scaling: factor of the vectors that it was trained on, where a registry knows it.
-
-    Raises UserError for damaged files and architectures that cannot be read.
     """
     where, weights = directory / CFG, directory / WEIGHTS
     # Checked before gigabytes are read.
-    cfg = flatten({**json_object(read_json(where), where), **(overrides or {})}, where)
+    cfg = flatten({**read_object(where), **(overrides or {})}, where)
     ours = own_entry(cfg, where)
     if scaling is None:
         scaling = kept_json(directory / _SCALER).get("scaling_factor")
     tensors = read_weights(weights)
     sae = _build(directory.name, cfg, tensors, (where, weights), scaling)
     if ours.get("fingerprint") not in (None, tensors_fingerprint(tensors)):
-        raise UserError(
-            f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save "
-            "it again"
-        )
+        what = f"is not what was saved with {CFG} (its fingerprint differs)"
+        raise UserError(f"{weights} {what}; fetch or save it again")
     doubt = sae.record.get("doubt") if ours else batchtopk.doubt(cfg, sae, directory)
     if not doubt:
         return sae
@@ -92,15 +81,13 @@ def _build(
             f"{weights}: an SAE with a fine-tuned scaling_factor cannot be read; fold it into W_dec"
         )
     found = sae_tensors(tensors, layout, weights, (cfg["d_in"], cfg["d_sae"]))
-    if activation == "gated":
-        found["gain"] = found["gain"].exp()
     normalize = cfg["normalize_activations"]
     if normalize == SCALED:
         found, normalize = _without_scaling(found, scaling, where), "none"
     if cfg["rescale_acts_by_decoder_norm"]:
         # Selecting and scaling by the norms of the decoder rows equals unit-norm rows.
         found = with_unit_decoder(found)
-    if loading_options(cfg).get("center_writing_weights"):
+    if cfg["model_from_pretrained_kwargs"].get("center_writing_weights"):
         if normalize == "constant_norm_rescale":
             raise UserError(
                 f"{where}: constant_norm_rescale of a model with center_writing_weights cannot be "
@@ -152,22 +139,21 @@ def _reading_uncentred(found: Mapping[str, Tensor], centred: bool) -> dict[str, 
     out = {**found, "W_enc": to_float32(found["W_enc"], lambda rows: rows - mean)}
     if centred:
         lost = -found["b_dec"].sum() * mean
-        for name, gain in (("b_enc", found.get("gain", torch.ones(1))), ("b_gate", torch.ones(1))):
-            if name in found:
-                out[name] = found[name] + gain * lost
+        out["b_enc"] = found["b_enc"] + found.get("gain", torch.ones(1)) * lost
+        if "b_gate" in found:
+            out["b_gate"] = found["b_gate"] + lost
     return out
 
 
 def _record(cfg: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    loading = cfg["model_from_pretrained_kwargs"]
+    revision = cfg.get("model_revision") or loading.get("revision")
+    tokens = {key: cfg.get(key) for key in _TOKENS}
+    theirs = base_record(cfg.get("model_name"), cfg.get("hook_name"), revision, **tokens)
     if ours:
         kept = {key: value for key, value in ours.items() if key not in _NOT_IN_RECORD}
-        return {"model": base_model(cfg), **kept}
-    return {
-        "model": base_model(cfg),
-        "module": cfg.get("hook_name"),
-        "tokens": {key: cfg[key] for key in _TOKENS if cfg.get(key) is not None},
-        **figures(l0=batchtopk.stated_l0(cfg)),
-    }
+        return {"model": theirs["model"], **kept}
+    return theirs | figures(l0=batchtopk.stated_l0(cfg))
 
 
 FORMAT = Format(detect, read, files=(CFG, WEIGHTS, _SCALER, batchtopk.RUN), conversions=(None,))

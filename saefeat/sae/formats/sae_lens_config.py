@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from saefeat.dictionaries import NORMALIZATIONS
 from saefeat.io import UserError
 from saefeat.sae.formats.batchtopk import SCALED
-from saefeat.sae.formats.values import active, figures, positive, text
+from saefeat.sae.formats.values import active, check_known, figures, positive
 from saefeat.schema import checked
 
 _COMMON = {"W_enc": "W_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -25,8 +25,7 @@ LAYOUTS = {
     "gated": ("gated", {**_COMMON, "b_enc": "b_mag", "b_gate": "b_gate", "gain": "r_mag"}),
 }
 _REFUSED = {
-    "transcoder": "it writes at another place than it reads, so its units are no directions of one "
-    "site",
+    "transcoder": "it writes at another place than it reads",
     "abstopk": "its units fire with negative values",
     "matching_pursuit": "it encodes by iteration",
     "temporal": "its codes depend on the tokens before",
@@ -44,15 +43,15 @@ _STATED = ("fvu", "l0", "dead")
 _KEPT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+@with_config(_KEPT)
 class _Training(TypedDict, total=False):
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
     tokens: int | None
 
 
+@with_config(_KEPT)
 class _Entry(TypedDict, total=False):
     """Our own entry. Other keys are part of the SAE's record and are kept as they are."""
 
-    __pydantic_config__ = _KEPT  # pyright: ignore[reportGeneralTypeIssues]
     site: str | None
     module: str | None
     fingerprint: str | None
@@ -67,26 +66,24 @@ class _Entry(TypedDict, total=False):
 
 
 def own_entry(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """The entry that saefeat wrote, or {}. Raises UserError for one that it would not write.
+    """The entry that saefeat wrote, or {}, without figures that are not numbers.
 
-    Figures that are no numbers are left out, as in other formats.
+    Raises UserError for an entry that saefeat would not write.
     """
     entry = cfg.get("saefeat")
     if entry is None:
         return {}
-    others = entry
-    if isinstance(entry, dict):
-        others = {key: value for key, value in entry.items() if key not in _STATED}
+    known = isinstance(entry, dict)
+    others = {key: entry[key] for key in entry if key not in _STATED} if known else entry
     checked(dict[str, _Entry], {"saefeat": others}, Path(where))
     kept = figures(*map(entry.get, _STATED))
     return {key: kept.get(key, entry[key]) for key in entry if key in kept or key in others}
 
 
 def flatten(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """A configuration of any version as one of today's keys, its metadata beside the rest.
+    """A configuration of any version with today's keys, its metadata beside the other keys.
 
-    Raises UserError for an architecture or transform that cannot be read, and for values that
-    sae-lens does not write.
+    Raises UserError for values that sae-lens does not write, or that cannot be read.
     """
     metadata = cfg.get("metadata")
     merged = {**(metadata if isinstance(metadata, dict) else {}), **cfg}
@@ -97,6 +94,8 @@ def flatten(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
             options = flat.get("activation_fn_kwargs")
             flat["architecture"] = "topk"
             flat.setdefault("k", options.get("k") if isinstance(options, dict) else None)
+    for key in ("model_from_pretrained_kwargs", "training_architecture_details"):
+        flat[key] = flat[key] if isinstance(flat.get(key), dict) else {}
     _check_architecture(flat, where)
     for key in ("d_in", "d_sae"):
         positive(flat, key, where)
@@ -113,28 +112,21 @@ def _check_architecture(flat: Mapping[str, Any], where: Path | str) -> None:
             f"{where}: the SAE architecture {kind} cannot be read: "
             f"{next(reasons, 'it is not known here')}; {', '.join(LAYOUTS)} can"
         )
-    if kind == "standard" and flat.get("activation_fn") not in (None, "relu"):
-        raise UserError(
-            f"{where}: the activation {flat['activation_fn']} cannot be read; only relu and topk "
-            "can"
-        )
+    if kind == "standard":
+        check_known("activation", flat.get("activation_fn") or "relu", ("relu", "topk"), where)
 
 
 def _transforms(flat: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     """How input and activations are transformed, with defaults filled in."""
     if flat.get("reshape_activations") not in (None, "none"):
-        raise UserError(
-            f"{where}: an SAE with reshape_activations = {flat['reshape_activations']} cannot be "
-            "read; only SAEs of whole vectors can"
-        )
+        what = f"an SAE with reshape_activations = {flat['reshape_activations']}"
+        raise UserError(f"{where}: {what} cannot be read; only SAEs of whole vectors can")
     given = flat.get("normalize_activations")
     if given is None or isinstance(given, bool):  # early versions said yes or no
         given = SCALED if given else "none"
     if given not in (*NORMALIZATIONS, SCALED):
-        raise UserError(
-            f"{where}: an SAE with normalize_activations = {given} cannot be read; "
-            f"fold it into the weights"
-        )
+        what = f"an SAE with normalize_activations = {given}"
+        raise UserError(f"{where}: {what} cannot be read; fold it into the weights")
     found: dict[str, Any] = {"normalize_activations": given}
     for key, default in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
         value = default if flat.get(key) is None else flat[key]
@@ -147,7 +139,7 @@ def _transforms(flat: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
 def hook_site(hook: Any, where: Path | str) -> str:
     """The site of a hook of TransformerLens, or a module path as it is.
 
-    Raises UserError for a hook that stands for no site.
+    Raises UserError for a hook that is not at a site.
     """
     if not isinstance(hook, str) or not hook:
         raise UserError(f"{where} names no hook; an SAE must say in hook_name where it reads")
@@ -162,15 +154,3 @@ def hook_site(hook: Any, where: Path | str) -> str:
             "hook_resid_pre of later blocks, mlp.hook_post and module paths can be read"
         )
     return hook
-
-
-def loading_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """How the base model was loaded for the training."""
-    options = cfg.get("model_from_pretrained_kwargs")
-    return options if isinstance(options, dict) else {}
-
-
-def base_model(cfg: Mapping[str, Any]) -> dict[str, str | None]:
-    """Name and revision of the base model."""
-    revision = cfg.get("model_revision") or loading_options(cfg).get("revision")
-    return {"name": text(cfg.get("model_name")), "revision": text(revision)}

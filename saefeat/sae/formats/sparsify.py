@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, kept_json, read_json
+from saefeat.io import UserError, kept_json
 from saefeat.sae.formats import Format
 from saefeat.sae.formats.tensors import read_weights, sae_tensors
-from saefeat.sae.formats.values import active, json_object, positive, text
+from saefeat.sae.formats.values import active, base_record, check_known, positive, read_object
 
 CFG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 _LAYOUT = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 _REFUSED = {
-    "transcode": "writes at another place than it reads, so its units are no directions of one "
-    "site",
-    "skip_connection": "adds a linear map of its input, which no unit stands for",
+    "transcode": "writes at another place than it reads",
+    "skip_connection": "adds a linear map of its input, which belongs to none of its units",
     "signed": "fires with negative values",
 }
 
@@ -33,20 +31,14 @@ def detect(directory: Path) -> bool:
 
 
 def read(directory: Path) -> SAE:
-    """Raises UserError for damaged files, transcoders and unknown activations."""
     where = directory / CFG
-    cfg = json_object(read_json(where), where)
+    cfg = read_object(where)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
-            raise UserError(
-                f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose "
-                "another"
-            )
+            refused = f"a sparse coder with {key} cannot be read, because it {reason}"
+            raise UserError(f"{where}: {refused}; choose another")
     activation = cfg.get("activation") or "topk"
-    if activation not in ("topk", "groupmax"):
-        raise UserError(
-            f"{where}: the activation {activation} cannot be read; only topk and groupmax can"
-        )
+    check_known("activation", activation, ("topk", "groupmax"), where)
     d_in = positive(cfg, "d_in", where)
     d_sae = cfg.get("num_latents") or d_in * positive(cfg, "expansion_factor", where)
     k = active(cfg, positive({"num_latents": d_sae}, "num_latents", where), where)
@@ -56,30 +48,20 @@ def read(directory: Path) -> SAE:
     found = sae_tensors(read_weights(weights), _LAYOUT, weights, (d_in, d_sae))
     seed = re.fullmatch(r"seed\d+", directory.name)  # several SAEs at one hookpoint
     hookpoint = directory.parent if seed else directory
+    run = kept_json(hookpoint.parent / RUN)
+    excluded = run.get("exclude_tokens") or None
+    tokens = {"context_size": run.get("ctx_len"), "exclude_token_ids": excluded}
     return SAE(
         id=f"{hookpoint.name}-{directory.name}" if seed else directory.name,
         site=re.sub(r"^(?:layers|h)\.(\d+)$", r"resid_post@\1", hookpoint.name),
         **found,
         k=k,
-        record=_record(hookpoint.name, kept_json(hookpoint.parent / RUN)),
+        record=base_record(run.get("model"), hookpoint.name, run.get("revision"), **tokens),
         activation=activation,
     )
 
 
-def _record(hookpoint: str, run: dict[str, Any]) -> dict[str, Any]:
-    tokens = {
-        "context_size": run.get("ctx_len"),
-        "exclude_token_ids": run.get("exclude_tokens") or None,
-    }
-    return {
-        "model": {"name": text(run.get("model")), "revision": text(run.get("revision"))},
-        "module": hookpoint,
-        "tokens": {key: value for key, value in tokens.items() if value is not None},
-    }
-
-
 def _hookpoints(directory: Path) -> list[str]:
-    """Hookpoints that the configuration of a whole training names."""
     named = kept_json(directory / RUN).get("hookpoints")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 

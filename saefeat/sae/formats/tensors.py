@@ -31,40 +31,29 @@ _AXES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name of a `.safetensors`, `.npz` or `.pt` file.
 
-    Raises UserError where the file is damaged or holds anything but plain tensors.
+    Raises UserError for a damaged file, and for one that holds anything but plain tensors.
     """
     if path.is_dir():
-        raise UserError(
-            f"{path} is a directory and should be the file of the weights; fetch or save it again"
-        )
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".safetensors": load_file,
-        ".npz": _read_npz,
-        ".pt": _read_pickle,
-    }
+        what = "is a directory and should be the file of the weights"
+        raise UserError(f"{path} {what}; fetch or save it again")
+    readers: dict[str, Callable[[Path], Any]]
+    readers = {".safetensors": load_file, ".npz": _read_npz, ".pt": _read_pickle}
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its "
-            "state_dict"
-        ) from error
+        why = "a damaged pickle, or one of more than tensors"
+        raise UserError(f"{path} cannot be read ({why}); save its state_dict") from error
     except Exception as error:  # a damaged pickle or archive raises anything
         text = str(error).strip() or type(error).__name__
         first = re.split(r"\.?\s*\n|\.\s", text)[0].rstrip(".")
         raise UserError(f"{path} cannot be read ({first}); fetch or save it again") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
-    odd = next((name for name, value in found.items() if not _is_plain(value)), None)
-    if odd is not None:
-        raise UserError(
-            f"{path}: {odd} is sparse, quantised or without data; save it as a plain tensor"
-        )
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            odd = f"{name} is sparse, quantised or without data"
+            raise UserError(f"{path}: {odd}; save it as a plain tensor")
     return {name: value.detach() for name, value in found.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _read_pickle(path: Path) -> Any:
@@ -76,18 +65,16 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
-        found = {
+        arrays = {
             entry.filename.removesuffix(".npy"): _read_array(path, archive, entry)
             for entry in archive.infolist()
         }
-    return {name: _as_tensor(array) for name, array in found.items() if array is not None}
-
-
-def _as_tensor(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(array)
-    if isinstance(array, np.memmap) or not tensor.is_floating_point() or tensor.nbytes < _LARGE:
-        return tensor
-    return to_float32(tensor)
+    found = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+    for name, tensor in found.items():
+        mapped = isinstance(arrays[name], np.memmap)
+        if not mapped and tensor.is_floating_point() and tensor.nbytes >= _LARGE:
+            found[name] = to_float32(tensor)
+    return found
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
@@ -97,15 +84,14 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     compression lies in the file as it is, so it is mapped from there: after the header of the ZIP
     member (30 bytes, the member's name and an extra field) and the header of the array.
     """
+    form = np.lib.format
     with path.open("rb") as file, archive.open(entry) as member:
-        if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+        if member.read(len(form.MAGIC_PREFIX)) != form.MAGIC_PREFIX:
             return None
         member.seek(0)
-        version = np.lib.format.read_magic(member)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        first = form.read_magic(member) == (1, 0)
+        header = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, fortran, dtype = header(member)
         if dtype.kind not in "biufc" or not dtype.isnative or dtype.itemsize > 8:
             return None  # torch has no such dtype
         file.seek(entry.header_offset + 26)
@@ -113,20 +99,17 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
         start = entry.header_offset + 30 + int(lengths.sum()) + member.tell()
         if entry.compress_type != zipfile.ZIP_STORED or start % dtype.itemsize:
             member.seek(0)  # compressed, or not aligned to the size of a number
-            return np.lib.format.read_array(member, allow_pickle=False)
+            return form.read_array(member, allow_pickle=False)
     order: Any = "F" if fortran else "C"
     # Copy on write: torch asks for writable memory, and nothing writes into it.
     return np.memmap(path, dtype, "c", start, shape, order)
 
 
 def to_float32(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
-    """A tensor in float32 with its rows changed; a large one is mapped from an unnamed file.
+    """A tensor in float32, its rows changed by a function of some of them.
 
-    Mapped memory can be dropped by the system where memory is short. The file disappears with the
-    tensor. Where there is no room for the file, the tensor is made in memory.
-
-    Args:
-        change: function of some rows.
+    A large one is mapped from an unnamed file, which disappears with the tensor: the system can
+    drop mapped memory. It is made in memory where there is no room for the file.
     """
     if tensor.numel() * 4 >= _LARGE:
         with suppress(OSError):
@@ -145,15 +128,13 @@ def sae_tensors(
     where: Path | str,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The tensors of an `SAE` by its own names, as its arguments.
+    """The tensors of an `SAE`, as its arguments.
 
-    They are float32; matrices in half precision stay as they are. A single number stands for all
-    units.
+    They are float32; matrices in half precision stay as they are. A single number in the file is
+    taken for all units.
 
     Args:
-        tensors: of the file.
-        layout: name of `SAE` -> name in the file, which ends in `.T` where the file has the
-            transpose.
+        layout: name of `SAE` -> name in the file, with `.T` where the file has the transpose.
         where: place of the tensors, for messages.
         size: d_in and d_sae; those of W_enc by default.
 
@@ -169,6 +150,8 @@ def sae_tensors(
         wanted = shape if key == theirs else shape[::-1]
         tensor = _checked(tensors.get(key), wanted, f"{where}: {key}")
         found[name] = tensor if key == theirs else tensor.T
+    if "gain" in found:  # every format has its logarithm
+        found["gain"] = found["gain"].exp()
     return found
 
 
@@ -185,15 +168,16 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
     """A tensor of this shape. Raises UserError where it cannot be one of an SAE."""
     if tensor is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.expand(shape)
+    wrong = ""
     if tensor is None or tuple(tensor.shape) != shape:
-        raise UserError(f"{what} is missing or has not the shape {shape}; fetch or save it again")
-    if 0 in shape:
-        raise UserError(f"{what} of the shape {shape} is empty; fetch or save it again")
-    if not tensor.is_floating_point():
+        wrong = f"is missing or has not the shape {shape}"
+    elif 0 in shape:
+        wrong = f"of the shape {shape} is empty"
+    elif not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(
-            f"{what} is {kind}, and weights are floating-point numbers; fetch or save it again"
-        )
+        wrong = f"is {kind}, and weights are floating-point numbers"
+    if tensor is None or wrong:
+        raise UserError(f"{what} {wrong}; fetch or save it again")
     if tensor.dim() != 2 or tensor.dtype not in _KEPT_DTYPES:
         tensor = to_float32(tensor)
     # Minimum and maximum of values with a NaN among them are both NaN.
@@ -206,11 +190,13 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
 def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """The same reconstructions with decoder rows of norm 1: their norms go into the encoder."""
     norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
+
+    def unit(rows: Tensor) -> Tensor:
+        return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
     return {
         **found,
-        "W_dec": to_float32(
-            found["W_dec"], lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        ),
+        "W_dec": to_float32(found["W_dec"], unit),
         "W_enc": to_float32(found["W_enc"], lambda rows: rows * norms),
         "b_enc": found["b_enc"] * norms,
     }

@@ -1,12 +1,12 @@
-"""Values of the configurations of SAEs: checked, and what they state of an SAE's quality."""
+"""Values of the configurations of SAEs, checked, and parts of the record of an SAE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, read_json
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
@@ -27,11 +27,24 @@ def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
     return k
 
 
+def check_known(key: str, value: Any, known: Collection[str], where: Path | str) -> None:
+    """Raise UserError for a value that is not one of the known ones."""
+    if value not in known:
+        *names, last = known
+        some = f"{', '.join(names)} and {last}" if names else last
+        raise UserError(f"{where}: the {key} {value} cannot be read; only {some} can")
+
+
 def json_object(value: Any, where: Path) -> dict[str, Any]:
     """The value. Raises UserError where it is not a JSON object."""
     if not isinstance(value, dict):
         raise UserError(f"{where} is not a JSON object; fetch or save it again")
     return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError where there is none."""
+    return json_object(read_json(path), path)
 
 
 def encoding_dtype(value: Any, where: Path | str) -> str:
@@ -43,9 +56,17 @@ def encoding_dtype(value: Any, where: Path | str) -> str:
     return value
 
 
-def text(value: Any) -> str | None:
-    """The value if it is a text, else None."""
-    return value if isinstance(value, str) else None
+def base_record(model: Any, module: Any, revision: Any = None, **tokens: Any) -> dict[str, Any]:
+    """What every record has: the base model, the module that is read, and the token policy.
+
+    Names that are not text become None; parts of the policy that are None are left out.
+    """
+    name, revision = (value if isinstance(value, str) else None for value in (model, revision))
+    return {
+        "model": {"name": name, "revision": revision},
+        "module": module,
+        "tokens": {key: value for key, value in tokens.items() if value is not None},
+    }
 
 
 def complement(share: Any) -> Any:
@@ -54,7 +75,7 @@ def complement(share: Any) -> Any:
 
 
 def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, float]:
-    """Figures of quality that files state, those that can be true: a part of an SAE's record."""
+    """The figures of quality in a record: those that are numbers and can be true."""
     given = {"fvu": fvu, "l0": l0, "dead": dead}
     return {
         name: float(value)
@@ -64,11 +85,7 @@ def figures(fvu: Any = None, l0: Any = None, dead: Any = None) -> dict[str, floa
 
 
 def stated(record: Mapping[str, Any]) -> dict[str, float]:
-    """fvu, l0 and dead of an SAE as its own files state them, as far as they do.
-
-    For an SAE that saefeat trained, FVU and L0 are those on held-out text (`held_out`), not those
-    averaged over the last steps of the training (`training_average`).
-    """
+    """fvu, l0 and dead of an SAE as far as its own files state them; of ours on held-out text."""
     held = record.get("held_out")
     found = {**record, **(held if isinstance(held, dict) else {})}
     return figures(found.get("fvu"), found.get("l0"), found.get("dead"))

@@ -22,29 +22,19 @@ Parameters = dict[str, Tensor]
 
 @dataclass
 class Step:
-    """What one step finds on a batch x [n, d].
+    """What one step finds on a batch x [n, d]."""
 
-    Attributes:
-        loss: squared error of a reconstruction, mean over the tokens: [].
-        gradients: of the loss, by parameter.
-        error: reconstruction minus input [n, d].
-        fired: which units fired on the batch, bool [d_sae].
-        l0: mean number of active units per token, [].
-    """
-
-    loss: Tensor
-    gradients: Parameters
-    error: Tensor
-    fired: Tensor
-    l0: Tensor
+    loss: Tensor  # squared error of a reconstruction, mean over the tokens: []
+    gradients: Parameters  # of the loss, by parameter
+    error: Tensor  # reconstruction minus input [n, d]
+    fired: Tensor  # which units fired on the batch, bool [d_sae]
+    l0: Tensor  # mean number of active units per token, []
 
 
 class Objective(ABC):
     """An SAE architecture in training, on inputs of mean 0 and variance 1 per coordinate.
 
-    Args:
-        config: how SAEs are trained.
-        dtype: of the encoder product.
+    dtype: of the encoder product.
     """
 
     def __init__(self, config: TrainConfig, dtype: torch.dtype) -> None:

@@ -42,10 +42,8 @@ class TopK(Objective):
     def check_width(width: int, config: TrainConfig) -> None:
         least = _GROUP * config.k // 4
         if width % _GROUP or width < least:
-            raise UserError(
-                f"d_sae {width} must be a multiple of {_GROUP}, at least {least} for k {config.k}",
-                "d_sae",
-            )
+            needed = f"a multiple of {_GROUP}, at least {least} for k {config.k}"
+            raise UserError(f"d_sae {width} must be {needed}", "d_sae")
 
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
         rows = torch.randn(width, d_in, generator=generator)
@@ -65,10 +63,8 @@ class TopK(Objective):
         norms = parameters["decoder"].norm(dim=1)
         weight = (parameters["encoder"] * norms[:, None]).to(self.dtype)
         bias = (parameters["b_enc"] * norms).to(self.dtype)
-        parts = [
-            GroupedEncoder.top(linear(some, weight, bias), self.config.k)
-            for some in centred.to(self.dtype).split(_ROWS)
-        ]
+        inputs = centred.to(self.dtype).split(_ROWS)
+        parts = [GroupedEncoder.top(linear(x, weight, bias), self.config.k) for x in inputs]
         values, units = (torch.cat(part) for part in zip(*parts, strict=True))
         rows = _rows(units, len(weight))
         return values / norms[rows].clamp(min=_TINY), rows
@@ -82,29 +78,25 @@ class TopK(Objective):
         slope = error * (2 / len(x))
         d_values = _row_products(slope, decoder, units) * (values > 0)
 
-        # For each unit the sum over the tokens that it is active on: tokens sorted by unit.
-        order = torch.argsort(units.view(-1), stable=True)
-        token = order // units.shape[1]
-        counts = torch.bincount(units.view(-1), minlength=len(encoder))
-        offsets = torch.cumsum(counts, 0) - counts
-        d_decoder = embedding_bag(
-            token, slope, offsets, mode="sum", per_sample_weights=values.view(-1)[order]
-        )
-        d_encoder = embedding_bag(
-            token, centred, offsets, mode="sum", per_sample_weights=d_values.view(-1)[order]
-        )
-        d_b_enc = torch.bincount(
-            units.view(-1), weights=d_values.view(-1), minlength=len(encoder)
-        ).to(x.dtype)
+        flat = units.view(-1)
+        order = torch.argsort(flat, stable=True)  # tokens sorted by the unit that is active on them
+        token, counts = order // units.shape[1], torch.bincount(flat, minlength=len(encoder))
+        offsets = counts.cumsum(0) - counts
+
+        def by_unit(vectors: Tensor, weights: Tensor) -> Tensor:
+            weights = weights.view(-1)[order]
+            return embedding_bag(token, vectors, offsets, mode="sum", per_sample_weights=weights)
+
+        d_b_enc = torch.bincount(flat, d_values.view(-1), len(encoder)).to(x.dtype)
         fired = torch.zeros(len(encoder), dtype=torch.bool, device=x.device)
         fired[units[values > 0]] = True
         return Step(
             loss=error.square().sum() / len(x),
             error=error,
             gradients={
-                "encoder": d_encoder,
+                "encoder": by_unit(centred, d_values),
                 "b_enc": d_b_enc,
-                "decoder": d_decoder,
+                "decoder": by_unit(slope, values),
                 "b_dec": slope.sum(0) - d_b_enc @ encoder,
             },
             fired=fired,

@@ -19,10 +19,8 @@ _ARCHITECTURES = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu", "g
 
 def check(sae: SAE) -> None:
     if sae.activation not in _ARCHITECTURES:
-        raise UserError(
-            f"sae-lens has no {sae.activation} SAEs, and {sae.id} is one; choose another format",
-            "form",
-        )
+        wrong = f"sae-lens has no {sae.activation} SAEs, and {sae.id} is one"
+        raise UserError(f"{wrong}; choose another format", "form")
 
 
 def write(sae: SAE, directory: Path) -> None:
@@ -75,10 +73,7 @@ def _metadata(sae: SAE, fingerprint: str) -> dict[str, Any]:
 
 
 def transformer_lens_hook(sae: SAE) -> str | None:
-    """The name in TransformerLens of the place that an SAE reads.
-
-    None where it has no name there, or one that depends on the model.
-    """
+    """The place that an SAE reads as TransformerLens names it; None where that is not known."""
     module = str(sae.record.get("module"))
     if "hook_" in module:
         return module

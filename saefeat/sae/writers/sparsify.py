@@ -32,13 +32,8 @@ def check(sae: SAE) -> None:
 
 
 def write(sae: SAE, directory: Path) -> None:
-    tensors = {
-        "encoder.weight": sae.W_enc.T,
-        "encoder.bias": sae.b_enc,
-        "W_dec": sae.W_dec,
-        "b_dec": sae.b_dec,
-    }
-    write_weights(directory / WEIGHTS, tensors)
+    tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc}
+    write_weights(directory / WEIGHTS, {**tensors, "W_dec": sae.W_dec, "b_dec": sae.b_dec})
     norms = sae.W_dec.float().norm(dim=1)
     unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
     cfg = {
