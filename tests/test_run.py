@@ -581,7 +581,7 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
 
 def test_the_forecast_reports_skipped_rows(setting):
     other = replace(setting, corpus=replace(setting.corpus, skipped={"blank": 2}))
-    assert "rows skipped or mended: blank 2" in forecast(other)
+    assert "rows skipped or repaired: blank 2" in forecast(other)
 
 
 # --------------------------------------------------------------------------- another corpus

@@ -16,15 +16,8 @@ import typer
 from saefeat.io import RunFailed, UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_NO_ACCESS = (
-    errno.EACCES,
-    errno.EROFS,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class Failure(NamedTuple):
@@ -55,9 +48,9 @@ def describe_failure(
     if _is_full(error):
         reason = getattr(error, "strerror", None) or error
         return Failure(f"cannot write ({reason}); make room, then {resume}", 1)
-    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
-        place = error.filename or ""
-        return Failure(f"cannot write {place} ({error.strerror}); choose another place", 2)
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS + _NO_PLACE:
+        reason = f"{error.filename or ''} ({error.strerror})"
+        return Failure(f"cannot write {reason}; choose another place", 2)
     return None
 
 

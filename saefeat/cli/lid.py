@@ -59,8 +59,8 @@ def lid_evaluate(
     opened = open_run(run, say)
     other, place = other_corpus(opened, config), out or opened.files.lid_metrics
     split = config.split or ("test" if other is None else "all")
-    limits = {"max_texts": config.max_texts, "fasttext": fasttext}
-    evaluate(opened, other, split=split, out=place, **limits)
+    options = {"max_texts": config.max_texts, "fasttext": fasttext}
+    evaluate(opened, other, split=split, out=place, **options)
     print_metrics(opened.files.load_lid_metrics(place))
     if out is None:
         typer.echo(f"report: {write_report(run)}")
@@ -69,14 +69,14 @@ def lid_evaluate(
 def print_metrics(metrics: LIDMetrics) -> None:
     """Print macro-F1 of each head, on whole texts and by length."""
     lengths = [key for key in metrics["by_length"] if key != "all"]
-    columns = "".join(f"{'first ' + key:>10}" for key in lengths)
+    row = "{:20}{:>8}{:>16}" + "{:>10}" * len(lengths)
     typer.echo(f"{metrics['corpus']} ({metrics['split']}), {metrics['n']} texts, macro-F1")
-    typer.echo(f"{'':20}{'whole':>8}{'95 %':>16}{columns}")
+    typer.echo(row.format("", "whole", "95 %", *(f"first {key}" for key in lengths)))
     for name, head in metrics["heads"].items():
         low, high = head["f1_macro_ci"]
-        by_length = [metrics["by_length"][key]["heads"][name]["f1_macro"] for key in lengths]
-        columns = "".join(f"{f1:>10.3f}" for f1 in by_length)
-        typer.echo(f"{name:20}{head['f1_macro']:>8.3f}{f'{low:.3f} - {high:.3f}':>16}{columns}")
+        cut = [metrics["by_length"][key]["heads"][name]["f1_macro"] for key in lengths]
+        figures = [f"{f1:.3f}" for f1 in (head["f1_macro"], *cut)]
+        typer.echo(row.format(name, figures[0], f"{low:.3f} - {high:.3f}", *figures[1:]))
 
 
 @app.command("predict")

@@ -72,24 +72,19 @@ class OpenRun:
         """How the run trains SAEs."""
         budget = self.config.train_tokens
         few = budget is not None and budget * len(self.corpus.labels) < _FEW_TOKENS
-        return TrainConfig(
-            k=self.config.k,
-            d_sae=self.config.d_sae,
-            seed=self.config.seed,
-            batch_size=1024 if few else 2048,
-        )
+        size = 1024 if few else 2048
+        return TrainConfig(self.config.k, self.config.d_sae, batch_size=size, seed=self.config.seed)
 
     @property
     def layers(self) -> list[int]:
         """Layers whose neurons are counted; none in a family whose neurons are not known."""
         names = [sae.site for sae in self.given] or self.sites
-        count = max(self.lm.site(name).layer or 0 for name in names) + 1
-        if self.config.neuron_layers is not None:
-            count = self.config.neuron_layers
-        try:
+        count = self.config.neuron_layers
+        if count is None:
+            count = max(self.lm.site(name).layer or 0 for name in names) + 1
+        with suppress(UserError):
             return [layer for layer in neuron_layers(self.lm) if layer < count]
-        except UserError:
-            return []
+        return []
 
     @cached_property
     def saes(self) -> list[SAE]:
@@ -99,9 +94,8 @@ class OpenRun:
     @cached_property
     def plan(self) -> Plan:
         """The texts from which the statistics and the heads are made."""
-        return make_plan(
-            self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens
-        )
+        budget = self.config.max_tokens
+        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=budget)
 
     @cached_property
     def training_plan(self) -> Plan:
@@ -113,9 +107,8 @@ class OpenRun:
 def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     """Check and load everything that a run needs. Nothing is written.
 
-    Raises:
-        UserError: the output, the corpus, the model, the SAEs or the sites cannot be used, or `out`
-            holds a run with other arguments.
+    Raises UserError when the output, the corpus, the model, the SAEs or the sites cannot be used,
+    or when `out` holds a run with other arguments.
     """
     name, config = config.corpus, with_absolute_paths(config)
     if index := _check_output(out):
@@ -131,8 +124,8 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     lm, given = _load_model(config, say)
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     opened = OpenRun(config, out, lm, corpus, sites, given, say)
-    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     used = [*sites, *(sae.site for sae in given)]
+    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     check_activations(lm, corpus, used, last_block=last_block)
     # The evaluation needs fastText's model: fetch it before the long work.
     FastText(labels=list(corpus.labels), unknown=None).fit()
@@ -147,23 +140,20 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRu
     Args:
         with_corpus: False where only the labels of the corpus are needed; it has no texts then.
 
-    Raises:
-        UserError: there is no run, or its model or corpus has changed since.
+    Raises UserError when there is no run, or when its model or corpus has changed since.
     """
     index = read_index(out)
-    config, name = index["arguments"], index["corpus"]["name"]
+    config, recorded, mark = index["arguments"], index["corpus"], index["model"]["fingerprint"]
     if with_corpus:
-        corpus = _load_corpus(config, name)
-        if corpus.fingerprint != index["corpus"]["fingerprint"]:
+        corpus = _load_corpus(config, recorded["name"])
+        if corpus.fingerprint != recorded["fingerprint"]:
             raise _changed(f"the corpus {config.corpus}", out)
     else:
-        corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), name)
+        corpus = Corpus([], [], [], tuple(recorded["labels"]), recorded["name"])
     lm, given = _load_model(config, say)
-    if is_outdated(index["model"]["fingerprint"]):
-        raise UserError(
-            f"the run in {out} was made by an older version of saefeat; start a new run"
-        )
-    if lm.fingerprint != index["model"]["fingerprint"]:
+    if is_outdated(mark):
+        raise UserError(f"an older version of saefeat made the run in {out}; start a new run")
+    if lm.fingerprint != mark:
         raise _changed(f"the model {config.model}", out)
     return OpenRun(config, out, lm, corpus, [] if given else index["sites"], given, say)
 
@@ -188,9 +178,8 @@ def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
         return None
     asked = replace(opened.config, corpus=config.corpus, **config.columns)
     own = opened.corpus.labels if same_arguments(asked, opened.config) else None
-    corpus = load_corpus(
-        config.corpus, labels=config.labels or own, say=opened.say, **config.columns
-    )
+    labels = config.labels or own
+    corpus = load_corpus(config.corpus, labels=labels, say=opened.say, **config.columns)
     return None if corpus.fingerprint == opened.corpus.fingerprint else corpus
 
 
@@ -209,24 +198,19 @@ def _check_output(out: Path) -> RunIndex | None:
     """Return the index of the run in `out`, None where nothing is; raise UserError otherwise."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another output directory", "out")
-    if RunDir(out).index.exists():
-        index = read_index(out)
-    elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+    index = read_index(out) if RunDir(out).index.exists() else None
+    if not index and out.is_dir() and any(out.glob("[!.]*")):
         raise UserError(f"{out} is not empty and holds no run; choose another output", "out")
-    else:
-        index = None
     # Checks that the nearest directory that exists can be written, and makes none.
     make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))
     return index
 
 
 def _check_labels(corpus: Corpus, config: RunConfig) -> None:
-    if config.source is not None and own_label(config.source, corpus.labels) is None:
-        raise UserError(
-            f"there is no label {config.source!r} to steer away from; there are "
-            f"{', '.join(corpus.labels)}",
-            "source",
-        )
+    source, labels = config.source, ", ".join(corpus.labels)
+    if source is not None and own_label(source, corpus.labels) is None:
+        message = f"there is no label {source!r} to steer away from; there are {labels}"
+        raise UserError(message, "source")
     for split in ("train", "test"):
         if not corpus.positions(split, config.seed):
             raise UserError(
@@ -247,8 +231,7 @@ def check_activations(
         last_block: check the stream after the last block too. Everything that a block makes arrives
             there; the fit check and steering need it.
 
-    Raises:
-        UserError: an activation is infinite or NaN, as it may be in a narrow dtype.
+    Raises UserError when an activation is infinite or NaN, as it may be in a narrow dtype.
     """
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)

@@ -44,16 +44,14 @@ def with_absolute_paths(
 
 def same_arguments(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations are equal, where paths that lead to the same file are equal."""
-    return with_absolute_paths(one, os.path.realpath) == with_absolute_paths(
-        other, os.path.realpath
-    )
+    one, other = (with_absolute_paths(each, os.path.realpath) for each in (one, other))
+    return one == other
 
 
 def read_index(out: Path) -> RunIndex:
     """Read the `run.json` of a run. Arguments that an older version did not know have the defaults.
 
-    Raises:
-        UserError: the file is missing, damaged or of another version.
+    Raises UserError when the file is missing, damaged or of another version.
     """
     path = RunDir(out).index
     found = read_json(path)
