@@ -25,7 +25,6 @@ from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.opened import OpenRun, default_sites, open_run, prepare_run
-from saefeat.run.request import read_index
 from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import (
     check_fit,
@@ -57,7 +56,6 @@ __all__ = [
     "open_run",
     "predict",
     "rank",
-    "read_index",
     "run",
     "set_threads",
     "shown_units",
@@ -205,7 +203,7 @@ def _timed(opened: OpenRun, index: dict[str, Any], stage: str) -> Iterator[None]
 
 def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
     """Write `run.json` of a run that starts or resumes. It keeps the timings of earlier calls."""
-    file, corpus = opened.files.index, opened.corpus
+    files, corpus = opened.files, opened.corpus
     index: dict[str, Any] = {
         "schema": SCHEMA,
         "arguments": opened.config,
@@ -222,9 +220,9 @@ def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
         },
         "sites": opened.sites or [sae.site for sae in opened.given],
         "complete": False,
-        "timings": read_index(opened.out)["timings"] if file.exists() else {},
+        "timings": files.load_index()["timings"] if files.index.exists() else {},
     }
-    opened.files.save_index(index)
+    files.save_index(index)
     return index
 
 

@@ -24,7 +24,7 @@ from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.models.weights import is_outdated
 from saefeat.progress import Say, quiet
-from saefeat.run.request import read_index, same_arguments, with_absolute_paths
+from saefeat.run.request import same_arguments, with_absolute_paths
 from saefeat.run.stages import neuron_layers, set_threads
 from saefeat.rundir import RunDir
 from saefeat.sae.objectives import sae_width
@@ -142,7 +142,7 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRu
 
     Raises UserError when there is no run, or when its model or corpus has changed since.
     """
-    index = read_index(out)
+    index = RunDir(out).load_index()
     config, recorded, mark = index["arguments"], index["corpus"], index["model"]["fingerprint"]
     if with_corpus:
         corpus = _load_corpus(config, recorded["name"])
@@ -198,7 +198,7 @@ def _check_output(out: Path) -> RunIndex | None:
     """Return the index of the run in `out`, None where nothing is; raise UserError otherwise."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another output directory", "out")
-    index = read_index(out) if RunDir(out).index.exists() else None
+    index = RunDir(out).load_index() if RunDir(out).index.exists() else None
     if not index and out.is_dir() and any(out.glob("[!.]*")):
         raise UserError(f"{out} is not empty and holds no run; choose another output", "out")
     # Checks that the nearest directory that exists can be written, and makes none.

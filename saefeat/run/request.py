@@ -1,19 +1,15 @@
-"""What a run is asked for: absolute paths, comparison with an earlier request, `run.json`."""
+"""What a run is asked for: absolute paths, and comparison with an earlier request."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 
-from saefeat.artefacts import RunIndex
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
-from saefeat.io import UserError, read_json, whole_path
-from saefeat.rundir import RunDir
-from saefeat.schema import checked
+from saefeat.io import whole_path
 
 
 def with_absolute_paths(
@@ -46,17 +42,3 @@ def same_arguments(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations are equal, where paths that lead to the same file are equal."""
     one, other = (with_absolute_paths(each, os.path.realpath) for each in (one, other))
     return one == other
-
-
-def read_index(out: Path) -> RunIndex:
-    """Read the `run.json` of a run. Arguments that an older version did not know have the defaults.
-
-    Raises UserError when the file is missing, damaged or of another version.
-    """
-    path = RunDir(out).index
-    found = read_json(path)
-    arguments = found.get("arguments") if isinstance(found, dict) else None
-    known = {field.name for field in fields(RunConfig)}
-    if isinstance(arguments, dict) and not arguments.keys() <= known:
-        raise UserError(f"{path} is of another version; start a new run")
-    return checked(RunIndex, found, path, help="start a new run")
