@@ -20,6 +20,7 @@ def about(description: str, default: Any = ..., **options: Any) -> Any:
     return Field(default=default, description=description, **options)
 
 
+MODEL = "Hub id, directory, .gguf file, or embedded:gemma-3-270m."
 _SEED = about("Seed of all random choices.", 0, ge=0)
 _BUDGET = about("Counted tokens per label; default all.", None, ge=1)
 _LABELS = about("Use these labels only.", None)
@@ -44,7 +45,7 @@ class Columns:
 class Inputs(Columns):
     """A model and a corpus, and how they are loaded."""
 
-    model: str = about("Hub id, directory, .gguf file, or embedded:gemma-3-270m.")
+    model: str = about(MODEL)
     corpus: str = about(
         "embedded:eld, a .jsonl/.csv/.tsv/.parquet file, a directory of LABEL.txt, a "
         "name of `saefeat corpus list`, or hub:OWNER/NAME[:CONFIG]."
@@ -61,11 +62,9 @@ class SAEInputs(Inputs):
     """A model, a corpus and SAEs that exist."""
 
     saes: tuple[str, ...] = about(
-        "SAE directory, folder of them, release/sae_id of sae-lens, or hub id.", ()
+        "SAE directory, folder of them, sae-lens release/sae_id, or hub id.", ()
     )
-    gate: bool = about(
-        "Try given SAEs on a little text first, and refuse those that do not fit.", True
-    )
+    gate: bool = about("Try given SAEs on a little text first; refuse those that do not fit.", True)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,28 +85,19 @@ class SteeringSource:
 class RunConfig(SAEInputs, SteeringSource):
     """What `saefeat run` is asked for. None stands for a default that depends on the model."""
 
-    sites: tuple[str, ...] | None = about(
-        "Sites where SAEs are trained when none are given; default by depth.", None
-    )
+    sites: tuple[str, ...] | None = about("Sites where SAEs are trained; default by depth.", None)
     d_sae: int | None = about("Width of the SAEs; default 4 times d_in.", None, ge=16)
     k: int = _ACTIVE
     train_tokens: int | None = about("Counted tokens per label for SAE training.", 100_000, ge=1)
     max_tokens: int | None = about("Counted tokens per label for the statistics.", 50_000, ge=1)
-    eval_texts: int | None = about(
-        "Test texts per label in the evaluation; default all.", None, ge=1
-    )
+    eval_texts: int | None = about("Test texts per label; default all.", None, ge=1)
     neuron_layers: int | None = about(
-        "Number of first layers whose neurons are counted; default up to the deepest site with an "
-        "SAE.",
+        "Number of first layers whose neurons are counted; default up to the deepest SAE.",
         None,
         ge=0,
     )
-    steer_prompts: int = about(
-        "English prompts on which steering is tried; 0 for none.", 16, ge=0, le=64
-    )
-    matrix_texts: int = about(
-        "Texts per label of the perplexity matrix; 0 for no matrix.", 10, ge=0
-    )
+    steer_prompts: int = about("Prompts on which steering is tried; 0 for none.", 16, ge=0, le=64)
+    matrix_texts: int = about("Texts per label of the perplexity matrix; 0 for none.", 10, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -115,9 +105,7 @@ class TrainConfig:
     """How SAEs are trained. None stands for a default that depends on the site or the corpus."""
 
     k: int = _ACTIVE
-    d_sae: int | None = about(
-        "Width, a multiple of 16; default `expansion` times d_in.", None, ge=16
-    )
+    d_sae: int | None = about("Width, a multiple of 16; default expansion times d_in.", None, ge=16)
     expansion: int = about("Width over d_in where no width is given.", 4, ge=1)
     passes: int = about("How often each activation is used.", 2, ge=1)
     batch_size: int = about("Tokens per step.", 2048, ge=16)
@@ -188,7 +176,7 @@ class EvaluateConfig(Columns):
     corpus: str | None = about("Another corpus; default the run's own.", None)
     labels: tuple[str, ...] | None = _LABELS
     split: str | None = about(
-        "train, test or all; default test for the run's own corpus, else all.", None
+        "train, test, all; default test for the run's corpus, else all.", None
     )
     max_texts: int | None = about("Texts per label; default all.", None, ge=1)
 
@@ -221,13 +209,9 @@ class GenerateConfig(SteeringSource):
 class SweepConfig(SteeringSource):
     """What `saefeat steer sweep` tries."""
 
-    sites: tuple[str, ...] | None = about(
-        "Sites of SAEs where features steer; default by depth.", None
-    )
-    strengths: tuple[float, ...] | None = about(
-        "Strengths of vectors; default by the number of sites.", None
-    )
-    methods: tuple[str, ...] | None = about("Methods to try besides features; default all.", None)
+    sites: tuple[str, ...] | None = about("Sites where features steer; default by depth.", None)
+    strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
+    methods: tuple[str, ...] | None = about("Methods besides features; default all.", None)
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
 
 

@@ -66,11 +66,6 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def description(configuration: Any, name: str) -> str:
-    """The description of a field of a configuration."""
-    return configuration.__pydantic_fields__[name].description
-
-
 def _bare(annotation: Any) -> Any:
     return getattr(annotation, "__origin__", annotation)  # of Annotated, its type
 
@@ -100,16 +95,12 @@ class _Options:
             kind, text = str, f"{text[:-1]}; separated by commas."
             if isinstance(default, tuple):
                 default = ",".join(map(str, default))
-        bounds = {
-            side: getattr(limit, bound)
-            for limit in field.metadata
-            for side, bound in (("min", "ge"), ("max", "le"))
-            if hasattr(limit, bound)
-        }
-        kind = kind | None if default is None else kind
-        option = Annotated[kind, typer.Option(flag, help=text, **bounds)]
+        lowest = next((limit.ge for limit in field.metadata if hasattr(limit, "ge")), None)
+        highest = next((limit.le for limit in field.metadata if hasattr(limit, "le")), None)
+        option = typer.Option(flag, help=text, min=lowest, max=highest)
+        made = Annotated[kind | None if default is None else kind, option]
         where = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(name, where, default=default, annotation=option)
+        return inspect.Parameter(name, where, default=default, annotation=made)
 
     def read(self, values: dict[str, Any]) -> Any:
         """The configuration with the values that typer has read."""
@@ -156,6 +147,14 @@ def _split(name: str, text: str, item: Callable[[str], Any]) -> Iterator[Any]:
             raise UserError(f"{part!r} is not a number", name) from error
 
 
+def load_run(run: Path, *, with_corpus: bool = True) -> Any:
+    """Open a run (see `saefeat.run.open_run`), and use every core."""
+    from saefeat.run import open_run, set_threads
+
+    set_threads()
+    return open_run(run, say, with_corpus=with_corpus)
+
+
 def input_lines(file: Path | None) -> list[str]:
     """Lines of a file, which may be compressed, or of standard input (None or `-`).
 
@@ -182,15 +181,15 @@ def say_plan(lm: Any, corpus: Any, plan: Any) -> None:
 def print_table(
     rows: Sequence[Sequence[str]], right: Sequence[int] = (), notes: Mapping[int, str] | None = None
 ) -> None:
-    """Print rows in aligned columns.
+    """Print rows in aligned columns; those in `right` are aligned to the right.
 
-    Args:
-        rows: cells; a row may have fewer than the first.
-        right: columns that are aligned to the right.
-        notes: row -> text after its last cell, which does not widen a column.
+    A row may have fewer cells than the first. `notes` are texts after the last cell of a row, by
+    its number; they do not widen a column.
     """
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        aligned = zip(row, widths, strict=False)
-        cells = [f"{cell:{'<>'[i in right]}{w}}" for i, (cell, w) in enumerate(aligned)]
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ]
         typer.echo("  ".join([*cells, (notes or {}).get(number, "")]).rstrip())

@@ -30,10 +30,7 @@ def describe_failure(
 ) -> Failure | None:
     """The message and the exit code for an error; None for a bug.
 
-    Args:
-        app: the click command that was run.
-        words: the command line without the name of the program.
-        seconds: how long the command ran.
+    `app` is the click command that ran for `seconds`, `words` its line without the program's name.
     """
     resume = f"run: {shlex.join(['saefeat', *words])}"
     if isinstance(error, UserError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saefeat.cli.common import Run, input_lines, say, with_options
+from saefeat.cli.common import Run, input_lines, load_run, with_options
 from saefeat.config import EvaluateConfig
 from saefeat.io import UserError
 from saefeat.lid.heads import HEADS
@@ -28,10 +28,9 @@ def lid_fit(
     ] = False,
 ) -> None:
     """Fit the heads of a run."""
-    from saefeat.run import fit_heads, open_run, set_threads
+    from saefeat.run import fit_heads
 
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     fit_heads(opened, force=force)
     typer.echo(opened.files.lid)
 
@@ -50,13 +49,12 @@ def lid_evaluate(
 ) -> None:
     """Measure every head and baseline, on whole texts and by length."""
     from saefeat.report import write_report
-    from saefeat.run import evaluate, open_run, set_threads
+    from saefeat.run import evaluate
     from saefeat.run.opened import other_corpus
 
     if config.corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     other, place = other_corpus(opened, config), out or opened.files.lid_metrics
     split = config.split or ("test" if other is None else "all")
     options = {"max_texts": config.max_texts, "fasttext": fasttext}
@@ -91,11 +89,10 @@ def lid_predict(
 
     It has the text, the label (null if nothing can be said), the score, and the units that decided.
     """
-    from saefeat.run import choose_head, open_run, predict, set_threads
+    from saefeat.run import choose_head, predict
 
-    set_threads()
     texts = input_lines(file)
-    opened = open_run(run, say, with_corpus=False)
+    opened = load_run(run, with_corpus=False)
     chosen = choose_head(opened, head)
     for start in range(0, len(texts), _BATCH):
         for row in predict(opened, texts[start : start + _BATCH], chosen):

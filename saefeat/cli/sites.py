@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import description, print_table
-from saefeat.config import Inputs
+from saefeat.cli.common import print_table
+from saefeat.config import MODEL
 
 _COLUMNS = {  # key of a row -> heading
     "site": "site",
@@ -23,7 +23,7 @@ _COLUMNS = {  # key of a row -> heading
 
 
 def sites(
-    model: Annotated[str, typer.Argument(help=description(Inputs, "model"))],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     every: Annotated[bool, typer.Option("--all", help="Print each layer by itself.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per site, one per line.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Fields, Run, input_lines, say, with_options
+from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
 from saefeat.config import Decoding, GenerateConfig, MatrixConfig, SweepConfig
 from saefeat.io import UserError, read_json
 
@@ -49,11 +49,9 @@ def steer_generate(
 
 
 def _bench(run: Path, source: str | None, decoding: Decoding) -> Any:
-    from saefeat.run import open_run, set_threads
     from saefeat.run.steer import Bench, find_source
 
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     return Bench(opened, find_source(opened, source), decoding)
 
 
@@ -160,15 +158,13 @@ def steer_matrix(
     """Measure how editing the features of each label changes the perplexity of all labels."""
     from dataclasses import asdict
 
-    from saefeat.run import open_run, set_threads
     from saefeat.run.matrix import EDITS, matrix, most_affected
 
     _check_replaceable(out, "interventions")
     for name in config.edits:
         if name not in EDITS:
             raise UserError(f"there is no edit {name} for the matrix; there are {', '.join(EDITS)}")
-    set_threads()
-    result = matrix(open_run(run, say), out, **asdict(config))
+    result = matrix(load_run(run), out, **asdict(config))
     for edit in config.edits:
         own = most_affected(result, edit)
         typer.echo(

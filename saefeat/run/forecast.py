@@ -89,7 +89,8 @@ def forecast_collect(
 ) -> str:
     """A line with the memory and disk that a collection takes, and its passes over the corpus."""
     dictionaries = counted_dictionaries(lm, saes, None, neurons(lm) if with_neurons else [])
-    on_device = _model_bytes(lm) + collecting_bytes(dictionaries, lm.device, labels)
+    on_device = lm.model.get_memory_footprint(return_buffers=False)
+    on_device += collecting_bytes(dictionaries, lm.device, labels)
     groups = len(group_to_fit(dictionaries, lm.device, labels))
     on_disk = sum(state_bytes(each, labels) for each in dictionaries)
     return (
@@ -191,7 +192,7 @@ def _memory(job: _Job) -> str:
     size. The sum is what is measured.
     """
     opened, lm, config = job.opened, job.opened.lm, job.opened.config
-    on_device = _model_bytes(lm)
+    on_device = lm.model.get_memory_footprint(return_buffers=False)
     if opened.given:
         on_device += collecting_bytes(job.dictionaries, lm.device, job.labels, _ALL)
     else:
@@ -209,10 +210,6 @@ def _memory(job: _Job) -> str:
     kinds = (*HEADS.values(), *BASELINES.values())
     process = _LIBRARIES + _MORE_LIBRARIES + sum(kind.fit_bytes(job.fit_size) for kind in kinds)
     return describe_memory(lm.device, on_device, process, mapped_bytes(opened.given))
-
-
-def _model_bytes(lm: LanguageModel) -> float:
-    return lm.model.get_memory_footprint(return_buffers=False)
 
 
 def _disk_bytes(job: _Job) -> float:

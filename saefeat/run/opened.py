@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.artefacts import RunIndex
 from saefeat.baselines.fasttext import FastText
-from saefeat.config import EvaluateConfig, Inputs, RunConfig, TrainConfig
+from saefeat.config import EvaluateConfig, Inputs, RunConfig, SAEInputs, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
@@ -121,7 +120,8 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
         name, config = index["corpus"]["name"], before
     corpus = _load_corpus(config, name, say)
     _check_labels(corpus, config)
-    lm, given = _load_model(config, say)
+    lm = _load_model(config, say)
+    given = load_given(config, lm)
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     opened = OpenRun(config, out, lm, corpus, sites, given, say)
     used = [*sites, *(sae.site for sae in given)]
@@ -137,9 +137,7 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
 def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRun:
     """Load the model, the SAEs and the corpus of a run directory.
 
-    Args:
-        with_corpus: False where only the labels of the corpus are needed; it has no texts then.
-
+    `with_corpus=False`: only the labels of the corpus are needed; it has no texts then.
     Raises UserError when there is no run, or when its model or corpus has changed since.
     """
     index = RunDir(out).load_index()
@@ -150,7 +148,8 @@ def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRu
             raise _changed(f"the corpus {config.corpus}", out)
     else:
         corpus = Corpus([], [], [], tuple(recorded["labels"]), recorded["name"])
-    lm, given = _load_model(config, say)
+    lm = _load_model(config, say)
+    given = load_given(config, lm)
     if is_outdated(mark):
         raise UserError(f"an older version of saefeat made the run in {out}; start a new run")
     if lm.fingerprint != mark:
@@ -166,7 +165,12 @@ def load_inputs(inputs: Inputs, say: Say = quiet) -> tuple[LanguageModel, Corpus
     """Load a corpus and a model. The corpus comes first, because errors in it are found sooner."""
     set_threads()
     corpus = _load_corpus(inputs, inputs.corpus, say)
-    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device, say=say), corpus
+    return _load_model(inputs, say), corpus
+
+
+def load_given(inputs: SAEInputs, lm: LanguageModel) -> list[SAE]:
+    """Load the SAEs that a stage is given; with `gate`, they must be of the same model."""
+    return load_saes(list(inputs.saes), lm, same_model=inputs.gate) if inputs.saes else []
 
 
 def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
@@ -188,10 +192,8 @@ def _load_corpus(inputs: Inputs, name: str, say: Say = quiet) -> Corpus:
     return load_corpus(inputs.corpus, labels=inputs.labels, name=name, say=say, **inputs.columns)
 
 
-def _load_model(config: RunConfig, say: Say) -> tuple[LanguageModel, list[SAE]]:
-    lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
-    saes = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
-    return lm, saes
+def _load_model(inputs: Inputs, say: Say) -> LanguageModel:
+    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device, say=say)
 
 
 def _check_output(out: Path) -> RunIndex | None:
@@ -227,10 +229,7 @@ def check_activations(
 ) -> None:
     """Run the beginnings of a few texts, and check that the activations at the sites are finite.
 
-    Args:
-        last_block: check the stream after the last block too. Everything that a block makes arrives
-            there; the fit check and steering need it.
-
+    `last_block`: check the stream after the last block too, as the fit check and steering need it.
     Raises UserError when an activation is infinite or NaN, as it may be in a narrow dtype.
     """
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
@@ -241,11 +240,8 @@ def check_activations(
     for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), sites):
         for site, x in vectors.items():
             if not torch.isfinite(x).all():
-                _refuse_activations(lm, site)
-
-
-def _refuse_activations(lm: LanguageModel, site: str) -> NoReturn:
-    message = f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at {site}"
-    if lm.dtype == "float32":
-        raise UserError(f"{message}; its weights are damaged")
-    raise UserError(f"{message}; use another dtype, such as float32", "dtype")
+                found = f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers"
+                if lm.dtype == "float32":
+                    raise UserError(f"{found} at {site}; its weights are damaged")
+                message = f"{found} at {site}; use another dtype, such as float32"
+                raise UserError(message, "dtype")

@@ -18,11 +18,7 @@ def with_absolute_paths(
     """Make the paths of the model, the corpus and the SAEs absolute, where these are files here.
 
     A run then resumes from any directory. Hub ids, names of recipes and paths where nothing is stay
-    as they are.
-
-    Args:
-        absolute: makes a path absolute. The default does not follow links, because formats and ids
-            are read from their names.
+    as they are. By default links are not followed, because formats and ids are read from names.
     """
 
     def path(name: str) -> str:

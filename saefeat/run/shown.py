@@ -40,7 +40,7 @@ def shown_units(
 
     Args:
         lm: None leaves the tokens empty.
-        saes: by id. The tokens of units of other dictionaries are those of neurons.
+        saes: by id. Other dictionaries are hidden neurons, or their tokens stay empty.
         examples: directory of the highest-activating examples (`TopExamples`). The passages of a
             dictionary without a file there are left empty.
 
@@ -85,9 +85,7 @@ def _promoted(
 def add_histograms(rows: Sequence[Row], histograms: Path) -> None:
     """Give each row the `histogram` of its unit's firing values in the corpus (see `Histogram`).
 
-    Args:
-        histograms: directory of the histograms that were collected. Rows of dictionaries without a
-            file there stay as they are.
+    Rows of dictionaries without a file in the directory `histograms` stay as they are.
     """
     for name, members in _by_dictionary(rows).items():
         path = Histograms.path(histograms, name)
@@ -106,10 +104,7 @@ def add_activations(
     """Give passages their tokens (`pieces`) and the unit's activation on each (`activations`).
 
     Each text is run once, for all units and sites together. Rows of other dictionaries than `saes`
-    stay as they are.
-
-    Args:
-        n: passages per row; by default 3, or 1 where there are very many rows.
+    stay as they are. `n`: passages per row; by default 3, or 1 where there are very many rows.
     """
     n = n or (_PASSAGES if len(rows) <= _MANY else 1)
     mine = [row for row in rows if row["dictionary"] in saes]

@@ -97,8 +97,7 @@ def means(
     neurons (`mlp_act`) have no limit, because LAPE counts all tokens: first tokens are no outliers
     there.
 
-    Args:
-        plan: the texts to sample; None where only sizes are needed, and limits are not.
+    `plan`: the texts to sample; None where only sizes are needed, and limits are not.
     """
     names = dict.fromkeys([*(sae.site for sae in saes), *sites])
     limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
@@ -148,8 +147,9 @@ def collect(
         new = [sae for sae in saes if not stats_file(files.root, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    options = {"shard": (i, n), "places": {"bags": files.bags} if config.bags else {}}
-    return collect_stats(lm, plan, dictionaries, files.root, progress=say, **options)
+    shard, places = (i, n), {"bags": files.bags} if config.bags else {}
+    out = files.root
+    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, progress=say)
 
 
 def check_fit(
