@@ -12,7 +12,7 @@ from typing import Any
 
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import DEMO, Decoding, RunConfig
+from saefeat.config import Decoding, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
@@ -43,7 +43,6 @@ from saefeat.statistics import ACCUMULATORS
 from saefeat.steering import CannotSteer
 
 __all__ = [
-    "DEMO",
     "OpenRun",
     "RunConfig",
     "choose_head",
@@ -90,8 +89,9 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         index = _begin_index(opened, threads)
         if fit:
             opened.files.save_fit_check(fit)
+        sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
         for name, stage in _STAGES.items():
-            if name not in _without(config):
+            if sizes.get(name) != 0:
                 with _timed(opened, index, name):
                     stage(opened)
         with _timed(opened, index, "report"):
@@ -165,12 +165,6 @@ _STAGES: dict[str, Callable[[OpenRun], None]] = {
 }
 
 
-def _without(config: RunConfig) -> set[str]:
-    """The stages that a run leaves out."""
-    sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
-    return {stage for stage, size in sizes.items() if not size}
-
-
 def _show(opened: OpenRun) -> None:
     """Keep what the report shows of the ranked units: passages, activations, histograms."""
     files, saes, rows = opened.files, {sae.id: sae for sae in opened.saes}, []
@@ -204,6 +198,8 @@ def _timed(opened: OpenRun, index: dict[str, Any], stage: str) -> Iterator[None]
 def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
     """Write `run.json` of a run that starts or resumes. It keeps the timings of earlier calls."""
     files, corpus = opened.files, opened.corpus
+    of_corpus = {"name": corpus.name, "fingerprint": corpus.fingerprint, "labels": corpus.labels}
+    of_corpus |= {"examples": len(corpus), "skipped": corpus.skipped}
     index: dict[str, Any] = {
         "schema": SCHEMA,
         "arguments": opened.config,
@@ -211,13 +207,7 @@ def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
         "machine": {"device": opened.lm.device, "threads": threads},
         "seeds": {"seed": opened.config.seed},
         "model": opened.lm.identity,
-        "corpus": {
-            "name": corpus.name,
-            "fingerprint": corpus.fingerprint,
-            "labels": list(corpus.labels),
-            "examples": len(corpus),
-            "skipped": corpus.skipped,
-        },
+        "corpus": of_corpus,
         "sites": opened.sites or [sae.site for sae in opened.given],
         "complete": False,
         "timings": files.load_index()["timings"] if files.index.exists() else {},

@@ -51,19 +51,18 @@ class _Job:
 
     def __init__(self, opened: OpenRun) -> None:
         lm, given, plan = opened.lm, opened.given, opened.plan
-        hidden = neurons(lm, opened.layers)
         self.opened, self.training = opened, opened.training
         self.labels = len(opened.corpus.labels)
         self.sites = opened.sites or [sae.site for sae in given]
         self.d_ins = [site_width(lm, lm.site(site)) for site in self.sites]
-        trained = [] if given else [sae_width(self.training, d_in) for d_in in self.d_ins]
-        self.widths = [sae.width for sae in given] or trained
-        # Those to be trained are not among them.
-        self.dictionaries = counted_dictionaries(lm, given, None, hidden)
-        self.text_tokens = plan.total / max(len(plan.tokens), 1) + len(lm.prefix)  # mean of a text
-        self.fit_size = FitSize(
-            len(plan.tokens), plan.total, self.text_tokens, sum(self.widths), self.labels
-        )
+        self.widths = [sae.width for sae in given]
+        if not given:
+            self.widths = [sae_width(self.training, d_in) for d_in in self.d_ins]
+        # SAEs that are to be trained are not among them.
+        self.dictionaries = counted_dictionaries(lm, given, None, neurons(lm, opened.layers))
+        texts, width = len(plan.tokens), sum(self.widths)
+        self.text_tokens = plan.total / max(texts, 1) + len(lm.prefix)  # mean of a text
+        self.fit_size = FitSize(texts, plan.total, self.text_tokens, width, self.labels)
 
 
 def forecast(opened: OpenRun) -> list[str]:

@@ -111,13 +111,12 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     """
     name, config = config.corpus, with_absolute_paths(config)
     if index := _check_output(out):
-        before = index["arguments"]
-        if not same_arguments(before, config):
+        if not same_arguments(index["arguments"], config):
             raise UserError(
                 f"{out} holds a run with other arguments; choose another output or remove it", "out"
             )
         # The metrics of the run record its arguments as they were written.
-        name, config = index["corpus"]["name"], before
+        name, config = index["corpus"]["name"], index["arguments"]
     corpus = _load_corpus(config, name, say)
     _check_labels(corpus, config)
     lm = _load_model(config, say)
