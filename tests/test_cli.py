@@ -662,7 +662,7 @@ def test_a_place_that_cannot_be_written_exits_with_2(saefeat, on, saes, tiny_run
     [
         (["rank", "{}/none", "--out", "{}/s.parquet"], "holds no statistics"),
         (["rank", "{run}/lid", "--out", "{}/s.parquet"], "; collect it again"),
-        (["lid", "predict", "--run", "{}/none"], "run.json does not exist"),
+        (["lid", "predict", "--run", "{}/none"], "is not a run directory: it has no run.json"),
         (
             ["lid", "predict", "--run", "{run}", "--head", "magic"],
             "unknown head magic; this run has sae-count, ",
@@ -671,7 +671,7 @@ def test_a_place_that_cannot_be_written_exits_with_2(saefeat, on, saes, tiny_run
             ["lid", "predict", "--run", "{run}", "{}/none.txt"],
             "none.txt (No such file or directory)",
         ),
-        (["lid", "fit", "--run", "{}"], "run.json does not exist"),
+        (["lid", "fit", "--run", "{}"], "is not a run directory: it has no run.json"),
         (["lid", "evaluate", "--run", "{run}", "--corpus", "{}/c.csv"], "needs --out"),
         (
             ["lid", "evaluate", "--run", "{run}", "--split", "dev", "--out", "{}/m.json"],

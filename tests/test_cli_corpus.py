@@ -45,7 +45,7 @@ def test_labels_and_columns_can_be_chosen_and_skipped_rows_are_counted(saefeat, 
     code, out, _ = saefeat("corpus", "show", path, "--labels", "en,de", *columns)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["en", "de", "all"]
-    assert out.splitlines()[-1] == "rows skipped or mended: blank 1"
+    assert out.splitlines()[-1] == "rows skipped or repaired: blank 1"
 
 
 def test_one_label_can_be_shown(saefeat, tmp_path):

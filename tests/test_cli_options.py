@@ -86,7 +86,8 @@ def test_bounds_and_required_fields_are_checked_in_parsing(called, words):
 @pytest.mark.parametrize(
     ("words", "message", "option"),
     [
-        (["--sizes", "1,nan"], "sizes nan: Input should be a finite number", "sizes"),
+        (["--sizes", "1,nan"], "each of the sizes should be a finite number, not nan", "sizes"),
+        (["--rate", "inf"], "^the rate should be a finite number, not inf$", "rate"),
         (["--sizes", "1,x"], "'x' is not a number", "sizes"),
         (["--sizes", " ,"], "separated by commas is empty", "sizes"),
     ],

@@ -30,11 +30,11 @@ from saefeat.run import (
     load_heads,
     open_run,
     predict,
-    read_index,
     run,
 )
 from saefeat.run.request import with_absolute_paths
 from saefeat.run.shown import pieces
+from saefeat.rundir import RunDir
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
@@ -72,7 +72,7 @@ def metrics(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_run):
+def opened(tiny_run):
     return open_run(tiny_run)
 
 
@@ -125,7 +125,7 @@ def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_r
 
 
 def test_the_index_names_versions_arguments_seeds_fingerprints_and_timings(
-    tiny_run, config, setting
+    tiny_run, config, opened
 ):
     index = json.loads((tiny_run / "run.json").read_text())
     assert index["complete"] is True
@@ -133,14 +133,14 @@ def test_the_index_names_versions_arguments_seeds_fingerprints_and_timings(
     assert index["arguments"]["d_sae"] == 64
     assert {"saefeat", "torch", "transformers", "python"} <= index["versions"].keys()
     assert index["seeds"] == {"seed": 0}
-    assert index["model"]["fingerprint"] == setting.lm.fingerprint
-    assert index["corpus"]["fingerprint"] == setting.corpus.fingerprint
+    assert index["model"]["fingerprint"] == opened.lm.fingerprint
+    assert index["corpus"]["fingerprint"] == opened.corpus.fingerprint
     assert index["corpus"]["labels"] == ["de", "en", "th"]
     assert index["sites"] == SITES
 
 
-def test_every_file_opens_with_its_own_reader_and_they_agree(tiny_run, setting):
-    saes = load_saes(str(tiny_run / "saes"), setting.lm)
+def test_every_file_opens_with_its_own_reader_and_they_agree(tiny_run, opened):
+    saes = load_saes(str(tiny_run / "saes"), opened.lm)
     assert sorted(sae.id for sae in saes) == sorted(SAES)
     for sae in saes:
         stats = Stats.load(tiny_run / f"stats/{sae.id}.safetensors")
@@ -228,26 +228,26 @@ def test_the_heads_on_all_units_beat_chance_by_far(metrics):
     assert metrics["heads"]["naive-bayes"]["accuracy"] > 0.55
 
 
-def test_the_predictions_are_those_that_were_measured(tiny_run, metrics, setting):
+def test_the_predictions_are_those_that_were_measured(tiny_run, metrics, opened):
     rows = pq.read_table(tiny_run / "lid/predictions.parquet").to_pandas()
-    test = setting.corpus.positions("test", 0)
+    test = opened.corpus.positions("test", 0)
     assert len(rows) == len(test) * 4 * len(NAMES)
     for (length, head), part in rows.groupby(["length", "head"]):
-        assert list(part.id) == [setting.corpus.ids[i] for i in test]
+        assert list(part.id) == [opened.corpus.ids[i] for i in test]
         assert list(part.text) == [
-            setting.corpus.texts[i][: None if length == "all" else int(length)] for i in test
+            opened.corpus.texts[i][: None if length == "all" else int(length)] for i in test
         ]
         predicted = [p if isinstance(p, str) else None for p in part.predicted]
         again = head_metrics(list(part.label), predicted, metrics["labels"])
         assert again == metrics["by_length"][length]["heads"][head]
 
 
-def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
+def test_the_saved_heads_predict_what_was_measured(tiny_run, opened):
     rows = pq.read_table(tiny_run / "lid/predictions.parquet").to_pandas()
-    texts = [setting.corpus.texts[i] for i in setting.corpus.positions("test", 0)]
+    texts = [opened.corpus.texts[i] for i in opened.corpus.positions("test", 0)]
     for name in HEADS:
         expected = rows[(rows["length"] == "all") & (rows["head"] == name)].predicted
-        found = predict(setting, texts, choose_head(setting, name))
+        found = predict(opened, texts, choose_head(opened, name))
         assert [row["label"] for row in found] == [
             p if isinstance(p, str) else None for p in expected
         ]
@@ -258,7 +258,7 @@ def test_the_saved_heads_predict_what_was_measured(tiny_run, setting):
             assert 0 <= row["score"] <= 1
 
 
-def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, tmp_path):
+def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, opened, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(tiny_run, out)
     Head(
@@ -276,9 +276,9 @@ def test_neurons_that_decide_are_named_by_their_own_numbers(tiny_run, setting, t
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_text_without_a_letter_gets_no_label(setting, head):
+def test_a_text_without_a_letter_gets_no_label(opened, head):
     silent = ["", " ", "\u200b", "12345 67890", "?!", "😀"]
-    assert predict(setting, silent, choose_head(setting, head)) == [
+    assert predict(opened, silent, choose_head(opened, head)) == [
         {"text": text, "label": None, "score": 0.0, "units": []} for text in silent
     ]
 
@@ -309,8 +309,8 @@ def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config)
     assert any("some label is written without letters" in line for line in lines)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
-    setting = open_run(tmp_path / "run", with_corpus=False)
-    found = predict(setting, ["7 + 7 = 14", " "], choose_head(setting, "linear"))
+    opened = open_run(tmp_path / "run", with_corpus=False)
+    found = predict(opened, ["7 + 7 = 14", " "], choose_head(opened, "linear"))
     assert [row["label"] for row in found] == ["sum", None]
 
 
@@ -402,8 +402,8 @@ def test_given_saes_are_used_and_none_are_trained(tmp_path, tiny_run, config, me
         assert mine.equal(theirs)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert made["heads"]["linear"] == metrics["heads"]["linear"]
-    setting = open_run(tmp_path / "run", with_corpus=False)
-    assert predict(setting, ["the cat"], choose_head(setting, "linear"))[0]["label"]
+    opened = open_run(tmp_path / "run", with_corpus=False)
+    assert predict(opened, ["the cat"], choose_head(opened, "linear"))[0]["label"]
 
 
 def test_a_run_without_neurons_has_no_head_of_them(tmp_path, tiny_run, config):
@@ -451,8 +451,8 @@ def test_a_run_with_relative_paths_goes_on_from_another_directory(
     before = without_timings(contents(out))
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    setting = open_run(out)
-    assert (setting.config.corpus, setting.corpus.name) == (str(here / "c.jsonl"), "c.jsonl")
+    opened = open_run(out)
+    assert (opened.config.corpus, opened.corpus.name) == (str(here / "c.jsonl"), "c.jsonl")
     for corpus in ("../here/c.jsonl", str(here / "link.jsonl")):  # the same file
         run(relative(config, eval_texts=3, model="../here/model", corpus=corpus), out)
         assert without_timings(contents(out)) == before
@@ -579,9 +579,9 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
     )
 
 
-def test_the_forecast_reports_skipped_rows(setting):
-    other = replace(setting, corpus=replace(setting.corpus, skipped={"blank": 2}))
-    assert "rows skipped or mended: blank 2" in forecast(other)
+def test_the_forecast_reports_skipped_rows(opened):
+    other = replace(opened, corpus=replace(opened.corpus, skipped={"blank": 2}))
+    assert "rows skipped or repaired: blank 2" in forecast(other)
 
 
 # --------------------------------------------------------------------------- another corpus
@@ -596,11 +596,11 @@ def other():
 
 
 def test_another_corpus_is_measured_without_touching_the_runs_own_results(
-    tiny_run, setting, other, tmp_path
+    tiny_run, opened, other, tmp_path
 ):
     before = contents(tiny_run)
     for place in (tmp_path / "other.json", tiny_run / "lid/other.json"):
-        made = evaluate(setting, other, split="all", out=place)
+        made = evaluate(opened, other, split="all", out=place)
         assert json.loads(place.read_text()) == made
         assert (made["corpus"], made["split"], made["n"], made["labels"]) == (
             "python",
@@ -614,17 +614,17 @@ def test_another_corpus_is_measured_without_touching_the_runs_own_results(
     assert {name: after[name] for name in before} == before
 
 
-def test_labels_of_another_code_system_are_the_runs_own(setting, other, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(setting, "say", told.append)
+def test_labels_of_another_code_system_are_the_runs_own(opened, other, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(opened, "say", said.append)
     names = {"de": "deu_Latn", "en": "eng"}
     coded = replace(other, of=[names[label] for label in other.of], labels=("deu_Latn", "eng"))
     made, own = (
-        evaluate(setting, corpus, split="all", out=tmp_path / f"{n}.json")
+        evaluate(opened, corpus, split="all", out=tmp_path / f"{n}.json")
         for n, corpus in enumerate((coded, other))
     )
     assert made == own  # also the fingerprint of what was measured
-    assert told[0] == "labels of python: deu_Latn as de, eng as en"
+    assert said[0] == "labels of python: deu_Latn as de, eng as en"
     assert set(pq.read_table(tmp_path / "0-predictions.parquet")["label"].to_pylist()) == {
         "de",
         "en",
@@ -632,25 +632,25 @@ def test_labels_of_another_code_system_are_the_runs_own(setting, other, tmp_path
     split = replace(
         other, of=["de", "deu"] * 4 + ["en"] * 8, labels=("de", "deu", "en")
     )  # two names of one label
-    assert evaluate(setting, split, split="all", out=tmp_path / "2.json")["heads"] == own["heads"]
+    assert evaluate(opened, split, split="all", out=tmp_path / "2.json")["heads"] == own["heads"]
 
 
-def test_a_label_that_the_run_does_not_know_is_refused(setting, tmp_path):
+def test_a_label_that_the_run_does_not_know_is_refused(opened, tmp_path):
     with pytest.raises(
         UserError, match="has the label fr, which the run does not know; choose labels"
     ):
         evaluate(
-            setting, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json"
+            opened, load_corpus([("a", "de"), ("b", "fr")]), split="all", out=tmp_path / "m.json"
         )
 
 
-def test_metrics_of_another_run_and_other_files_are_not_overwritten(setting, tmp_path, tiny_run):
+def test_metrics_of_another_run_and_other_files_are_not_overwritten(opened, tmp_path, tiny_run):
     target = tmp_path / "m.json"
     made = json.loads((tiny_run / "lid/metrics.json").read_text())
     for content in ({**made, "request": {**made["request"], "run": "another"}}, {"mine": 1}, [1]):
         target.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"m\.json holds metrics of something else"):
-            evaluate(setting, None, split="test", out=target)
+            evaluate(opened, None, split="test", out=target)
         assert json.loads(target.read_text()) == content
 
 
@@ -677,8 +677,8 @@ def test_the_pieces_of_a_text_join_to_it(tiny_lm, text):
     assert "".join(made) == text
 
 
-def test_the_model_of_a_run_is_the_one_given(setting, tiny_model_dir):
-    assert setting.lm.fingerprint == load_model(str(tiny_model_dir), dtype="float32").fingerprint
+def test_the_model_of_a_run_is_the_one_given(opened, tiny_model_dir):
+    assert opened.lm.fingerprint == load_model(str(tiny_model_dir), dtype="float32").fingerprint
 
 
 def test_heads_refuse_saes_that_have_changed(tmp_path, tiny_run):
@@ -687,9 +687,9 @@ def test_heads_refuse_saes_that_have_changed(tmp_path, tiny_run):
     for name, other in (SAES, SAES[::-1]):
         shutil.rmtree(out / "saes" / name)
         shutil.copytree(tiny_run / "saes" / other, out / "saes" / name)
-    setting = open_run(out, with_corpus=False)
+    opened = open_run(out, with_corpus=False)
     with pytest.raises(UserError, match="has changed since the head linear was fitted"):
-        predict(setting, ["the cat"], choose_head(setting, "linear"))
+        predict(opened, ["the cat"], choose_head(opened, "linear"))
 
 
 @pytest.mark.parametrize(
@@ -745,16 +745,16 @@ def test_arguments_that_an_older_version_did_not_record_take_the_defaults(tmp_pa
     for name in ("gate", "matrix_texts", "id_column"):
         del index["arguments"][name]
     (tmp_path / "run.json").write_text(json.dumps(index))
-    read = read_index(tmp_path)["arguments"]
-    assert read == replace(read_index(tiny_run)["arguments"], matrix_texts=10)
+    read, whole = (RunDir(out).load_index()["arguments"] for out in (tmp_path, tiny_run))
+    assert read == replace(whole, matrix_texts=10)
 
 
 def test_arguments_of_a_newer_version_are_refused(tmp_path, tiny_run):
     index = json.loads((tiny_run / "run.json").read_text())
     index["arguments"]["colour"] = "blue"
     (tmp_path / "run.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"run\.json is of another version; start a new run"):
-        read_index(tmp_path)
+    with pytest.raises(UserError, match=r"\(arguments\.colour: Unexpected .*\); start a new run"):
+        RunDir(tmp_path).load_index()
 
 
 def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(

@@ -20,25 +20,25 @@ from saefeat.statistics import Stats
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_run: Path) -> OpenRun:
+def opened(tiny_run: Path) -> OpenRun:
     return open_run(tiny_run)
 
 
 @pytest.fixture
-def rows(tiny_run: Path, setting: OpenRun) -> list[dict[str, Any]]:
+def rows(tiny_run: Path, opened: OpenRun) -> list[dict[str, Any]]:
     selection = Selection.load(tiny_run / "selections/sae-lape.parquet")
-    found = shown_units(setting.lm, selection, saes_of(setting), tiny_run / "examples")
+    found = shown_units(opened.lm, selection, saes_of(opened), tiny_run / "examples")
     assert found
     return found
 
 
-def saes_of(setting: OpenRun) -> dict[str, Any]:
-    return {sae.id: sae for sae in setting.saes}
+def saes_of(opened: OpenRun) -> dict[str, Any]:
+    return {sae.id: sae for sae in opened.saes}
 
 
-def alone(setting: OpenRun, row: dict[str, Any], text: str) -> list[float]:
+def alone(opened: OpenRun, row: dict[str, Any], text: str) -> list[float]:
     """The unit's value on each token of a text that is run by itself."""
-    lm, sae = setting.lm, saes_of(setting)[row["dictionary"]]
+    lm, sae = opened.lm, saes_of(opened)[row["dictionary"]]
     ids = lm.tokenize([text], TOKEN_LIMIT)[0]
     path = lm.site(row["site"]).path
     with capture(lm.model, (path,)) as captured, torch.inference_mode():
@@ -49,26 +49,26 @@ def alone(setting: OpenRun, row: dict[str, Any], text: str) -> list[float]:
 
 
 def test_activations_of_passages_in_batches_are_those_of_each_passage_alone(
-    setting: OpenRun, rows: list[dict[str, Any]]
+    opened: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
-    add_activations(setting.lm, rows, saes_of(setting), 2)
+    add_activations(opened.lm, rows, saes_of(opened), 2)
     for row in rows:
         for passage in row["passages"][:2]:
             assert "".join(passage["pieces"]) == passage["text"]
             assert passage["activations"] == pytest.approx(
-                alone(setting, row, passage["text"]), abs=1e-3
+                alone(opened, row, passage["text"]), abs=1e-3
             )
         assert all("pieces" not in passage for passage in row["passages"][2:])
 
 
 def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
-    setting: OpenRun, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    opened: OpenRun, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = max(len(row["passages"]) for row in rows)
     for limit, expected in ((module._MANY, min(3, most)), (0, 1)):
         monkeypatch.setattr(module, "_MANY", limit)
         these = copy.deepcopy(rows)
-        add_activations(setting.lm, these, saes_of(setting))
+        add_activations(opened.lm, these, saes_of(opened))
         assert (
             max(sum("pieces" in passage for passage in row["passages"]) for row in these)
             == expected
@@ -76,7 +76,7 @@ def test_three_passages_get_activations_and_one_where_there_are_very_many_units(
 
 
 def test_a_histogram_counts_what_the_statistics_count(
-    tiny_run: Path, setting: OpenRun, rows: list[dict[str, Any]]
+    tiny_run: Path, opened: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
     add_histograms(rows, tiny_run / "histograms")
     for row in rows:
@@ -90,9 +90,9 @@ def test_a_histogram_counts_what_the_statistics_count(
 
 
 def test_units_of_dictionaries_that_are_not_there_are_left_as_they_are(
-    tmp_path: Path, setting: OpenRun, rows: list[dict[str, Any]]
+    tmp_path: Path, opened: OpenRun, rows: list[dict[str, Any]]
 ) -> None:
     before = copy.deepcopy(rows)
-    add_activations(setting.lm, rows, {})
+    add_activations(opened.lm, rows, {})
     add_histograms(rows, tmp_path)
     assert rows == before

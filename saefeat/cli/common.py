@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -44,93 +43,64 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     `Annotated[SomeConfig, Fields("seed", "labels")]` makes options of these fields only. Two
     configurations that have a field of the same name share the option.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    own = dict(inspect.signature(command, eval_str=True).parameters)
     configurations = {
-        name: _Options.of(parameter.annotation)
+        name: _Options(parameter.annotation)
         for name, parameter in own.items()
         if hasattr(_bare(parameter.annotation), "__pydantic_fields__")
     }
-    made = {
-        name: options.parameter(name)
-        for options in configurations.values()
-        for name in options.names
-    }
-    made |= {name: parameter for name, parameter in own.items() if name not in configurations}
+    own = {name: parameter for name, parameter in own.items() if name not in configurations}
+    made: dict[str, inspect.Parameter] = {}
+    for options in configurations.values():
+        made |= {name: options.parameter(name) for name in options.names}
+    parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (made | own).values()]
 
     def call(**values: Any) -> None:
         given = {name: options.read(values) for name, options in configurations.items()}
-        command(**given, **{name: values[name] for name in own if name not in configurations})
+        command(**given, **{name: values[name] for name in own})
 
     call.__doc__, call.__name__ = command.__doc__, command.__name__
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        sorted(
-            (p.replace(kind=p.KEYWORD_ONLY) for p in made.values()),
-            key=lambda p: p.default is not p.empty,  # required ones first
-        )
+        sorted(parameters, key=lambda each: each.default is not each.empty)  # required ones first
     )
     return call
 
 
-def description(configuration: Any, name: str) -> str:
-    """The description of a field of a configuration."""
-    return configuration.__pydantic_fields__[name].description
-
-
 def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return getattr(annotation, "__origin__", annotation)  # of Annotated, its type
 
 
-@dataclass(frozen=True)
 class _Options:
-    """The options of one configuration.
+    """The options of a configuration: its class, or `Annotated[class, Fields(...)]`."""
 
-    Attributes:
-        kind: the configuration, a pydantic dataclass.
-        names: the fields that become options.
-        preset: defaults and fixed values that replace those of the fields.
-    """
-
-    kind: Any
-    names: tuple[str, ...]
-    preset: dict[str, Any]
-
-    @classmethod
-    def of(cls, annotation: Any) -> _Options:
-        kind = _bare(annotation)
-        chosen = [part for part in get_args(annotation) if isinstance(part, Fields)]
-        fields = chosen[0] if chosen else Fields()
-        known = kind.__pydantic_fields__
-        names = fields.names or sorted(known, key=lambda name: bool(known[name].kw_only))
-        return cls(kind, tuple(names), fields.preset)
+    def __init__(self, annotation: Any) -> None:
+        (chosen,) = getattr(annotation, "__metadata__", (Fields(),))
+        self.kind, self.preset = _bare(annotation), chosen.preset
+        self.fields = self.kind.__pydantic_fields__
+        # Keyword-only fields come last in a signature.
+        self.names = chosen.names or tuple(inspect.signature(self.kind).parameters)
 
     def parameter(self, name: str) -> inspect.Parameter:
         """The parameter from which typer makes the option of a field."""
-        field = self.kind.__pydantic_fields__[name]
-        kind, help_text = field.annotation, field.description
-        default = inspect.Parameter.empty if field.is_required() else field.default
-        default = self.preset.get(name, default)
-        flag = f"--{name.replace('_', '-')}"
-        if kind is bool:
-            flag = f"{flag}/--no-{flag[2:]}" if default else flag
+        field, flag = self.fields[name], f"--{name.replace('_', '-')}"
+        kind, text = field.annotation, field.description
+        default = self.preset.get(name, field.default)
+        if field.is_required() and name not in self.preset:
+            default = inspect.Parameter.empty
+        if kind is bool and default:
+            flag = f"{flag}/--no-{flag[2:]}"
         elif default == ():
-            kind, default, help_text = list[str], None, f"{help_text[:-1]}; may be repeated."
+            kind, default, text = list[str], None, f"{text[:-1]}; may be repeated."
         elif _item(kind):
-            kind, help_text = str, f"{help_text[:-1]}; separated by commas."
+            kind, text = str, f"{text[:-1]}; separated by commas."
             if isinstance(default, tuple):
                 default = ",".join(map(str, default))
-        bounds = {
-            side: getattr(limit, bound)
-            for limit in field.metadata
-            for side, bound in (("min", "ge"), ("max", "le"))
-            if hasattr(limit, bound)
-        }
-        option = typer.Option(flag, help=help_text, **bounds)
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[kind | None if default is None else kind, option],
-        )
+        lowest = next((limit.ge for limit in field.metadata if hasattr(limit, "ge")), None)
+        highest = next((limit.le for limit in field.metadata if hasattr(limit, "le")), None)
+        option = typer.Option(flag, help=text, min=lowest, max=highest)
+        made = Annotated[kind | None if default is None else kind, option]
+        where = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, where, default=default, annotation=made)
 
     def read(self, values: dict[str, Any]) -> Any:
         """The configuration with the values that typer has read."""
@@ -138,26 +108,32 @@ class _Options:
         try:
             return self.kind(**{**self.preset, **given})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            reason = first["msg"].removeprefix("Value error, ")
-            raise UserError(f"{name} {first['input']}: {reason}", name) from error
+            raise _refusal(error) from error
 
     def _value(self, name: str, value: Any) -> Any:
-        item = _item(self.kind.__pydantic_fields__[name].annotation)
-        if not item:
-            return value
-        if value is None:
-            return self.preset.get(name, self.kind.__pydantic_fields__[name].default)
-        return tuple(value) if isinstance(value, list) else tuple(_split(name, value, item))
+        item = _item(self.fields[name].annotation)
+        if item and value is None:
+            return self.preset.get(name, self.fields[name].default)
+        if item and isinstance(value, str):
+            return tuple(_split(name, value, item))
+        return tuple(value) if item else value
+
+
+def _refusal(error: ValidationError) -> UserError:
+    """The first of the errors that a configuration raises, in one sentence."""
+    first = error.errors(include_url=False)[0]
+    name, *inside = map(str, first["loc"])
+    value, reason = first["input"], first["msg"].removeprefix("Value error, ")
+    if (wanted := reason.removeprefix("Input should be ")) == reason:
+        return UserError(f"{name} {value}: {reason}", name)
+    what = f"{'each of ' if inside else ''}the {name.replace('_', ' ')}"
+    return UserError(f"{what} should be {wanted}, not {value}", name)
 
 
 def _item(kind: Any) -> Any:
     """The type of the items of a tuple (or None), None for other types."""
-    for part in (kind, *get_args(kind)):
-        if get_origin(part) is tuple:
-            return get_args(part)[0]
-    return None
+    tuples = (part for part in (kind, *get_args(kind)) if get_origin(part) is tuple)
+    return next((get_args(part)[0] for part in tuples), None)
 
 
 def _split(name: str, text: str, item: Callable[[str], Any]) -> Iterator[Any]:
@@ -169,6 +145,14 @@ def _split(name: str, text: str, item: Callable[[str], Any]) -> Iterator[Any]:
             yield item(part)
         except ValueError as error:
             raise UserError(f"{part!r} is not a number", name) from error
+
+
+def load_run(run: Path, *, with_corpus: bool = True) -> Any:
+    """Open a run (see `saefeat.run.open_run`), and use every core."""
+    from saefeat.run import open_run, set_threads
+
+    set_threads()
+    return open_run(run, say, with_corpus=with_corpus)
 
 
 def input_lines(file: Path | None) -> list[str]:
@@ -184,28 +168,23 @@ def input_lines(file: Path | None) -> list[str]:
 
 def say_plan(lm: Any, corpus: Any, plan: Any) -> None:
     """Say what a plan reads."""
+    from saefeat.corpora.corpus import describe_skipped
+
     say(
         f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
         f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens"
     )
-    if skipped := {**corpus.skipped, **plan.skipped}:
-        say(skipped_rows(skipped))
-
-
-def skipped_rows(counts: Mapping[str, int]) -> str:
-    """A line on the rows of a corpus that were skipped or changed, by reason."""
-    return f"rows skipped or mended: {', '.join(f'{name} {n:,}' for name, n in counts.items())}"
+    for line in describe_skipped(corpus, plan):
+        say(line)
 
 
 def print_table(
     rows: Sequence[Sequence[str]], right: Sequence[int] = (), notes: Mapping[int, str] | None = None
 ) -> None:
-    """Print rows in aligned columns.
+    """Print rows in aligned columns; those in `right` are aligned to the right.
 
-    Args:
-        rows: cells; a row may have fewer than the first.
-        right: columns that are aligned to the right.
-        notes: row -> text after its last cell, which does not widen a column.
+    A row may have fewer cells than the first. `notes` are texts after the last cell of a row, by
+    its number; they do not widen a column.
     """
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):

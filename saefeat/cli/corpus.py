@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from statistics import median
 from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Fields, print_table, say, skipped_rows, with_options
+from saefeat.cli.common import Fields, print_table, say, with_options
 from saefeat.config import Inputs
 
 app = typer.Typer(no_args_is_help=True, help="Show the corpora that have a name, or one corpus.")
 _EXAMPLE = 60  # characters
+_HINTS = """\
+NAME:SPLIT takes another split than the first; NAME#500 takes 500 texts per label.
+--labels takes the source's own codes too. Any other data set of the hub: \
+hub:OWNER/NAME[:CONFIG]."""
+_SHOWN = Fields(
+    *("labels", "seed", "text_column", "label_column", "id_column"),
+    preset={"model": "", "corpus": ""},
+)
 
 
 @app.command("list")
@@ -31,49 +40,35 @@ def corpus_list() -> None:
         for place in dict.fromkeys(source.at for source in recipe.sources):
             typer.echo(f"    from     {place}")
         typer.echo(f"    licence  {recipe.licence}{f'; gated, see {gates[0]}' if gates else ''}")
-    typer.echo("NAME:SPLIT takes another split than the first; NAME#500 takes 500 texts per label.")
-    typer.echo(
-        "--labels takes the source's own codes too. Any other data set of the hub: "
-        "hub:OWNER/NAME[:CONFIG]."
-    )
+    typer.echo(_HINTS)
 
 
 @app.command("show")
 @with_options
 def corpus_show(
     corpus: Annotated[str, typer.Argument(help="As for --corpus.")],
-    config: Annotated[
-        Inputs,
-        Fields(
-            "labels",
-            "seed",
-            "text_column",
-            "label_column",
-            "id_column",
-            preset={"model": "", "corpus": ""},
-        ),
-    ],
+    config: Annotated[Inputs, _SHOWN],
 ) -> None:
     """Show for each label: texts, how they split, their median length, and one of them."""
     from saefeat.corpora import load_corpus
+    from saefeat.corpora.corpus import describe_skipped
 
     found = load_corpus(corpus, labels=config.labels, min_labels=1, say=say, **config.columns)
-    _print(found, config.seed)
+    typer.echo(f"{found.name}: {len(found.labels)} label{'s' * (len(found.labels) > 1)}")
+    print_table(list(_rows(found, config.seed)), right=range(1, 5))
+    for line in describe_skipped(found):
+        typer.echo(line)
 
 
-def _print(corpus: Any, seed: int) -> None:
+def _rows(corpus: Any, seed: int) -> Iterator[list[str]]:
     test = Counter(corpus.of[i] for i in corpus.positions("test", seed))
     texts: dict[str, list[str]] = {label: [] for label in corpus.labels}
     for text, label in zip(corpus.texts, corpus.of, strict=True):
         texts[label].append(text)
-    rows = [["label", "texts", "train", "test", "characters", "example"]]
+    yield ["label", "texts", "train", "test", "characters", "example"]
     for label, its in texts.items():
-        rows.append([_first_line(label), *_sizes(its, test[label]), _first_line(its[0])])
-    rows.append(["all", *_sizes(corpus.texts, test.total())])
-    typer.echo(f"{corpus.name}: {len(corpus.labels)} label{'s' * (len(corpus.labels) > 1)}")
-    print_table(rows, right=range(1, 5))
-    if corpus.skipped:
-        typer.echo(skipped_rows(corpus.skipped))
+        yield [_first_line(label), *_sizes(its, test[label]), _first_line(its[0])]
+    yield ["all", *_sizes(corpus.texts, test.total())]
 
 
 def _sizes(texts: list[str], test: int) -> list[str]:

@@ -16,15 +16,8 @@ import typer
 from saefeat.io import RunFailed, UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_NO_ACCESS = (
-    errno.EACCES,
-    errno.EROFS,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.EPERM)
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class Failure(NamedTuple):
@@ -37,10 +30,7 @@ def describe_failure(
 ) -> Failure | None:
     """The message and the exit code for an error; None for a bug.
 
-    Args:
-        app: the click command that was run.
-        words: the command line without the name of the program.
-        seconds: how long the command ran.
+    `app` is the click command that ran for `seconds`, `words` its line without the program's name.
     """
     resume = f"run: {shlex.join(['saefeat', *words])}"
     if isinstance(error, UserError):
@@ -55,9 +45,9 @@ def describe_failure(
     if _is_full(error):
         reason = getattr(error, "strerror", None) or error
         return Failure(f"cannot write ({reason}); make room, then {resume}", 1)
-    if isinstance(error, OSError) and error.errno in _NO_ACCESS:
-        place = error.filename or ""
-        return Failure(f"cannot write {place} ({error.strerror}); choose another place", 2)
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS + _NO_PLACE:
+        reason = f"{error.filename or ''} ({error.strerror})"
+        return Failure(f"cannot write {reason}; choose another place", 2)
     return None
 
 

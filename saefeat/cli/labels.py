@@ -36,7 +36,7 @@ def labels(
     for system in filter(None, (to, from_system)):
         codes_of(system)  # an unknown system is refused once, not in every row
     systems = [to] if to else list(SYSTEMS)
-    rows, notes = [["label", *systems]], {}
+    rows, notes = [["label", *systems]], {}  # number of a row -> its note
     for code in codes:
         try:
             rows.append([code, *_codes(code, to, systems, from_system)])
@@ -47,8 +47,9 @@ def labels(
             rows.append([code])
     print_table(rows, notes=notes)
     if notes:
-        have, refused = f"one code in {to}" if to else "a meaning", [rows[i][0] for i in notes]
-        raise UserError(f"without {have}: {', '.join(refused)}; their rows say why")
+        refused = ", ".join(rows[i][0] for i in notes)
+        have = f"one code in {to}" if to else "a meaning"
+        raise UserError(f"without {have}: {refused}; their rows say why")
 
 
 def _codes(code: str, to: str | None, systems: Sequence[str], from_system: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saefeat.cli.common import Run, input_lines, say, with_options
+from saefeat.cli.common import Run, input_lines, load_run, with_options
 from saefeat.config import EvaluateConfig
 from saefeat.io import UserError
 from saefeat.lid.heads import HEADS
@@ -28,10 +28,9 @@ def lid_fit(
     ] = False,
 ) -> None:
     """Fit the heads of a run."""
-    from saefeat.run import fit_heads, open_run, set_threads
+    from saefeat.run import fit_heads
 
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     fit_heads(opened, force=force)
     typer.echo(opened.files.lid)
 
@@ -50,17 +49,16 @@ def lid_evaluate(
 ) -> None:
     """Measure every head and baseline, on whole texts and by length."""
     from saefeat.report import write_report
-    from saefeat.run import evaluate, open_run, set_threads
+    from saefeat.run import evaluate
     from saefeat.run.opened import other_corpus
 
     if config.corpus is not None and out is None:
         raise UserError("another corpus needs --out for its metrics")
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     other, place = other_corpus(opened, config), out or opened.files.lid_metrics
     split = config.split or ("test" if other is None else "all")
-    limits = {"max_texts": config.max_texts, "fasttext": fasttext}
-    evaluate(opened, other, split=split, out=place, **limits)
+    options = {"max_texts": config.max_texts, "fasttext": fasttext}
+    evaluate(opened, other, split=split, out=place, **options)
     print_metrics(opened.files.load_lid_metrics(place))
     if out is None:
         typer.echo(f"report: {write_report(run)}")
@@ -69,14 +67,14 @@ def lid_evaluate(
 def print_metrics(metrics: LIDMetrics) -> None:
     """Print macro-F1 of each head, on whole texts and by length."""
     lengths = [key for key in metrics["by_length"] if key != "all"]
-    columns = "".join(f"{'first ' + key:>10}" for key in lengths)
+    row = "{:20}{:>8}{:>16}" + "{:>10}" * len(lengths)
     typer.echo(f"{metrics['corpus']} ({metrics['split']}), {metrics['n']} texts, macro-F1")
-    typer.echo(f"{'':20}{'whole':>8}{'95 %':>16}{columns}")
+    typer.echo(row.format("", "whole", "95 %", *(f"first {key}" for key in lengths)))
     for name, head in metrics["heads"].items():
         low, high = head["f1_macro_ci"]
-        by_length = [metrics["by_length"][key]["heads"][name]["f1_macro"] for key in lengths]
-        columns = "".join(f"{f1:>10.3f}" for f1 in by_length)
-        typer.echo(f"{name:20}{head['f1_macro']:>8.3f}{f'{low:.3f} - {high:.3f}':>16}{columns}")
+        cut = [metrics["by_length"][key]["heads"][name]["f1_macro"] for key in lengths]
+        figures = [f"{f1:.3f}" for f1 in (head["f1_macro"], *cut)]
+        typer.echo(row.format(name, figures[0], f"{low:.3f} - {high:.3f}", *figures[1:]))
 
 
 @app.command("predict")
@@ -91,11 +89,10 @@ def lid_predict(
 
     It has the text, the label (null if nothing can be said), the score, and the units that decided.
     """
-    from saefeat.run import choose_head, open_run, predict, set_threads
+    from saefeat.run import choose_head, predict
 
-    set_threads()
     texts = input_lines(file)
-    opened = open_run(run, say, with_corpus=False)
+    opened = load_run(run, with_corpus=False)
     chosen = choose_head(opened, head)
     for start in range(0, len(texts), _BATCH):
         for row in predict(opened, texts[start : start + _BATCH], chosen):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from saefeat.cli.common import Out, say
 from saefeat.io import UserError
-from saefeat.methods import METHODS
+from saefeat.methods import METHODS, is_sae
 
 
 def rank(
@@ -47,20 +48,20 @@ def rank(
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raises UserError when `out` holds something else than a selection."""
-    from saefeat.selection import COLUMNS, Selection
+    """Raise UserError when `out` holds something else than a selection."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    if not out.exists():
-        return
-    try:
+    from saefeat.selection import COLUMNS
+
+    columns: list[str] = []
+    with suppress(OSError, pa.ArrowInvalid):  # a directory, or a file of another kind
         if out.suffix == ".csv":
-            with out.open("rb") as file:
-                known = file.readline().replace(b'"', b"").strip() == ",".join(COLUMNS).encode()
+            with out.open(encoding="utf-8", errors="replace") as file:
+                columns = file.readline().replace('"', "").strip().split(",")
         else:
-            known = bool(Selection.load(out).header)
-    except (UserError, OSError):
-        known = False
-    if not known:
+            columns = pq.read_schema(out).names
+    if out.exists() and columns != list(COLUMNS):
         raise UserError(f"{out} exists and is no selection; choose another output", "out")
 
 
@@ -71,8 +72,7 @@ def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:
     lm, saes = _load_for_lens(stats, selection) if lens else (None, {})
     # A run has its examples beside its statistics, a collection by itself has them inside.
     inside, beside = RunDir(stats).examples, RunDir(stats.parent).examples
-    folder = inside if inside.is_dir() else beside
-    for row in shown_units(lm, selection, saes, folder, show):
+    for row in shown_units(lm, selection, saes, inside if inside.is_dir() else beside, show):
         for line in _describe(row):
             typer.echo(line)
 
@@ -100,15 +100,15 @@ def _load_for_lens(stats: Path, selection: Any) -> tuple[Any, dict[str, Any]]:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("the statistics name no model")
         lm = load_model(model["name"], say=say)
-        for name, entry in selection.header["dictionaries"].items():
-            if entry.get("kind") == "sae":
+        for name, entry in selection.dictionaries.items():
+            if is_sae(entry):
                 saes[name] = load_sae(_sae_place(entry, stats, name))
     except UserError as error:
         say(f"note: no promoted tokens ({error})")
     return lm, saes
 
 
-def _sae_place(entry: dict[str, Any], stats: Path, name: str) -> str:
+def _sae_place(entry: Mapping[str, Any], stats: Path, name: str) -> str:
     """Where an SAE is. One that a run has trained moves with the run."""
     from saefeat.rundir import RunDir
 

@@ -14,8 +14,6 @@ from saefeat.cli.steer import print_steering
 from saefeat.config import DEMO, RunConfig
 from saefeat.io import UserError
 
-_OF_NEW_SAES = ("sites", "d_sae", "k", "train_tokens")
-
 
 @with_options
 def demo(
@@ -32,12 +30,12 @@ def demo(
 @with_options
 def run(context: typer.Context, config: RunConfig, out: Out, dry_run: DryRun = False) -> None:
     """Run the whole path on a model and a corpus. SAEs are trained when none are given."""
-    for name in _OF_NEW_SAES:
+    for name in ("sites", "d_sae", "k", "train_tokens") if config.saes else ():
         source = context.get_parameter_source(name)
-        if config.saes and source is not None and source.name == "COMMANDLINE":
-            flag = f"--{name.replace('_', '-')}"
+        if source is not None and source.name == "COMMANDLINE":
             raise UserError(
-                f"--saes takes SAEs that exist, {flag} is for new ones: give one or the other"
+                f"--saes takes SAEs that exist, --{name.replace('_', '-')} is for new ones: give "
+                "one or the other"
             )
     _run(config, out, dry_run)
 
@@ -72,9 +70,9 @@ def fetch(
     from saefeat.models.conversion import convert
 
     names = assets or list(ASSETS)
-    unknown = [name for name in names if name not in ASSETS]
-    if unknown:
-        raise UserError(f"unknown asset {unknown[0]}; there are {', '.join(ASSETS)}")
+    for name in names:
+        if name not in ASSETS:
+            raise UserError(f"unknown asset {name}; there are {', '.join(ASSETS)}")
     for name in names:
         typer.echo(ASSETS[name].describe())
         path = fetch_asset(name, recheck=True, say=say)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import description, print_table
-from saefeat.config import Inputs
+from saefeat.cli.common import print_table
+from saefeat.config import MODEL
 
 _COLUMNS = {  # key of a row -> heading
     "site": "site",
@@ -23,7 +23,7 @@ _COLUMNS = {  # key of a row -> heading
 
 
 def sites(
-    model: Annotated[str, typer.Argument(help=description(Inputs, "model"))],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     every: Annotated[bool, typer.Option("--all", help="Print each layer by itself.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per site, one per line.")
@@ -42,9 +42,8 @@ def sites(
             typer.echo(json.dumps({**row, "meaning": MEANINGS[row["kind"]]}))
         return
     shown = rows if every else list(_by_range(rows))
-    known = [row for row in shown if not row["refused"]]
-    cells = [[str(row[key] or "-") for key in _COLUMNS] for row in known]
-    print_table([list(_COLUMNS.values()), *cells])
+    table = [[str(row[key] or "-") for key in _COLUMNS] for row in shown if not row["refused"]]
+    print_table([list(_COLUMNS.values()), *table])
     for row in shown:
         if row["refused"]:
             typer.echo(f"{row['site']}: {row['refused']}")
@@ -55,15 +54,11 @@ def sites(
 def _by_range(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Merge consecutive layers whose rows differ in the layer's number only; L stands for it."""
 
-    def without_layer(row: dict[str, Any]) -> dict[str, Any]:
+    def without_layer(row: dict[str, Any]) -> str:
         number = re.compile(rf"(?<=[.@]){row['layer']}(?!\d)")
-        return {
-            key: number.sub("L", value) if isinstance(value, str) else value
-            for key, value in row.items()
-            if key != "layer"
-        }
+        return number.sub("L", json.dumps({**row, "layer": None}))
 
-    for row, group in groupby(rows, without_layer):
-        layers = [member["layer"] for member in group]
+    for text, group in groupby(rows, without_layer):
+        row, layers = json.loads(text), [member["layer"] for member in group]
         span = f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}"
         yield {**row, "site": f"{row['kind']}@{span}"}

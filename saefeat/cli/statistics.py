@@ -17,15 +17,13 @@ from saefeat.io import UserError
 def collect(inputs: SAEInputs, config: CollectConfig, out: Out, dry_run: DryRun = False) -> None:
     """Collect statistics of SAE features and neurons by label. Run again to resume."""
     from saefeat.run import collect as collect_all
-    from saefeat.run.opened import check_activations, load_inputs
+    from saefeat.run.opened import check_activations, load_given, load_inputs
     from saefeat.run.stages import neurons
-    from saefeat.sae.store import load_saes
 
     if not inputs.saes and not config.neurons:
         raise UserError("nothing to collect: give --saes or --neurons")
     lm, corpus = load_inputs(inputs, say)
-    gate = bool(inputs.saes) and inputs.gate
-    saes = load_saes(list(inputs.saes), lm, same_model=gate) if inputs.saes else []
+    saes, gate = load_given(inputs, lm), bool(inputs.saes) and inputs.gate
     sites = [d.site for d in (*saes, *(neurons(lm) if config.neurons else ()))]
     check_activations(lm, corpus, sites, last_block=gate)
     if dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Fields, Run, input_lines, say, with_options
+from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
 from saefeat.config import Decoding, GenerateConfig, MatrixConfig, SweepConfig
 from saefeat.io import UserError, read_json
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
 Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
+_WIDTHS = "{:10}{:>7}{:>16}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
 _FIRST_MEASURED = 6  # the new token from which perplexity is measured
 
 
@@ -37,10 +38,7 @@ def steer_generate(
     from dataclasses import replace
 
     from saefeat.run.steer import continue_prompts, load_recipe
-    from saefeat.steering import check_strength
 
-    if config.strength is not None:
-        check_strength(config.strength)
     texts = _prompts(prompt, prompts)
     bench = _bench(run, config.source, decoding)
     recipe = load_recipe(bench, config.label, config.method)
@@ -51,11 +49,9 @@ def steer_generate(
 
 
 def _bench(run: Path, source: str | None, decoding: Decoding) -> Any:
-    from saefeat.run import open_run, set_threads
     from saefeat.run.steer import Bench, find_source
 
-    set_threads()
-    opened = open_run(run, say)
+    opened = load_run(run)
     return Bench(opened, find_source(opened, source), decoding)
 
 
@@ -64,29 +60,28 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
 
     if bool(given) == (file is not None):
         raise UserError("give --prompt (once or more), or --prompts FILE")
-    if file is None:
-        return [clean_text(text) for text in given or ()]
-    if not (lines := _prompt_lines(file)):
-        raise UserError(f"{file} holds no prompt; write one per line")
-    return lines
+    if given:
+        return [clean_text(text) for text in given]
+    if lines := _prompt_lines(file):
+        return lines
+    raise UserError(f"{file} holds no prompt; write one per line")
 
 
-def _prompt_lines(file: Path) -> list[str]:
+def _prompt_lines(file: Path | None) -> list[str]:
     return [line for line in input_lines(file) if line.strip()]
 
 
 def _side_by_side(row: dict[str, Any]) -> str:
-    def line(name: str, text: str, judged: str | None, perplexity: float | None) -> str:
-        measured = "-" if perplexity is None else f"{perplexity:.1f}"
-        return f"  {name:9} [{judged or '-'}, perplexity {measured}] {' '.join(text.split())}"
+    lines = [row["prompt"]]
+    for name, text, end in (("unsteered", row["twin"], "_twin"), (row["label"], row["text"], "")):
+        judged, perplexity = row[f"judged{end}"], row[f"perplexity{end}"]
+        measured = f"{judged or '-'}, perplexity {_number(perplexity, 1)}"
+        lines.append(f"  {name:9} [{measured}] {' '.join(text.split())}")
+    return "\n".join(lines)
 
-    return "\n".join(
-        [
-            row["prompt"],
-            line("unsteered", row["twin"], row["judged_twin"], row["perplexity_twin"]),
-            line(row["label"], row["text"], row["judged"], row["perplexity"]),
-        ]
-    )
+
+def _number(value: float | None, places: int) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 @app.command("sweep")
@@ -104,15 +99,17 @@ def steer_sweep(
 
     Half of the prompts choose the setting of each method and label, the other half are reported.
     """
+    from saefeat.labels import fasttext_code
     from saefeat.run.sweep import sweep
 
     lines = _sweep_prompts(prompts, decoding)
-    for strength in config.strengths or ():
-        _check_strength(strength)
     _check_replaceable(out, "summary")
     bench = _bench(run, config.source, decoding)
-    if prompts is None:
-        _check_english(bench.source_label)
+    if prompts is None and fasttext_code(bench.source_label) != "en":
+        raise UserError(
+            f"the default prompts are English, but the source is {bench.source_label}; give "
+            "--prompts FILE"
+        )
     labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
     path = sweep(bench, _grid(bench, config), lines, out, labels=labels)
     print_steering(bench.run.load_steering_metrics(path))
@@ -132,21 +129,6 @@ def _sweep_prompts(file: Path | None, decoding: Decoding) -> list[str]:
     return lines
 
 
-def _check_strength(strength: float) -> None:
-    from saefeat.steering import check_strength
-
-    check_strength(strength)
-
-
-def _check_english(source: str) -> None:
-    from saefeat.labels import fasttext_code
-
-    if fasttext_code(source) != "en":
-        raise UserError(
-            f"the default prompts are English, but the source is {source}; give --prompts FILE"
-        )
-
-
 def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     """The recipes that a sweep tries."""
     from saefeat.run.grids import full_grid
@@ -154,16 +136,15 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
 
     for site in config.sites or ():
         bench.builder.saes_at(site)
-    by_depth = [steering_sites(bench.setting), stream_sites(bench.setting)]
-    groups = [config.sites] if config.sites else by_depth[: 1 + (by_depth[0] != by_depth[1])]
+    deep, stream = steering_sites(bench.setting), stream_sites(bench.setting)
+    groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
     grid = full_grid(bench.setting.lm, groups, config.strengths)
     if config.methods is None:
         return grid
-    known = {"none", *(recipe.method for recipe in grid)}
-    if unknown := set(config.methods) - known:
-        raise UserError(
-            f"there is no method {min(unknown)}; the methods are {', '.join(sorted(known))}"
-        )
+    known = sorted({"none", *(recipe.method for recipe in grid)})
+    for name in config.methods:
+        if name not in known:
+            raise UserError(f"there is no method {name}; the methods are {', '.join(known)}")
     return [recipe for recipe in grid if recipe.method in {"features", *config.methods}]
 
 
@@ -177,16 +158,13 @@ def steer_matrix(
     """Measure how editing the features of each label changes the perplexity of all labels."""
     from dataclasses import asdict
 
-    from saefeat.run import open_run, set_threads
     from saefeat.run.matrix import EDITS, matrix, most_affected
 
     _check_replaceable(out, "interventions")
-    if unknown := set(config.edits) - set(EDITS):
-        raise UserError(
-            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}"
-        )
-    set_threads()
-    result = matrix(open_run(run, say), out, **asdict(config))
+    for name in config.edits:
+        if name not in EDITS:
+            raise UserError(f"there is no edit {name} for the matrix; there are {', '.join(EDITS)}")
+    result = matrix(load_run(run), out, **asdict(config))
     for edit in config.edits:
         own = most_affected(result, edit)
         typer.echo(
@@ -206,17 +184,10 @@ def _check_replaceable(out: Path, key: str) -> None:
 def print_steering(metrics: SteeringMetrics) -> None:
     """Print the summary of each method."""
     typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    typer.echo(
-        f"{'':10}{'score':>7}{'95 %':>16}{'forcing':>9}{'perplexity':>12}{'distinct3':>11}"
-        f"{'reached':>9}"
-    )
+    columns = ("", "score", "95 %", "forcing", "perplexity", "distinct3", "reached")
+    typer.echo(_WIDTHS.format(*columns))
     for row in metrics["summary"]:
         low, high = row["score_ci"]
-        perplexity, distinct3 = (
-            "-" if row[name] is None else f"{row[name]:.{places}f}"
-            for name, places in (("perplexity", 1), ("distinct3", 3))
-        )
-        typer.echo(
-            f"{row['method']:10}{row['score']:>7.3f}{f'{low:.3f} - {high:.3f}':>16}"
-            f"{row['forcing']:>9.3f}{perplexity:>12}{distinct3:>11}{row['reached']:>9}"
-        )
+        cells = [row["method"], f"{row['score']:.3f}", f"{low:.3f} - {high:.3f}"]
+        cells += [f"{row['forcing']:.3f}", _number(row["perplexity"], 1)]
+        typer.echo(_WIDTHS.format(*cells, _number(row["distinct3"], 3), row["reached"]))

@@ -9,26 +9,15 @@ import typer
 from saefeat.cli.common import DryRun, Fields, Out, say, say_plan, with_options
 from saefeat.config import TrainConfig, TrainInputs
 
+_SHOWN = Fields(
+    *("d_sae", "expansion", "k", "passes", "batch_size", "chunk_tokens", "lr", "dead_tokens"),
+    "seed",
+)
+
 
 @with_options
 def train(
-    inputs: TrainInputs,
-    config: Annotated[
-        TrainConfig,
-        Fields(
-            "d_sae",
-            "expansion",
-            "k",
-            "passes",
-            "batch_size",
-            "chunk_tokens",
-            "lr",
-            "dead_tokens",
-            "seed",
-        ),
-    ],
-    out: Out,
-    dry_run: DryRun = False,
+    inputs: TrainInputs, config: Annotated[TrainConfig, _SHOWN], out: Out, dry_run: DryRun = False
 ) -> None:
     """Train SAEs for several sites from one stream of forward passes. Run again to resume."""
     from saefeat.corpora import make_plan
@@ -57,14 +46,12 @@ def _say_steps(lm: Any, plan: Any, sites: list[str], config: TrainConfig) -> Non
 
 
 def _describe_training(record: dict[str, Any]) -> str:
-    held = record.get("held_out")
     average = record.get("training_average", record)  # older files have these figures only
-    found = (
-        f"FVU {held['fvu']:.3f}, L0 {held['l0']:.1f} on {held['tokens']:,} held-out tokens"
-        if held
-        else "FVU not measured, because no text is held out"
-    )
-    return (
-        f"{found} (average over training: FVU {average['fvu']:.3f}, L0 {average['l0']:.1f}), "
-        f"dead {record['dead']:.1%}"
-    )
+    found = "FVU not measured, because no text is held out"
+    if held := record.get("held_out"):
+        found = f"{_quality(held)} on {held['tokens']:,} held-out tokens"
+    return f"{found} (average over training: {_quality(average)}), dead {record['dead']:.1%}"
+
+
+def _quality(figures: dict[str, Any]) -> str:
+    return f"FVU {figures['fvu']:.3f}, L0 {figures['l0']:.1f}"

@@ -268,3 +268,10 @@ def _check_texts(
         raise UserError(
             f"the corpus {corpus.name} needs at least {needed} with text (found: {found})"
         )
+
+
+def describe_skipped(*sources: Any) -> list[str]:
+    """A line on the rows of a corpus (or plan) that were skipped or repaired, if there are any."""
+    counts = {reason: n for source in sources for reason, n in source.skipped.items()}
+    listed = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
+    return [f"rows skipped or repaired: {listed}"] if counts else []

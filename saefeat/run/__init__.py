@@ -5,15 +5,15 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import DEMO, Decoding, RunConfig
-from saefeat.io import SCHEMA, fingerprint, kept_json
+from saefeat.config import Decoding, RunConfig
+from saefeat.io import SCHEMA, UserError, fingerprint
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
@@ -25,7 +25,6 @@ from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.opened import OpenRun, default_sites, open_run, prepare_run
-from saefeat.run.request import read_index
 from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import (
     check_fit,
@@ -44,7 +43,6 @@ from saefeat.statistics import ACCUMULATORS
 from saefeat.steering import CannotSteer
 
 __all__ = [
-    "DEMO",
     "OpenRun",
     "RunConfig",
     "choose_head",
@@ -57,7 +55,6 @@ __all__ = [
     "open_run",
     "predict",
     "rank",
-    "read_index",
     "run",
     "set_threads",
     "shown_units",
@@ -70,7 +67,6 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
     """Run all stages into a directory. The same call resumes after a kill.
 
     Args:
-        config: what the run is asked for.
         out: the run directory; it may hold an unfinished run with the same configuration.
         say: takes progress lines.
         dry_run: check everything and report the forecast, but write nothing.
@@ -93,8 +89,9 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         index = _begin_index(opened, threads)
         if fit:
             opened.files.save_fit_check(fit)
+        sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
         for name, stage in _STAGES.items():
-            if _is_wanted(name, config):
+            if sizes.get(name) != 0:
                 with _timed(opened, index, name):
                     stage(opened)
         with _timed(opened, index, "report"):
@@ -106,29 +103,16 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
 
 def _train(opened: OpenRun) -> None:
     if not opened.given:
-        train_saes(
-            opened.lm,
-            opened.training_plan,
-            opened.sites,
-            opened.files.saes,
-            opened.training,
-            progress=opened.say,
-        )
+        lm, plan, say = opened.lm, opened.training_plan, opened.say
+        train_saes(lm, plan, opened.sites, opened.files.saes, opened.training, progress=say)
 
 
 def _collect(opened: OpenRun) -> None:
-    lm, files = opened.lm, opened.files
-    hidden = neurons(lm, opened.layers)
-    collect_stats(
-        lm,
-        opened.plan,
-        counted_dictionaries(lm, opened.saes, opened.plan, hidden),
-        files.stats,
-        places={
-            name: files.root / kind.FOLDER for name, kind in ACCUMULATORS.items() if kind.FOLDER
-        },
-        progress=opened.say,
-    )
+    lm, plan, files = opened.lm, opened.plan, opened.files
+    dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
+    folders = {name: kind.FOLDER for name, kind in ACCUMULATORS.items()}
+    places = {name: files.root / folder for name, folder in folders.items() if folder}
+    collect_stats(lm, plan, dictionaries, files.stats, places=places, progress=opened.say)
 
 
 def _rank(opened: OpenRun) -> None:
@@ -149,24 +133,24 @@ def _evaluate(opened: OpenRun) -> None:
 
 def _steer(opened: OpenRun) -> None:
     """Try steering on a few prompts. Figures of `steer sweep` are left alone."""
-    config, files = opened.config, opened.files
+    config, out = opened.config, opened.files.steering_metrics
     with _skipped_if_impossible(opened, "steering"):
-        if not files.steering_metrics.exists():
+        if not out.exists():
             bench = Bench(opened, find_source(opened, config.source), Decoding(seed=config.seed))
             prompts, n = english_prompts(), config.steer_prompts
             spread = [prompts[i * len(prompts) // n] for i in range(n)]
             grid = demo_grid(steering_sites(opened))
-            sweep_grid(bench, grid, spread, files.steering_metrics, halves=False)
-        clear_sweep(files.steering_metrics, files)
+            sweep_grid(bench, grid, spread, out, halves=False)
+        clear_sweep(out, opened.files)
 
 
 def _matrix(opened: OpenRun) -> None:
     """Measure the perplexity matrix on a few texts. Figures of `steer matrix` are left alone."""
-    file, texts = opened.files.matrix, opened.config.matrix_texts
+    out, texts = opened.files.matrix, opened.config.matrix_texts
     with _skipped_if_impossible(opened, "matrix"):
-        if not file.exists():
-            measure_matrix(opened, file, sentences=texts, edits=("ablate",))
-        clear_matrix(file)
+        if not out.exists():
+            measure_matrix(opened, out, sentences=texts, edits=("ablate",))
+        clear_matrix(out)
 
 
 # Name in `timings` -> what runs, in order. The report comes last.
@@ -181,21 +165,15 @@ _STAGES: dict[str, Callable[[OpenRun], None]] = {
 }
 
 
-def _is_wanted(stage: str, config: RunConfig) -> bool:
-    sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
-    return sizes.get(stage, 1) > 0
-
-
 def _show(opened: OpenRun) -> None:
     """Keep what the report shows of the ranked units: passages, activations, histograms."""
-    saes = {sae.id: sae for sae in opened.saes}
-    rows = []
-    for method in (name for name, method in _methods(opened).items() if method.shown):
-        selection = opened.files.load_selection(method)
-        rows += shown_units(opened.lm, selection, saes, opened.files.examples)
+    files, saes, rows = opened.files, {sae.id: sae for sae in opened.saes}, []
+    for name, method in _methods(opened).items():
+        if method.shown:
+            rows += shown_units(opened.lm, files.load_selection(name), saes, files.examples)
     add_activations(opened.lm, rows, saes)
-    add_histograms(rows, opened.files.histograms)
-    opened.files.save_shown(rows)
+    add_histograms(rows, files.histograms)
+    files.save_shown(rows)
 
 
 @contextmanager
@@ -219,7 +197,9 @@ def _timed(opened: OpenRun, index: dict[str, Any], stage: str) -> Iterator[None]
 
 def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
     """Write `run.json` of a run that starts or resumes. It keeps the timings of earlier calls."""
-    file, corpus = opened.files.index, opened.corpus
+    files, corpus = opened.files, opened.corpus
+    of_corpus = {"name": corpus.name, "fingerprint": corpus.fingerprint, "labels": corpus.labels}
+    of_corpus |= {"examples": len(corpus), "skipped": corpus.skipped}
     index: dict[str, Any] = {
         "schema": SCHEMA,
         "arguments": opened.config,
@@ -227,28 +207,20 @@ def _begin_index(opened: OpenRun, threads: int) -> dict[str, Any]:
         "machine": {"device": opened.lm.device, "threads": threads},
         "seeds": {"seed": opened.config.seed},
         "model": opened.lm.identity,
-        "corpus": {
-            "name": corpus.name,
-            "fingerprint": corpus.fingerprint,
-            "labels": list(corpus.labels),
-            "examples": len(corpus),
-            "skipped": corpus.skipped,
-        },
+        "corpus": of_corpus,
         "sites": opened.sites or [sae.site for sae in opened.given],
         "complete": False,
-        "timings": read_index(opened.out)["timings"] if file.exists() else {},
+        "timings": files.load_index()["timings"] if files.index.exists() else {},
     }
-    opened.files.save_index(index)
+    files.save_index(index)
     return index
 
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # saefeat itself, run from a source tree
             found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree
-            continue
     return found
 
 
@@ -263,8 +235,9 @@ def _check_fit(opened: OpenRun) -> dict[str, Any] | None:
         return None
     marks = [sae.identity["fingerprint"] for sae in given]
     request = fingerprint([lm.fingerprint, corpus.fingerprint, marks])
-    if kept_json(opened.files.fit_check).get("request") == request:
-        return None
+    with suppress(UserError):  # a missing or damaged file is written again
+        if opened.files.load_fit_check()["request"] == request:
+            return None
     check_ids([*given, *means(lm, given, None)])
     reports = check_fit(lm, given, corpus, opened.config.seed, opened.say)
     return {"schema": SCHEMA, "request": request, "saes": reports}

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.artefacts import RunIndex
 from saefeat.baselines.fasttext import FastText
-from saefeat.config import EvaluateConfig, Inputs, RunConfig, TrainConfig
+from saefeat.config import EvaluateConfig, Inputs, RunConfig, SAEInputs, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
@@ -24,7 +23,7 @@ from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.models.weights import is_outdated
 from saefeat.progress import Say, quiet
-from saefeat.run.request import read_index, same_arguments, with_absolute_paths
+from saefeat.run.request import same_arguments, with_absolute_paths
 from saefeat.run.stages import neuron_layers, set_threads
 from saefeat.rundir import RunDir
 from saefeat.sae.objectives import sae_width
@@ -72,24 +71,19 @@ class OpenRun:
         """How the run trains SAEs."""
         budget = self.config.train_tokens
         few = budget is not None and budget * len(self.corpus.labels) < _FEW_TOKENS
-        return TrainConfig(
-            k=self.config.k,
-            d_sae=self.config.d_sae,
-            seed=self.config.seed,
-            batch_size=1024 if few else 2048,
-        )
+        size = 1024 if few else 2048
+        return TrainConfig(self.config.k, self.config.d_sae, batch_size=size, seed=self.config.seed)
 
     @property
     def layers(self) -> list[int]:
         """Layers whose neurons are counted; none in a family whose neurons are not known."""
         names = [sae.site for sae in self.given] or self.sites
-        count = max(self.lm.site(name).layer or 0 for name in names) + 1
-        if self.config.neuron_layers is not None:
-            count = self.config.neuron_layers
-        try:
+        count = self.config.neuron_layers
+        if count is None:
+            count = max(self.lm.site(name).layer or 0 for name in names) + 1
+        with suppress(UserError):
             return [layer for layer in neuron_layers(self.lm) if layer < count]
-        except UserError:
-            return []
+        return []
 
     @cached_property
     def saes(self) -> list[SAE]:
@@ -99,9 +93,8 @@ class OpenRun:
     @cached_property
     def plan(self) -> Plan:
         """The texts from which the statistics and the heads are made."""
-        return make_plan(
-            self.corpus, self.lm, seed=self.config.seed, max_tokens=self.config.max_tokens
-        )
+        budget = self.config.max_tokens
+        return make_plan(self.corpus, self.lm, seed=self.config.seed, max_tokens=budget)
 
     @cached_property
     def training_plan(self) -> Plan:
@@ -113,26 +106,25 @@ class OpenRun:
 def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     """Check and load everything that a run needs. Nothing is written.
 
-    Raises:
-        UserError: the output, the corpus, the model, the SAEs or the sites cannot be used, or `out`
-            holds a run with other arguments.
+    Raises UserError when the output, the corpus, the model, the SAEs or the sites cannot be used,
+    or when `out` holds a run with other arguments.
     """
     name, config = config.corpus, with_absolute_paths(config)
     if index := _check_output(out):
-        before = index["arguments"]
-        if not same_arguments(before, config):
+        if not same_arguments(index["arguments"], config):
             raise UserError(
                 f"{out} holds a run with other arguments; choose another output or remove it", "out"
             )
         # The metrics of the run record its arguments as they were written.
-        name, config = index["corpus"]["name"], before
+        name, config = index["corpus"]["name"], index["arguments"]
     corpus = _load_corpus(config, name, say)
     _check_labels(corpus, config)
-    lm, given = _load_model(config, say)
+    lm = _load_model(config, say)
+    given = load_given(config, lm)
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     opened = OpenRun(config, out, lm, corpus, sites, given, say)
-    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     used = [*sites, *(sae.site for sae in given)]
+    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
     check_activations(lm, corpus, used, last_block=last_block)
     # The evaluation needs fastText's model: fetch it before the long work.
     FastText(labels=list(corpus.labels), unknown=None).fit()
@@ -144,26 +136,22 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
 def open_run(out: Path, say: Say = quiet, *, with_corpus: bool = True) -> OpenRun:
     """Load the model, the SAEs and the corpus of a run directory.
 
-    Args:
-        with_corpus: False where only the labels of the corpus are needed; it has no texts then.
-
-    Raises:
-        UserError: there is no run, or its model or corpus has changed since.
+    `with_corpus=False`: only the labels of the corpus are needed; it has no texts then.
+    Raises UserError when there is no run, or when its model or corpus has changed since.
     """
-    index = read_index(out)
-    config, name = index["arguments"], index["corpus"]["name"]
+    index = RunDir(out).load_index()
+    config, recorded, mark = index["arguments"], index["corpus"], index["model"]["fingerprint"]
     if with_corpus:
-        corpus = _load_corpus(config, name)
-        if corpus.fingerprint != index["corpus"]["fingerprint"]:
+        corpus = _load_corpus(config, recorded["name"])
+        if corpus.fingerprint != recorded["fingerprint"]:
             raise _changed(f"the corpus {config.corpus}", out)
     else:
-        corpus = Corpus([], [], [], tuple(index["corpus"]["labels"]), name)
-    lm, given = _load_model(config, say)
-    if is_outdated(index["model"]["fingerprint"]):
-        raise UserError(
-            f"the run in {out} was made by an older version of saefeat; start a new run"
-        )
-    if lm.fingerprint != index["model"]["fingerprint"]:
+        corpus = Corpus([], [], [], tuple(recorded["labels"]), recorded["name"])
+    lm = _load_model(config, say)
+    given = load_given(config, lm)
+    if is_outdated(mark):
+        raise UserError(f"an older version of saefeat made the run in {out}; start a new run")
+    if lm.fingerprint != mark:
         raise _changed(f"the model {config.model}", out)
     return OpenRun(config, out, lm, corpus, [] if given else index["sites"], given, say)
 
@@ -176,7 +164,12 @@ def load_inputs(inputs: Inputs, say: Say = quiet) -> tuple[LanguageModel, Corpus
     """Load a corpus and a model. The corpus comes first, because errors in it are found sooner."""
     set_threads()
     corpus = _load_corpus(inputs, inputs.corpus, say)
-    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device, say=say), corpus
+    return _load_model(inputs, say), corpus
+
+
+def load_given(inputs: SAEInputs, lm: LanguageModel) -> list[SAE]:
+    """Load the SAEs that a stage is given; with `gate`, they must be of the same model."""
+    return load_saes(list(inputs.saes), lm, same_model=inputs.gate) if inputs.saes else []
 
 
 def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
@@ -188,9 +181,8 @@ def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
         return None
     asked = replace(opened.config, corpus=config.corpus, **config.columns)
     own = opened.corpus.labels if same_arguments(asked, opened.config) else None
-    corpus = load_corpus(
-        config.corpus, labels=config.labels or own, say=opened.say, **config.columns
-    )
+    labels = config.labels or own
+    corpus = load_corpus(config.corpus, labels=labels, say=opened.say, **config.columns)
     return None if corpus.fingerprint == opened.corpus.fingerprint else corpus
 
 
@@ -199,34 +191,27 @@ def _load_corpus(inputs: Inputs, name: str, say: Say = quiet) -> Corpus:
     return load_corpus(inputs.corpus, labels=inputs.labels, name=name, say=say, **inputs.columns)
 
 
-def _load_model(config: RunConfig, say: Say) -> tuple[LanguageModel, list[SAE]]:
-    lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
-    saes = load_saes(list(config.saes), lm, same_model=config.gate) if config.saes else []
-    return lm, saes
+def _load_model(inputs: Inputs, say: Say) -> LanguageModel:
+    return load_model(inputs.model, dtype=inputs.dtype, device=inputs.device, say=say)
 
 
 def _check_output(out: Path) -> RunIndex | None:
     """Return the index of the run in `out`, None where nothing is; raise UserError otherwise."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another output directory", "out")
-    if RunDir(out).index.exists():
-        index = read_index(out)
-    elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
+    index = RunDir(out).load_index() if RunDir(out).index.exists() else None
+    if not index and out.is_dir() and any(out.glob("[!.]*")):
         raise UserError(f"{out} is not empty and holds no run; choose another output", "out")
-    else:
-        index = None
     # Checks that the nearest directory that exists can be written, and makes none.
     make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))
     return index
 
 
 def _check_labels(corpus: Corpus, config: RunConfig) -> None:
-    if config.source is not None and own_label(config.source, corpus.labels) is None:
-        raise UserError(
-            f"there is no label {config.source!r} to steer away from; there are "
-            f"{', '.join(corpus.labels)}",
-            "source",
-        )
+    source, labels = config.source, ", ".join(corpus.labels)
+    if source is not None and own_label(source, corpus.labels) is None:
+        message = f"there is no label {source!r} to steer away from; there are {labels}"
+        raise UserError(message, "source")
     for split in ("train", "test"):
         if not corpus.positions(split, config.seed):
             raise UserError(
@@ -243,12 +228,8 @@ def check_activations(
 ) -> None:
     """Run the beginnings of a few texts, and check that the activations at the sites are finite.
 
-    Args:
-        last_block: check the stream after the last block too. Everything that a block makes arrives
-            there; the fit check and steering need it.
-
-    Raises:
-        UserError: an activation is infinite or NaN, as it may be in a narrow dtype.
+    `last_block`: check the stream after the last block too, as the fit check and steering need it.
+    Raises UserError when an activation is infinite or NaN, as it may be in a narrow dtype.
     """
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)
@@ -258,11 +239,8 @@ def check_activations(
     for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), sites):
         for site, x in vectors.items():
             if not torch.isfinite(x).all():
-                _refuse_activations(lm, site)
-
-
-def _refuse_activations(lm: LanguageModel, site: str) -> NoReturn:
-    message = f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers at {site}"
-    if lm.dtype == "float32":
-        raise UserError(f"{message}; its weights are damaged")
-    raise UserError(f"{message}; use another dtype, such as float32", "dtype")
+                found = f"the activations of {lm.name} in {lm.dtype} are infinite or not numbers"
+                if lm.dtype == "float32":
+                    raise UserError(f"{found} at {site}; its weights are damaged")
+                message = f"{found} at {site}; use another dtype, such as float32"
+                raise UserError(message, "dtype")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def shown_units(
 
     Args:
         lm: None leaves the tokens empty.
-        saes: by id. The tokens of units of other dictionaries are those of neurons.
+        saes: by id. Other dictionaries are hidden neurons, or their tokens stay empty.
         examples: directory of the highest-activating examples (`TopExamples`). The passages of a
             dictionary without a file there are left empty.
 
@@ -72,26 +73,19 @@ def _promoted(
     lm: LanguageModel | None, name: str, site: str, units: list[int], saes: dict[str, SAE]
 ) -> list[list[str]]:
     """The tokens that units promote; empty where it is not known what they write."""
-    if lm is None:
-        return [[] for _ in units]
-    if name in saes:
-        directions = saes[name].directions[units].float()
-    else:
-        try:
-            directions = neuron_directions(lm, site, units)
-        except UserError:
-            return [[] for _ in units]
-    if directions.shape[1] != lm.unembedding().shape[1]:
-        return [[] for _ in units]
-    return promoted_tokens(lm, directions)
+    if lm is not None:
+        with suppress(UserError):
+            sae = saes.get(name)
+            found = sae.directions[units].float() if sae else neuron_directions(lm, site, units)
+            if found.shape[1] == lm.unembedding().shape[1]:
+                return promoted_tokens(lm, found)
+    return [[] for _ in units]
 
 
 def add_histograms(rows: Sequence[Row], histograms: Path) -> None:
     """Give each row the `histogram` of its unit's firing values in the corpus (see `Histogram`).
 
-    Args:
-        histograms: directory of the histograms that were collected. Rows of dictionaries without a
-            file there stay as they are.
+    Rows of dictionaries without a file in the directory `histograms` stay as they are.
     """
     for name, members in _by_dictionary(rows).items():
         path = Histograms.path(histograms, name)
@@ -110,10 +104,7 @@ def add_activations(
     """Give passages their tokens (`pieces`) and the unit's activation on each (`activations`).
 
     Each text is run once, for all units and sites together. Rows of other dictionaries than `saes`
-    stay as they are.
-
-    Args:
-        n: passages per row; by default 3, or 1 where there are very many rows.
+    stay as they are. `n`: passages per row; by default 3, or 1 where there are very many rows.
     """
     n = n or (_PASSAGES if len(rows) <= _MANY else 1)
     mine = [row for row in rows if row["dictionary"] in saes]
@@ -128,35 +119,28 @@ def add_activations(
         for name, members in _by_dictionary(mine).items()
     }
     batches = list(plan_batches(lm, dict(enumerate(ids))))
-    for batch, values in _values(lm, [saes[name] for name in units], units, batches):
-        for place, position in enumerate(batch.positions):
-            here = [both for both in asking[texts[position]] if both[0]["dictionary"] in values]
-            parts = pieces(lm, ids[position]) if here else []
-            inside = slice(len(lm.prefix), len(lm.prefix) + len(ids[position]))
-            for row, passage in here:
-                name = row["dictionary"]
-                found = values[name][place, inside, units[name].index(row["unit"])]
-                passage["pieces"] = parts
-                passage["activations"] = [round(value, 4) for value in found.tolist()]
+    # SAEs that do not fit in memory together come one group after another.
+    for group in group_to_fit([saes[name] for name in units], lm.device) if units else []:
+        for batch, values in _values(lm, group, units, batches):
+            for place, i in enumerate(batch.positions):
+                here = [both for both in asking[texts[i]] if both[0]["dictionary"] in values]
+                parts = pieces(lm, ids[i]) if here else []
+                inside = slice(len(lm.prefix), len(lm.prefix) + len(ids[i]))
+                for row, passage in here:
+                    unit = units[row["dictionary"]].index(row["unit"])
+                    found = values[row["dictionary"]][place, inside, unit].tolist()
+                    passage["pieces"] = parts
+                    passage["activations"] = [round(value, 4) for value in found]
 
 
 def _values(
-    lm: LanguageModel, saes: Sequence[SAE], units: dict[str, list[int]], batches: Sequence[Batch]
+    lm: LanguageModel, group: Sequence[SAE], units: dict[str, list[int]], batches: Sequence[Batch]
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Run batches; for each, by SAE, the activations of its units: float32 [rows, tokens, m].
 
-    They are on the CPU, and 0 at tokens that do not count: special ones, padding, outliers. SAEs
-    that do not fit in memory together come one group after another, each with all batches.
+    They are on the CPU, and 0 at tokens that do not count: special ones, padding, outliers.
     """
-    for group in group_to_fit(saes, lm.device) if saes else []:
-        yield from _values_of(lm, group, units, batches)
-
-
-def _values_of(
-    lm: LanguageModel, group: Sequence[SAE], units: dict[str, list[int]], batches: Sequence[Batch]
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """The same for one group, whose copies on the device are freed when this ends."""
-    here = [sae.to(lm.device) for sae in group]
+    here = [sae.to(lm.device) for sae in group]  # copies that are freed when this ends
     for batch, vectors in counted_vectors(lm, batches, [sae.site for sae in here]):
         found = {}
         for sae in here:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ def set_threads() -> int:
     Results are the same for the same number of threads.
     """
     _keep_memory()
-    threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    linux = hasattr(os, "sched_getaffinity")
+    threads = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
     torch.set_num_threads(threads)
     return threads
 
@@ -49,61 +49,41 @@ def _keep_memory() -> None:
     faults when they are allocated again.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # constants of malloc.h
-    try:
+    with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 64 * 2**20)
-    except (OSError, AttributeError):  # another C library
-        pass
 
 
 def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Identity]:
-    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers.
-
-    Args:
-        layers: numbers of layers; default all whose neurons are known.
-    """
-    sites = [
-        lm.site(f"mlp_act@{layer}") for layer in (neuron_layers(lm) if layers is None else layers)
-    ]
+    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers; default all known ones."""
+    layers = neuron_layers(lm) if layers is None else layers
+    sites = [lm.site(f"mlp_act@{layer}") for layer in layers]
     return [Identity(site.name, site_width(lm, site)) for site in sites]
 
 
 def neuron_layers(lm: LanguageModel) -> list[int]:
-    """Layers whose hidden neurons are known; those of experts are not.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Layers whose hidden neurons are known; those of experts are not. UserError for none."""
     found = []
     for layer in range(lm.n_layers):
-        try:
+        with suppress(UserError):
             lm.site(f"mlp_act@{layer}")
-        except UserError:
-            continue
-        found.append(layer)
+            found.append(layer)
     if not found:
         lm.site("mlp_act@0")  # raises the error that says why
     return found
 
 
-def distinct(identities: Iterable[Identity]) -> list[Identity]:
-    """The first identity of each site."""
-    found: dict[str, Identity] = {}
-    for identity in identities:
-        found.setdefault(identity.site, identity)
-    return list(found.values())
-
-
 def counted_dictionaries(
     lm: LanguageModel, saes: Sequence[SAE], plan: Plan | None, hidden: Sequence[Identity] = ()
 ) -> list[Dictionary]:
-    """What a collection counts: SAEs, the identities of their sites, and hidden neurons.
+    """What a collection counts: SAEs, the identities of their sites (`means`), hidden neurons.
 
-    An SAE may read hidden neurons; their site is counted once. `plan`: see `means`.
+    An SAE may read hidden neurons; their site is counted once.
     """
-    return [*saes, *distinct([*means(lm, saes, plan), *hidden])]
+    of_sites = {identity.site: identity for identity in means(lm, saes, plan)}
+    return [*saes, *of_sites.values(), *(each for each in hidden if each.site not in of_sites)]
 
 
 def means(
@@ -112,22 +92,18 @@ def means(
     """Identities of the sites of SAEs, and of further sites.
 
     Their statistics hold the means of the site, from which steering takes the difference of means.
-
     An identity leaves out the tokens that the SAEs of its site leave out. Where these have no
     limit, or there is no SAE, the limit is 8 times the median norm in a sample of the plan. Hidden
     neurons (`mlp_act`) have no limit, because LAPE counts all tokens: first tokens are no outliers
     there.
 
-    Args:
-        plan: the texts to sample; None where only sizes are needed, and limits are not.
+    `plan`: the texts to sample; None where only sizes are needed, and limits are not.
     """
     names = dict.fromkeys([*(sae.site for sae in saes), *sites])
     limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
-    unknown = [
-        name for name, limit in limits.items() if limit is None and not name.startswith("mlp_act@")
-    ]
-    if plan is not None and unknown:
-        limits |= norm_limits(lm, plan, unknown)
+    others = [name for name in names if not name.startswith("mlp_act@")]
+    if plan is not None and (unlimited := [name for name in others if limits[name] is None]):
+        limits |= norm_limits(lm, plan, unlimited)
     found = [lm.site(name) for name in names]
     return [Identity(site.name, site_width(lm, site), max_norm=limits[site.name]) for site in found]
 
@@ -171,10 +147,9 @@ def collect(
         new = [sae for sae in saes if not stats_file(files.root, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    places = {"bags": files.bags} if config.bags else {}
-    return collect_stats(
-        lm, plan, dictionaries, files.root, shard=(i, n), places=places, progress=say
-    )
+    shard, places = (i, n), {"bags": files.bags} if config.bags else {}
+    out = files.root
+    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, progress=say)
 
 
 def check_fit(
@@ -189,14 +164,8 @@ def check_fit(
 
 def collection_plan(lm: LanguageModel, corpus: Corpus, config: CollectConfig) -> Plan:
     """The texts that a collection counts."""
-    return make_plan(
-        corpus,
-        lm,
-        split=config.split,
-        seed=config.seed,
-        max_tokens=config.max_tokens,
-        count_bos=config.count_bos,
-    )
+    options = {name: getattr(config, name) for name in ("split", "seed", "max_tokens", "count_bos")}
+    return make_plan(corpus, lm, **options)
 
 
 def rank(
@@ -219,11 +188,10 @@ def rank(
         UserError: an unknown method, parameter or dictionary, or no statistics.
     """
     rule, parameters = METHODS[method], check_parameters(method, parameters)
-    files = list_stats(Path(source))
-    headers = [Stats.read_header(path)["dictionary"] for path in files.values()]
-    paths = {header["id"]: path for header, path in zip(headers, files.values(), strict=True)}
-    selection = rule.rank(
-        StatsFiles([paths[name] for name in choose(headers, method, dictionaries)]), **parameters
-    )
+    files = list_stats(Path(source)).values()
+    headers = {path: Stats.read_header(path)["dictionary"] for path in files}
+    paths = {header["id"]: path for path, header in headers.items()}
+    chosen = choose(headers.values(), method, dictionaries)
+    selection = rule.rank(StatsFiles([paths[name] for name in chosen]), **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection
