@@ -256,10 +256,15 @@ class SweepConfig(SteeringSource):
     )
 
 
+MATRIX_EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`
+
+
 @dataclass(frozen=True, config=STRICT)
 class MatrixConfig:
     """What `saefeat steer matrix` edits and measures."""
 
     sentences: int = Field(default=100, ge=1, description="Test texts per label.")
     top: int = Field(default=100, ge=1, description="Features per label and SAE.")
-    edits: tuple[str, ...] = Field(default=("ablate", "amplify"), description="ablate, amplify.")
+    edits: tuple[str, ...] = Field(
+        default=tuple(MATRIX_EDITS), description=f"{', '.join(MATRIX_EDITS)}."
+    )

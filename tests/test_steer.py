@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from saefeat import memory, progress
-from saefeat.config import Decoding
+from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
@@ -27,21 +27,14 @@ from saefeat.methods.lape import lape
 from saefeat.progress import quiet
 from saefeat.resume import Checkpoint
 from saefeat.run import open_run, rank, run
-from saefeat.run.grids import demo_grid, english_prompts, full_grid
+from saefeat.run.grids import demo_grid, english_prompts, full_grid, steering_sites
 from saefeat.run.matrix import matrix, most_affected, own_features
-from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe, steering_sites
+from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
-from saefeat.steering import (
-    CONSTANT,
-    CannotSteer,
-    Collected,
-    NoUnits,
-    Schedule,
-    SteeringRecipe,
-    changes_of,
-)
+from saefeat.steering import CONSTANT, CannotSteer, NoUnits, Schedule, SteeringRecipe, changes_of
+from saefeat.steering.changes import Collected
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
@@ -282,9 +275,9 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
 def test_the_state_of_a_sweep_that_is_finished_goes_and_that_of_another_stays(bench, out):
     target, grid = out / "steering" / "metrics.json", small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
-    request = json.loads(target.read_text())["request"]
+    grid_mark = json.loads(target.read_text())["grid"]
     state = out / "steering" / "settings-partial" / "state.safetensors"
-    for of, stays in ((request, False), ("another", True)):
+    for of, stays in ((grid_mark, False), ("another", True)):
         Checkpoint(state, of, "the sweep", 1).save({})
         sweep(bench, grid, PROMPTS, target)
         assert state.exists() == stays == state.parent.exists()
@@ -297,7 +290,7 @@ def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
         sweep(bench, demo_grid([SITE]), PROMPTS, target)
 
     def matrix_now():
-        matrix(bench.setting, target, sentences=2, top=5)
+        matrix(bench.setting, target, MatrixConfig(sentences=2, top=5))
 
     for name, call in (("settings", sweep_now), ("m", matrix_now)):
         directory = out / "steering" / f"{name}-partial"
@@ -480,7 +473,9 @@ def test_damaged_settings_are_refused(bench, out, damage):
     settings = json.loads(path.read_text())
     settings["labels"]["de"] |= damage
     path.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"settings.json is not what saefeat .* \(labels.de"):
+    with pytest.raises(
+        UserError, match=r"settings.json is not what saefeat .* \((labels|features).de"
+    ):
         load_recipe(bench, "de")
 
 
@@ -507,7 +502,9 @@ def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(
         room, "pick_test_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
     )
     monkeypatch.setattr(room, "own_features", lambda *given: {**features(*given), "de": {}})
-    result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
+    result = matrix(
+        open_run(out), out / "m.json", MatrixConfig(sentences=2, edits=("ablate",), top=5)
+    )
     rows = result["interventions"][0]["rows"]
     assert set(rows) == {"en", "th"} and set(rows["en"]) == {"de", "en"} == set(result["baseline"])
     assert isinstance(most_affected(result, "ablate"), list)
@@ -516,7 +513,9 @@ def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(
 def test_the_matrix_equals_a_plain_loop(out):
     setting = open_run(out)
     result = matrix(
-        setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5
+        setting,
+        out / "steering" / "matrix.json",
+        MatrixConfig(sentences=3, edits=("ablate",), top=5),
     )
     assert json.loads((out / "steering" / "matrix.json").read_text()) == result
     lm, label, other = setting.lm, "de", "th"
@@ -555,11 +554,11 @@ def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, m
     needed = sum(memory.working_bytes(sae, "cpu", 0) for sae in setting.saes)
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed - 2)
     with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
-        matrix(setting, tmp_path / "m.json", sentences=2, top=5)
+        matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, top=5))
     assert not list(tmp_path.glob("m*.json"))
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)
     before = count_encoders()
-    matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
+    matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, edits=("ablate",), top=5))
     assert count_encoders() == before  # those of the matrix are gone
 
 
@@ -570,14 +569,14 @@ def count_encoders():
 
 def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     setting = open_run(out)
-    matrix(setting, tmp_path / "whole.json", sentences=2, top=5)
+    matrix(setting, tmp_path / "whole.json", MatrixConfig(sentences=2, top=5))
 
     setting.say = StopAt("2 of 3")
     with pytest.raises(KeyboardInterrupt):
-        matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+        matrix(setting, tmp_path / "cut.json", MatrixConfig(sentences=2, top=5))
     lines = []
     setting.say = lines.append
-    matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+    matrix(setting, tmp_path / "cut.json", MatrixConfig(sentences=2, top=5))
     assert lines and all("1 of 1 labels" in line and "th" in line for line in lines)
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "run", "whole.json"]

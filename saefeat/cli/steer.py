@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saefeat.cli.common import Fields, Run, input_lines, say, with_options
-from saefeat.config import Decoding, GenerateConfig, MatrixConfig, SweepConfig
+from saefeat.config import MATRIX_EDITS, Decoding, GenerateConfig, MatrixConfig, SweepConfig
 from saefeat.io import UserError, read_json
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ def _check_english(source: str) -> None:
 
 def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     """The recipes that a sweep tries."""
-    from saefeat.run.grids import full_grid
-    from saefeat.run.steer import steering_sites, stream_sites
+    from saefeat.run.grids import full_grid, steering_sites, stream_sites
 
     for site in config.sites or ():
         bench.builder.saes_at(site)
@@ -175,18 +174,16 @@ def steer_matrix(
     config: MatrixConfig,
 ) -> None:
     """Measure how editing the features of each label changes the perplexity of all labels."""
-    from dataclasses import asdict
-
     from saefeat.run import open_run, set_threads
-    from saefeat.run.matrix import EDITS, matrix, most_affected
+    from saefeat.run.matrix import matrix, most_affected
 
     _check_replaceable(out, "interventions")
-    if unknown := set(config.edits) - set(EDITS):
+    if unknown := set(config.edits) - set(MATRIX_EDITS):
         raise UserError(
-            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(EDITS)}"
+            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}"
         )
     set_threads()
-    result = matrix(open_run(run, say), out, **asdict(config))
+    result = matrix(open_run(run, say), out, config)
     for edit in config.edits:
         own = most_affected(result, edit)
         typer.echo(
