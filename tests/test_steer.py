@@ -272,6 +272,18 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
     assert lines == [f"{target} is complete already"]
 
 
+def test_a_label_of_a_killed_sweep_is_kept_for_a_sweep_over_other_labels(bench, out):
+    grid = demo_grid([SITE])
+    whole = sweep(bench, grid, PROMPTS, out / "whole.json").read_bytes()
+    bench.setting.say = StopAt("1 of 2")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(bench, grid, PROMPTS, out / "some.json", labels=["th", "de"])
+    lines = []
+    bench.setting.say = lines.append
+    assert sweep(bench, grid, PROMPTS, out / "all.json").read_bytes() == whole
+    assert lines and all("1 of 1 labels" in line and "de: " in line for line in lines)  # no `th`
+
+
 def test_the_state_of_a_sweep_that_is_finished_goes_and_that_of_another_stays(bench, out):
     target, grid = out / "steering" / "metrics.json", small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
