@@ -191,23 +191,10 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
         sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json").read_text()
     )
     assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
-    assert set(metrics["own"]) == {"de", "th"} and set(metrics["own"]["de"]) == {
-        "forcing",
-        "perplexity",
-        "distinct3",
-    }
-    names = {
-        "method",
-        "label",
-        "edit",
-        "sites",
-        "schedule",
-        "strength",
-        "units",
-        "half",
-        "forcing",
-        "perplexity",
-    }
+    assert set(metrics["own"]) == {"de", "th"}
+    assert set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
+    names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half"}
+    names |= {"forcing", "perplexity"}
     assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
     methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
@@ -615,54 +602,19 @@ def test_labels_whose_own_text_suffers_most_are_listed():
 
 
 def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
-    code, text, _ = saefeat(
-        "steer",
-        "generate",
-        "--run",
-        out,
-        "--label",
-        "de",
-        "--prompt",
-        "The old man",
-        "--json",
-        "--prompt",
-        "Water is",
-        "--max-new-tokens",
-        8,
-    )
+    ask = ["steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"]
+    code, text, _ = saefeat(*ask, "--json", "--prompt", "Water is", "--max-new-tokens", 8)
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
-    assert set(rows[0]) == {
-        "prompt",
-        "label",
-        "strength",
-        "text",
-        "twin",
-        "judged",
-        "judged_twin",
-        "perplexity",
-        "perplexity_twin",
-    }
-    code, text, _ = saefeat(
-        "steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"
-    )
+    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin"
+    assert set(rows[0]) == set(names.split())
+    code, text, _ = saefeat(*ask)
     assert code == 0 and "unsteered" in text and "  de  " in text
 
 
 def test_strength_0_gives_the_unsteered_twin(saefeat, out):
-    code, text, _ = saefeat(
-        "steer",
-        "generate",
-        "--run",
-        out,
-        "--label",
-        "de",
-        "--prompt",
-        "The old man",
-        "--strength",
-        0,
-        "--json",
-    )
+    ask = ["steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"]
+    code, text, _ = saefeat(*ask, "--strength", 0, "--json")
     row = json.loads(text)
     assert code == 0 and row["text"] == row["twin"] and row["perplexity"] == row["perplexity_twin"]
 
@@ -675,21 +627,8 @@ def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
     )
     assert code == 0 and json.loads(text)["strength"] == recipe.strength
     for method in ("neurons", "random", "diffmean"):
-        assert (
-            saefeat(
-                "steer",
-                "generate",
-                "--run",
-                out,
-                "--label",
-                "th",
-                "--prompt",
-                "A",
-                "--method",
-                method,
-            )[0]
-            == 0
-        )
+        ask = ["steer", "generate", "--run", out, "--label", "th", "--prompt", "A"]
+        assert saefeat(*ask, "--method", method)[0] == 0
 
 
 def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 from saefeat.artefacts import PerplexityMatrix, TextMeasures
 from saefeat.config import MATRIX_EDITS, MatrixConfig
@@ -20,7 +21,7 @@ from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.memory import dictionary_budget, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
-from saefeat.resume import clear_finished, resume
+from saefeat.resume import Checkpoint, clear_finished, resume
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
 from saefeat.steering import CannotSteer, apply
@@ -56,21 +57,7 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
         return setting.files.load_matrix(out)
     _check_room(setting)
     with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
-        done, _ = checkpoint.load() or ({}, {})
-        done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
-        left = [label for label in labels if label not in done["counts"]]
-        editor = _Editor(setting, texts, config) if left else None
-        with track(setting.say, "matrix", len(left), "labels") as bar:
-            for label in left:
-                assert editor
-                done["counts"][label] = editor.count(label)
-                if done["counts"][label]:
-                    done["rows"][label] = editor.measure_row(label)
-                else:
-                    setting.say(f"note: {label} has no features of low entropy; it gets no row")
-                checkpoint.save(done)
-                bar.set_postfix_str(label, refresh=False)
-                bar.update()
+        done = _measure_rows(setting, texts, config, checkpoint)
         result: PerplexityMatrix = {
             "schema": SCHEMA,
             "request": request,
@@ -93,6 +80,31 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
         }
         setting.files.save_matrix(result, out)
     return result
+
+
+def _measure_rows(
+    setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """Measure the unedited model (`baseline`) and each label that the checkpoint lacks.
+
+    Returns the baseline, and by label the counts of units and the rows of `_Editor.measure_row`.
+    """
+    done, _ = checkpoint.load() or ({}, {})
+    done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
+    left = [label for label in setting.corpus.labels if label not in done["counts"]]
+    editor = _Editor(setting, texts, config) if left else None
+    with track(setting.say, "matrix", len(left), "labels") as bar:
+        for label in left:
+            assert editor
+            done["counts"][label] = editor.count(label)
+            if done["counts"][label]:
+                done["rows"][label] = editor.measure_row(label)
+            else:
+                setting.say(f"note: {label} has no features of low entropy; it gets no row")
+            checkpoint.save(done)
+            bar.set_postfix_str(label, refresh=False)
+            bar.update()
+    return done
 
 
 def clear_kept(out: Path) -> None:

@@ -12,7 +12,7 @@ from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir
 from saefeat.progress import track
-from saefeat.resume import clear_finished, resume
+from saefeat.resume import Checkpoint, clear_finished, resume
 from saefeat.run.steer import Bench, load_recipes, pair_twins
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
@@ -82,20 +82,7 @@ def sweep(
         bench.collect_missing(grid)
         ids = encode_prompts(setting.lm, prompts, bench.decoding.max_new_tokens)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
-        kept, _ = checkpoint.load() or ({}, {})
-        found = checked(dict[str, _Swept], kept, checkpoint.path)
-        left = [label for label in wanted if label not in found]
-        with track(setting.say, "steering", len(left), "labels") as bar:
-            for label in left:
-                try:
-                    found[label] = _sweep_label(bench, grid, label, parts)
-                except CannotSteer as error:
-                    setting.say(f"note: {label} is skipped: {error}")
-                else:
-                    checkpoint.save({name: asdict(swept) for name, swept in found.items()})
-                    bar.set_postfix_str(_describe(label, found[label].rows[-1]), refresh=False)
-                bar.update()
-        found = {label: found[label] for label in wanted if label in found}
+        found = _sweep_labels(bench, grid, wanted, parts, checkpoint)
         if not found:
             raise CannotSteer(f"none of {', '.join(wanted)} can be steered; the notes say why")
         run.save_samples(_samples(found, prompts[1::2] if halves else prompts))
@@ -122,11 +109,34 @@ def clear_kept(out: Path, run: RunDir) -> None:
     clear_finished(run.settings, kept_json(out).get("grid"))
 
 
-def _describe(label: str, best: Mapping[str, Any]) -> str:
-    return f"{label}: {best['method']} forcing {best['forcing']:.2f}, score {best['score']:.3f}"
-
-
 # --------------------------------------------------------------------------- one label
+
+
+def _sweep_labels(
+    bench: Bench,
+    grid: Sequence[SteeringRecipe],
+    wanted: Sequence[str],
+    parts: dict[str, list[list[int]]],
+    checkpoint: Checkpoint,
+) -> dict[str, _Swept]:
+    """Sweep the labels that the checkpoint lacks; labels that cannot be steered are skipped."""
+    say = bench.setting.say
+    kept, _ = checkpoint.load() or ({}, {})
+    found = checked(dict[str, _Swept], kept, checkpoint.path)
+    left = [label for label in wanted if label not in found]
+    with track(say, "steering", len(left), "labels") as bar:
+        for label in left:
+            try:
+                found[label] = _sweep_label(bench, grid, label, parts)
+            except CannotSteer as error:
+                say(f"note: {label} is skipped: {error}")
+            else:
+                checkpoint.save({name: asdict(swept) for name, swept in found.items()})
+                best = found[label].rows[-1]
+                result = f"forcing {best['forcing']:.2f}, score {best['score']:.3f}"
+                bar.set_postfix_str(f"{label}: {best['method']} {result}", refresh=False)
+            bar.update()
+    return {label: found[label] for label in wanted if label in found}
 
 
 def _sweep_label(
