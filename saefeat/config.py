@@ -215,10 +215,13 @@ class SweepConfig(SteeringSource):
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
 
 
+MATRIX_EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`
+
+
 @dataclass(frozen=True, config=STRICT)
 class MatrixConfig:
     """What `saefeat steer matrix` edits and measures."""
 
     sentences: int = about("Test texts per label.", 100, ge=1)
     top: int = about("Features per label and SAE.", 100, ge=1)
-    edits: tuple[str, ...] = about("ablate, amplify.", ("ablate", "amplify"))
+    edits: tuple[str, ...] = about(f"{', '.join(MATRIX_EDITS)}.", tuple(MATRIX_EDITS))

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import with_config
-from typing_extensions import TypedDict
 
 from saefeat.evaluation import difference_interval, interval, slip
 from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
 from saefeat.models import LanguageModel
-from saefeat.schema import STRICT
 
 RESAMPLES = 1000
 Judge = Callable[[Sequence[str]], list[str | None]]
@@ -57,17 +54,6 @@ class Reference:
     distinct3: float
 
 
-@with_config(STRICT)
-class Scored(TypedDict):
-    """Measures of continuations as files hold them; null where nothing can be measured."""
-
-    forcing: float
-    perplexity: float | None  # median over prompts
-    distinct3: float | None
-    score: float
-    score_ci: list[float]  # 95 %
-
-
 def measure(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], judge: Judge
 ) -> Measured:
@@ -93,21 +79,26 @@ def measure_reference(
     return Reference(**{name: float(value[0]) for name, value in found.items()})
 
 
-def score(measured: Measured, label: str, reference: Reference, *, seed: int = 0) -> Scored:
-    """Summarize the measures of a label over prompts, with the score and its interval."""
+def score(measured: Measured, label: str, reference: Reference, *, seed: int = 0) -> dict[str, Any]:
+    """Summarize the measures of a label over prompts, with the score and its interval.
+
+    Returns:
+        forcing, perplexity (median over prompts), distinct3, score and score_ci (95 %), as values
+        of JSON; None where nothing can be measured.
+    """
     every = _all_prompts(measured)
     found = _summarize(measured, label, every)
     n, rng = len(measured.texts), np.random.default_rng(seed)
-    picks = _resample(n, rng)
+    picks = rng.integers(0, n, (RESAMPLES, n))
     value = float(score_samples(measured, label, reference, every)[0])
     sampled = score_samples(measured, label, reference, picks, _draw_slips(picks, rng))
-    return Scored(
-        forcing=float(found["forcing"][0]),
-        perplexity=finite_or_none(found["perplexity"][0]),
-        distinct3=finite_or_none(found["distinct3"][0]),
-        score=value,
-        score_ci=interval(value, sampled, n),
-    )
+    return {
+        "forcing": float(found["forcing"][0]),
+        "perplexity": finite_or_none(found["perplexity"][0]),
+        "distinct3": finite_or_none(found["distinct3"][0]),
+        "score": value,
+        "score_ci": interval(value, sampled, n),
+    }
 
 
 def forces_fluently(scored: Mapping[str, Any], reference: Reference) -> bool:
@@ -140,25 +131,23 @@ def compare(
         intervals are of 95 %.
     """
     n, rng = len(next(iter(ones.values())).texts), np.random.default_rng(seed)
-    every, drawn = np.arange(n)[None], _resample(n, rng)
+    picks = rng.integers(0, n, (RESAMPLES, n))
 
-    def mean_score(of: Mapping[str, Measured]) -> Any:
-        return np.mean([score_samples(of[x], x, references[x], every)[0] for x in of])
-
-    def sample_scores(of: Mapping[str, Measured]) -> Any:
+    def mean_scores(of: Mapping[str, Measured]) -> tuple[float, NDArray[np.float64]]:
+        """The mean score over labels: of all prompts, and of each sample."""
+        every = [score_samples(of[x], x, references[x], _all_prompts(of[x]))[0] for x in of]
         sampled = [
-            score_samples(of[x], x, references[x], drawn, _draw_slips(drawn, rng))
+            score_samples(of[x], x, references[x], picks, _draw_slips(picks, rng))
             for x in sorted(of)
         ]
-        return np.mean(sampled, axis=0)
+        return float(np.mean(every)), np.mean(sampled, axis=0)
 
-    one, other = mean_score(ones), mean_score(others)
-    draws = sample_scores(ones), sample_scores(others)
+    (one, one_draws), (other, other_draws) = mean_scores(ones), mean_scores(others)
     return {
-        "score": float(one),
-        "score_ci": interval(float(one), draws[0], n * len(ones)),
-        "difference": float(one - other),
-        "difference_ci": difference_interval(float(one - other), draws[0] - draws[1]),
+        "score": one,
+        "score_ci": interval(one, one_draws, n * len(ones)),
+        "difference": one - other,
+        "difference_ci": difference_interval(one - other, one_draws - other_draws),
     }
 
 
@@ -216,10 +205,6 @@ def _reduce_known(
 def _all_prompts(measured: Measured) -> NDArray[np.int64]:
     """One sample that is all of the prompts."""
     return np.arange(len(measured.texts))[None]
-
-
-def _resample(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return rng.integers(0, n, (RESAMPLES, n))
 
 
 def _draw_slips(picks: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:

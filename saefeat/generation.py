@@ -8,9 +8,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from saefeat.config import Decoding
 from saefeat.io import UserError
@@ -74,9 +78,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    ends = set(_as_list(lm.model.generation_config.eos_token_id)) | set(
-        _as_list(lm.tokenizer.eos_token_id)
-    )
+    ends = _end_tokens(lm)
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
     uniform = torch.rand(shape, generator=generator).clamp(min=1e-20)
@@ -90,22 +92,21 @@ def generate(
     rows: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         ids, mask = _pad_left(lm, prompts[start : start + BATCH])
-        numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
-        gumbel = -(-numbers.log()).log().to(ids.device)
+        processors = []
+        if decoding.temperature > 0:
+            numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
+            gumbel = -(-numbers.log()).log().to(ids.device)
+            processors.append(_Sampler(decoding, ids.shape[1], gumbel))
         with torch.inference_mode():
             out = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=options,
-                logits_processor=(
-                    [_Sampler(decoding, ids.shape[1], gumbel)] if decoding.temperature > 0 else []
-                ),
+                logits_processor=processors,
                 **_keep_logits(lm, 1),
             )
         rows += out[:, ids.shape[1] :].tolist()
-    return [
-        row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows
-    ]
+    return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
 
 class _Sampler:
@@ -145,14 +146,9 @@ def perplexities(
 
     None for continuations of at most `skip` tokens. prompts, rows: token ids.
     """
-    jobs = [i for i, row in enumerate(rows) if len(row) > skip]
-    values: list[float | None] = [None] * len(rows)
-    texts = [[*prompts[i], *rows[i]] for i in jobs]
-    for i, losses in zip(
-        jobs, token_losses(lm, texts, [len(rows[i]) - skip for i in jobs]), strict=True
-    ):
-        values[i] = perplexity(sum(losses) / len(losses))
-    return values
+    texts = [[*prompt, *row] for prompt, row in zip(prompts, rows, strict=True)]
+    losses = _mean_losses(lm, texts, [len(row) - skip for row in rows])
+    return [None if loss is None else perplexity(loss) for loss in losses]
 
 
 def perplexity(loss: float) -> float:
@@ -166,20 +162,27 @@ def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[flo
     Texts are cut at `limit` tokens. nan for a text without tokens to predict.
     """
     ids = [lm.prefix + row for row in lm.tokenize(list(texts), limit)]
-    counts = [max(len(row) - max(len(lm.prefix), 1), 0) for row in ids]
-    losses = iter(
-        token_losses(
-            lm, [r for r, n in zip(ids, counts, strict=True) if n], [n for n in counts if n]
-        )
-    )
-    return [sum(row) / n if n and (row := next(losses)) else math.nan for n in counts]
+    losses = _mean_losses(lm, ids, [len(row) - max(len(lm.prefix), 1) for row in ids])
+    return [math.nan if loss is None else loss for loss in losses]
+
+
+def _mean_losses(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
+) -> list[float | None]:
+    """Mean of `token_losses` of each row, None where the count is not positive."""
+    means: list[float | None] = [None] * len(rows)
+    jobs = [i for i, n in enumerate(counts) if n > 0]
+    found = token_losses(lm, [rows[i] for i in jobs], [counts[i] for i in jobs])
+    for i, losses in zip(jobs, found, strict=True):
+        means[i] = sum(losses) / len(losses)
+    return means
 
 
 def token_losses(
     lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
-) -> Iterator[list[float]]:
-    """Negative log-likelihoods (nats) of the last `counts[i]` tokens of each row, in row order."""
-    found: dict[int, list[float]] = {}
+) -> list[list[float]]:
+    """Negative log-likelihoods (nats) of the last `counts[i]` tokens of each row."""
+    found: list[list[float]] = [[] for _ in rows]
     for group in _group_by_length(rows, counts, lm.unembedding().shape[0]):
         ids, mask = _pad_left(lm, [rows[i] for i in group])
         wanted = max(counts[i] for i in group)
@@ -187,12 +190,10 @@ def token_losses(
             more = {**_position_ids(lm, mask), **_keep_logits(lm, wanted + 1)}
             logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
-                n = counts[i]
-                loss = torch.nn.functional.cross_entropy(
-                    logits[place, -n - 1 : -1].float(), ids[place, -n:], reduction="none"
-                )
+                last = logits[place, -counts[i] - 1 : -1].float()
+                loss = cross_entropy(last, ids[place, -counts[i] :], reduction="none")
                 found[i] = loss.tolist()
-    return (found[i] for i in range(len(rows)))
+    return found
 
 
 def _group_by_length(
@@ -201,7 +202,7 @@ def _group_by_length(
     """Group rows of similar length so that the logits of a group fit in memory; yields indices."""
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        longest = max([counts[j] for j in group] + [counts[i]]) + 1
+        longest = max(counts[j] for j in [*group, i]) + 1
         if group and (len(group) + 1) * longest * vocabulary > LOGITS:
             yield group
             group = []
@@ -212,25 +213,21 @@ def _group_by_length(
 
 def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
     """Share of distinct trigrams of tokens per row, mean over rows of at least 3 tokens."""
-    shares = []
-    for row in rows:
-        trigrams = list(zip(row, row[1:], row[2:], strict=False))
-        if trigrams:
-            shares.append(len(set(trigrams)) / len(trigrams))
+    trigrams = [list(zip(row, row[1:], row[2:], strict=False)) for row in rows]
+    shares = [len(set(found)) / len(found) for found in trigrams if found]
     return sum(shares) / len(shares) if shares else 0.0
 
 
 def _pad_left(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, int64 [rows, tokens], padded on the left."""
-    longest, pad = max(map(len, rows)), lm.pad_id
-    gaps = [[pad] * (longest - len(row)) for row in rows]
-    ids = [[*gap, *row] for gap, row in zip(gaps, rows, strict=True)]
-    mask = [[0] * len(gap) + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
-    return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids = [torch.tensor(row) for row in rows]
+    mask = pad([torch.ones_like(row) for row in ids])
+    return pad(ids, padding_value=lm.pad_id).to(lm.device), mask.to(lm.device)
 
 
 def _position_ids(lm: LanguageModel, mask: Tensor) -> dict[str, Tensor]:
-    """Positions counted from the first token after the padding, which GPT-2 needs to be told."""
+    """Positions counted from the first token after the padding. GPT-2 would count the padding."""
     if "position_ids" not in inspect.signature(lm.model.forward).parameters:
         return {}
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
@@ -247,5 +244,8 @@ def _keep_logits(lm: LanguageModel, n: int) -> dict[str, Tensor]:
     return {"logits_to_keep": torch.arange(-n, 0, device=lm.device)}
 
 
-def _as_list(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
+def _end_tokens(lm: LanguageModel) -> set[int]:
+    """End-of-text tokens of the model and of the tokenizer; each has one, several or none."""
+    found = (lm.model.generation_config.eos_token_id, lm.tokenizer.eos_token_id)
+    lists = [ends if isinstance(ends, list) else [ends] for ends in found]
+    return {token for ends in lists for token in ends if token is not None}

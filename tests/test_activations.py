@@ -22,7 +22,8 @@ from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import train_saes
 from saefeat.statistics import Stats
 from saefeat.statistics.merging import merge
-from saefeat.steering import add, apply, limit_of
+from saefeat.steering import add, apply
+from saefeat.steering.changes import limit_of
 from saefeat.tokens import OUTLIER_FACTOR
 
 SITE = "resid_post@0"

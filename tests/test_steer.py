@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from saefeat import memory, progress
-from saefeat.config import Decoding
+from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
@@ -27,21 +27,14 @@ from saefeat.methods.lape import lape
 from saefeat.progress import quiet
 from saefeat.resume import Checkpoint
 from saefeat.run import open_run, rank, run
-from saefeat.run.grids import demo_grid, english_prompts, full_grid
+from saefeat.run.grids import demo_grid, english_prompts, full_grid, steering_sites
 from saefeat.run.matrix import matrix, most_affected, own_features
-from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe, steering_sites
+from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
-from saefeat.steering import (
-    CONSTANT,
-    CannotSteer,
-    Collected,
-    NoUnits,
-    Schedule,
-    SteeringRecipe,
-    changes_of,
-)
+from saefeat.steering import CONSTANT, CannotSteer, NoUnits, Schedule, SteeringRecipe, changes_of
+from saefeat.steering.changes import Collected
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
@@ -198,23 +191,10 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
         sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json").read_text()
     )
     assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
-    assert set(metrics["own"]) == {"de", "th"} and set(metrics["own"]["de"]) == {
-        "forcing",
-        "perplexity",
-        "distinct3",
-    }
-    names = {
-        "method",
-        "label",
-        "edit",
-        "sites",
-        "schedule",
-        "strength",
-        "units",
-        "half",
-        "forcing",
-        "perplexity",
-    }
+    assert set(metrics["own"]) == {"de", "th"}
+    assert set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
+    names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half"}
+    names |= {"forcing", "perplexity"}
     assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
     methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
@@ -279,12 +259,24 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
     assert lines == [f"{target} is complete already"]
 
 
+def test_a_label_of_a_killed_sweep_is_kept_for_a_sweep_over_other_labels(bench, out):
+    grid = demo_grid([SITE])
+    whole = sweep(bench, grid, PROMPTS, out / "whole.json").read_bytes()
+    bench.setting.say = StopAt("1 of 2")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(bench, grid, PROMPTS, out / "some.json", labels=["th", "de"])
+    lines = []
+    bench.setting.say = lines.append
+    assert sweep(bench, grid, PROMPTS, out / "all.json").read_bytes() == whole
+    assert lines and all("1 of 1 labels" in line and "de: " in line for line in lines)  # no `th`
+
+
 def test_the_state_of_a_sweep_that_is_finished_goes_and_that_of_another_stays(bench, out):
     target, grid = out / "steering" / "metrics.json", small_grid(bench)
     sweep(bench, grid, PROMPTS, target)
-    request = json.loads(target.read_text())["request"]
+    grid_mark = json.loads(target.read_text())["grid"]
     state = out / "steering" / "settings-partial" / "state.safetensors"
-    for of, stays in ((request, False), ("another", True)):
+    for of, stays in ((grid_mark, False), ("another", True)):
         Checkpoint(state, of, "the sweep", 1).save({})
         sweep(bench, grid, PROMPTS, target)
         assert state.exists() == stays == state.parent.exists()
@@ -297,7 +289,7 @@ def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
         sweep(bench, demo_grid([SITE]), PROMPTS, target)
 
     def matrix_now():
-        matrix(bench.setting, target, sentences=2, top=5)
+        matrix(bench.setting, target, MatrixConfig(sentences=2, top=5))
 
     for name, call in (("settings", sweep_now), ("m", matrix_now)):
         directory = out / "steering" / f"{name}-partial"
@@ -480,7 +472,9 @@ def test_damaged_settings_are_refused(bench, out, damage):
     settings = json.loads(path.read_text())
     settings["labels"]["de"] |= damage
     path.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"settings.json is not what saefeat .* \(labels.de"):
+    with pytest.raises(
+        UserError, match=r"settings.json is not what saefeat .* \((labels|features).de"
+    ):
         load_recipe(bench, "de")
 
 
@@ -507,7 +501,9 @@ def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(
         room, "pick_test_texts", lambda s, label, n: [] if label == "th" else texts(s, label, n)
     )
     monkeypatch.setattr(room, "own_features", lambda *given: {**features(*given), "de": {}})
-    result = matrix(open_run(out), out / "m.json", sentences=2, edits=("ablate",), top=5)
+    result = matrix(
+        open_run(out), out / "m.json", MatrixConfig(sentences=2, edits=("ablate",), top=5)
+    )
     rows = result["interventions"][0]["rows"]
     assert set(rows) == {"en", "th"} and set(rows["en"]) == {"de", "en"} == set(result["baseline"])
     assert isinstance(most_affected(result, "ablate"), list)
@@ -516,7 +512,9 @@ def test_labels_without_test_text_have_no_column_and_those_without_units_no_row(
 def test_the_matrix_equals_a_plain_loop(out):
     setting = open_run(out)
     result = matrix(
-        setting, out / "steering" / "matrix.json", sentences=3, edits=("ablate",), top=5
+        setting,
+        out / "steering" / "matrix.json",
+        MatrixConfig(sentences=3, edits=("ablate",), top=5),
     )
     assert json.loads((out / "steering" / "matrix.json").read_text()) == result
     lm, label, other = setting.lm, "de", "th"
@@ -555,11 +553,11 @@ def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, m
     needed = sum(memory.working_bytes(sae, "cpu", 0) for sae in setting.saes)
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed - 2)
     with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
-        matrix(setting, tmp_path / "m.json", sentences=2, top=5)
+        matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, top=5))
     assert not list(tmp_path.glob("m*.json"))
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)
     before = count_encoders()
-    matrix(setting, tmp_path / "m.json", sentences=2, edits=("ablate",), top=5)
+    matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, edits=("ablate",), top=5))
     assert count_encoders() == before  # those of the matrix are gone
 
 
@@ -570,14 +568,14 @@ def count_encoders():
 
 def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     setting = open_run(out)
-    matrix(setting, tmp_path / "whole.json", sentences=2, top=5)
+    matrix(setting, tmp_path / "whole.json", MatrixConfig(sentences=2, top=5))
 
     setting.say = StopAt("2 of 3")
     with pytest.raises(KeyboardInterrupt):
-        matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+        matrix(setting, tmp_path / "cut.json", MatrixConfig(sentences=2, top=5))
     lines = []
     setting.say = lines.append
-    matrix(setting, tmp_path / "cut.json", sentences=2, top=5)
+    matrix(setting, tmp_path / "cut.json", MatrixConfig(sentences=2, top=5))
     assert lines and all("1 of 1 labels" in line and "th" in line for line in lines)
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "run", "whole.json"]
@@ -604,54 +602,19 @@ def test_labels_whose_own_text_suffers_most_are_listed():
 
 
 def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
-    code, text, _ = saefeat(
-        "steer",
-        "generate",
-        "--run",
-        out,
-        "--label",
-        "de",
-        "--prompt",
-        "The old man",
-        "--json",
-        "--prompt",
-        "Water is",
-        "--max-new-tokens",
-        8,
-    )
+    ask = ["steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"]
+    code, text, _ = saefeat(*ask, "--json", "--prompt", "Water is", "--max-new-tokens", 8)
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
-    assert set(rows[0]) == {
-        "prompt",
-        "label",
-        "strength",
-        "text",
-        "twin",
-        "judged",
-        "judged_twin",
-        "perplexity",
-        "perplexity_twin",
-    }
-    code, text, _ = saefeat(
-        "steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"
-    )
+    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin"
+    assert set(rows[0]) == set(names.split())
+    code, text, _ = saefeat(*ask)
     assert code == 0 and "unsteered" in text and "  de  " in text
 
 
 def test_strength_0_gives_the_unsteered_twin(saefeat, out):
-    code, text, _ = saefeat(
-        "steer",
-        "generate",
-        "--run",
-        out,
-        "--label",
-        "de",
-        "--prompt",
-        "The old man",
-        "--strength",
-        0,
-        "--json",
-    )
+    ask = ["steer", "generate", "--run", out, "--label", "de", "--prompt", "The old man"]
+    code, text, _ = saefeat(*ask, "--strength", 0, "--json")
     row = json.loads(text)
     assert code == 0 and row["text"] == row["twin"] and row["perplexity"] == row["perplexity_twin"]
 
@@ -664,21 +627,8 @@ def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
     )
     assert code == 0 and json.loads(text)["strength"] == recipe.strength
     for method in ("neurons", "random", "diffmean"):
-        assert (
-            saefeat(
-                "steer",
-                "generate",
-                "--run",
-                out,
-                "--label",
-                "th",
-                "--prompt",
-                "A",
-                "--method",
-                method,
-            )[0]
-            == 0
-        )
+        ask = ["steer", "generate", "--run", out, "--label", "th", "--prompt", "A"]
+        assert saefeat(*ask, "--method", method)[0] == 0
 
 
 def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):

@@ -33,8 +33,8 @@ from saefeat.steering import (
     scale,
     steer,
 )
-from saefeat.steering.schedules import schedule_change
-from saefeat.steering.vectors import label_mean, project_onto_units, rescale
+from saefeat.steering.changes import label_mean, project_onto_units, rescale
+from saefeat.steering.edits import schedule_change
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]

@@ -10,7 +10,7 @@ import torch
 
 from saefeat import progress
 from saefeat.collection import collect
-from saefeat.config import Decoding, TrainConfig
+from saefeat.config import Decoding, MatrixConfig, TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import Identity
 from saefeat.run import open_run
@@ -77,7 +77,7 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     out = setting.out / "m.json"
 
     def call():
-        return matrix(setting, out, sentences=2, edits=("ablate",), top=5)
+        return matrix(setting, out, MatrixConfig(sentences=2, edits=("ablate",), top=5))
 
     lines = interrupted(setting, "2 of 3", call)
     torch.set_num_threads(2)

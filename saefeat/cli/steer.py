@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
-from saefeat.config import Decoding, GenerateConfig, MatrixConfig, SweepConfig
+from saefeat.config import MATRIX_EDITS, Decoding, GenerateConfig, MatrixConfig, SweepConfig
 from saefeat.io import UserError, read_json
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def _sweep_prompts(file: Path | None, decoding: Decoding) -> list[str]:
 
 def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     """The recipes that a sweep tries."""
-    from saefeat.run.grids import full_grid
-    from saefeat.run.steer import steering_sites, stream_sites
+    from saefeat.run.grids import full_grid, steering_sites, stream_sites
 
     for site in config.sites or ():
         bench.builder.saes_at(site)
@@ -156,15 +155,14 @@ def steer_matrix(
     config: MatrixConfig,
 ) -> None:
     """Measure how editing the features of each label changes the perplexity of all labels."""
-    from dataclasses import asdict
-
-    from saefeat.run.matrix import EDITS, matrix, most_affected
+    from saefeat.run.matrix import matrix, most_affected
 
     _check_replaceable(out, "interventions")
-    for name in config.edits:
-        if name not in EDITS:
-            raise UserError(f"there is no edit {name} for the matrix; there are {', '.join(EDITS)}")
-    result = matrix(load_run(run), out, **asdict(config))
+    if unknown := set(config.edits) - set(MATRIX_EDITS):
+        raise UserError(
+            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}"
+        )
+    result = matrix(load_run(run), out, config)
     for edit in config.edits:
         own = most_affected(result, edit)
         typer.echo(

@@ -12,7 +12,7 @@ from typing import Any
 
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import Decoding, RunConfig
+from saefeat.config import Decoding, MatrixConfig, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
@@ -20,7 +20,7 @@ from saefeat.report import write_report
 from saefeat.resume import claim
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
-from saefeat.run.grids import demo_grid, english_prompts
+from saefeat.run.grids import demo_grid, english_prompts, steering_sites
 from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
 from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
@@ -35,7 +35,7 @@ from saefeat.run.stages import (
     rank,
     set_threads,
 )
-from saefeat.run.steer import Bench, find_source, steering_sites
+from saefeat.run.steer import Bench, find_source
 from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
@@ -149,7 +149,7 @@ def _matrix(opened: OpenRun) -> None:
     out, texts = opened.files.matrix, opened.config.matrix_texts
     with _skipped_if_impossible(opened, "matrix"):
         if not out.exists():
-            measure_matrix(opened, out, sentences=texts, edits=("ablate",))
+            measure_matrix(opened, out, MatrixConfig(sentences=texts, edits=("ablate",)))
         clear_matrix(out)
 
 

@@ -1,19 +1,23 @@
-"""What a sweep tries: prompts, and recipes by method, site, schedule and strength."""
+"""What a sweep tries (prompts, sites, recipes), and the recipe without a sweep."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
+from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers
-from saefeat.run.steer import TOP
 from saefeat.steering import CONSTANT, Schedule, SteeringRecipe
 
+TOP = 100  # features of a label at each SAE
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SHARED = (0.5, 0.7, 0.9, 1.2)  # strengths at each of several sites
+_DEFAULT = SteeringRecipe("features", "add", (), Schedule(), 1.3, {"top": TOP})
+_SHARED_STRENGTH = 0.7  # of the default at each of several sites
 _SCHEDULES = (Schedule(), Schedule(rest=0.15))
 _START_ONLY = Schedule(first=4, rest=0.0)  # of clamps: weak ones would hold the units down
 
@@ -47,21 +51,21 @@ def full_grid(
         for schedule in schedules
         for strength in strengths or _default_strengths(sites)
     ]
-    off = "clamp, source off"
+    try:
+        layers = tuple(f"mlp_act@{layer}" for layer in neuron_layers(lm))
+    except UserError:  # a family whose neurons are not known
+        return grid
     clamps = (
         ("clamp", CONSTANT, 0.05),
-        (off, CONSTANT, 0.03),
-        (off, CONSTANT, 0.05),
-        (off, _START_ONLY, 0.05),
+        ("clamp, source off", CONSTANT, 0.03),
+        ("clamp, source off", CONSTANT, 0.05),
+        ("clamp, source off", _START_ONLY, 0.05),
     )
-    layers = _neuron_sites(lm)
-    grid += [
+    return grid + [
         SteeringRecipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
         for edit, schedule, rate in clamps
         for strength in (1.0, 1.5)
-        if layers
     ]
-    return grid
 
 
 def demo_grid(sites: Sequence[str]) -> list[SteeringRecipe]:
@@ -77,9 +81,41 @@ def _default_strengths(sites: Sequence[str]) -> tuple[float, ...]:
     return SHARED if len(sites) > 1 else STRENGTHS
 
 
-def _neuron_sites(lm: LanguageModel) -> tuple[str, ...]:
-    """`mlp_act` of every layer that has it; empty for a family whose neurons are not known."""
-    try:
-        return tuple(f"mlp_act@{layer}" for layer in neuron_layers(lm))
-    except UserError:
-        return ()
+def default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
+    """The recipe of any label before there was a sweep. Raises UserError for other methods."""
+    if method not in ("features", "diffmean"):
+        raise UserError(
+            f"there is no setting for {method}; before a sweep the methods are features and "
+            "diffmean",
+            "method",
+        )
+    sites = tuple(steering_sites(setting))
+    strength = _SHARED_STRENGTH if len(sites) > 1 else _DEFAULT.strength
+    recipe = replace(_DEFAULT, sites=sites, strength=strength)
+    return recipe if method == "features" else replace(recipe, method=method, parameters={})
+
+
+def steering_sites(setting: OpenRun) -> list[str]:
+    """Sites where features steer by default.
+
+    The residual stream at the SAE nearest to 30 % depth; every SAE's site if none reads the stream.
+    """
+    stream = _stream_layers(setting)
+    if not stream:
+        return list(dict.fromkeys(sae.site for sae in setting.saes))
+    depth = 0.3 * (setting.lm.n_layers - 1)
+    return [min(stream, key=lambda site: abs(stream[site] - depth))]
+
+
+def stream_sites(setting: OpenRun) -> list[str]:
+    """Sites of the residual stream with an SAE, up to the one where features steer by default."""
+    stream, last = _stream_layers(setting), steering_sites(setting)
+    if not stream:
+        return last
+    return sorted((s for s in stream if stream[s] <= stream[last[0]]), key=stream.__getitem__)
+
+
+def _stream_layers(setting: OpenRun) -> dict[str, int]:
+    """Site -> layer of the SAEs that read the residual stream."""
+    stream = [sae.site for sae in setting.saes if sae.site.startswith("resid_post@")]
+    return {site: int(site.split("@")[1]) for site in stream}

@@ -10,118 +10,55 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
-from pydantic import with_config
-from typing_extensions import TypedDict
-
+from saefeat.artefacts import PerplexityMatrix, TextMeasures
+from saefeat.config import MATRIX_EDITS, MatrixConfig
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
-from saefeat.io import SCHEMA, fingerprint, kept_json, write_json
+from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.memory import dictionary_budget, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
-from saefeat.resume import clear_finished, resume
+from saefeat.resume import Checkpoint, clear_finished, resume
 from saefeat.run.opened import OpenRun
-from saefeat.run.steer import TOP, pick_test_texts
-from saefeat.rundir import RunDir
-from saefeat.schema import STRICT, read
-from saefeat.steering import CannotSteer, Collected, Units, apply, build_changes
+from saefeat.run.steer import pick_test_texts
+from saefeat.steering import CannotSteer, apply
+from saefeat.steering.changes import Collected, Units, build_changes
 from saefeat.steering.recipes import random_units
 
-EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`
 UNITS = ("features", "random")
 _SEED = 23  # of the random units
 
 
-@with_config(STRICT)
-class Measures(TypedDict):
-    """Over the texts of a label; nll in nats per token."""
-
-    nll_mean: float
-    nll_median: float
-    perplexity_mean: float
-    perplexity_median: float
-
-
-class Intervention(TypedDict):
-    """An edit of the units of each label in turn."""
-
-    edit: str
-    units: str
-    counts: dict[str, int]  # features of each label
-    rows: dict[str, dict[str, Measures]]  # label that is edited -> label that is measured
-
-
-@with_config(STRICT)
-class Matrix(TypedDict):
-    """Content of `steering/matrix.json`."""
-
-    schema: int
-    request: str
-    threads: int | None
-    corpus: str
-    split: str
-    labels: list[str]
-    sentences: dict[str, int]  # texts of each label
-    baseline: dict[str, Measures]
-    interventions: list[Intervention]
-
-
-def matrix(
-    setting: OpenRun,
-    out: Path,
-    *,
-    sentences: int = 100,
-    edits: Sequence[str] = tuple(EDITS),
-    top: int = TOP,
-) -> Matrix:
+def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix:
     """Write the matrix to `out`, and return its content.
 
-    Run it again to resume: labels that are done are kept. With another number of threads, which
-    changes figures in bfloat16, it starts again. All SAEs are edited together.
-
-    Args:
-        sentences: texts of each label's test split that are measured.
-        edits: `ablate` sets a label's features to zero, `amplify` doubles them.
-        top: features per label and SAE: of low entropy, and highest above the mean of the other
-            labels.
+    Each label's features (of low entropy, and highest above the mean of the other labels) are
+    edited in turn: `ablate` sets them to zero, `amplify` doubles them. All SAEs are edited
+    together. Run it again to resume: labels that are done are kept. With another number of threads,
+    which changes figures in bfloat16, it starts again.
 
     Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
     when the encoders of all SAEs together do not fit in memory.
     """
     lm, labels = setting.lm, list(setting.corpus.labels)
-    texts = {
-        label: some for label in labels if (some := pick_test_texts(setting, label, sentences))
-    }
+    picked = {label: pick_test_texts(setting, label, config.sentences) for label in labels}
+    texts = {label: some for label, some in picked.items() if some}
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
     saes = [sae.identity["fingerprint"] for sae in setting.saes]
-    request = fingerprint(
-        [lm.fingerprint, setting.corpus.fingerprint, sentences, list(edits), top, saes]
-    )
+    asked = [config.sentences, list(config.edits), config.top]
+    request = fingerprint([lm.fingerprint, setting.corpus.fingerprint, *asked, saes])
     if kept_json(out).get("request") == request:
         clear_kept(out)
         setting.say(f"{out} is complete already")
-        return read(Matrix, out)
+        return setting.files.load_matrix(out)
     _check_room(setting)
     with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
-        done, _ = checkpoint.load() or ({}, {})
-        done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
-        left = [label for label in labels if label not in done["counts"]]
-        editor = _Editor(setting, texts, edits, top) if left else None
-        with track(setting.say, "matrix", len(left), "labels") as bar:
-            for label in left:
-                assert editor
-                done["counts"][label] = editor.count(label)
-                if done["counts"][label]:
-                    done["rows"][label] = editor.measure_row(label)
-                else:
-                    setting.say(f"note: {label} has no features of low entropy; it gets no row")
-                checkpoint.save(done)
-                bar.set_postfix_str(label, refresh=False)
-                bar.update()
-        result: Matrix = {
+        done = _measure_rows(setting, texts, config, checkpoint)
+        result: PerplexityMatrix = {
             "schema": SCHEMA,
             "request": request,
             "threads": lm.threads,
@@ -137,12 +74,37 @@ def matrix(
                     "counts": done["counts"],
                     "rows": {label: row[f"{edit} {units}"] for label, row in done["rows"].items()},
                 }
-                for edit in edits
+                for edit in config.edits
                 for units in UNITS
             ],
         }
-        write_json(out, result)
+        setting.files.save_matrix(result, out)
     return result
+
+
+def _measure_rows(
+    setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """Measure the unedited model (`baseline`) and each label that the checkpoint lacks.
+
+    Returns the baseline, and by label the counts of units and the rows of `_Editor.measure_row`.
+    """
+    done, _ = checkpoint.load() or ({}, {})
+    done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
+    left = [label for label in setting.corpus.labels if label not in done["counts"]]
+    editor = _Editor(setting, texts, config) if left else None
+    with track(setting.say, "matrix", len(left), "labels") as bar:
+        for label in left:
+            assert editor
+            done["counts"][label] = editor.count(label)
+            if done["counts"][label]:
+                done["rows"][label] = editor.measure_row(label)
+            else:
+                setting.say(f"note: {label} has no features of low entropy; it gets no row")
+            checkpoint.save(done)
+            bar.set_postfix_str(label, refresh=False)
+            bar.update()
+    return done
 
 
 def clear_kept(out: Path) -> None:
@@ -161,26 +123,17 @@ def _check_room(setting: OpenRun) -> None:
         )
 
 
-def most_affected(
-    result: Matrix, edit: str, units: str = "features", measure: str = "nll_median"
-) -> list[str]:
-    """List the labels whose own measure rises more than any other's when their units are edited."""
-    rows = next(
-        i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == (edit, units)
-    )
-    rise = {
-        label: {
-            other: found[measure] - result["baseline"][other][measure]
-            for other, found in row.items()
-            if other in result["baseline"]
-        }
-        for label, row in rows.items()
-    }
-    return [
-        label
-        for label, row in rise.items()
-        if label in row and all(row[label] > row[other] for other in row if other != label)
-    ]
+def most_affected(result: PerplexityMatrix, edit: str) -> list[str]:
+    """List the labels whose own median NLL rises more than any other's when they are edited."""
+    wanted = (edit, "features")
+    rows = next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == wanted)
+    before, found = result["baseline"], []
+    for label, row in rows.items():
+        rise = {x: row[x]["nll_median"] - before[x]["nll_median"] for x in row if x in before}
+        own = rise.pop(label, None)
+        if own is not None and all(own > other for other in rise.values()):
+            found.append(label)
+    return found
 
 
 def own_features(
@@ -216,24 +169,24 @@ class _Editor:
     """
 
     def __init__(
-        self, setting: OpenRun, texts: Mapping[str, list[str]], edits: Sequence[str], top: int
+        self, setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig
     ) -> None:
-        self.setting, self.texts, self.edits = setting, texts, edits
+        self.setting, self.texts, self.edits = setting, texts, config.edits
         self.saes = [sae.to(setting.lm.device) for sae in setting.saes]
         # Not kept in memory: statistics of wide SAEs are large beside the encoders.
-        self.collected = Collected(RunDir(setting.out).load_stats, None, setting.lm.device)
-        self.features = own_features(self.collected, setting.saes, top)
+        self.collected = Collected(setting.files.load_stats, None, setting.lm.device)
+        self.features = own_features(self.collected, setting.saes, config.top)
 
     def count(self, label: str) -> int:
         return sum(map(len, self.features[label].values()))
 
-    def measure_row(self, label: str) -> dict[str, dict[str, Measures]]:
+    def measure_row(self, label: str) -> dict[str, dict[str, TextMeasures]]:
         """Measure each edit: `EDIT UNITS` -> label -> measures of its texts."""
         found = {}
         for edit in self.edits:
             for units in UNITS:
                 chosen = self._choose(label, units)
-                changes = build_changes(EDITS[edit], chosen, label, self.collected)
+                changes = build_changes(MATRIX_EDITS[edit], chosen, label, self.collected)
                 with apply(self.setting.lm, changes, 1.0):
                     found[f"{edit} {units}"] = _measure(self.setting, self.texts)
         return found
@@ -251,11 +204,11 @@ class _Editor:
         return chosen
 
 
-def _measure(setting: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, Measures]:
+def _measure(setting: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
     losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))
-    found: dict[str, Measures] = {}
+    found: dict[str, TextMeasures] = {}
     for label, some in texts.items():
         known = [loss for _ in some if not math.isnan(loss := next(losses))]
         perplexities = [perplexity(loss) for loss in known]

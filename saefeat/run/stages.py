@@ -27,7 +27,7 @@ from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.files import StatsFiles, list_stats, stats_file
-from saefeat.steering import norm_limit
+from saefeat.steering.changes import norm_limit
 
 
 def set_threads() -> int:

@@ -1,63 +1,37 @@
-"""Steer a run: the labels and sites, the settings of the last sweep, generation, measurement."""
+"""Steer a run: its labels, generation with the recipes of the last sweep, and measurement."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import with_config
-from typing_extensions import TypedDict
 
 from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
 from saefeat.config import Decoding
 from saefeat.corpora import first_by_hash
-from saefeat.dictionaries import Identity
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
 from saefeat.labels import LID176, fasttext_code, own_label, to_labels
+from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
-from saefeat.schema import STRICT, read
+from saefeat.schema import checked
 from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats, stats_file
-from saefeat.steering import (
-    NONE,
-    CannotSteer,
-    Collected,
-    NoUnits,
-    RecipeBuilder,
-    Schedule,
-    SteeringRecipe,
-    apply,
-)
+from saefeat.steering import CannotSteer, NoUnits, SteeringRecipe, apply
+from saefeat.steering.changes import Collected
+from saefeat.steering.recipes import NONE, RecipeBuilder
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
-TOP = 100  # features of a label at each SAE
-_DEFAULT = SteeringRecipe("features", "add", (), Schedule(), 1.3, {"top": TOP})
-_SHARED_STRENGTH = 0.7  # of the default at each of several sites
-
-
-@with_config(STRICT)
-class Settings(TypedDict):
-    """Content of `steering/settings.json`: the recipe that the last sweep chose for each label."""
-
-    schema: int
-    source: str  # the label that is steered away from
-    decoding: Decoding
-    labels: dict[str, SteeringRecipe]  # of features
-    methods: dict[str, dict[str, SteeringRecipe]]
-
-
-# --------------------------------------------------------------------------- labels and sites
 
 
 def find_source(setting: OpenRun, source: str | None) -> str:
@@ -97,35 +71,6 @@ def pick_test_texts(setting: OpenRun, label: str, n: int) -> list[str]:
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
-def steering_sites(setting: OpenRun) -> list[str]:
-    """Sites where features steer by default.
-
-    The residual stream at the SAE nearest to 30 % depth; every SAE's site if none reads the stream.
-    """
-    stream = _stream_layers(setting)
-    if not stream:
-        return list(dict.fromkeys(sae.site for sae in setting.saes))
-    depth = 0.3 * (setting.lm.n_layers - 1)
-    return [min(stream, key=lambda site: abs(stream[site] - depth))]
-
-
-def stream_sites(setting: OpenRun) -> list[str]:
-    """Sites of the residual stream with an SAE, up to the one where features steer by default."""
-    stream, last = _stream_layers(setting), steering_sites(setting)
-    if not stream:
-        return last
-    return sorted((s for s in stream if stream[s] <= stream[last[0]]), key=stream.__getitem__)
-
-
-def _stream_layers(setting: OpenRun) -> dict[str, int]:
-    """Site -> layer of the SAEs that read the residual stream."""
-    stream = [sae.site for sae in setting.saes if sae.site.startswith("resid_post@")]
-    return {site: int(site.split("@")[1]) for site in stream}
-
-
-# --------------------------------------------------------------------------- the bench
-
-
 @dataclass
 class Bench:
     """Steers a run and measures what comes out. The model, statistics and judge are loaded once.
@@ -143,7 +88,7 @@ class Bench:
 
     @property
     def run(self) -> RunDir:
-        return RunDir(self.setting.out)
+        return self.setting.files
 
     @property
     def request(self) -> list[Any]:
@@ -205,23 +150,19 @@ class Bench:
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect statistics that recipes read and that are missing, of the sites' identities."""
-        missing = self._find_missing(recipes)
-        if not missing:
+        lm, plan, say = self.setting.lm, self.setting.plan, self.setting.say
+        steered = dict.fromkeys(site for recipe in recipes for site in recipe.sites)
+        sites = [site for site in steered if not self._stats_directory(site)]
+        if not sites:
             return
-        self.setting.say("steering: collecting " + ", ".join(d.id for d in missing))
+        missing = means(lm, [sae for sae in self.setting.saes if sae.site in sites], plan, sites)
+        say("steering: collecting " + ", ".join(d.id for d in missing))
         # In a directory of its own: a collection that was killed resumes there, and refuses others.
         directory = self.run.steering_stats / missing[0].id
-        collect(self.setting.lm, self.setting.plan, missing, directory, progress=self.setting.say)
+        collect(lm, plan, missing, directory, progress=say)
         for d in missing:
             stats_file(directory, d.id).replace(stats_file(self.run.steering_stats, d.id))
         shutil.rmtree(directory, ignore_errors=True)
-
-    def _find_missing(self, recipes: Iterable[SteeringRecipe]) -> list[Identity]:
-        steered = [recipe for recipe in recipes if recipe.method != "none"]
-        sites = dict.fromkeys(site for recipe in steered for site in recipe.sites)
-        missing = [site for site in sites if not self._stats_directory(site)]
-        saes = [sae for sae in self.setting.saes if sae.site in missing]
-        return means(self.setting.lm, saes, self.setting.plan, missing)
 
     def measure(
         self,
@@ -279,33 +220,24 @@ def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringR
     """
     path, label = bench.run.settings, bench.find_target(label)
     if not path.exists():
-        return _default_recipe(bench.setting, method)
-    settings = read(Settings, path)
-    if settings["source"] != bench.source_label:
-        raise UserError(
-            f"{path} is of steering away from {settings['source']}, not {bench.source_label}; "
-            "sweep again",
-            command="steer sweep",
-        )
-    recipes = settings["labels"] if method == "features" else settings["methods"].get(method)
-    if recipes is None:
+        return default_recipe(bench.setting, method)
+    source, recipes = load_recipes(bench.run)
+    if source != bench.source_label:
+        message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
+        raise UserError(message, command="steer sweep")
+    if method not in recipes:
         raise UserError(f"{path} has no settings for {method}; sweep again", command="steer sweep")
-    if label not in recipes:
+    if label not in recipes[method]:
         raise NoUnits(f"{path} has no setting for {label}; sweep again", command="steer sweep")
-    return recipes[label]
+    return recipes[method][label]
 
 
-def _default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
-    if method not in ("features", "diffmean"):
-        raise UserError(
-            f"there is no setting for {method}; before a sweep the methods are features and "
-            "diffmean",
-            "method",
-        )
-    sites = tuple(steering_sites(setting))
-    strength = _SHARED_STRENGTH if len(sites) > 1 else _DEFAULT.strength
-    recipe = replace(_DEFAULT, sites=sites, strength=strength)
-    return recipe if method == "features" else replace(recipe, method=method, parameters={})
+def load_recipes(run: RunDir) -> tuple[str, dict[str, dict[str, SteeringRecipe]]]:
+    """Load the source label and the recipes, by method and label, that sweeps have chosen."""
+    settings = run.load_settings()
+    entries = settings["methods"] | {"features": settings["labels"]}
+    recipes = checked(dict[str, dict[str, SteeringRecipe]], entries, run.settings)
+    return settings["source"], recipes
 
 
 def continue_prompts(

@@ -19,35 +19,43 @@ from saefeat.models import LanguageModel
 from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
 from saefeat.statistics.files import load_stats
-from saefeat.steering.changes import EDITS, Collected, Units, build_changes
-from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale
-from saefeat.steering.errors import CannotSteer, NoUnits
-from saefeat.steering.recipes import NONE, RecipeBuilder, SteeringRecipe
-from saefeat.steering.schedules import CONSTANT, Schedule, apply, check_strength
-from saefeat.steering.vectors import limit_of, norm_limit, open_dictionary
+from saefeat.steering.changes import (
+    EDITS,
+    CannotSteer,
+    Collected,
+    NoUnits,
+    Units,
+    build_changes,
+    open_dictionary,
+)
+from saefeat.steering.edits import (
+    CONSTANT,
+    Change,
+    Schedule,
+    ablate,
+    add,
+    apply,
+    check_strength,
+    clamp,
+    replace,
+    scale,
+)
+from saefeat.steering.recipes import SteeringRecipe
 
 __all__ = [
     "CONSTANT",
     "EDITS",
-    "NONE",
     "CannotSteer",
     "Change",
-    "Collected",
     "NoUnits",
-    "RecipeBuilder",
     "Schedule",
     "SteeringRecipe",
-    "Units",
     "ablate",
     "add",
     "apply",
-    "build_changes",
     "changes_of",
     "check_strength",
     "clamp",
-    "limit_of",
-    "norm_limit",
-    "open_dictionary",
     "replace",
     "scale",
     "steer",
@@ -107,7 +115,7 @@ def changes_of(
 ) -> dict[str, list[Change]]:
     """Build the changes of the units of a label, by site; for the arguments see `steer`."""
     label = own_label(label, selection.labels) or label
-    source = None if source is None else own_label(source, selection.labels) or source
+    source = source and (own_label(source, selection.labels) or source)
     rows = selection.for_label(label)
     if not len(rows):
         raise NoUnits(
@@ -117,19 +125,20 @@ def changes_of(
     _check_model(selection, lm)
     chosen: dict[str, list[Units]] = {}
     for name, entry in selection.dictionaries.items():
-        if units := rows.units(name)[label]:
-            dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
-            if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
-                raise UserError(
-                    f"the dictionary {name} has changed since it was ranked; collect and rank again"
-                )
-            if edit not in ("add", "replace"):  # the others encode
-                dictionary = dictionary.to(lm.device)
-            chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
+        units = rows.units(name)[label]
+        if not units:
+            continue
+        dictionary = (dictionaries or {}).get(name) or open_dictionary(entry)
+        if dictionary.identity["fingerprint"] != entry.get("fingerprint"):
+            raise UserError(
+                f"the dictionary {name} has changed since it was ranked; collect and rank again"
+            )
+        if edit not in ("add", "replace"):  # the others encode
+            dictionary = dictionary.to(lm.device)
+        chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
     folder = Path(stats or selection.header.get("stats") or "")
-    return build_changes(
-        edit, chosen, label, Collected(partial(load_stats, folder), source, lm.device)
-    )
+    collected = Collected(partial(load_stats, folder), source, lm.device)
+    return build_changes(edit, chosen, label, collected)
 
 
 def _check_model(selection: Selection, lm: LanguageModel) -> None:

@@ -1,25 +1,36 @@
 """Build the changes of all ways to steer, from chosen units and statistics.
 
 `steer()`, `steer generate`, `steer sweep` and `steer matrix` differ in how they choose units. What
-an edit does with them is decided here alone.
+an edit does with them is decided here alone. Strength 1 is one force for all methods: the length of
+the difference of means at the site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from saefeat.dictionaries import Dictionary
+from saefeat.dictionaries import Dictionary, Identity
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
+from saefeat.sae.store import load_sae
 from saefeat.statistics import Stats
 from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale
-from saefeat.steering.errors import CannotSteer, NoUnits
-from saefeat.steering.vectors import label_mean, limit_of, project_onto_units
+
+EDITS = ("add", "scale", "clamp", "raise", "ablate", "replace")
+
+
+class CannotSteer(UserError):
+    """A label or a run cannot be steered or measured. A sweep skips the label, a run the stage."""
+
+
+class NoUnits(CannotSteer):
+    """A label has nothing to be steered with."""
 
 
 @dataclass(frozen=True)
@@ -96,56 +107,93 @@ def build_changes(
     Raises UserError for an unknown edit, and for statistics that are missing or of another
     dictionary; NoUnits and CannotSteer as `Collected.difference`.
     """
-    if edit not in _BUILDERS:
+    if edit not in EDITS:
         raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}", "edit")
-    return {site: _BUILDERS[edit](site, here, label, collected) for site, here in chosen.items()}
+    return {site: _build_at(site, edit, here, label, collected) for site, here in chosen.items()}
 
 
-def _add(site: str, here: Sequence[Units], label: str, collected: Collected) -> list[Change]:
-    """Add what the units carry of the difference of means."""
-    limit = limit_of(collected.read(site), [one.dictionary for one in here])
+def _build_at(
+    site: str, edit: str, here: Sequence[Units], label: str, collected: Collected
+) -> list[Change]:
+    if edit in ("scale", "ablate"):  # these read no statistics
+        make = scale if edit == "scale" else ablate
+        return [make(one.dictionary, one.units) for one in here]
+    if edit in ("clamp", "raise"):
+        return [_clamp(one, label, collected, only_raise=edit == "raise") for one in here]
+    means = collected.read(site)
+    limit = limit_of(means, [one.dictionary for one in here])
+    if edit == "replace":
+        return [replace(label_mean(means, label).float().to(collected.device), limit)]
     difference = collected.difference(site, label)
     vector = project_onto_units([(one.dictionary, one.units) for one in here], difference)
     return [add(vector.to(collected.device), limit)]
 
 
-def _replace(site: str, here: Sequence[Units], label: str, collected: Collected) -> list[Change]:
-    """Replace the vector by the mean of the label."""
-    means = collected.read(site)
-    limit = limit_of(means, [one.dictionary for one in here])
-    return [replace(label_mean(means, label).float().to(collected.device), limit)]
+def _clamp(one: Units, label: str, collected: Collected, *, only_raise: bool) -> Change:
+    """Set units to the means of the label, and the silenced ones to zero."""
+    values = label_mean(collected.stats(one.dictionary), label)[list(one.units)].float()
+    values = torch.cat([values, torch.zeros(len(one.silenced))]).to(collected.device)
+    return clamp(one.dictionary, [*one.units, *one.silenced], values, only_raise=only_raise)
 
 
-def _clamp(
-    only_raise: bool, _site: str, here: Sequence[Units], label: str, collected: Collected
-) -> list[Change]:
-    """Set the units to the means of the label."""
-    made = []
-    for one in here:
-        values = label_mean(collected.stats(one.dictionary), label)[list(one.units)].float()
-        values = torch.cat([values, torch.zeros(len(one.silenced))]).to(collected.device)
-        units = [*one.units, *one.silenced]
-        made.append(clamp(one.dictionary, units, values, only_raise=only_raise))
-    return made
+def project_onto_units(
+    units: Sequence[tuple[Dictionary, Sequence[int]]], difference: Tensor
+) -> Tensor:
+    """Project a difference of means onto the span of units' directions, and keep its norm.
+
+    Of all weighted sums of the directions the projection is the one nearest to the difference; what
+    the directions do not carry stays out. All coordinates of the site (the units of a whole
+    identity) carry everything: the result is then the difference itself.
+
+    Args:
+        units: (dictionary, units) of the dictionaries of one site.
+        difference: float64 [d].
+
+    Returns:
+        float32 [d] on the CPU; zero for no units.
+    """
+    if any(len(set(chosen)) == d.width == d.d_in for d, chosen in units):
+        return difference.float()
+    rows = [d.directions_of(chosen).cpu().double() for d, chosen in units if len(chosen)]
+    if not rows:
+        return torch.zeros_like(difference).float()
+    span = torch.cat(rows).T
+    # gelsd takes directions that depend on one another, as those of two SAEs of a site may.
+    weights = torch.linalg.lstsq(span, difference.double()[:, None], driver="gelsd").solution
+    return rescale((span @ weights)[:, 0], float(difference.norm()))
 
 
-def _multiply(
-    make: Callable[[Dictionary, Sequence[int]], Change],
-    _site: str,
-    here: Sequence[Units],
-    _label: str,
-    _collected: Collected,
-) -> list[Change]:
-    """Scale or ablate the units, which reads no statistics."""
-    return [make(one.dictionary, one.units) for one in here]
+def rescale(vector: Tensor, length: float) -> Tensor:
+    """Scale a vector to a length, float32; a zero vector stays zero."""
+    return (vector.double() * (length / max(float(vector.double().norm()), 1e-30))).float()
 
 
-_BUILDERS: dict[str, Callable[[str, Sequence[Units], str, Collected], list[Change]]] = {
-    "add": _add,
-    "scale": partial(_multiply, scale),
-    "clamp": partial(_clamp, False),
-    "raise": partial(_clamp, True),
-    "ablate": partial(_multiply, ablate),
-    "replace": _replace,
-}
-EDITS = tuple(_BUILDERS)
+def label_mean(stats: Stats, label: str) -> Tensor:
+    """Mean values over all tokens of a label, float64 [width]. Raises UserError if unknown."""
+    if label not in stats.labels:
+        raise UserError(
+            f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
+        )
+    return stats.mean().cpu()[stats.labels.index(label)]
+
+
+def norm_limit(dictionaries: Iterable[Dictionary]) -> float | None:
+    """Greatest norm of a token that all of the dictionaries count; None: they count all tokens."""
+    return min((d.max_norm for d in dictionaries if d.max_norm is not None), default=None)
+
+
+def limit_of(means: Stats, dictionaries: Iterable[Dictionary]) -> float | None:
+    """Greatest norm of a token that is edited at a site; None: all are.
+
+    Args:
+        means: statistics of the identity of the site, of which the difference of means is made.
+        dictionaries: those of the site whose units steer.
+    """
+    return norm_limit([open_dictionary(means.header["dictionary"]), *dictionaries])
+
+
+def open_dictionary(entry: Mapping[str, Any]) -> Dictionary:
+    """Open the dictionary of a header. Raises UserError when its directory is missing."""
+    if entry.get("kind") == "identity":
+        return Identity(entry["site"], entry["width"], max_norm=entry.get("max_norm"))
+    return load_sae(Path(str(entry.get("path"))), dtype=entry.get("dtype"))

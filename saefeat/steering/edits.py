@@ -1,4 +1,4 @@
-"""Changes of a site's vectors: of the vectors themselves, or of the values of chosen units.
+"""Changes of a site's vectors, and their application to a model during a generation.
 
 `add` and `replace` work on the vectors. `scale`, `ablate` and `clamp` work on units z and write
 back only the difference that they make, `x + (z' - z) @ directions`: decoding all of z' would also
@@ -8,18 +8,25 @@ statistics that the edits are made from leave them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from saefeat.dictionaries import Dictionary
+from saefeat.hooks import Edit, intervene
+from saefeat.io import UserError
+from saefeat.models import LanguageModel
+from saefeat.schema import STRICT
 from saefeat.tokens import outliers
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
-
-_Rule = Callable[[Tensor, Tensor], Tensor]  # (values z [..., m], strength) -> new values
 
 
 def add(vector: Tensor, max_norm: float | None = None) -> Change:
@@ -54,15 +61,18 @@ def clamp(
         values: float32 [m], one per unit, on the model's device.
         only_raise: leave values that are higher already as they are.
     """
-    if only_raise:
-        return _edit_units(
-            dictionary, units, lambda z, strength: torch.maximum(z, strength * values)
-        )
-    return _edit_units(dictionary, units, lambda z, strength: (strength * values).expand_as(z))
+
+    def rule(z: Tensor, strength: Tensor) -> Tensor:
+        target = strength * values
+        return torch.maximum(z, target) if only_raise else target.expand_as(z)
+
+    return _edit_units(dictionary, units, rule)
 
 
-def _edit_units(dictionary: Dictionary, units: Sequence[int], rule: _Rule) -> Change:
-    """Change the values z [..., m] of chosen units by a rule, and write the difference back."""
+def _edit_units(
+    dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]
+) -> Change:
+    """Write back what a rule, (values z [..., m], strength) -> new values, changes."""
     index = torch.tensor(list(units), dtype=torch.int64)
 
     def edit(x: Tensor, strength: Tensor) -> Tensor:
@@ -76,3 +86,87 @@ def _edit_inliers(max_norm: float | None, change: Change) -> Change:
     if max_norm is None:
         return change
     return lambda x, strength: torch.where(outliers(x, max_norm)[..., None], x, change(x, strength))
+
+
+# --------------------------------------------------------------------------- application
+
+
+@dataclass(frozen=True, config=STRICT)
+class Schedule:
+    """Strength over a generation.
+
+    The prompt and the first `first` new tokens get the full strength. Later tokens get at most
+    `rest`, with the same sign; None: the full strength.
+    """
+
+    first: Annotated[int, Field(ge=0)] = 2
+    rest: Annotated[float | None, Field(ge=0)] = 0.3
+
+    def strengths(self, steps: Tensor, strength: float | Tensor) -> Tensor:
+        """Strength of each token: float32 [batch, tokens, 1], 0 where nothing is edited.
+
+        Args:
+            steps: int64 [batch, tokens], as in `hooks.Edit`.
+            strength: one number, or float32 [batch], one per row.
+
+        Raises UserError when there are neither one nor `batch` strengths.
+        """
+        full = torch.as_tensor(strength, dtype=torch.float32, device=steps.device).view(-1, 1)
+        if len(full) not in (1, len(steps)):
+            raise UserError(
+                f"there are {len(full)} strengths for a batch of {len(steps)} rows; give one, or "
+                "one per row"
+            )
+        later = full if self.rest is None else full.clamp(-self.rest, self.rest)
+        return torch.where(steps > self.first, later, full).masked_fill(steps < 0, 0.0)[..., None]
+
+
+CONSTANT = Schedule(first=0, rest=None)
+
+
+def check_strength(strength: float | Tensor) -> None:
+    """Raise UserError unless the strength is a finite number."""
+    if not torch.as_tensor(strength).isfinite().all():
+        raise UserError(
+            f"the strength {strength} is not a finite number; 1 has the length of the difference "
+            "of means",
+            "strength",
+        )
+
+
+def schedule_change(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
+    """Make an edit for `hooks.intervene` from a change. Where the strength is 0, no bit changes."""
+
+    def edit(x: Tensor, steps: Tensor) -> Tensor:
+        at = schedule.strengths(steps, strength)
+        return torch.where(at == 0, x, change(x.float(), at).to(x.dtype))
+
+    return edit
+
+
+@contextmanager
+def apply(
+    lm: LanguageModel,
+    changes: Mapping[str, Sequence[Change]],
+    strength: float | Tensor,
+    schedule: Schedule = CONSTANT,
+) -> Iterator[None]:
+    """Edit the sites of an unmodified model while the block runs.
+
+    Args:
+        changes: site -> changes, made in this order.
+        strength: one number, or float32 [batch], one per row.
+
+    Raises UserError when a strength is not finite.
+    """
+    check_strength(strength)
+    by_path: dict[str, list[Edit]] = {}  # one module may have two names
+    for site, here in changes.items():
+        edits = [schedule_change(change, strength, schedule) for change in here]
+        by_path.setdefault(lm.site(site).path, []).extend(edits)
+    with ExitStack() as stack:
+        # `intervene` takes one edit per module: first the first edits of all, then the second ones.
+        for edits in zip_longest(*by_path.values()):
+            layer = {path: edit for path, edit in zip(by_path, edits, strict=True) if edit}
+            stack.enter_context(intervene(lm.model, layer, lm.special_ids))
+        yield

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
 from typing import Annotated, Any
 
 import torch
@@ -18,15 +17,19 @@ from saefeat.methods.lape import lape
 from saefeat.schema import STRICT
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.steering.changes import Collected, Units, build_changes, check_counted
-from saefeat.steering.edits import Change
-from saefeat.steering.errors import NoUnits
-from saefeat.steering.schedules import CONSTANT, Schedule
-from saefeat.steering.vectors import open_dictionary
+from saefeat.steering.changes import (
+    Collected,
+    NoUnits,
+    Units,
+    build_changes,
+    check_counted,
+    open_dictionary,
+)
+from saefeat.steering.edits import CONSTANT, Change, Schedule
 
 SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
 _SEED = 11  # of the random units
-_PARAMETERS = {
+_PARAMETERS = {  # method -> parameters that it needs
     "none": set(),
     "features": {"top"},
     "neurons": {"top_rate"},
@@ -54,7 +57,9 @@ class SteeringRecipe:
     sites: tuple[str, ...]
     schedule: Schedule
     strength: float
-    parameters: Mapping[str, Annotated[int | float, Field(ge=0)]] = field(default_factory=dict)
+    parameters: Mapping[str, Annotated[int | float, Field(ge=0)]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @model_validator(mode="after")
     def _check_parameters(self) -> SteeringRecipe:
@@ -70,7 +75,7 @@ class SteeringRecipe:
 NONE = SteeringRecipe("none", "none", (), CONSTANT, 0.0)
 
 
-@plain_dataclass
+@dataclasses.dataclass
 class RecipeBuilder:
     """Builds the changes of recipes. It keeps rankings of units, which a sweep asks for often.
 
@@ -81,7 +86,7 @@ class RecipeBuilder:
 
     collected: Collected
     saes: Sequence[SAE]
-    _rankings: dict[tuple[Any, ...], Selection] = field(default_factory=dict, repr=False)
+    _rankings: dict[Any, Selection] = dataclasses.field(default_factory=dict, repr=False)
 
     def build(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Build the changes of a recipe for a label, and count the units that they are made of.
@@ -93,33 +98,21 @@ class RecipeBuilder:
         """
         if recipe.method == "none":
             return {}, 0
-        chosen = self.choose(recipe, label)
-        edit = recipe.edit.removesuffix(SOURCE_OFF)
-        count = sum(len(one.units) + len(one.silenced) for here in chosen.values() for one in here)
-        changes = build_changes(edit, chosen, label, self.collected)
-        return changes, 0 if recipe.method == "diffmean" else count
-
-    def choose(self, recipe: SteeringRecipe, label: str) -> dict[str, list[Units]]:
-        """Choose the units of a recipe for a label, at the sites where there are any."""
-        choose = {
-            "features": self._choose_features,
-            "random": self._choose_features,
-            "neurons": self._choose_neurons,
-            "diffmean": self._choose_whole_site,
-        }[recipe.method]
-        found = {site: choose(recipe, label, site) for site in recipe.sites}
-        found = {
-            site: here
-            for site, here in found.items()
-            if any(one.units or one.silenced for one in here)
+        chosen = {site: self._choose(recipe, label, site) for site in recipe.sites}
+        counts = {
+            site: sum(len(one.units) + len(one.silenced) for one in here)
+            for site, here in chosen.items()
         }
-        if not found:
+        if not any(counts.values()):
             help = "raise top_rate" if recipe.method == "neurons" else "use diffmean"
             raise NoUnits(
                 f"the method {recipe.method} has no units for {label} at "
                 f"{', '.join(recipe.sites)}; {help}"
             )
-        return found
+        chosen = {site: here for site, here in chosen.items() if counts[site]}
+        edit = recipe.edit.removesuffix(SOURCE_OFF)
+        changes = build_changes(edit, chosen, label, self.collected)
+        return changes, 0 if recipe.method == "diffmean" else sum(counts.values())
 
     def saes_at(self, site: str) -> list[SAE]:
         """The SAEs at a site. Raises UserError when there are none."""
@@ -129,33 +122,36 @@ class RecipeBuilder:
             raise UserError(f"the run has no SAE at {site}; it has them at {have}", "sites")
         return found
 
-    def _choose_whole_site(self, _recipe: SteeringRecipe, _label: str, site: str) -> list[Units]:
-        """Every coordinate of the vectors; SAEs there add their limits on the norm."""
+    def _choose(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
+        """The units of a recipe at a site, possibly none."""
+        if recipe.method in ("features", "random"):
+            return [self._choose_features(recipe, label, sae) for sae in self.saes_at(site)]
         identity = open_dictionary(self.collected.read(site).header["dictionary"])
+        if recipe.method == "neurons":
+            return [Units(identity, *self._choose_neurons(recipe, label, site))]
+        # Every coordinate of the vectors; SAEs there add their limits on the norm.
         saes = [sae for sae in self.saes if sae.site == site]
         return [Units(identity, range(identity.width)), *(Units(sae, ()) for sae in saes)]
 
-    def _choose_features(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
+    def _choose_features(self, recipe: SteeringRecipe, label: str, sae: SAE) -> Units:
         """The features of a label, or as many random ones."""
-        found, source = [], self.collected.source_label
-        for sae in self.saes_at(site):
-            stats = self.collected.stats(sae)
-            check_counted(stats, label, source)
-            ranked = self._rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
-            units = ranked.units(sae.id)[label]
-            if recipe.method == "random":
-                units = random_units(stats, units, _SEED + stats.labels.index(label))
-            found.append(Units(sae, units))
-        return found
+        stats, source = self.collected.stats(sae), self.collected.source_label
+        check_counted(stats, label, source)
+        ranked = self._rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
+        units = ranked.units(sae.id)[label]
+        if recipe.method == "random":
+            units = random_units(stats, units, _SEED + stats.labels.index(label))
+        return Units(sae, units)
 
-    def _choose_neurons(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
-        """The LAPE neurons of a label, and those of the source label alone if it is to be off."""
+    def _choose_neurons(
+        self, recipe: SteeringRecipe, label: str, site: str
+    ) -> tuple[list[int], list[int]]:
+        """The LAPE neurons of a label, and those of the source label alone for "source off"."""
         neurons = self._rank(lape, recipe.sites, **recipe.parameters).units(site)
         off: set[int] = set()
         if recipe.edit.endswith(SOURCE_OFF):
             off = set(neurons[self.collected.source_label or ""]) - set(neurons[label])
-        identity = open_dictionary(self.collected.read(site).header["dictionary"])
-        return [Units(identity, neurons[label], sorted(off))]
+        return neurons[label], sorted(off)
 
     def _rank(
         self, method: Callable[..., Selection], names: Sequence[str], **parameters: Any

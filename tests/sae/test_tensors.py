@@ -14,7 +14,7 @@ from saefeat.dictionaries import ACTIVATIONS, SAE
 from saefeat.io import UserError
 from saefeat.sae.formats import tensors
 from saefeat.sae.formats.tensors import read_weights, sae_tensors, to_float32, with_unit_decoder
-from saefeat.steering.vectors import project_onto_units
+from saefeat.steering.changes import project_onto_units
 
 ARRAYS = {
     "matrix": np.arange(12, dtype=np.float32).reshape(3, 4),
