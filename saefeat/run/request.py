@@ -11,13 +11,13 @@ from saefeat.artefacts import RunIndex
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
-from saefeat.io import UserError, read_json, whole_path
+from saefeat.io import UserError, read_json, absolute_path
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
 
 
 def with_absolute_paths(
-    config: RunConfig, absolute: Callable[[str], str] = whole_path
+    config: RunConfig, absolute: Callable[[str], str] = absolute_path
 ) -> RunConfig:
     """Make the paths of the model, the corpus and the SAEs absolute, where these are files here.
 
