@@ -12,10 +12,16 @@ _NO_ACCESS = (401, 403)
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 # By name, because installations differ in the clients below `datasets` (httpx, httpx2, aiohttp,
 # urllib).
-_CONNECTION_ERRORS = set(
-    "ConnectionError TimeoutError TransportError ClientConnectionError ClientPayloadError "
-    "HTTPException URLError gaierror".split()
-)
+_CONNECTION_ERRORS = {
+    "ConnectionError",
+    "TimeoutError",
+    "TransportError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "HTTPException",
+    "URLError",
+    "gaierror",
+}
 
 
 def is_local(error: BaseException) -> bool:

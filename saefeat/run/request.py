@@ -11,7 +11,7 @@ from saefeat.artefacts import RunIndex
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
-from saefeat.io import UserError, read_json, absolute_path
+from saefeat.io import UserError, absolute_path, read_json
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
 
