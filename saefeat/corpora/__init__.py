@@ -113,14 +113,10 @@ class Plan:
 def plan_batches(
     lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False
 ) -> Iterator[Batch]:
-    """Sort examples by length and fill batches up to a budget of padded tokens.
+    """Sort examples by length and fill batches up to the device's budget of padded tokens.
 
-    No example is split.
-
-    Args:
-        lm: the model, whose device decides the budget.
-        tokens: position -> token ids.
-        count_bos: whether the tokens that the tokenizer puts before a text are counted.
+    No example is split. `tokens` maps positions to token ids; `count_bos` says whether the tokens
+    that the tokenizer puts before a text are counted.
     """
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
@@ -160,8 +156,6 @@ def make_plan(
     """Choose the examples of a split that are run.
 
     Args:
-        corpus: the corpus.
-        lm: the model, whose tokenizer is used.
         split: train, test or all.
         seed: of the split, and of the order in which budgets are filled.
         max_tokens: budget of counted tokens per label, filled by hashed id; None for no limit.
@@ -177,8 +171,9 @@ def make_plan(
     tokens, counts, skipped = fill_budget(
         corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
     )
+    filled = {corpus.of[i] for i in tokens}
     for label in corpus.labels:
-        if not any(corpus.of[i] == label for i in tokens):
+        if label not in filled:
             raise UserError(
                 f"the label {label} of {corpus.name} has no usable text in the {split} split",
                 "labels",
@@ -197,18 +192,10 @@ def fill_budget(
     *,
     count_bos: bool = False,
 ) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
-    """Take examples in this order until each label has `budget` counted tokens.
+    """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
     Texts are tokenised in slices, and no further than needed: a small budget costs as much for a
     large corpus as for a small one.
-
-    Args:
-        corpus: the corpus.
-        lm: the model, whose tokenizer is used.
-        positions: of the examples, in the order in which they are taken.
-        budget: counted tokens per label; None for no limit.
-        token_limit: texts are cut after so many tokens.
-        count_bos: whether the tokens that the tokenizer puts before a text are counted.
 
     Returns:
         By position the token ids and the number of counted tokens of the examples that are taken,
@@ -222,19 +209,19 @@ def fill_budget(
     def open_to(position: int) -> bool:
         return budget is None or used[corpus.of[position]] < budget
 
-    special, waiting = lm.special_ids, iter(positions)
-    while some := list(islice(filter(open_to, waiting), _SLICE)):
-        for i, row in zip(
-            some, lm.tokenize([corpus.texts[i] for i in some], token_limit + 1), strict=True
-        ):
+    special, extra = lm.special_ids, len(lm.prefix) if count_bos else 0
+    waiting = filter(open_to, positions)
+    while some := list(islice(waiting, _SLICE)):
+        rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)
+        for i, row in zip(some, rows, strict=True):
             if not open_to(i):
                 continue
-            count = len(without_special(row[:token_limit], special))
+            kept = row[:token_limit]
+            count = len(without_special(kept, special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
             if count:
-                tokens[i] = row[:token_limit]
-                counts[i] = count + (len(lm.prefix) if count_bos else 0)
+                tokens[i], counts[i] = kept, count + extra
                 used[corpus.of[i]] += counts[i]
     return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}
 

@@ -23,15 +23,13 @@ PARAMETERS = Columns("text_column", "label_column", "id_column")  # of `load_cor
 
 
 def keys_to(column: str, names: Collection[str]) -> list[str] | None:
-    """The keys that lead to a column from a row.
+    """The keys that lead to a column from a row; None if no column of `names` begins it.
 
     `metadata.language` is the column of that name, or else the field `language` of the column
-    `metadata`. None if no column of `names` begins it.
+    `metadata`.
     """
-    if column in names:
-        return [column]
     parts = column.split(".")
-    for n in range(len(parts) - 1, 0, -1):
+    for n in range(len(parts), 0, -1):
         if (head := ".".join(parts[:n])) in names:
             return [head, *parts[n:]]
     return None
@@ -50,24 +48,16 @@ def value_at(value: Any, keys: Iterable[str]) -> Any:
 
 def row_values(where: str, row: Mapping[str, Any], columns: Columns) -> Row:
     """Text, label and id of a row, None for no id. Raises UserError for a missing column."""
-    text, label, identity = columns
-    return (
-        required(where, row, text, PARAMETERS.text),
-        required(where, row, label, PARAMETERS.label),
-        None
-        if identity == "id" and "id" not in row
-        else required(where, row, identity, PARAMETERS.id),
-    )
+    text, label = (required(where, row, columns[n], PARAMETERS[n]) for n in (0, 1))
+    if columns.id == "id" and "id" not in row:
+        return text, label, None
+    return text, label, required(where, row, columns.id, PARAMETERS.id)
 
 
 def required(where: str, row: Mapping[str, Any], column: str, *parameter: str) -> Any:
-    """The value of a column of a row. Raises UserError that lists the columns if it is missing.
+    """The value of a column of a row, which may be nested.
 
-    Args:
-        where: names the row in the message.
-        row: column -> value.
-        column: the name, which may be nested.
-        parameter: the parameter that names the column, if there is one.
+    Raises UserError that lists the columns, and has `parameter` as option, if it is missing.
     """
     try:
         return value_at(row, keys_to(column, row) or [column])
@@ -78,74 +68,52 @@ def required(where: str, row: Mapping[str, Any], column: str, *parameter: str) -
 def check_columns(
     where: str, present: Iterable[str], columns: Columns, *, flat: bool = False
 ) -> None:
-    """Raise UserError for a column that is missing or occurs twice.
-
-    Args:
-        where: names the table in the message.
-        present: the names of its columns.
-        columns: the columns to look for.
-        flat: whether nested columns are impossible, as in .csv.
-    """
+    """Raise UserError for a column that is missing or occurs twice. In `flat` tables none nests."""
     names = list(present)
     for column, parameter in zip(columns, PARAMETERS, strict=True):
         keys = keys_to(column, names)
-        if (keys is None or (flat and len(keys) > 1)) and column != "id":
+        optional = (parameter, column) == (PARAMETERS.id, "id")
+        if (keys is None or (flat and len(keys) > 1)) and not optional:
             raise no_column(where, column, names, parameter)
-        if keys and names.count(keys[0]) > 1:
-            raise UserError(
-                f"{where}: {names.count(keys[0])} columns are called {keys[0]}; rename them"
-            )
+        if keys and (n := names.count(keys[0])) > 1:
+            raise UserError(f"{where}: {n} columns are called {keys[0]}; rename them")
 
 
 def no_column(where: str, column: str, names: Iterable[Any], *parameter: str) -> UserError:
     """The error for a column that is missing among `names`."""
-    return UserError(
-        f"{where}: no column {column}; there are {', '.join(map(str, names))}", *parameter
-    )
+    found = ", ".join(map(str, names))
+    return UserError(f"{where}: no column {column}; there are {found}", *parameter)
 
 
 def names_within(row: Mapping[str, Any], head: str = "") -> list[str]:
     """Names of all columns of a row, nested ones as `metadata.language`."""
     found: list[str] = []
     for name, value in row.items():
-        found += (
-            names_within(value, f"{head}{name}.")
-            if isinstance(value, Mapping) and value
-            else [f"{head}{name}"]
-        )
+        nested = isinstance(value, Mapping) and value
+        found += names_within(value, f"{head}{name}.") if nested else [f"{head}{name}"]
     return found
 
 
 def check_label(label: Any, column: str, *, from_column: bool = True) -> None:
     """Raise UserError for a label that is neither a string nor None.
 
-    A number is refused because it does not say which class it stands for.
-
-    Args:
-        label: the value.
-        column: where it stands, in the message.
-        from_column: whether the user can name another column. Otherwise strings have to be given.
+    A number is refused because it does not say which class it stands for. `from_column` says
+    whether the user can name another column; otherwise strings have to be given.
     """
     if label is None or isinstance(label, str):
         return
-    holds = (
-        "numbers without names"
-        if isinstance(label, Number)
-        else f"values of type {type(label).__name__}"
-    )
-    raise UserError(
-        f"the label column {column} holds {holds}; "
-        + ("name a column of strings" if from_column else "give strings"),
-        *([PARAMETERS.label] if from_column else []),
-    )
+    number = isinstance(label, Number)
+    holds = "numbers without names" if number else f"values of type {type(label).__name__}"
+    start = f"the label column {column} holds {holds}"
+    if from_column:
+        raise UserError(f"{start}; name a column of strings", PARAMETERS.label)
+    raise UserError(f"{start}; give strings")
 
 
 def class_names(features: Any, column: str) -> list[str] | None:
-    """The names of a ClassLabel of `datasets`; None for any other column.
+    """The names of a column that is a ClassLabel of `datasets`; None for any other column.
 
-    Args:
-        features: the features of the table, as objects of `datasets` or as JSON.
-        column: the name of the column, which may be nested.
+    `features` are those of a table, as objects of `datasets` or as JSON.
     """
     keys = keys_to(column, features) if isinstance(features, Mapping) else None
     try:

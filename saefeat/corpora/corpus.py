@@ -131,26 +131,23 @@ def load_corpus(
         data = str(data)
     named = isinstance(data, str)
     called = name if name is not None else data if named else "python"
+    rows = []
     with track(say, "corpus", None, "rows", brief=True) as bar:
-        rows = []
         for text, label, identity in _rows(data, columns, wanted, skipped, say):
             rows.append((text, "" if label is None else clean_text(label).strip(), identity))
             if not len(rows) % _COUNTED_ROWS:
                 bar.update(_COUNTED_ROWS)
     present = {label for _, label, _ in rows}
     renamed = _rename(present, wanted, called, say)
-    texts, of, ids, types = _usable(rows, renamed, skipped)
-    corpus = Corpus(
-        texts,
-        of,
-        ids,
-        wanted if wanted is not None else tuple(sorted(present - {""})),
-        called,
-        dict(sorted(skipped.items())),
-    )
-    _check_present(corpus, present, set(renamed.values()))
-    _check_texts(corpus, types, min_labels, from_column=named)
-    return corpus
+    for label in wanted or ():
+        if label not in renamed.values():
+            some = ", ".join(sorted(present)[:_LISTED_LABELS])
+            raise UserError(f"the corpus {called} has no label {label}; there are {some}", "labels")
+    usable, types = _usable(rows, renamed, skipped)
+    texts, of, ids = ([row[n] for row in usable] for n in range(3))
+    kept = wanted if wanted is not None else tuple(sorted(present - {""}))
+    _check_texts(called, kept, set(of), types, min_labels, from_column=named)
+    return Corpus(texts, of, ids, kept, called, dict(sorted(skipped.items())))
 
 
 def _check_wanted(labels: Iterable[str] | None, min_labels: int) -> tuple[str, ...] | None:
@@ -194,10 +191,9 @@ def _rename(
 
 def _usable(
     rows: Iterable[Row], renamed: Mapping[str, str], skipped: Counter[str]
-) -> tuple[list[str], list[str], list[str], dict[str, str]]:
-    """Texts, labels and ids of the usable rows; label -> type of a value that is not a string."""
-    texts, of, ids = [], [], []
-    types: dict[str, str] = {}
+) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+    """The usable rows, cleaned and renamed; label -> type of a value that is not a string."""
+    found, types = [], {}
     for text, label, identity in rows:
         if label not in renamed:
             continue
@@ -207,12 +203,10 @@ def _usable(
             skipped["no label"] += 1
             continue
         clean = _clean(text, skipped)
-        if clean is None:
-            continue
-        texts.append(clean)
-        of.append(renamed[label])
-        ids.append(fingerprint(clean) if identity in (None, "") else clean_text(str(identity)))
-    return texts, of, ids, types
+        if clean is not None:
+            key = fingerprint(clean) if identity in (None, "") else clean_text(str(identity))
+            found.append((clean, renamed[label], key))
+    return found, types
 
 
 def _clean(text: Any, skipped: Counter[str]) -> str | None:
@@ -231,43 +225,32 @@ def _clean(text: Any, skipped: Counter[str]) -> str | None:
     return text
 
 
-def _check_present(corpus: Corpus, present: set[str], known: set[str]) -> None:
-    """Raise UserError for a label that does not occur, neither as it is nor in another code."""
-    for label in corpus.labels:
-        if label not in known:
-            some = ", ".join(sorted(present)[:_LISTED_LABELS])
-            raise UserError(
-                f"the corpus {corpus.name} has no label {label}; there are {some}", "labels"
-            )
-
-
 def _check_texts(
-    corpus: Corpus, types: Mapping[str, str], min_labels: int, *, from_column: bool
+    name: str,
+    labels: tuple[str, ...],
+    with_text: set[str],
+    types: Mapping[str, str],
+    min_labels: int,
+    *,
+    from_column: bool,
 ) -> None:
     """Raise UserError for a label without usable text, and for too few labels.
 
-    Args:
-        corpus: the corpus.
-        types: label -> type of a value that is in the place of a text and is not a string.
-        min_labels: how many labels there must be.
-        from_column: whether the user can name another column of texts.
+    `from_column` says whether the user can name another column of texts.
     """
-    counts = Counter(corpus.of)
-    empty = next((label for label in corpus.labels if not counts[label]), None)
+    empty = next((label for label in labels if label not in with_text), None)
     if empty is not None:
-        message = f"the label {empty} of {corpus.name} has no usable text"
+        message = f"the label {empty} of {name} has no usable text"
         if empty not in types:
             raise UserError(message)
         message += f", but values of type {types[empty]}; "
         if from_column:
             raise UserError(f"{message}name a column of strings", PARAMETERS.text)
         raise UserError(f"{message}give strings")
-    if len(corpus.labels) < min_labels:
-        found = corpus.labels[0] if corpus.labels else "none"
+    if len(labels) < min_labels:
         needed = "one label" if min_labels == 1 else "two labels"
-        raise UserError(
-            f"the corpus {corpus.name} needs at least {needed} with text (found: {found})"
-        )
+        found = labels[0] if labels else "none"
+        raise UserError(f"the corpus {name} needs at least {needed} with text (found: {found})")
 
 
 def describe_skipped(*sources: Any) -> list[str]:

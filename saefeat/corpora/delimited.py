@@ -28,13 +28,25 @@ def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
     header's.
     """
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(_lines_with_ends(text), delimiter=_delimiter(text, columns), strict=True)
+    lines = (line + "\n" for line in text.removesuffix("\n").split("\n"))
+    reader = csv.reader(lines, delimiter=_delimiter(text, columns), strict=True)
     try:
         header = next(reader, [])
         check_columns(str(path), header, columns, flat=True)
         yield from _select(path, header, columns, ((reader.line_num, row) for row in reader if row))
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num} cannot be parsed ({error})") from error
+
+
+def _delimiter(text: str, columns: Columns) -> str:
+    """The delimiter that finds most of the text and label columns in the header; the comma wins."""
+    line = text.partition("\n")[0].removesuffix("\r")
+
+    def columns_found(delimiter: str) -> int:
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        return (columns.text in header) + (columns.label in header)
+
+    return max(_DELIMITERS, key=columns_found)
 
 
 def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
@@ -44,15 +56,8 @@ def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> I
     quotation marks around a cell and doubled those inside, they are removed and the cell is
     counted. A cell that only begins with a quotation mark is kept as it is and counted.
 
-    Args:
-        path: the file, for messages.
-        text: its content.
-        columns: the columns to read.
-        counts: reason -> number of cells, added to.
-
-    Raises:
-        UserError: a line whose number of columns differs from the header's, such as the first line
-            of a quoted cell that spans several lines.
+    Raises UserError for a line whose number of columns differs from the header's, such as the first
+    line of a quoted cell that spans several lines.
     """
     lines = split_lines(text)
     header = lines[0].split("\t")
@@ -92,7 +97,7 @@ def _cells(where: str, line: str, width: int, all_quoted: bool, counts: Counter[
 
 
 def _join_quoted(where: str, cells: list[str]) -> list[str]:
-    """Join cells that a tab inside quotation marks has split. Raises UserError for an open one."""
+    """Join cells that a tab inside quotation marks has split."""
     joined: list[str] = []
     for cell in cells:
         if joined and _is_open(joined[-1]):
@@ -134,21 +139,3 @@ def _select(
     names = [name for name in labels if name.strip()]
     if names and all(map(_NUMBER.fullmatch, names)):
         check_label(float(names[0]), f"{columns.label} of {path}")
-
-
-def _delimiter(text: str, columns: Columns) -> str:
-    """The delimiter that finds most of the text and label columns in the header; the comma wins."""
-    line = text.partition("\n")[0].removesuffix("\r")
-
-    def columns_found(delimiter: str) -> int:
-        header = next(csv.reader([line], delimiter=delimiter), [])
-        return (columns.text in header) + (columns.label in header)
-
-    return max(_DELIMITERS, key=columns_found)
-
-
-def _lines_with_ends(text: str) -> Iterator[str]:
-    lines = text.split("\n")
-    yield from (line + "\n" for line in lines[:-1])
-    if lines[-1]:
-        yield lines[-1]

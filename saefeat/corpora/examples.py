@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 from saefeat.io import UserError
@@ -11,9 +11,9 @@ from saefeat.io import UserError
 UNKNOWN = "unknown"  # predicted for a text that says nothing; the name of a column of metrics.json
 # Letters by their category only: the Hangul fillers (invisible), the information sign (an emoji),
 # the ordinal indicators, and the modifiers of other letters.
-_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | {
-    chr(c) for c in range(0x2B0, 0x300)
-}
+_NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | set(
+    map(chr, range(0x2B0, 0x300))
+)
 _MISSING = ("NAType", "NaTType")  # of pandas, known by name so that it need not be imported
 
 
@@ -24,7 +24,6 @@ def says_something(text: str, *, letters: bool = True) -> bool:
     nothing. Neither do combining marks and modifiers (U+02BC) without a letter.
 
     Args:
-        text: the text.
         letters: False for labels that are written without letters (see `need_letters`). Digits,
             punctuation and symbols (N, P, S) are enough then.
     """
@@ -42,6 +41,14 @@ def need_letters(texts: Sequence[str], labels: Sequence[str]) -> bool:
     return written == set(labels)
 
 
+def check_lengths(texts: Sized, labels: Sized) -> None:
+    """Raise UserError if the numbers of texts and labels differ."""
+    if len(texts) != len(labels):
+        raise UserError(
+            f"there are {len(texts):,} texts but {len(labels):,} labels; give one label per text"
+        )
+
+
 def check_examples(
     texts: Sequence[str], labels: Iterable[Any], unknown: str | None = None
 ) -> list[str]:
@@ -52,15 +59,10 @@ def check_examples(
             a label, or all texts of a label are blank.
     """
     of = check_labels(labels, unknown)
-    if len(texts) != len(of):
-        raise UserError(
-            f"there are {len(texts):,} texts but {len(of):,} labels; give one label per text"
-        )
+    check_lengths(texts, of)
     if not of:
         raise UserError("there are no texts to fit on; give texts and their labels")
-    usable = {
-        label for text, label in zip(texts, of, strict=True) if says_something(text, letters=False)
-    }
+    usable = {of[i] for i, text in enumerate(texts) if says_something(text, letters=False)}
     blank = next((label for label in of if label not in usable), None)
     if blank is not None:
         raise UserError(f"all texts of the label {blank} are blank; leave it out or give it texts")

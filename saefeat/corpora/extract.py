@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from tqdm import tqdm
 
 from saefeat.corpora.columns import PARAMETERS, Row, check_label, required
 from saefeat.corpora.reading import read_rows
@@ -17,6 +20,7 @@ from saefeat.io import UserError
 from saefeat.progress import Say, quiet, track
 
 _MAX_ROWS = 1_000_000  # of a data set of the hub whose labels are not named
+_PLACE = re.compile(r"{([^{}]+)}")  # in a template
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,6 @@ class Part:
     """What is fetched and cached together: texts of one file or of one label.
 
     Attributes:
-        source: where the texts are.
-        split: of the source.
         need: label -> number of texts still to read; None for the default number of texts of
             whatever labels there are.
         code: the source's code of the label, if the part has one label.
@@ -45,40 +47,35 @@ class Part:
 
 
 def read_part(part: Part, max_texts: int, say: Say = quiet) -> list[Row]:
-    """Read the texts of a part.
+    """Read at most `max_texts` texts per label.
 
     These are the first texts of each label, or those of the smallest hashes if the source is
     `spread`. Blank texts are kept, so that they are counted later, but do not fill a label.
 
-    Args:
-        part: what is read.
-        max_texts: the greatest number of texts per label.
-        say: takes progress.
-
-    Raises:
-        UserError: a column is missing, labels are numbers, or no label is named and the data set
-            has too many rows. Readers raise many other errors, see `failures`.
+    Raises UserError if a column is missing, labels are numbers, or no label is named and the data
+    set has too many rows. Readers raise many other errors, see `failures`.
     """
     if part.source.spread:
         with track(say, f"read {part}", None, "rows", brief=True) as bar:
-            rows = _counted(_examples(part, say), bar)
             return heapq.nsmallest(
-                max_texts, rows, key=lambda row: hashlib.sha256(row[0].encode()).digest()
+                max_texts,
+                _counted(_examples(part, say), bar),
+                key=lambda row: hashlib.sha256(row[0].encode()).digest(),
             )
     total = None if part.need is None else sum(part.need.values())
     with track(say, f"read {part}", total, "texts", brief=True) as bar:
         return _first_texts(part, max_texts, _examples(part, say), bar)
 
 
-def _counted(rows: Iterator[Row], bar: Any) -> Iterator[Row]:
+def _counted(rows: Iterator[Row], bar: tqdm[Any]) -> Iterator[Row]:
     for row in rows:
         bar.update(1)
         yield row
 
 
-def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: Any) -> list[Row]:
+def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: tqdm[Any]) -> list[Row]:
     need = part.need
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     rows = []
     for number, row in enumerate(examples):
         label = row[1]
@@ -87,17 +84,17 @@ def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: Any) 
                 f"hub:{part.source.name} has more than {_MAX_ROWS:,} rows; name the labels",
                 "labels",
             )
-        if counts.get(label, 0) >= (max_texts if need is None else need[label]):
+        if counts[label] >= (max_texts if need is None else need[label]):
             continue
         rows.append(row)
         if not row[0].strip():
             continue
         bar.update(1)
-        counts[label] = counts.get(label, 0) + 1
+        counts[label] += 1
         if (
             need is not None
-            and counts[label] >= need[label]
-            and all(counts.get(n, 0) >= m for n, m in need.items())
+            and counts[label] == need[label]
+            and all(counts[other] >= n for other, n in need.items())
         ):
             break
     return rows
@@ -109,11 +106,10 @@ def _examples(part: Part, say: Say) -> Iterator[Row]:
     only = next(iter(part.need)) if part.need and not source.label else None
     labels = _labels_by_code(source, part.need)
     for number, row in enumerate(read_rows(source, part.code, part.split, part.shard, say)):
+        label = only
         if only is None:
             code = _code(source, row)
             label = code if labels is None else labels.get(code or "")
-        else:
-            label = only
         if label is None:
             continue
         known = {"row": number, "code": part.code, "split": part.split}
@@ -126,10 +122,11 @@ def _labels_by_code(source: Source, need: dict[str, int] | None) -> dict[str, st
     """Code -> label of the needed labels. A label that the source does not list is its own code."""
     if need is None:
         return None
-    codes = {
-        label: source.labels[label].split() if label in source.labels else [label] for label in need
+    return {
+        code: label
+        for label in need
+        for code in (source.labels[label].split() if label in source.labels else [label])
     }
-    return {code: label for label, some in codes.items() for code in some}
 
 
 def _code(source: Source, row: dict[str, Any]) -> str | None:
@@ -149,18 +146,17 @@ def _fill(
         name: known[name]
         if name in known and name not in row
         else required(source.name, row, name, parameter)
-        for name in re.findall(r"{([^{}]+)}", template)
+        for name in _PLACE.findall(template)
     }
     if any(value is None for value in found.values()):
         return None
-    return re.sub(r"{([^{}]+)}", lambda match: str(found[match[1]]), template)
+    return _PLACE.sub(lambda match: str(found[match[1]]), template)
 
 
 def _identity(source: Source, row: dict[str, Any], known: dict[str, Any]) -> str | None:
     """The id, which begins with the source's name in a recipe; None for the hash of the text."""
-    if not source.identity or (
-        source.read == "hub" and source.identity == "{id}" and "id" not in row
-    ):
+    hub = source.read == "hub"
+    if not source.identity or (hub and source.identity == "{id}" and "id" not in row):
         return None
     filled = _fill(source, source.identity, row, known, PARAMETERS.id)
-    return filled if filled is None or source.read == "hub" else f"{source.name}/{filled}"
+    return filled if filled is None or hub else f"{source.name}/{filled}"

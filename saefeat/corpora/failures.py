@@ -26,10 +26,8 @@ _CONNECTION_ERRORS = {
 
 def is_local(error: BaseException) -> bool:
     """Whether this machine failed, such as by a full disk, and not the source."""
-    return any(
-        isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        for e in _chain(error)
-    )
+    local = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    return any(isinstance(e, OSError) and e.errno in local for e in _chain(error))
 
 
 def is_temporary(error: BaseException) -> bool:
@@ -41,38 +39,33 @@ def is_temporary(error: BaseException) -> bool:
 def source_error(error: BaseException, source: Source, code: str) -> UserError:
     """The error for a source that cannot be read, now or later.
 
-    Args:
-        error: what its reader raised.
-        source: the source.
-        code: the code whose file was read; empty if the file holds several.
+    `code` is the one whose file was read; empty if the file holds several.
     """
     text = " ".join(str(e) for e in _chain(error))
-    kinds = _kinds(error)
+    kinds, status, name = _kinds(error), _status(error), source.name
     if "scripts are no longer supported" in text:
         return UserError(
-            f"{source.name} is read by its own script, which is not run; name a data set of plain "
-            f"files, such as its converted branch (hub:{source.name}@refs/convert/parquet), or "
-            "download it and give a local file"
+            f"{name} is read by its own script, which is not run; name a data set of plain files, "
+            f"such as its converted branch (hub:{name}@refs/convert/parquet), or download it and "
+            "give a local file"
         )
     gated = "GatedRepoError" in kinds or "gated dataset" in text
     if not gated and kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return UserError(
-            f"{source.name} is not on the hub or is private; check the name or set HF_TOKEN"
-        )
-    if gated or _status(error) in _NO_ACCESS:
+        return UserError(f"{name} is not on the hub or is private; check the name or set HF_TOKEN")
+    if gated or status in _NO_ACCESS:
         alternative = f", or use {source.alternative} instead" if source.alternative else ""
         return UserError(
-            f"{source.name} is gated; accept its terms at {source.access_url or source.at} and set "
+            f"{name} is gated; accept its terms at {source.access_url or source.at} and set "
             f"HF_TOKEN (or run `hf auth login`){alternative}"
         )
-    if "FileNotFoundError" in kinds or "valid data file" in text or _status(error) == 404:
+    if "FileNotFoundError" in kinds or "valid data file" in text or status == 404:
         what = f"file for {code}" if code else "such file"
         return UserError(
-            f"{source.name} has no {what} at {source.at}; check the labels, and whether its terms "
-            "are accepted",
+            f"{name} has no {what} at {source.at}; check the labels, and whether its terms are "
+            "accepted",
             "labels",
         )
-    return UserError(f"{source.name} cannot be read ({first_line(error).rstrip('.')})")
+    return UserError(f"{name} cannot be read ({first_line(error).rstrip('.')})")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -89,13 +82,8 @@ def _kinds(error: BaseException) -> set[str]:
 def _status(error: BaseException) -> int | None:
     """The HTTP status in an error of urllib, httpx or the hub's client, or in its causes."""
     for part in _chain(error):
-        response = getattr(part, "response", None)
-        candidates = (
-            getattr(part, "code", None),
-            getattr(part, "status", None),
-            getattr(response, "status_code", None),
-        )
-        for status in candidates:
-            if isinstance(status, int):
+        answer = getattr(part, "response", None)
+        for holder, name in ((part, "code"), (part, "status"), (answer, "status_code")):
+            if isinstance(status := getattr(holder, name, None), int):
                 return status
     return None

@@ -12,17 +12,21 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from saefeat.corpora.columns import Row
 from saefeat.corpora.extract import Part, read_part
 from saefeat.corpora.failures import is_local, is_temporary, source_error
 from saefeat.corpora.reading import hub_revision, is_on_disk
-from saefeat.corpora.recipes import Recipe, Request, Source
+from saefeat.corpora.recipes import Request, Source
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line, make_dir
 from saefeat.progress import Say, quiet
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has its own too
 _UNANSWERED = 2  # further attempts if the hub has not answered at all, as without a network
 _NOT_IN_KEY = ("labels", "access_url", "alternative", "splits", "max_texts")  # fields of a source
+_FIELDS = pa.schema({"text": pa.string(), "label": pa.string(), "id": pa.string()})
 
 
 def recipe_rows(
@@ -50,27 +54,25 @@ def _assign(
     request: Request, wanted: tuple[str, ...] | None
 ) -> list[tuple[Source, tuple[str, ...] | None]]:
     """Each source with the labels to read from it (None: all). Sources may share labels."""
-    recipe = request.recipe
-    sources = [s for s in recipe.sources if request.split is None or request.split in s.splits]
-    if not sources[0].labels:
-        return [(sources[0], wanted)]
-    asked = wanted or Recipe("", "", "", tuple(sources)).labels
-    found = [
-        (source, tuple(label for label in asked if label in source.labels)) for source in sources
-    ]
-    other = tuple(label for label in asked if not any(label in labels for _, labels in found))
+    recipe, split = request.recipe, request.split
+    sources = [s for s in recipe.sources if split is None or split in s.splits]
+    main = sources[0]
+    if not main.labels:
+        return [(main, wanted)]
+    asked = wanted or replace(recipe, sources=tuple(sources)).labels
+    found = [(s, tuple(label for label in asked if label in s.labels)) for s in sources]
+    other = tuple(label for label in asked if not any(label in s.labels for s in sources))
     if other:  # codes of the first source, which is the main one of a recipe
         if other[0] in recipe.labels:
             raise UserError(
-                f"{recipe.name} has no {other[0]} in the split {request.split}; choose another "
-                "split"
+                f"{recipe.name} has no {other[0]} in the split {split}; choose another split"
             )
-        if not sources[0].label and "{code}" not in sources[0].files:
+        if not main.label and "{code}" not in main.files:
             raise UserError(
                 f"{recipe.name} has no label {other[0]}; there are {', '.join(recipe.labels)}",
                 "labels",
             )
-        found[0] = (found[0][0], found[0][1] + other)
+        found[0] = (main, found[0][1] + other)
     return [(source, labels) for source, labels in found if labels]
 
 
@@ -95,9 +97,6 @@ def _parts(source: Source, split: str, left: dict[str, int]) -> Iterator[Part]:
 
 def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
     """Rows of a part, from the cache or fetched into it. Files on this disk are not cached."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if is_on_disk(part.source) and part.source.read != "hub":
         return _attempt(part, max_texts, say)[0]
     path = _cache_file(part, max_texts)
@@ -107,7 +106,8 @@ def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
             _say_revision(part, kept[1], say)
             return kept[0]
         path.unlink()
-    if _offline():
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        # The constant of huggingface_hub is read only once, when the library is first imported.
         raise UserError(
             f"{part} is not in the cache and HF_HUB_OFFLINE is set; run once with a network"
         )
@@ -115,10 +115,7 @@ def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
     say(f"fetching {part}")
     rows, revision = _attempt(part, max_texts, say)
     _say_revision(part, revision, say)
-    columns = zip(*rows, strict=True) if rows else ((), (), ())
-    table = pa.table(
-        {n: pa.array(c, pa.string()) for n, c in zip(("text", "label", "id"), columns, strict=True)}
-    )
+    table = pa.table(list(zip(*rows, strict=True)) or [[], [], []], _FIELDS)
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata({"revision": revision}), temporary)
     return rows
@@ -130,17 +127,13 @@ def _read_cache(path: Path, part: Part) -> tuple[list[Row], str] | None:
     Earlier versions cached, without a revision, the rows of a local folder that had the name of a
     data set of the hub.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError):
         return None
     revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
-    if part.source.read == "hub" and not is_on_disk(part.source) and not revision:
-        return None
-    if table.column_names != ["text", "label", "id"]:
+    unsure = part.source.read == "hub" and not is_on_disk(part.source) and not revision
+    if unsure or table.column_names != _FIELDS.names:
         return None
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True)), revision
 
@@ -158,11 +151,6 @@ def _cache_file(part: Part, max_texts: int) -> Path:
         request["codes"] = {label: part.source.labels.get(label, label) for label in part.need}
     folder = re.sub(r"[^\w.+-]", "-", part.source.name)
     return cache_dir() / "corpora" / folder / f"{fingerprint(request)}.parquet"
-
-
-def _offline() -> bool:
-    # The constant of huggingface_hub is read only once, when the library is first imported.
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 # --------------------------------------------------------------------------- attempts

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from saefeat.assets import fetch
 from saefeat.corpora.columns import Columns, Row, check_label, choose_split, row_values
 from saefeat.corpora.delimited import csv_rows, tsv_rows
 from saefeat.corpora.given import table_rows
@@ -31,11 +32,8 @@ def local_rows(
     """Rows of `embedded:eld`, of a file or of a directory.
 
     Args:
-        name: the file, the directory or `embedded:eld`.
-        columns: names of the columns.
         wanted: only these labels; None for all.
         counts: reason -> number of rows, files or cells that are skipped or repaired, added to.
-        say: takes a line when the embedded text is fetched.
 
     Raises:
         UserError: the corpus does not exist, cannot be read or parsed, lacks a column, or has
@@ -52,10 +50,6 @@ def local_rows(
             f"the corpus {name} does not exist; give a file, a directory of LABEL.txt, "
             f"embedded:eld, hub:REPO, or one of {', '.join(RECIPES)}"
         )
-    return _file(path, columns, counts)
-
-
-def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     refuse_archive(path)
     suffix = plain_name(path).suffix
     if suffix not in _SUFFIXES:
@@ -67,16 +61,12 @@ def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     text = read_text(path)
     if not text:
         raise UserError(f"the corpus {path} is empty")
-    if suffix == ".jsonl":
-        return _jsonl(path, text, columns)
-    if suffix == ".csv":
-        return csv_rows(path, text, columns)
-    return tsv_rows(path, text, columns, counts)
+    if suffix == ".tsv":
+        return tsv_rows(path, text, columns, counts)
+    return (csv_rows if suffix == ".csv" else _jsonl)(path, text, columns)
 
 
 def _embedded(name: str, say: Say) -> Iterator[Row]:
-    from saefeat.assets import fetch
-
     if name != "embedded:eld":
         raise UserError(f"unknown embedded corpus {name}; there is embedded:eld")
     for number, line in enumerate(split_lines(read_text(fetch("eld", say=say))), 1):
@@ -93,8 +83,11 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
     it. A file without a line yields one blank row, so that its label is known and refused.
     """
     files: dict[str, Path] = {}
+    others = []
     for file in sorted(path.iterdir()):
         bare = plain_name(file)
+        if bare.suffix in _SUFFIXES:
+            others.append(file)
         if bare.suffix != ".txt":
             continue
         asked = wanted is not None and bare.stem in wanted
@@ -105,10 +98,7 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
         else:
             files[bare.stem] = file
     if not files:
-        others = sorted(
-            file.name for file in path.iterdir() if plain_name(file).suffix in _SUFFIXES
-        )
-        instead = f"; give one of its files, such as {path / others[0]}" if others else ""
+        instead = f"; give one of its files, such as {others[0]}" if others else ""
         raise UserError(f"the corpus directory {path} holds no LABEL.txt files{instead}")
     chosen = files if wanted is None else to_labels(files, wanted)
     for label, file in files.items():
@@ -136,13 +126,14 @@ def _jsonl(path: Path, text: str, columns: Columns) -> Iterator[Row]:
     for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
+        where = f"{path}: line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+            raise UserError(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        values = row_values(f"{path}: line {number}", row, columns)
+            raise UserError(f"{where} is not a JSON object")
+        values = row_values(where, row, columns)
         check_label(values[1], f"{columns.label} of {path}")
         yield values
 
@@ -152,9 +143,8 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(
-            pa.BufferReader(read_bytes(path)) if plain_name(path) != path else path
-        )
+        packed = plain_name(path) != path
+        table = pq.read_table(pa.BufferReader(read_bytes(path)) if packed else path)
         table.validate(full=True)  # finds strings that are not UTF-8, among other damage
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({first_line(error)})") from error

@@ -27,6 +27,7 @@ from saefeat.corpora.columns import (
     row_values,
     value_at,
 )
+from saefeat.corpora.examples import check_lengths
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 
@@ -37,14 +38,11 @@ def listed(values: Any, what: str) -> list[Any]:
     Raises UserError for a value that is no list. One string is refused too, because nobody means
     its characters.
     """
+    need = f"{what} should be a list of strings, not"
     if isinstance(values, str | bytes):
-        raise UserError(
-            f"{what} should be a list of strings, not one string; write [{values[:20]!r}]"
-        )
+        raise UserError(f"{need} one string; write [{values[:20]!r}]")
     if not _is_sequence(values) or getattr(values, "ndim", 1) != 1:
-        raise UserError(
-            f"{what} should be a list of strings, not a value of type {type(values).__name__}"
-        )
+        raise UserError(f"{need} a value of type {type(values).__name__}")
     return _plain(values)
 
 
@@ -85,10 +83,7 @@ def given_examples(texts: Any, labels: Any = None) -> tuple[list[str], list[Any]
         rows = list(given_rows(texts, Columns()))
         return given_texts([text for text, _, _ in rows]), [label for _, label, _ in rows]
     strings, of = given_texts(texts), listed(labels, "labels")
-    if len(strings) != len(of):
-        raise UserError(
-            f"there are {len(strings):,} texts but {len(of):,} labels; give one label per text"
-        )
+    check_lengths(strings, of)
     return strings, of
 
 
@@ -123,38 +118,30 @@ def _rows(data: Iterable[Any], columns: Columns) -> Iterator[Row]:
         where = f"row {number}"
         if isinstance(row, Mapping):
             text, label, identity = row_values(where, row, columns)
-            label = class_name(label, classes)
-            check_label(label, f"{columns.label} ({where})", from_column=False)
-        elif (
-            isinstance(row, str | bytes) or not isinstance(row, Sequence) or len(row) not in (2, 3)
-        ):
-            raise UserError(
-                f"{where} is {_abridged(row)}; give (text, label) pairs or (text, label, id) "
-                "triples"
-            )
-        else:
+            label, place = class_name(label, classes), f"{columns.label} ({where})"
+        elif isinstance(row, Sequence) and not isinstance(row, str | bytes) and len(row) in (2, 3):
             text, label, identity = (*row, None)[:3]
-            check_label(label, "(the second of each pair)", from_column=False)
+            place = "(the second of each pair)"
+        else:
+            shown = " ".join(repr(row).split())
+            shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+            raise UserError(
+                f"{where} is {shown}; give (text, label) pairs or (text, label, id) triples"
+            )
+        check_label(label, place, from_column=False)
         yield text, label, identity
-
-
-def _abridged(row: Any) -> str:
-    text = " ".join(repr(row).split())
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def table_rows(table: Any, columns: Columns, where: str) -> Iterator[Row]:
     """Rows of a table. Raises UserError, in which `where` names the table, as `given_rows` does."""
     names = _names(table) or []
     check_columns(where, names, columns)
-    texts, labels = (
+    found = [
         _column(table, names, column, parameter, where)
-        for column, parameter in zip(columns[:2], PARAMETERS[:2], strict=True)
-    )
-    has_ids = keys_to(columns.id, names) is not None
-    ids = (
-        _column(table, names, columns.id, PARAMETERS.id, where) if has_ids else [None] * len(labels)
-    )
+        for column, parameter in zip(columns, PARAMETERS, strict=True)
+        if keys_to(column, names) is not None
+    ]
+    texts, labels, ids = found if len(found) == 3 else (*found, [None] * len(found[1]))
     if not len(texts) == len(labels) == len(ids):
         raise UserError(
             f"the columns of {where} have different lengths: {len(texts):,} texts, "
@@ -197,14 +184,10 @@ def _column(table: Any, names: list[str], column: str, parameter: str, where: st
 
 def _plain(values: Any) -> list[Any]:
     """A list of plain Python values, None for each missing one."""
-    method = next(
-        (name for name in ("to_pylist", "tolist", "to_list") if hasattr(values, name)), None
-    )
-    plain = list(values) if method is None else getattr(values, method)()
+    methods = [name for name in ("to_pylist", "tolist", "to_list") if hasattr(values, name)]
+    plain = getattr(values, methods[0])() if methods else list(values)
     if hasattr(values, "isna"):  # pandas
-        return [
-            None if missing else value for value, missing in zip(plain, values.isna(), strict=True)
-        ]
+        return [None if gap else value for value, gap in zip(plain, values.isna(), strict=True)]
     return plain
 
 
@@ -212,8 +195,7 @@ def _features(table: Any) -> Any:
     """Features of `datasets` of a table: objects, or JSON in an Arrow table's metadata, or None."""
     if hasattr(table, "features"):
         return table.features
-    schema = getattr(table, "schema", None)
-    metadata = getattr(schema, "metadata", None)
+    metadata = getattr(getattr(table, "schema", None), "metadata", None)
     if not isinstance(metadata, Mapping) or b"huggingface" not in metadata:
         return None
     try:

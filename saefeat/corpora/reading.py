@@ -5,8 +5,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import shutil
 import tarfile
-import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqdm.utils import CallbackIOWrapper
+
 from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
 from saefeat.corpora.recipes import Source
-from saefeat.io import UserError, cache_dir, file_sha256, make_dir
+from saefeat.io import UserError, atomic_path, cache_dir, file_sha256, make_dir
 from saefeat.progress import Say, quiet, track
 
 _TIMEOUT = 60  # seconds without a byte
@@ -57,14 +59,11 @@ def read_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one file of a source, as column -> value.
 
-    Args:
-        source: where and how to read.
-        code: the code of the file's label; empty if the source has a label column.
-        split: the split.
-        shard: the number of the file.
-        say: takes the progress of a download.
+    `code` is that of the file's label; empty if the source has a label column. `shard` is the
+    number of the file.
     """
     path = source.files.format(code=code, split=split, shard=shard)
+    url = f"{source.at}/{path}"
     if source.read == "hub":
         return _hub(source, split)
     if source.read == "archive":
@@ -72,10 +71,10 @@ def read_rows(
     if source.read == "wili":
         return _wili(_fetch(source, source.at, say), split)
     if source.read == "lines":
-        return _lines(_fetch(source, f"{source.at}/{path}", say))
+        return _lines(_fetch(source, url, say))
     if source.read == "tsv":
-        return _tab_separated(_stream("text", f"{source.at}/{path}"))
-    return _stream(source.read, f"{source.at}/{path}")
+        return _tab_separated(_stream("text", url))
+    return _stream(source.read, url)
 
 
 def _stream(builder: str, url: str) -> Iterator[dict[str, Any]]:
@@ -97,12 +96,10 @@ def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
 
     # Without the scheme, `datasets` would prefer a local folder of that name.
     at = source.at if is_on_disk(source) else f"hf://datasets/{source.at}"
-    streams = load_dataset(
-        at, source.files or None, revision=source.revision or None, streaming=True
-    )
-    names = [str(name) for name in streams]
+    revision = source.revision or None
+    streams = load_dataset(at, source.files or None, revision=revision, streaming=True)
     prefix = f"hub:{source.name}:{source.files or 'default'}:"
-    stream = streams[choose_split(names, source.name, prefix, split)]
+    stream = streams[choose_split([str(name) for name in streams], source.name, prefix, split)]
     classes = class_names(stream.features, source.label)
     for row in stream:
         if classes is not None:
@@ -139,19 +136,17 @@ def _fetch(source: Source, url: str, say: Say) -> Path:
 
 def _download(url: str, path: Path, say: Say) -> None:
     make_dir(path.parent)
-    # Next to the target: the last step is a rename, and two processes never share a file.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        partial = Path(folder) / "partial"
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, partial.open("wb") as file:
-            length = answer.headers.get("Content-Length")
-            total = None if length is None else int(length)
-            with track(say, f"fetch {path.name}", total, "bytes", brief=True) as bar:
-                while block := answer.read(_BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-        if total is not None and partial.stat().st_size != total:
-            raise ConnectionError(f"received {partial.stat().st_size} of {total} bytes")
-        os.replace(partial, path)
+    with (
+        atomic_path(path) as partial,
+        urllib.request.urlopen(url, timeout=_TIMEOUT) as answer,
+        partial.open("wb") as file,
+    ):
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else int(length)
+        with track(say, f"fetch {path.name}", total, "bytes", brief=True) as bar:
+            shutil.copyfileobj(CallbackIOWrapper(bar.update, answer), file, _BLOCK)
+        if total is not None and file.tell() != total:
+            raise ConnectionError(f"received {file.tell()} of {total} bytes")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -181,11 +176,8 @@ def _members(path: Path, pattern: str) -> Iterator[bytes]:
                 yield archive.read(name)
         return
     with tarfile.open(path) as archive:
-        for member in sorted(archive.getmembers(), key=lambda member: member.name):
-            file = (
-                archive.extractfile(member) if fnmatch.fnmatchcase(member.name, pattern) else None
-            )
-            if file is not None:
+        for name in sorted(fnmatch.filter(archive.getnames(), pattern)):
+            if file := archive.extractfile(name):
                 yield file.read()
 
 

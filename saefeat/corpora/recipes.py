@@ -281,15 +281,8 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 def find_recipe(name: str, columns: Columns) -> Request | None:
     """Parse `NAME[:SPLIT][#N]` or `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`.
 
-    Args:
-        name: the corpus, as the user gives it.
-        columns: names of the columns; for text a column or a template over columns.
-
-    Returns:
-        What is asked for; None for a corpus that is neither a recipe nor on the hub.
-
-    Raises:
-        UserError: a part of the name cannot be parsed.
+    The text column may be a template over columns. Returns None for a corpus that is neither a
+    recipe nor on the hub. Raises UserError if a part of the name cannot be parsed.
     """
     bare, marked, number = name.partition("#")
     first, *parts = bare.split(":")
@@ -300,15 +293,16 @@ def find_recipe(name: str, columns: Columns) -> Request | None:
             f"{name}: the part after # must be the greatest number of texts per label, such as "
             f"{bare}#500"
         )
-    max_texts = int(number) if marked else None
     if first == "hub":
-        return _from_hub(name, parts, columns, max_texts)
-    return _from_recipe(name, RECIPES[first], parts, columns, max_texts)
+        recipe, split = _from_hub(name, parts, columns), None
+    else:
+        recipe, split = _from_recipe(name, RECIPES[first], parts, columns)
+    return Request(recipe, split, int(number) if marked else None)
 
 
 def _from_recipe(
-    name: str, recipe: Recipe, parts: list[str], columns: Columns, max_texts: int | None
-) -> Request:
+    name: str, recipe: Recipe, parts: list[str], columns: Columns
+) -> tuple[Recipe, str | None]:
     splits = list(dict.fromkeys(split for source in recipe.sources for split in source.splits))
     if len(parts) > 1 or any(split not in splits for split in parts):
         raise UserError(
@@ -320,33 +314,33 @@ def _from_recipe(
             f"the recipe {recipe.name} has its own label and id columns; do not name them",
             *PARAMETERS[1:],
         )
-    if columns[0] != Columns().text:
-        sources = tuple(replace(source, text=_template(columns[0])) for source in recipe.sources)
+    if columns.text != Columns().text:
+        sources = tuple(replace(source, text=_template(columns.text)) for source in recipe.sources)
         recipe = replace(recipe, sources=sources)
-    return Request(recipe, parts[0] if parts else None, max_texts)
+    return recipe, parts[0] if parts else None
 
 
-def _from_hub(name: str, parts: list[str], columns: Columns, max_texts: int | None) -> Request:
+def _from_hub(name: str, parts: list[str], columns: Columns) -> Recipe:
     repo, _, revision = (parts[0] if parts else "").partition("@")
     if len(parts) > 3 or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise UserError(
             f"{name} is not a data set of the hub; write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG"
         )
-    text, label, identity = columns
+    configuration, split = [*parts[1:], "", ""][:2]
     source = Source(
         name=repo,
         at=repo,
         read="hub",
-        files=parts[1] if len(parts) > 1 else "",
-        text=_template(text),
-        label=label,
-        identity="{" + identity + "}",
-        splits=(parts[2] if len(parts) > 2 else "",),
+        files=configuration,
+        text=_template(columns.text),
+        label=columns.label,
+        identity="{" + columns.id + "}",
+        splits=(split,),
         max_texts=_HUB_TEXTS,
         revision=revision,
         access_url=f"https://huggingface.co/datasets/{repo}",
     )
-    return Request(Recipe(f"hub:{repo}", "a data set of the hub", "", (source,)), None, max_texts)
+    return Recipe(f"hub:{repo}", "a data set of the hub", "", (source,))
 
 
 def _template(column: str) -> str:

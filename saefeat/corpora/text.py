@@ -8,11 +8,19 @@ import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
 
 from saefeat.io import UserError
 
+UNUSABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: no tokenizer takes them
+_UNPACK = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": lambda data: pa.CompressedInputStream(pa.BufferReader(data), "zstd").read(),
+}
 _UNPACK_COMMANDS = {  # of archives and compressions that are not read
     ".zip": "unzip",
     ".tar": "tar xf",
@@ -21,7 +29,6 @@ _UNPACK_COMMANDS = {  # of archives and compressions that are not read
     ".lz4": "lz4 -d",
     ".Z": "uncompress",
 }
-UNUSABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: no tokenizer takes them
 _MARKS = (  # byte-order marks. UTF-32 comes before UTF-16, whose mark it begins with
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -29,20 +36,6 @@ _MARKS = (  # byte-order marks. UTF-32 comes before UTF-16, whose mark it begins
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-
-def _unpack_zstd(data: bytes) -> bytes:
-    import pyarrow as pa
-
-    return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
-
-
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _unpack_zstd,
-}
 
 
 def plain_name(path: Path) -> Path:
@@ -90,14 +83,11 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        problem = f"begins like {encoding.upper()} text but is not ({error.reason})"
         if encoding.startswith("utf-8"):
             line = data[: error.start].count(b"\n") + 1
-            raise UserError(
-                f"{path} is not UTF-8 text (line {line}); convert it to UTF-8"
-            ) from error
-        raise UserError(
-            f"{path} begins like {encoding.upper()} text but is not ({error.reason})"
-        ) from error
+            problem = f"is not UTF-8 text (line {line}); convert it to UTF-8"
+        raise UserError(f"{path} {problem}") from error
     if text[:4096].count("\0") * 4 > len(text[:4096]):
         raise UserError(
             f"{path} is not UTF-8 text; it looks like UTF-16 without a byte-order mark; convert it "
@@ -118,7 +108,7 @@ def _encoding(data: bytes) -> str:
 def split_lines(text: str) -> list[str]:
     """Lines without their ends, split at line feeds only: sentences contain U+2028 and the like."""
     lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines[:-1] if not lines[-1] else lines)]
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def clean_text(text: str) -> str:

@@ -1,9 +1,9 @@
 """Codes that corpora and judges use, as published.
 
-- LID176: fastText's lid.176, which has Wikipedia's codes.
-- WILI: WiLI-2018.
-- FLORES: FLORES+; a code may end in a variety.
-- NLLB: the tokens of NLLB-200. With `arb_Latn` and `min_Arab`, and with `sat_Olck` in place of
+- fasttext: fastText's lid.176, which has Wikipedia's codes.
+- wili: WiLI-2018.
+- flores: FLORES+; a code may end in a variety.
+- nllb: the tokens of NLLB-200. With `arb_Latn` and `min_Arab`, and with `sat_Olck` in place of
   `sat_Beng`, they are the codes of FLORES-200.
 - NAMES: English names that ISO 639 lacks, from CLDR's English locale or in common use.
 """
@@ -101,7 +101,9 @@ NAMES = {
     "traditional chinese": "zh-Hant",
     "west frisian": "fy",
 }
-LID176 = tuple(_LID176.split())
-WILI = tuple(_WILI.split())
-FLORES = tuple(_FLORES.split())
-NLLB = tuple(_NLLB.split())
+PUBLISHED = {  # system -> its codes
+    "flores": _FLORES.split(),
+    "nllb": _NLLB.split(),
+    "wili": _WILI.split(),
+    "fasttext": _LID176.split(),
+}

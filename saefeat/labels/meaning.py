@@ -21,13 +21,8 @@ from saefeat.labels import lists
 
 SYSTEMS = ("iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name")
 PREFIX = "__label__"  # before every label of fastText
-LID176 = frozenset(lists.LID176)
-_PUBLISHED = {
-    "flores": lists.FLORES,
-    "nllb": lists.NLLB,
-    "wili": lists.WILI,
-    "fasttext": lists.LID176,
-}
+LID176 = frozenset(lists.PUBLISHED["fasttext"])
+_ISO639 = {"iso639-1": "pt1", "iso639-3": "pt3", "name": "name"}  # system -> attribute of `Lang`
 # Codes that deviate from ISO 639 in their system. None: ISO 639-3 has no code for the language
 # (Banyumasan, Tarantino).
 _DEVIATIONS: dict[str, dict[str, str | None]] = {
@@ -38,26 +33,17 @@ _DEVIATIONS: dict[str, dict[str, str | None]] = {
 
 
 class Meaning(NamedTuple):
-    """The language of a label.
+    """The language of a label."""
 
-    Attributes:
-        code: of ISO 639-3, or another code for a language that ISO 639-3 lacks.
-        script: of ISO 15924; None if the label does not say one.
-    """
-
-    code: str
-    script: str | None = None
+    code: str  # of ISO 639-3, or another code for a language that ISO 639-3 lacks
+    script: str | None = None  # of ISO 15924; None if the label does not say one
 
 
 def read(label: str, from_system: str | None = None) -> Meaning:
-    """The meaning of a label.
+    """The meaning of a label: a code of any system, a BCP-47 tag or an English name.
 
-    Args:
-        label: a code of any system, a BCP-47 tag or an English name.
-        from_system: the system of the label; by default the meaning has to be the same in all.
-
-    Raises:
-        UserError: the label is not a language, or has several meanings.
+    Without `from_system`, the meaning has to be the same in all systems. Raises UserError if the
+    label is not a language, or has several meanings.
     """
     bare = label.removeprefix(PREFIX)
     if from_system is None and label != bare and bare in LID176:
@@ -89,24 +75,18 @@ def read_code(label: str) -> Meaning | None:
 @cache
 def codes_of(system: str) -> Mapping[str, Meaning]:
     """Code -> meaning for every code of a system. Raises UserError for an unknown system."""
-    if system == "iso639-1":
-        return {lang.pt1: Meaning(lang.pt3) for lang in iter_langs() if lang.pt1 and lang.pt3}
-    if system == "iso639-3":
-        return {lang.pt3: Meaning(lang.pt3) for lang in iter_langs() if lang.pt3}
-    if system == "name":
-        return {lang.name: Meaning(lang.pt3) for lang in iter_langs() if lang.pt3}
-    if system not in _PUBLISHED:
+    if system in _ISO639:
+        codes = ((getattr(lang, _ISO639[system]), lang.pt3) for lang in iter_langs())
+        return {code: Meaning(pt3) for code, pt3 in codes if code and pt3}
+    if system not in lists.PUBLISHED:
         raise UserError(f"unknown code system {system}; there are {', '.join(SYSTEMS)}")
-    deviations = _DEVIATIONS.get(system, {})
-    return {
-        code: _read_tag(deviations.get(code, code) or "") or Meaning(code)
-        for code in _PUBLISHED[system]
-    }
+    other = _DEVIATIONS.get(system, {})
+    return {c: _read_tag(other.get(c, c) or "") or Meaning(c) for c in lists.PUBLISHED[system]}
 
 
 def either(choices: list[str]) -> str:
     """Choices as words: "a", "a or b", "a, b or c"."""
-    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
 
 
 @cache
@@ -157,9 +137,8 @@ def _read_name(text: str) -> Meaning | None:
         if len(main) == 1:
             return Meaning(main[0])
         if found:
-            raise UserError(
-                f"{text} may be {either([Lang(code).name for code in found])}; say which"
-            )
+            languages = [Lang(code).name for code in found]
+            raise UserError(f"{text} may be {either(languages)}; say which")
     tag = lists.NAMES.get(text.casefold())
     return _read_tag(tag) if tag else None
 
@@ -185,9 +164,6 @@ def _names() -> tuple[dict[str, list[str]], ...]:
 def _suggestion(text: str) -> str:
     """A suggestion at the end of a sentence, if there is one."""
     lower = text.lower()
-    found = (
-        [lower]
-        if lower != text and read_code(lower)
-        else get_close_matches(text, list(codes_of("name")), 2, 0.75)
-    )
+    found = [lower] if lower != text and read_code(lower) else []
+    found = found or get_close_matches(text, list(codes_of("name")), 2, 0.75)
     return f"; did you mean {either(found)}?" if found else ""

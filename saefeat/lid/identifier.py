@@ -23,7 +23,7 @@ from saefeat.corpora.examples import (
 )
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, whole_path
+from saefeat.io import UserError, absolute_path
 from saefeat.lid.features import Features, featurize, sum_by_label
 from saefeat.lid.head import Head, IdentifierHeader, ModelHeader, SaeHeader
 from saefeat.lid.heads import HEADS, FitData, sae_heads
@@ -290,4 +290,4 @@ def _source(sae: SAE) -> str | None:
 def _absolute(source: str) -> str:
     """The absolute path of a file or directory; any other name as it is."""
     path = os.path.expanduser(source)
-    return whole_path(path) if os.path.exists(path) else source
+    return absolute_path(path) if os.path.exists(path) else source

@@ -24,6 +24,7 @@ from saefeat.memory import (
     group_to_fit,
     judging_bytes,
     mapped_bytes,
+    state_bytes,
     training_bytes,
     working_bytes,
 )
@@ -34,7 +35,7 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.stages import counted_dictionaries, neurons
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.trainer import Trainer
-from saefeat.statistics import ACCUMULATORS, state_bytes
+from saefeat.statistics import ACCUMULATORS
 
 _LIBRARIES = 0.7e9  # bytes of a process that collects
 _MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add

@@ -9,11 +9,11 @@ from dataclasses import replace
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
-from saefeat.io import whole_path
+from saefeat.io import absolute_path
 
 
 def with_absolute_paths(
-    config: RunConfig, absolute: Callable[[str], str] = whole_path
+    config: RunConfig, absolute: Callable[[str], str] = absolute_path
 ) -> RunConfig:
     """Make the paths of the model, the corpus and the SAEs absolute, where these are files here.
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, whole_path
+from saefeat.io import UserError, absolute_path
 from saefeat.models import KINDS
 from saefeat.sae.formats import FORMATS, Format, name_formats
 
@@ -85,7 +85,7 @@ def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
 
     Raises UserError where there is no SAE, or one that cannot be read.
     """
-    path = Path(whole_path(str(path)))  # links keep their names, which may tell ids and sites
+    path = Path(absolute_path(str(path)))  # links keep their names, which may tell ids and sites
     form = detect_format(path)
     if form is None:
         raise UserError(f"{path} holds no SAE; give a directory in the format of {name_formats()}")

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saefeat.io import UserError, cache_dir, in_parts
+from saefeat.io import UserError, cache_dir, row_blocks
 
 _LARGE = 2**28  # bytes above which a changed tensor is put into a file
 _KEPT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of matrices
@@ -115,7 +115,7 @@ def to_float32(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows:
         with suppress(OSError):
             cache_dir().mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=cache_dir()) as file:
-                for rows in in_parts(tensor):
+                for rows in row_blocks(tensor):
                     file.write(change(rows.float()).contiguous().numpy().data)
                 file.flush()
                 return torch.from_numpy(np.memmap(file, np.float32, "c", shape=tuple(tensor.shape)))
@@ -181,7 +181,7 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
     if tensor.dim() != 2 or tensor.dtype not in _KEPT_DTYPES:
         tensor = to_float32(tensor)
     # Minimum and maximum of values with a NaN among them are both NaN.
-    ends = [end for part in in_parts(tensor) for end in part.aminmax()]
+    ends = [end for part in row_blocks(tensor) for end in part.aminmax()]
     if not torch.isfinite(torch.stack(ends)).all():
         raise UserError(f"{what} holds values that are not finite; fetch or train the SAE again")
     return tensor
@@ -189,7 +189,7 @@ def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor
 
 def with_unit_decoder(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """The same reconstructions with decoder rows of norm 1: their norms go into the encoder."""
-    norms = torch.cat([rows.float().norm(dim=1) for rows in in_parts(found["W_dec"])])
+    norms = torch.cat([rows.float().norm(dim=1) for rows in row_blocks(found["W_dec"])])
 
     def unit(rows: Tensor) -> Tensor:
         return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
