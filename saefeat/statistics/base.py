@@ -95,6 +95,9 @@ class Field:
 
     def zeros(self, sizes: Mapping[str, int], device: str) -> Tensor:
         fill = _NEUTRAL.get(self.reduction, self.neutral)
+        if not self.dtype.is_floating_point:  # integers have no infinity
+            limits = torch.iinfo(self.dtype)
+            fill = min(max(fill, limits.min), limits.max)
         return torch.full(self.shape(sizes), fill, dtype=self.dtype, device=device)
 
     def fits(self, tensor: Tensor, sizes: dict[str, int]) -> bool:

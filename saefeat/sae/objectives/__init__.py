@@ -61,7 +61,8 @@ class Objective(ABC):
     def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
         """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
 
-        The units may be in another order than in the parameters.
+        They name the activation unless it is TopK, which has `k`. The units may be in another
+        order than in the parameters.
         """
 
 
