@@ -23,6 +23,7 @@ from saefeat.io import RunFailed, UserError, load_tensors, make_dir, save_tensor
 from saefeat.memory import state_bytes
 from saefeat.statistics import ACCUMULATORS, Observed, Stats
 from saefeat.statistics.bags import Bags
+from saefeat.statistics.base import Field
 from saefeat.statistics.examples import N, TopExamples, read_passages
 from saefeat.statistics.histograms import BINS, EDGES, Histograms, bins
 from saefeat.statistics.merging import check_mergeable
@@ -619,3 +620,9 @@ def test_histograms_with_other_edges_are_a_user_error(tmp_path):
     save_tensors(path, tensors, {**found, "edges": [1.0]})
     with pytest.raises(UserError, match="another edges"):
         Histograms.load(path)
+
+
+@pytest.mark.parametrize(("reduction", "neutral"), [("max", -(2**31)), ("min", 2**31 - 1)])
+def test_integer_fields_begin_with_the_neutral_value_of_their_reduction(reduction, neutral):
+    field = Field(("unit",), reduction, torch.int32)
+    assert field.zeros({"unit": 3}, "cpu").tolist() == [neutral] * 3
