@@ -17,6 +17,10 @@ _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 _DIRECTIONS = 64  # projected at once; each gives as many logits as the vocabulary has tokens
 
 
+class NoDirection(UserError):
+    """It is not known what the units of a site write into the residual stream."""
+
+
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
     """Return the n tokens of greatest logit for each direction [m, d], best first.
 
@@ -53,13 +57,13 @@ def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
     token's own vector, which such a norm removes, and the sign of the gate that multiplies neurons
     in gated blocks.
 
-    Raises UserError for other sites.
+    Raises NoDirection for other sites.
     """
     layer = resolve_site(lm.model, site).layer or 0
     blocks: Any = lm.model.get_submodule(find_layers(lm.model))
     module = down_projection(blocks[layer])
     if not site.startswith("mlp_act@") or module is None:
-        raise UserError(f"the units of {site} have no known direction in the residual stream")
+        raise NoDirection(f"the units of {site} have no known direction in the residual stream")
     weight = module.weight.detach()
     # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
     rows = weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]

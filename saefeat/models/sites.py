@@ -40,6 +40,10 @@ class Site:
     layer: int | None
 
 
+class UnknownSite(UserError):
+    """A model does not have a site, or where it is in this family of models is not known."""
+
+
 def find_layers(model: nn.Module) -> str:
     """Return the dotted path of the list of transformer blocks.
 
@@ -52,7 +56,7 @@ def find_layers(model: nn.Module) -> str:
     lists = {path: blocks for path, blocks in lists.items() if blocks in inside}
     known = {path: len(blocks) for path, blocks in lists.items() if _holder(blocks[0]) is not None}
     if not known:
-        raise UserError(
+        raise UnknownSite(
             "this model has no list of blocks with an `mlp`; name sites by their module path"
             + _some_paths(lists)
         )
@@ -89,7 +93,7 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     layers = find_layers(model)
     blocks: Any = model.get_submodule(layers)
     if layer >= len(blocks):
-        raise UserError(
+        raise UnknownSite(
             f"the site {name} does not exist: the model has the layers 0 to {len(blocks) - 1}"
         )
     parts = {"mlp_out": _added, "mlp_act": _activation, "resid_post": lambda _block: ""}
@@ -97,11 +101,11 @@ def resolve_site(model: nn.Module, name: str) -> Site:
     if part is None:
         where = f"{layers}.{layer}{_holder(blocks[layer]) or ''}"
         if is_mixture(blocks[layer]):
-            raise UserError(
+            raise UnknownSite(
                 f"the site {name} does not exist: {where} is a mixture of experts, whose neurons "
                 f"change from token to token; use mlp_out@{layer}"
             )
-        raise UserError(f"the site {name} cannot be found in {where}; name its module path")
+        raise UnknownSite(f"the site {name} cannot be found in {where}; name its module path")
     return Site(name, f"{layers}.{layer}{part}", layer)
 
 
@@ -109,7 +113,7 @@ def _explicit(model: nn.Module, name: str) -> Site:
     """Find a site by its module path, which may lack the base model's prefix."""
     paths = [name, f"{getattr(model, 'base_model_prefix', '')}.{name}"] if name else []
     if block := _BLOCK.fullmatch(name):  # another model's path, or that of the text part alone
-        with suppress(UserError):
+        with suppress(UnknownSite):
             paths.append(f"{find_layers(model)}.{block[1]}")
     for path in paths:
         try:
@@ -119,7 +123,7 @@ def _explicit(model: nn.Module, name: str) -> Site:
         numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
         return Site(name, path, int(numbers[0]) if numbers else None)
     kinds = ", ".join(f"{kind}@LAYER" for kind in KINDS)
-    raise UserError(f"unknown site {name}: use {kinds} or a module path of the model")
+    raise UnknownSite(f"unknown site {name}: use {kinds} or a module path of the model")
 
 
 def feed_forward(block: nn.Module) -> Any:
@@ -199,7 +203,7 @@ def _describe(model: Any, kind: str, layer: int, block: nn.Module) -> dict[str, 
     row |= dict.fromkeys(("module", "width", "sparsify", "transformer_lens", "refused"))
     try:
         path = resolve_site(model, row["site"]).path
-    except UserError as error:
+    except UnknownSite as error:
         return {**row, "refused": str(error)}
     row["module"], row["width"] = path, _width(model, kind, block)
     row["sparsify"] = path.removeprefix(f"{model.base_model_prefix}.")

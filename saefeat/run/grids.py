@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
+from saefeat.models.sites import UnknownSite
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers
 from saefeat.steering import CONSTANT, Schedule, SteeringRecipe
@@ -53,7 +54,7 @@ def full_grid(
     ]
     try:
         layers = tuple(f"mlp_act@{layer}" for layer in neuron_layers(lm))
-    except UserError:  # a family whose neurons are not known
+    except UnknownSite:  # the neurons of this family are not known
         return grid
     clamps = (
         ("clamp", CONSTANT, 0.05),

@@ -21,6 +21,7 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
+from saefeat.models.sites import UnknownSite
 from saefeat.models.weights import is_outdated
 from saefeat.progress import Say, quiet
 from saefeat.run.request import same_arguments, with_absolute_paths
@@ -81,7 +82,7 @@ class OpenRun:
         count = self.config.neuron_layers
         if count is None:
             count = max(self.lm.site(name).layer or 0 for name in names) + 1
-        with suppress(UserError):
+        with suppress(UnknownSite):
             return [layer for layer in neuron_layers(self.lm) if layer < count]
         return []
 
@@ -234,7 +235,7 @@ def check_activations(
     some = [corpus.of.index(label) for label in corpus.labels[:16]]
     rows = lm.tokenize([corpus.texts[i] for i in some], 32)
     tokens = {i: row for i, row in zip(some, rows, strict=True) if row}
-    with suppress(UserError):  # a family whose blocks are not known
+    with suppress(UnknownSite):  # the blocks of this family are not known
         sites = [*sites, f"resid_post@{lm.n_layers - 1}"] if last_block else sites
     for _, vectors in counted_vectors(lm, islice(plan_batches(lm, tokens), 1), sites):
         for site, x in vectors.items():

@@ -14,10 +14,10 @@ from torch import Tensor
 from saefeat.activations import counted_vectors
 from saefeat.corpora import TOKEN_LIMIT, Batch, plan_batches
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError
-from saefeat.lens import neuron_directions, promoted_tokens
+from saefeat.lens import NoDirection, neuron_directions, promoted_tokens
 from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
+from saefeat.models.sites import UnknownSite
 from saefeat.selection import Selection
 from saefeat.statistics.examples import TopExamples, read_passages
 from saefeat.statistics.histograms import Histograms
@@ -74,7 +74,7 @@ def _promoted(
 ) -> list[list[str]]:
     """The tokens that units promote; empty where it is not known what they write."""
     if lm is not None:
-        with suppress(UserError):
+        with suppress(UnknownSite, NoDirection):
             sae = saes.get(name)
             found = sae.directions[units].float() if sae else neuron_directions(lm, site, units)
             if found.shape[1] == lm.unembedding().shape[1]:

@@ -21,6 +21,7 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.methods import METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
+from saefeat.models.sites import UnknownSite
 from saefeat.progress import Say, quiet
 from saefeat.rundir import RunDir
 from saefeat.sae.fit_check import check_saes, describe
@@ -64,10 +65,10 @@ def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Iden
 
 
 def neuron_layers(lm: LanguageModel) -> list[int]:
-    """Layers whose hidden neurons are known; those of experts are not. UserError for none."""
+    """Layers whose hidden neurons are known. Raises UnknownSite if there are none."""
     found = []
     for layer in range(lm.n_layers):
-        with suppress(UserError):
+        with suppress(UnknownSite):
             lm.site(f"mlp_act@{layer}")
             found.append(layer)
     if not found:

@@ -10,7 +10,7 @@ from typing import Any
 
 from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
-from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir
+from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, clear_finished, resume
 from saefeat.run.steer import Bench, load_recipes, pair_twins
@@ -78,6 +78,8 @@ def sweep(
         setting.say(f"{out} is complete already")
         return out
     threads = setting.lm.threads
+    # Read before the work: a damaged file is reported and stays.
+    before = load_recipes(run) if run.settings.exists() else (None, {})
     with resume(run.settings, grid_mark, "the sweep", threads, setting.say) as checkpoint:
         bench.collect_missing(grid)
         ids = encode_prompts(setting.lm, prompts, bench.decoding.max_new_tokens)
@@ -86,7 +88,7 @@ def sweep(
         if not found:
             raise CannotSteer(f"none of {', '.join(wanted)} can be steered; the notes say why")
         run.save_samples(_samples(found, prompts[1::2] if halves else prompts))
-        _save_settings(bench, found)
+        _save_settings(bench, found, before)
         methods = dict.fromkeys(method for swept in found.values() for method in swept.recipes)
         metrics = {
             "schema": SCHEMA,
@@ -208,12 +210,9 @@ def _samples(found: Mapping[str, _Swept], prompts: Sequence[str]) -> Iterator[di
                 yield {**head, "prompt": prompt, **row}
 
 
-def _save_settings(bench: Bench, found: Mapping[str, _Swept]) -> None:
+def _save_settings(bench: Bench, found: Mapping[str, _Swept], before: tuple[Any, Any]) -> None:
     """Save the recipe of each method and label; those of other labels stay as they are."""
-    try:
-        source, methods = load_recipes(bench.run)
-    except UserError:  # there are none, or they are damaged
-        source, methods = None, {}
+    source, methods = before
     if source != bench.source_label:
         methods = {}
     for label, swept in found.items():

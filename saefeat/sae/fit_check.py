@@ -22,6 +22,7 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import KINDS, LanguageModel
+from saefeat.models.sites import UnknownSite
 from saefeat.sae.formats.values import stated
 from saefeat.tokens import finite, without_outliers
 
@@ -213,10 +214,10 @@ def _sites_of_width(lm: LanguageModel, width: int) -> dict[str, str]:
     """Path -> site of every layer's stream, feed-forward output and neurons of a width."""
     found: dict[str, str] = {}
     widths: dict[str, int] = {}  # by kind; equal in all layers
-    with suppress(UserError):  # a family whose blocks are not known
+    with suppress(UnknownSite):  # the blocks of this family are not known
         for layer in range(lm.n_layers):
             for kind in KINDS:
-                with suppress(UserError):  # the neurons of experts are not known
+                with suppress(UnknownSite):  # the neurons of experts are not known
                     site = lm.site(f"{kind}@{layer}")
                     if kind not in widths:
                         widths[kind] = site_width(lm, site)
