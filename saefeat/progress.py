@@ -98,6 +98,12 @@ def copy_bytes(source: IO[bytes], target: IO[bytes], bar: tqdm[Any]) -> None:
 class _Bar(tqdm):
     monitor_interval = 0  # without tqdm's thread: every update looks at the clock
 
+    def refresh(self, nolock: bool = False, lock_args: Any = None) -> bool:
+        """As tqdm does, but the lock is released when `say` raises: others would wait for ever."""
+        with self.get_lock():
+            self.display()
+        return True
+
     def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
         """Show these figures with the next update. tqdm would show them at once, as a line each."""
         super().set_postfix_str(s, refresh)
