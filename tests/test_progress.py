@@ -9,8 +9,10 @@ import subprocess
 import sys
 import termios
 import time
+from threading import Thread
 
 import pytest
+from tqdm import tqdm
 
 from saefeat import progress
 from saefeat.progress import Console, quiet, track
@@ -168,3 +170,18 @@ def test_a_console_whose_standard_error_is_no_terminal_has_none(capsys):
     console("a line")
     assert capsys.readouterr() == ("", "a line\n")
     assert quiet("a line") is None and capsys.readouterr() == ("", "")
+
+
+def test_the_lock_of_the_bars_is_free_after_a_line_that_raises(monkeypatch):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), track(interrupt, "train", 3) as bar:
+        bar.update(1)
+    taken = []
+    thread = Thread(target=lambda: taken.append(tqdm.get_lock().th_lock.acquire(timeout=5)))
+    thread.start()
+    thread.join()
+    assert taken == [True]
