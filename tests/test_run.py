@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from saefeat.config import EvaluateConfig
 from saefeat.corpora import load_corpus
 from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
@@ -32,6 +33,7 @@ from saefeat.run import (
     predict,
     run,
 )
+from saefeat.run.opened import other_corpus
 from saefeat.run.request import with_absolute_paths
 from saefeat.run.shown import pieces
 from saefeat.rundir import RunDir
@@ -306,7 +308,7 @@ def test_a_corpus_with_a_label_that_is_written_without_letters(tmp_path, config)
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = []
     run(replace(config, corpus=str(tmp_path / "sums.jsonl")), tmp_path / "run", say=lines.append)
-    assert any("some label is written without letters" in line for line in lines)
+    assert any("a label has texts without letters" in line for line in lines)
     made = json.loads((tmp_path / "run/lid/metrics.json").read_text())
     assert all(made["heads"][name]["accuracy"] > 0.9 for name in ("linear", "naive-bayes", *FITTED))
     opened = open_run(tmp_path / "run", with_corpus=False)
@@ -787,3 +789,9 @@ def test_an_unknown_family_goes_the_whole_way_with_explicit_sites(
     assert (
         "neuron-count" not in json.loads((tmp_path / "run/lid/metrics.json").read_text())["heads"]
     )
+
+
+def test_labels_without_another_corpus_are_refused(opened):
+    with pytest.raises(UserError, match="labels are chosen of another corpus") as error:
+        other_corpus(opened, EvaluateConfig(labels=("de",)))
+    assert error.value.options == ("labels",)

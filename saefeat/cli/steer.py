@@ -19,7 +19,6 @@ app = typer.Typer(no_args_is_help=True, help="Steer generation with features, an
 
 Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
 _WIDTHS = "{:10}{:>7}{:>16}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
-_FIRST_MEASURED = 6  # the new token from which perplexity is measured
 
 
 @app.command("generate")
@@ -116,12 +115,13 @@ def steer_sweep(
 
 
 def _sweep_prompts(file: Path | None, decoding: Decoding) -> list[str]:
+    from saefeat.generation import SKIPPED
     from saefeat.run.grids import english_prompts
 
-    if decoding.max_new_tokens < _FIRST_MEASURED:
+    if decoding.max_new_tokens <= SKIPPED:
         raise UserError(
-            f"--max-new-tokens is less than {_FIRST_MEASURED}; perplexity is measured from that "
-            "token on"
+            f"--max-new-tokens is less than {SKIPPED + 1}; perplexity is measured from that token "
+            "on"
         )
     lines = english_prompts() if file is None else _prompt_lines(file)
     if len(lines) < 2:

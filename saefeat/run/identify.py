@@ -47,8 +47,8 @@ def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
     letters = need_letters(texts, of)
     if not letters:
         setting.say(
-            "lid: some label is written without letters, "
-            "so digits, punctuation and symbols say something too"
+            "lid: a label has texts without letters, so digits, punctuation and symbols count "
+            "as text"
         )
     for name, kind in baselines.items():
         baseline = kind.for_run(setting.lm, setting.corpus.labels)

@@ -179,6 +179,10 @@ def other_corpus(opened: OpenRun, config: EvaluateConfig) -> Corpus | None:
     The run's own corpus may be named by another path: only its test split was not seen in training.
     """
     if config.corpus is None:
+        if config.labels:
+            raise UserError(
+                "labels are chosen of another corpus; the run's own is measured whole", "labels"
+            )
         return None
     asked = replace(opened.config, corpus=config.corpus, **config.columns)
     own = opened.corpus.labels if same_arguments(asked, opened.config) else None
