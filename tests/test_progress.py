@@ -181,7 +181,14 @@ def test_the_lock_of_the_bars_is_free_after_a_line_that_raises(monkeypatch):
     with pytest.raises(KeyboardInterrupt), track(interrupt, "train", 3) as bar:
         bar.update(1)
     taken = []
-    thread = Thread(target=lambda: taken.append(tqdm.get_lock().th_lock.acquire(timeout=5)))
+    lock = tqdm.get_lock().th_lock
+
+    def take():
+        taken.append(lock.acquire(timeout=5))
+        if taken[0]:
+            lock.release()
+
+    thread = Thread(target=take)  # the lock is reentrant: its own thread always has it
     thread.start()
     thread.join()
     assert taken == [True]
