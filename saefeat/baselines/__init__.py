@@ -1,7 +1,6 @@
-"""What features must beat: classifiers of raw texts, by name.
+"""Baselines for the heads: classifiers of raw texts, by name.
 
-A baseline is one module with a `TextClassifier`, and one line of `BASELINES`. This module imports
-no torch, so that help texts can list the names.
+The module of a baseline defines a `TextClassifier`.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from saefeat.registry import Registry
 if TYPE_CHECKING:
     from saefeat.baselines.classifier import TextClassifier
 
+# In the order of the report.
 BASELINES: Registry[type[TextClassifier]] = Registry(
     "baseline",
     {
-        "token-naive-bayes": "saefeat.baselines.tokens:TokenNaiveBayes",
         "char-naive-bayes": "saefeat.baselines.characters:CharNaiveBayes",
+        "token-naive-bayes": "saefeat.baselines.tokens:TokenNaiveBayes",
         "fasttext": "saefeat.baselines.fasttext:FastText",
     },
 )
+REFERENCE = "fasttext"  # whose errors the report compares with those of the default head

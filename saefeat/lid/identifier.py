@@ -26,7 +26,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, absolute_path
 from saefeat.lid.features import Features, featurize, sum_by_label
 from saefeat.lid.head import Head, IdentifierHeader, ModelHeader, SaeHeader
-from saefeat.lid.heads import HEADS, FitData, sae_heads
+from saefeat.lid.heads import DEFAULT_HEAD, HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
@@ -50,7 +50,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     Parameters:
         model: a `LanguageModel`, or a name that `load_model` takes.
         saes: SAEs, or sources of them as `load_saes` takes them.
-        head: sae-count, sae-min-max, naive-bayes or linear.
+        head: one of `saefeat.lid.heads.sae_heads()`.
         seed: of the linear head's fit.
         unknown: what `predict` returns where nothing can be said. It is not a label, and not in
             `classes_`. A string, as scikit-learn's metrics need it, or None.
@@ -68,7 +68,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         self,
         model: Any = "embedded:gemma-3-270m",
         saes: Any = (),
-        head: str = "linear",
+        head: str = DEFAULT_HEAD,
         seed: int = 0,
         unknown: str | None = UNKNOWN,
     ) -> None:
@@ -97,8 +97,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         if len(names) < 2:
             raise UserError("fitting needs texts of at least two labels")
         letters = need_letters(texts, of)
-        telling = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
-        texts, of = [texts[i] for i in telling], [of[i] for i in telling]
+        usable = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
+        texts, of = [texts[i] for i in usable], [of[i] for i in usable]
         self._load()
         lm, saes = self.lm_, self.saes_
 

@@ -17,6 +17,11 @@ def stats_file(directory: Path, dictionary: str) -> Path:
     return Stats.path(directory, dictionary)
 
 
+def stats_header(directory: Path, dictionary: str) -> dict[str, Any]:
+    """Read the header of the statistics of a dictionary, without their tensors."""
+    return Stats.read_header(stats_file(directory, dictionary))
+
+
 def list_stats(directory: Path) -> dict[str, Path]:
     """Dictionary id -> file, sorted. One file may be given in place of a directory.
 

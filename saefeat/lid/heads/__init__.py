@@ -1,8 +1,4 @@
-"""Heads: how weights on bags are found, by name.
-
-A head is one module that defines a `HeadKind`, and one line of `HEADS`. This module imports no
-torch, so that help texts can list the names.
-"""
+"""Heads: how weights on bags are found, by name. The module of a head defines a `HeadKind`."""
 
 from __future__ import annotations
 
@@ -87,16 +83,18 @@ class HeadKind:
     fit_tokens: Callable[[FitSize], float] = lambda _: 0.0
 
 
+# In the order of the report.
 HEADS: Registry[HeadKind] = Registry(
     "head",
     {
+        "linear": "saefeat.lid.heads.linear:HEAD",
+        "naive-bayes": "saefeat.lid.heads.naive_bayes:HEAD",
         "sae-count": "saefeat.lid.heads.sae_count:HEAD",
         "sae-min-max": "saefeat.lid.heads.sae_min_max:HEAD",
         "neuron-count": "saefeat.lid.heads.neuron_count:HEAD",
-        "naive-bayes": "saefeat.lid.heads.naive_bayes:HEAD",
-        "linear": "saefeat.lid.heads.linear:HEAD",
     },
 )
+DEFAULT_HEAD = "linear"
 
 
 def sae_heads() -> list[str]:
