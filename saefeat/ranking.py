@@ -99,7 +99,7 @@ def rank_rows(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.T
     order = np.lexsort((rank, label))
     at = FIELDS.get_field_index("rank")
     ranks = pa.array(rank[order])
-    return table.take(order).setcolumn_of(at, FIELDS.field(at), ranks).combine_chunks()
+    return table.take(order).set_column(at, FIELDS.field(at), ranks).combine_chunks()
 
 
 def common_labels(parts: Sequence[Part]) -> tuple[str, ...]:

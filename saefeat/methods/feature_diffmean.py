@@ -59,7 +59,7 @@ def feature_diffmean(
         if source is not None:  # `mean_difference` refuses an unknown one
             source = own_label(source, each.labels) or source
         parts.append(_part(each, source, top, entropy_ratio))
-    return Selection.build(parts)
+    return Selection.build(parts, parameters={"source": source})
 
 
 METHOD = Method(rank=feature_diffmean, pools=is_sae, needs="SAEs")
