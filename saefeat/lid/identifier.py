@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from saefeat.artefacts import ModelRecord
 from saefeat.corpora import Corpus
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -25,7 +26,7 @@ from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, absolute_path
 from saefeat.lid.features import Features, featurize, sum_by_label
-from saefeat.lid.head import Head, IdentifierHeader, ModelHeader, SaeHeader
+from saefeat.lid.head import Head, IdentifierHeader, SaeHeader
 from saefeat.lid.heads import DEFAULT_HEAD, HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
@@ -61,7 +62,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     """
 
     # Of an identifier from a file or pickle.
-    _known_model: ModelHeader | None = None
+    _known_model: ModelRecord | None = None
     _known_saes: Sequence[SaeHeader] = ()
 
     def __init__(
@@ -271,10 +272,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         return {**state, "_known_saes": [*others, *loaded.values()]}
 
 
-def _model_header(lm: LanguageModel) -> ModelHeader:
-    return ModelHeader(
-        name=_absolute(lm.name), revision=lm.revision, fingerprint=lm.fingerprint, dtype=lm.dtype
-    )
+def _model_header(lm: LanguageModel) -> ModelRecord:
+    return ModelRecord(**{**lm.identity, "name": _absolute(lm.name)})
 
 
 def _sae_header(sae: SAE) -> SaeHeader:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.io import UserError
+from saefeat.io import UserError, natural
 from saefeat.methods import is_hidden_neurons, is_sae
 from saefeat.methods.lape import entropy
 from saefeat.methods.sae_lape import owned_units
-from saefeat.report.formats import natural, rounded
+from saefeat.report.formats import rounded
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from saefeat.lid.head import Head
-from saefeat.lid.heads import FitData, HeadKind
+from saefeat.lid.heads import HeadKind
 from saefeat.statistics import Stats
 
 
@@ -39,13 +39,8 @@ def naive_bayes_head(
     return head
 
 
-def fit(data: FitData) -> Head:
-    """Fit on all units of the SAEs."""
-    return naive_bayes_head(data.load_stats, data.dictionaries, data.labels)
-
-
 HEAD = HeadKind(
     "multinomial, read from the statistics",
-    fit,
+    lambda data: naive_bayes_head(data.load_stats, data.dictionaries, data.labels),
     fit_bytes=lambda size: 2 * 8 * size.width * size.labels,
 )
