@@ -164,7 +164,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             "seed": self.seed,
             "unknown": self.unknown,
         }
-        self.head_.save(Path(path), header)
+        replace(self.head_, identifier=header).save(Path(path))
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, saes: Any = None) -> LanguageIdentifier:
@@ -179,10 +179,9 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             UserError: the file is missing, damaged or holds a head without its model; or the model
                 or an SAE is not found, or has changed since the identifier was fitted.
         """
-        head, header = Head.load_with_header(Path(path))
-        if "identifier" not in header:
+        head = Head.load(Path(path))
+        if (before := head.identifier) is None:
             raise UserError(f"{path} holds the head of a run; use it with the run")
-        before = header["identifier"]
         sources = [sae["source"] for sae in before["saes"]]
         if saes is None and None in sources:
             name = before["saes"][sources.index(None)]["id"]
