@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much each stage takes, and which dictionaries fit in together."""
+"""Memory: how much there is, how much each stage takes, and which dictionaries fit together."""
 
 from __future__ import annotations
 

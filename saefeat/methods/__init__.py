@@ -37,11 +37,11 @@ class Method:
         rank: the rule, `rank(stats, **parameters) -> Selection`, with `records_parameters`. Its
             keyword-only arguments are the parameters, with the published defaults; their
             annotations give types and ranges.
-        pools: whether the rule takes a dictionary by default, told by its header
+        pools: whether the rule uses, by default, the dictionary of a header
             (`stats.header["dictionary"]`).
-        needs: what those dictionaries are, in words.
+        needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
-        score: what its score is, in tables.
+        score: the name of its score in tables.
     """
 
     rank: Callable[..., Selection]

@@ -1,4 +1,7 @@
-"""Statistics: what is collected from a corpus, one module per accumulator."""
+"""Statistics that are collected from a corpus, one module per accumulator.
+
+The module of an accumulator defines a subclass of `Accumulator`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ __all__ = [
     "comparable",
 ]
 
-# The first one is written for every dictionary; its header says what was collected.
+# Counts come first: they are written for every dictionary, with a header of what was collected.
 ACCUMULATORS: Registry[type[Accumulator]] = Registry(
     "statistic",
     {

@@ -49,7 +49,7 @@ class Header(TypedDict):
 
 
 def comparable(header: dict[str, Any]) -> dict[str, Any]:
-    """The part of a header that is equal in all shards, processes and resumes of a collection."""
+    """The part of a header that is equal in all shards and processes of a collection."""
     kept = {key: value for key, value in header.items() if key != "windows"}
     for key in _IGNORED.keys() & kept.keys():
         kept[key] = {k: v for k, v in kept[key].items() if k not in _IGNORED[key]}
@@ -146,7 +146,7 @@ class Accumulator:
     """
 
     FIELDS: ClassVar[dict[str, Field]]
-    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; "" for counts only
+    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; counts have none
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own accumulator and file

@@ -70,8 +70,8 @@ class HeadKind:
     Attributes:
         title: what it is, in a few words, for tables.
         fit: fits a head.
-        reads: whether it reads a dictionary, told by the header of the dictionary. It is fitted
-            where it reads one or more.
+        reads: whether it reads the dictionary of a header. It is fitted where it reads one or
+            more.
         fit_bytes: bytes of memory that fitting takes.
         fit_tokens: tokens that run through the model for the fit.
     """
