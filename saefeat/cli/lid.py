@@ -56,8 +56,9 @@ def lid_evaluate(
         raise UserError("another corpus needs --out for its metrics")
     opened = load_run(run)
     other, place = other_corpus(opened, config), out or opened.files.lid_metrics
-    options = {"max_texts": config.max_texts, "fasttext": fasttext}
-    evaluate(opened, other, split=config.split, out=place, **options)
+    evaluate(
+        opened, other, out=place, split=config.split, max_texts=config.max_texts, fasttext=fasttext
+    )
     print_metrics(opened.files.load_lid_metrics(place))
     if out is None:
         typer.echo(f"report: {write_report(run)}")

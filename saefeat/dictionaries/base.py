@@ -76,7 +76,7 @@ class Dictionary:
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
         """Return the directions of some units: float32 [m, d_in]."""
-        raise NotImplementedError
+        return self.directions[list(units)].float()
 
     def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
         """Return x float32 [..., d_in] with a rule applied to the values of units int64 [m]."""

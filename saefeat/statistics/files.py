@@ -56,7 +56,5 @@ class StatsFiles(Sequence[Stats]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return StatsFiles(self.paths[index])
+    def __getitem__(self, index: Any) -> Any:  # slices are not needed
         return Stats.load(self.paths[index])
