@@ -677,7 +677,7 @@ def test_a_place_that_cannot_be_written_exits_with_2(saefeat, on, saes, tiny_run
         (["lid", "predict", "--run", "{}/none"], "is not a run directory: it has no run.json"),
         (
             ["lid", "predict", "--run", "{run}", "--head", "magic"],
-            "unknown head magic; this run has linear, ",
+            "unknown head magic; this run has sae-count, ",
         ),
         (
             ["lid", "predict", "--run", "{run}", "{}/none.txt"],

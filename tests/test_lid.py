@@ -773,7 +773,7 @@ def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
 @pytest.mark.parametrize(
     ("options", "of", "message"),
     [
-        ({"head": "neuron"}, OF, "unknown head neuron; choose from linear, "),
+        ({"head": "neuron"}, OF, "unknown head neuron; choose from sae-count, "),
         ({"saes": []}, OF, "give at least one SAE"),
         ({"saes": ["/nowhere"]}, OF, "/nowhere does not exist"),
         ({}, ["en"] * 24, "at least two labels"),
@@ -894,6 +894,6 @@ def test_every_head_says_what_it_reads_and_what_its_fit_takes():
         read = [kind.reads(each.identity) for each in (SAES[0], NEURONS[0])]
         assert kind.title and sum(read) == 1
         assert kind.fit_bytes(size) >= 0 and kind.fit_tokens(size) >= 0
-    assert sae_heads() == ["linear", "naive-bayes", "sae-count", "sae-min-max"]
-    with pytest.raises(UserError, match="unknown head 'x'; choose from linear, "):
+    assert sae_heads() == ["sae-count", "sae-min-max", "naive-bayes", "linear"]
+    with pytest.raises(UserError, match="unknown head 'x'; choose from sae-count, "):
         HEADS["x"]

@@ -12,12 +12,11 @@ from saefeat.registry import Registry
 if TYPE_CHECKING:
     from saefeat.baselines.classifier import TextClassifier
 
-# In the order of the report.
 BASELINES: Registry[type[TextClassifier]] = Registry(
     "baseline",
     {
-        "char-naive-bayes": "saefeat.baselines.characters:CharNaiveBayes",
         "token-naive-bayes": "saefeat.baselines.tokens:TokenNaiveBayes",
+        "char-naive-bayes": "saefeat.baselines.characters:CharNaiveBayes",
         "fasttext": "saefeat.baselines.fasttext:FastText",
     },
 )

@@ -20,8 +20,7 @@ Rule = Callable[[Tensor], Tensor]
 class Dictionary:
     """A basis of units for the vectors of a site.
 
-    Code that uses dictionaries asks none for its class: what SAEs and neurons do differently is
-    here.
+    Code that uses dictionaries does not ask for their class: SAEs and neurons have these methods.
 
     Attributes:
         id: unique in a run.

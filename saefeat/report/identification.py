@@ -67,10 +67,14 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
 
 
 def _heads(metrics: LIDMetrics) -> list[str]:
-    """Names of the heads in the order of the registries, unknown ones last."""
-    order = [*HEADS, *BASELINES]
+    """Names of the heads by their places, those of the baselines after them, unknown ones last."""
+    order = [*_by_place(HEADS), *_by_place(BASELINES)]
     known = [name for name in order if name in metrics["heads"]]
     return known + sorted(metrics["heads"].keys() - {*order})
+
+
+def _by_place(kinds: Mapping[str, Any]) -> list[str]:
+    return sorted(kinds, key=lambda name: kinds[name].place)
 
 
 def lid_rows(metrics: LIDMetrics) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ class HeadKind:
         fit: fits a head.
         reads: whether it reads the dictionary of a header. It is fitted where it reads one or
             more.
+        place: its place in the report: lower ones first, equal ones as in `HEADS`.
         fit_bytes: bytes of memory that fitting takes.
         fit_tokens: tokens that run through the model for the fit.
     """
@@ -79,19 +80,19 @@ class HeadKind:
     title: str
     fit: Callable[[FitData], Head]
     reads: Callable[[Mapping[str, Any]], bool] = is_sae
+    place: int = 2
     fit_bytes: Callable[[FitSize], float] = lambda _: 0.0
     fit_tokens: Callable[[FitSize], float] = lambda _: 0.0
 
 
-# In the order of the report.
 HEADS: Registry[HeadKind] = Registry(
     "head",
     {
-        "linear": "saefeat.lid.heads.linear:HEAD",
-        "naive-bayes": "saefeat.lid.heads.naive_bayes:HEAD",
         "sae-count": "saefeat.lid.heads.sae_count:HEAD",
         "sae-min-max": "saefeat.lid.heads.sae_min_max:HEAD",
         "neuron-count": "saefeat.lid.heads.neuron_count:HEAD",
+        "naive-bayes": "saefeat.lid.heads.naive_bayes:HEAD",
+        "linear": "saefeat.lid.heads.linear:HEAD",
     },
 )
 DEFAULT_HEAD = "linear"

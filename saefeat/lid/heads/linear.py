@@ -124,5 +124,9 @@ def _fit_tokens(size: FitSize) -> float:
 
 
 HEAD = HeadKind(
-    "logistic regression on bags of all units", fit, fit_bytes=_fit_bytes, fit_tokens=_fit_tokens
+    "logistic regression on bags of all units",
+    fit,
+    place=0,
+    fit_bytes=_fit_bytes,
+    fit_tokens=_fit_tokens,
 )

@@ -42,5 +42,6 @@ def naive_bayes_head(
 HEAD = HeadKind(
     "multinomial, read from the statistics",
     lambda data: naive_bayes_head(data.load_stats, data.dictionaries, data.labels),
+    place=1,
     fit_bytes=lambda size: 2 * 8 * size.width * size.labels,
 )
