@@ -63,7 +63,6 @@ def featurize(
     dictionaries: Sequence[Dictionary],
     texts: Sequence[str],
     *,
-    token_limit: int = TOKEN_LIMIT,
     count_bos: bool = False,
     letters: bool = True,
     say: Say = quiet,
@@ -74,15 +73,14 @@ def featurize(
     are run once per group of dictionaries that fit in memory together.
 
     Args:
-        token_limit: texts are cut after this number of tokens.
         count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
             published.
         letters: whether a text needs a letter to say something.
     """
     parts: dict[str, list[Cells]] = {each.id: [] for each in dictionaries}
-    rows = _tokenize(lm, texts, token_limit)
+    rows = _tokenize(lm, texts)
     rows = {i: row for i, row in rows.items() if says_something(texts[i], letters=letters)}
-    none = [""] * len(texts)
+    none = [""] * len(texts)  # neither labels nor ids
     corpus = Corpus(list(texts), none, none, ("",), "texts")
     for observed in _observe(lm, dictionaries, corpus, rows, count_bos=count_bos, say=say):
         for name, one in observed.items():
@@ -100,7 +98,7 @@ def sum_by_label(
         d.id: Stats.zeros(names, d.width, signed=d.signed, device=lm.device, dictionary=d.identity)
         for d in dictionaries
     }
-    rows = _tokenize(lm, corpus.texts, TOKEN_LIMIT)
+    rows = _tokenize(lm, corpus.texts)
     for observed in _observe(lm, dictionaries, corpus, rows, labels=len(names)):
         for name, one in observed.items():
             found[name].add(one)
@@ -110,9 +108,9 @@ def sum_by_label(
     }
 
 
-def _tokenize(lm: LanguageModel, texts: Sequence[str], token_limit: int) -> dict[int, list[int]]:
+def _tokenize(lm: LanguageModel, texts: Sequence[str]) -> dict[int, list[int]]:
     """Position -> token ids, of the texts that have a token that counts."""
-    ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
+    ids = lm.tokenize([clean_text(text) for text in texts], TOKEN_LIMIT)
     return {i: row for i, row in enumerate(ids) if without_special(row, lm.special_ids)}
 
 
