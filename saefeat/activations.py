@@ -1,4 +1,4 @@
-"""The one loop over a model's activations: batches -> vectors of the counted tokens, by site.
+"""The loop over a model's activations: batches -> vectors of the counted tokens, by site.
 
 SAE training, collection, language identification, the fit check, the report and the forecast all
 read activations here. Which tokens count is decided in `saefeat.tokens`.
@@ -17,9 +17,9 @@ from saefeat.hooks import capture
 from saefeat.models import LanguageModel
 from saefeat.tokens import finite, norms, outlier_limit
 
-SAMPLE_TOKENS = 4096  # whose median norm makes the limit of a site without an SAE
+SAMPLE_TOKENS = 4096  # their median norm gives the outlier limit where no SAE has one
 # Significant digits of a limit. The last bits of a median differ between machines, and all shards
-# of a collection have to leave out the same tokens.
+# of a collection must leave out the same tokens.
 DIGITS = 3
 
 

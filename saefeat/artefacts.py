@@ -299,7 +299,7 @@ class SteeringSettings(TypedDict):
     methods: dict[str, dict[Label, SteeringSetting]]
 
 
-class OwnText(TypedDict):
+class UnsteeredText(TypedDict):
     """Measures of the model's own text in a label, unsteered."""
 
     forcing: Share
@@ -360,7 +360,7 @@ class SteeringMetrics(TypedDict):
     threads: Count | None
     source: Label
     decoding: Decoding
-    own: dict[Label, OwnText]
+    own: dict[Label, UnsteeredText]
     rows: list[SteeringRow]
     summary: list[SteeringSummary]
 

@@ -1,4 +1,4 @@
-"""Codes (the active units of a run of tokens) and bags (codes summed by example).
+"""Codes (the active units of consecutive tokens) and bags (codes summed by example).
 
 Only this module knows that codes may be sparse (values and indices) or dense. A unit fires where
 its value is > 0.
@@ -6,7 +6,8 @@ its value is > 0.
 Sums are exact. A value is rounded once, half to even, to a whole number of steps of 2^-20, and
 whole numbers are added as int64. So a sum does not depend on the order of its terms: any batches,
 shards and resumes give the same bytes. An example whose sum reaches 2^53 steps (a mean activation
-of some 33 million over 256 tokens) is refused, because float64 holds no odd numbers beyond it.
+of some 33 million over 256 tokens) is refused, because float64 cannot hold every whole number
+beyond it.
 """
 
 from __future__ import annotations

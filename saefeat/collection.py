@@ -1,8 +1,8 @@
 """Stream a corpus through a model and its dictionaries into accumulators.
 
-The corpus is cut into windows of 1,024 examples. A window is the unit of work: the header of the
-statistics lists its windows. A shard takes some of them, a resume those that are missing, and a
-merge joins them. The module loops over `saefeat.statistics.ACCUMULATORS` and names none of them.
+The corpus is cut into windows of 1,024 examples. A window is the unit of work: a shard takes some
+windows, a resumed collection takes those that are missing, and the header of the statistics lists
+those that were counted. The accumulators come from `saefeat.statistics.ACCUMULATORS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from saefeat.activations import counted_vectors
-from saefeat.codes import Codes
 from saefeat.corpora import Batch, Corpus, Plan
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, make_dir
@@ -29,46 +28,35 @@ from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import Checkpoint, check_same, claim, saved_request
-from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, Stats, comparable, default_kinds
-from saefeat.statistics.files import UNFINISHED, stats_file
+from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, collected_kinds, comparable
+from saefeat.statistics.files import UNFINISHED, stats_file, stats_header
 
 CHECKPOINT_SECONDS = 30.0
 _STATE = "state.safetensors"
-_WRITING = 20  # seconds of work per second that a checkpoint takes
+_WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 
 States = dict[str, list[Accumulator]]  # by dictionary
 
 # --------------------------------------------------------------------------- batches
 
 
-def encode_batches(
-    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, dict[str, tuple[Codes, Tensor]]]]:
-    """Run batches and encode their counted tokens in every dictionary.
-
-    Yields:
-        The batch and, by dictionary id, the codes and their number of tokens in each example:
-        int64 [rows] on the CPU.
-    """
-    for batch, vectors in counted_vectors(lm, batches, [d.site for d in dictionaries]):
-        found = {}
-        with torch.inference_mode():
-            for d in dictionaries:
-                x, counted = d.select(vectors[d.site], batch.counted)
-                found[d.id] = d.encode(x), counted.sum(1)
-        yield batch, found
-
-
 def observe(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterable[Batch], corpus: Corpus
 ) -> Iterator[tuple[Batch, dict[str, Observed]]]:
-    """Run batches of a corpus; for each, by dictionary id, what accumulators add."""
+    """Run batches of a corpus, and encode their counted tokens in every dictionary.
+
+    Yields each batch and, by dictionary id, what accumulators add.
+    """
     row = {label: k for k, label in enumerate(corpus.labels)}
-    for number, (batch, encoded) in enumerate(encode_batches(lm, dictionaries, batches)):
+    inputs = counted_vectors(lm, batches, [d.site for d in dictionaries])
+    for number, (batch, vectors) in enumerate(inputs):
         labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
-        positions = torch.tensor(batch.positions)
-        made = {id: Observed(*codes, labels, positions, number) for id, codes in encoded.items()}
-        yield batch, made
+        positions, found = torch.tensor(batch.positions), {}
+        with torch.inference_mode():
+            for d in dictionaries:
+                x, counted = d.select(vectors[d.site], batch.counted)
+                found[d.id] = Observed(d.encode(x), counted.sum(1), labels, positions, number)
+        yield batch, found
 
 
 # --------------------------------------------------------------------------- the stage
@@ -137,8 +125,8 @@ class _Job:
         path = stats_file(self.out, dictionary.id)
         if not path.exists():
             return False
-        header, wanted = Stats.read_header(path), comparable(self.headers[dictionary.id])
-        found = comparable(header), header.get("windows")
+        header, wanted = stats_header(self.out, dictionary.id), self.headers[dictionary.id]
+        found, wanted = (comparable(header), header.get("windows")), comparable(wanted)
         check_same(path, found, (wanted, self.windows), "statistics")
         return self.has_files(dictionary, self.windows, finished=True)
 
@@ -157,11 +145,11 @@ def collect(
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
     The same call resumes a collection that was stopped. Dictionaries that do not fit in memory
-    together take several passes over the corpus (see `memory.group_to_fit`).
+    together form groups, with one pass over the corpus each (see `memory.group_to_fit`).
 
     Args:
         places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`.
-            Those of `default_kinds` need none; they have a folder in `out`.
+            Those that are always collected need none; they have a folder in `out`.
         shard: (i, n) takes the windows w with w mod n = i.
         checkpoint_seconds: least time between two checkpoints.
 
@@ -172,7 +160,7 @@ def collect(
         RunFailed: an activation is not finite, or a sum leaves the exact range.
     """
     check_ids(dictionaries)
-    wanted = {kind: out / kind.FOLDER for kind in default_kinds()}
+    wanted = {kind: out / kind.FOLDER for kind in collected_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
     job = _Job(lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds)
@@ -193,7 +181,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     unfinished = job.out / UNFINISHED
     begun = (saved_request(unfinished / _STATE) or {"headers": {}})["headers"]
-    # Dictionaries of a stopped pass stay together, whatever fits in memory now. The others follow.
+    # The group that was stopped stays together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
     missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
     groups = [stopped] if stopped else []
@@ -201,7 +189,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
         labels = len(job.plan.corpus.labels)
         groups += group_to_fit(missing, job.lm.device, labels, kinds=[*job.places])
     if not groups:
-        # Left over if the process was killed between its last write and the removal.
+        # Still there if the process was killed between its last write and the removal.
         shutil.rmtree(unfinished, ignore_errors=True)
         job.say(f"{job.out} is complete already")
         return
@@ -209,7 +197,7 @@ def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
             names = ", ".join(d.id for d in group)
-            job.say(f"collect: pass {number} of {len(groups)}, {names}")
+            job.say(f"collect: group {number} of {len(groups)}, {names}")
         _collect_group(job, [d.to(job.lm.device) for d in group])
     shutil.rmtree(unfinished)
 
@@ -224,7 +212,7 @@ def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     tensors = _tensors(states)
     if kept := checkpoint.load():
         windows, found = kept[0]["windows"], kept[1]
-        # A collection that was stopped begins again where it was asked for less.
+        # The checkpoint is ignored where it lacks an accumulator that is asked for now.
         if tensors.keys() <= found.keys() and all(
             job.has_files(d, windows, finished=False) for d in dictionaries
         ):
@@ -255,7 +243,7 @@ def _run_windows(
     done: list[int],
     checkpoint: Checkpoint,
 ) -> None:
-    """Add the windows that are not done, and write what has one file per window."""
+    """Add the windows that are not done. Write the files of each window, and checkpoints."""
     plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
     saved, pause = time.monotonic(), job.pause
     tokens = sum(plan.counts[i] for w in missing for i in plan.window(w))

@@ -159,7 +159,10 @@ class CollectConfig:
     """What is counted in a collection of statistics, and in which texts."""
 
     neurons: bool = about("Count the hidden neurons of every layer too.", False)
-    bags: bool = about("Write the bag of each example as well.", False)
+    bags: bool = about("The same as --with bags: write the bag of each example as well.", False)
+    with_: tuple[str, ...] | None = about(
+        "Statistics that are collected on request, such as bags,histograms.", None
+    )
     shard: Annotated[str, AfterValidator(_check_shard)] = about(
         "i/n: take the windows w with w mod n = i.", "0/1"
     )
@@ -167,6 +170,11 @@ class CollectConfig:
     count_bos: bool = about("Count BOS, as in the SAE-LAPE paper.", False)
     max_tokens: int | None = _BUDGET
     seed: int = _SEED
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """Names of the accumulators that are asked for, see `saefeat.statistics`."""
+        return (*(self.with_ or ()), *["bags"] * self.bags)
 
 
 @dataclass(frozen=True, config=STRICT)

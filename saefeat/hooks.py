@@ -154,11 +154,11 @@ def intervene(
         nonlocal seen
         _check_not_tracing()
         seen += 1
-        steps.read(module.forward, args, kwargs)
+        steps.read_call(module.forward, args, kwargs)
 
     def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-        steps.now = None
-        missing = [path for path in edits if path not in steps.ran]
+        steps.current = None
+        missing = [path for path in edits if path not in steps.edited]
         if missing and not steps.nested:  # a draft by the first layers leaves later ones out
             raise UserError(
                 f"the edit of {missing[0]} did not run in a forward pass; name a module that every "
@@ -183,8 +183,8 @@ def _edit_hook(path: str, edit: Edit, steps: Steps) -> Callable[..., Any]:
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         _check_not_tracing()
-        steps.ran.add(path)
-        given, now = _tensor(output, path), steps.now
+        steps.edited.add(path)
+        given, now = _tensor(output, path), steps.current
         if now is None:
             raise UserError(
                 f"{path} ran outside a forward pass of the model; call the model, not compiled"

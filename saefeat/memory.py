@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much each stage takes, and which dictionaries fit in together."""
+"""Memory: how much there is, how much each stage takes, and which dictionaries fit together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import LOGITS
-from saefeat.statistics import Accumulator, default_kinds
+from saefeat.statistics import Accumulator, collected_kinds
 
 D = TypeVar("D", bound=Dictionary)
 Kinds = Sequence[type[Accumulator]]
 
-_WORTH_SAYING = 5e7  # bytes of mapped weights
+LIBRARIES = 0.7e9  # bytes of a process that collects
+MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add
+_SMALL = 5e7  # bytes of mapped weights that are not mentioned
 
 
 # --------------------------------------------------------------------------- what there is
@@ -75,9 +77,9 @@ def group_to_fit(
 
     Args:
         device: where they encode.
-        labels: number of labels of the statistics kept of them, 0 where none are.
+        labels: number of labels of the statistics that are collected; 0 where none are.
         budget: bytes that a group may take; default `dictionary_budget`.
-        kinds: the accumulators of the statistics; default `default_kinds`.
+        kinds: the accumulators; default those that are always collected.
     """
     budget = dictionary_budget(device) if budget is None else budget
     groups: list[list[D]] = [[]]
@@ -105,9 +107,14 @@ def working_bytes(
 
 
 def state_bytes(dictionary: Dictionary, labels: int, kinds: Kinds | None = None) -> int:
-    """Return what accumulators take while a corpus is collected; by default `default_kinds`."""
-    wanted = [k for k in (default_kinds() if kinds is None else kinds) if k.applies(dictionary)]
+    """Return the bytes of accumulators of a dictionary; by default those always collected."""
+    wanted = [k for k in (collected_kinds() if kinds is None else kinds) if k.applies(dictionary)]
     return dictionary.width * sum(k.unit_bytes(labels, signed=dictionary.signed) for k in wanted)
+
+
+def encoders_fit(dictionaries: Sequence[Dictionary], device: str) -> bool:
+    """Return whether all dictionaries can encode at the same time."""
+    return sum(working_bytes(d, device) for d in dictionaries) <= dictionary_budget(device)
 
 
 def _on_gpu(device: str) -> bool:
@@ -120,17 +127,21 @@ def _on_gpu(device: str) -> bool:
 def collecting_bytes(
     dictionaries: Sequence[Dictionary], device: str, labels: int, kinds: Kinds | None = None
 ) -> int:
-    """Return what the heaviest group of a collection takes beside the model and mapped weights."""
+    """Return the peak memory of a collection, without the model and mapped weights.
 
-    def held_bytes(d: Dictionary) -> int:
+    It is the memory of the largest group of dictionaries (see `group_to_fit`), and of their
+    pre-activations and codes of one batch.
+    """
+
+    def unmapped_bytes(d: Dictionary) -> int:
         mapped = 0 if _on_gpu(device) else d.weights_read
         return working_bytes(d, device, labels, kinds) - mapped
 
     groups = group_to_fit(dictionaries, device, labels, kinds=kinds)
-    heaviest = max(sum(map(held_bytes, group)) for group in groups)
+    largest = max(sum(map(unmapped_bytes, group)) for group in groups)
     tokens = GPU_BATCH_TOKENS if _on_gpu(device) else BATCH_TOKENS
-    held = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
-    return heaviest + 2 * 4 * held  # pre-activations, and what is made of them
+    cells = max((min(d.cells(device), tokens * d.width) for d in dictionaries), default=0)
+    return largest + 2 * 4 * cells  # float32 pre-activations, and codes made of them
 
 
 def mapped_bytes(dictionaries: Sequence[Dictionary]) -> int:
@@ -148,10 +159,14 @@ def training_bytes(chunk: float, d_ins: Sequence[int], widths: Sequence[int]) ->
 
 
 def judging_bytes(tokens: float, vocabulary: int, itemsize: int) -> float:
-    """Return what the logits take of texts, of so many tokens, that are measured together.
+    """Return the memory of logits when the perplexity of texts is measured.
 
-    Those of a group of texts are in the model's dtype, whose values have `itemsize` bytes. Those of
-    one text are in float32.
+    The logits of a group of texts, of `tokens` in all, are in the model's dtype. One text of the
+    group at a time is converted to float32.
+
+    Args:
+        vocabulary: logits per token.
+        itemsize: bytes of a value in the model's dtype.
     """
     return min(LOGITS, tokens * vocabulary) * itemsize + 1.5 * 4 * TOKEN_LIMIT * vocabulary
 
@@ -161,6 +176,6 @@ def describe_memory(device: str, on_device: float, in_process: float, mapped: fl
     need = f"{(on_device + in_process) / 1e9:.1f} GB of memory"
     if device != "cpu":
         need = f"{on_device / 1e9:.1f} GB of GPU memory and {in_process / 1e9:.1f} GB of memory"
-    if mapped > _WORTH_SAYING:
+    if mapped > _SMALL:
         need += f" (and up to {mapped / 1e9:.1f} for weights of SAEs, which stay in their files)"
     return need

@@ -6,39 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import torch
 from pydantic import with_config
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from saefeat.io import SCHEMA, UserError, atomic_path
 from saefeat.parquet import read_header, read_table, write_table
+from saefeat.ranking import FIELDS, Part, column_of, common_labels, rank_rows
 from saefeat.schema import STRICT, checked
-from saefeat.statistics import Stats
 
 if TYPE_CHECKING:
     import pandas
-
-_FIELDS = pa.schema(
-    {
-        "dictionary": pa.string(),
-        "site": pa.string(),
-        "unit": pa.int64(),
-        "label": pa.string(),
-        "rank": pa.int64(),
-        "score": pa.float64(),
-        "probability": pa.float32(),
-        "mean_firing": pa.float64(),
-        "mean": pa.float64(),
-        "max": pa.float32(),
-    }
-)
-COLUMNS = tuple(_FIELDS.names)
 
 
 @with_config({"extra": "allow"})
@@ -54,62 +37,6 @@ class _Header(TypedDict):
     dictionaries: dict[str, _Dictionary]
     model: NotRequired[dict[str, Any]]
     stats: NotRequired[str]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a method chose from one dictionary, not ranked yet: a table of `COLUMNS` with rank 0."""
-
-    labels: tuple[str, ...]
-    header: Mapping[str, Any]
-    table: pa.Table
-
-
-def make_part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
-    """Make the rows of chosen units.
-
-    Args:
-        stats: statistics of the dictionary.
-        unit: int64 [m].
-        label: int64 [m], positions in `stats.labels`.
-        score: float64 [m].
-    """
-    unit, label = unit.cpu(), label.cpu()
-    chosen, column = torch.unique(unit, return_inverse=True)
-    # Means are computed for the chosen units only.
-    tensors = {name: t.cpu() for name, t in stats.tensors.items()}
-    tensors = {name: t if t.dim() == 1 else t[:, chosen] for name, t in tensors.items()}
-    few = Stats(stats.labels, tensors, stats.header)
-    columns = {
-        "dictionary": [stats.dictionary] * len(unit),
-        "site": [stats.site] * len(unit),
-        "unit": unit.numpy(),
-        "label": [stats.labels[i] for i in label.tolist()],
-        "rank": np.zeros(len(unit), np.int64),
-        "score": score.cpu().double().numpy(),
-        "probability": few.probability()[label, column].numpy(),
-        "mean_firing": few.mean_firing()[label, column].numpy(),
-        "mean": few.mean()[label, column].numpy(),
-        "max": few.max[label, column].numpy(),
-    }
-    return Part(stats.labels, stats.header, pa.table(columns, schema=_FIELDS))
-
-
-def rank_within_labels(label: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Rank each row among the rows of its label, by ascending keys; the first key decides first.
-
-    Args:
-        label: int64 [m], positions of labels.
-        keys: [m] each.
-
-    Returns:
-        int64 [m], from 1.
-    """
-    order = np.lexsort((*reversed(keys), label))
-    in_order = label[order]
-    rank = np.empty(len(label), dtype=np.int64)
-    rank[order] = np.arange(1, len(label) + 1) - np.searchsorted(in_order, in_order)
-    return rank
 
 
 @dataclass(frozen=True)
@@ -134,20 +61,21 @@ class Selection:
     @classmethod
     def build(
         cls,
-        method: str,
-        parameters: Mapping[str, Any],
         parts: Sequence[Part],
         *,
         by: Literal["score", "probability"] = "score",
+        method: str = "",
+        parameters: Mapping[str, Any] = MappingProxyType({}),
     ) -> Selection:
         """Pool parts and rank their rows, lowest score or highest probability first.
 
-        Ties are broken by (score, dictionary, unit).
+        Ties are broken by (score, dictionary, unit). `method` and `parameters` are for the header
+        (see `saefeat.methods.records_parameters`).
 
         Raises:
             UserError: there is no part, a dictionary comes twice, or labels or models differ.
         """
-        labels = _common_labels(parts)
+        labels = common_labels(parts)
         dictionaries = [dict(part.header["dictionary"]) for part in parts]
         header: dict[str, Any] = {
             "method": method,
@@ -159,10 +87,10 @@ class Selection:
             header["model"] = parts[0].header["model"]
         table = pa.concat_tables([part.table for part in parts])
         names = table["dictionary"].to_numpy()
-        keys = [_column(table, "score"), np.unique(names, return_inverse=True)[1]]
+        keys = [column_of(table, "score"), np.unique(names, return_inverse=True)[1]]
         if by == "probability":
-            keys.insert(0, -_column(table, "probability"))
-        return cls(_ranked(table, labels, *keys, _column(table, "unit")), header)
+            keys.insert(0, -column_of(table, "probability"))
+        return cls(rank_rows(table, labels, *keys, column_of(table, "unit")), header)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -196,7 +124,7 @@ class Selection:
         path = Path(path)
         table = read_table(path)
         header = read_header(table)
-        if "method" not in header or not table.schema.equals(_FIELDS):
+        if "method" not in header or not table.schema.equals(FIELDS):
             raise UserError(f"{path} is not a selection written by saefeat")
         schema = header.pop("schema", None)
         if schema != SCHEMA:
@@ -242,12 +170,12 @@ class Selection:
 
     def head(self, n: int) -> Selection:
         """The first n units of each label."""
-        return self.filter(_column(self.table, "rank") <= n)
+        return self.filter(column_of(self.table, "rank") <= n)
 
     def filter(self, keep: np.ndarray | Sequence[bool]) -> Selection:
         """The rows where `keep`, bool [rows], is true, ranked again from 1 in their order."""
         table = self.table.filter(pa.array(keep, pa.bool_()))
-        return Selection(_ranked(table, self.labels, _column(table, "rank")), self.header)
+        return Selection(rank_rows(table, self.labels, column_of(table, "rank")), self.header)
 
     def without_shared(self) -> Selection:
         """The rows of units that belong to one label only."""
@@ -274,7 +202,7 @@ class Selection:
         mine = set(self._cells())
         new = other.filter([cell not in mine for cell in other._cells()])
         table = pa.concat_tables([self.table, new.table])
-        return Selection(_ranked(table, header["labels"], np.arange(table.num_rows)), header)
+        return Selection(rank_rows(table, header["labels"], np.arange(table.num_rows)), header)
 
     def _where(self, name: str, other: Selection, *, present: bool) -> Selection:
         theirs = set(other._cells())
@@ -299,42 +227,6 @@ def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:
         )
     ):
         raise UserError(f"{path} is damaged; rank again")
-
-
-def _column(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].to_numpy()
-
-
-def _ranked(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.Table:
-    """The table sorted by label and by the keys, with new ranks."""
-    position = {label: i for i, label in enumerate(labels)}
-    label = np.array([position[name] for name in table["label"].to_pylist()], np.int64)
-    rank = rank_within_labels(label, *keys)
-    order = np.lexsort((rank, label))
-    at = _FIELDS.get_field_index("rank")
-    ranks = pa.array(rank[order])
-    return table.take(order).set_column(at, _FIELDS.field(at), ranks).combine_chunks()
-
-
-def _common_labels(parts: Sequence[Part]) -> tuple[str, ...]:
-    """The labels of all parts. Raises UserError when the parts cannot be pooled."""
-    if not parts:
-        raise UserError("there are no statistics to rank; give at least one dictionary")
-    seen: set[str] = set()
-    for each in parts:
-        name = each.header["dictionary"]["id"]
-        if each.labels != parts[0].labels:
-            raise UserError(
-                f"the labels of {name} are not those of the first dictionary; rank them apart"
-            )
-        if each.header.get("model") != parts[0].header.get("model"):
-            raise UserError(
-                f"the model of {name} is not that of the first dictionary; rank them apart"
-            )
-        if name in seen:
-            raise UserError(f"the dictionary {name} is given twice")
-        seen.add(name)
-    return parts[0].labels
 
 
 def _combined(left: Selection, right: Selection, name: str) -> dict[str, Any]:

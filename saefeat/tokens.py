@@ -1,4 +1,4 @@
-"""Which tokens count: the one place of this rule. To count other tokens, change this module alone.
+"""Which tokens count. To count other tokens, change this module alone.
 
 A token counts when it is neither padding nor special, and its vector is no outlier:
 
@@ -9,7 +9,7 @@ A token counts when it is neither padding nor special, and its vector is no outl
   sample. The first token of a text usually has one where the tokenizer adds no BOS. Each dictionary
   carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
 
-Statistics, SAE training, bags, the language-identification heads and edits all ask here.
+Statistics, SAE training, bags, the language-identification heads and edits all use these functions.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def without_outliers(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """Return x. Raises RunFailed when it is not finite.
 
-    Without this check, such a vector would be left out as an outlier, or its units as silent.
+    Without this check, such a vector would be left out as an outlier, or its units would not fire.
     """
     if not torch.isfinite(x.sum()):
         raise RunFailed("an activation is not finite (infinite or not a number)")

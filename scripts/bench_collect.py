@@ -20,7 +20,7 @@ from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
 from saefeat.run import neurons
-from saefeat.statistics import ACCUMULATORS, default_kinds
+from saefeat.statistics import collected_kinds
 
 
 def make_sae(lm: LanguageModel, site: str, expansion: int) -> SAE:
@@ -34,7 +34,7 @@ def compare(
     lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: list[Batch], corpus: Corpus
 ) -> float:
     """Seconds of the bare passes over seconds of the full ones."""
-    kinds = [*default_kinds(), ACCUMULATORS["histograms"]]
+    kinds = collected_kinds(["histograms"])
     states = {
         d.id: [
             kind.zeros(corpus.labels, d.width, signed=d.signed, dictionary=d.identity)

@@ -119,6 +119,18 @@ def test_collecting_and_ranking_by_hand_gives_the_statistics_and_the_selection_o
     assert "    fires on [" in out
 
 
+def test_with_collects_statistics_by_name(saefeat, on, saes, tiny_run, tmp_path):
+    options = ["--neurons", "--max-tokens", 8000, "--out", tmp_path / "stats"]
+    code, *_ = saefeat("collect", *on, *saes, "--with", "bags, histograms", *options)
+    assert code == 0
+    for part in ("bags", "histograms"):
+        assert contents(tmp_path / "stats" / part) == contents(tiny_run / part)
+    code, out, err = saefeat("collect", *on, *saes, "--with", "bags,odd", "--out", tmp_path / "x")
+    known = "counts, examples, bags, histograms"
+    assert (code, out) == (2, "") and not (tmp_path / "x").exists()
+    assert f"unknown statistic 'odd'; choose from {known} (--with)" in err
+
+
 def test_merged_shards_are_the_bytes_of_the_whole(saefeat, on, saes, tmp_path, small_windows):
     for shard, out in (("0/1", "whole"), ("0/3", "a"), ("1/3", "b"), ("2/3", "c")):
         code, *_ = saefeat(
@@ -422,7 +434,7 @@ def test_a_bad_option_exits_with_2_and_one_sentence(saefeat, on, tmp_path, name)
     [
         (
             ["--method", "lapse"],
-            "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape",
+            "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape (--method)",
         ),
         (["-p", "owner=1"], "sae-lape has no parameter 'owner' (did you mean owners?)"),
         (["-p", "top=0"], "the parameter top of sae-lape is 0"),

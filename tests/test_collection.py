@@ -239,7 +239,7 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
         places={"bags": tmp_path / "out/bags"},
         checkpoint_seconds=0,
     )
-    assert "collect: pass 1 of 3, wide" in lines
+    assert "collect: group 1 of 3, wide" in lines
     same(tmp_path / "out", whole)
 
 

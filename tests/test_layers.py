@@ -22,6 +22,7 @@ ROOMS = [
     ["evaluation", "forcing"],
     ["methods"],
     ["selection"],
+    ["ranking"],
     ["collection"],
     ["sae"],
     ["memory"],

@@ -31,7 +31,8 @@ from saefeat.lid.heads.sae_count import count_head
 from saefeat.lid.heads.sae_min_max import min_max_head
 from saefeat.lid.identifier import LanguageIdentifier
 from saefeat.methods import METHODS
-from saefeat.selection import Selection, make_part
+from saefeat.ranking import make_part
+from saefeat.selection import Selection
 from saefeat.statistics import Observed, Stats
 
 WIDTH, K = 64, 4
@@ -190,9 +191,8 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
     codes = Codes(torch.full((n, 1), value), torch.zeros(n, 1, dtype=torch.int64), 1)
     bag = codes.bag(torch.tensor([n]))
     stats.add(Observed(codes, torch.tensor([n]), torch.tensor([0]), torch.tensor([0])))
-    selection = Selection.build(
-        "any", {}, [make_part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))]
-    )
+    part = make_part(stats, torch.tensor([0]), torch.tensor([0]), torch.zeros(1))
+    selection = Selection.build([part])
     total = float(bag.sum[0]) * 2.0**-20
     assert total != n * float(bag.min[0])  # it was rounded, and 1e-6 is what it is divided by
     features = Features({"d": sp.csr_matrix([[float(n)]])}, {"d": sp.csr_matrix([[total]])})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from saefeat.config import EvaluateConfig
+from saefeat.config import CollectConfig, EvaluateConfig
 from saefeat.corpora import load_corpus
 from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
@@ -40,7 +40,7 @@ from saefeat.rundir import RunDir
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
-from saefeat.statistics import Stats
+from saefeat.statistics import Stats, collected_kinds
 
 SITES = ["resid_post@0", "mlp_out@0"]  # by depth, of two layers
 SAES = [sae_id(site) for site in SITES]
@@ -571,14 +571,17 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
         5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12
     )  # statistics of five labels, the encoder, the top examples
     assert memory.collecting_bytes(saes, "cpu", 5) == 2 * each + 2 * 4 * 512 * 64
-    assert forecast_collect(tiny_lm, saes, 5, with_neurons=True).endswith(
-        ", 1 pass over the corpus"
-    )
+    with_neurons = forecast_collect(tiny_lm, saes, 5, CollectConfig(neurons=True))
+    assert with_neurons.endswith(", 1 group of dictionaries, one pass over the corpus each")
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2)
     assert memory.collecting_bytes(saes, "cpu", 5) == each + 2 * 4 * 512 * 64
-    assert forecast_collect(tiny_lm, saes, 5, with_neurons=False).endswith(
-        ", 3 passes over the corpus"
-    )
+    line = forecast_collect(tiny_lm, saes, 5, CollectConfig())
+    assert line.endswith(", 3 groups of dictionaries, one pass over the corpus each")
+    monkeypatch.setattr(memory, "memory_limit", lambda device: 2**30)
+    more = memory.collecting_bytes(saes, "cpu", 5, collected_kinds(["bags", "histograms"]))
+    assert more == 2 * (each + 64 * 1412) + 2 * 4 * 512 * 64
+    with pytest.raises(UserError, match="unknown statistic 'x'"):
+        forecast_collect(tiny_lm, saes, 5, CollectConfig(with_=("x",)))
 
 
 def test_the_forecast_reports_skipped_rows(opened):

@@ -9,7 +9,8 @@ import torch
 
 from saefeat.codes import STEP
 from saefeat.io import UserError
-from saefeat.selection import COLUMNS, Part, Selection, make_part, rank_within_labels
+from saefeat.ranking import COLUMNS, Part, make_part, rank_within_labels
+from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 LABELS = ("de", "fr", "th")
@@ -53,7 +54,7 @@ def cells(*rows, name="sae-a", **options):
 
 
 def build(*parts: Part, **options):
-    return Selection.build("test", {"x": 1}, parts, **options)
+    return Selection.build(parts, method="test", parameters={"x": 1}, **options)
 
 
 def keys(selection):

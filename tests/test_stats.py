@@ -626,3 +626,31 @@ def test_histograms_with_other_edges_are_a_user_error(tmp_path):
 def test_integer_fields_begin_with_the_neutral_value_of_their_reduction(reduction, neutral):
     field = Field(("unit",), reduction, torch.int32)
     assert field.zeros({"unit": 3}, "cpu").tolist() == [neutral] * 3
+
+
+def test_histograms_count_beyond_32_bits(tmp_path):
+    many = collected("histograms", "sparse", [(0, [(0, (torch.ones(1, WIDTH), 0))])])
+    many.tensors["counts"] *= 2**31 - 1
+    more = many.merge(many)
+    assert more.counts.max() == 2 * (2**31 - 1)
+    saved(more, tmp_path / "a")
+    assert Histograms.load(tmp_path / "a").equal(more)
+
+
+def test_histograms_of_older_versions_with_32_bit_counts_are_read(tmp_path):
+    path = tmp_path / "a"
+    made = collected("histograms", "sparse", [(0, [(0, (torch.ones(2, WIDTH), 0))])])
+    saved(made, path)
+    tensors, found = load_tensors(path)
+    save_tensors(path, {**tensors, "counts": tensors["counts"].int()}, found)
+    assert made.counts.sum() and Histograms.load(path).equal(made)
+
+
+def test_labels_with_tokens_are_counted():
+    stats = Stats.zeros(LABELS, WIDTH)
+    assert stats.counted_labels == [] and not stats.counted.any()
+    stats.tokens[1] = 3
+    assert stats.counted_labels == [LABELS[1]] and stats.counted.tolist()[:2] == [False, True]
+    assert stats.row(LABELS[1]) == 1
+    with pytest.raises(UserError, match="there is no label 'x' in the statistics; they have"):
+        stats.row("x")

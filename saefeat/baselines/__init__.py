@@ -1,7 +1,6 @@
-"""What features must beat: classifiers of raw texts, by name.
+"""Baselines for the heads: classifiers of raw texts, by name.
 
-A baseline is one module with a `TextClassifier`, and one line of `BASELINES`. This module imports
-no torch, so that help texts can list the names.
+The module of a baseline defines a `TextClassifier`.
 """
 
 from __future__ import annotations
@@ -21,3 +20,4 @@ BASELINES: Registry[type[TextClassifier]] = Registry(
         "fasttext": "saefeat.baselines.fasttext:FastText",
     },
 )
+REFERENCE = "fasttext"  # whose errors the report compares with those of the default head

@@ -32,6 +32,7 @@ class CharNaiveBayes(NaiveBayes):
 
     name = "char-naive-bayes"
     title = "baseline: counts of runs of 1 to 4 characters"
+    place = 0
     vocabulary = 2**20
 
     def __init__(self, alpha: float = 0.1, unknown: str | None = UNKNOWN) -> None:

@@ -26,10 +26,12 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     Class attributes:
         title: what it is, in a few words, for tables.
         fitted: whether it is fitted on the texts of a run, and saved there.
+        place: its place among the baselines in the report, as that of a `HeadKind`.
     """
 
     title: ClassVar[str]
     fitted: ClassVar[bool] = True
+    place: ClassVar[int] = 1
     classes_: list[str]
     unknown: str | None
 

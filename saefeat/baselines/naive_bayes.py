@@ -75,7 +75,7 @@ class NaiveBayes(TextClassifier):
         row = {label: k for k, label in enumerate(self.classes_)}
         cells = ([row[label] for label in of], range(len(of)))
         member = csr_matrix((np.ones(len(of)), cells), shape=(len(row), len(of)))
-        self.counts_ = csr_matrix(member @ self._counts_of_telling(texts))
+        self.counts_ = csr_matrix(member @ self._counts_of_usable(texts))
         return self
 
     def scores(self, texts: Any) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ class NaiveBayes(TextClassifier):
 
     def _joint(self, texts: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """ln p(text, label) [n, K] and the number of outcomes of each text [n]."""
-        outcomes, counts = self._outcomes(), self._counts_of_telling(texts)
+        outcomes, counts = self._outcomes(), self._counts_of_usable(texts)
         totals = np.asarray(self.counts_.sum(1)).ravel() + self.alpha * outcomes.sum()
         # What a count adds to the ln p of an outcome that the label has never had.
         gain = self.counts_.copy()
@@ -101,7 +101,7 @@ class NaiveBayes(TextClassifier):
         joint = (counts @ gain.T).toarray() + amount[:, None] * np.log(self.alpha / totals)
         return joint - np.log(len(self.classes_)), amount
 
-    def _counts_of_telling(self, texts: Sequence[str]) -> csr_matrix:
+    def _counts_of_usable(self, texts: Sequence[str]) -> csr_matrix:
         """Counts of texts [n, vocabulary]; none for texts that say nothing."""
         return self._counts([t if says_something(t, letters=self.letters_) else "" for t in texts])
 

@@ -82,7 +82,7 @@ class _Options:
 
     def parameter(self, name: str) -> inspect.Parameter:
         """The parameter from which typer makes the option of a field."""
-        field, flag = self.fields[name], f"--{name.replace('_', '-')}"
+        field, flag = self.fields[name], f"--{name.rstrip('_').replace('_', '-')}"
         kind, text = field.annotation, field.description
         default = self.preset.get(name, field.default)
         if field.is_required() and name not in self.preset:

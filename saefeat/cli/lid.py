@@ -11,7 +11,7 @@ import typer
 from saefeat.cli.common import Run, input_lines, load_run, with_options
 from saefeat.config import EvaluateConfig
 from saefeat.io import UserError
-from saefeat.lid.heads import HEADS
+from saefeat.lid.heads import DEFAULT_HEAD, HEADS
 
 if TYPE_CHECKING:
     from saefeat.artefacts import LIDMetrics
@@ -56,9 +56,9 @@ def lid_evaluate(
         raise UserError("another corpus needs --out for its metrics")
     opened = load_run(run)
     other, place = other_corpus(opened, config), out or opened.files.lid_metrics
-    split = config.split or ("test" if other is None else "all")
-    options = {"max_texts": config.max_texts, "fasttext": fasttext}
-    evaluate(opened, other, split=split, out=place, **options)
+    evaluate(
+        opened, other, out=place, split=config.split, max_texts=config.max_texts, fasttext=fasttext
+    )
     print_metrics(opened.files.load_lid_metrics(place))
     if out is None:
         typer.echo(f"report: {write_report(run)}")
@@ -83,7 +83,7 @@ def lid_predict(
     file: Annotated[
         Path | None, typer.Argument(help="One text per line; default or -: standard input.")
     ] = None,
-    head: Annotated[str, typer.Option(help=f"{', '.join(HEADS)}.")] = "linear",
+    head: Annotated[str, typer.Option(help=f"{', '.join(HEADS)}.")] = DEFAULT_HEAD,
 ) -> None:
     """Print one JSON object per line of text.
 

@@ -12,13 +12,13 @@ import typer
 
 from saefeat.cli.common import Out, say
 from saefeat.io import UserError
-from saefeat.methods import METHODS, is_sae
+from saefeat.methods import DEFAULT_METHOD, METHODS, is_sae
 
 
 def rank(
     stats: Annotated[Path, typer.Argument(help="Directory of statistics.")],
     out: Out,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "sae-lape",
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = DEFAULT_METHOD,
     parameters: Annotated[
         list[str] | None, typer.Option("-p", help="name=value; may be repeated.")
     ] = None,
@@ -52,7 +52,7 @@ def _check_replaceable(out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from saefeat.selection import COLUMNS
+    from saefeat.ranking import COLUMNS
 
     columns: list[str] = []
     with suppress(OSError, pa.ArrowInvalid):  # a directory, or a file of another kind

@@ -19,9 +19,11 @@ def collect(inputs: SAEInputs, config: CollectConfig, out: Out, dry_run: DryRun 
     from saefeat.run import collect as collect_all
     from saefeat.run.opened import check_activations, load_given, load_inputs
     from saefeat.run.stages import neurons
+    from saefeat.statistics import collected_kinds
 
     if not inputs.saes and not config.neurons:
         raise UserError("nothing to collect: give --saes or --neurons")
+    collected_kinds(config.requested)  # refuses unknown names before the model is loaded
     lm, corpus = load_inputs(inputs, say)
     saes, gate = load_given(inputs, lm), bool(inputs.saes) and inputs.gate
     sites = [d.site for d in (*saes, *(neurons(lm) if config.neurons else ()))]
@@ -40,7 +42,7 @@ def _say_forecast(lm: Any, corpus: Any, saes: list[Any], config: CollectConfig, 
     say_plan(lm, corpus, collection_plan(lm, corpus, config))
     if gate:
         check_fit(lm, saes, corpus, config.seed, say)
-    say(forecast_collect(lm, saes, len(corpus.labels), with_neurons=config.neurons))
+    say(forecast_collect(lm, saes, len(corpus.labels), config))
 
 
 def merge(

@@ -20,8 +20,7 @@ Rule = Callable[[Tensor], Tensor]
 class Dictionary:
     """A basis of units for the vectors of a site.
 
-    Code that uses dictionaries asks none for its class: what SAEs and neurons do differently is
-    here.
+    Code that uses dictionaries does not ask for their class: SAEs and neurons have these methods.
 
     Attributes:
         id: unique in a run.
@@ -76,7 +75,7 @@ class Dictionary:
 
     def directions_of(self, units: Sequence[int]) -> Tensor:
         """Return the directions of some units: float32 [m, d_in]."""
-        raise NotImplementedError
+        return self.directions[list(units)].float()
 
     def edit_units(self, x: Tensor, units: Tensor, rule: Rule) -> Tensor:
         """Return x float32 [..., d_in] with a rule applied to the values of units int64 [m]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -85,9 +85,6 @@ class SAE(Dictionary):
     @property
     def directions(self) -> Tensor:
         return self.W_dec
-
-    def directions_of(self, units: Sequence[int]) -> Tensor:
-        return self.W_dec[list(units)].float()
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, user_path
+from saefeat.methods import is_sae
 from saefeat.models import load_skeleton, resolve_site
 from saefeat.rundir import RunDir
 from saefeat.sae.releases import names_release
@@ -90,7 +91,7 @@ def _open_run(run: RunDir) -> Exportable:
     # Not by `list_stats`: a run that was stopped has no statistics yet, or a part of them.
     files = [run.stats_file(name) for name in run.collected()]
     headers = [Stats.read_header(path)["dictionary"] for path in files]
-    used = [header for header in headers if header.get("kind") == "sae"]
+    used = [header for header in headers if is_sae(header)]
     for source in sources:
         _check_there(source, run, [str(header.get("path")) for header in used])
     saes = load_saes(list(sources) or str(run.saes))

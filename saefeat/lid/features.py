@@ -1,4 +1,4 @@
-"""Bags of texts as sparse matrices: computed from texts, or read from what a collection wrote."""
+"""Bags of texts as sparse matrices, computed from texts or read from the files of a collection."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
-from saefeat.codes import STEP, Bag, Codes
-from saefeat.collection import encode_batches
-from saefeat.corpora import TOKEN_LIMIT, WINDOW, Batch, Corpus, clean_text, plan_batches
+from saefeat.codes import STEP
+from saefeat.collection import observe
+from saefeat.corpora import TOKEN_LIMIT, WINDOW, Corpus, clean_text, plan_batches
 from saefeat.corpora.examples import says_something
 from saefeat.dictionaries import Dictionary
 from saefeat.memory import group_to_fit
@@ -65,7 +63,6 @@ def featurize(
     dictionaries: Sequence[Dictionary],
     texts: Sequence[str],
     *,
-    token_limit: int = TOKEN_LIMIT,
     count_bos: bool = False,
     letters: bool = True,
     say: Say = quiet,
@@ -76,18 +73,18 @@ def featurize(
     are run once per group of dictionaries that fit in memory together.
 
     Args:
-        token_limit: texts are cut after this number of tokens.
         count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
             published.
         letters: whether a text needs a letter to say something.
     """
     parts: dict[str, list[Cells]] = {each.id: [] for each in dictionaries}
-    rows = _tokenize(lm, texts, token_limit)
+    rows = _tokenize(lm, texts)
     rows = {i: row for i, row in rows.items() if says_something(texts[i], letters=letters)}
-    for batch, encoded in _encode(lm, dictionaries, rows, count_bos=count_bos, say=say):
-        positions = np.asarray(batch.positions)
-        for name, (codes, lengths) in encoded.items():
-            parts[name].append(_cells(codes.bag(lengths), positions))
+    none = [""] * len(texts)  # neither labels nor ids
+    corpus = Corpus(list(texts), none, none, ("",), "texts")
+    for observed in _observe(lm, dictionaries, corpus, rows, count_bos=count_bos, say=say):
+        for name, one in observed.items():
+            parts[name].append(_cells(one))
     widths = {each.id: each.width for each in dictionaries}
     return _build(parts, widths, len(texts))
 
@@ -101,34 +98,33 @@ def sum_by_label(
         d.id: Stats.zeros(names, d.width, signed=d.signed, device=lm.device, dictionary=d.identity)
         for d in dictionaries
     }
-    rows = _tokenize(lm, corpus.texts, TOKEN_LIMIT)
-    for batch, encoded in _encode(lm, dictionaries, rows, labels=len(names)):
-        of = torch.tensor([names.index(corpus.of[i]) for i in batch.positions], device=lm.device)
-        positions = torch.tensor(batch.positions)
-        for name, (codes, lengths) in encoded.items():
-            found[name].add(Observed(codes, lengths, of, positions))
+    rows = _tokenize(lm, corpus.texts)
+    for observed in _observe(lm, dictionaries, corpus, rows, labels=len(names)):
+        for name, one in observed.items():
+            found[name].add(one)
     return {
         name: Stats(s.labels, {key: t.cpu() for key, t in s.tensors.items()}, s.header)
         for name, s in found.items()
     }
 
 
-def _tokenize(lm: LanguageModel, texts: Sequence[str], token_limit: int) -> dict[int, list[int]]:
+def _tokenize(lm: LanguageModel, texts: Sequence[str]) -> dict[int, list[int]]:
     """Position -> token ids, of the texts that have a token that counts."""
-    ids = lm.tokenize([clean_text(text) for text in texts], token_limit)
+    ids = lm.tokenize([clean_text(text) for text in texts], TOKEN_LIMIT)
     return {i: row for i, row in enumerate(ids) if without_special(row, lm.special_ids)}
 
 
-def _encode(
+def _observe(
     lm: LanguageModel,
     dictionaries: Sequence[Dictionary],
+    corpus: Corpus,
     rows: Mapping[int, list[int]],
     *,
     count_bos: bool = False,
     labels: int = 0,
     say: Say = quiet,
-) -> Iterator[tuple[Batch, dict[str, tuple[Codes, Tensor]]]]:
-    """Batches of texts, and for each dictionary their codes and the number of counted tokens."""
+) -> Iterator[dict[str, Observed]]:
+    """Run texts in batches, given their tokens by position; see `collection.observe`."""
     groups = group_to_fit(dictionaries, lm.device, labels)
     end = max(rows, default=-1) + 1
     with track(say, "lid", len(groups) * len(rows), "texts") as bar:
@@ -137,17 +133,18 @@ def _encode(
             for start in range(0, end, WINDOW):
                 window = {i: rows[i] for i in range(start, start + WINDOW) if i in rows}
                 batches = plan_batches(lm, window, count_bos=count_bos)
-                for batch, encoded in encode_batches(lm, here, batches):
-                    yield batch, encoded
+                for batch, observed in observe(lm, here, batches, corpus):
+                    yield observed
                     bar.update(len(batch.positions))
             del here  # before the next group takes its memory
 
 
-def _cells(bag: Bag, positions: np.ndarray) -> Cells:
-    rows = bag.rows()
+def _cells(observed: Observed) -> Cells:
+    rows = observed.bag.rows()
     assert rows.example is not None and rows.unit is not None
     columns = (rows.unit.int(), rows.tokens.float(), rows.sum.double() * STEP)
-    return positions[rows.example.cpu().numpy()], *(c.cpu().numpy() for c in columns)
+    example = observed.positions[rows.example.cpu()]
+    return example.numpy(), *(column.cpu().numpy() for column in columns)
 
 
 def _build(parts: Mapping[str, list[Cells]], widths: Mapping[str, int], n: int) -> Features:

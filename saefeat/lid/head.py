@@ -13,18 +13,10 @@ import torch
 from pydantic import with_config
 from typing_extensions import TypedDict
 
+from saefeat.artefacts import ModelRecord
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.lid.features import Features, root_counts
 from saefeat.schema import STRICT, checked
-
-
-class ModelHeader(TypedDict):
-    """The model that an identifier reads."""
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    dtype: str
 
 
 class SaeHeader(TypedDict):
@@ -39,7 +31,7 @@ class SaeHeader(TypedDict):
 class IdentifierHeader(TypedDict):
     """What a `LanguageIdentifier` adds to the file of its head."""
 
-    model: ModelHeader
+    model: ModelRecord
     saes: list[SaeHeader]
     seed: int
     unknown: str | None
@@ -79,6 +71,7 @@ class Head:
         reads: dictionary id -> fingerprint of the dictionary that the head was fitted on.
         letters: whether a text needs a letter to say something; False where some label is written
             without letters.
+        identifier: the model and the SAEs, where the head is in the file of an identifier.
     """
 
     name: str
@@ -91,6 +84,7 @@ class Head:
     probabilistic: bool = False
     reads: dict[str, str] = field(default_factory=dict)
     letters: bool = True
+    identifier: IdentifierHeader | None = None
 
     def scores(self, features: Features) -> np.ndarray:
         """Scores of n texts: float64 [n, K]."""
@@ -169,8 +163,8 @@ class Head:
     def _rows(self, features: Features) -> Mapping[str, sp.csr_matrix]:
         return root_counts(features.counts) if self.root else features.counts
 
-    def save(self, path: Path, identifier: IdentifierHeader | None = None) -> None:
-        """Write one safetensors file. `identifier`: added to its header."""
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
         arrays = {"intercept": self.intercept.astype(np.float64)}
         for kind, dtype in _PARTS.items():
             arrays |= {f"{kind}|{n}": a.astype(dtype) for n, a in getattr(self, kind).items()}
@@ -183,18 +177,13 @@ class Head:
             "reads": self.reads,
             "letters": self.letters,
         }
-        if identifier is not None:
-            header["identifier"] = identifier
+        if self.identifier is not None:
+            header["identifier"] = self.identifier
         save_tensors(path, {name: torch.from_numpy(a) for name, a in arrays.items()}, header)
 
     @classmethod
     def load(cls, path: Path) -> Head:
         """Read what `save` wrote. Raises UserError when the file is missing, damaged or foreign."""
-        return cls.load_with_header(path)[0]
-
-    @classmethod
-    def load_with_header(cls, path: Path) -> tuple[Head, HeadHeader]:
-        """Read a head and the header of its file. Raises as `load`."""
         tensors, found = load_tensors(path)
         if "head" not in found or found.get("schema") != SCHEMA:
             raise UserError(f"{path} holds no head of this version; fit it again")
@@ -215,10 +204,11 @@ class Head:
             probabilistic=header["probabilistic"],
             reads=header["reads"],
             letters=header.get("letters", True),
+            identifier=header.get("identifier"),
         )
         if problem := head._find_problem():
             raise UserError(f"{path} is damaged: {problem}; fit the head again")
-        return head, header
+        return head
 
     def _find_problem(self) -> str | None:
         units, k = self.units, len(self.labels)

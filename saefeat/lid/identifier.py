@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from saefeat.artefacts import ModelRecord
 from saefeat.corpora import Corpus
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -25,8 +26,8 @@ from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, absolute_path
 from saefeat.lid.features import Features, featurize, sum_by_label
-from saefeat.lid.head import Head, IdentifierHeader, ModelHeader, SaeHeader
-from saefeat.lid.heads import HEADS, FitData, sae_heads
+from saefeat.lid.head import Head, IdentifierHeader, SaeHeader
+from saefeat.lid.heads import DEFAULT_HEAD, HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
@@ -50,7 +51,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     Parameters:
         model: a `LanguageModel`, or a name that `load_model` takes.
         saes: SAEs, or sources of them as `load_saes` takes them.
-        head: sae-count, sae-min-max, naive-bayes or linear.
+        head: one of `saefeat.lid.heads.sae_heads()`.
         seed: of the linear head's fit.
         unknown: what `predict` returns where nothing can be said. It is not a label, and not in
             `classes_`. A string, as scikit-learn's metrics need it, or None.
@@ -61,14 +62,14 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
     """
 
     # Of an identifier from a file or pickle.
-    _known_model: ModelHeader | None = None
+    _known_model: ModelRecord | None = None
     _known_saes: Sequence[SaeHeader] = ()
 
     def __init__(
         self,
         model: Any = "embedded:gemma-3-270m",
         saes: Any = (),
-        head: str = "linear",
+        head: str = DEFAULT_HEAD,
         seed: int = 0,
         unknown: str | None = UNKNOWN,
     ) -> None:
@@ -97,8 +98,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         if len(names) < 2:
             raise UserError("fitting needs texts of at least two labels")
         letters = need_letters(texts, of)
-        telling = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
-        texts, of = [texts[i] for i in telling], [of[i] for i in telling]
+        usable = [i for i, text in enumerate(texts) if says_something(text, letters=letters)]
+        texts, of = [texts[i] for i in usable], [of[i] for i in usable]
         self._load()
         lm, saes = self.lm_, self.saes_
 
@@ -163,7 +164,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             "seed": self.seed,
             "unknown": self.unknown,
         }
-        self.head_.save(Path(path), header)
+        replace(self.head_, identifier=header).save(Path(path))
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, saes: Any = None) -> LanguageIdentifier:
@@ -178,10 +179,9 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             UserError: the file is missing, damaged or holds a head without its model; or the model
                 or an SAE is not found, or has changed since the identifier was fitted.
         """
-        head, header = Head.load_with_header(Path(path))
-        if "identifier" not in header:
+        head = Head.load(Path(path))
+        if (before := head.identifier) is None:
             raise UserError(f"{path} holds the head of a run; use it with the run")
-        before = header["identifier"]
         sources = [sae["source"] for sae in before["saes"]]
         if saes is None and None in sources:
             name = before["saes"][sources.index(None)]["id"]
@@ -271,10 +271,8 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
         return {**state, "_known_saes": [*others, *loaded.values()]}
 
 
-def _model_header(lm: LanguageModel) -> ModelHeader:
-    return ModelHeader(
-        name=_absolute(lm.name), revision=lm.revision, fingerprint=lm.fingerprint, dtype=lm.dtype
-    )
+def _model_header(lm: LanguageModel) -> ModelRecord:
+    return ModelRecord(**{**lm.identity, "name": _absolute(lm.name)})
 
 
 def _sae_header(sae: SAE) -> SaeHeader:

@@ -1,7 +1,6 @@
 """Published rules that choose units: functions from statistics to a selection, by name.
 
-A rule is one module that defines a `Method`, and one line of `METHODS`. This module imports no
-torch, so that help texts can list the names.
+The module of a rule defines a `Method`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,6 +21,8 @@ from saefeat.schema import STRICT
 
 if TYPE_CHECKING:
     from saefeat.selection import Selection
+
+P = ParamSpec("P")
 
 # Types of parameters, with their ranges.
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -32,17 +34,16 @@ class Method:
     """A rule, and what the stages need to know of it.
 
     Attributes:
-        title: what it is, in a few words.
-        rank: the rule, `rank(stats, **parameters) -> Selection`. Its keyword-only arguments are the
-            parameters, with the published defaults; their annotations give types and ranges.
-        pools: whether the rule takes a dictionary by default, told by its header
+        rank: the rule, `rank(stats, **parameters) -> Selection`, with `records_parameters`. Its
+            keyword-only arguments are the parameters, with the published defaults; their
+            annotations give types and ranges.
+        pools: whether the rule uses, by default, the dictionary of a header
             (`stats.header["dictionary"]`).
-        needs: what those dictionaries are, in words.
+        needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
-        score: what its score is, in tables.
+        score: the name of its score in tables.
     """
 
-    title: str
     rank: Callable[..., Selection]
     pools: Callable[[Mapping[str, Any]], bool]
     needs: str
@@ -58,6 +59,33 @@ METHODS: Registry[Method] = Registry(
         "lape": "saefeat.methods.lape:METHOD",
     },
 )
+DEFAULT_METHOD = "sae-lape"
+
+
+def records_parameters(name: str) -> Callable[[Callable[P, Selection]], Callable[P, Selection]]:
+    """Write the name of a rule and the values of its parameters into the selections it makes.
+
+    A value that the rule has written there itself stays.
+    """
+
+    def decorate(rule: Callable[P, Selection]) -> Callable[P, Selection]:
+        defaults = {each.name: each.default for each in _parameters(rule)}
+
+        @wraps(rule)
+        def rank(*args: P.args, **parameters: P.kwargs) -> Selection:
+            selection = rule(*args, **parameters)
+            values = defaults | parameters | selection.header["parameters"]
+            selection.header.update(method=name, parameters=values)
+            return selection
+
+        return rank
+
+    return decorate
+
+
+def _parameters(rule: Callable[..., Any]) -> list[inspect.Parameter]:
+    arguments = inspect.signature(rule).parameters.values()
+    return [each for each in arguments if each.kind is each.KEYWORD_ONLY]
 
 
 def is_sae(header: Mapping[str, Any]) -> bool:
@@ -67,7 +95,7 @@ def is_sae(header: Mapping[str, Any]) -> bool:
 
 def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
     """Whether a dictionary is the identity at hidden neurons (`mlp_act`)."""
-    return header.get("kind") == "identity" and header["site"].split("@")[0] == "mlp_act"
+    return header.get("kind") == "identity" and header.get("site", "").startswith("mlp_act@")
 
 
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
@@ -131,8 +159,7 @@ def check_parameters(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     rank = METHODS[method].rank
     types = get_type_hints(rank, include_extras=True)
-    arguments = inspect.signature(rank).parameters.values()
-    kinds = {each.name: types[each.name] for each in arguments if each.kind is each.KEYWORD_ONLY}
+    kinds = {each.name: types[each.name] for each in _parameters(rank)}
     checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in kinds:

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from saefeat.io import UserError
 from saefeat.labels import own_label
-from saefeat.methods import Count, Method, Rate, is_sae
+from saefeat.methods import Count, Method, Rate, is_sae, records_parameters
 from saefeat.methods.lape import entropy
-from saefeat.selection import Part, Selection, make_part
+from saefeat.ranking import Part, make_part
+from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 _ROUNDING = 1e-12  # the computed entropy of equal probabilities may slightly exceed ln K
 
 
+@records_parameters("feature-diffmean")
 def feature_diffmean(
     stats: Sequence[Stats],
     *,
@@ -57,34 +59,26 @@ def feature_diffmean(
         if source is not None:  # `mean_difference` refuses an unknown one
             source = own_label(source, each.labels) or source
         parts.append(_part(each, source, top, entropy_ratio))
-    parameters = {"source": source, "top": top, "entropy_ratio": entropy_ratio}
-    return Selection.build("feature-diffmean", parameters, parts)
+    return Selection.build(parts, parameters={"source": source})
 
 
-METHOD = Method(
-    title="features of low entropy, by the difference of their means (for steering)",
-    rank=feature_diffmean,
-    pools=is_sae,
-    needs="SAEs",
-)
+METHOD = Method(rank=feature_diffmean, pools=is_sae, needs="SAEs")
 
 
 def _part(stats: Stats, source: str | None, top: int | None, entropy_ratio: float) -> Part:
     """The chosen rows of one dictionary."""
-    counted = (stats.tokens > 0).tolist()
-    limit = entropy_ratio * math.log(max(sum(counted), 2)) + _ROUNDING
+    counted = [label for label in stats.counted_labels if label != source]
+    limit = entropy_ratio * math.log(max(int(stats.counted.sum()), 2)) + _ROUNDING
     specific = (entropy(stats.probability().cpu()) <= limit) & (stats.fired.cpu() > 0).any(0)
     unit = specific.nonzero().flatten()
     means = stats.mean().cpu()[:, unit]
     units, labels, scores = [], [], []
-    for k, label in enumerate(stats.labels):
-        if label == source or not counted[k]:
-            continue
+    for label in counted:
         difference = mean_difference(stats, label, source, means).abs()
         order = torch.argsort(difference, descending=True, stable=True)[:top]
         order = order[difference[order] > 0]
         units.append(unit[order])
-        labels.append(torch.full_like(order, k))
+        labels.append(torch.full_like(order, stats.row(label)))
         scores.append(-difference[order])
     if not units:
         raise UserError(
@@ -111,21 +105,14 @@ def mean_difference(
         UserError: a label is not in the statistics or has no tokens, or there is no label to
             compare with.
     """
-    labels = stats.labels
-    counted = {name: n > 0 for name, n in zip(labels, stats.tokens.tolist(), strict=True)}
     for name in (label, source):
-        if name is not None and name not in counted:
-            raise UserError(
-                f"there is no label {name!r} in the statistics; they have {', '.join(labels)}"
-            )
-        if name is not None and not counted[name]:
-            raise UserError(
-                f"the label {name} has no tokens in the statistics of {stats.dictionary}"
-            )
-    others = [name for name in labels if counted[name] and name != label and source in (None, name)]
+        if name is not None and not stats.counted[stats.row(name)]:
+            of = stats.dictionary
+            raise UserError(f"the label {name} has no tokens in the statistics of {of}")
+    others = [n for n in stats.counted_labels if n != label and source in (None, n)]
     if not others:
         raise UserError(
             f"there is nothing to compare {label} with; give statistics of two labels or more"
         )
     means = stats.mean().cpu() if means is None else means
-    return means[labels.index(label)] - means[[labels.index(name) for name in others]].mean(0)
+    return means[stats.row(label)] - means[[stats.row(name) for name in others]].mean(0)

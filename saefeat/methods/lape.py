@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from saefeat.io import UserError
-from saefeat.methods import Method, Rate, is_hidden_neurons
-from saefeat.selection import Part, Selection, make_part
+from saefeat.methods import Method, Rate, is_hidden_neurons, records_parameters
+from saefeat.ranking import Part, make_part
+from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 
@@ -45,6 +46,7 @@ def quantile(values: Tensor, rate: float) -> Tensor:
     return flat.kthvalue(place).values
 
 
+@records_parameters("lape")
 def lape(
     stats: Sequence[Stats],
     *,
@@ -77,16 +79,10 @@ def lape(
     owned = p[:, kept] > quantile(p, activation_bar_ratio)
 
     parts = [_part(each, starts[each.dictionary], kept, scores, owned, label_of) for each in stats]
-    parameters = {
-        "top_rate": top_rate,
-        "filter_rate": filter_rate,
-        "activation_bar_ratio": activation_bar_ratio,
-    }
-    return Selection.build("lape", parameters, parts)
+    return Selection.build(parts)
 
 
 METHOD = Method(
-    title="neurons of low entropy over labels (LAPE)",
     rank=lape,
     pools=is_hidden_neurons,
     needs="neurons at the site mlp_act",
@@ -103,17 +99,16 @@ def _pool(stats: Sequence[Stats]) -> tuple[dict[str, int], Tensor, Tensor]:
         positions of these labels, [k] int64.
     """
     pool: list[tuple[str, Tensor]] = []
-    counted = torch.zeros(0, dtype=torch.bool)
     labels: tuple[str, ...] = ()
+    counted = torch.zeros(0, dtype=torch.bool)
     for each in stats:
-        if not pool:
-            labels, counted = each.labels, torch.zeros(len(each.labels), dtype=torch.bool)
+        labels, counted = (labels, counted) if pool else (each.labels, each.counted)
         if each.labels != labels:
             raise UserError(
                 f"the labels of {each.dictionary} are not those of the first dictionary; "
                 "rank them apart"
             )
-        counted |= each.tokens.cpu() > 0
+        counted = counted | each.counted
         pool.append((each.dictionary, each.probability().cpu()))
     if not counted.any():
         raise UserError("no label has tokens; collect statistics of some text first")

@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from saefeat.methods import Count, Method, Rate, is_sae
+from saefeat.methods import Count, Method, Rate, is_sae, records_parameters
 from saefeat.methods.lape import entropy
-from saefeat.selection import Selection, make_part, rank_within_labels
+from saefeat.ranking import make_part, rank_within_labels
+from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 
+@records_parameters("sae-lape")
 def sae_lape(
     stats: Sequence[Stats],
     *,
@@ -65,18 +67,8 @@ def sae_lape(
             first = torch.from_numpy(ranks <= top)
             unit, label, score = unit[first], label[first], score[first]
         parts.append(make_part(each, unit, label, score))
-    parameters = {
-        "example_rate": example_rate,
-        "high_frequency_rate": high_frequency_rate,
-        "ratio": ratio,
-        "owners": owners,
-        "top": top,
-        "by": by,
-        "per_layer": per_layer,
-        "entropy_threshold": entropy_threshold,
-    }
     key: Literal["score", "probability"] = "probability" if by == "frequency" else "score"
-    selection = Selection.build("sae-lape", parameters, parts, by=key)
+    selection = Selection.build(parts, by=key, parameters={"owners": owners})
     if top is not None and not per_layer:
         selection = selection.head(top)
     if entropy_threshold is not None:
@@ -84,13 +76,7 @@ def sae_lape(
     return selection
 
 
-METHOD = Method(
-    title="features specific to a label (SAE-LAPE)",
-    rank=sae_lape,
-    pools=is_sae,
-    needs="SAEs",
-    score="entropy",
-)
+METHOD = Method(rank=sae_lape, pools=is_sae, needs="SAEs", score="entropy")
 
 
 def owned_units(
@@ -116,12 +102,11 @@ def owned_units(
 
 def passing(stats: Stats, example_rate: float, high_frequency_rate: float) -> Tensor:
     """Which units pass both filters: bool [width]."""
-    examples, tokens = stats.examples.cpu(), stats.tokens.cpu()
-    # Without this, every unit would pass for a label without text: 98 % of 0 examples is 0.
-    counted = ((examples > 0) & (tokens > 0))[:, None]
-    in_examples = stats.fired_examples.cpu() >= truncated(example_rate, examples)[:, None]
-    often = stats.fired.cpu() > truncated(high_frequency_rate, tokens)[:, None]
-    return (in_examples & counted).any(0) & (often & counted).any(0)
+    counted = stats.counted  # else every unit would pass for a label without text
+    examples, tokens = stats.examples.cpu()[counted], stats.tokens.cpu()[counted]
+    in_examples = stats.fired_examples.cpu()[counted] >= truncated(example_rate, examples)[:, None]
+    often = stats.fired.cpu()[counted] > truncated(high_frequency_rate, tokens)[:, None]
+    return in_examples.any(0) & often.any(0)
 
 
 def owned_labels(p: Tensor, ratio: float) -> Tensor:

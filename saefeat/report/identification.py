@@ -8,16 +8,14 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from saefeat.artefacts import LIDMetrics
-from saefeat.baselines import BASELINES
-from saefeat.lid.heads import HEADS
+from saefeat.baselines import BASELINES, REFERENCE
+from saefeat.lid.heads import DEFAULT_HEAD, HEADS
 from saefeat.report.formats import by_length, direction, shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The order of the page. Entries that are not named here follow in the order of their registry.
-ORDER = tuple(dict.fromkeys(("linear", "naive-bayes", *HEADS, "char-naive-bayes", *BASELINES)))
-OURS, THEIRS = "linear", "fasttext"  # the heads whose errors are shown
+OURS, THEIRS = DEFAULT_HEAD, REFERENCE  # the heads whose errors are shown
 KINDS = {(False, True): "theirs", (True, False): "ours", (False, False): "neither"}  # who is right
 _FIGURES = ("accuracy", "accuracy_ci", "f1_macro", "f1_macro_ci")
 _SHOWN = 48  # texts of each length and kind
@@ -69,11 +67,14 @@ def lid_view(metrics: LIDMetrics) -> dict[str, Any]:
 
 
 def _heads(metrics: LIDMetrics) -> list[str]:
-    """Names of the heads in the order of the page, unknown ones last."""
-    return [
-        *(name for name in ORDER if name in metrics["heads"]),
-        *sorted(metrics["heads"].keys() - set(ORDER)),
-    ]
+    """Names of the heads by their places, those of the baselines after them, unknown ones last."""
+    order = [*_by_place(HEADS), *_by_place(BASELINES)]
+    known = [name for name in order if name in metrics["heads"]]
+    return known + sorted(metrics["heads"].keys() - {*order})
+
+
+def _by_place(kinds: Mapping[str, Any]) -> list[str]:
+    return sorted(kinds, key=lambda name: kinds[name].place)
 
 
 def lid_rows(metrics: LIDMetrics) -> list[dict[str, Any]]:

@@ -18,10 +18,9 @@ from saefeat.artefacts import (
     SteeringSample,
     SteeringSettings,
 )
-from saefeat.io import UserError
+from saefeat.io import UserError, natural
 from saefeat.methods import METHODS, check_parameters
 from saefeat.methods.sae_lape import sae_lape
-from saefeat.report.formats import natural
 from saefeat.report.identification import OURS, THEIRS, find_errors
 from saefeat.report.spread import Spread, read_spread
 from saefeat.rundir import RunDir

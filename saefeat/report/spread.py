@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.io import UserError
+from saefeat.io import UserError, natural
+from saefeat.methods import is_hidden_neurons, is_sae
 from saefeat.methods.lape import entropy
 from saefeat.methods.sae_lape import owned_units
-from saefeat.report.formats import natural, rounded
+from saefeat.report.formats import rounded
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
 
@@ -58,16 +59,15 @@ def read_spread(
     for name in sorted(run.collected(), key=natural):
         path = run.stats_file(name)
         dictionary = Stats.read_header(path).get("dictionary", {})
-        is_sae = dictionary.get("kind") == "sae"
         # Statistics of a site itself are collected for its means.
-        if not is_sae and not dictionary.get("site", "").startswith("mlp_act@"):
+        if not (is_sae(dictionary) or is_hidden_neurons(dictionary)):
             continue
         stats = run.load_stats(name)
         spread = spread or Spread(stats.labels, filters)
         units = sorted(chosen.get(name, ()))
         if not _fit(stats, name, units, spread.labels):
             raise UserError(f"{path} does not fit the other files of the run; collect it again")
-        _add(spread, stats, units, is_sae)
+        _add(spread, stats, units)
     if spread:
         spread.entropy.sort(key=lambda part: part["kind"] != "sae")
     return spread
@@ -81,7 +81,8 @@ def _fit(stats: Stats, name: str, units: list[int], labels: tuple[str, ...]) -> 
     return bool(((stats.fired >= 0) & (stats.fired <= stats.tokens[:, None])).all())
 
 
-def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
+def _add(spread: Spread, stats: Stats, units: list[int]) -> None:
+    kind = stats.header["dictionary"]["kind"]
     p = stats.probability()
     h = entropy(p)
     fires = p.amax(0) > 0
@@ -90,7 +91,7 @@ def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
     spread.entropy.append(
         {
             "dictionary": stats.dictionary,
-            "kind": "sae" if is_sae else "identity",
+            "kind": kind,
             "bins": _counts(h[fires], len(stats.labels)),
             "chosen": _counts(h[fires & chosen], len(stats.labels)),
             "fired": int(fires.sum()),
@@ -99,7 +100,7 @@ def _add(spread: Spread, stats: Stats, units: list[int], is_sae: bool) -> None:
     )
     for unit in units:
         spread.units[stats.dictionary, unit] = float(h[unit]), p[:, unit].tolist()
-    if is_sae:
+    if kind == "sae":
         # A unit may have several owners.
         unit, label, *_ = owned_units(stats, **spread.filters, owners="any")
         owned = torch.zeros(len(stats.labels), stats.width)

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from saefeat.io import write_bytes
+from saefeat.ranking import COLUMNS
+from saefeat.report.identification import OURS, THEIRS
 from saefeat.rundir import RunDir
-from saefeat.selection import COLUMNS
 
 MEASURES = ("nll_median", "nll_mean", "perplexity_median", "perplexity_mean")
 # fmt: off
 FIELDS: dict[str, tuple[str, ...]] = {
     "lid": ("head", "length", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
             "f1_macro_low", "f1_macro_high"),
-    "errors": ("length", "kind", "label", "linear", "fasttext", "id", "text"),
+    "errors": ("length", "kind", "label", OURS, THEIRS, "id", "text"),
     "features": ("method", *COLUMNS),
     "overlap": ("label", "other", "owned", "owned_by_other", "both", "jaccard"),
     "steering": ("method", "label", "edit", "sites", "schedule", "parameters", "strength", "units",

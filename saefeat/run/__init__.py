@@ -128,7 +128,7 @@ def _methods(opened: OpenRun) -> dict[str, Method]:
 
 def _evaluate(opened: OpenRun) -> None:
     limit = opened.config.eval_texts
-    evaluate(opened, None, split="test", out=opened.files.lid_metrics, max_texts=limit)
+    evaluate(opened, None, out=opened.files.lid_metrics, max_texts=limit)
 
 
 def _steer(opened: OpenRun) -> None:

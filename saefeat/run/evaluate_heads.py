@@ -26,8 +26,8 @@ def evaluate(
     setting: OpenRun,
     other: Corpus | None,
     *,
-    split: str,
     out: Path,
+    split: str | None = None,
     max_texts: int | None = None,
     fasttext: Path | None = None,
 ) -> LIDMetrics:
@@ -39,7 +39,7 @@ def evaluate(
     Args:
         other: another corpus than the run's own. Its labels must be among those of the run, in any
             code system.
-        split: "test" or "all".
+        split: "train", "test" or "all"; default "test" of the run's own corpus, all of another.
         max_texts: greatest number of texts per label.
         fasttext: a fastText model; None: the embedded lid.176.ftz.
 
@@ -47,6 +47,7 @@ def evaluate(
         UserError: `out` holds something else, a label is unknown, or heads or baselines are
             missing, damaged or of other dictionaries.
     """
+    split = split or ("test" if other is None else "all")
     corpus = setting.corpus if other is None else _with_run_labels(setting, other)
     heads = load_heads(setting.out)
     request = _request(setting, corpus, heads, split, max_texts, fasttext)

@@ -11,6 +11,7 @@ import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.baselines import BASELINES
+from saefeat.config import CollectConfig
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.corpora.corpus import describe_skipped
 from saefeat.dictionaries import SAE
@@ -18,9 +19,11 @@ from saefeat.generation import Decoding, generate, text_losses
 from saefeat.hooks import site_width
 from saefeat.lid.heads import HEADS, FitSize
 from saefeat.memory import (
+    LIBRARIES,
+    MORE_LIBRARIES,
     collecting_bytes,
     describe_memory,
-    dictionary_budget,
+    encoders_fit,
     group_to_fit,
     judging_bytes,
     mapped_bytes,
@@ -35,10 +38,8 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.stages import counted_dictionaries, neurons
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.trainer import Trainer
-from saefeat.statistics import ACCUMULATORS
+from saefeat.statistics import ACCUMULATORS, collected_kinds
 
-_LIBRARIES = 0.7e9  # bytes of a process that collects
-_MORE_LIBRARIES = 0.5e9  # bytes that scikit-learn, the judge and the report add
 _OTHER_SECONDS = 20  # ranking and the report
 _OTHER_DISK = 6e6  # the report and the metrics
 _ALL = list(ACCUMULATORS.values())  # a run collects all of them
@@ -85,18 +86,19 @@ def forecast(opened: OpenRun) -> list[str]:
 
 
 def forecast_collect(
-    lm: LanguageModel, saes: Sequence[SAE], labels: int, *, with_neurons: bool
+    lm: LanguageModel, saes: Sequence[SAE], labels: int, config: CollectConfig
 ) -> str:
-    """A line with the memory and disk that a collection takes, and its passes over the corpus."""
-    dictionaries = counted_dictionaries(lm, saes, None, neurons(lm) if with_neurons else [])
+    """A line with the memory and disk that a collection takes, and how many groups it makes."""
+    kinds = collected_kinds(config.requested)
+    dictionaries = counted_dictionaries(lm, saes, None, neurons(lm) if config.neurons else [])
     on_device = lm.model.get_memory_footprint(return_buffers=False)
-    on_device += collecting_bytes(dictionaries, lm.device, labels)
-    groups = len(group_to_fit(dictionaries, lm.device, labels))
-    on_disk = sum(state_bytes(each, labels) for each in dictionaries)
+    on_device += collecting_bytes(dictionaries, lm.device, labels, kinds)
+    groups = len(group_to_fit(dictionaries, lm.device, labels, kinds=kinds))
+    on_disk = sum(state_bytes(each, labels, kinds) for each in dictionaries)
     return (
-        f"forecast: {describe_memory(lm.device, on_device, _LIBRARIES, mapped_bytes(saes))}, "
+        f"forecast: {describe_memory(lm.device, on_device, LIBRARIES, mapped_bytes(saes))}, "
         f"{on_disk / 1e6:,.0f} MB of statistics on disk, "
-        f"{groups} pass{'es' * (groups > 1)} over the corpus"
+        f"{groups} group{'s' * (groups > 1)} of dictionaries, one pass over the corpus each"
     )
 
 
@@ -203,12 +205,10 @@ def _memory(job: _Job) -> str:
         tokens = max(config.matrix_texts * job.labels * job.text_tokens, prompts)
         logits = lm.unembedding()
         on_device += judging_bytes(tokens, logits.shape[0], logits.element_size())
-    if config.matrix_texts and opened.given:
-        encoders = sum(working_bytes(sae, lm.device) for sae in opened.given)
-        if encoders <= dictionary_budget(lm.device):  # else the matrix is left out
-            on_device += encoders
+    if config.matrix_texts and encoders_fit(opened.given, lm.device):  # else it is left out
+        on_device += sum(working_bytes(sae, lm.device) for sae in opened.given)
     kinds = (*HEADS.values(), *BASELINES.values())
-    process = _LIBRARIES + _MORE_LIBRARIES + sum(kind.fit_bytes(job.fit_size) for kind in kinds)
+    process = LIBRARIES + MORE_LIBRARIES + sum(kind.fit_bytes(job.fit_size) for kind in kinds)
     return describe_memory(lm.device, on_device, process, mapped_bytes(opened.given))
 
 

@@ -18,7 +18,7 @@ from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, fingerprint, kept_json
-from saefeat.memory import dictionary_budget, working_bytes
+from saefeat.memory import dictionary_budget, encoders_fit, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, clear_finished, resume
@@ -113,11 +113,11 @@ def clear_kept(out: Path) -> None:
 
 
 def _check_room(setting: OpenRun) -> None:
-    needed = sum(working_bytes(sae, setting.lm.device) for sae in setting.saes)
-    there = dictionary_budget(setting.lm.device)
-    if needed > there:
+    saes, device = setting.saes, setting.lm.device
+    if not encoders_fit(saes, device):
+        needed, there = sum(working_bytes(x, device) for x in saes), dictionary_budget(device)
         raise CannotSteer(
-            f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
+            f"the matrix edits all {len(saes)} SAEs together, whose encoders take "
             f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
             "Measure it over a run with fewer or narrower SAEs"
         )
@@ -149,7 +149,7 @@ def own_features(
     found: dict[str, dict[str, list[int]]] = {}
     for sae in saes:
         stats = collected.stats(sae)
-        counted = [x for x, n in zip(stats.labels, stats.tokens.tolist(), strict=True) if n]
+        counted = stats.counted_labels
         if len(counted) < 2:
             raise CannotSteer("the matrix compares labels; give text of two or more")
         ranked, means = feature_diffmean([stats], top=None).units(sae.id), stats.mean()

@@ -83,7 +83,7 @@ def _promoted(
 
 
 def add_histograms(rows: Sequence[Row], histograms: Path) -> None:
-    """Give each row the `histogram` of its unit's firing values in the corpus (see `Histogram`).
+    """Give each row the `histogram` of its unit's firing values (see `Histograms.of`).
 
     Rows of dictionaries without a file in the directory `histograms` stay as they are.
     """

@@ -19,14 +19,13 @@ from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
-from saefeat.methods import METHODS, check_parameters, choose
+from saefeat.methods import DEFAULT_METHOD, METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
 from saefeat.models.sites import UnknownSite
 from saefeat.progress import Say, quiet
-from saefeat.rundir import RunDir
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, Stats
 from saefeat.statistics.files import StatsFiles, list_stats, stats_file
 from saefeat.steering.changes import norm_limit
 
@@ -123,34 +122,34 @@ def collect(
 
     Args:
         saes: the SAEs; the identities of their sites are counted too.
-        out: directory of the statistics; bags and examples come into `bags` and `examples` there.
+        out: directory of the statistics; each other accumulator has a folder there.
         gate: try the SAEs without statistics in `out` on a little text first.
         say: takes progress lines.
         options: fields of `saefeat.config.CollectConfig`, such as `max_tokens=1000`,
-            `neurons=True` or `bags=True`.
+            `neurons=True` or `with_=("histograms",)`.
 
     Returns:
         The files of statistics, one per dictionary.
 
     Raises:
-        UserError: there is nothing to collect, an SAE does not fit the model, or `out` holds
-            statistics of something else.
+        UserError: there is nothing to collect, an accumulator is unknown, an SAE does not fit the
+            model, or `out` holds statistics of something else.
     """
-    config, files = CollectConfig(**options), RunDir(Path(out))
+    config, root = CollectConfig(**options), Path(out)
+    places = {name: root / ACCUMULATORS[name].FOLDER for name in config.requested}
     if not saes and not config.neurons:
         raise UserError("nothing to collect: give SAEs, or ask for neurons", "saes", "neurons")
     check_ids(counted_dictionaries(lm, saes, None))
     plan = collection_plan(lm, corpus, config)
     dictionaries = counted_dictionaries(lm, saes, plan, neurons(lm) if config.neurons else [])
     check_ids(dictionaries)
-    make_dir(files.root)
+    make_dir(root)
     if gate:
-        new = [sae for sae in saes if not stats_file(files.root, sae.id).exists()]
+        new = [sae for sae in saes if not stats_file(root, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    shard, places = (i, n), {"bags": files.bags} if config.bags else {}
-    out = files.root
-    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, progress=say)
+    options = {"shard": (i, n), "places": places, "progress": say}
+    return collect_stats(lm, plan, dictionaries, root, **options)
 
 
 def check_fit(
@@ -171,7 +170,7 @@ def collection_plan(lm: LanguageModel, corpus: Corpus, config: CollectConfig) ->
 
 def rank(
     source: str | Path,
-    method: str = "sae-lape",
+    method: str = DEFAULT_METHOD,
     /,
     *,
     dictionaries: Sequence[str] | None = None,

@@ -1,6 +1,11 @@
-"""Statistics: what is collected from a corpus, one module per accumulator."""
+"""Statistics that are collected from a corpus, one module per accumulator.
+
+The module of an accumulator defines a subclass of `Accumulator`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from saefeat.registry import Registry
 from saefeat.statistics.base import Accumulator, Field, Observed, comparable
@@ -12,11 +17,11 @@ __all__ = [
     "Field",
     "Observed",
     "Stats",
+    "collected_kinds",
     "comparable",
-    "default_kinds",
 ]
 
-# The first one is written for every dictionary; its header says what was collected.
+# Counts come first: they are written for every dictionary, with a header of what was collected.
 ACCUMULATORS: Registry[type[Accumulator]] = Registry(
     "statistic",
     {
@@ -25,9 +30,14 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
         "bags": "saefeat.statistics.bags:Bags",
         "histograms": "saefeat.statistics.histograms:Histograms",
     },
+    option="with_",
 )
 
 
-def default_kinds() -> list[type[Accumulator]]:
-    """The accumulators that are collected without being asked for."""
-    return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST]
+def collected_kinds(requested: Iterable[str] = ()) -> list[type[Accumulator]]:
+    """The accumulators that are always collected, and those that are requested by name.
+
+    Raises UserError for an unknown name.
+    """
+    wanted = [ACCUMULATORS[name] for name in requested]
+    return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST or kind in wanted]

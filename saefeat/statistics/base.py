@@ -1,11 +1,8 @@
-"""The interface of accumulators: what is collected from a corpus, for one dictionary each.
+"""The interface of accumulators. An accumulator collects one kind of statistics of one dictionary.
 
-An accumulator is a commutative monoid: any partition of the batches, added and merged in any order,
-gives the same bytes. It declares its tensors with their reductions (`FIELDS`). `zeros`, `merge`,
-`equal`, `save`, `load` and the checkpoints of a collection are loops over this declaration.
-
-To add an accumulator, write a module with a subclass of `Accumulator`, and one line of
-`saefeat.statistics.ACCUMULATORS`.
+Batches may be split among accumulators in any way, added in any order and merged in any order: the
+result has the same bytes. A subclass declares its tensors and how each is merged (`FIELDS`).
+`zeros`, `merge`, `equal`, `save`, `load` and the checkpoints of a collection loop over `FIELDS`.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ class Header(TypedDict):
 
 
 def comparable(header: dict[str, Any]) -> dict[str, Any]:
-    """The part of a header that is equal in all shards, processes and resumes of a collection."""
+    """The part of a header that is equal in all shards and processes of a collection."""
     kept = {key: value for key, value in header.items() if key != "windows"}
     for key in _IGNORED.keys() & kept.keys():
         kept[key] = {k: v for k, v in kept[key].items() if k not in _IGNORED[key]}
@@ -60,12 +57,15 @@ def comparable(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_headers(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The header of the smaller first window, with all windows; one without windows comes last."""
+    """The header whose first window has the lower number, with the windows of both.
 
-    def first_window(header: dict[str, Any]) -> tuple[float, str]:
+    Where the first windows are equal, or there are none, the text of the headers decides.
+    """
+
+    def order(header: dict[str, Any]) -> tuple[float, str]:
         return min(header.get("windows", []), default=math.inf), json.dumps(header, sort_keys=True)
 
-    header = min(one, other, key=first_window)
+    header = min(one, other, key=order)
     if "windows" not in header:
         return header
     return {**header, "windows": sorted(one["windows"] + other["windows"])}
@@ -77,11 +77,10 @@ class Field:
 
     Attributes:
         axes: "label", "unit", "row" (an empty accumulator has no rows), or a size.
-        reduction: "sum", "min" or "max", elementwise; or "joint": the accumulator's own `reduce`
+        reduction: "sum", "min" or "max", elementwise; "joint": the accumulator's own `reduce`
             merges it together with other fields.
-        dtype: of the tensor.
-        neutral: value in an empty accumulator, of a "joint" field.
-        signed_only: whether it is kept only for dictionaries whose codes may be negative.
+        neutral: of a "joint" field, its value in an empty accumulator.
+        signed_only: kept only for dictionaries whose codes may be negative.
     """
 
     axes: tuple[str | int, ...]
@@ -101,7 +100,7 @@ class Field:
         return torch.full(self.shape(sizes), fill, dtype=self.dtype, device=device)
 
     def fits(self, tensor: Tensor, sizes: dict[str, int]) -> bool:
-        """Whether a tensor is of this field. An axis that is new to `sizes` gets its size."""
+        """Whether a tensor has this field's type and shape. New axes are added to `sizes`."""
         if tensor.dim() != len(self.axes) or tensor.dtype != self.dtype:
             return False
         for axis, size in zip(self.axes, tensor.shape, strict=True):
@@ -135,10 +134,10 @@ class Observed:
 
 
 class Accumulator:
-    """What is collected for one dictionary.
+    """Statistics of one dictionary.
 
-    A subclass declares `FIELDS` and writes `add`. Where fields depend on each other it overrides
-    `reduce`; where its file is no safetensors file, `save` and `load`.
+    A subclass declares `FIELDS` and defines `add`. It overrides `reduce` where fields depend on
+    each other, and `save` and `load` where its file is not a safetensors file.
 
     Attributes:
         labels: the K labels, in order.
@@ -147,10 +146,10 @@ class Accumulator:
     """
 
     FIELDS: ClassVar[dict[str, Field]]
-    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; "" for counts only
+    FOLDER: ClassVar[str] = ""  # of its files, in a directory of statistics; counts have none
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
-    EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own file, and no state stays
+    EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own accumulator and file
     SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative
     FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
 
@@ -226,16 +225,16 @@ class Accumulator:
         raise NotImplementedError
 
     def merge(self, other: Self) -> Self:
-        """The sum of both; neither changes. They must be of the same (see `check_mergeable`).
+        """Both merged, as a new accumulator. They must pass `merging.check_mergeable`.
 
-        Names and paths, which may differ, are those of the operand with the smaller first window.
-        Raises RunFailed when a sum leaves the exact range.
+        Names and paths in the header may differ: those of the accumulator whose first window has
+        the lower number are kept. Raises RunFailed when a sum leaves the exact range.
         """
         header = _merge_headers(self.header, other.header)
         return type(self)(self.labels, self.reduce(other), header).check_range()
 
     def reduce(self, other: Self) -> dict[str, Tensor]:
-        """The fields of both, merged."""
+        """The merged tensors of both."""
         return {
             name: REDUCE[self.FIELDS[name].reduction](value, other.tensors[name])
             for name, value in self.tensors.items()
@@ -259,7 +258,7 @@ class Accumulator:
         return same_kind and all(torch.equal(mine[name], its[name]) for name in mine)
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
-        """Write the file. `corpus`: what was collected, where its texts are written too."""
+        """Write the file. `corpus` is needed by accumulators that write texts."""
         header = {"schema": SCHEMA, **self.FORMAT, "labels": list(self.labels), **self.header}
         save_tensors(path, {name: value.cpu() for name, value in self.tensors.items()}, header)
 
@@ -288,10 +287,10 @@ class Accumulator:
         labels = tuple(checked(Header, found, path)["labels"])
         if len(set(labels)) != len(labels):
             raise UserError(f"{path} names a label twice; collect it again")
-        return labels, {k: v for k, v in found.items() if k != "labels" and k not in constants}
+        return labels, {k: v for k, v in found.items() if k not in {"labels", *constants}}
 
     @classmethod
-    def _check(cls, tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
+    def _check(cls, tensors: dict[str, Tensor], labels: int, path: Path) -> None:
         """Raise UserError where a tensor is missing, unknown, or of another shape or type."""
         sizes = {"label": labels}
         for name in cls.FIELDS.keys() | tensors.keys():

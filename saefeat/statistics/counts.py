@@ -1,8 +1,4 @@
-"""Counts: per label and unit, how often and how strongly the unit fired.
-
-Sums are int64 in steps of 2^-20. Each value is rounded once (half to even) where it is read, so
-adding is associative, and the bytes do not depend on how the text was cut into batches and shards.
-"""
+"""Counts: per label and unit, how often and how strongly the unit fired."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import STEP
+from saefeat.io import UserError
 from saefeat.statistics.base import Accumulator, Field, Observed
 
 _BY_UNIT = ("label", "unit")
@@ -20,13 +17,10 @@ _BY_UNIT = ("label", "unit")
 class Stats(Accumulator):
     """Per label and unit: how often and how strongly a unit of one dictionary fired.
 
-    Attributes:
-        labels: the K labels, in order.
-        tensors: `tokens[K]`, `examples[K]`, and per unit `fired`, `fired_examples`, `sum`, `total`
-            (int64, `[K, width]`, sums in steps of 2^-20), `min`, `max` (float32, over firing
-            values; +inf and -inf where nothing fired). `total` is over all tokens, negative values
-            included; for codes that are never negative it equals `sum` and is not stored.
-        header: what was collected: model, dictionary, corpus, token policy, windows.
+    The tensors are `tokens[K]`, `examples[K]`, and per unit `fired`, `fired_examples`, `sum`,
+    `total` (int64, `[K, width]`, sums in steps of 2^-20), `min`, `max` (float32, over firing
+    values; +inf and -inf where nothing fired). `total` is over all tokens, negative values
+    included; for codes that are never negative it equals `sum` and is not stored.
     """
 
     FIELDS: ClassVar = {
@@ -49,6 +43,23 @@ class Stats(Accumulator):
     @property
     def width(self) -> int:
         return self.fired.shape[1]
+
+    @property
+    def counted(self) -> Tensor:
+        """Which labels have tokens: bool [K] on the CPU."""
+        return self.tokens.cpu() > 0
+
+    @property
+    def counted_labels(self) -> list[str]:
+        """The labels that have tokens, in order."""
+        return [self.labels[k] for k in self.counted.nonzero().flatten().tolist()]
+
+    def row(self, label: str) -> int:
+        """The position of a label. Raises UserError for an unknown one."""
+        if label not in self.labels:
+            known = ", ".join(self.labels)
+            raise UserError(f"there is no label {label!r} in the statistics; they have {known}")
+        return self.labels.index(label)
 
     def probability(self) -> Tensor:
         """Firing tokens / counted tokens, float32 [K, width]; 0 where a label has no tokens."""

@@ -17,6 +17,11 @@ def stats_file(directory: Path, dictionary: str) -> Path:
     return Stats.path(directory, dictionary)
 
 
+def stats_header(directory: Path, dictionary: str) -> dict[str, Any]:
+    """Read the header of the statistics of a dictionary, without their tensors."""
+    return Stats.read_header(stats_file(directory, dictionary))
+
+
 def list_stats(directory: Path) -> dict[str, Path]:
     """Dictionary id -> file, sorted. One file may be given in place of a directory.
 
@@ -51,7 +56,5 @@ class StatsFiles(Sequence[Stats]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return StatsFiles(self.paths[index])
+    def __getitem__(self, index: Any) -> Any:  # slices are not needed
         return Stats.load(self.paths[index])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from saefeat.statistics.base import Accumulator, Field, Observed
 
@@ -24,31 +24,17 @@ _SHIFT = 20  # of the 23 bits of a fraction
 _OFFSET = int(EDGES[0].view(torch.int32)) >> _SHIFT
 
 
-class Histogram(TypedDict):
-    """The firing values of one unit.
-
-    `tokens` were counted, the unit fired on `fired` of them, with at most `max`. `counts[i]` of the
-    values are at least `edges[i]` and less than `edges[i + 1]`, the last ones up to `max`.
-    """
-
-    tokens: int
-    fired: int
-    max: float
-    counts: list[int]
-    edges: list[float]
-
-
 class Histograms(Accumulator):
     """Per unit, the counts of firing values in bins whose edges do not depend on the data.
 
-    So the counts of shards are added, and the memory is bounded: 708 bytes per unit. `counts` is
-    int32 [width, BINS], `tokens` int64 [] the tokens that were counted, `max` float32 [width], -inf
+    So the counts of shards are added, and the memory is bounded: 1,412 bytes per unit. `counts` is
+    int64 [width, BINS], `tokens` int64 [] the tokens that were counted, `max` float32 [width], -inf
     where a unit never fired.
     """
 
     FIELDS: ClassVar = {
         "tokens": Field((), "sum"),
-        "counts": Field(("unit", BINS), "sum", torch.int32),
+        "counts": Field(("unit", BINS), "sum"),
         "max": Field(("unit",), "max", torch.float32),
     }
     FOLDER = "histograms"
@@ -56,30 +42,40 @@ class Histograms(Accumulator):
     SIGNED = False
     FORMAT: ClassVar = {"edges": EDGES.tolist()}
 
+    @classmethod
+    def _check(cls, tensors: dict[str, Tensor], labels: int, path: Path) -> None:
+        if "counts" in tensors and tensors["counts"].dtype == torch.int32:  # of older versions
+            tensors["counts"] = tensors["counts"].long()
+        super()._check(tensors, labels, path)
+
     def add(self, observed: Observed) -> None:
         codes, bag = observed.codes, observed.bag.rows()
         assert bag.unit is not None
         cell = codes.units() * BINS + bins(codes.values)
-        fires = (codes.values > 0).int()
+        fires = (codes.values > 0).long()
         self.counts.view(-1).index_add_(0, cell.view(-1), fires.view(-1))
         self.max.scatter_reduce_(0, bag.unit, bag.max, "amax")
         self.tokens.add_(len(codes))
 
-    def of(self, unit: int) -> Histogram:
-        """The histogram of a unit, from its first bin with a value to its last."""
+    def of(self, unit: int) -> dict[str, Any]:
+        """The histogram of a unit, from its first bin with a value to its last.
+
+        `tokens` were counted, the unit fired on `fired` of them, with at most `max`. `counts[i]` of
+        the values are at least `edges[i]` and less than `edges[i + 1]`, the last ones up to `max`.
+        """
         counts, top, tokens = self.counts[unit], float(self.max[unit]), int(self.tokens)
         filled = counts.nonzero()[:, 0].tolist()
         if not filled:
-            return Histogram(tokens=tokens, fired=0, max=0.0, counts=[], edges=[])
+            return {"tokens": tokens, "fired": 0, "max": 0.0, "counts": [], "edges": []}
         first, end = filled[0], filled[-1] + 1
         edges = [0.0 if first == 0 else float(EDGES[first]), *EDGES[first + 1 : end].tolist(), top]
-        return Histogram(
-            tokens=tokens,
-            fired=int(counts.sum()),
-            max=round(top, 4),
-            counts=counts[first:end].tolist(),
-            edges=[float(f"{edge:.4g}") for edge in edges],
-        )
+        return {
+            "tokens": tokens,
+            "fired": int(counts.sum()),
+            "max": round(top, 4),
+            "counts": counts[first:end].tolist(),
+            "edges": [float(f"{edge:.4g}") for edge in edges],
+        }
 
 
 def bins(values: Tensor) -> Tensor:

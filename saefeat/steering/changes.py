@@ -83,7 +83,7 @@ class Collected:
 
 def check_counted(stats: Stats, label: str, source_label: str | None) -> None:
     """Raise CannotSteer when a label of the statistics has no tokens."""
-    empty = {name for name, n in zip(stats.labels, stats.tokens.tolist(), strict=True) if not n}
+    empty = {*stats.labels} - {*stats.counted_labels}
     if source_label in empty:
         raise CannotSteer(f"the label {source_label} has no tokens in the statistics")
     if label in empty:
@@ -170,11 +170,7 @@ def rescale(vector: Tensor, length: float) -> Tensor:
 
 def label_mean(stats: Stats, label: str) -> Tensor:
     """Mean values over all tokens of a label, float64 [width]. Raises UserError if unknown."""
-    if label not in stats.labels:
-        raise UserError(
-            f"there is no label {label!r} in the statistics; they have {', '.join(stats.labels)}"
-        )
-    return stats.mean().cpu()[stats.labels.index(label)]
+    return stats.mean().cpu()[stats.row(label)]
 
 
 def norm_limit(dictionaries: Iterable[Dictionary]) -> float | None:

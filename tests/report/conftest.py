@@ -15,7 +15,8 @@ import torch
 from saefeat.codes import STEP
 from saefeat.evaluation import lid_metrics
 from saefeat.io import SCHEMA, write_json
-from saefeat.selection import Selection, make_part
+from saefeat.ranking import make_part
+from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
 EVIL = "<script>alert('x')</script> & </script><img src=x onerror=alert(1)>"
@@ -53,7 +54,7 @@ def make_selection(method: str, all_stats: list[Stats], seed: int) -> Selection:
         make_part(s, unit, label, torch.rand(6, generator=generator, dtype=torch.float64))
         for s in all_stats
     ]
-    return Selection.build(method, {"top": None, "note": EVIL}, parts)
+    return Selection.build(parts, method=method, parameters={"top": None, "note": EVIL})
 
 
 def make_shown(selection: Selection, method: str) -> list[dict[str, Any]]:

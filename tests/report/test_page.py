@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from saefeat.io import UserError, write_json
+from saefeat.ranking import COLUMNS
 from saefeat.report import write_report
 from saefeat.report.page import render
 from saefeat.report.parts import read_parts
@@ -27,7 +28,7 @@ from saefeat.report.spread import Spread
 from saefeat.report.units import method_views
 from saefeat.report.view import drawn_data, page_view
 from saefeat.rundir import RunDir
-from saefeat.selection import COLUMNS, Selection
+from saefeat.selection import Selection
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 TABLES = {"lid", "errors", "features", "overlap", "steering", "matrix"}

@@ -1,8 +1,4 @@
-"""Heads: how weights on bags are found, by name.
-
-A head is one module that defines a `HeadKind`, and one line of `HEADS`. This module imports no
-torch, so that help texts can list the names.
-"""
+"""Heads: how weights on bags are found, by name. The module of a head defines a `HeadKind`."""
 
 from __future__ import annotations
 
@@ -74,8 +70,9 @@ class HeadKind:
     Attributes:
         title: what it is, in a few words, for tables.
         fit: fits a head.
-        reads: whether it reads a dictionary, told by the header of the dictionary. It is fitted
-            where it reads one or more.
+        reads: whether it reads the dictionary of a header. It is fitted where it reads one or
+            more.
+        place: its place in the report: lower ones first, equal ones as in `HEADS`.
         fit_bytes: bytes of memory that fitting takes.
         fit_tokens: tokens that run through the model for the fit.
     """
@@ -83,6 +80,7 @@ class HeadKind:
     title: str
     fit: Callable[[FitData], Head]
     reads: Callable[[Mapping[str, Any]], bool] = is_sae
+    place: int = 2
     fit_bytes: Callable[[FitSize], float] = lambda _: 0.0
     fit_tokens: Callable[[FitSize], float] = lambda _: 0.0
 
@@ -97,6 +95,7 @@ HEADS: Registry[HeadKind] = Registry(
         "linear": "saefeat.lid.heads.linear:HEAD",
     },
 )
+DEFAULT_HEAD = "linear"
 
 
 def sae_heads() -> list[str]:

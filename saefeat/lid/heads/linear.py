@@ -46,7 +46,7 @@ def linear_head(
     x = sp.csr_matrix(sp.hstack([rooted[name] for name in names]), dtype=np.float32)
     kept, most = np.arange(x.get_shape()[1]), WEIGHTS // len(labels)
     if len(kept) > most:
-        kept = _most_telling(x, of, most)
+        kept = _most_informative(x, of, most)
         x = sp.csr_matrix(x[:, kept])
     dense = x.toarray() if math.prod(x.get_shape()) * 4 <= DENSE_BYTES else x
     model = LogisticRegression(C=C, max_iter=200, tol=1e-3, random_state=seed)
@@ -73,7 +73,7 @@ def _in_order(fitted: LogisticRegression, labels: Sequence[str]) -> tuple[np.nda
     return np.asarray(coefficients, np.float64)[order], np.asarray(intercept, np.float64)[order]
 
 
-def _most_telling(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
+def _most_informative(x: sp.csr_matrix, of: Sequence[str], most: int) -> np.ndarray:
     """The `most` columns of x of greatest chi-squared: int64, ascending; ties to the first."""
     scores = np.nan_to_num(chi2(x, np.asarray(of))[0], nan=-1.0)  # NaN: a unit that never fires
     return np.sort(np.argsort(-scores, kind="stable")[:most])
@@ -124,5 +124,9 @@ def _fit_tokens(size: FitSize) -> float:
 
 
 HEAD = HeadKind(
-    "logistic regression on bags of all units", fit, fit_bytes=_fit_bytes, fit_tokens=_fit_tokens
+    "logistic regression on bags of all units",
+    fit,
+    place=0,
+    fit_bytes=_fit_bytes,
+    fit_tokens=_fit_tokens,
 )

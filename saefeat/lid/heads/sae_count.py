@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from saefeat.lid.head import Head
-from saefeat.lid.heads import FitData, HeadKind
+from saefeat.lid.heads import HeadKind
 from saefeat.selection import Selection
 
 
@@ -34,9 +34,7 @@ def selected_units(selection: Selection, dictionary: str) -> tuple[np.ndarray, n
     return units, member
 
 
-def fit(data: FitData) -> Head:
-    """Fit on the units that SAE-LAPE chooses."""
-    return count_head("sae-count", data.load_selection("sae-lape"))
-
-
-HEAD = HeadKind("which selected features fire, counted", fit)
+HEAD = HeadKind(
+    "which selected features fire, counted",
+    lambda data: count_head("sae-count", data.load_selection("sae-lape")),
+)

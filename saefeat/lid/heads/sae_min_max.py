@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from saefeat.codes import STEP, to_steps
 from saefeat.lid.head import Head
-from saefeat.lid.heads import FitData, HeadKind
+from saefeat.lid.heads import HeadKind
 from saefeat.lid.heads.sae_count import selected_units
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
@@ -38,9 +38,7 @@ def min_max_head(selection: Selection, load_stats: Callable[[str], Stats]) -> He
     return head
 
 
-def fit(data: FitData) -> Head:
-    """Fit on the units that SAE-LAPE chooses."""
-    return min_max_head(data.load_selection("sae-lape"), data.load_stats)
-
-
-HEAD = HeadKind("selected features, scaled firing values", fit)
+HEAD = HeadKind(
+    "selected features, scaled firing values",
+    lambda data: min_max_head(data.load_selection("sae-lape"), data.load_stats),
+)

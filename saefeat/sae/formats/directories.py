@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, absolute_path
+from saefeat.io import UserError, absolute_path, natural
 from saefeat.models import KINDS
 from saefeat.sae.formats import FORMATS, Format, name_formats
 
@@ -48,11 +48,7 @@ def find(root: Path) -> list[Path]:
             folders.clear()
         shown = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in shown if not _is_link_to(here / name, inside)]
-    return sorted(found, key=_natural)
-
-
-def _natural(path: Path) -> list[int | str]:
-    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
+    return sorted(found, key=natural)
 
 
 def is_shared_file(name: str) -> bool:

@@ -48,4 +48,5 @@ WRITERS: Registry[Writer] = Registry(
         "sae-lens": "saefeat.sae.writers.sae_lens:WRITER",
         "sparsify": "saefeat.sae.writers.sparsify:WRITER",
     },
+    option="form",
 )
