@@ -151,7 +151,7 @@ def collect(
     *,
     places: Mapping[str, Path] | None = None,
     shard: tuple[int, int] = (0, 1),
-    progress: Say = quiet,
+    say: Say = quiet,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
@@ -175,7 +175,7 @@ def collect(
     wanted = {kind: out / kind.FOLDER for kind in default_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds)
+    job = _Job(lm, plan, headers, out, wanted, shard, say, checkpoint_seconds)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]

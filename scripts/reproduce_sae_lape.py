@@ -158,7 +158,7 @@ def _trained(lm: LanguageModel, data: Data, out: Path) -> list[SAE]:
         sites,
         out / "saes",
         TrainConfig(k=32, d_sae=2560, batch_size=1024),
-        progress=print,
+        say=print,
     )
 
 

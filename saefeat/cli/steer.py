@@ -135,9 +135,9 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
 
     for site in config.sites or ():
         bench.builder.saes_at(site)
-    deep, stream = steering_sites(bench.setting), stream_sites(bench.setting)
+    deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
-    grid = full_grid(bench.setting.lm, groups, config.strengths)
+    grid = full_grid(bench.opened.lm, groups, config.strengths)
     if config.methods is None:
         return grid
     known = sorted({"none", *(recipe.method for recipe in grid)})

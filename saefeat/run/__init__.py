@@ -104,7 +104,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
 def _train(opened: OpenRun) -> None:
     if not opened.given:
         lm, plan, say = opened.lm, opened.training_plan, opened.say
-        train_saes(lm, plan, opened.sites, opened.files.saes, opened.training, progress=say)
+        train_saes(lm, plan, opened.sites, opened.files.saes, opened.training, say=say)
 
 
 def _collect(opened: OpenRun) -> None:
@@ -112,7 +112,7 @@ def _collect(opened: OpenRun) -> None:
     dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
     folders = {name: kind.FOLDER for name, kind in ACCUMULATORS.items()}
     places = {name: files.root / folder for name, folder in folders.items() if folder}
-    collect_stats(lm, plan, dictionaries, files.stats, places=places, progress=opened.say)
+    collect_stats(lm, plan, dictionaries, files.stats, places=places, say=opened.say)
 
 
 def _rank(opened: OpenRun) -> None:

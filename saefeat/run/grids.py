@@ -82,7 +82,7 @@ def _default_strengths(sites: Sequence[str]) -> tuple[float, ...]:
     return SHARED if len(sites) > 1 else STRENGTHS
 
 
-def default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
+def default_recipe(opened: OpenRun, method: str) -> SteeringRecipe:
     """The recipe of any label before there was a sweep. Raises UserError for other methods."""
     if method not in ("features", "diffmean"):
         raise UserError(
@@ -90,33 +90,33 @@ def default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
             "diffmean",
             "method",
         )
-    sites = tuple(steering_sites(setting))
+    sites = tuple(steering_sites(opened))
     strength = _SHARED_STRENGTH if len(sites) > 1 else _DEFAULT.strength
     recipe = replace(_DEFAULT, sites=sites, strength=strength)
     return recipe if method == "features" else replace(recipe, method=method, parameters={})
 
 
-def steering_sites(setting: OpenRun) -> list[str]:
+def steering_sites(opened: OpenRun) -> list[str]:
     """Sites where features steer by default.
 
     The residual stream at the SAE nearest to 30 % depth; every SAE's site if none reads the stream.
     """
-    stream = _stream_layers(setting)
+    stream = _stream_layers(opened)
     if not stream:
-        return list(dict.fromkeys(sae.site for sae in setting.saes))
-    depth = 0.3 * (setting.lm.n_layers - 1)
+        return list(dict.fromkeys(sae.site for sae in opened.saes))
+    depth = 0.3 * (opened.lm.n_layers - 1)
     return [min(stream, key=lambda site: abs(stream[site] - depth))]
 
 
-def stream_sites(setting: OpenRun) -> list[str]:
+def stream_sites(opened: OpenRun) -> list[str]:
     """Sites of the residual stream with an SAE, up to the one where features steer by default."""
-    stream, last = _stream_layers(setting), steering_sites(setting)
+    stream, last = _stream_layers(opened), steering_sites(opened)
     if not stream:
         return last
     return sorted((s for s in stream if stream[s] <= stream[last[0]]), key=stream.__getitem__)
 
 
-def _stream_layers(setting: OpenRun) -> dict[str, int]:
+def _stream_layers(opened: OpenRun) -> dict[str, int]:
     """Site -> layer of the SAEs that read the residual stream."""
-    stream = [sae.site for sae in setting.saes if sae.site.startswith("resid_post@")]
+    stream = [sae.site for sae in opened.saes if sae.site.startswith("resid_post@")]
     return {site: int(site.split("@")[1]) for site in stream}

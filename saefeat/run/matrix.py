@@ -32,7 +32,7 @@ UNITS = ("features", "random")
 _SEED = 23  # of the random units
 
 
-def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix:
+def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix:
     """Write the matrix to `out`, and return its content.
 
     Each label's features (of low entropy, and highest above the mean of the other labels) are
@@ -43,26 +43,26 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
     Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
     when the encoders of all SAEs together do not fit in memory.
     """
-    lm, labels = setting.lm, list(setting.corpus.labels)
-    picked = {label: pick_test_texts(setting, label, config.sentences) for label in labels}
+    lm, labels = opened.lm, list(opened.corpus.labels)
+    picked = {label: pick_test_texts(opened, label, config.sentences) for label in labels}
     texts = {label: some for label, some in picked.items() if some}
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
-    saes = [sae.identity["fingerprint"] for sae in setting.saes]
+    saes = [sae.identity["fingerprint"] for sae in opened.saes]
     asked = [config.sentences, list(config.edits), config.top]
-    request = fingerprint([lm.fingerprint, setting.corpus.fingerprint, *asked, saes])
+    request = fingerprint([lm.fingerprint, opened.corpus.fingerprint, *asked, saes])
     if kept_json(out).get("request") == request:
         clear_kept(out)
-        setting.say(f"{out} is complete already")
-        return setting.files.load_matrix(out)
-    _check_room(setting)
-    with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
-        done = _measure_rows(setting, texts, config, checkpoint)
+        opened.say(f"{out} is complete already")
+        return opened.files.load_matrix(out)
+    _check_room(opened)
+    with resume(out, request, "the matrix", lm.threads, opened.say) as checkpoint:
+        done = _measure_rows(opened, texts, config, checkpoint)
         result: PerplexityMatrix = {
             "schema": SCHEMA,
             "request": request,
             "threads": lm.threads,
-            "corpus": setting.corpus.name,
+            "corpus": opened.corpus.name,
             "split": "test",
             "labels": labels,
             "sentences": {label: len(some) for label, some in texts.items()},
@@ -78,29 +78,29 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
                 for units in UNITS
             ],
         }
-        setting.files.save_matrix(result, out)
+        opened.files.save_matrix(result, out)
     return result
 
 
 def _measure_rows(
-    setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
+    opened: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
 ) -> dict[str, Any]:
     """Measure the unedited model (`baseline`) and each label that the checkpoint lacks.
 
     Returns the baseline, and by label the counts of units and the rows of `_Editor.measure_row`.
     """
     done, _ = checkpoint.load() or ({}, {})
-    done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
-    left = [label for label in setting.corpus.labels if label not in done["counts"]]
-    editor = _Editor(setting, texts, config) if left else None
-    with track(setting.say, "matrix", len(left), "labels") as bar:
+    done = done or {"baseline": _measure(opened, texts), "rows": {}, "counts": {}}
+    left = [label for label in opened.corpus.labels if label not in done["counts"]]
+    editor = _Editor(opened, texts, config) if left else None
+    with track(opened.say, "matrix", len(left), "labels") as bar:
         for label in left:
             assert editor
             done["counts"][label] = editor.count(label)
             if done["counts"][label]:
                 done["rows"][label] = editor.measure_row(label)
             else:
-                setting.say(f"note: {label} has no features of low entropy; it gets no row")
+                opened.say(f"note: {label} has no features of low entropy; it gets no row")
             checkpoint.save(done)
             bar.set_postfix_str(label, refresh=False)
             bar.update()
@@ -112,12 +112,12 @@ def clear_kept(out: Path) -> None:
     clear_finished(out, kept_json(out).get("request"))
 
 
-def _check_room(setting: OpenRun) -> None:
-    needed = sum(working_bytes(sae, setting.lm.device) for sae in setting.saes)
-    there = dictionary_budget(setting.lm.device)
+def _check_room(opened: OpenRun) -> None:
+    needed = sum(working_bytes(sae, opened.lm.device) for sae in opened.saes)
+    there = dictionary_budget(opened.lm.device)
     if needed > there:
         raise CannotSteer(
-            f"the matrix edits all {len(setting.saes)} SAEs together, whose encoders take "
+            f"the matrix edits all {len(opened.saes)} SAEs together, whose encoders take "
             f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
             "Measure it over a run with fewer or narrower SAEs"
         )
@@ -169,13 +169,13 @@ class _Editor:
     """
 
     def __init__(
-        self, setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig
+        self, opened: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig
     ) -> None:
-        self.setting, self.texts, self.edits = setting, texts, config.edits
-        self.saes = [sae.to(setting.lm.device) for sae in setting.saes]
+        self.opened, self.texts, self.edits = opened, texts, config.edits
+        self.saes = [sae.to(opened.lm.device) for sae in opened.saes]
         # Not kept in memory: statistics of wide SAEs are large beside the encoders.
-        self.collected = Collected(setting.files.load_stats, None, setting.lm.device)
-        self.features = own_features(self.collected, setting.saes, config.top)
+        self.collected = Collected(opened.files.load_stats, None, opened.lm.device)
+        self.features = own_features(self.collected, opened.saes, config.top)
 
     def count(self, label: str) -> int:
         return sum(map(len, self.features[label].values()))
@@ -187,8 +187,8 @@ class _Editor:
             for units in UNITS:
                 chosen = self._choose(label, units)
                 changes = build_changes(MATRIX_EDITS[edit], chosen, label, self.collected)
-                with apply(self.setting.lm, changes, 1.0):
-                    found[f"{edit} {units}"] = _measure(self.setting, self.texts)
+                with apply(self.opened.lm, changes, 1.0):
+                    found[f"{edit} {units}"] = _measure(self.opened, self.texts)
         return found
 
     def _choose(self, label: str, units: str) -> dict[str, list[Units]]:
@@ -204,10 +204,10 @@ class _Editor:
         return chosen
 
 
-def _measure(setting: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
+def _measure(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
-    losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))
+    losses = iter(text_losses(opened.lm, flat, TOKEN_LIMIT))
     found: dict[str, TextMeasures] = {}
     for label, some in texts.items():
         known = [loss for _ in some if not math.isnan(loss := next(losses))]

@@ -150,7 +150,7 @@ def collect(
     i, n = map(int, config.shard.split("/"))
     shard, places = (i, n), {"bags": files.bags} if config.bags else {}
     out = files.root
-    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, progress=say)
+    return collect_stats(lm, plan, dictionaries, out, shard=shard, places=places, say=say)
 
 
 def check_fit(

@@ -67,7 +67,7 @@ def sweep(
 
     Raises CannotSteer when no label is left.
     """
-    setting, run = bench.setting, bench.run
+    opened, run = bench.opened, bench.run
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
@@ -75,14 +75,14 @@ def sweep(
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
         clear_kept(out, run)
-        setting.say(f"{out} is complete already")
+        opened.say(f"{out} is complete already")
         return out
-    threads = setting.lm.threads
+    threads = opened.lm.threads
     # Read before the work: a damaged file is reported and stays.
     before = load_recipes(run) if run.settings.exists() else (None, {})
-    with resume(run.settings, grid_mark, "the sweep", threads, setting.say) as checkpoint:
+    with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
         bench.collect_missing(grid)
-        ids = encode_prompts(setting.lm, prompts, bench.decoding.max_new_tokens)
+        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
         found = _sweep_labels(bench, grid, wanted, parts, checkpoint)
         if not found:
@@ -122,7 +122,7 @@ def _sweep_labels(
     checkpoint: Checkpoint,
 ) -> dict[str, _Swept]:
     """Sweep the labels that the checkpoint lacks; labels that cannot be steered are skipped."""
-    say = bench.setting.say
+    say = bench.opened.say
     kept, _ = checkpoint.load() or ({}, {})
     found = checked(dict[str, _Swept], kept, checkpoint.path)
     left = [label for label in wanted if label not in found]
@@ -185,7 +185,7 @@ def _tune(
         try:
             found, units = bench.measure(recipes[0], label, ids, [r.strength for r in recipes])
         except NoUnits as error:
-            bench.setting.say(f"note: {method} is skipped for {label}: {error}")
+            bench.opened.say(f"note: {method} is skipped for {label}: {error}")
             continue
         for recipe, measured in zip(recipes, found, strict=True):
             row = swept.add(recipe, label, units, half, measured)
