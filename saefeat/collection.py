@@ -28,12 +28,11 @@ from saefeat.io import UserError, make_dir
 from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import Checkpoint, check_same, claim, saved_request
+from saefeat.resume import STATE, Checkpoint, check_same, claim, saved_request
 from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, Stats, comparable, default_kinds
 from saefeat.statistics.files import UNFINISHED, stats_file
 
 CHECKPOINT_SECONDS = 30.0
-_STATE = "state.safetensors"
 _WRITING = 20  # seconds of work per second that a checkpoint takes
 
 States = dict[str, list[Accumulator]]  # by dictionary
@@ -192,7 +191,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     unfinished = job.out / UNFINISHED
-    begun = (saved_request(unfinished / _STATE) or {"headers": {}})["headers"]
+    begun = (saved_request(unfinished / STATE) or {"headers": {}})["headers"]
     # Dictionaries of a stopped pass stay together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
     missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
@@ -218,7 +217,7 @@ def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
     headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
     request = {"headers": headers, "shard": list(job.shard)}
-    state = job.out / UNFINISHED / _STATE
+    state = job.out / UNFINISHED / STATE
     checkpoint = Checkpoint(state, request, "the collection", job.lm.threads, say=job.say)
     states, done = job.zeros(dictionaries, each_window=False), []
     tensors = _tensors(states)

@@ -296,12 +296,7 @@ def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
     same(tmp_path / "o", whole)
     with pytest.raises(KeyboardInterrupt):
         collect(
-            tiny_lm,
-            plan,
-            DICTIONARIES,
-            tmp_path / "p",
-            say=Interrupted(4),
-            checkpoint_seconds=0,
+            tiny_lm, plan, DICTIONARIES, tmp_path / "p", say=Interrupted(4), checkpoint_seconds=0
         )
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", places={"bags": tmp_path / "p/bags"})
     same(tmp_path / "p", whole)
@@ -619,9 +614,7 @@ def test_out_with_statistics_of_something_else_is_a_user_error(
 
 def test_an_unfinished_collection_of_something_else_is_a_user_error(tmp_path, plan, tiny_lm):
     with pytest.raises(KeyboardInterrupt):
-        collect(
-            tiny_lm, plan, DICTIONARIES, tmp_path, say=Interrupted(2), checkpoint_seconds=0
-        )
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path, say=Interrupted(2), checkpoint_seconds=0)
     with pytest.raises(UserError, match="the state of the collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES[:2], tmp_path)
 
@@ -660,7 +653,7 @@ def test_what_cannot_be_merged_is_a_user_error(tmp_path, plan, tiny_lm):
     refused("different dictionaries", a, b)
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="is no empty directory"):
         merge([a], out)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 

@@ -174,7 +174,7 @@ def test_steer_and_the_recipes_of_a_run_build_the_same_changes(bench, out):
 
 
 def test_the_whole_difference_of_means_is_every_coordinate_of_the_site(bench):
-    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0, {})
     changes, count = bench.builder.build(recipe, "de")
     stats = bench.builder.collected.read(SITE)
     de, en = (stats.mean()[stats.labels.index(label)] for label in ("de", "en"))
@@ -382,7 +382,7 @@ def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
         bench.measure_reference("th", 2)
     stats = bench.builder.collected.read(SITE)
     stats.tokens[stats.labels.index("th")] = 0
-    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0, {})
     assert bench.builder.build(recipe, "de")[0].keys() == {SITE}
     with pytest.raises(NoUnits, match="the label th has no tokens"):
         bench.builder.build(recipe, "th")
@@ -703,7 +703,7 @@ def test_missing_runs_and_outputs_of_something_else_are_refused(saefeat, out, tm
     other.write_text('{"mine": 1}')
     for command in ("sweep", "matrix"):
         code, _, err = saefeat("steer", command, "--run", out, "--out", other)
-        assert code == 2 and "something else" in err
+        assert code == 2 and "other.json exists and is no " in err
     assert other.read_text() == '{"mine": 1}'
     code, _, err = saefeat(
         "steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--sites", "resid_post@1"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saefeat.cli.common import Run, input_lines, load_run, with_options
-from saefeat.config import EvaluateConfig
+from saefeat.config import HEAD, EvaluateConfig
 from saefeat.io import UserError
 from saefeat.lid.heads import HEADS
 
 if TYPE_CHECKING:
-    from saefeat.artefacts import LIDMetrics
+    from saefeat.artefacts.lid import LIDMetrics
 
 app = typer.Typer(no_args_is_help=True, help="Identify languages with features, and measure it.")
 _BATCH = 1024  # texts whose predictions are printed together
@@ -83,7 +83,7 @@ def lid_predict(
     file: Annotated[
         Path | None, typer.Argument(help="One text per line; default or -: standard input.")
     ] = None,
-    head: Annotated[str, typer.Option(help=f"{', '.join(HEADS)}.")] = "linear",
+    head: Annotated[str, typer.Option(help=f"{', '.join(HEADS)}.")] = HEAD,
 ) -> None:
     """Print one JSON object per line of text.
 

@@ -13,18 +13,10 @@ import torch
 from pydantic import with_config
 from typing_extensions import TypedDict
 
+from saefeat.artefacts import ModelRecord
 from saefeat.io import SCHEMA, UserError, load_tensors, save_tensors
 from saefeat.lid.features import Features, root_counts
 from saefeat.schema import STRICT, checked
-
-
-class ModelHeader(TypedDict):
-    """The model that an identifier reads."""
-
-    name: str
-    revision: str | None
-    fingerprint: str
-    dtype: str
 
 
 class SaeHeader(TypedDict):
@@ -39,7 +31,7 @@ class SaeHeader(TypedDict):
 class IdentifierHeader(TypedDict):
     """What a `LanguageIdentifier` adds to the file of its head."""
 
-    model: ModelHeader
+    model: ModelRecord
     saes: list[SaeHeader]
     seed: int
     unknown: str | None

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from saefeat.config import Schedule
 from saefeat.io import write_bytes
 from saefeat.rundir import RunDir
 from saefeat.selection import COLUMNS
@@ -48,6 +50,7 @@ def write_tables(run: RunDir, tables: Mapping[str, Iterable[Mapping[str, Any]]])
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
+        value = asdict(value) if isinstance(value, Schedule) else value
         if name.endswith("_ci"):
             yield from zip((f"{name[:-3]}_low", f"{name[:-3]}_high"), value, strict=True)
         elif isinstance(value, dict):

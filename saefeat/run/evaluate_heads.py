@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from saefeat.artefacts import LIDMetrics, LIDRequest
+from saefeat.artefacts.lid import LIDMetrics, LIDRequest
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.evaluation import lid_metrics
-from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json
+from saefeat.io import UserError, file_sha256, fingerprint, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
-from saefeat.resume import check_same
+from saefeat.resume import check_same, claim_file
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
 
@@ -44,8 +44,8 @@ def evaluate(
         fasttext: a fastText model; None: the embedded lid.176.ftz.
 
     Raises:
-        UserError: `out` holds something else, a label is unknown, or heads or baselines are
-            missing, damaged or of other dictionaries.
+        UserError: `out` holds something else, another process writes it, a label is unknown, or
+            heads or baselines are missing, damaged or of other dictionaries.
     """
     corpus = opened.corpus if other is None else _with_run_labels(opened, other)
     heads = load_heads(opened.out)
@@ -54,18 +54,19 @@ def evaluate(
     if before is not None and before.get("request") == request and other is None:
         opened.say("lid: evaluated already")
         return before
-    make_dir(out.parent)
-    baselines = load_baselines(opened, fasttext)
-    positions = choose_positions(corpus, split, opened.config.seed, max_texts)
-    texts = [corpus.texts[i] for i in positions]
-    predictions = _predict(opened, heads, baselines, texts)
-    truth = [corpus.of[i] for i in positions]
-    labels, seed = opened.corpus.labels, opened.config.seed
-    metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
-    metrics["request"] = request
-    opened.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
-    opened.files.save_lid_metrics(metrics, out)
-    return metrics
+    seed = opened.config.seed
+    with claim_file(out):
+        baselines = load_baselines(opened, fasttext)
+        positions = choose_positions(corpus, split, seed, max_texts)
+        texts = [corpus.texts[i] for i in positions]
+        predictions = _predict(opened, heads, baselines, texts)
+        truth = [corpus.of[i] for i in positions]
+        labels = opened.corpus.labels
+        metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
+        metrics["request"] = request
+        opened.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
+        opened.files.save_lid_metrics(metrics, out)
+        return metrics
 
 
 def choose_positions(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> list[int]:

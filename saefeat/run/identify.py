@@ -14,10 +14,11 @@ from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir
+from saefeat.io import UserError
 from saefeat.lid.features import Features, featurize, read_features
 from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS, FitData
+from saefeat.resume import claim_file
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
@@ -30,17 +31,30 @@ def fit_heads(opened: OpenRun, *, force: bool = False) -> None:
 
     Args:
         force: fit again what is fitted already.
+
+    Raises UserError when another process fits them.
     """
     run = opened.files
     every = [*opened.saes, *neurons(opened.lm, opened.layers)]
-    headers = {each.id: each.identity for each in every}
-    reads = {n: [id for id, h in headers.items() if kind.reads(h)] for n, kind in HEADS.items()}
-    heads = [name for name, ids in reads.items() if ids]
+    identities = {each.id: each.identity for each in every}
+    found = {n: [id for id, of in identities.items() if h.reads(of)] for n, h in HEADS.items()}
+    reads = {name: ids for name, ids in found.items() if ids}
     baselines = {name: kind for name, kind in BASELINES.items() if kind.fitted}
-    if not force and all(run.head_file(name).exists() for name in [*heads, *baselines]):
+    if not force and all(run.head_file(name).exists() for name in [*reads, *baselines]):
         opened.say("lid: the heads are fitted already")
         return
-    make_dir(run.lid)
+    with claim_file(run.heads):
+        _fit(opened, identities, reads, baselines)
+
+
+def _fit(
+    opened: OpenRun,
+    identities: Mapping[str, Mapping[str, Any]],
+    reads: Mapping[str, Sequence[str]],
+    baselines: Mapping[str, type[TextClassifier]],
+) -> None:
+    """Fit heads, by the dictionaries that each `reads`, and baselines."""
+    run = opened.files
     positions = sorted(opened.plan.tokens)
     texts = [opened.corpus.texts[i] for i in positions]
     of = [opened.corpus.of[i] for i in positions]
@@ -53,20 +67,20 @@ def fit_heads(opened: OpenRun, *, force: bool = False) -> None:
     for name, kind in baselines.items():
         baseline = kind.for_run(opened.lm, opened.corpus.labels)
         baseline.fit(*kind.training_examples(texts, of)).save(run.head_file(name))
-    for name in heads:
+    for name, ids in reads.items():
         data = FitData(
             texts,
             of,
             opened.corpus.labels,
             letters,
             opened.config.seed,
-            reads[name],
+            ids,
             load_stats=run.load_stats,
             load_selection=run.load_selection,
             load_features=lambda copies: _load_features(opened, positions, copies, letters),
         )
         head = HEADS[name].fit(data)
-        head.reads = {each: headers[each]["fingerprint"] for each in head.units}
+        head.reads = {each: identities[each]["fingerprint"] for each in head.units}
         head.letters = letters
         head.save(run.head_file(head.name))
 

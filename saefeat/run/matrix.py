@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from saefeat.artefacts import PerplexityMatrix, TextMeasures
+from saefeat.artefacts.steering import PerplexityMatrix, TextMeasures
 from saefeat.config import MATRIX_EDITS, MatrixConfig
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
@@ -21,7 +21,7 @@ from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.memory import dictionary_budget, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
-from saefeat.resume import Checkpoint, clear_finished, resume
+from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
 from saefeat.steering import CannotSteer, apply
@@ -41,8 +41,10 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
     which changes figures in bfloat16, it starts again.
 
     Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
-    when the encoders of all SAEs together do not fit in memory.
+    when the encoders of all SAEs together do not fit in memory; UserError when `out` is something
+    else.
     """
+    check_replaceable(out, "perplexity matrix", lambda path: "interventions" in kept_json(path))
     lm, labels = opened.lm, list(opened.corpus.labels)
     picked = {label: pick_test_texts(opened, label, config.sentences) for label in labels}
     texts = {label: some for label, some in picked.items() if some}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
-from saefeat.config import Decoding
+from saefeat.config import FEATURES, STEERING_METHODS, Decoding, SteeringRecipe
 from saefeat.corpora import first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
@@ -24,10 +22,7 @@ from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
-from saefeat.schema import checked
-from saefeat.statistics import Stats
-from saefeat.statistics.files import load_stats, stats_file
-from saefeat.steering import CannotSteer, NoUnits, SteeringRecipe, apply
+from saefeat.steering import CannotSteer, NoUnits, apply
 from saefeat.steering.changes import Collected
 from saefeat.steering.recipes import NONE, RecipeBuilder
 
@@ -104,7 +99,7 @@ class Bench:
 
     @cached_property
     def builder(self) -> RecipeBuilder:
-        collected = Collected(cache(self._load_stats), self.source_label, self.opened.lm.device)
+        collected = Collected(cache(self.run.load_stats), self.source_label, self.opened.lm.device)
         return RecipeBuilder(collected, self.opened.saes)
 
     def find_target(self, label: str) -> str:
@@ -141,18 +136,11 @@ class Bench:
     def _fasttext(self) -> FastText:
         return FastText(labels=list(self.opened.corpus.labels), unknown=None).fit()
 
-    def _load_stats(self, dictionary: str) -> Stats:
-        return load_stats(self._stats_directory(dictionary) or self.run.stats, dictionary)
-
-    def _stats_directory(self, dictionary: str) -> Path | None:
-        directories = (self.run.stats, self.run.steering_stats)
-        return next((d for d in directories if stats_file(d, dictionary).is_file()), None)
-
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
-        """Collect statistics that recipes read and that are missing, of the sites' identities."""
+        """Collect the statistics of sites that recipes steer, if the run does not have them."""
         lm, plan, say = self.opened.lm, self.opened.plan, self.opened.say
         steered = dict.fromkeys(site for recipe in recipes for site in recipe.sites)
-        sites = [site for site in steered if not self._stats_directory(site)]
+        sites = [site for site in steered if not self.run.has_stats(site)]
         if not sites:
             return
         missing = means(lm, [sae for sae in self.opened.saes if sae.site in sites], plan, sites)
@@ -160,9 +148,7 @@ class Bench:
         # In a directory of its own: a collection that was killed resumes there, and refuses others.
         directory = self.run.steering_stats / missing[0].id
         collect(lm, plan, missing, directory, say=say)
-        for d in missing:
-            stats_file(directory, d.id).replace(stats_file(self.run.steering_stats, d.id))
-        shutil.rmtree(directory, ignore_errors=True)
+        self.run.take_steering_stats(directory)
 
     def measure(
         self,
@@ -212,7 +198,7 @@ class Bench:
 # --------------------------------------------------------------------------- generation
 
 
-def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringRecipe:
+def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
     """Load the recipe that the last sweep chose for a label; a default one if there was no sweep.
 
     Raises UserError when the sweep steered away from another label or did not try the method, and
@@ -235,9 +221,7 @@ def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringR
 def load_recipes(run: RunDir) -> tuple[str, dict[str, dict[str, SteeringRecipe]]]:
     """Load the source label and the recipes, by method and label, that sweeps have chosen."""
     settings = run.load_settings()
-    entries = settings["methods"] | {"features": settings["labels"]}
-    recipes = checked(dict[str, dict[str, SteeringRecipe]], entries, run.settings)
-    return settings["source"], recipes
+    return settings["source"], settings["methods"] | {FEATURES: settings["labels"]}
 
 
 def continue_prompts(
@@ -250,7 +234,7 @@ def continue_prompts(
     """
     label = bench.find_target(label)
     ids = encode_prompts(bench.opened.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
-    if recipe.method in ("features", "random"):
+    if STEERING_METHODS[recipe.method].of_saes:
         for site in recipe.sites:
             for sae in bench.builder.saes_at(site):
                 bench.builder.collected.stats(sae)  # refused before anything is collected

@@ -8,15 +8,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from saefeat.config import FEATURES, STEERING_METHODS, UNSTEERED, SteeringRecipe
 from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
-from saefeat.resume import Checkpoint, clear_finished, resume
+from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.steer import Bench, load_recipes, pair_twins
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
-from saefeat.steering import CannotSteer, NoUnits, SteeringRecipe
+from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
 
 SAMPLES = 4  # prompts of each label and method that are kept with their continuations
@@ -26,7 +27,7 @@ SAMPLES = 4  # prompts of each label and method that are kept with their continu
 class _Swept:
     """What is found for a label: rows of the table, each method's best recipe and its texts."""
 
-    rows: list[dict[str, Any]]  # as `saefeat.artefacts.SteeringRow`
+    rows: list[dict[str, Any]]  # as `saefeat.artefacts.steering.SteeringRow`
     reference: Reference
     recipes: dict[str, SteeringRecipe]
     measured: dict[str, Measured]
@@ -65,9 +66,10 @@ def sweep(
         labels: steer towards these only; default all but the source label. Settings of other
             labels are kept.
 
-    Raises CannotSteer when no label is left.
+    Raises CannotSteer when no label is left, and UserError when `out` is something else.
     """
     opened, run = bench.opened, bench.run
+    check_replaceable(out, "result of a sweep", lambda path: "summary" in kept_json(path))
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
@@ -149,14 +151,14 @@ def _sweep_label(
     reference = bench.measure_reference(label, sum(map(len, parts.values())))
     swept = _Swept([], reference, {}, {})
     _tune(swept, bench, grid, label, first, parts[first])
-    if "features" not in swept.recipes and "diffmean" not in swept.recipes:
+    if not any(STEERING_METHODS[method].basic for method in swept.recipes):
         raise NoUnits(f"neither features nor the difference of means steer towards {label}")
     if last != first:
         for recipe in list(swept.recipes.values()):
             (measured,), units = bench.measure(recipe, label, parts[last], [recipe.strength])
             swept.add(recipe, label, units, last, measured)["chosen"] = True
             swept.choose(recipe, measured)
-    order = sorted(swept.recipes, key=lambda method: method == "features")
+    order = sorted(swept.recipes, key=lambda method: method == FEATURES)
     swept.rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
     return swept
 
@@ -202,9 +204,9 @@ def _tune(
 def _samples(found: Mapping[str, _Swept], prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     for label, swept in found.items():
         for method, recipe in swept.recipes.items():
-            if method == "none":
+            if method == UNSTEERED:
                 continue
-            pairs = pair_twins(swept.measured[method], swept.measured["none"])[:SAMPLES]
+            pairs = pair_twins(swept.measured[method], swept.measured[UNSTEERED])[:SAMPLES]
             for prompt, row in zip(prompts, pairs, strict=False):
                 head = {"label": label, "method": method, "strength": recipe.strength}
                 yield {**head, "prompt": prompt, **row}
@@ -222,7 +224,7 @@ def _save_settings(bench: Bench, found: Mapping[str, _Swept], before: tuple[Any,
         "schema": SCHEMA,
         "source": bench.source_label,
         "decoding": bench.decoding,
-        "labels": methods.get("features", {}),
+        "labels": methods.get(FEATURES, {}),
         "methods": {method: recipes for method, recipes in methods.items() if recipes},
     }
     bench.run.save_settings(settings)
@@ -250,8 +252,8 @@ def _summarize(method: str, found: Mapping[str, _Swept]) -> dict[str, Any]:
         "score": scored["score"],
         "score_ci": scored["score_ci"],
     }
-    both = {x: one.measured["features"] for x, one in having.items() if "features" in one.recipes}
-    if method != "features" and both:
+    both = {x: one.measured[FEATURES] for x, one in having.items() if FEATURES in one.recipes}
+    if method != FEATURES and both:
         ahead = compare(both, {label: measured[label] for label in both}, references)
         summary["features_ahead_by"] = ahead["difference"]
         summary["features_ahead_ci"] = ahead["difference_ci"]

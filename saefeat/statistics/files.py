@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, visible
 from saefeat.statistics.counts import Stats
 
 UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
@@ -24,8 +25,7 @@ def list_stats(directory: Path) -> dict[str, Path]:
     """
     if directory.is_file():
         return {directory.stem: directory}
-    found = directory.glob(f"*{Stats.SUFFIX}") if directory.is_dir() else []
-    files = sorted(file for file in found if not file.name.startswith("."))  # temporary names
+    files = visible(directory, f"*{Stats.SUFFIX}")
     if not files:
         raise UserError(f"{directory} holds no statistics; collect them first", command="collect")
     if (directory / UNFINISHED).exists():
@@ -40,6 +40,13 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
         message = f"{directory} holds no statistics of {dictionary}; collect them first"
         raise UserError(message, command="collect")
     return Stats.load(path)
+
+
+def move_stats(source: Path, target: Path) -> None:
+    """Move the statistics of a finished collection to another directory, and remove the rest."""
+    for path in list_stats(source).values():
+        path.replace(target / path.name)
+    shutil.rmtree(source)
 
 
 class StatsFiles(Sequence[Stats]):

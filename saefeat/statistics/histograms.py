@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
 
+from saefeat.artefacts import Histogram
 from saefeat.statistics.base import Accumulator, Field, Observed
 
 # Eight bins per octave, from 2^-8 to 2^14. The first and the last also take what lies beyond.
@@ -22,20 +22,6 @@ EDGES = torch.tensor(
 BINS = len(EDGES) - 1
 _SHIFT = 20  # of the 23 bits of a fraction
 _OFFSET = int(EDGES[0].view(torch.int32)) >> _SHIFT
-
-
-class Histogram(TypedDict):
-    """The firing values of one unit.
-
-    `tokens` were counted, the unit fired on `fired` of them, with at most `max`. `counts[i]` of the
-    values are at least `edges[i]` and less than `edges[i + 1]`, the last ones up to `max`.
-    """
-
-    tokens: int
-    fired: int
-    max: float
-    counts: list[int]
-    edges: list[float]
 
 
 class Histograms(Accumulator):

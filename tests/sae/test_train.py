@@ -300,9 +300,7 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
     with pytest.raises(UserError, match="holds an SAE of something else"):
         train_saes(tiny_lm, plan, SITES, trained[0], dataclasses.replace(CONFIG, lr=1e-2))
     with pytest.raises(KeyboardInterrupt):
-        train_saes(
-            tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[0] + 100)
-        )
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[0] + 100))
     with pytest.raises(UserError, match="the state of the training of something else"):
         train_saes(tiny_lm, plan, SITES, tmp_path, dataclasses.replace(CONFIG, k=3))
 
