@@ -26,6 +26,7 @@ DEMO_MODEL = "embedded:gemma-3-270m"
 MODEL = f"Hub id, directory, .gguf file, or {DEMO_MODEL}."
 METHOD = "sae-lape"  # the rule that ranks by default
 HEAD = "linear"  # the head that predicts by default
+TEXT, LABEL, ID = "text", "label", "id"  # usual names of the columns of a corpus
 _SEED = about("Seed of all random choices.", 0, ge=0)
 _BUDGET = about("Counted tokens per label; default all.", None, ge=1)
 _LABELS = about("Use these labels only.", None)
@@ -36,9 +37,9 @@ _ACTIVE = about("Active features per token.", 32, ge=1)
 class Columns:
     """Names of the columns of a corpus."""
 
-    text_column: str = about("Column with the text.", "text", kw_only=True)
-    label_column: str = about("Column with the label.", "label", kw_only=True)
-    id_column: str = about("Column with the id that translations share.", "id", kw_only=True)
+    text_column: str = about("Column with the text.", TEXT, kw_only=True)
+    label_column: str = about("Column with the label.", LABEL, kw_only=True)
+    id_column: str = about("Column with the id that translations share.", ID, kw_only=True)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -246,9 +247,6 @@ STEERING_METHODS = {
 }
 
 
-_STEERING = [name for name in STEERING_METHODS if name != UNSTEERED]
-
-
 @dataclass(frozen=True, config=STRICT)
 class SteeringRecipe:
     """One way to steer, as `steering/settings.json` keeps it.
@@ -287,7 +285,7 @@ class GenerateConfig(SteeringSource):
     """How `saefeat steer generate` steers."""
 
     label: str = about("Label to steer towards.", kw_only=True)
-    method: str = about(f"{', '.join(reversed(_STEERING))}.", FEATURES)
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
     strength: float | None = about(
         "Default the best of the label's sweep. 1 is the difference of means; negative values "
         "suppress.",

@@ -5,6 +5,7 @@ The types of what JSON files hold are in `saefeat.artefacts`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import TopExamples
-from saefeat.statistics.files import load_stats, move_stats, stats_file
+from saefeat.statistics.files import list_stats, load_stats, stats_file
 from saefeat.statistics.histograms import Histograms
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class RunDir:
 
     def take_steering_stats(self, directory: Path) -> None:
         """Move the statistics of a finished collection to those that only steering reads."""
-        move_stats(directory, self.steering_stats)
+        for path in list_stats(directory).values():
+            path.replace(self.steering_stats / path.name)
+        shutil.rmtree(directory)
 
     def _stats_place(self, dictionary: str) -> Path | None:
         places = (self.stats, self.steering_stats)
@@ -191,12 +194,12 @@ class RunDir:
         return found
 
     def save_predictions(
-        self, columns: Mapping[str, Sequence[str | None]], metrics: Path | None = None
+        self, rows: Iterable[Mapping[str, str | None]], metrics: Path | None = None
     ) -> None:
         """Write a row per length, head and text: id, label, text, length, head, predicted."""
         import pyarrow as pa
 
-        table = pa.table(dict(columns), schema=_prediction_fields(required=False))
+        table = pa.Table.from_pylist(list(rows), schema=_prediction_fields(required=False))
         write_table(self.predictions_file(metrics), table)
 
     # ----------------------------------------------------------------------- steering

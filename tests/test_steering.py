@@ -788,6 +788,16 @@ def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_p
     )
 
 
+def test_a_selection_that_names_no_statistics_needs_their_directory(tiny_lm, selection, world):
+    header = {key: value for key, value in selection.header.items() if key != "stats"}
+    nameless = Selection(selection.table, header)
+    refused(tiny_lm, nameless, match="the selection names no statistics; give their directory")
+    with steer(tiny_lm, nameless, "de", edit="scale"):
+        pass
+    with steer(tiny_lm, nameless, "de", stats=world / "stats"):
+        pass
+
+
 def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):
     for edit in ("scale", "ablate"):
         with steer(tiny_lm, selection, "de", edit=edit, stats=tmp_path):

@@ -54,7 +54,7 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
     asked = [config.sentences, list(config.edits), config.top]
     request = fingerprint([lm.fingerprint, opened.corpus.fingerprint, *asked, saes])
     if kept_json(out).get("request") == request:
-        clear_kept(out)
+        clear_finished(out, request)
         opened.say(f"{out} is complete already")
         return opened.files.load_matrix(out)
     _check_room(opened)
@@ -107,11 +107,6 @@ def _measure_rows(
             bar.set_postfix_str(label, refresh=False)
             bar.update()
     return done
-
-
-def clear_kept(out: Path) -> None:
-    """Remove the state of the matrix that is in `out`; see `resume.clear_finished`."""
-    clear_finished(out, kept_json(out).get("request"))
 
 
 def _check_room(opened: OpenRun) -> None:
@@ -167,7 +162,7 @@ def own_features(
 class _Editor:
     """Measures all labels under the edits of one label's units.
 
-    It holds the SAEs on the model's device, with their encoders, which are gone with it.
+    It holds the SAEs on the model's device. Their encoders are freed when it is deleted.
     """
 
     def __init__(

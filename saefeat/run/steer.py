@@ -128,7 +128,7 @@ class Bench:
     def judge(self, texts: Sequence[str]) -> list[str | None]:
         """fastText's best label of 176 for each text, in the run's codes where they meet."""
         best = [found[0] if found else None for found in self._fasttext.judge(texts)]
-        # By the run's labels, whatever labels the texts at hand happen to have.
+        # By the labels of the run, not by those that occur in these texts.
         names = to_labels(LID176, self.opened.corpus.labels)
         return [None if code is None else names.get(code, code) for code in best]
 
@@ -145,7 +145,7 @@ class Bench:
             return
         missing = means(lm, [sae for sae in self.opened.saes if sae.site in sites], plan, sites)
         say("steering: collecting " + ", ".join(d.id for d in missing))
-        # In a directory of its own: a collection that was killed resumes there, and refuses others.
+        # Each collection has a directory of its own, where it resumes after a kill.
         directory = self.run.steering_stats / missing[0].id
         collect(lm, plan, missing, directory, say=say)
         self.run.take_steering_stats(directory)

@@ -15,7 +15,6 @@ from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.steer import Bench, load_recipes, pair_twins
-from saefeat.rundir import RunDir
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
@@ -76,7 +75,7 @@ def sweep(
     grid_mark = fingerprint([recipes, list(prompts), halves, bench.request])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
-        clear_kept(out, run)
+        clear_finished(run.settings, grid_mark)
         opened.say(f"{out} is complete already")
         return out
     threads = opened.lm.threads
@@ -106,11 +105,6 @@ def sweep(
         }
         run.save_steering_metrics(metrics, out)
     return out
-
-
-def clear_kept(out: Path, run: RunDir) -> None:
-    """Remove the state of the sweep whose metrics are in `out`; see `resume.clear_finished`."""
-    clear_finished(run.settings, kept_json(out).get("grid"))
 
 
 # --------------------------------------------------------------------------- one label

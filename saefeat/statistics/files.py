@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,6 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
         message = f"{directory} holds no statistics of {dictionary}; collect them first"
         raise UserError(message, command="collect")
     return Stats.load(path)
-
-
-def move_stats(source: Path, target: Path) -> None:
-    """Move the statistics of a finished collection to another directory, and remove the rest."""
-    for path in list_stats(source).values():
-        path.replace(target / path.name)
-    shutil.rmtree(source)
 
 
 class StatsFiles(Sequence[Stats]):
