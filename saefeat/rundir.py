@@ -194,12 +194,12 @@ class RunDir:
         return found
 
     def save_predictions(
-        self, rows: Iterable[Mapping[str, str | None]], metrics: Path | None = None
+        self, columns: Mapping[str, Sequence[str | None]], metrics: Path | None = None
     ) -> None:
         """Write a row per length, head and text: id, label, text, length, head, predicted."""
         import pyarrow as pa
 
-        table = pa.Table.from_pylist(list(rows), schema=_prediction_fields(required=False))
+        table = pa.table(dict(columns), schema=_prediction_fields(required=False))
         write_table(self.predictions_file(metrics), table)
 
     # ----------------------------------------------------------------------- steering

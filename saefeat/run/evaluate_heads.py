@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def evaluate(
         labels = opened.corpus.labels
         metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
         metrics["request"] = request
-        opened.files.save_predictions(_prediction_rows(corpus, positions, predictions), out)
+        opened.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
         opened.files.save_lid_metrics(metrics, out)
         return metrics
 
@@ -145,15 +145,21 @@ def _with_run_labels(opened: OpenRun, corpus: Corpus) -> Corpus:
     return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
 
 
-def _prediction_rows(
+def _prediction_columns(
     corpus: Corpus,
     positions: Sequence[int],
     predictions: Mapping[str, Mapping[str, Sequence[str | None]]],
-) -> Iterator[dict[str, str | None]]:
-    """A row per length, head and text, as `RunDir.save_predictions` takes them."""
+) -> dict[str, list[str | None]]:
+    """The columns of predictions, with a row per length, head and text."""
+    names = ("id", "label", "text", "length", "head", "predicted")
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
     for length, heads in predictions.items():
         end = None if length == "all" else int(length)
         for head, predicted in heads.items():
-            for i, label in zip(positions, predicted, strict=True):
-                text = {"id": corpus.ids[i], "label": corpus.of[i], "text": corpus.texts[i][:end]}
-                yield {**text, "length": length, "head": head, "predicted": label}
+            columns["id"] += [corpus.ids[i] for i in positions]
+            columns["label"] += [corpus.of[i] for i in positions]
+            columns["text"] += [corpus.texts[i][:end] for i in positions]
+            columns["length"] += [length] * len(positions)
+            columns["head"] += [head] * len(positions)
+            columns["predicted"] += predicted
+    return columns

@@ -54,8 +54,8 @@ def sweep(
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`.
 
-    Run it again to resume: labels that are done are kept until a sweep of this grid has finished,
-    which may be over other labels. With another number of threads, which changes figures in
+    Run it again to resume: finished labels are kept until a sweep of this grid is complete, also
+    when it is resumed with other labels. With another number of threads, which changes figures in
     bfloat16, the sweep starts again. A label that cannot be measured (no test text, no features) is
     reported and skipped.
 

@@ -62,9 +62,9 @@ def test_predictions_lie_beside_their_metrics_and_come_back_by_length(run: Path)
     place, other = RunDir(run), run.parent / "other.json"
     assert place.predictions_file() == run / "lid" / "predictions.parquet"
     assert place.predictions_file(other) == run.parent / "other-predictions.parquet"
-    saved = pq.read_table(place.predictions_file()).to_pylist()
-    place.save_predictions(saved, other)
-    assert pq.read_table(place.predictions_file(other)).to_pylist() == saved
+    columns = pq.read_table(place.predictions_file()).to_pydict()
+    place.save_predictions(columns, other)
+    assert pq.read_table(place.predictions_file(other)).to_pydict() == columns
     found = place.load_predictions(["linear", "nobody"], other)
     assert found.keys() == {"all", "10", "20", "50"}
     rows = found["10"].to_pylist()
