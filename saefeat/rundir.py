@@ -89,9 +89,6 @@ class RunDir:
     def save_fit_check(self, found: Mapping[str, Any]) -> None:
         schema.write(FitCheck, self.fit_check, found)
 
-    def table_file(self, name: str) -> Path:
-        return self.tables / f"{name}.csv"
-
     # ----------------------------------------------------------------------- SAEs, statistics
 
     def sae(self, dictionary: str) -> Path:

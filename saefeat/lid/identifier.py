@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.artefacts import ModelRecord
-from saefeat.config import HEAD
+from saefeat.config import DEMO_MODEL, HEAD
 from saefeat.corpora import Corpus
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -67,7 +67,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: Any = "embedded:gemma-3-270m",
+        model: Any = DEMO_MODEL,
         saes: Any = (),
         head: str = HEAD,
         seed: int = 0,

@@ -37,7 +37,7 @@ def write_tables(run: RunDir, tables: Mapping[str, Iterable[Mapping[str, Any]]])
     are JSON. Keys of a row that have no column are left out.
     """
     for name, fields in FIELDS.items():
-        path = run.table_file(name)
+        path = run.tables / f"{name}.csv"
         if name not in tables:
             path.unlink(missing_ok=True)
             continue
