@@ -27,12 +27,11 @@ from saefeat.io import UserError, make_dir
 from saefeat.memory import group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import Checkpoint, check_same, claim, saved_request
+from saefeat.resume import STATE, Checkpoint, check_same, claim, saved_request
 from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, collected_kinds, comparable
 from saefeat.statistics.files import UNFINISHED, stats_file, stats_header
 
 CHECKPOINT_SECONDS = 30.0
-_STATE = "state.safetensors"
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 
 States = dict[str, list[Accumulator]]  # by dictionary
@@ -139,7 +138,7 @@ def collect(
     *,
     places: Mapping[str, Path] | None = None,
     shard: tuple[int, int] = (0, 1),
-    progress: Say = quiet,
+    say: Say = quiet,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
@@ -163,7 +162,7 @@ def collect(
     wanted = {kind: out / kind.FOLDER for kind in collected_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds)
+    job = _Job(lm, plan, headers, out, wanted, shard, say, checkpoint_seconds)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
@@ -180,7 +179,7 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     unfinished = job.out / UNFINISHED
-    begun = (saved_request(unfinished / _STATE) or {"headers": {}})["headers"]
+    begun = (saved_request(unfinished / STATE) or {"headers": {}})["headers"]
     # The group that was stopped stays together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
     missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
@@ -206,7 +205,7 @@ def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
     headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
     request = {"headers": headers, "shard": list(job.shard)}
-    state = job.out / UNFINISHED / _STATE
+    state = job.out / UNFINISHED / STATE
     checkpoint = Checkpoint(state, request, "the collection", job.lm.threads, say=job.say)
     states, done = job.zeros(dictionaries, each_window=False), []
     tensors = _tensors(states)

@@ -6,13 +6,15 @@ module imports nothing heavy, so that `--help` does not wait for torch.
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from saefeat.schema import STRICT
+from saefeat.schema import STRICT, Complete
 
 
 def about(description: str, default: Any = ..., **options: Any) -> Any:
@@ -20,7 +22,11 @@ def about(description: str, default: Any = ..., **options: Any) -> Any:
     return Field(default=default, description=description, **options)
 
 
-MODEL = "Hub id, directory, .gguf file, or embedded:gemma-3-270m."
+DEMO_MODEL = "embedded:gemma-3-270m"
+MODEL = f"Hub id, directory, .gguf file, or {DEMO_MODEL}."
+DEFAULT_METHOD = "sae-lape"  # the rule that ranks by default
+DEFAULT_HEAD = "linear"  # the head that predicts by default
+TEXT, LABEL, ID = "text", "label", "id"  # usual names of the columns of a corpus
 _SEED = about("Seed of all random choices.", 0, ge=0)
 _BUDGET = about("Counted tokens per label; default all.", None, ge=1)
 _LABELS = about("Use these labels only.", None)
@@ -31,9 +37,9 @@ _ACTIVE = about("Active features per token.", 32, ge=1)
 class Columns:
     """Names of the columns of a corpus."""
 
-    text_column: str = about("Column with the text.", "text", kw_only=True)
-    label_column: str = about("Column with the label.", "label", kw_only=True)
-    id_column: str = about("Column with the id that translations share.", "id", kw_only=True)
+    text_column: str = about("Column with the text.", TEXT, kw_only=True)
+    label_column: str = about("Column with the label.", LABEL, kw_only=True)
+    id_column: str = about("Column with the id that translations share.", ID, kw_only=True)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -138,7 +144,7 @@ class TrainConfig:
 
 # What `saefeat demo` asks for: small enough for a laptop.
 DEMO: dict[str, Any] = {
-    "model": "embedded:gemma-3-270m",
+    "model": DEMO_MODEL,
     "corpus": "embedded:eld",
     "d_sae": 2560,
     "train_tokens": 6000,
@@ -199,12 +205,95 @@ class Decoding:
     seed: int = _SEED
 
 
+# --------------------------------------------------------------------------- steering
+
+
+@dataclass(frozen=True, config=STRICT)
+class Schedule:
+    """Strength over a generation.
+
+    The prompt and the first `first` new tokens get the full strength. Later tokens get at most
+    `rest`, with the same sign; None: the full strength.
+    """
+
+    first: Annotated[int, Field(ge=0)] = 2
+    rest: Annotated[float | None, Field(ge=0)] = 0.3
+
+
+CONSTANT = Schedule(first=0, rest=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SteeringMethod:
+    """What steers.
+
+    Attributes:
+        parameters: those that a recipe needs, with usual values.
+        optional: further parameters.
+        of_saes: whether it edits features of SAEs.
+        by_site: whether it adds a vector at any group of sites.
+        basic: whether it has a recipe before any sweep. A sweep over a label needs such a method.
+        remedy: what helps where it finds no units.
+    """
+
+    parameters: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    of_saes: bool = False
+    by_site: bool = True
+    basic: bool = False
+    remedy: str = "use diffmean"
+
+
+UNSTEERED, FEATURES = "none", "features"
+# From the least to the most specific, as tables show them; a sweep begins with the last.
+STEERING_METHODS = {
+    UNSTEERED: SteeringMethod(by_site=False),
+    "random": SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True),
+    "diffmean": SteeringMethod(basic=True),
+    "neurons": SteeringMethod({"top_rate": 0.05}, by_site=False, remedy="raise top_rate"),
+    FEATURES: SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True, basic=True),
+}
+
+
+@dataclass(frozen=True, config=STRICT)
+class SteeringRecipe:
+    """One way to steer, as `steering/settings.json` keeps it.
+
+    Attributes:
+        method: what steers, of `STEERING_METHODS`: features (those of a label, by feature
+            difference of means), random (as many other features), neurons (by LAPE), diffmean (the
+            whole difference of means).
+        edit: add, or (neurons) clamp; `clamp, source off` also sets the neurons of the source
+            label alone to zero.
+        sites: each is steered with the force of its own means.
+        parameters: of the choice of units.
+    """
+
+    method: str
+    edit: str
+    sites: tuple[str, ...]
+    schedule: Annotated[Schedule, Complete]
+    strength: float
+    parameters: Mapping[str, Annotated[int | float, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> SteeringRecipe:
+        method = STEERING_METHODS.get(self.method)
+        if method is None:
+            raise ValueError(f"the methods are {', '.join(STEERING_METHODS)}")
+        needed = method.parameters.keys()
+        allowed = needed | set(method.optional)
+        if not needed <= self.parameters.keys() <= allowed:
+            raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
+        return self
+
+
 @dataclass(frozen=True, config=STRICT)
 class GenerateConfig(SteeringSource):
     """How `saefeat steer generate` steers."""
 
     label: str = about("Label to steer towards.", kw_only=True)
-    method: str = about("features, diffmean, neurons or random.", "features")
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
     strength: float | None = about(
         "Default the best of the label's sweep. 1 is the difference of means; negative values "
         "suppress.",

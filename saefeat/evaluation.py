@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from saefeat.artefacts import HeadMetrics, Interval, LengthMetrics, LIDMetrics
+from saefeat.artefacts import Interval
+from saefeat.artefacts.lid import HeadMetrics, LengthMetrics, LIDMetrics
 
 Predictions = Sequence[str | None]
 Measure = Literal["accuracy", "f1_macro"]

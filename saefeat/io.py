@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,17 @@ def user_path(text: str) -> Path:
 def absolute_path(path: str) -> str:
     """The absolute path. Links are followed only if the path contains `..`."""
     return os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)
+
+
+def existing_path(name: str, absolute: Callable[[str], str] = absolute_path) -> str:
+    """The absolute path of a file or directory that exists; any other name as it is."""
+    path = os.path.expanduser(name)
+    return absolute(path) if os.path.exists(path) else name
+
+
+def visible(directory: Path, pattern: str = "*") -> list[Path]:
+    """The paths in a directory that match, sorted. Hidden ones are temporary and left out."""
+    return sorted(directory.glob(f"[!.]{pattern}"))
 
 
 def make_dir(path: Path) -> Path:

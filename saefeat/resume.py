@@ -1,8 +1,9 @@
 """Claim an output, and resume the work on it after a kill.
 
-Every long stage claims its output directory, so that no other process writes there. It compares
-what the output belongs to with what is asked for (`check_same`). It keeps its state in a
-`Checkpoint` until the output is written, so that the same command continues where it was stopped.
+Every stage claims its output, so that no other process writes there. It leaves things of another
+kind alone (`check_replaceable`), and compares what the output belongs to with what is asked for
+(`check_same`). A long one keeps its state in a `Checkpoint` until the output is written, so that
+the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+STATE = "state.safetensors"  # of unfinished work, in a directory of its own
 
 # (process, directory). A forked process inherits this set, but it does not hold the locks.
 _claimed: set[tuple[int, Path]] = set()
@@ -66,6 +69,32 @@ def claim(directory: Path) -> Iterator[None]:
         os.close(handle)  # releases the lock, as the end of the process does
 
 
+@contextmanager
+def claim_file(out: Path) -> Iterator[Path]:
+    """Keep other processes from writing a file while the block runs.
+
+    What is claimed is a directory beside it, which the block may use; it is removed if it is empty
+    at the end. A claim of the parent would remove the temporary files of other outputs.
+
+    Raises as `claim`.
+    """
+    place = _partial(out)
+    with claim(place):
+        try:
+            yield place
+        finally:
+            _remove_empty(place)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-partial")
+
+
+def _remove_empty(directory: Path) -> None:
+    with suppress(OSError):  # other files are there
+        directory.rmdir()
+
+
 def _clear(directory: Path) -> None:
     """Remove the temporary files of killed processes.
 
@@ -81,6 +110,20 @@ def _clear(directory: Path) -> None:
                 path.rename(path.with_name(name))
             else:
                 shutil.rmtree(path)
+
+
+def check_replaceable(out: Path, kind: str, ours: Callable[[Path], bool]) -> None:
+    """Raise UserError when `out` exists and is not of a kind, such as "selection".
+
+    `ours` tells whether it is. It may raise UserError with a reason why not.
+    """
+    reason = ""
+    try:
+        fine = not out.exists() or ours(out)
+    except UserError as error:
+        fine, reason = False, f" ({error})"
+    if not fine:
+        raise UserError(f"{out} exists and is no {kind}{reason}; choose another output", "out")
 
 
 def check_same(place: Path, found: Any, request: Any, what: str) -> None:
@@ -173,15 +216,10 @@ def resume(
     A state of another request or number of threads is dropped (`restart`); after an exception the
     state stays, for the next call. See `Checkpoint` for the arguments.
     """
-    path = _state_of(out)
-    with claim(path.parent):
-        checkpoint = Checkpoint(path, request, what, threads, restart=True, say=say)
-        try:
-            yield checkpoint
-            checkpoint.clear()
-        finally:
-            with suppress(OSError):  # the state is still there
-                path.parent.rmdir()
+    with claim_file(out) as place:
+        checkpoint = Checkpoint(place / STATE, request, what, threads, restart=True, say=say)
+        yield checkpoint
+        checkpoint.clear()
 
 
 def clear_finished(out: Path, request: Any) -> None:
@@ -189,16 +227,11 @@ def clear_finished(out: Path, request: Any) -> None:
 
     It is left over if the process was killed after it had written the output.
     """
-    path = _state_of(out)
+    path = _partial(out) / STATE
     with suppress(UserError):  # damaged: the next call begins again
         if path.exists() and _equal(saved_request(path), request):
             path.unlink()
-            with suppress(OSError):  # other files are there
-                path.parent.rmdir()
-
-
-def _state_of(out: Path) -> Path:
-    return out.with_name(f"{out.stem}-partial") / "state.safetensors"
+            _remove_empty(path.parent)
 
 
 def saved_request(path: Path) -> Any:

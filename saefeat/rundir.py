@@ -5,30 +5,28 @@ The types of what JSON files hold are in `saefeat.artefacts`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saefeat import schema
-from saefeat.artefacts import (
-    FitCheck,
-    LIDMetrics,
+from saefeat.artefacts import FitCheck, RunIndex, SAEConfig, ShownUnit
+from saefeat.artefacts.lid import LIDMetrics, is_length
+from saefeat.artefacts.steering import (
     PerplexityMatrix,
-    RunIndex,
-    SAEConfig,
-    ShownUnit,
     SteeringMetrics,
     SteeringSample,
     SteeringSettings,
-    is_length,
 )
-from saefeat.io import UserError
+from saefeat.io import UserError, visible
 from saefeat.parquet import read_table, write_table
+from saefeat.sae.formats.sae_lens import CFG
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import TopExamples
-from saefeat.statistics.files import load_stats, stats_file
+from saefeat.statistics.files import list_stats, load_stats, stats_file
 from saefeat.statistics.histograms import Histograms
 
 if TYPE_CHECKING:
@@ -62,6 +60,7 @@ class RunDir:
         self.selections = root / "selections"
 
         self.lid = root / "lid"
+        self.heads = self.lid / "heads"  # claimed by the process that fits them
         self.lid_metrics = self.lid / "metrics.json"
 
         self.steering = root / "steering"
@@ -90,9 +89,6 @@ class RunDir:
     def save_fit_check(self, found: Mapping[str, Any]) -> None:
         schema.write(FitCheck, self.fit_check, found)
 
-    def table_file(self, name: str) -> Path:
-        return self.tables / f"{name}.csv"
-
     # ----------------------------------------------------------------------- SAEs, statistics
 
     def sae(self, dictionary: str) -> Path:
@@ -101,20 +97,35 @@ class RunDir:
 
     def trained_saes(self) -> list[str]:
         """Ids of the SAEs that the run has trained."""
-        return sorted(path.parent.name for path in self.saes.glob("[!.]*/cfg.json"))
+        return [path.parent.name for path in visible(self.saes, f"*/{CFG}")]
 
     def load_sae_config(self, dictionary: str) -> SAEConfig:
-        return schema.read(SAEConfig, self.sae(dictionary) / "cfg.json")
+        return schema.read(SAEConfig, self.sae(dictionary) / CFG)
 
     def stats_file(self, dictionary: str) -> Path:
         return stats_file(self.stats, dictionary)
 
     def collected(self) -> list[str]:
         """Ids of the dictionaries whose statistics are there."""
-        return _stems(self.stats, "safetensors")
+        return [path.stem for path in visible(self.stats, f"*{Stats.SUFFIX}")]
+
+    def has_stats(self, dictionary: str) -> bool:
+        """Whether `load_stats` finds statistics of a dictionary."""
+        return self._stats_place(dictionary) is not None
 
     def load_stats(self, dictionary: str) -> Stats:
-        return load_stats(self.stats, dictionary)
+        """Statistics of a dictionary, also those that only steering reads."""
+        return load_stats(self._stats_place(dictionary) or self.stats, dictionary)
+
+    def take_steering_stats(self, directory: Path) -> None:
+        """Move the statistics of a finished collection to those that only steering reads."""
+        for path in list_stats(directory).values():
+            path.replace(self.steering_stats / path.name)
+        shutil.rmtree(directory)
+
+    def _stats_place(self, dictionary: str) -> Path | None:
+        places = (self.stats, self.steering_stats)
+        return next((p for p in places if stats_file(p, dictionary).is_file()), None)
 
     # ----------------------------------------------------------------------- units, selections
 
@@ -126,7 +137,7 @@ class RunDir:
 
     def selected_methods(self) -> list[str]:
         """Names of the methods whose selections are there."""
-        return _stems(self.selections, "parquet")
+        return [path.stem for path in visible(self.selections, "*.parquet")]
 
     def selection_file(self, method: str) -> Path:
         return self.selections / f"{method}.parquet"
@@ -215,11 +226,6 @@ class RunDir:
         schema.write(PerplexityMatrix, path or self.matrix, matrix)
 
 
-def _stems(directory: Path, suffix: str) -> list[str]:
-    """Names of the files in a directory, but for temporary ones, without their suffix."""
-    return sorted(path.stem for path in directory.glob(f"[!.]*.{suffix}"))
-
-
 def _prediction_fields(*, required: bool) -> pa.Schema:
     """Columns of predictions. `required`: gaps are an error, but for what heads did not say."""
     import pyarrow as pa
@@ -241,3 +247,16 @@ def _side_by_side(tables: Mapping[str, pa.Table], path: Path) -> pa.Table:
     for head, table in tables.items():
         texts = texts.append_column(head, table["predicted"])
     return texts
+
+
+def examples_of(stats: Path) -> Path:
+    """Directory of the examples of statistics: inside them, or in a run beside them."""
+    inside = stats / TopExamples.FOLDER
+    return inside if inside.is_dir() else RunDir(stats.parent).examples
+
+
+def sae_of(entry: Mapping[str, Any], stats: Path) -> Path:
+    """Directory of an SAE, by its header in statistics. One that a run trained moves with it."""
+    path, trained = Path(entry.get("path") or ""), RunDir(stats.parent).sae(entry["id"])
+    recorded = entry.get("path") and (path.exists() or not trained.is_dir())
+    return path if recorded else trained

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,23 @@ def ensures(check: Callable[[Any], None]) -> Callable[[type[T]], type[T]]:
         return kind
 
     return decorate
+
+
+class Complete:
+    """Marks a configuration in a file, which has all fields: `Annotated[Decoding, Complete]`.
+
+    Elsewhere a field that is not given has its default.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: Any) -> Any:
+            for field in fields(source):
+                if isinstance(value, dict) and field.name not in value:
+                    raise ValueError(f"{field.name} is missing")
+            return value
+
+        return core_schema.no_info_before_validator_function(check, handler(source))
 
 
 @lru_cache

@@ -102,7 +102,7 @@ def make_table(
     members = list(saes.values())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        collect(lm, plan, members, out, places={"bags": out / "bags"}, progress=print)
+        collect(lm, plan, members, out, places={"bags": out / "bags"}, say=print)
         small = [sae for sae in members if sae.id.endswith("-0.5")]
         collect(lm, half, small, out / "half")
         stats = {sae.id: Stats.load(out / f"{sae.id}.safetensors") for sae in members}

@@ -505,7 +505,7 @@ def check_groups(report: Report, work: Path) -> None:
     before, memory.memory_limit = (memory.memory_limit, lambda device="cpu": int(2.5 * 2 * room))
     try:
         start = time.perf_counter()
-        collection.collect(lm, plan, saes, apart, progress=note)
+        collection.collect(lm, plan, saes, apart, say=note)
         in_groups = time.perf_counter() - start
     finally:
         memory.memory_limit = before

@@ -153,12 +153,7 @@ def _trained(lm: LanguageModel, data: Data, out: Path) -> list[SAE]:
     plan = make_plan(corpus, lm, split=split, max_tokens=12_000, mixed=True)
     sites = [f"mlp_out@{layer}" for layer in range(0, lm.n_layers, 3)]
     return train_saes(
-        lm,
-        plan,
-        sites,
-        out / "saes",
-        TrainConfig(k=32, d_sae=2560, batch_size=1024),
-        progress=print,
+        lm, plan, sites, out / "saes", TrainConfig(k=32, d_sae=2560, batch_size=1024), say=print
     )
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     own = {label: Reference(**values) for label, values in metrics["own"].items()}
     bench = Bench(open_run(arguments.run), metrics["source"], Decoding(**metrics["decoding"]))
     prompts = encode_prompts(
-        bench.setting.lm, english_prompts()[1::2], bench.decoding.max_new_tokens
+        bench.opened.lm, english_prompts()[1::2], bench.decoding.max_new_tokens
     )
     outcomes: dict[str, dict[str, Measured]] = {}
     rows: list[dict[str, Any]] = []

@@ -76,10 +76,10 @@ def main() -> None:
     parser.add_argument("--only", help="only settings whose name contains this")
     arguments = parse(parser)
     bench = Bench(open_run(arguments.run), "en", Decoding())
-    ids = encode_prompts(bench.setting.lm, english_prompts()[::2], bench.decoding.max_new_tokens)
+    ids = encode_prompts(bench.opened.lm, english_prompts()[::2], bench.decoding.max_new_tokens)
     own = {label: bench.measure_reference(label, 64) for label in LABELS}
     rows = []
-    for name, (recipe, strengths) in settings(bench.setting.lm.n_layers).items():
+    for name, (recipe, strengths) in settings(bench.opened.lm.n_layers).items():
         if arguments.only and arguments.only not in name:
             continue
         bench.collect_missing([recipe])

@@ -630,14 +630,14 @@ def test_an_output_that_belongs_to_something_else_is_left_alone(
     train = ["train", *on, "--d-sae", 64, "--k", 4, "--sites", SITES, "--seed", 7]
     rank = ["rank", tiny_run / "stats"]
     for message, words in (
-        ("is not empty and holds no run", ["run", *on, "--out", mine]),
-        ("is a file", ["run", *on, "--out", mine / "letter.txt"]),
+        ("mine exists and is no run; choose", ["run", *on, "--out", mine]),
+        ("letter.txt exists and is no run", ["run", *on, "--out", mine / "letter.txt"]),
         (
             "holds statistics of something else",
             ["collect", *on, *saes, "--seed", 7, "--out", tmp_path / "stats"],
         ),
         ("holds an SAE of something else", [*train, "--out", tmp_path / "saes"]),
-        ("exists already and is not empty", ["merge", tiny_run / "stats", "--out", mine]),
+        ("exists and is no empty directory", ["merge", tiny_run / "stats", "--out", mine]),
         ("exists and is no selection", [*rank, "--out", mine / "letter.txt"]),
         ("exists and is no selection", [*rank, "--out", tmp_path / "s.csv"]),
         ("exists and is no selection", [*rank, "--out", mine]),

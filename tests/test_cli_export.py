@@ -186,7 +186,7 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
         ),
         (
             ["RUN", "--format", "sae-lens", "--out", "RUN"],
-            "which is not part of an export; choose another output",
+            "exists and is no export (it holds bags); choose another output",
         ),
         (["OUT", "--format", "sae-lens", "--out", "OUT"], "does not exist; give a directory"),
         (["RUN", "--feature", "a:" + "9" * 5000, "--out", "OUT.npy"], "should be SAE:UNIT"),

@@ -134,9 +134,9 @@ def test_labels_that_are_unclear_say_so_in_their_row_and_the_others_are_answered
         "als      als is Tosk Albanian (als) in iso639-3 or Swiss German (gsw) in fasttext; say "
         "which system it is of (--from)",
     ]
-    assert error == "saefeat: without one code in flores: no, als; their rows say why\n"
+    assert error == "saefeat: no single code in flores for no, als; their rows give the reasons\n"
     code, out, error = saefeat("labels", "de", "KO")
-    assert (code, error) == (2, "saefeat: without a meaning: KO; their rows say why\n")
+    assert (code, error) == (2, "saefeat: no meaning for KO; their rows give the reasons\n")
     assert out.splitlines()[1].split()[:3] == ["de", "de", "deu"] and out.splitlines()[2].endswith(
         "did you mean ko?"
     )

@@ -183,10 +183,10 @@ def test_shards_merge_by_and_by(tmp_path, whole, plan, tiny_lm):
 def test_killed_and_run_again_it_writes_the_same_files(tmp_path, whole, plan, tiny_lm, at):
     options = {"places": {"bags": tmp_path / "o/bags"}, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=Interrupted(at), **options)
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", say=Interrupted(at), **options)
     assert not list((tmp_path / "o").glob("*.safetensors"))
     lines = []
-    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", progress=lines.append, **options)
+    collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", say=lines.append, **options)
     assert windows_in(lines) == list(range(at, 9))
     same(tmp_path / "o", whole)
 
@@ -202,7 +202,7 @@ def test_killed_again_and_again_it_still_ends_with_the_same_files(tmp_path, whol
                 DICTIONARIES,
                 tmp_path / "o",
                 places={"bags": tmp_path / "o/bags"},
-                progress=stop,
+                say=stop,
                 checkpoint_seconds=0,
             )
             break
@@ -226,7 +226,7 @@ def test_dictionaries_that_do_not_fit_together_take_several_passes_to_the_same_f
                 DICTIONARIES,
                 tmp_path / "out",
                 places={"bags": tmp_path / "out/bags"},
-                progress=stop,
+                say=stop,
                 checkpoint_seconds=0,
             )
         lines += stop.lines
@@ -262,7 +262,7 @@ def test_a_killed_shard_resumes(tmp_path, whole, plan, tiny_lm):
             DICTIONARIES,
             first,
             shard=(0, 2),
-            progress=Interrupted(3),
+            say=Interrupted(3),
             checkpoint_seconds=0,
         )
     with pytest.raises(UserError, match="the state of the collection of something else"):
@@ -285,7 +285,7 @@ def test_a_finished_collection_is_not_done_again(tmp_path, whole, plan, tiny_lm)
         DICTIONARIES,
         tmp_path / "o",
         places={"bags": tmp_path / "o/bags"},
-        progress=lines.append,
+        say=lines.append,
     )
     assert lines == [f"{tmp_path / 'o'} is complete already"]
 
@@ -296,12 +296,7 @@ def test_bags_asked_for_later_are_written(tmp_path, whole, plan, tiny_lm):
     same(tmp_path / "o", whole)
     with pytest.raises(KeyboardInterrupt):
         collect(
-            tiny_lm,
-            plan,
-            DICTIONARIES,
-            tmp_path / "p",
-            progress=Interrupted(4),
-            checkpoint_seconds=0,
+            tiny_lm, plan, DICTIONARIES, tmp_path / "p", say=Interrupted(4), checkpoint_seconds=0
         )
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "p", places={"bags": tmp_path / "p/bags"})
     same(tmp_path / "p", whole)
@@ -461,8 +456,8 @@ def test_progress_counts_the_tokens_of_the_windows_that_are_missing(tmp_path, pl
     lines = []
     stop = Interrupted(3)
     with pytest.raises(KeyboardInterrupt):
-        collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=stop, checkpoint_seconds=0)
-    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, progress=lines.append)
+        collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, say=stop, checkpoint_seconds=0)
+    collect(tiny_lm, plan, DICTIONARIES[:1], tmp_path, say=lines.append)
     assert windows_in(lines) == [3, 4, 5, 6, 7, 8]
     left = sum(plan.counts[i] for w in range(2, 8) for i in plan.window(w))
     counts = [line.split(": ")[1].split(" tokens")[0].split(" of ") for line in lines]
@@ -500,7 +495,7 @@ def test_histograms_are_of_the_tokens_that_the_statistics_count(tmp_path, whole,
             DICTIONARIES,
             tmp_path / "o",
             places=places,
-            progress=Interrupted(4),
+            say=Interrupted(4),
             checkpoint_seconds=0,
         )
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places=places)
@@ -553,7 +548,7 @@ def test_a_new_statistic_is_one_class_and_one_line(tmp_path, whole, plan, tiny_l
             DICTIONARIES,
             tmp_path / "o",
             places={"bags": tmp_path / "o/bags"},
-            progress=Interrupted(4),
+            say=Interrupted(4),
             checkpoint_seconds=0,
         )
     collect(tiny_lm, plan, DICTIONARIES, tmp_path / "o", places={"bags": tmp_path / "o/bags"})
@@ -619,9 +614,7 @@ def test_out_with_statistics_of_something_else_is_a_user_error(
 
 def test_an_unfinished_collection_of_something_else_is_a_user_error(tmp_path, plan, tiny_lm):
     with pytest.raises(KeyboardInterrupt):
-        collect(
-            tiny_lm, plan, DICTIONARIES, tmp_path, progress=Interrupted(2), checkpoint_seconds=0
-        )
+        collect(tiny_lm, plan, DICTIONARIES, tmp_path, say=Interrupted(2), checkpoint_seconds=0)
     with pytest.raises(UserError, match="the state of the collection of something else"):
         collect(tiny_lm, plan, DICTIONARIES[:2], tmp_path)
 
@@ -660,7 +653,7 @@ def test_what_cannot_be_merged_is_a_user_error(tmp_path, plan, tiny_lm):
     refused("different dictionaries", a, b)
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="is no empty directory"):
         merge([a], out)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 

@@ -80,7 +80,7 @@ def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(
     made = dictionaries()
     collect(gpu_lm, plan, made, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        collect(gpu_lm, plan, made, tmp_path / "cut", progress=Interrupt(3), checkpoint_seconds=0)
+        collect(gpu_lm, plan, made, tmp_path / "cut", say=Interrupt(3), checkpoint_seconds=0)
     for path in collect(gpu_lm, plan, made, tmp_path / "cut"):
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
@@ -89,10 +89,10 @@ def test_a_training_that_was_killed_goes_on(tmp_path, tiny_corpus, gpu_lm, monke
     monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, gpu_lm, mixed=True)
     site, lines = "mlp_out@0", []
-    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG, progress=lines.append)
+    (whole,) = train_saes(gpu_lm, plan, [site], tmp_path / "whole", CONFIG, say=lines.append)
     late = Interrupt(len(lines) * 4 // 5)
     with pytest.raises(KeyboardInterrupt):
-        train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, progress=late)
+        train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG, say=late)
     assert (tmp_path / "cut" / "training.safetensors").exists()
     (cut,) = train_saes(gpu_lm, plan, [site], tmp_path / "cut", CONFIG)
     assert (tmp_path / "cut" / sae_id(site) / WEIGHTS).exists()

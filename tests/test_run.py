@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import time
@@ -27,6 +29,7 @@ from saefeat.run import (
     choose_head,
     default_sites,
     evaluate,
+    fit_heads,
     forecast,
     load_heads,
     open_run,
@@ -36,6 +39,7 @@ from saefeat.run import (
 from saefeat.run.opened import other_corpus
 from saefeat.run.request import with_absolute_paths
 from saefeat.run.shown import pieces
+from saefeat.run.stages import rank_into
 from saefeat.rundir import RunDir
 from saefeat.sae.store import load_saes
 from saefeat.sae.train import sae_id
@@ -657,6 +661,30 @@ def test_metrics_of_another_run_and_other_files_are_not_overwritten(opened, tmp_
         with pytest.raises(UserError, match=r"m\.json holds metrics of something else"):
             evaluate(opened, None, split="test", out=target)
         assert json.loads(target.read_text()) == content
+
+
+@pytest.mark.parametrize("name", ["lid/heads", "lid/metrics.json", "selection.parquet"])
+def test_one_process_at_a_time_writes_heads_metrics_and_a_selection(tiny_run, tmp_path, name):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run, out)
+    work = {
+        "lid/heads": lambda: fit_heads(open_run(out), force=True),
+        "lid/metrics.json": lambda: evaluate(
+            open_run(out), None, split="test", out=out / name, max_texts=1
+        ),
+        "selection.parquet": lambda: rank_into(out / name, out / "stats", "sae-lape"),
+    }[name]
+    before = contents(out)
+    directory = out / f"{name.partition('.')[0]}-partial"
+    directory.mkdir()
+    handle = os.open(directory, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as another process would
+    with pytest.raises(UserError, match=f"another process is writing in {directory}"):
+        work()
+    assert contents(out) == before
+    os.close(handle)
+    work()
+    assert not directory.exists()
 
 
 # --------------------------------------------------------------------------- small parts

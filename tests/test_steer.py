@@ -69,7 +69,7 @@ class StopAt:
 
 def small_grid(bench):
     grid = [
-        recipe for recipe in full_grid(bench.setting.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
+        recipe for recipe in full_grid(bench.opened.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
     ]
     return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
@@ -129,7 +129,7 @@ def test_random_units_are_as_many_and_as_long_as_the_features(bench):
     vectors = []
     for recipe in (features, random):
         changes, count = bench.builder.build(recipe, "de")
-        x = torch.zeros(1, 1, bench.setting.saes[0].d_in)
+        x = torch.zeros(1, 1, bench.opened.saes[0].d_in)
         vectors.append((changes[SITE][0](x, torch.ones(1, 1, 1)).flatten(), count))
     (one, n), (other, m) = vectors
     assert n == m > 0
@@ -159,7 +159,7 @@ def test_steer_and_the_recipes_of_a_run_build_the_same_changes(bench, out):
         out / "stats", "feature-diffmean", source="en", top=5, dictionaries=["sae-resid_post@0"]
     )
     ours, count = bench.builder.build(recipe, "de")
-    lm = bench.setting.lm
+    lm = bench.opened.lm
     theirs = changes_of(lm, selection, "de", source="en")
     assert count == len(selection.for_label("de")) > 0
     assert ours.keys() == theirs.keys() == {SITE}
@@ -174,7 +174,7 @@ def test_steer_and_the_recipes_of_a_run_build_the_same_changes(bench, out):
 
 
 def test_the_whole_difference_of_means_is_every_coordinate_of_the_site(bench):
-    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0, {})
     changes, count = bench.builder.build(recipe, "de")
     stats = bench.builder.collected.read(SITE)
     de, en = (stats.mean()[stats.labels.index(label)] for label in ("de", "en"))
@@ -244,12 +244,12 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
         (target.parent / name).unlink()
     again = Bench(open_run(out), "en", Decoding(max_new_tokens=8))
 
-    again.setting.say = StopAt("1 of 2")
+    again.opened.say = StopAt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(again, grid, PROMPTS, target)
     assert not target.exists()
     lines = []
-    again.setting.say = lines.append
+    again.opened.say = lines.append
     sweep(again, grid, PROMPTS, target)
     done = [line for line in lines if line.startswith("steering: ")]
     assert all("1 of 1 labels" in line and "th: " in line for line in done) and done  # no `de`
@@ -262,11 +262,11 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
 def test_a_label_of_a_killed_sweep_is_kept_for_a_sweep_over_other_labels(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json").read_bytes()
-    bench.setting.say = StopAt("1 of 2")
+    bench.opened.say = StopAt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "some.json", labels=["th", "de"])
     lines = []
-    bench.setting.say = lines.append
+    bench.opened.say = lines.append
     assert sweep(bench, grid, PROMPTS, out / "all.json").read_bytes() == whole
     assert lines and all("1 of 1 labels" in line and "de: " in line for line in lines)  # no `th`
 
@@ -289,7 +289,7 @@ def test_two_sweeps_of_a_run_and_two_matrices_of_a_file_are_refused(bench, out):
         sweep(bench, demo_grid([SITE]), PROMPTS, target)
 
     def matrix_now():
-        matrix(bench.setting, target, MatrixConfig(sentences=2, top=5))
+        matrix(bench.opened, target, MatrixConfig(sentences=2, top=5))
 
     for name, call in (("settings", sweep_now), ("m", matrix_now)):
         directory = out / "steering" / f"{name}-partial"
@@ -361,7 +361,7 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
 
     monkeypatch.setattr(Bench, "measure_reference", none_for_thai)
     lines = []
-    bench.setting.say = lines.append
+    bench.opened.say = lines.append
     target = out / "steering/metrics.json"
     metrics = json.loads(sweep(bench, demo_grid([SITE]), PROMPTS, target, halves=False).read_text())
     assert set(metrics["own"]) == {"de"} and "note: th is skipped: th has no test text" in lines
@@ -374,15 +374,15 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
 
 
 def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
-    corpus = bench.setting.corpus
-    bench.setting.corpus = replace(
+    corpus = bench.opened.corpus
+    bench.opened.corpus = replace(
         corpus, of=["de" if label == "th" else label for label in corpus.of]
     )
     with pytest.raises(CannotSteer, match="th has no test text of 10 tokens"):
         bench.measure_reference("th", 2)
     stats = bench.builder.collected.read(SITE)
     stats.tokens[stats.labels.index("th")] = 0
-    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0)
+    recipe = SteeringRecipe("diffmean", "add", (SITE,), CONSTANT, 1.0, {})
     assert bench.builder.build(recipe, "de")[0].keys() == {SITE}
     with pytest.raises(NoUnits, match="the label th has no tokens"):
         bench.builder.build(recipe, "th")
@@ -403,7 +403,7 @@ def test_a_method_without_units_for_a_label_is_skipped(bench, out):
 def test_a_second_run_does_not_overwrite_the_full_sweep(bench, out):
     target = sweep(bench, small_grid(bench), PROMPTS, out / "steering/metrics.json")
     before = target.read_bytes(), (out / "steering/settings.json").read_bytes()
-    config = bench.setting.config
+    config = bench.opened.config
     index = json.loads((out / "run.json").read_text())
     index["arguments"]["steer_prompts"] = 2
     (out / "run.json").write_text(json.dumps(index))
@@ -481,12 +481,12 @@ def test_damaged_settings_are_refused(bench, out, damage):
 def test_a_damaged_state_is_measured_again(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
-    bench.setting.say = StopAt("1 of 2")
+    bench.opened.say = StopAt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "again.json", halves=False)
     (kept,) = (out / "steering/settings-partial").iterdir()
     kept.write_bytes(kept.read_bytes()[:50])
-    bench.setting.say = quiet
+    bench.opened.say = quiet
     assert sweep(bench, grid, PROMPTS, out / "again.json", halves=False).read_bytes() == whole
 
 
@@ -703,7 +703,7 @@ def test_missing_runs_and_outputs_of_something_else_are_refused(saefeat, out, tm
     other.write_text('{"mine": 1}')
     for command in ("sweep", "matrix"):
         code, _, err = saefeat("steer", command, "--run", out, "--out", other)
-        assert code == 2 and "something else" in err
+        assert code == 2 and "other.json exists and is no " in err
     assert other.read_text() == '{"mine": 1}'
     code, _, err = saefeat(
         "steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--sites", "resid_post@1"

@@ -34,7 +34,7 @@ from saefeat.steering import (
     steer,
 )
 from saefeat.steering.changes import label_mean, project_onto_units, rescale
-from saefeat.steering.edits import schedule_change
+from saefeat.steering.edits import schedule_change, token_strengths
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -289,7 +289,7 @@ def test_strength_falls_after_the_first_tokens_and_keeps_its_sign():
     schedule = Schedule(first=2, rest=0.3)
 
     def strengths(strength, of=schedule):
-        return of.strengths(steps, strength)[0, :, 0].tolist()
+        return token_strengths(of, steps, strength)[0, :, 0].tolist()
 
     assert strengths(1.5) == pytest.approx([0, 1.5, 1.5, 1.5, 1.5, 0.3, 0.3])
     assert strengths(-1.5) == pytest.approx([0, -1.5, -1.5, -1.5, -1.5, -0.3, -0.3])
@@ -298,7 +298,7 @@ def test_strength_falls_after_the_first_tokens_and_keeps_its_sign():
     )  # `rest` is a limit, not a strength of its own
     assert strengths(1.5, CONSTANT) == [0] + [1.5] * 6
     assert strengths(1.5, Schedule(first=0, rest=0.0)) == [0, 1.5, 1.5, 0, 0, 0, 0]
-    rows = schedule.strengths(steps.expand(2, -1), torch.tensor([2.0, 0.1]))[..., 0]
+    rows = token_strengths(schedule, steps.expand(2, -1), torch.tensor([2.0, 0.1]))[..., 0]
     torch.testing.assert_close(rows, torch.tensor([[0, 2, 2, 2, 2, 0.3, 0.3], [0] + [0.1] * 6]))
 
 
@@ -786,6 +786,16 @@ def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_p
         stats=tmp_path,
         match=f"no statistics of {missing}; collect them first",
     )
+
+
+def test_a_selection_that_names_no_statistics_needs_their_directory(tiny_lm, selection, world):
+    header = {key: value for key, value in selection.header.items() if key != "stats"}
+    nameless = Selection(selection.table, header)
+    refused(tiny_lm, nameless, match="the selection names no statistics; give their directory")
+    with steer(tiny_lm, nameless, "de", edit="scale"):
+        pass
+    with steer(tiny_lm, nameless, "de", stats=world / "stats"):
+        pass
 
 
 def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):

@@ -98,7 +98,7 @@ def test_a_training_says_that_it_goes_on_with_other_threads(
     config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
 
     def train(say):
-        train_saes(tiny_lm, plan, ["mlp_out@0"], tmp_path / "saes", config, progress=say)
+        train_saes(tiny_lm, plan, ["mlp_out@0"], tmp_path / "saes", config, say=say)
 
     def stop(line):
         if (tmp_path / "saes" / "training.safetensors").exists():
@@ -118,7 +118,7 @@ def test_a_collection_says_that_it_goes_on_with_other_threads(
     neurons = [Identity("mlp_act@0", 48)]
 
     def count(say):
-        collect(tiny_lm, plan, neurons, tmp_path / "stats", progress=say, checkpoint_seconds=0)
+        collect(tiny_lm, plan, neurons, tmp_path / "stats", say=say, checkpoint_seconds=0)
 
     with pytest.raises(KeyboardInterrupt):
         count(StopAt("window 3"))

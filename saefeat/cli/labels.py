@@ -48,8 +48,8 @@ def labels(
     print_table(rows, notes=notes)
     if notes:
         refused = ", ".join(rows[i][0] for i in notes)
-        have = f"one code in {to}" if to else "a meaning"
-        raise UserError(f"without {have}: {refused}; their rows say why")
+        lack = f"no single code in {to}" if to else "no meaning"
+        raise UserError(f"{lack} for {refused}; their rows give the reasons")
 
 
 def _codes(code: str, to: str | None, systems: Sequence[str], from_system: str | None) -> list[str]:

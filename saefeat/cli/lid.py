@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saefeat.cli.common import Run, input_lines, load_run, with_options
-from saefeat.config import EvaluateConfig
+from saefeat.config import DEFAULT_HEAD, EvaluateConfig
 from saefeat.io import UserError
-from saefeat.lid.heads import DEFAULT_HEAD, HEADS
+from saefeat.lid.heads import HEADS
 
 if TYPE_CHECKING:
-    from saefeat.artefacts import LIDMetrics
+    from saefeat.artefacts.lid import LIDMetrics
 
 app = typer.Typer(no_args_is_help=True, help="Identify languages with features, and measure it.")
 _BATCH = 1024  # texts whose predictions are printed together

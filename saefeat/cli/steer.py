@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
-from saefeat.config import MATRIX_EDITS, Decoding, GenerateConfig, MatrixConfig, SweepConfig
-from saefeat.io import UserError, read_json
+from saefeat.config import (
+    FEATURES,
+    MATRIX_EDITS,
+    UNSTEERED,
+    Decoding,
+    GenerateConfig,
+    MatrixConfig,
+    SweepConfig,
+)
+from saefeat.io import UserError
 
 if TYPE_CHECKING:
-    from saefeat.artefacts import SteeringMetrics
+    from saefeat.artefacts.steering import SteeringMetrics
 
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
@@ -102,7 +110,6 @@ def steer_sweep(
     from saefeat.run.sweep import sweep
 
     lines = _sweep_prompts(prompts, decoding)
-    _check_replaceable(out, "summary")
     bench = _bench(run, config.source, decoding)
     if prompts is None and fasttext_code(bench.source_label) != "en":
         raise UserError(
@@ -135,16 +142,16 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
 
     for site in config.sites or ():
         bench.builder.saes_at(site)
-    deep, stream = steering_sites(bench.setting), stream_sites(bench.setting)
+    deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
-    grid = full_grid(bench.setting.lm, groups, config.strengths)
+    grid = full_grid(bench.opened.lm, groups, config.strengths)
     if config.methods is None:
         return grid
-    known = sorted({"none", *(recipe.method for recipe in grid)})
+    known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})
     for name in config.methods:
         if name not in known:
             raise UserError(f"there is no method {name}; the methods are {', '.join(known)}")
-    return [recipe for recipe in grid if recipe.method in {"features", *config.methods}]
+    return [recipe for recipe in grid if recipe.method in {FEATURES, *config.methods}]
 
 
 @app.command("matrix")
@@ -157,7 +164,6 @@ def steer_matrix(
     """Measure how editing the features of each label changes the perplexity of all labels."""
     from saefeat.run.matrix import matrix, most_affected
 
-    _check_replaceable(out, "interventions")
     if unknown := set(config.edits) - set(MATRIX_EDITS):
         raise UserError(
             f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}"
@@ -169,14 +175,6 @@ def steer_matrix(
             f"{edit}: the median NLL of a label's own text rises most for {len(own)} of "
             f"{len(result['labels'])} labels"
         )
-
-
-def _check_replaceable(out: Path, key: str) -> None:
-    """Raises UserError when `out` holds something else than what the same command writes."""
-    if out.exists():
-        found = read_json(out)
-        if not isinstance(found, dict) or key not in found:
-            raise UserError(f"{out} exists and holds something else; choose another output", "out")
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

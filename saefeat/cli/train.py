@@ -32,7 +32,7 @@ def train(
     if dry_run:
         _say_steps(lm, plan, sites, config)
         return
-    for sae in train_saes(lm, plan, sites, out, config, progress=say):
+    for sae in train_saes(lm, plan, sites, out, config, say=say):
         typer.echo(f"{out / sae.id}: d_sae {sae.width}, {_describe_training(sae.record)}")
 
 

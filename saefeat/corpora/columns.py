@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Number
 from typing import Any, NamedTuple
 
+from saefeat.config import ID, LABEL, TEXT
 from saefeat.io import UserError
 
 Row = tuple[Any, Any, Any]  # text, label, id
@@ -14,9 +15,9 @@ Row = tuple[Any, Any, Any]  # text, label, id
 class Columns(NamedTuple):
     """Names of the columns of text, label and id. The id column may be missing if it is `id`."""
 
-    text: str = "text"
-    label: str = "label"
-    id: str = "id"
+    text: str = TEXT
+    label: str = LABEL
+    id: str = ID
 
 
 PARAMETERS = Columns("text_column", "label_column", "id_column")  # of `load_corpus`

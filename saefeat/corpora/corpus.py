@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from saefeat.config import ID, LABEL, TEXT
 from saefeat.corpora.columns import PARAMETERS, Columns, Row
 from saefeat.corpora.fetch import recipe_rows
 from saefeat.corpora.files import local_rows
@@ -84,9 +85,9 @@ def load_corpus(
     *,
     labels: Iterable[str] | None = None,
     min_labels: int = 2,
-    text_column: str = "text",
-    label_column: str = "label",
-    id_column: str = "id",
+    text_column: str = TEXT,
+    label_column: str = LABEL,
+    id_column: str = ID,
     name: str | None = None,
     say: Say = quiet,
 ) -> Corpus:

@@ -20,6 +20,7 @@ from saefeat.io import (
     write_json,
     write_text,
 )
+from saefeat.resume import check_replaceable
 from saefeat.sae.writers import WRITERS, Writer
 
 __all__ = ["export_direction", "export_saes", "open_source"]
@@ -39,7 +40,7 @@ def export_saes(source: str, form: str, out: Path) -> list[Path]:
     hold an SAE, and for an `out` that is not an earlier export.
     """
     writer = WRITERS[form]
-    _check_directory(out)
+    check_replaceable(out, "export", _is_export)
     given = open_source(source)
     folders = _name_folders(given, writer)
     hookpoints = {sae.id: given.hookpoint(sae) for sae in given.saes}
@@ -79,12 +80,10 @@ def _name_folders(given: Exportable, writer: Writer) -> dict[str, SAE]:
     return found
 
 
-def _check_directory(out: Path) -> None:
-    """Raise UserError for a directory that is not empty and holds more than an earlier export."""
-    if not out.exists():
-        return
+def _is_export(out: Path) -> bool:
+    """Whether a directory is empty or an earlier export. Raises UserError if it holds more."""
     if not out.is_dir():
-        raise UserError(f"{out} is a file; choose another output", "out")
+        return False
     manifest = kept_json(out / MANIFEST)
     ours: set[str] = set()
     if manifest.get("format") in WRITERS and isinstance(manifest.get("saes"), dict):
@@ -92,8 +91,8 @@ def _check_directory(out: Path) -> None:
         ours = {CARD, MANIFEST, *summaries, *manifest["saes"]}
     others = sorted({entry.name for entry in out.iterdir()} - ours)
     if others:
-        what = f"{others[0]}, which is not part of an export"
-        raise UserError(f"{out} exists and holds {what}; choose another output", "out")
+        raise UserError(f"it holds {others[0]}")
+    return True
 
 
 def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
@@ -109,7 +108,9 @@ def export_direction(source: str, feature: str, out: Path) -> dict[str, Any]:
 
     Raises UserError for an unknown SAE or unit, another suffix, and a file of something else.
     """
-    _check_file(out)
+    if out.suffix not in (".safetensors", ".npy"):
+        raise UserError(f"{out} should end in .safetensors or .npy", "out")
+    check_replaceable(out, "exported direction", _is_direction)
     given = open_source(source)
     sae, unit = _find_unit(given, feature, source)
     given.check(sae)
@@ -150,19 +151,6 @@ def _find_unit(given: Exportable, feature: str, source: str) -> tuple[SAE, int]:
     return saes[name], int(number)
 
 
-def _check_file(out: Path) -> None:
-    """Raise UserError for a file that is not an exported direction.
-
-    A .npy does not say what it is, so none is written over.
-    """
-    if out.suffix not in (".safetensors", ".npy"):
-        raise UserError(f"{out} should end in .safetensors or .npy", "out")
-    if not out.exists():
-        return
-    try:
-        ours = out.suffix == ".safetensors" and read_header(out).get("kind") == "direction"
-    except UserError:
-        ours = False
-    if not ours:
-        lack = "does not say that it is an exported direction"
-        raise UserError(f"{out} exists and {lack}; choose another output", "out")
+def _is_direction(out: Path) -> bool:
+    """Whether a file is an exported direction. A .npy does not say it, so none is replaced."""
+    return out.suffix == ".safetensors" and read_header(out).get("kind") == "direction"

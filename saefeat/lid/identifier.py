@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from saefeat.artefacts import ModelRecord
+from saefeat.config import DEFAULT_HEAD, DEMO_MODEL
 from saefeat.corpora import Corpus
 from saefeat.corpora.examples import (
     UNKNOWN,
@@ -24,10 +24,10 @@ from saefeat.corpora.examples import (
 )
 from saefeat.corpora.given import given_examples, given_texts
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, absolute_path
+from saefeat.io import UserError, existing_path
 from saefeat.lid.features import Features, featurize, sum_by_label
 from saefeat.lid.head import Head, IdentifierHeader, SaeHeader
-from saefeat.lid.heads import DEFAULT_HEAD, HEADS, FitData, sae_heads
+from saefeat.lid.heads import HEADS, FitData, sae_heads
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
 from saefeat.sae.store import check_together, load_sae, load_saes
@@ -67,7 +67,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        model: Any = "embedded:gemma-3-270m",
+        model: Any = DEMO_MODEL,
         saes: Any = (),
         head: str = DEFAULT_HEAD,
         seed: int = 0,
@@ -263,7 +263,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
             state["model"] = state["_known_model"]["name"]
         # An SAE without a source is held whole, without what it has built to encode.
         state["saes"] = [
-            (_source(one) or one.to("cpu")) if isinstance(one, SAE) else _absolute(str(one))
+            (_source(one) or one.to("cpu")) if isinstance(one, SAE) else existing_path(str(one))
             for one in saes
         ]
         loaded = {one.id: _sae_header(one) for one in saes if isinstance(one, SAE)}
@@ -272,7 +272,7 @@ class LanguageIdentifier(ClassifierMixin, BaseEstimator):
 
 
 def _model_header(lm: LanguageModel) -> ModelRecord:
-    return ModelRecord(**{**lm.identity, "name": _absolute(lm.name)})
+    return ModelRecord(**{**lm.identity, "name": existing_path(lm.name)})
 
 
 def _sae_header(sae: SAE) -> SaeHeader:
@@ -283,9 +283,3 @@ def _sae_header(sae: SAE) -> SaeHeader:
 def _source(sae: SAE) -> str | None:
     """Where `load_sae` finds an SAE again; None where it was made in memory."""
     return sae.record.get("source") or sae.record.get("path")
-
-
-def _absolute(source: str) -> str:
-    """The absolute path of a file or directory; any other name as it is."""
-    path = os.path.expanduser(source)
-    return absolute_path(path) if os.path.exists(path) else source

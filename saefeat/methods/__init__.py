@@ -59,7 +59,6 @@ METHODS: Registry[Method] = Registry(
         "lape": "saefeat.methods.lape:METHOD",
     },
 )
-DEFAULT_METHOD = "sae-lape"
 
 
 def records_parameters(name: str) -> Callable[[Callable[P, Selection]], Callable[P, Selection]]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from saefeat.artefacts import LIDMetrics
+from saefeat.artefacts.lid import LIDMetrics
 from saefeat.baselines import BASELINES, REFERENCE
-from saefeat.lid.heads import DEFAULT_HEAD, HEADS
+from saefeat.config import DEFAULT_HEAD
+from saefeat.lid.heads import HEADS
 from saefeat.report.formats import by_length, direction, shortened
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saefeat.artefacts import Intervention, PerplexityMatrix, TextMeasures
+from saefeat.artefacts.steering import Intervention, PerplexityMatrix, TextMeasures
 from saefeat.report.formats import rounded
 from saefeat.report.tables import MEASURES
 

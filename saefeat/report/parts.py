@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saefeat.artefacts import (
-    LIDMetrics,
+from saefeat.artefacts import RunIndex, SAEConfig, ShownUnit
+from saefeat.artefacts.lid import LIDMetrics
+from saefeat.artefacts.steering import (
     PerplexityMatrix,
-    RunIndex,
-    SAEConfig,
-    ShownUnit,
     SteeringMetrics,
     SteeringSample,
     SteeringSettings,

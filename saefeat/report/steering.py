@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean, geometric_mean
 from typing import Any, TypeVar
 
-from saefeat.artefacts import SteeringMetrics, SteeringRow, SteeringSample, SteeringSettings
+from saefeat.artefacts.steering import (
+    SteeringMetrics,
+    SteeringRow,
+    SteeringSample,
+    SteeringSettings,
+)
+from saefeat.config import STEERING_METHODS
 from saefeat.report.formats import as_text, direction, pairs, rounded, shortened
 
 T = TypeVar("T", SteeringRow, SteeringSample)
 Values = dict[str, Any]
 
 MEASURES = ("score", "forcing", "perplexity", "distinct3")
-_METHODS = ("none", "random", "diffmean", "neurons", "features")  # in this order, before all others
 _SETTING = ("edit", "sites", "schedule", "parameters")  # a setting, but for its strength
 _SAMPLES = 900  # on the page
 _CHARACTERS = 600  # of a sample
@@ -32,10 +38,10 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
     """
     rows = metrics["rows"]
     means = {row["method"]: row for row in metrics["summary"]}
-    methods = sorted(means, key=[*_METHODS, *sorted(means)].index)
+    methods = sorted(means, key=[*STEERING_METHODS, *sorted(means)].index)
     summary = [_summary(means[method]) for method in methods]
     return {
-        "decoding": pairs(metrics["decoding"]),
+        "decoding": pairs(asdict(metrics["decoding"])),
         "prompts": as_text(metrics["prompts"]),
         "own": {label: _rounded(own, MEASURES[1:]) for label, own in metrics["own"].items()},
         "labels": list(metrics["own"]),
@@ -46,7 +52,7 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
         "best": max((row["score"] for row in summary), default=None),
         "lines": [_line(method, metrics) for method in methods],
         "settings": {
-            label: f"{setting['method']}: {_words(setting)}"
+            label: f"{setting.method}: {_words(vars(setting))}"
             for label, setting in (settings["labels"] if settings else {}).items()
         },
     }
@@ -87,7 +93,7 @@ def _words(setting: Mapping[str, Any]) -> str:
         f"strength {as_text(setting['strength'])}",
         f"{setting['units']} units" if setting.get("units") else "",
         ", ".join(pairs(setting["parameters"])),
-        ", ".join(pairs(setting["schedule"])),
+        ", ".join(pairs(asdict(setting["schedule"]))),
     ]
     return " · ".join(filter(None, parts))
 

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from saefeat.config import Schedule
 from saefeat.io import write_bytes
 from saefeat.ranking import COLUMNS
 from saefeat.report.identification import OURS, THEIRS
@@ -36,7 +38,7 @@ def write_tables(run: RunDir, tables: Mapping[str, Iterable[Mapping[str, Any]]])
     are JSON. Keys of a row that have no column are left out.
     """
     for name, fields in FIELDS.items():
-        path = run.table_file(name)
+        path = run.tables / f"{name}.csv"
         if name not in tables:
             path.unlink(missing_ok=True)
             continue
@@ -49,6 +51,7 @@ def write_tables(run: RunDir, tables: Mapping[str, Iterable[Mapping[str, Any]]])
 
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in row.items():
+        value = asdict(value) if isinstance(value, Schedule) else value
         if name.endswith("_ci"):
             yield from zip((f"{name[:-3]}_low", f"{name[:-3]}_high"), value, strict=True)
         elif isinstance(value, dict):

@@ -13,16 +13,15 @@ from typing import Any
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.config import Decoding, MatrixConfig, RunConfig
-from saefeat.io import SCHEMA, UserError, fingerprint
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
-from saefeat.resume import claim
+from saefeat.resume import claim, clear_finished
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
 from saefeat.run.grids import demo_grid, english_prompts, steering_sites
 from saefeat.run.identify import choose_head, fit_heads, load_heads, predict
-from saefeat.run.matrix import clear_kept as clear_matrix
 from saefeat.run.matrix import matrix as measure_matrix
 from saefeat.run.opened import OpenRun, default_sites, open_run, prepare_run
 from saefeat.run.shown import add_activations, add_histograms, shown_units
@@ -36,7 +35,6 @@ from saefeat.run.stages import (
     set_threads,
 )
 from saefeat.run.steer import Bench, find_source
-from saefeat.run.sweep import clear_kept as clear_sweep
 from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
 from saefeat.statistics import ACCUMULATORS
@@ -104,7 +102,7 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
 def _train(opened: OpenRun) -> None:
     if not opened.given:
         lm, plan, say = opened.lm, opened.training_plan, opened.say
-        train_saes(lm, plan, opened.sites, opened.files.saes, opened.training, progress=say)
+        train_saes(lm, plan, opened.sites, opened.files.saes, opened.training, say=say)
 
 
 def _collect(opened: OpenRun) -> None:
@@ -112,7 +110,7 @@ def _collect(opened: OpenRun) -> None:
     dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
     folders = {name: kind.FOLDER for name, kind in ACCUMULATORS.items()}
     places = {name: files.root / folder for name, folder in folders.items() if folder}
-    collect_stats(lm, plan, dictionaries, files.stats, places=places, progress=opened.say)
+    collect_stats(lm, plan, dictionaries, files.stats, places=places, say=opened.say)
 
 
 def _rank(opened: OpenRun) -> None:
@@ -141,7 +139,7 @@ def _steer(opened: OpenRun) -> None:
             spread = [prompts[i * len(prompts) // n] for i in range(n)]
             grid = demo_grid(steering_sites(opened))
             sweep_grid(bench, grid, spread, out, halves=False)
-        clear_sweep(out, opened.files)
+        clear_finished(opened.files.settings, kept_json(out).get("grid"))
 
 
 def _matrix(opened: OpenRun) -> None:
@@ -150,7 +148,7 @@ def _matrix(opened: OpenRun) -> None:
     with _skipped_if_impossible(opened, "matrix"):
         if not out.exists():
             measure_matrix(opened, out, MatrixConfig(sentences=texts, edits=("ablate",)))
-        clear_matrix(out)
+        clear_finished(out, kept_json(out).get("request"))
 
 
 # Name in `timings` -> what runs, in order. The report comes last.

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from saefeat.artefacts import LIDMetrics, LIDRequest
+from saefeat.artefacts.lid import LIDMetrics, LIDRequest
 from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.evaluation import lid_metrics
-from saefeat.io import UserError, file_sha256, fingerprint, make_dir, read_json
+from saefeat.io import UserError, file_sha256, fingerprint, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
-from saefeat.resume import check_same
+from saefeat.resume import check_same, claim_file
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
 
@@ -23,7 +23,7 @@ LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 
 
 def evaluate(
-    setting: OpenRun,
+    opened: OpenRun,
     other: Corpus | None,
     *,
     out: Path,
@@ -44,29 +44,30 @@ def evaluate(
         fasttext: a fastText model; None: the embedded lid.176.ftz.
 
     Raises:
-        UserError: `out` holds something else, a label is unknown, or heads or baselines are
-            missing, damaged or of other dictionaries.
+        UserError: `out` holds something else, another process writes it, a label is unknown, or
+            heads or baselines are missing, damaged or of other dictionaries.
     """
     split = split or ("test" if other is None else "all")
-    corpus = setting.corpus if other is None else _with_run_labels(setting, other)
-    heads = load_heads(setting.out)
-    request = _request(setting, corpus, heads, split, max_texts, fasttext)
-    before = _read_metrics(setting, out, request["run"])
+    corpus = opened.corpus if other is None else _with_run_labels(opened, other)
+    heads = load_heads(opened.out)
+    request = _request(opened, corpus, heads, split, max_texts, fasttext)
+    before = _read_metrics(opened, out, request["run"])
     if before is not None and before.get("request") == request and other is None:
-        setting.say("lid: evaluated already")
+        opened.say("lid: evaluated already")
         return before
-    make_dir(out.parent)
-    baselines = load_baselines(setting, fasttext)
-    positions = choose_positions(corpus, split, setting.config.seed, max_texts)
-    texts = [corpus.texts[i] for i in positions]
-    predictions = _predict(setting, heads, baselines, texts)
-    truth = [corpus.of[i] for i in positions]
-    labels, seed = setting.corpus.labels, setting.config.seed
-    metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
-    metrics["request"] = request
-    setting.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
-    setting.files.save_lid_metrics(metrics, out)
-    return metrics
+    seed = opened.config.seed
+    with claim_file(out):
+        baselines = load_baselines(opened, fasttext)
+        positions = choose_positions(corpus, split, seed, max_texts)
+        texts = [corpus.texts[i] for i in positions]
+        predictions = _predict(opened, heads, baselines, texts)
+        truth = [corpus.of[i] for i in positions]
+        labels = opened.corpus.labels
+        metrics = lid_metrics(corpus.name, split, labels, truth, predictions, seed=seed)
+        metrics["request"] = request
+        opened.files.save_predictions(_prediction_columns(corpus, positions, predictions), out)
+        opened.files.save_lid_metrics(metrics, out)
+        return metrics
 
 
 def choose_positions(corpus: Corpus, split: str, seed: int, max_texts: int | None) -> list[int]:
@@ -76,7 +77,7 @@ def choose_positions(corpus: Corpus, split: str, seed: int, max_texts: int | Non
 
 
 def _request(
-    setting: OpenRun,
+    opened: OpenRun,
     corpus: Corpus,
     heads: Mapping[str, Head],
     split: str,
@@ -90,12 +91,12 @@ def _request(
         "split": split,
         "max_texts": max_texts,
         "fasttext": mark,
-        "run": fingerprint(asdict(setting.config)),
+        "run": fingerprint(asdict(opened.config)),
         "heads": sorted([*heads, *fitted]),  # metrics of older versions lack some
     }
 
 
-def _read_metrics(setting: OpenRun, out: Path, run: str) -> LIDMetrics | None:
+def _read_metrics(opened: OpenRun, out: Path, run: str) -> LIDMetrics | None:
     """Metrics that were written before. Raises UserError where they are not of this run."""
     if not out.exists():
         return None
@@ -103,24 +104,24 @@ def _read_metrics(setting: OpenRun, out: Path, run: str) -> LIDMetrics | None:
     request = found.get("request") if isinstance(found, dict) else None
     written_for = request.get("run") if isinstance(request, dict) else None
     check_same(out, written_for, run, "metrics")
-    return setting.files.load_lid_metrics(out)
+    return opened.files.load_lid_metrics(out)
 
 
 def _predict(
-    setting: OpenRun,
+    opened: OpenRun,
     heads: Mapping[str, Head],
     baselines: Mapping[str, TextClassifier],
     texts: Sequence[str],
 ) -> dict[str, dict[str, list[str | None]]]:
     """Length -> head or baseline -> predicted labels of the texts cut to that length."""
-    dictionaries = head_dictionaries(setting, heads)
+    dictionaries = head_dictionaries(opened, heads)
     letters = all(head.letters for head in heads.values())
     found: dict[str, dict[str, list[str | None]]] = {}
     for length in LENGTHS:
         cut = [text[:length] for text in texts]
         part = "whole" if length is None else f"first {length}"
-        setting.say(f"lid: evaluating {len(cut):,} texts, {part}")
-        features = featurize(setting.lm, dictionaries, cut, letters=letters, say=setting.say)
+        opened.say(f"lid: evaluating {len(cut):,} texts, {part}")
+        features = featurize(opened.lm, dictionaries, cut, letters=letters, say=opened.say)
         found["all" if length is None else str(length)] = {
             **{name: head.predict(features) for name, head in heads.items()},
             **{name: baseline.predict(cut) for name, baseline in baselines.items()},
@@ -128,9 +129,9 @@ def _predict(
     return found
 
 
-def _with_run_labels(setting: OpenRun, corpus: Corpus) -> Corpus:
+def _with_run_labels(opened: OpenRun, corpus: Corpus) -> Corpus:
     """A corpus with the labels of the run in place of its own, which may be in other codes."""
-    names = in_codes(corpus.labels, setting.corpus.labels)
+    names = in_codes(corpus.labels, opened.corpus.labels)
     unknown = [label for label in corpus.labels if label not in names]
     if unknown:
         raise UserError(
@@ -140,7 +141,7 @@ def _with_run_labels(setting: OpenRun, corpus: Corpus) -> Corpus:
     renamed = [f"{label} as {own}" for label, own in names.items() if label != own]
     if not renamed:
         return corpus
-    setting.say(f"labels of {corpus.name}: {', '.join(renamed)}")
+    opened.say(f"labels of {corpus.name}: {', '.join(renamed)}")
     labels = tuple(dict.fromkeys(names.values()))
     return replace(corpus, of=[names[label] for label in corpus.of], labels=labels)
 

@@ -190,8 +190,8 @@ def _now(device: str) -> float:
 def _memory(job: _Job) -> str:
     """How much memory the run needs, in words.
 
-    The stages are summed: what one has freed is kept for the next, but it is rarely of the right
-    size. The sum is what is measured.
+    The stages are summed: memory that one stage has freed is kept, but the next can rarely use it.
+    Measured peaks agree with the sum.
     """
     opened, lm, config = job.opened, job.opened.lm, job.opened.config
     on_device = lm.model.get_memory_footprint(return_buffers=False)

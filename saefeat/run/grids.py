@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.resources import files
 
+from saefeat.config import CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.models.sites import UnknownSite
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers
-from saefeat.steering import CONSTANT, Schedule, SteeringRecipe
 
-TOP = 100  # features of a label at each SAE
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SHARED = (0.5, 0.7, 0.9, 1.2)  # strengths at each of several sites
-_DEFAULT = SteeringRecipe("features", "add", (), Schedule(), 1.3, {"top": TOP})
-_SHARED_STRENGTH = 0.7  # of the default at each of several sites
+_STRENGTH, _SHARED_STRENGTH = 1.3, 0.7  # by default, at one site and at each of several
 _SCHEDULES = (Schedule(), Schedule(rest=0.15))
 _START_ONLY = Schedule(first=4, rest=0.0)  # of clamps: weak ones would hold the units down
 
@@ -34,22 +31,19 @@ def full_grid(
 ) -> list[SteeringRecipe]:
     """List what `steer sweep` tries.
 
-    Features, the difference of means and random features steer at each group of sites, neurons at
-    all layers.
+    Methods that add a vector steer at each group of sites, neurons at all layers. Controls, which
+    are not basic, are tried by the first schedule alone.
 
     Args:
         groups: sites that are steered together.
         strengths: of vectors; default those for one site, or for each of several.
     """
     grid = [
-        SteeringRecipe(method, "add", tuple(sites), schedule, strength, parameters)
-        for method, parameters, schedules in (
-            ("features", {"top": TOP}, _SCHEDULES),
-            ("diffmean", {}, _SCHEDULES),
-            ("random", {"top": TOP}, _SCHEDULES[:1]),
-        )
+        SteeringRecipe(name, "add", tuple(sites), schedule, strength, method.parameters)
+        for name, method in reversed(STEERING_METHODS.items())
+        if method.by_site
         for sites in groups
-        for schedule in schedules
+        for schedule in _SCHEDULES[: None if method.basic else 1]
         for strength in strengths or _default_strengths(sites)
     ]
     try:
@@ -70,10 +64,11 @@ def full_grid(
 
 
 def demo_grid(sites: Sequence[str]) -> list[SteeringRecipe]:
-    """List what the demo tries: features and the difference of means."""
+    """List what the demo tries: the basic methods."""
     return [
-        SteeringRecipe(method, "add", tuple(sites), Schedule(), strength, parameters)
-        for method, parameters in (("features", {"top": TOP}), ("diffmean", {}))
+        SteeringRecipe(name, "add", tuple(sites), Schedule(), strength, method.parameters)
+        for name, method in reversed(STEERING_METHODS.items())
+        if method.basic
         for strength in _default_strengths(sites)
     ]
 
@@ -82,41 +77,42 @@ def _default_strengths(sites: Sequence[str]) -> tuple[float, ...]:
     return SHARED if len(sites) > 1 else STRENGTHS
 
 
-def default_recipe(setting: OpenRun, method: str) -> SteeringRecipe:
+def default_recipe(opened: OpenRun, method: str) -> SteeringRecipe:
     """The recipe of any label before there was a sweep. Raises UserError for other methods."""
-    if method not in ("features", "diffmean"):
+    basic = [name for name, one in reversed(STEERING_METHODS.items()) if one.basic]
+    if method not in basic:
         raise UserError(
-            f"there is no setting for {method}; before a sweep the methods are features and "
-            "diffmean",
+            f"there is no setting for {method}; before a sweep the methods are "
+            f"{' and '.join(basic)}",
             "method",
         )
-    sites = tuple(steering_sites(setting))
-    strength = _SHARED_STRENGTH if len(sites) > 1 else _DEFAULT.strength
-    recipe = replace(_DEFAULT, sites=sites, strength=strength)
-    return recipe if method == "features" else replace(recipe, method=method, parameters={})
+    sites = tuple(steering_sites(opened))
+    strength = _SHARED_STRENGTH if len(sites) > 1 else _STRENGTH
+    parameters = STEERING_METHODS[method].parameters
+    return SteeringRecipe(method, "add", sites, Schedule(), strength, parameters)
 
 
-def steering_sites(setting: OpenRun) -> list[str]:
+def steering_sites(opened: OpenRun) -> list[str]:
     """Sites where features steer by default.
 
     The residual stream at the SAE nearest to 30 % depth; every SAE's site if none reads the stream.
     """
-    stream = _stream_layers(setting)
+    stream = _stream_layers(opened)
     if not stream:
-        return list(dict.fromkeys(sae.site for sae in setting.saes))
-    depth = 0.3 * (setting.lm.n_layers - 1)
+        return list(dict.fromkeys(sae.site for sae in opened.saes))
+    depth = 0.3 * (opened.lm.n_layers - 1)
     return [min(stream, key=lambda site: abs(stream[site] - depth))]
 
 
-def stream_sites(setting: OpenRun) -> list[str]:
+def stream_sites(opened: OpenRun) -> list[str]:
     """Sites of the residual stream with an SAE, up to the one where features steer by default."""
-    stream, last = _stream_layers(setting), steering_sites(setting)
+    stream, last = _stream_layers(opened), steering_sites(opened)
     if not stream:
         return last
     return sorted((s for s in stream if stream[s] <= stream[last[0]]), key=stream.__getitem__)
 
 
-def _stream_layers(setting: OpenRun) -> dict[str, int]:
+def _stream_layers(opened: OpenRun) -> dict[str, int]:
     """Site -> layer of the SAEs that read the residual stream."""
-    stream = [sae.site for sae in setting.saes if sae.site.startswith("resid_post@")]
+    stream = [sae.site for sae in opened.saes if sae.site.startswith("resid_post@")]
     return {site: int(site.split("@")[1]) for site in stream}

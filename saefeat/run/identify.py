@@ -14,10 +14,11 @@ from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora.examples import need_letters
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir
+from saefeat.io import UserError
 from saefeat.lid.features import Features, featurize, read_features
 from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS, FitData
+from saefeat.resume import claim_file
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
@@ -25,65 +26,78 @@ from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
 
 
-def fit_heads(setting: OpenRun, *, force: bool = False) -> None:
+def fit_heads(opened: OpenRun, *, force: bool = False) -> None:
     """Fit every head and baseline of a run, and save them.
 
     Args:
         force: fit again what is fitted already.
+
+    Raises UserError when another process fits them.
     """
-    run = setting.files
-    every = [*setting.saes, *neurons(setting.lm, setting.layers)]
-    headers = {each.id: each.identity for each in every}
-    reads = {n: [id for id, h in headers.items() if kind.reads(h)] for n, kind in HEADS.items()}
-    heads = [name for name, ids in reads.items() if ids]
+    run = opened.files
+    every = [*opened.saes, *neurons(opened.lm, opened.layers)]
+    identities = {each.id: each.identity for each in every}
+    found = {n: [id for id, of in identities.items() if h.reads(of)] for n, h in HEADS.items()}
+    reads = {name: ids for name, ids in found.items() if ids}
     baselines = {name: kind for name, kind in BASELINES.items() if kind.fitted}
-    if not force and all(run.head_file(name).exists() for name in [*heads, *baselines]):
-        setting.say("lid: the heads are fitted already")
+    if not force and all(run.head_file(name).exists() for name in [*reads, *baselines]):
+        opened.say("lid: the heads are fitted already")
         return
-    make_dir(run.lid)
-    positions = sorted(setting.plan.tokens)
-    texts = [setting.corpus.texts[i] for i in positions]
-    of = [setting.corpus.of[i] for i in positions]
+    with claim_file(run.heads):
+        _fit(opened, identities, reads, baselines)
+
+
+def _fit(
+    opened: OpenRun,
+    identities: Mapping[str, Mapping[str, Any]],
+    reads: Mapping[str, Sequence[str]],
+    baselines: Mapping[str, type[TextClassifier]],
+) -> None:
+    """Fit heads, by the dictionaries that each `reads`, and baselines."""
+    run = opened.files
+    positions = sorted(opened.plan.tokens)
+    texts = [opened.corpus.texts[i] for i in positions]
+    of = [opened.corpus.of[i] for i in positions]
     letters = need_letters(texts, of)
     if not letters:
-        setting.say(
+        opened.say(
             "lid: a label has texts without letters, so digits, punctuation and symbols count "
             "as text"
         )
     for name, kind in baselines.items():
-        baseline = kind.for_run(setting.lm, setting.corpus.labels)
+        baseline = kind.for_run(opened.lm, opened.corpus.labels)
         baseline.fit(*kind.training_examples(texts, of)).save(run.head_file(name))
-    for name in heads:
+    for name, ids in reads.items():
         data = FitData(
             texts,
             of,
-            setting.corpus.labels,
+            opened.corpus.labels,
             letters,
-            setting.config.seed,
-            reads[name],
+            opened.config.seed,
+            ids,
             load_stats=run.load_stats,
             load_selection=run.load_selection,
-            load_features=lambda copies: _load_features(setting, positions, copies, letters),
+            load_features=lambda copies: _load_features(opened, positions, copies, letters),
         )
         head = HEADS[name].fit(data)
-        head.reads = {each: headers[each]["fingerprint"] for each in head.units}
+        head.reads = {each: identities[each]["fingerprint"] for each in head.units}
         head.letters = letters
         head.save(run.head_file(head.name))
 
 
 def _load_features(
-    setting: OpenRun, positions: Sequence[int], copies: Sequence[str], letters: bool
+    opened: OpenRun, positions: Sequence[int], copies: Sequence[str], letters: bool
 ) -> Features:
     """Bags of SAEs: those of examples as the collection wrote them, and those of copies."""
-    run, saes = setting.files, setting.saes
+    run, saes = opened.files, opened.saes
     for sae in saes:
         windows = Stats.read_header(run.stats_file(sae.id)).get("windows", [])
         for path in (Bags.path(run.bags, sae.id, window) for window in windows):
             if not path.is_file():
                 raise UserError(f"{path} is missing; remove {run.stats} and run the run again")
     kept = read_features(run.bags, {sae.id: sae.width for sae in saes}, positions)
-    new = featurize(setting.lm, saes, copies, letters=letters, say=setting.say)
-    setting.say("lid: fitting the linear head")
+    new = featurize(opened.lm, saes, copies, letters=letters, say=opened.say)
+    opened.say("lid: fitting the linear head")
     return Features.stack([kept, new])
 
 
@@ -96,15 +110,15 @@ def load_heads(out: Path) -> dict[str, Head]:
     return heads
 
 
-def choose_head(setting: OpenRun, name: str) -> Head:
+def choose_head(opened: OpenRun, name: str) -> Head:
     """Load a fitted head of a run. Raises UserError that lists the heads for an unknown one."""
-    heads = load_heads(setting.out)
+    heads = load_heads(opened.out)
     if name not in heads:
         raise UserError(f"unknown head {name}; this run has {', '.join(heads)}", "head")
     return heads[name]
 
 
-def load_baselines(setting: OpenRun, file: Path | None = None) -> dict[str, TextClassifier]:
+def load_baselines(opened: OpenRun, file: Path | None = None) -> dict[str, TextClassifier]:
     """Load what the heads of a run must beat, by name. They predict None for unknown.
 
     Args:
@@ -115,15 +129,15 @@ def load_baselines(setting: OpenRun, file: Path | None = None) -> dict[str, Text
     """
     found: dict[str, TextClassifier] = {}
     for name, kind in BASELINES.items():
-        baseline = kind.for_run(setting.lm, setting.corpus.labels, file)
-        path = setting.files.head_file(name)
+        baseline = kind.for_run(opened.lm, opened.corpus.labels, file)
+        path = opened.files.head_file(name)
         if kind.fitted and not path.exists():
-            raise UserError(f"{setting.out} has no {name}; fit it first", command="lid fit")
+            raise UserError(f"{opened.out} has no {name}; fit it first", command="lid fit")
         found[name] = baseline.restore(path) if kind.fitted else baseline.fit()
     return found
 
 
-def head_dictionaries(setting: OpenRun, heads: Mapping[str, Head]) -> list[Dictionary]:
+def head_dictionaries(opened: OpenRun, heads: Mapping[str, Head]) -> list[Dictionary]:
     """The dictionaries that heads read: SAEs of the run, and the selected neurons alone.
 
     Raises:
@@ -131,11 +145,11 @@ def head_dictionaries(setting: OpenRun, heads: Mapping[str, Head]) -> list[Dicti
             dictionary does not have.
     """
     wanted = {name for head in heads.values() for name in head.units}
-    found: dict[str, Dictionary] = {sae.id: sae for sae in setting.saes if sae.id in wanted}
+    found: dict[str, Dictionary] = {sae.id: sae for sae in opened.saes if sae.id in wanted}
     for name in sorted(wanted - found.keys()):
         read = [head.units[name] for head in heads.values() if name in head.units]
-        units = torch.from_numpy(np.unique(np.concatenate(read))).to(setting.lm.device)
-        found[name] = Identity(name, site_width(setting.lm, setting.lm.site(name)), units=units)
+        units = torch.from_numpy(np.unique(np.concatenate(read))).to(opened.lm.device)
+        found[name] = Identity(name, site_width(opened.lm, opened.lm.site(name)), units=units)
     for head in heads.values():
         for name, units in head.units.items():
             if (units >= found[name].width).any():
@@ -148,7 +162,7 @@ def head_dictionaries(setting: OpenRun, heads: Mapping[str, Head]) -> list[Dicti
     return list(found.values())
 
 
-def predict(setting: OpenRun, texts: Sequence[str], head: Head) -> list[dict[str, Any]]:
+def predict(opened: OpenRun, texts: Sequence[str], head: Head) -> list[dict[str, Any]]:
     """Predict the labels of texts.
 
     Returns:
@@ -156,8 +170,8 @@ def predict(setting: OpenRun, texts: Sequence[str], head: Head) -> list[dict[str
         that contribute most.
     """
     # A head without units says nothing of any text; the features still need their rows.
-    dictionaries = head_dictionaries(setting, {head.name: head}) or setting.saes[:1]
-    features = featurize(setting.lm, dictionaries, texts, letters=head.letters)
+    dictionaries = head_dictionaries(opened, {head.name: head}) or opened.saes[:1]
+    features = featurize(opened.lm, dictionaries, texts, letters=head.letters)
     labels, evidence = head.predict(features), head.evidence(features)
     scores = head.probabilities(features).max(1)
     return [

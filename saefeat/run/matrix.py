@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from saefeat.artefacts import PerplexityMatrix, TextMeasures
+from saefeat.artefacts.steering import PerplexityMatrix, TextMeasures
 from saefeat.config import MATRIX_EDITS, MatrixConfig
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
@@ -21,7 +21,7 @@ from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.memory import dictionary_budget, encoders_fit, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
-from saefeat.resume import Checkpoint, clear_finished, resume
+from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
 from saefeat.steering import CannotSteer, apply
@@ -32,7 +32,7 @@ UNITS = ("features", "random")
 _SEED = 23  # of the random units
 
 
-def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix:
+def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix:
     """Write the matrix to `out`, and return its content.
 
     Each label's features (of low entropy, and highest above the mean of the other labels) are
@@ -41,28 +41,30 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
     which changes figures in bfloat16, it starts again.
 
     Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
-    when the encoders of all SAEs together do not fit in memory.
+    when the encoders of all SAEs together do not fit in memory; UserError when `out` is something
+    else.
     """
-    lm, labels = setting.lm, list(setting.corpus.labels)
-    picked = {label: pick_test_texts(setting, label, config.sentences) for label in labels}
+    check_replaceable(out, "perplexity matrix", lambda path: "interventions" in kept_json(path))
+    lm, labels = opened.lm, list(opened.corpus.labels)
+    picked = {label: pick_test_texts(opened, label, config.sentences) for label in labels}
     texts = {label: some for label, some in picked.items() if some}
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
-    saes = [sae.identity["fingerprint"] for sae in setting.saes]
+    saes = [sae.identity["fingerprint"] for sae in opened.saes]
     asked = [config.sentences, list(config.edits), config.top]
-    request = fingerprint([lm.fingerprint, setting.corpus.fingerprint, *asked, saes])
+    request = fingerprint([lm.fingerprint, opened.corpus.fingerprint, *asked, saes])
     if kept_json(out).get("request") == request:
-        clear_kept(out)
-        setting.say(f"{out} is complete already")
-        return setting.files.load_matrix(out)
-    _check_room(setting)
-    with resume(out, request, "the matrix", lm.threads, setting.say) as checkpoint:
-        done = _measure_rows(setting, texts, config, checkpoint)
+        clear_finished(out, request)
+        opened.say(f"{out} is complete already")
+        return opened.files.load_matrix(out)
+    _check_room(opened)
+    with resume(out, request, "the matrix", lm.threads, opened.say) as checkpoint:
+        done = _measure_rows(opened, texts, config, checkpoint)
         result: PerplexityMatrix = {
             "schema": SCHEMA,
             "request": request,
             "threads": lm.threads,
-            "corpus": setting.corpus.name,
+            "corpus": opened.corpus.name,
             "split": "test",
             "labels": labels,
             "sentences": {label: len(some) for label, some in texts.items()},
@@ -78,42 +80,37 @@ def matrix(setting: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatri
                 for units in UNITS
             ],
         }
-        setting.files.save_matrix(result, out)
+        opened.files.save_matrix(result, out)
     return result
 
 
 def _measure_rows(
-    setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
+    opened: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig, checkpoint: Checkpoint
 ) -> dict[str, Any]:
     """Measure the unedited model (`baseline`) and each label that the checkpoint lacks.
 
     Returns the baseline, and by label the counts of units and the rows of `_Editor.measure_row`.
     """
     done, _ = checkpoint.load() or ({}, {})
-    done = done or {"baseline": _measure(setting, texts), "rows": {}, "counts": {}}
-    left = [label for label in setting.corpus.labels if label not in done["counts"]]
-    editor = _Editor(setting, texts, config) if left else None
-    with track(setting.say, "matrix", len(left), "labels") as bar:
+    done = done or {"baseline": _measure(opened, texts), "rows": {}, "counts": {}}
+    left = [label for label in opened.corpus.labels if label not in done["counts"]]
+    editor = _Editor(opened, texts, config) if left else None
+    with track(opened.say, "matrix", len(left), "labels") as bar:
         for label in left:
             assert editor
             done["counts"][label] = editor.count(label)
             if done["counts"][label]:
                 done["rows"][label] = editor.measure_row(label)
             else:
-                setting.say(f"note: {label} has no features of low entropy; it gets no row")
+                opened.say(f"note: {label} has no features of low entropy; it gets no row")
             checkpoint.save(done)
             bar.set_postfix_str(label, refresh=False)
             bar.update()
     return done
 
 
-def clear_kept(out: Path) -> None:
-    """Remove the state of the matrix that is in `out`; see `resume.clear_finished`."""
-    clear_finished(out, kept_json(out).get("request"))
-
-
-def _check_room(setting: OpenRun) -> None:
-    saes, device = setting.saes, setting.lm.device
+def _check_room(opened: OpenRun) -> None:
+    saes, device = opened.saes, opened.lm.device
     if not encoders_fit(saes, device):
         needed, there = sum(working_bytes(x, device) for x in saes), dictionary_budget(device)
         raise CannotSteer(
@@ -165,17 +162,17 @@ def own_features(
 class _Editor:
     """Measures all labels under the edits of one label's units.
 
-    It holds the SAEs on the model's device, with their encoders, which are gone with it.
+    It holds the SAEs on the model's device. Their encoders are freed when it is deleted.
     """
 
     def __init__(
-        self, setting: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig
+        self, opened: OpenRun, texts: Mapping[str, list[str]], config: MatrixConfig
     ) -> None:
-        self.setting, self.texts, self.edits = setting, texts, config.edits
-        self.saes = [sae.to(setting.lm.device) for sae in setting.saes]
+        self.opened, self.texts, self.edits = opened, texts, config.edits
+        self.saes = [sae.to(opened.lm.device) for sae in opened.saes]
         # Not kept in memory: statistics of wide SAEs are large beside the encoders.
-        self.collected = Collected(setting.files.load_stats, None, setting.lm.device)
-        self.features = own_features(self.collected, setting.saes, config.top)
+        self.collected = Collected(opened.files.load_stats, None, opened.lm.device)
+        self.features = own_features(self.collected, opened.saes, config.top)
 
     def count(self, label: str) -> int:
         return sum(map(len, self.features[label].values()))
@@ -187,8 +184,8 @@ class _Editor:
             for units in UNITS:
                 chosen = self._choose(label, units)
                 changes = build_changes(MATRIX_EDITS[edit], chosen, label, self.collected)
-                with apply(self.setting.lm, changes, 1.0):
-                    found[f"{edit} {units}"] = _measure(self.setting, self.texts)
+                with apply(self.opened.lm, changes, 1.0):
+                    found[f"{edit} {units}"] = _measure(self.opened, self.texts)
         return found
 
     def _choose(self, label: str, units: str) -> dict[str, list[Units]]:
@@ -204,10 +201,10 @@ class _Editor:
         return chosen
 
 
-def _measure(setting: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
+def _measure(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
-    losses = iter(text_losses(setting.lm, flat, TOKEN_LIMIT))
+    losses = iter(text_losses(opened.lm, flat, TOKEN_LIMIT))
     found: dict[str, TextMeasures] = {}
     for label, some in texts.items():
         known = [loss for _ in some if not math.isnan(loss := next(losses))]

@@ -18,12 +18,13 @@ from saefeat.config import EvaluateConfig, Inputs, RunConfig, SAEInputs, TrainCo
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, make_dir
+from saefeat.io import UserError, make_dir, visible
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel, load_model
 from saefeat.models.sites import UnknownSite
 from saefeat.models.weights import is_outdated
 from saefeat.progress import Say, quiet
+from saefeat.resume import check_replaceable
 from saefeat.run.request import same_arguments, with_absolute_paths
 from saefeat.run.stages import neuron_layers, set_threads
 from saefeat.rundir import RunDir
@@ -202,14 +203,12 @@ def _load_model(inputs: Inputs, say: Say) -> LanguageModel:
 
 def _check_output(out: Path) -> RunIndex | None:
     """Return the index of the run in `out`, None where nothing is; raise UserError otherwise."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose another output directory", "out")
-    index = RunDir(out).load_index() if RunDir(out).index.exists() else None
-    if not index and out.is_dir() and any(out.glob("[!.]*")):
-        raise UserError(f"{out} is not empty and holds no run; choose another output", "out")
+    run = RunDir(out)
+    there = run.index.exists()
+    check_replaceable(out, "run", lambda _: there or (out.is_dir() and not visible(out)))
     # Checks that the nearest directory that exists can be written, and makes none.
     make_dir(next(place for place in (out, *out.absolute().parents) if place.exists()))
-    return index
+    return run.load_index() if there else None
 
 
 def _check_labels(corpus: Corpus, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.recipes import find_recipe
-from saefeat.io import absolute_path
+from saefeat.io import absolute_path, existing_path
 
 
 def with_absolute_paths(
@@ -21,17 +21,14 @@ def with_absolute_paths(
     as they are. By default links are not followed, because formats and ids are read from names.
     """
 
-    def path(name: str) -> str:
-        expanded = os.path.expanduser(name)
-        return absolute(expanded) if os.path.exists(expanded) else name
-
     model, corpus = config.model, config.corpus
     # Of files, `load_model` reads .gguf files only: another name is a hub id.
     if model.endswith(".gguf") or os.path.isdir(os.path.expanduser(model)):
-        model = path(model)
+        model = existing_path(model, absolute)
     if find_recipe(corpus, Columns()) is None:
-        corpus = path(corpus)
-    return replace(config, model=model, corpus=corpus, saes=tuple(map(path, config.saes)))
+        corpus = existing_path(corpus, absolute)
+    saes = tuple(existing_path(sae, absolute) for sae in config.saes)
+    return replace(config, model=model, corpus=corpus, saes=saes)
 
 
 def same_arguments(one: RunConfig, other: RunConfig) -> bool:

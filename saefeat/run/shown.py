@@ -14,10 +14,15 @@ from torch import Tensor
 from saefeat.activations import counted_vectors
 from saefeat.corpora import TOKEN_LIMIT, Batch, plan_batches
 from saefeat.dictionaries import SAE
+from saefeat.io import UserError
 from saefeat.lens import NoDirection, neuron_directions, promoted_tokens
 from saefeat.memory import group_to_fit
-from saefeat.models import LanguageModel
+from saefeat.methods import is_sae
+from saefeat.models import LanguageModel, load_model
 from saefeat.models.sites import UnknownSite
+from saefeat.progress import Say
+from saefeat.rundir import sae_of
+from saefeat.sae.store import load_sae
 from saefeat.selection import Selection
 from saefeat.statistics.examples import TopExamples, read_passages
 from saefeat.statistics.histograms import Histograms
@@ -60,6 +65,26 @@ def shown_units(
         for row, promoted in zip(members, tokens, strict=True):
             row |= {"tokens": promoted, "passages": passages.get(row["unit"], [])}
     return rows
+
+
+def load_for_lens(
+    selection: Selection, stats: Path, say: Say
+) -> tuple[LanguageModel | None, dict[str, SAE]]:
+    """Load the model and the SAEs of a selection. What cannot be loaded is reported and left out.
+
+    `stats`: the statistics that were ranked; see `saefeat.rundir.sae_of`.
+    """
+    lm, saes, model = None, {}, selection.header.get("model")
+    try:
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise UserError("the statistics name no model")
+        lm = load_model(model["name"], say=say)
+        for name, entry in selection.dictionaries.items():
+            if is_sae(entry):
+                saes[name] = load_sae(sae_of({**entry, "id": name}, stats))
+    except UserError as error:
+        say(f"note: no promoted tokens ({error})")
+    return lm, saes
 
 
 def _by_dictionary(rows: Sequence[Row]) -> dict[str, list[Row]]:

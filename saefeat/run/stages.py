@@ -9,20 +9,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from saefeat.activations import norm_limits
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import CollectConfig
+from saefeat.config import DEFAULT_METHOD, CollectConfig
 from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
-from saefeat.methods import DEFAULT_METHOD, METHODS, check_parameters, choose
+from saefeat.methods import METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
 from saefeat.models.sites import UnknownSite
 from saefeat.progress import Say, quiet
+from saefeat.ranking import COLUMNS
+from saefeat.resume import check_replaceable, claim_file
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
@@ -135,21 +139,20 @@ def collect(
         UserError: there is nothing to collect, an accumulator is unknown, an SAE does not fit the
             model, or `out` holds statistics of something else.
     """
-    config, root = CollectConfig(**options), Path(out)
-    places = {name: root / ACCUMULATORS[name].FOLDER for name in config.requested}
+    config, out = CollectConfig(**options), Path(out)
+    places = {name: out / ACCUMULATORS[name].FOLDER for name in config.requested}
     if not saes and not config.neurons:
         raise UserError("nothing to collect: give SAEs, or ask for neurons", "saes", "neurons")
     check_ids(counted_dictionaries(lm, saes, None))
     plan = collection_plan(lm, corpus, config)
     dictionaries = counted_dictionaries(lm, saes, plan, neurons(lm) if config.neurons else [])
     check_ids(dictionaries)
-    make_dir(root)
+    make_dir(out)
     if gate:
-        new = [sae for sae in saes if not stats_file(root, sae.id).exists()]
+        new = [sae for sae in saes if not stats_file(out, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    options = {"shard": (i, n), "places": places, "progress": say}
-    return collect_stats(lm, plan, dictionaries, root, **options)
+    return collect_stats(lm, plan, dictionaries, out, shard=(i, n), places=places, say=say)
 
 
 def check_fit(
@@ -195,3 +198,30 @@ def rank(
     selection = rule.rank(StatsFiles([paths[name] for name in chosen]), **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection
+
+
+def rank_into(out: Path, source: Path, method: str, **options: Any) -> Selection:
+    """Rank, and write the selection: as CSV if the name of `out` ends so, else as Parquet.
+
+    Args:
+        options: `dictionaries`, and parameters of the method.
+
+    Raises as `rank`, and UserError when `out` is no selection or another process writes it.
+    """
+    check_replaceable(out, "selection", _is_selection)
+    with claim_file(out):
+        selection = rank(source, method, **options)
+        if out.suffix == ".csv":
+            selection.to_csv(out)
+        else:
+            selection.save(out)
+    return selection
+
+
+def _is_selection(path: Path) -> bool:
+    with suppress(OSError, pa.ArrowInvalid):  # a directory, or a file of another kind
+        if path.suffix != ".csv":
+            return pq.read_schema(path).names == list(COLUMNS)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().replace('"', "").strip() == ",".join(COLUMNS)
+    return False

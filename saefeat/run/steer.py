@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
-from saefeat.config import Decoding
+from saefeat.config import FEATURES, STEERING_METHODS, Decoding, SteeringRecipe
 from saefeat.corpora import first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
@@ -24,26 +22,23 @@ from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
-from saefeat.schema import checked
-from saefeat.statistics import Stats
-from saefeat.statistics.files import load_stats, stats_file
-from saefeat.steering import CannotSteer, NoUnits, SteeringRecipe, apply
+from saefeat.steering import CannotSteer, NoUnits, apply
 from saefeat.steering.changes import Collected
 from saefeat.steering.recipes import NONE, RecipeBuilder
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
 
 
-def find_source(setting: OpenRun, source: str | None) -> str:
+def find_source(opened: OpenRun, source: str | None) -> str:
     """Find the label that is steered away from: the one asked for, or English.
 
     Raises UserError when the run does not have the one asked for, and CannotSteer when it has no
     English label, or no other label.
     """
-    labels = setting.corpus.labels
-    asked = setting.config.source if source is None else source
+    labels = opened.corpus.labels
+    asked = opened.config.source if source is None else source
     english = next((label for label in labels if fasttext_code(label) == "en"), None)
-    found = english if asked is None else find_label(setting, asked)
+    found = english if asked is None else find_label(opened, asked)
     if found is None:
         raise CannotSteer(
             f"the run has no English label to steer away from; name one of {', '.join(labels)}",
@@ -54,19 +49,19 @@ def find_source(setting: OpenRun, source: str | None) -> str:
     return found
 
 
-def find_label(setting: OpenRun, label: str) -> str:
+def find_label(opened: OpenRun, label: str) -> str:
     """Find the run's own label for one of any code system. Raises UserError if there is none."""
-    found = own_label(label, setting.corpus.labels)
+    found = own_label(label, opened.corpus.labels)
     if found is None:
         raise UserError(
-            f"there is no label {label!r} in this run; it has {', '.join(setting.corpus.labels)}"
+            f"there is no label {label!r} in this run; it has {', '.join(opened.corpus.labels)}"
         )
     return found
 
 
-def pick_test_texts(setting: OpenRun, label: str, n: int) -> list[str]:
+def pick_test_texts(opened: OpenRun, label: str, n: int) -> list[str]:
     """Pick at most n texts of a label's test split, by hashed id."""
-    corpus, seed = setting.corpus, setting.config.seed
+    corpus, seed = opened.corpus, opened.config.seed
     positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
@@ -82,37 +77,37 @@ class Bench:
         source_label: the label that is steered away from; see `find_source`.
     """
 
-    setting: OpenRun
+    opened: OpenRun
     source_label: str
     decoding: Decoding
 
     @property
     def run(self) -> RunDir:
-        return self.setting.files
+        return self.opened.files
 
     @property
     def request(self) -> list[Any]:
         """What steering of this run depends on, as JSON."""
-        setting = self.setting
+        opened = self.opened
         return [
-            setting.lm.fingerprint,
-            setting.corpus.fingerprint,
-            [sae.identity["fingerprint"] for sae in setting.saes],
+            opened.lm.fingerprint,
+            opened.corpus.fingerprint,
+            [sae.identity["fingerprint"] for sae in opened.saes],
             self.source_label,
             asdict(self.decoding),
         ]
 
     @cached_property
     def builder(self) -> RecipeBuilder:
-        collected = Collected(cache(self._load_stats), self.source_label, self.setting.lm.device)
-        return RecipeBuilder(collected, self.setting.saes)
+        collected = Collected(cache(self.run.load_stats), self.source_label, self.opened.lm.device)
+        return RecipeBuilder(collected, self.opened.saes)
 
     def find_target(self, label: str) -> str:
         """Find the run's own label for one of any code system.
 
         Raises UserError if there is none, or if it is the source label.
         """
-        found = find_label(self.setting, label)
+        found = find_label(self.opened, label)
         if found == self.source_label:
             raise UserError(
                 f"{found} is the source that is steered away from; choose another label",
@@ -123,46 +118,37 @@ class Bench:
 
     def judged_labels(self) -> list[str]:
         """List all labels but the source that fastText can judge. The others are reported."""
-        labels = self.setting.corpus.labels
+        labels = self.opened.corpus.labels
         known = set(to_labels(LID176, labels).values())
         others = [label for label in labels if label != self.source_label]
         if unknown := [label for label in others if label not in known]:
-            self.setting.say(f"note: fastText cannot judge {', '.join(unknown)}; they are skipped")
+            self.opened.say(f"note: fastText cannot judge {', '.join(unknown)}; they are skipped")
         return [label for label in others if label in known]
 
     def judge(self, texts: Sequence[str]) -> list[str | None]:
         """fastText's best label of 176 for each text, in the run's codes where they meet."""
         best = [found[0] if found else None for found in self._fasttext.judge(texts)]
-        # By the run's labels, whatever labels the texts at hand happen to have.
-        names = to_labels(LID176, self.setting.corpus.labels)
+        # By the labels of the run, not by those that occur in these texts.
+        names = to_labels(LID176, self.opened.corpus.labels)
         return [None if code is None else names.get(code, code) for code in best]
 
     @cached_property
     def _fasttext(self) -> FastText:
-        return FastText(labels=list(self.setting.corpus.labels), unknown=None).fit()
-
-    def _load_stats(self, dictionary: str) -> Stats:
-        return load_stats(self._stats_directory(dictionary) or self.run.stats, dictionary)
-
-    def _stats_directory(self, dictionary: str) -> Path | None:
-        directories = (self.run.stats, self.run.steering_stats)
-        return next((d for d in directories if stats_file(d, dictionary).is_file()), None)
+        return FastText(labels=list(self.opened.corpus.labels), unknown=None).fit()
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
-        """Collect statistics that recipes read and that are missing, of the sites' identities."""
-        lm, plan, say = self.setting.lm, self.setting.plan, self.setting.say
+        """Collect the statistics of sites that recipes steer, if the run does not have them."""
+        lm, plan, say = self.opened.lm, self.opened.plan, self.opened.say
         steered = dict.fromkeys(site for recipe in recipes for site in recipe.sites)
-        sites = [site for site in steered if not self._stats_directory(site)]
+        sites = [site for site in steered if not self.run.has_stats(site)]
         if not sites:
             return
-        missing = means(lm, [sae for sae in self.setting.saes if sae.site in sites], plan, sites)
+        missing = means(lm, [sae for sae in self.opened.saes if sae.site in sites], plan, sites)
         say("steering: collecting " + ", ".join(d.id for d in missing))
-        # In a directory of its own: a collection that was killed resumes there, and refuses others.
+        # Each collection has a directory of its own, where it resumes after a kill.
         directory = self.run.steering_stats / missing[0].id
-        collect(lm, plan, missing, directory, progress=say)
-        for d in missing:
-            stats_file(directory, d.id).replace(stats_file(self.run.steering_stats, d.id))
-        shutil.rmtree(directory, ignore_errors=True)
+        collect(lm, plan, missing, directory, say=say)
+        self.run.take_steering_stats(directory)
 
     def measure(
         self,
@@ -177,7 +163,7 @@ class Bench:
             What is measured, one per strength, and the number of units that steered.
         """
         changes, count = self.builder.build(recipe, label)
-        lm, n, rows = self.setting.lm, len(prompts), []
+        lm, n, rows = self.opened.lm, len(prompts), []
         # As many strengths as fit are decoded in one batch; each sees the same random numbers.
         step = max(1, BATCH // n)
         for start in range(0, len(strengths), step):
@@ -193,8 +179,8 @@ class Bench:
 
         Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
         """
-        lm = self.setting.lm
-        rows = lm.tokenize(pick_test_texts(self.setting, label, 4 * n), BEGINNING)
+        lm = self.opened.lm
+        rows = lm.tokenize(pick_test_texts(self.opened, label, 4 * n), BEGINNING)
         begun = [lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
             raise CannotSteer(
@@ -212,7 +198,7 @@ class Bench:
 # --------------------------------------------------------------------------- generation
 
 
-def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringRecipe:
+def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
     """Load the recipe that the last sweep chose for a label; a default one if there was no sweep.
 
     Raises UserError when the sweep steered away from another label or did not try the method, and
@@ -220,7 +206,7 @@ def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringR
     """
     path, label = bench.run.settings, bench.find_target(label)
     if not path.exists():
-        return default_recipe(bench.setting, method)
+        return default_recipe(bench.opened, method)
     source, recipes = load_recipes(bench.run)
     if source != bench.source_label:
         message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
@@ -235,9 +221,7 @@ def load_recipe(bench: Bench, label: str, method: str = "features") -> SteeringR
 def load_recipes(run: RunDir) -> tuple[str, dict[str, dict[str, SteeringRecipe]]]:
     """Load the source label and the recipes, by method and label, that sweeps have chosen."""
     settings = run.load_settings()
-    entries = settings["methods"] | {"features": settings["labels"]}
-    recipes = checked(dict[str, dict[str, SteeringRecipe]], entries, run.settings)
-    return settings["source"], recipes
+    return settings["source"], settings["methods"] | {FEATURES: settings["labels"]}
 
 
 def continue_prompts(
@@ -249,8 +233,8 @@ def continue_prompts(
         One object per prompt: prompt, label, strength, and the values of `pair_twins`.
     """
     label = bench.find_target(label)
-    ids = encode_prompts(bench.setting.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
-    if recipe.method in ("features", "random"):
+    ids = encode_prompts(bench.opened.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
+    if STEERING_METHODS[recipe.method].of_saes:
         for site in recipe.sites:
             for sae in bench.builder.saes_at(site):
                 bench.builder.collected.stats(sae)  # refused before anything is collected

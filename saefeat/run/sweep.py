@@ -8,15 +8,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from saefeat.config import FEATURES, STEERING_METHODS, UNSTEERED, SteeringRecipe
 from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
-from saefeat.resume import Checkpoint, clear_finished, resume
+from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.steer import Bench, load_recipes, pair_twins
-from saefeat.rundir import RunDir
 from saefeat.schema import checked
-from saefeat.steering import CannotSteer, NoUnits, SteeringRecipe
+from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
 
 SAMPLES = 4  # prompts of each label and method that are kept with their continuations
@@ -26,7 +26,7 @@ SAMPLES = 4  # prompts of each label and method that are kept with their continu
 class _Swept:
     """What is found for a label: rows of the table, each method's best recipe and its texts."""
 
-    rows: list[dict[str, Any]]  # as `saefeat.artefacts.SteeringRow`
+    rows: list[dict[str, Any]]  # as `saefeat.artefacts.steering.SteeringRow`
     reference: Reference
     recipes: dict[str, SteeringRecipe]
     measured: dict[str, Measured]
@@ -54,8 +54,8 @@ def sweep(
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`.
 
-    Run it again to resume: labels that are done are kept until a sweep of this grid has finished,
-    which may be over other labels. With another number of threads, which changes figures in
+    Run it again to resume: finished labels are kept until a sweep of this grid is complete, also
+    when it is resumed with other labels. With another number of threads, which changes figures in
     bfloat16, the sweep starts again. A label that cannot be measured (no test text, no features) is
     reported and skipped.
 
@@ -65,24 +65,25 @@ def sweep(
         labels: steer towards these only; default all but the source label. Settings of other
             labels are kept.
 
-    Raises CannotSteer when no label is left.
+    Raises CannotSteer when no label is left, and UserError when `out` is something else.
     """
-    setting, run = bench.setting, bench.run
+    opened, run = bench.opened, bench.run
+    check_replaceable(out, "result of a sweep", lambda path: "summary" in kept_json(path))
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
     grid_mark = fingerprint([recipes, list(prompts), halves, bench.request])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
-        clear_kept(out, run)
-        setting.say(f"{out} is complete already")
+        clear_finished(run.settings, grid_mark)
+        opened.say(f"{out} is complete already")
         return out
-    threads = setting.lm.threads
+    threads = opened.lm.threads
     # Read before the work: a damaged file is reported and stays.
     before = load_recipes(run) if run.settings.exists() else (None, {})
-    with resume(run.settings, grid_mark, "the sweep", threads, setting.say) as checkpoint:
+    with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
         bench.collect_missing(grid)
-        ids = encode_prompts(setting.lm, prompts, bench.decoding.max_new_tokens)
+        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
         found = _sweep_labels(bench, grid, wanted, parts, checkpoint)
         if not found:
@@ -106,11 +107,6 @@ def sweep(
     return out
 
 
-def clear_kept(out: Path, run: RunDir) -> None:
-    """Remove the state of the sweep whose metrics are in `out`; see `resume.clear_finished`."""
-    clear_finished(run.settings, kept_json(out).get("grid"))
-
-
 # --------------------------------------------------------------------------- one label
 
 
@@ -122,7 +118,7 @@ def _sweep_labels(
     checkpoint: Checkpoint,
 ) -> dict[str, _Swept]:
     """Sweep the labels that the checkpoint lacks; labels that cannot be steered are skipped."""
-    say = bench.setting.say
+    say = bench.opened.say
     kept, _ = checkpoint.load() or ({}, {})
     found = checked(dict[str, _Swept], kept, checkpoint.path)
     left = [label for label in wanted if label not in found]
@@ -149,14 +145,14 @@ def _sweep_label(
     reference = bench.measure_reference(label, sum(map(len, parts.values())))
     swept = _Swept([], reference, {}, {})
     _tune(swept, bench, grid, label, first, parts[first])
-    if "features" not in swept.recipes and "diffmean" not in swept.recipes:
+    if not any(STEERING_METHODS[method].basic for method in swept.recipes):
         raise NoUnits(f"neither features nor the difference of means steer towards {label}")
     if last != first:
         for recipe in list(swept.recipes.values()):
             (measured,), units = bench.measure(recipe, label, parts[last], [recipe.strength])
             swept.add(recipe, label, units, last, measured)["chosen"] = True
             swept.choose(recipe, measured)
-    order = sorted(swept.recipes, key=lambda method: method == "features")
+    order = sorted(swept.recipes, key=lambda method: method == FEATURES)
     swept.rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
     return swept
 
@@ -185,7 +181,7 @@ def _tune(
         try:
             found, units = bench.measure(recipes[0], label, ids, [r.strength for r in recipes])
         except NoUnits as error:
-            bench.setting.say(f"note: {method} is skipped for {label}: {error}")
+            bench.opened.say(f"note: {method} is skipped for {label}: {error}")
             continue
         for recipe, measured in zip(recipes, found, strict=True):
             row = swept.add(recipe, label, units, half, measured)
@@ -202,9 +198,9 @@ def _tune(
 def _samples(found: Mapping[str, _Swept], prompts: Sequence[str]) -> Iterator[dict[str, Any]]:
     for label, swept in found.items():
         for method, recipe in swept.recipes.items():
-            if method == "none":
+            if method == UNSTEERED:
                 continue
-            pairs = pair_twins(swept.measured[method], swept.measured["none"])[:SAMPLES]
+            pairs = pair_twins(swept.measured[method], swept.measured[UNSTEERED])[:SAMPLES]
             for prompt, row in zip(prompts, pairs, strict=False):
                 head = {"label": label, "method": method, "strength": recipe.strength}
                 yield {**head, "prompt": prompt, **row}
@@ -222,7 +218,7 @@ def _save_settings(bench: Bench, found: Mapping[str, _Swept], before: tuple[Any,
         "schema": SCHEMA,
         "source": bench.source_label,
         "decoding": bench.decoding,
-        "labels": methods.get("features", {}),
+        "labels": methods.get(FEATURES, {}),
         "methods": {method: recipes for method, recipes in methods.items() if recipes},
     }
     bench.run.save_settings(settings)
@@ -250,8 +246,8 @@ def _summarize(method: str, found: Mapping[str, _Swept]) -> dict[str, Any]:
         "score": scored["score"],
         "score_ci": scored["score_ci"],
     }
-    both = {x: one.measured["features"] for x, one in having.items() if "features" in one.recipes}
-    if method != "features" and both:
+    both = {x: one.measured[FEATURES] for x, one in having.items() if FEATURES in one.recipes}
+    if method != FEATURES and both:
         ahead = compare(both, {label: measured[label] for label in both}, references)
         summary["features_ahead_by"] = ahead["difference"]
         summary["features_ahead_ci"] = ahead["difference_ci"]

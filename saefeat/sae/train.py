@@ -63,14 +63,14 @@ def train_saes(
     out: str | Path,
     config: TrainConfig,
     *,
-    progress: Say = quiet,
+    say: Say = quiet,
 ) -> list[SAE]:
     """Train one SAE per site and write each to `out/<id>/`. The same call resumes after a kill.
 
     Args:
         plan: which tokens are read. It should be mixed, so that every chunk holds every label.
         sites: names of different sites.
-        progress: takes lines for the user.
+        say: takes lines for the user.
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
@@ -92,7 +92,7 @@ def train_saes(
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     with claim(out):
         if _is_finished(out, records):
-            progress(f"{out} is complete already")
+            say(f"{out} is complete already")
         else:
             chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
@@ -101,8 +101,8 @@ def train_saes(
             }
             training = _Training(lm, plan, config, resolved, chunks, trainers)
             path, request = out / "training.safetensors", fingerprint(records)
-            checkpoint = Checkpoint(path, request, "the training", lm.threads, say=progress)
-            _train(training, checkpoint, progress)
+            checkpoint = Checkpoint(path, request, "the training", lm.threads, say=say)
+            _train(training, checkpoint, say)
             _save(training, out, records)
             checkpoint.clear()
     return [load_sae(out / sae_id(site)) for site in sites]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, visible
 from saefeat.statistics.counts import Stats
 
 UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
@@ -29,8 +29,7 @@ def list_stats(directory: Path) -> dict[str, Path]:
     """
     if directory.is_file():
         return {directory.stem: directory}
-    found = directory.glob(f"*{Stats.SUFFIX}") if directory.is_dir() else []
-    files = sorted(file for file in found if not file.name.startswith("."))  # temporary names
+    files = visible(directory, f"*{Stats.SUFFIX}")
     if not files:
         raise UserError(f"{directory} holds no statistics; collect them first", command="collect")
     if (directory / UNFINISHED).exists():

@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from saefeat.io import UserError, replacing
+from saefeat.resume import check_replaceable
 from saefeat.statistics import ACCUMULATORS, Accumulator, Stats, comparable
 from saefeat.statistics.files import list_stats, stats_file
 
@@ -35,10 +36,7 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
     for source in sources:
         if list(files[source]) != names:
             raise UserError(f"{source} and {sources[0]} hold statistics of different dictionaries")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} exists already and is not empty; choose another output directory", "out"
-        )
+    check_replaceable(out, "empty directory", lambda _: out.is_dir() and not any(out.iterdir()))
     # A shard without windows has no files of windows.
     full = [source for source in sources if _windows(files[source][names[0]])[0]]
     with replacing(out) as temporary:

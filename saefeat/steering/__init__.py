@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from saefeat.config import CONSTANT, Schedule, SteeringRecipe
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel
 from saefeat.models.weights import is_outdated
 from saefeat.selection import Selection
+from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats
 from saefeat.steering.changes import (
     EDITS,
@@ -28,19 +30,7 @@ from saefeat.steering.changes import (
     build_changes,
     open_dictionary,
 )
-from saefeat.steering.edits import (
-    CONSTANT,
-    Change,
-    Schedule,
-    ablate,
-    add,
-    apply,
-    check_strength,
-    clamp,
-    replace,
-    scale,
-)
-from saefeat.steering.recipes import SteeringRecipe
+from saefeat.steering.edits import Change, ablate, add, apply, check_strength, clamp, replace, scale
 
 __all__ = [
     "CONSTANT",
@@ -136,9 +126,16 @@ def changes_of(
         if edit not in ("add", "replace"):  # the others encode
             dictionary = dictionary.to(lm.device)
         chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
-    folder = Path(stats or selection.header.get("stats") or "")
-    collected = Collected(partial(load_stats, folder), source, lm.device)
+    collected = Collected(
+        partial(_load_stats, stats or selection.header.get("stats")), source, lm.device
+    )
     return build_changes(edit, chosen, label, collected)
+
+
+def _load_stats(directory: str | Path | None, dictionary: str) -> Stats:
+    if not directory:
+        raise UserError("the selection names no statistics; give their directory", "stats")
+    return load_stats(Path(directory), dictionary)
 
 
 def _check_model(selection: Selection, lm: LanguageModel) -> None:

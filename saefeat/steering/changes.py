@@ -1,8 +1,8 @@
 """Build the changes of all ways to steer, from chosen units and statistics.
 
-`steer()`, `steer generate`, `steer sweep` and `steer matrix` differ in how they choose units. What
-an edit does with them is decided here alone. Strength 1 is one force for all methods: the length of
-the difference of means at the site.
+`steer()`, `steer generate`, `steer sweep` and `steer matrix` differ in how they choose units. This
+module alone decides what an edit does with the units. Strength 1 is one force for all methods: the
+length of the difference of means at the site.
 """
 
 from __future__ import annotations

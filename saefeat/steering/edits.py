@@ -11,18 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
-from typing import Annotated
 
 import torch
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from saefeat.config import CONSTANT, Schedule
 from saefeat.dictionaries import Dictionary
 from saefeat.hooks import Edit, intervene
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
-from saefeat.schema import STRICT
 from saefeat.tokens import outliers
 
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -91,37 +88,23 @@ def _edit_inliers(max_norm: float | None, change: Change) -> Change:
 # --------------------------------------------------------------------------- application
 
 
-@dataclass(frozen=True, config=STRICT)
-class Schedule:
-    """Strength over a generation.
+def token_strengths(schedule: Schedule, steps: Tensor, strength: float | Tensor) -> Tensor:
+    """Strength of each token: float32 [batch, tokens, 1], 0 where nothing is edited.
 
-    The prompt and the first `first` new tokens get the full strength. Later tokens get at most
-    `rest`, with the same sign; None: the full strength.
+    Args:
+        steps: int64 [batch, tokens], as in `hooks.Edit`.
+        strength: one number, or float32 [batch], one per row.
+
+    Raises UserError when there are neither one nor `batch` strengths.
     """
-
-    first: Annotated[int, Field(ge=0)] = 2
-    rest: Annotated[float | None, Field(ge=0)] = 0.3
-
-    def strengths(self, steps: Tensor, strength: float | Tensor) -> Tensor:
-        """Strength of each token: float32 [batch, tokens, 1], 0 where nothing is edited.
-
-        Args:
-            steps: int64 [batch, tokens], as in `hooks.Edit`.
-            strength: one number, or float32 [batch], one per row.
-
-        Raises UserError when there are neither one nor `batch` strengths.
-        """
-        full = torch.as_tensor(strength, dtype=torch.float32, device=steps.device).view(-1, 1)
-        if len(full) not in (1, len(steps)):
-            raise UserError(
-                f"there are {len(full)} strengths for a batch of {len(steps)} rows; give one, or "
-                "one per row"
-            )
-        later = full if self.rest is None else full.clamp(-self.rest, self.rest)
-        return torch.where(steps > self.first, later, full).masked_fill(steps < 0, 0.0)[..., None]
-
-
-CONSTANT = Schedule(first=0, rest=None)
+    full = torch.as_tensor(strength, dtype=torch.float32, device=steps.device).view(-1, 1)
+    if len(full) not in (1, len(steps)):
+        raise UserError(
+            f"there are {len(full)} strengths for a batch of {len(steps)} rows; give one, or "
+            "one per row"
+        )
+    later = full if schedule.rest is None else full.clamp(-schedule.rest, schedule.rest)
+    return torch.where(steps > schedule.first, later, full).masked_fill(steps < 0, 0.0)[..., None]
 
 
 def check_strength(strength: float | Tensor) -> None:
@@ -138,7 +121,7 @@ def schedule_change(change: Change, strength: float | Tensor, schedule: Schedule
     """Make an edit for `hooks.intervene` from a change. Where the strength is 0, no bit changes."""
 
     def edit(x: Tensor, steps: Tensor) -> Tensor:
-        at = schedule.strengths(steps, strength)
+        at = token_strengths(schedule, steps, strength)
         return torch.where(at == 0, x, change(x.float(), at).to(x.dtype))
 
     return edit

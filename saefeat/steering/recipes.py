@@ -1,20 +1,18 @@
-"""Recipes: ways to steer as plain data, and the units that they choose for a label."""
+"""The units that a recipe (`saefeat.config.SteeringRecipe`) chooses for a label."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
+from saefeat.config import CONSTANT, STEERING_METHODS, UNSTEERED, SteeringRecipe
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
-from saefeat.schema import STRICT
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.steering.changes import (
@@ -25,57 +23,14 @@ from saefeat.steering.changes import (
     check_counted,
     open_dictionary,
 )
-from saefeat.steering.edits import CONSTANT, Change, Schedule
+from saefeat.steering.edits import Change
 
 SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
 _SEED = 11  # of the random units
-_PARAMETERS = {  # method -> parameters that it needs
-    "none": set(),
-    "features": {"top"},
-    "neurons": {"top_rate"},
-    "diffmean": set(),
-    "random": {"top"},
-}
+NONE = SteeringRecipe(UNSTEERED, "none", (), CONSTANT, 0.0, {})
 
 
-@dataclass(frozen=True, config=STRICT)
-class SteeringRecipe:
-    """One way to steer, as `steering/settings.json` keeps it.
-
-    Attributes:
-        method: what steers: features (those of a label, by feature difference of means), random
-            (as many other features), neurons (by LAPE), diffmean (the whole difference of means).
-        edit: add, or (neurons) clamp; `clamp, source off` also sets the neurons of the source
-            label alone to zero.
-        sites: each is steered with the force of its own means.
-        parameters: of the choice of units: top and optionally entropy_ratio (features, random),
-            top_rate (neurons).
-    """
-
-    method: str
-    edit: str
-    sites: tuple[str, ...]
-    schedule: Schedule
-    strength: float
-    parameters: Mapping[str, Annotated[int | float, Field(ge=0)]] = dataclasses.field(
-        default_factory=dict
-    )
-
-    @model_validator(mode="after")
-    def _check_parameters(self) -> SteeringRecipe:
-        if self.method not in _PARAMETERS:
-            raise ValueError(f"the methods are {', '.join(_PARAMETERS)}")
-        needed = _PARAMETERS[self.method]
-        allowed = needed | {"entropy_ratio"} if "top" in needed else needed
-        if not needed <= self.parameters.keys() <= allowed:
-            raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
-        return self
-
-
-NONE = SteeringRecipe("none", "none", (), CONSTANT, 0.0)
-
-
-@dataclasses.dataclass
+@dataclass
 class RecipeBuilder:
     """Builds the changes of recipes. It keeps rankings of units, which a sweep asks for often.
 
@@ -86,7 +41,7 @@ class RecipeBuilder:
 
     collected: Collected
     saes: Sequence[SAE]
-    _rankings: dict[Any, Selection] = dataclasses.field(default_factory=dict, repr=False)
+    _rankings: dict[Any, Selection] = field(default_factory=dict, repr=False)
 
     def build(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Build the changes of a recipe for a label, and count the units that they are made of.
@@ -96,7 +51,7 @@ class RecipeBuilder:
 
         Raises NoUnits when the recipe finds no units for the label.
         """
-        if recipe.method == "none":
+        if recipe.method == UNSTEERED:
             return {}, 0
         chosen = {site: self._choose(recipe, label, site) for site in recipe.sites}
         counts = {
@@ -104,10 +59,9 @@ class RecipeBuilder:
             for site, here in chosen.items()
         }
         if not any(counts.values()):
-            help = "raise top_rate" if recipe.method == "neurons" else "use diffmean"
             raise NoUnits(
                 f"the method {recipe.method} has no units for {label} at "
-                f"{', '.join(recipe.sites)}; {help}"
+                f"{', '.join(recipe.sites)}; {STEERING_METHODS[recipe.method].remedy}"
             )
         chosen = {site: here for site, here in chosen.items() if counts[site]}
         edit = recipe.edit.removesuffix(SOURCE_OFF)
@@ -124,7 +78,7 @@ class RecipeBuilder:
 
     def _choose(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
         """The units of a recipe at a site, possibly none."""
-        if recipe.method in ("features", "random"):
+        if STEERING_METHODS[recipe.method].of_saes:
             return [self._choose_features(recipe, label, sae) for sae in self.saes_at(site)]
         identity = open_dictionary(self.collected.read(site).header["dictionary"])
         if recipe.method == "neurons":

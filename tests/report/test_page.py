@@ -503,6 +503,7 @@ def test_the_tables_beside_the_page_are_linked_and_hold_its_numbers(run: Path, e
     steering = table(run, "steering")
     assert len(steering) == 4 * (2 + 4 * 4)
     assert {row["sites"] for row in steering} == {"resid_post@3"}
+    assert {row["schedule"] for row in steering} == {'{"first": 4, "rest": 0.3}'}
     matrix = table(run, "matrix")
     assert (
         len(matrix) == 2 * 16

@@ -404,13 +404,13 @@ def test_an_export_is_written_over_and_nothing_else(tmp_path, make, given):
     export_saes("any", "sparsify", out)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     (out / ".git").mkdir()
-    with pytest.raises(UserError, match=r"holds \.git, which is not part of an export"):
+    with pytest.raises(UserError, match=r"is no export \(it holds \.git\)"):
         export_saes("any", "sparsify", out)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="exists and is no export;"):
         export_saes("any", "sae-lens", tmp_path / "file")
     save_sae(make(), tmp_path / "saes" / "a")
-    with pytest.raises(UserError, match="holds a, which is not part of an export"):
+    with pytest.raises(UserError, match="is no export \\(it holds a\\)"):
         export_saes("any", "sae-lens", tmp_path / "saes")
 
 
@@ -452,12 +452,8 @@ def test_one_direction_for_other_tools(tmp_path, make, given):
         ("mlp_out@9:1", "v.npy", "any has no SAE mlp_out@9; it has sae-mlp_out@3"),
         ("sae-mlp_out@3:384", "v.npy", "sae-mlp_out@3 has the units 0 to 383, and no 384"),
         ("sae-mlp_out@3:1", "v.txt", r"should end in \.safetensors or \.npy"),
-        ("sae-mlp_out@3:1", "old.npy", "exists and does not say that it is an exported direction"),
-        (
-            "sae-mlp_out@3:1",
-            "old.safetensors",
-            "exists and does not say that it is an exported direction",
-        ),
+        ("sae-mlp_out@3:1", "old.npy", "exists and is no exported direction"),
+        ("sae-mlp_out@3:1", "old.safetensors", "exists and is no exported direction"),
     ],
 )
 def test_a_direction_that_cannot_be_written_is_one_sentence(

@@ -78,7 +78,7 @@ def trained(tmp_path_factory, tiny_corpus, tiny_lm):
             SITES,
             out,
             CONFIG,
-            progress=lines.append,
+            say=lines.append,
         )
     return out, lines
 
@@ -255,11 +255,11 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
     ends = [0, *counts(plan)]
     cut = Interrupted(ends[done] + 100)
     with pytest.raises(KeyboardInterrupt):
-        train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=cut)
+        train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, say=cut)
     assert not (tmp_path / "o" / sae_id(SITES[0])).exists()
     assert (tmp_path / "o" / "training.safetensors").exists() == (done > 0)
     again = []
-    train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, progress=again.append)
+    train_saes(tiny_lm, plan, SITES, tmp_path / "o", CONFIG, say=again.append)
     assert ends[done] < count(again[0]) < ends[done + 1]  # no chunk is trained on twice
     assert again[0] != trained[1][0] or not done
     for site in SITES:
@@ -283,7 +283,7 @@ def test_another_seed_gives_another_sae(tmp_path, trained, plan, tiny_lm):
 
 def test_a_finished_training_is_not_done_again(trained, plan, tiny_lm):
     before, lines = weights(trained[0]), []
-    saes = train_saes(tiny_lm, plan, SITES, trained[0], CONFIG, progress=lines.append)
+    saes = train_saes(tiny_lm, plan, SITES, trained[0], CONFIG, say=lines.append)
     assert [sae.site for sae in saes] == SITES and "complete already" in lines[0]
     assert weights(trained[0]) == before
 
@@ -300,9 +300,7 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
     with pytest.raises(UserError, match="holds an SAE of something else"):
         train_saes(tiny_lm, plan, SITES, trained[0], dataclasses.replace(CONFIG, lr=1e-2))
     with pytest.raises(KeyboardInterrupt):
-        train_saes(
-            tiny_lm, plan, SITES, tmp_path, CONFIG, progress=Interrupted(counts(plan)[0] + 100)
-        )
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[0] + 100))
     with pytest.raises(UserError, match="the state of the training of something else"):
         train_saes(tiny_lm, plan, SITES, tmp_path, dataclasses.replace(CONFIG, k=3))
 

@@ -95,7 +95,6 @@ HEADS: Registry[HeadKind] = Registry(
         "linear": "saefeat.lid.heads.linear:HEAD",
     },
 )
-DEFAULT_HEAD = "linear"
 
 
 def sae_heads() -> list[str]:
