@@ -6,9 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,12 +77,17 @@ def make_dir(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(
             f"cannot write in {path}: {error.strerror or error}; choose another directory"
         ) from error
     return path
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk or the user's quota is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -161,6 +167,17 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def in_words(names: Iterable[str], last: str = "or") -> str:
+    """Names as part of a sentence: "a", "a or b", "a, b or c"."""
+    *names, end = names
+    return f"{', '.join(names)} {last} {end}" if names else end
+
+
+def natural(name: object) -> list[int | str]:
+    """A key that sorts names or paths so that `layer2` comes before `layer10`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
 
 
 def kept_json(path: Path) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def make_batch(
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counted = counted_tokens(ids, mask, lm.special_ids, len(lm.prefix) if count_bos else 0)
+    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos))
     return Batch(positions, ids, mask, counted)
 
 
@@ -209,7 +209,7 @@ def fill_budget(
     def open_to(position: int) -> bool:
         return budget is None or used[corpus.of[position]] < budget
 
-    special, extra = lm.special_ids, len(lm.prefix) if count_bos else 0
+    special, extra = lm.special_ids, lm.counted_before(count_bos)
     waiting = filter(open_to, positions)
     while some := list(islice(waiting, _SLICE)):
         rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)

@@ -15,7 +15,7 @@ from saefeat.corpora.columns import PARAMETERS, Columns, Row
 from saefeat.corpora.fetch import recipe_rows
 from saefeat.corpora.files import local_rows
 from saefeat.corpora.given import given_rows, listed
-from saefeat.corpora.recipes import find_recipe
+from saefeat.corpora.request import find_recipe
 from saefeat.corpora.text import UNUSABLE, clean_text
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import to_labels

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from saefeat.corpora.columns import PARAMETERS, Row, check_label, required
 from saefeat.corpora.reading import read_rows
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 from saefeat.progress import Say, quiet, track

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.io import UserError, first_line
 
 _NO_ACCESS = (401, 403)

@@ -19,7 +19,8 @@ from saefeat.corpora.columns import Row
 from saefeat.corpora.extract import Part, read_part
 from saefeat.corpora.failures import is_local, is_temporary, source_error
 from saefeat.corpora.reading import hub_revision, is_on_disk
-from saefeat.corpora.recipes import Request, Source
+from saefeat.corpora.request import Request
+from saefeat.corpora.sources import Source
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line, make_dir
 from saefeat.progress import Say, quiet
 

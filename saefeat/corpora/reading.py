@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.io import UserError, atomic_path, cache_dir, file_sha256, make_dir
 from saefeat.progress import Say, copy_bytes, quiet, track
 

@@ -12,14 +12,13 @@ from functools import cache
 from iso639 import Lang
 from langcodes import Language, standardize_tag, tag_distance
 
-from saefeat.io import UserError
+from saefeat.io import UserError, in_words
 from saefeat.labels.meaning import (
     LID176,
     PREFIX,
     SYSTEMS,
     Meaning,
     codes_of,
-    either,
     iso639_3,
     read,
     read_code,
@@ -78,10 +77,10 @@ def convert(label: str, system: str, from_system: str | None = None) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{label} may be {either(found)} in {system}; say which")
+        raise UserError(f"{label} may be {in_words(found)} in {system}; say which")
     macro = _macrolanguage(read(label, from_system).code)
     others = _match(Meaning(macro.pt3), codes_of(system)) if macro else []
-    wider = f"; its macrolanguage {macro.name} has {either(others)}" if macro and others else ""
+    wider = f"; its macrolanguage {macro.name} has {in_words(others)}" if macro and others else ""
     raise UserError(f"{label} has no code in {system}{wider}")
 
 

@@ -16,7 +16,7 @@ from iso639 import Lang, iter_langs
 from iso639.exceptions import DeprecatedLanguageValue, InvalidLanguageValue
 from langcodes import Language, standardize_tag
 
-from saefeat.io import UserError
+from saefeat.io import UserError, in_words
 from saefeat.labels import lists
 
 SYSTEMS = ("iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name")
@@ -56,7 +56,7 @@ def read(label: str, from_system: str | None = None) -> Meaning:
     meanings = {meaning.code: system for system, meaning in reversed(_by_system(bare).items())}
     if len(meanings) > 1:
         choices = [f"{Lang(code).name} ({code}) in {system}" for code, system in meanings.items()]
-        raise UserError(f"{label} is {either(choices)}; say which system it is of", "from_system")
+        raise UserError(f"{label} is {in_words(choices)}; say which system it is of", "from_system")
     found = read_code(bare) or _read_name(bare)
     if found is None:
         raise UserError(
@@ -82,11 +82,6 @@ def codes_of(system: str) -> Mapping[str, Meaning]:
         raise UserError(f"unknown code system {system}; there are {', '.join(SYSTEMS)}")
     other = _DEVIATIONS.get(system, {})
     return {c: _read_tag(other.get(c, c) or "") or Meaning(c) for c in lists.PUBLISHED[system]}
-
-
-def either(choices: list[str]) -> str:
-    """Choices as words: "a", "a or b", "a, b or c"."""
-    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
 
 
 @cache
@@ -138,7 +133,7 @@ def _read_name(text: str) -> Meaning | None:
             return Meaning(main[0])
         if found:
             languages = [Lang(code).name for code in found]
-            raise UserError(f"{text} may be {either(languages)}; say which")
+            raise UserError(f"{text} may be {in_words(languages)}; say which")
     tag = lists.NAMES.get(text.casefold())
     return _read_tag(tag) if tag else None
 
@@ -166,4 +161,4 @@ def _suggestion(text: str) -> str:
     lower = text.lower()
     found = [lower] if lower != text and read_code(lower) else []
     found = found or get_close_matches(text, list(codes_of("name")), 2, 0.75)
-    return f"; did you mean {either(found)}?" if found else ""
+    return f"; did you mean {in_words(found)}?" if found else ""

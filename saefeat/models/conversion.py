@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import tempfile
@@ -17,7 +16,15 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat import schema
-from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, replacing
+from saefeat.io import (
+    UserError,
+    cache_dir,
+    file_sha256,
+    first_line,
+    is_disk_full,
+    make_dir,
+    replacing,
+)
 from saefeat.progress import Say, quiet, track
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as llama.cpp names them
@@ -123,7 +130,7 @@ def _convert(files: list[Path], out: Path, done: Callable[[], object]) -> None:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # the readers check nothing, so damaged files raise anything
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(
             f"cannot read {files[0]} as a GGUF model ({first_line(error)}); fetch or write it again"

@@ -52,6 +52,10 @@ class LanguageModel:
         names = ("name", "revision", "fingerprint", "dtype")
         return {name: getattr(self, name) for name in names}
 
+    def counted_before(self, count_bos: bool) -> int:
+        """Number of tokens before each text that count although they are special."""
+        return len(self.prefix) if count_bos else 0
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of tokens that count nowhere (see `saefeat.tokens`)."""

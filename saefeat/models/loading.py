@@ -10,12 +10,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from saefeat.assets import ASSETS, fetch
 from saefeat.io import UserError, first_line, user_path
 from saefeat.models.conversion import check_complete, convert, silence_transformers
 from saefeat.models.language_model import LanguageModel, wrap
 from saefeat.progress import Say, quiet
 
-EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
+EMBEDDED = {f"embedded:{asset.name}": asset for asset in ASSETS.values() if asset.hub}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for bad models.
@@ -129,11 +130,9 @@ def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
 def _find_model(name: str, say: Say) -> str:
     """Return what transformers loads: a directory that holds the model, or a hub id."""
     if name.startswith("embedded:"):
-        from saefeat.assets import fetch
-
         if name not in EMBEDDED:
             raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
-        asset = EMBEDDED[name]
+        asset = EMBEDDED[name].name
         return str(convert(fetch(asset, say=say), asset, say))
     if not name.strip():  # an unset variable of a shell; as a path it would be this directory
         raise UserError(

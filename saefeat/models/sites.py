@@ -158,6 +158,11 @@ def is_mixture(block: nn.Module) -> bool:
     return hasattr(feed_forward(block), "experts")
 
 
+def is_gated(part: nn.Module) -> bool:
+    """Return whether a feed-forward module multiplies its hidden neurons by a second projection."""
+    return any(hasattr(part, name) for name in ("gate_proj", "gate_up_proj"))
+
+
 def _holder(block: nn.Module) -> str | None:
     """Return the path of `feed_forward` in the block, with a dot before it; "" for the block."""
     if hasattr(block, "mlp"):
@@ -228,5 +233,4 @@ def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
     if kind != "mlp_act":
         return f"blocks.{layer}.hook_{kind}"
     # In gated blocks its `hook_post` is the product with the up projection, which is elsewhere.
-    gated = any(hasattr(feed_forward(block), name) for name in ("gate_proj", "gate_up_proj"))
-    return None if gated else f"blocks.{layer}.mlp.hook_post"
+    return None if is_gated(feed_forward(block)) else f"blocks.{layer}.mlp.hook_post"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,6 @@ from typing import Any
 
 _LONGEST = 300  # characters of a recorded value
 _BLANKS = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
-
-
-def natural(name: str) -> list[Any]:
-    """A key that sorts numbers within names by their value."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def by_length(name: str) -> tuple[bool, int]:

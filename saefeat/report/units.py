@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts import Histogram, Passage, ShownUnit
+from saefeat.io import natural
 from saefeat.methods import METHODS
-from saefeat.report.formats import direction, natural, pairs, rounded, shortened, visible
+from saefeat.report.formats import direction, pairs, rounded, shortened, visible
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
 

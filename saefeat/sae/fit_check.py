@@ -47,7 +47,7 @@ def measure_fit(sae: SAE, x: Tensor) -> dict[str, Any]:
         units per token; silent, the share of units that fire on none of the vectors (on few
         vectors far more than the share of dead units); tokens, the number of vectors.
     """
-    x = without_outliers(finite(x.float()))
+    x, _ = without_outliers(finite(x.float()))
     codes = sae.encode(x)
     assert codes.indices is not None
     fires = codes.values > 0

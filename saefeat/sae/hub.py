@@ -6,14 +6,13 @@ a part of its SAEs is not taken for all of them.
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saefeat.io import UserError, first_line, kept_json, write_json
+from saefeat.io import UserError, first_line, is_disk_full, kept_json, write_json
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import is_shared_file
 
@@ -141,7 +140,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(_explain(error, repo, revision)) from error
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from saefeat.models.loading import EMBEDDED
+
 # What a model was tuned for; a date may follow.
 _VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf))+(?=(-\d{4}|-v\d+\.\d+)?$)")
 # How the weights of a model are stored. Several may follow each other.
@@ -16,10 +18,6 @@ _STORED = re.compile(
     r"|autoround|unquantized|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
 )
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
-_EMBEDDED = {
-    "embedded:gemma-3-270m": "google/gemma-3-270m",
-    "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
 # The sizes of Pythia before and after the parameters were counted again.
 _SIZES = {
     "19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b",
@@ -77,7 +75,7 @@ _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliase
 
 def hub_name(model: str) -> str:
     """The name on the hub of an embedded model; any other name as it is."""
-    return _EMBEDDED.get(model, model)
+    return EMBEDDED[model].hub if model in EMBEDDED else model
 
 
 def is_quantised(model: str) -> bool:

@@ -15,18 +15,19 @@ from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, replacing, user_path
+from saefeat.io import UserError, in_words, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
+from saefeat.models.sites import is_gated
 from saefeat.models.weights import is_outdated
 from saefeat.sae import hub, releases
-from saefeat.sae.formats import name_formats
+from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import detect_format, find, sae_name
 from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
 from saefeat.sae.writers import WRITERS
 
-_GATED_MODULES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
-_GIVE = f"give a directory in the format of {name_formats()}, or a folder of them"
+_GATED_HOOK = "mlp.hook_post"  # of TransformerLens
+_GIVE = f"give a directory in the format of {in_words(FORMATS)}, or a folder of them"
 _NAME_BYTES = 255  # of a path component, on every common file system
 
 
@@ -146,8 +147,7 @@ def _check_width(sae: SAE, lm: LanguageModel) -> None:
     """Raise UserError for an SAE that reads vectors which its site does not have."""
     site = resolve_site(lm.model, sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
-    gated = any(hasattr(holder, name) for name in _GATED_MODULES)
-    if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
+    if is_gated(holder) and str(sae.record.get("module")).endswith(_GATED_HOOK):
         raise UserError(
             f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
             f"which is the output of no module of {lm.name}; choose an SAE at another site"

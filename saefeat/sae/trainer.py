@@ -12,7 +12,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import RunFailed
 from saefeat.models import native_bf16
 from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
-from saefeat.tokens import inliers, norms, outlier_limit
+from saefeat.tokens import inliers, without_outliers
 
 # Norm of all gradients together, above which they are scaled down. It keeps the large gradients of
 # the first steps out of the running averages of Adam.
@@ -61,9 +61,7 @@ class Trainer:
         Tokens of outlier norm are left out of mean and scale. Raises RunFailed when the vectors are
         constant or not finite.
         """
-        lengths = norms(x)
-        limit = outlier_limit(lengths)
-        kept = x[lengths <= limit]
+        kept, limit = without_outliers(x)
         mean = torch.stack([part.double().sum(0) for part in kept.split(_ROWS)]).sum(0) / len(kept)
         squares = [(part.double() - mean).square().sum() for part in kept.split(_ROWS)]
         scale = (torch.stack(squares).sum() / kept.numel()).sqrt()

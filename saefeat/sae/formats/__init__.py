@@ -54,9 +54,3 @@ FORMATS: Registry[Format] = Registry(
         "Qwen-Scope": "saefeat.sae.formats.qwen_scope:FORMAT",
     },
 )
-
-
-def name_formats() -> str:
-    """The names of all formats, as a part of a sentence."""
-    *names, last = FORMATS
-    return f"{', '.join(names)} or {last}"

@@ -10,9 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, absolute_path
+from saefeat.io import UserError, absolute_path, in_words, natural
 from saefeat.models import KINDS
-from saefeat.sae.formats import FORMATS, Format, name_formats
+from saefeat.sae.formats import FORMATS, Format
 
 # Folders below a source that are searched. Gemma Scope has layer/width/sparsity, sparsify has
 # hookpoint/seed.
@@ -48,11 +48,7 @@ def find(root: Path) -> list[Path]:
             folders.clear()
         shown = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in shown if not _is_link_to(here / name, inside)]
-    return sorted(found, key=_natural)
-
-
-def _natural(path: Path) -> list[int | str]:
-    return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(path))]
+    return sorted(found, key=natural)
 
 
 def is_shared_file(name: str) -> bool:
@@ -88,7 +84,9 @@ def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
     path = Path(absolute_path(str(path)))  # links keep their names, which may tell ids and sites
     form = detect_format(path)
     if form is None:
-        raise UserError(f"{path} holds no SAE; give a directory in the format of {name_formats()}")
+        raise UserError(
+            f"{path} holds no SAE; give a directory in the format of {in_words(FORMATS)}"
+        )
     try:
         sae = (reader or form.read)(path)
     except UserError as error:  # values of a configuration may hold line breaks

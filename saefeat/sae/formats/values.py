@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError, read_json
+from saefeat.io import UserError, in_words, read_json
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
@@ -30,8 +30,7 @@ def active(cfg: Mapping[str, Any], d_sae: int, where: Path | str) -> int:
 def check_known(key: str, value: Any, known: Collection[str], where: Path | str) -> None:
     """Raise UserError for a value that is not one of the known ones."""
     if value not in known:
-        *names, last = known
-        some = f"{', '.join(names)} and {last}" if names else last
+        some = in_words(known, "and")
         raise UserError(f"{where}: the {key} {value} cannot be read; only {some} can")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saefeat.config import TrainConfig
+from saefeat.io import UserError
 from saefeat.registry import Registry
 
 Parameters = dict[str, Tensor]
@@ -69,6 +70,17 @@ class Objective(ABC):
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "SAE architecture", {"topk": "saefeat.sae.objectives.topk:TopK"}
 )
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise UserError for an unknown architecture, or a `d_sae` that it cannot have."""
+    if config.architecture not in OBJECTIVES:
+        names = ", ".join(OBJECTIVES)
+        raise UserError(
+            f"unknown SAE architecture {config.architecture!r}; choose from {names}", "architecture"
+        )
+    if config.d_sae:
+        OBJECTIVES[config.architecture].check_width(config.d_sae, config)
 
 
 def sae_width(config: TrainConfig, d_in: int) -> int:
