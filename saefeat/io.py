@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported inside functions, so that `--help` does n
     import torch
 
 SCHEMA = 1
-_CHUNK_VALUES = 2**24  # values of a tensor that are processed together
+_CHUNK_VALUES = 2**24  # values of a tensor in a block of rows
 TEMPORARY = ".saefeat-tmp"  # in the name of an unfinished file or directory, after a leading dot
 _HEADER_KEY = "saefeat"  # the only metadata key: safetensors writes several in random order
 

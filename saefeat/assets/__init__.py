@@ -19,7 +19,7 @@ __all__ = ["ASSETS", "Asset", "fetch"]
 
 
 def fetch(name: str, *, recheck: bool = False, say: Say = quiet) -> Path:
-    """The path of an asset's file, whose SHA-256 is checked.
+    """Return the path of an asset's file, after a check of its SHA-256.
 
     The file is unpacked or assembled into the cache if it is not there.
 
@@ -54,7 +54,7 @@ def _make(asset: Asset, cached: Path, say: Say) -> None:
         raise _not_installed(asset, None)
     say(f"{'assembling' if assembled else 'fetching'} {asset.describe()}")
     make_dir(cached.parent)
-    # Next to the target: the last step is a rename, and two processes never share a file.
+    # In the same directory: the last step is a rename, and two processes never share a file.
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".") as folder:
         made = Path(folder) / cached.name
         make(asset, made, say)
@@ -110,7 +110,7 @@ def _matches(path: Path, asset: Asset) -> bool:
 
 
 def _record(path: Path) -> Path:
-    """The record of a check. It is in the cache, because packages may be read-only."""
+    """The file that records a check: in the cache, because packages may be read-only."""
     key = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
     return _cache() / "checked" / f"{key}.json"
 
@@ -121,7 +121,7 @@ def _state(path: Path, asset: Asset) -> dict[str, Any]:
 
 
 def _record_check(path: Path, asset: Asset) -> None:
-    # In a shared read-only cache nothing is recorded, and the file is hashed each time.
+    # Without a record, as in a shared read-only cache, the file is hashed each time.
     with suppress(OSError):
         write_json(_record(path), _state(path, asset))
 

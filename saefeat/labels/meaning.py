@@ -1,7 +1,7 @@
-"""What a label means as a language: codes of several systems, BCP-47 tags and English names.
+"""Read labels as languages: codes of several systems, BCP-47 tags and English names.
 
-The facts come from maintained libraries: the tables of ISO 639 from `iso639-lang`, tags and their
-equivalents from `langcodes`. Codes of corpora and judges are in `lists`.
+The tables of ISO 639 come from `iso639-lang`, tags and their equivalents from `langcodes`. Codes of
+corpora and judges are in `lists`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SYSTEMS = ("iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name")
 PREFIX = "__label__"  # before every label of fastText
 LID176 = frozenset(lists.PUBLISHED["fasttext"])
 _ISO639 = {"iso639-1": "pt1", "iso639-3": "pt3", "name": "name"}  # system -> attribute of `Lang`
-# Codes that deviate from ISO 639 in their system. None: ISO 639-3 has no code for the language
-# (Banyumasan, Tarantino).
+# Codes that differ from ISO 639 in their system. None: ISO 639-3 lacks the language (Banyumasan,
+# Tarantino).
 _DEVIATIONS: dict[str, dict[str, str | None]] = {
     "fasttext": {"als": "gsw", "bh": "bho", "sh": "hbs"},
     "wili": {"als": "gsw", "map-bms": None, "roa-tara": None},
@@ -36,7 +36,7 @@ class Meaning(NamedTuple):
     """The language of a label."""
 
     code: str  # of ISO 639-3, or another code for a language that ISO 639-3 lacks
-    script: str | None = None  # of ISO 15924; None if the label does not say one
+    script: str | None = None  # of ISO 15924; None if the label has none
 
 
 def read(label: str, from_system: str | None = None) -> Meaning:
@@ -140,9 +140,9 @@ def _read_name(text: str) -> Meaning | None:
 
 @cache
 def _names() -> tuple[dict[str, list[str]], ...]:
-    """Name -> codes: reference names, other names, and names without their qualifiers.
+    """Name -> codes, for reference names, other names, and names without their qualifiers.
 
-    The last turn "Greek, Modern (1453-)" into "Greek".
+    "Greek, Modern (1453-)" without its qualifiers is "Greek".
     """
     tiers: tuple[dict[str, list[str]], ...] = ({}, {}, {})
     for lang in iter_langs():
@@ -157,7 +157,6 @@ def _names() -> tuple[dict[str, list[str]], ...]:
 
 
 def _suggestion(text: str) -> str:
-    """A suggestion at the end of a sentence, if there is one."""
     lower = text.lower()
     found = [lower] if lower != text and read_code(lower) else []
     found = found or get_close_matches(text, list(codes_of("name")), 2, 0.75)

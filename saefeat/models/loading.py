@@ -20,8 +20,10 @@ EMBEDDED = {f"embedded:{asset.name}": asset for asset in ASSETS.values() if asse
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for bad models.
-_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError)
-_LOADING = (*_LOADING, StrictDataclassError)
+_LOADING = (
+    *(OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError),
+    StrictDataclassError,
+)
 # What clients of the hub raise without a network; each client has classes of its own.
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")
 _HUB_SECONDS = 5  # to wait for the hub's first answer
@@ -39,9 +41,9 @@ def native_bf16(device: str) -> bool:
 
 
 def choose_device(device: str) -> str:
-    """Return the device itself; for `auto` a GPU where there is one, else the CPU.
+    """Return the device; for `auto` a GPU if there is one, else the CPU.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that cannot be used.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,9 +79,9 @@ def load_model(
 
     Args:
         name: hub id, directory, `.gguf` file, or embedded name (`embedded:gemma-3-270m`).
-        dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 where the machine is
-            faster with it, else float32.
-        device: cpu, cuda, cuda:1, ...; `auto`: a GPU where there is one.
+        dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 if it is faster on this
+            device, else float32.
+        device: cpu, cuda, cuda:1, ...; `auto`: a GPU if there is one.
         revision: branch, tag or commit of the hub.
         say: takes a line before a model is fetched or converted, and the progress of that.
 
@@ -156,9 +158,9 @@ def _find_model(name: str, say: Say) -> str:
 
 
 def _unreachable(place: str) -> str:
-    """Return why the hub cannot be reached, so that its cache is used alone; "" where it can.
+    """Return why the hub cannot be reached, so that only its cache is used; "" if it can.
 
-    This is one question, without the client's own retries, which take half a minute per file.
+    It is one request, without the client's own retries, which take half a minute per file.
     """
     from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""The parts of a run that the report shows, as they are read from the run directory."""
+"""Read the parts of a run that the report shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run holds. A part that it does not have is None or empty.
+    """The parts of a run; None or empty if it lacks one.
 
     Attributes:
         errors: length -> texts that the linear head or fastText got wrong.

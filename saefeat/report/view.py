@@ -1,4 +1,4 @@
-"""From the parts of a run to what the template shows, what the script draws, and the tables."""
+"""Make the values of the template, the data of the script, and the tables from a run's parts."""
 
 from __future__ import annotations
 

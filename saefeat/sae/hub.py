@@ -1,7 +1,7 @@
 """SAEs of the hub: `owner/repo[@revision][/folder]`, downloaded into the hub's own cache.
 
-Offline, they are found in the cache. What a repository should hold is kept beside it there, so that
-a part of its SAEs is not taken for all of them.
+Without a network they are read from the cache. The list of a repository's weight files is kept
+there too, so that a repository that was fetched in part is not taken for the whole.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def parse(source: str) -> tuple[str, str | None, str]:
 
 
 def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
-    """The snapshot of a repository, and in it the folder with all of its SAEs.
+    """Download SAEs; return the snapshot of the repository and the folder in it.
 
-    With HF_HUB_OFFLINE, and where the hub cannot be reached, the cache is used.
+    With HF_HUB_OFFLINE, or if the hub cannot be reached, the cache is used.
 
-    Raises UserError for a source that does not exist, is not open to the user or holds too many
-    SAEs, and where the cache lacks SAEs.
+    Raises UserError if the source does not exist, is not open to the user or holds too many SAEs,
+    or if the cache lacks some of them.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -68,7 +68,7 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
 
 
 def _patterns(folder: str) -> list[str]:
-    """Patterns of the files of the SAEs at or below a folder, by the formats."""
+    """Patterns of the files of the SAEs at or below a folder, in all formats."""
     start = f"{folder}/" if folder else ""
     names = sorted({name for form in FORMATS.values() for name in form.files})
     patterns = [f"{start}{deeper}{name}" for name in names for deeper in ("", "*/")]
@@ -82,23 +82,23 @@ def _patterns(folder: str) -> list[str]:
 
 
 def _list_files(repo: str, revision: str | None) -> list[str] | None:
-    """The names of a repository's files; None where the hub cannot be reached."""
+    """The names of a repository's files; None if the hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         siblings = HfApi().model_info(repo, revision=revision).siblings or []
     except (HTTPError, OfflineModeIsEnabled):
-        return None  # the download finds it in the cache, or says why not
+        return None  # the download looks in the cache and raises the error
     return [file.rfilename for file in siblings]
 
 
 def _check_complete(
     snapshot: Path, listed: list[str] | None, patterns: list[str], folder: str, name: str
 ) -> None:
-    """Raise UserError where the cache lacks SAEs that are wanted.
+    """Raise UserError if the cache lacks SAEs that are wanted.
 
-    Where no list of the files is known, a file of the format may name the SAEs.
+    If no list of the repository's files is known, a file of the format may list the SAEs.
     """
     if listed is None:
         below = f"{folder}/" if folder else ""

@@ -1,7 +1,7 @@
-"""Names of base models: which spellings stand for the same model.
+"""Names of base models: which spellings mean the same model.
 
-sae-lens writes the names of TransformerLens. That library has a table of them, but takes seconds to
-import, so the names that no rule covers stand here.
+sae-lens writes the names of TransformerLens. That library has a table of them but takes seconds to
+import, so the names that no rule covers are listed here.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliase
 
 
 def hub_name(model: str) -> str:
-    """The name on the hub of an embedded model; any other name as it is."""
+    """The name on the hub of an embedded model; other names are returned unchanged."""
     return EMBEDDED[model].hub if model in EMBEDDED else model
 
 
@@ -84,14 +84,14 @@ def is_quantised(model: str) -> bool:
 
 
 def may_be_same(one: str, other: str) -> bool:
-    """Whether two names may stand for the same base model; a path may stand for any."""
+    """Whether two names may mean the same base model; a path may be any model."""
     return not _parts(one)[0] or not _parts(other)[0] or are_same(one, other)
 
 
 def are_same(one: str, other: str) -> bool:
-    """Whether two names stand for the same base model, or for models tuned from it.
+    """Whether two names mean the same base model, or models tuned from it.
 
-    Versions (v0.1) are compared where both names have one. A path stands for no known model.
+    Versions (v0.1) are compared if both names have one. A path is not a known model.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
     versions_agree = version == other_version or not version or not other_version

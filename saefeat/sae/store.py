@@ -28,11 +28,11 @@ from saefeat.sae.writers import WRITERS
 
 _GATED_HOOK = "mlp.hook_post"  # of TransformerLens
 _GIVE = f"give a directory in the format of {in_words(FORMATS)}, or a folder of them"
-_NAME_BYTES = 255  # of a path component, on every common file system
+_NAME_BYTES = 255  # greatest length of a path component on every common file system
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
-    """Write a directory that `load_sae` and `sae_lens.SAE.load_from_disk` open, as a whole."""
+    """Write a directory that `load_sae` and `sae_lens.SAE.load_from_disk` open, atomically."""
     with replacing(directory) as temporary:
         WRITERS["sae-lens"].write(sae, temporary)
 
@@ -44,7 +44,7 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
         source: a directory of any format, a `release/sae_id` of sae-lens, or a hub id.
         dtype: of the products in `encode`, "float32" or "bfloat16"; default as in training.
 
-    Raises UserError for a source of no SAE or several, or one that cannot be read.
+    Raises UserError if the source holds no SAE or several, or cannot be read.
     """
     found = _read(str(source))
     if len(found) != 1:
@@ -121,7 +121,7 @@ def _read(source: str) -> list[SAE]:
 
 
 def _check_not_local(path: Path, source: str) -> None:
-    """Raise UserError for a source that is meant as a path and holds no SAE."""
+    """Raise UserError for a source that looks like a path; no SAE was found at it."""
     broken = [p for p in (path, *path.parents) if p.is_symlink() and not p.exists()]
     if broken:
         raise UserError(f"{source} cannot be read: the link {broken[0]} is broken; {_GIVE}")
@@ -131,7 +131,7 @@ def _check_not_local(path: Path, source: str) -> None:
 
 
 def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
-    """An SAE of a hub repository. Its id holds the repository's name: folders are named alike."""
+    """Read an SAE of a hub repository. Its id includes the name of the repository."""
     sae = releases.read_place(path)
     place = path.relative_to(snapshot).as_posix()
     name = _safe_name("/".join([repo.partition("/")[2], place]))
@@ -144,7 +144,7 @@ def _safe_name(source: str) -> str:
 
 
 def _check_width(sae: SAE, lm: LanguageModel) -> None:
-    """Raise UserError for an SAE that reads vectors which its site does not have."""
+    """Raise UserError if the site has another width, or is not what the SAE's hook reads."""
     site = resolve_site(lm.model, sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
     if is_gated(holder) and str(sae.record.get("module")).endswith(_GATED_HOOK):
@@ -160,10 +160,10 @@ def _check_width(sae: SAE, lm: LanguageModel) -> None:
 
 
 def _check_model(sae: SAE, lm: LanguageModel) -> None:
-    """Raise UserError when an SAE was trained on another model, as far as that is known.
+    """Raise UserError if an SAE is known to be trained on another model.
 
-    Fingerprints are compared where both are known, else names. Quantised weights differ from those
-    that the SAE was trained on in any case; the fit check shows whether the SAE still fits.
+    Fingerprints are compared if both are known, else names. A quantised copy of the right model is
+    allowed, although its fingerprint differs: the fit check shows whether the SAE still fits.
     """
     model = sae.record.get("model") or {}
     name, here = str(model.get("name") or ""), _hub_name(lm)
@@ -185,7 +185,7 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
 
 
 def _hub_name(lm: LanguageModel) -> str:
-    """The model's name on the hub; "" where it is not known. A directory may say it."""
+    """The model's name on the hub; "" if unknown. The configuration in a directory may have it."""
     name = lm.name
     if os.path.exists(name):
         name = str(getattr(lm.model.config, "_name_or_path", ""))

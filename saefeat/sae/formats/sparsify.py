@@ -1,6 +1,6 @@
 """SAEs of EleutherAI's sparsify: `HOOKPOINT/{cfg.json, sae.safetensors}`.
 
-The hookpoint is a module path. `config.json` beside the hookpoints is of the whole training.
+The hookpoint is a module path. `config.json` beside the hookpoints describes the training.
 """
 
 from __future__ import annotations
