@@ -374,7 +374,7 @@ BAD_OPTIONS = {
     ),
     "unknown architecture": (
         ["train", "--sites", "mlp_out@0", "--architecture", "tree"],
-        "unknown SAE architecture 'tree'; choose from topk (--architecture)",
+        "unknown SAE architecture 'tree'; choose from topk",
     ),
     "too narrow for k": (["run", "--d-sae", "16", "--k", "32"], "d_sae 16 must be"),
     "unknown label": (

@@ -11,13 +11,12 @@ PAPER_LABELS = (
     "en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh",
 )
 # fmt: on
-_ISO3 = "eng deu fra ita por hin spa tha bul rus tur vie jpn kor zho"
-_SCRIPTS = "Latn Latn Latn Latn Latn Deva Latn Thai Cyrl Cyrl Latn Latn Jpan Hang Hans"
-
-
-def _coded(codes: str, labels: tuple[str, ...] = PAPER_LABELS) -> dict[str, str]:
-    """Label -> code, in the same order."""
-    return dict(zip(labels, codes.split(), strict=True))
+_CODES = (
+    "eng_Latn deu_Latn fra_Latn ita_Latn por_Latn hin_Deva spa_Latn tha_Thai bul_Cyrl rus_Cyrl "
+    "tur_Latn vie_Latn jpn_Jpan kor_Hang zho_Hans"
+)
+_FLORES: dict[str, str] = dict(zip(PAPER_LABELS, _CODES.split(), strict=True))
+_ISO3: dict[str, str] = {label: code[:3] for label, code in _FLORES.items()}
 
 
 def _uncoded(labels: str) -> dict[str, str]:
@@ -25,17 +24,12 @@ def _uncoded(labels: str) -> dict[str, str]:
     return {label: label for label in labels.split()}
 
 
-_FLORES = {
-    label: f"{code}_{script}"
-    for label, code, script in zip(PAPER_LABELS, _ISO3.split(), _SCRIPTS.split(), strict=True)
-}
-
 WILI = Source(
     name="wili-2018",
     at="https://zenodo.org/records/841984/files/wili-2018.zip",
     sha256="727e52ca4e13400e6def1b1b594ca12c8b7fd49ad9d45fd5c9e57a1f6d3b7a3f",
     read="wili",
-    labels=_coded(_ISO3),
+    labels=_ISO3,
     label="code",
     identity="{split}/{row}",
     splits=("test", "train"),
@@ -99,7 +93,7 @@ TATOEBA = Source(
     at="https://raw.githubusercontent.com/facebookresearch/LASER/fec5c7d63daa2bea9d127e8252b10e87278586c0/data/tatoeba/v1",
     read="lines",
     files="tatoeba.{code}-eng.{code}",
-    labels={label: code for label, code in {**_coded(_ISO3), "zh": "cmn"}.items() if label != "en"},
+    labels={label: code for label, code in {**_ISO3, "zh": "cmn"}.items() if label != "en"},
     identity="{code}/{row}",
 )
 GITHUB_CODE = Source(
@@ -158,7 +152,7 @@ COMMONLID = Source(
     at="hf://datasets/commoncrawl/CommonLID@1ab8feb9fa051f7ad60e80f8592fac0d973ead9b",
     read="tsv",
     files="commonlid_20251209.tsv.gz",
-    labels={**_coded(_ISO3), "zh": "zho cmn"},
+    labels={**_ISO3, "zh": "zho cmn"},
     label="tag",
     splits=("test",),
     access_url="https://huggingface.co/datasets/commoncrawl/CommonLID",
@@ -166,11 +160,6 @@ COMMONLID = Source(
 )
 # The English side of the German translations.
 _TATOEBA_ENGLISH = replace(TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"})
-
-
-def _only(source: Source, labels: str) -> Source:
-    return replace(source, labels={label: source.labels[label] for label in labels.split()})
-
 
 # fmt: off
 _RECIPES = (
@@ -183,7 +172,8 @@ _RECIPES = (
     Recipe("flores-200", "translated sentences, the open release of 2022", "CC-BY-SA-4.0",
            (FLORES_200,)),
     Recipe("sae-lape", "the data of SAE-LAPE: XNLI, PAWS-X and FLORES+ together", "as of its parts",
-           (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS)),
+           (replace(XNLI, labels=_uncoded("en de fr hi es th bg ru tr vi")), PAWS_X,
+            FLORES_PLUS)),
     Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
     Recipe("tatoeba", "short sentences that translate English", "CC-BY-2.0-FR",
            (TATOEBA, _TATOEBA_ENGLISH)),

@@ -48,11 +48,10 @@ def find_recipe(name: str, columns: Columns) -> Request | None:
 def _from_recipe(
     name: str, recipe: Recipe, parts: list[str], columns: Columns
 ) -> tuple[Recipe, str | None]:
-    splits = list(dict.fromkeys(split for source in recipe.sources for split in source.splits))
-    if len(parts) > 1 or any(split not in splits for split in parts):
+    if len(parts) > 1 or any(split not in recipe.splits for split in parts):
         raise UserError(
-            f"{name}: {recipe.name} has the splits {', '.join(splits)}; give {recipe.name} or "
-            f"{recipe.name}:{splits[0]}"
+            f"{name}: {recipe.name} has the splits {', '.join(recipe.splits)}; give {recipe.name} "
+            f"or {recipe.name}:{recipe.splits[0]}"
         )
     if columns[1:] != Columns()[1:]:
         raise UserError(

@@ -71,3 +71,8 @@ class Recipe:
     def labels(self) -> tuple[str, ...]:
         """The labels that are read by default."""
         return tuple(dict.fromkeys(label for source in self.sources for label in source.labels))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of its sources; the first is the default."""
+        return tuple(dict.fromkeys(split for source in self.sources for split in source.splits))

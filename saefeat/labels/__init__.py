@@ -63,7 +63,7 @@ def convert(label: str, system: str, from_system: str | None = None) -> str:
             the script), or an English name. Codes are lower-case: `DE` and `IN` may be countries
             and are refused.
         system: one of SYSTEMS. `name` is the reference name of ISO 639-3.
-        from_system: the system of the label, for a code that two systems understand differently
+        from_system: the system of the label, for a code with different meanings in two systems
             (`als`).
 
     Raises:

@@ -28,7 +28,7 @@ _ISO639 = {"iso639-1": "pt1", "iso639-3": "pt3", "name": "name"}  # system -> at
 _DEVIATIONS: dict[str, dict[str, str | None]] = {
     "fasttext": {"als": "gsw", "bh": "bho", "sh": "hbs"},
     "wili": {"als": "gsw", "map-bms": None, "roa-tara": None},
-    "nllb": {"sat_Beng": "sat_Olck"},  # the text is in Ol Chiki, as FLORES says
+    "nllb": {"sat_Beng": "sat_Olck"},  # the text is in Ol Chiki
 }
 
 
@@ -125,7 +125,7 @@ def _read_name(text: str) -> Meaning | None:
     qualifiers. Raises UserError for a name of several languages.
     """
     if re.fullmatch("[A-Z]{2,3}", text) and read_code(text.lower()):
-        return None  # `KO` stands for Korean or a country, not for Ko, a language of New Guinea
+        return None  # `KO` means Korean or a country, not Ko, a language of New Guinea
     for names in _names():
         found = names.get(text.casefold(), [])
         main = [code for code in found if Lang(code).pt1] if len(found) > 1 else found

@@ -28,8 +28,8 @@ class LanguageModel:
         model: the untouched transformers model, in evaluation mode.
         tokenizer: its tokenizer.
         name: as given to `load_model`.
-        revision: commit of the hub, where it is known.
-        fingerprint: of the weights, whatever their dtype (see `weights_fingerprint`).
+        revision: commit of the hub, if known.
+        fingerprint: of the weights, equal in all dtypes (see `weights_fingerprint`).
         dtype: of the weights: float32, bfloat16 or float16.
         device: cpu, cuda:0, ...
         prefix: token ids that the tokenizer puts before a text (BOS), possibly none.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ _LOADING = (
     *(OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError),
     StrictDataclassError,
 )
-# What clients of the hub raise without a network; each client has classes of its own.
+# Names of errors that clients of the hub raise without a network; each has its own classes.
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")
 _HUB_SECONDS = 5  # to wait for the hub's first answer
 
@@ -89,22 +91,16 @@ def load_model(
         UserError: there is no such model, device or dtype, the hub cannot be reached, or the files
             are damaged or incomplete.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name, chosen = str(name), choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
-    place = _find_model(name, say)
-    silence_transformers()
-    unreachable = _unreachable(place)
-    where: dict[str, Any] = {"revision": revision, "local_files_only": bool(unreachable)}
-    try:
+    with _located(name, say) as (place, offline):
+        where: dict[str, Any] = {"revision": revision, "local_files_only": offline}
         tokenizer = AutoTokenizer.from_pretrained(place, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, **where, dtype=torch_dtype, output_loading_info=True
         )
-    except (*_LOADING, SafetensorError) as error:
-        raise _cannot_load(name, error, unreachable) from error
     model, info = loaded
     check_complete(f"the model {name}", info)
     commit = revision or getattr(model.config, "_commit_hash", None)
@@ -118,15 +114,33 @@ def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place = _find_model(str(name), say)
+    with _located(str(name), say) as (place, offline):
+        config = AutoConfig.from_pretrained(place, local_files_only=offline)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+
+
+@contextmanager
+def _located(name: str, say: Say) -> Iterator[tuple[str, bool]]:
+    """Yield what transformers loads (see `_find_model`), and whether only the hub's cache is used.
+
+    Raises UserError if the block fails to load it.
+    """
+    from safetensors import SafetensorError
+
+    place = _find_model(name, say)
     silence_transformers()
     unreachable = _unreachable(place)
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=bool(unreachable))
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).eval()
-    except _LOADING as error:
-        raise _cannot_load(str(name), error, unreachable) from error
+        yield place, bool(unreachable)
+    except (*_LOADING, SafetensorError) as error:
+        if unreachable and "couldn't connect" in str(error):
+            raise UserError(
+                f"the model {name} is neither a directory here nor complete in the hub's cache, "
+                f"and the hub cannot be reached ({unreachable}); check the name and the network, "
+                f"or fetch the model where there is a network (hf download {name})"
+            ) from error
+        raise UserError(f"cannot load the model {name}: {first_line(error)}") from error
 
 
 def _find_model(name: str, say: Say) -> str:
@@ -171,13 +185,3 @@ def _unreachable(place: str) -> str:
     except Exception as error:  # any other failure shows again when the model is loaded
         return first_line(error) if type(error).__name__ in _UNREACHABLE else ""
     return ""
-
-
-def _cannot_load(name: str, error: Exception, unreachable: str) -> UserError:
-    if unreachable and "couldn't connect" in str(error):
-        return UserError(
-            f"the model {name} is neither a directory here nor complete in the hub's cache, and "
-            f"the hub cannot be reached ({unreachable}); check the name and the network, or fetch "
-            f"the model where there is a network (hf download {name})"
-        )
-    return UserError(f"cannot load the model {name}: {first_line(error)}")

@@ -1,4 +1,4 @@
-"""The fingerprint of a model's weights: the same in any dtype, wherever the weights are held."""
+"""The fingerprint of a model's weights, which is the same in all dtypes and on all devices."""
 
 from __future__ import annotations
 

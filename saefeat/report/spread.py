@@ -54,7 +54,7 @@ class Spread:
 def read_spread(
     run: RunDir, chosen: Mapping[str, Collection[int]], ownership: Ownership | None
 ) -> Spread | None:
-    """Read the statistics of a run, one dictionary at a time; None when there are none.
+    """Read the statistics of a run, one dictionary at a time; None if there are none.
 
     Args:
         chosen: dictionary -> units that methods chose.
@@ -164,10 +164,10 @@ def overlap_rows(spread: Spread) -> list[dict[str, Any]] | None:
 
 
 def unit_spread(spread: Spread | None, dictionary: str, unit: int) -> dict[str, Any]:
-    """{entropy, p: [[label, probability], ...], left_out}; empty where there are no statistics.
+    """{entropy, p: [[label, probability], ...], left_out}; empty if there are no statistics.
 
-    p: all labels in order, or the greatest probabilities where there are very many labels.
-    left_out: the greatest probability of the other labels, None when there are none.
+    p: all labels in order, or the greatest probabilities if there are very many labels.
+    left_out: the greatest probability of the other labels, None if there are none.
     """
     if spread is None or (dictionary, unit) not in spread.units:
         return {}

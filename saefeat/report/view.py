@@ -24,7 +24,7 @@ _ROWS = 80  # of a group
 
 
 def page_view(parts: Parts, title: str) -> Values:
-    """The values of the template. `title` serves where the model has no name."""
+    """The values of the template. `title` is used if the model has no name."""
     methods = method_views(parts.selections, parts.shown or [], parts.spread)
     labels = dict.fromkeys(label for method in methods for label in method["labels"])
     view: Values = {

@@ -98,8 +98,9 @@ def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
     """
     n, size = len(usable), config.batch_size
     if not n:
-        why = "each is an outlier to the tokens of the first chunk"
-        raise RunFailed(f"chunk {chunk} has no usable token: {why}")
+        raise RunFailed(
+            f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
+        )
     parts, start, end = [], step * size, (step + 1) * size
     while start < end:
         turn, offset = divmod(start, n)

@@ -1,4 +1,4 @@
-"""The fit check: whether an SAE was loaded right and reads where it was trained.
+"""The fit check: is an SAE loaded correctly, and does it read the place it was trained at?
 
 An SAE that reads vectors of the wrong site, layer or scale still gives codes; only its
 reconstruction error shows the mistake. So each SAE is run on a little text, at its own site and at

@@ -24,11 +24,12 @@ _OFFLINE = "and the hub cannot be reached; go online, without HF_HUB_OFFLINE"
 
 
 def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision and folder (or ""). Raises UserError where it is not a hub id."""
+    """Repository, revision and folder (or ""). Raises UserError for anything but a hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
-        form = "a hub id (owner/repo@revision/folder)"
-        raise UserError(f"{source} does not exist here, and is not {form}")
+        raise UserError(
+            f"{source} does not exist here, and is not a hub id (owner/repo@revision/folder)"
+        )
     return match["repo"], match["revision"], match["folder"] or ""
 
 

@@ -79,7 +79,7 @@ def hub_name(model: str) -> str:
 
 
 def is_quantised(model: str) -> bool:
-    """Whether a name says that weights are stored in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
+    """Whether a name marks weights in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
     return bool(_STORED.search(_spelled(model)))
 
 

@@ -50,8 +50,10 @@ def _find_entry(source: str) -> dict[str, Any]:
     rows = {row["id"]: row for row in about["saes"]}
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
-        known = f"name one of its {len(rows)}, such as {some}"
-        raise UserError(f"{source} names no SAE of the release {release}; {known}")
+        raise UserError(
+            f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as "
+            f"{some}"
+        )
     return {**rows[name], **about}
 
 
@@ -94,8 +96,9 @@ def read(source: str, identity: str) -> SAE:
     conversion = entry.get("conversion_func")
     for part, kind in _REFUSED.items():
         if part in (conversion or ""):
-            help = "choose an SAE of whole vectors"
-            raise UserError(f"{source} is {kind}, which cannot be read; {help}")
+            raise UserError(
+                f"{source} is {kind}, which cannot be read; choose an SAE of whole vectors"
+            )
     if any(conversion in form.conversions for form in FORMATS.values()):
         sae = _read_files(entry, download(entry["repo_id"], None, str(entry["path"]))[1])
     else:
@@ -116,6 +119,7 @@ def _convert(source: str) -> SAE:
             raise
         except Exception as error:  # its readers check nothing, so damaged files raise anything
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            help = "clear it from the hub's cache"
-            raise UserError(f"sae-lens cannot read {source} ({what}); {help}") from error
+            raise UserError(
+                f"sae-lens cannot read {source} ({what}); clear it from the hub's cache"
+            ) from error
     return sae_lens.convert(source, theirs.cfg.to_dict(), theirs.state_dict())

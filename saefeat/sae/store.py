@@ -103,8 +103,10 @@ def _read(source: str) -> list[SAE]:
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts):
-        long = f"a path component exceeds {_NAME_BYTES} bytes"
-        raise UserError(f"{source[:40]}... does not exist: {long}; {_GIVE}")
+        raise UserError(
+            f"{source[:40]}... does not exist: a path component exceeds {_NAME_BYTES} bytes; "
+            f"{_GIVE}"
+        )
     if path.is_dir() or detect_format(path):
         root, load = path, releases.read_place
     else:

@@ -74,7 +74,7 @@ def train_saes(
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
-        corpus that the plan leaves out; empty where there is too little), `training_average` (FVU
+        corpus that the plan leaves out; empty if there is too little), `training_average` (FVU
         and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
@@ -178,8 +178,9 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
             bar.update(config.batch_size)
     for name, trainer in trainers.items():
         if not torch.isfinite(trainer.fvu):
-            why = "its error is not finite"
-            raise RunFailed(f"training diverged at {name}: {why}; lower the learning rate")
+            raise RunFailed(
+                f"training diverged at {name}: its error is not finite; lower the learning rate"
+            )
 
 
 def _describe(trainers: dict[str, Trainer]) -> str:

@@ -55,7 +55,7 @@ def _compares_by_norm(cfg: Mapping[str, Any], threshold: Tensor, decoder: Tensor
         details = cfg["training_architecture_details"]
         rescales = details.get("rescale_acts_by_decoder_norm") is not False
         return "batchtopk" in str(trained) and rescales
-    # Early versions do not say it, but the weights show it.
+    # Early versions do not record it; the weights show it.
     norms = decoder[:_ROWS].float().norm(dim=1)
     unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
     return bool((threshold == threshold[0]).all()) and unit

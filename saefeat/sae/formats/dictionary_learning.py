@@ -101,8 +101,9 @@ def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        wrong = f"its k is {k.item()}, which is not a whole number"
-        raise UserError(f"{weights}: {wrong}; fetch or save it again")
+        raise UserError(
+            f"{weights}: its k is {k.item()}, which is not a whole number; fetch or save it again"
+        )
     return {"k": int(k)}
 
 

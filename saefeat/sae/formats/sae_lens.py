@@ -53,8 +53,10 @@ def read(
     tensors = read_weights(weights)
     sae = _build(directory.name, cfg, tensors, (where, weights), scaling)
     if ours.get("fingerprint") not in (None, tensors_fingerprint(tensors)):
-        what = f"is not what was saved with {CFG} (its fingerprint differs)"
-        raise UserError(f"{weights} {what}; fetch or save it again")
+        raise UserError(
+            f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save "
+            "it again"
+        )
     doubt = sae.record.get("doubt") if ours else batchtopk.doubt(cfg, sae, directory)
     if not doubt:
         return sae

@@ -119,14 +119,18 @@ def _check_architecture(flat: Mapping[str, Any], where: Path | str) -> None:
 def _transforms(flat: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     """The keys on transforms of input and activations, with defaults filled in."""
     if flat.get("reshape_activations") not in (None, "none"):
-        what = f"an SAE with reshape_activations = {flat['reshape_activations']}"
-        raise UserError(f"{where}: {what} cannot be read; only SAEs of whole vectors can")
+        raise UserError(
+            f"{where}: an SAE with reshape_activations = {flat['reshape_activations']} cannot be "
+            "read; only SAEs of whole vectors can"
+        )
     given = flat.get("normalize_activations")
-    if given is None or isinstance(given, bool):  # early versions said yes or no
+    if given is None or isinstance(given, bool):  # in early versions true or false
         given = SCALED if given else "none"
     if given not in (*NORMALIZATIONS, SCALED):
-        what = f"an SAE with normalize_activations = {given}"
-        raise UserError(f"{where}: {what} cannot be read; fold it into the weights")
+        raise UserError(
+            f"{where}: an SAE with normalize_activations = {given} cannot be read; fold it into "
+            "the weights"
+        )
     found: dict[str, Any] = {"normalize_activations": given}
     for key, default in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
         value = default if flat.get(key) is None else flat[key]

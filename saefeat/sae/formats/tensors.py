@@ -34,15 +34,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises UserError for a damaged file, and for one that holds anything but plain tensors.
     """
     if path.is_dir():
-        what = "is a directory and should be the file of the weights"
-        raise UserError(f"{path} {what}; fetch or save it again")
-    readers: dict[str, Callable[[Path], Any]]
-    readers = {".safetensors": load_file, ".npz": _read_npz, ".pt": _read_pickle}
+        raise UserError(
+            f"{path} is a directory and should be the file of the weights; fetch or save it again"
+        )
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": load_file,
+        ".npz": _read_npz,
+        ".pt": _read_pickle,
+    }
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
-        why = "a damaged pickle, or one of more than tensors"
-        raise UserError(f"{path} cannot be read ({why}); save its state_dict") from error
+        raise UserError(
+            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its "
+            "state_dict"
+        ) from error
     except Exception as error:  # a damaged pickle or archive raises anything
         text = str(error).strip() or type(error).__name__
         first = re.split(r"\.?\s*\n|\.\s", text)[0].rstrip(".")
@@ -51,8 +57,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
     for name, value in found.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            odd = f"{name} is sparse, quantised or without data"
-            raise UserError(f"{path}: {odd}; save it as a plain tensor")
+            raise UserError(
+                f"{path}: {name} is sparse, quantised or without data; save it as a plain tensor"
+            )
     return {name: value.detach() for name, value in found.items()}
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from saefeat.config import TrainConfig
-from saefeat.io import UserError
 from saefeat.registry import Registry
 
 Parameters = dict[str, Tensor]
@@ -71,13 +70,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
 
 def check_config(config: TrainConfig) -> None:
     """Raise UserError for an unknown architecture, or a `d_sae` that it cannot have."""
-    if config.architecture not in OBJECTIVES:
-        names = ", ".join(OBJECTIVES)
-        raise UserError(
-            f"unknown SAE architecture {config.architecture!r}; choose from {names}", "architecture"
-        )
+    objective = OBJECTIVES[config.architecture]
     if config.d_sae:
-        OBJECTIVES[config.architecture].check_width(config.d_sae, config)
+        objective.check_width(config.d_sae, config)
 
 
 def sae_width(config: TrainConfig, d_in: int) -> int:

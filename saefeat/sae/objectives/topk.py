@@ -41,8 +41,10 @@ class TopK(Objective):
     def check_width(width: int, config: TrainConfig) -> None:
         least = _GROUP * config.k // 4
         if width % _GROUP or width < least:
-            needed = f"a multiple of {_GROUP}, at least {least} for k {config.k}"
-            raise UserError(f"d_sae {width} must be {needed}", "d_sae")
+            raise UserError(
+                f"d_sae {width} must be a multiple of {_GROUP}, at least {least} for k {config.k}",
+                "d_sae",
+            )
 
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
         rows = torch.randn(width, d_in, generator=generator)
