@@ -107,14 +107,14 @@ def load_model(
     return wrap(model.to(chosen).eval(), tokenizer, name, commit)
 
 
-def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
+def load_skeleton(name: str | Path) -> nn.Module:
     """Load the modules of a model without their weights, on the `meta` device.
 
-    Its arguments and errors are those of `load_model`.
+    `name` and the errors are those of `load_model`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _located(str(name), say) as (place, offline):
+    with _located(str(name), quiet) as (place, offline):
         config = AutoConfig.from_pretrained(place, local_files_only=offline)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
