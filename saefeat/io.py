@@ -6,10 +6,9 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,17 +166,6 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
-
-
-def in_words(names: Iterable[str], last: str = "or") -> str:
-    """Names as part of a sentence: "a", "a or b", "a, b or c"."""
-    *names, end = names
-    return f"{', '.join(names)} {last} {end}" if names else end
-
-
-def natural(name: object) -> list[int | str]:
-    """A key that sorts names or paths so that `layer2` comes before `layer10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
 
 
 def kept_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from functools import cache
 from iso639 import Lang
 from langcodes import Language, standardize_tag, tag_distance
 
-from saefeat.io import UserError, in_words
+from saefeat.io import UserError
 from saefeat.labels.meaning import (
     LID176,
     PREFIX,
@@ -22,6 +22,7 @@ from saefeat.labels.meaning import (
     read,
     read_code,
 )
+from saefeat.words import in_words
 
 __all__ = [
     "LID176",

@@ -16,8 +16,9 @@ from iso639 import Lang, iter_langs
 from iso639.exceptions import DeprecatedLanguageValue, InvalidLanguageValue
 from langcodes import Language, standardize_tag
 
-from saefeat.io import UserError, in_words
+from saefeat.io import UserError
 from saefeat.labels import lists
+from saefeat.words import in_words
 
 SYSTEMS = ("iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name")
 PREFIX = "__label__"  # before every label of fastText

@@ -18,12 +18,13 @@ from saefeat.artefacts import (
     SteeringSample,
     SteeringSettings,
 )
-from saefeat.io import UserError, natural
+from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters
 from saefeat.report.identification import OURS, THEIRS, find_errors
 from saefeat.report.spread import Ownership, Spread, read_spread
 from saefeat.rundir import RunDir
 from saefeat.selection import Selection
+from saefeat.words import natural
 
 T = TypeVar("T")
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.io import UserError, natural
+from saefeat.io import UserError
 from saefeat.methods import is_hidden_neurons, is_sae
 from saefeat.methods.lape import entropy
 from saefeat.report.formats import pairs, rounded
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
+from saefeat.words import natural
 
 BINS = 30  # of an entropy histogram, from 0 to the logarithm of the number of labels
 _ALL = 40  # labels; beyond, only the greatest probabilities of a unit are kept

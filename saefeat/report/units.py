@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts import Histogram, Passage, ShownUnit
-from saefeat.io import natural
 from saefeat.methods import METHODS
 from saefeat.report.formats import direction, pairs, rounded, shortened, visible
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
+from saefeat.words import natural
 
 Values = dict[str, Any]
 Cell = tuple[str, str, int, str]  # method, dictionary, unit, label

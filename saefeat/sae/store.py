@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import UserError, in_words, replacing, user_path
+from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
 from saefeat.models.sites import is_gated
 from saefeat.models.weights import is_outdated
@@ -25,6 +25,7 @@ from saefeat.sae.formats.directories import detect_format, find, sae_name
 from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
 from saefeat.sae.writers import WRITERS
+from saefeat.words import in_words
 
 _GATED_HOOK = "mlp.hook_post"  # of TransformerLens
 _GIVE = f"give a directory in the format of {in_words(FORMATS)}, or a folder of them"
@@ -168,7 +169,7 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     allowed, although its fingerprint differs: the fit check shows whether the SAE still fits.
     """
     model = sae.record.get("model") or {}
-    name, here = str(model.get("name") or ""), _hub_name(lm)
+    name, here = str(model.get("name") or ""), _name_on_hub(lm)
     fingerprint = None if is_outdated(model.get("fingerprint")) else model.get("fingerprint")
     if fingerprint == lm.fingerprint or (not fingerprint and may_be_same(name, here)):
         return
@@ -186,7 +187,7 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     )
 
 
-def _hub_name(lm: LanguageModel) -> str:
+def _name_on_hub(lm: LanguageModel) -> str:
     """The model's name on the hub; "" if unknown. The configuration in a directory may have it."""
     name = lm.name
     if os.path.exists(name):

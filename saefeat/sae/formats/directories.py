@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, absolute_path, in_words, natural
+from saefeat.io import UserError, absolute_path
 from saefeat.models import KINDS
 from saefeat.sae.formats import FORMATS, Format
+from saefeat.words import in_words, natural
 
 # Greatest depth that is searched. Gemma Scope has layer/width/sparsity, sparsify hookpoint/seed.
 _DEPTH = 4

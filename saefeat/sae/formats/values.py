@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError, in_words, read_json
+from saefeat.io import UserError, read_json
+from saefeat.words import in_words
 
 
 def positive(cfg: Mapping[str, Any], key: str, where: Path | str) -> int:
