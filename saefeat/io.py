@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:  # torch is imported inside functions, so that `--help` does n
     import torch
 
 SCHEMA = 1
-_CHUNK_VALUES = 2**24  # values of a tensor that are processed together
+_CHUNK_VALUES = 2**24  # values of a tensor in a block of rows
 TEMPORARY = ".saefeat-tmp"  # in the name of an unfinished file or directory, after a leading dot
 _HEADER_KEY = "saefeat"  # the only metadata key: safetensors writes several in random order
 
@@ -88,12 +87,17 @@ def make_dir(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(
             f"cannot write in {path}: {error.strerror or error}; choose another directory"
         ) from error
     return path
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk or the user's quota is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -164,11 +168,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable JSON file ({error})") from error
-
-
-def natural(name: object) -> list[str | int]:
-    """A key that sorts numbers within names and paths by their value."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
 
 
 def first_line(error: BaseException) -> str:

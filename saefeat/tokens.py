@@ -81,10 +81,11 @@ def inliers(x: Tensor, limit: float | Tensor | None) -> Tensor | None:
     return None if limit is None else finite(norms(x)) <= limit
 
 
-def without_outliers(x: Tensor) -> Tensor:
-    """Return the rows of a sample x [n, d] that are no outliers of it."""
+def without_outliers(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of a sample x [n, d] that are no outliers of it, and the limit of norms."""
     lengths = norms(x)
-    return x[lengths <= outlier_limit(lengths)]
+    limit = outlier_limit(lengths)
+    return x[lengths <= limit], limit
 
 
 def finite(x: Tensor) -> Tensor:

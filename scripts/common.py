@@ -27,14 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # --------------------------------------------------------------------------- options
 
 
-def options(description: str | None, *, run: bool = False) -> argparse.ArgumentParser:
-    """A parser with `--out FILE`, and with the argument RUN if `run` is set."""
+def options(
+    description: str | None, *, run: bool = False, out: str = "JSON file of the results"
+) -> argparse.ArgumentParser:
+    """A parser with `--out`, whose help is `out`, and with the argument RUN if `run` is set."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if run:
         parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    parser.add_argument("--out", type=Path, help=out)
     return parser
 
 

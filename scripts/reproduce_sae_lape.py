@@ -110,8 +110,8 @@ class Data:
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--model", default=MODEL)
+    parser = options(__doc__, out="directory of the results; default sae-lape")
+    parser.add_argument("--model", default=MODEL, help="hub id, directory or embedded:...")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="published: float32")
     parser.add_argument(
@@ -218,9 +218,8 @@ def perplexity_changes(
         for label in corpus.labels:
             edits = edits_of(label)
             if label not in rows and edits:
-                with intervene(
-                    lm.model, edits
-                ):  # BOS is edited too, as no special tokens are named
+                # Without `special_ids`, BOS is edited too.
+                with intervene(lm.model, edits):
                     rows[label] = _perplexities(lm, texts)
                 write_json(kept, table)
                 print(f"perplexity: {name}, {label}", flush=True)

@@ -29,9 +29,13 @@ from saefeat.steering import SteeringRecipe
 
 
 def main() -> None:
-    arguments = parse(options(__doc__, run=True))
+    parser = options(__doc__, run=True)
+    arguments = parse(parser)
     path = RunDir(arguments.run).steering_metrics
     metrics = read_json(path)
+    tuning = [row for row in metrics["rows"] if row["half"] == "tune" and row["method"] != "none"]
+    if not tuning:
+        parser.error(f"{path} has no tuning half, because the sweep had too few prompts")
     own = {label: Reference(**values) for label, values in metrics["own"].items()}
     bench = Bench(open_run(arguments.run), metrics["source"], Decoding(**metrics["decoding"]))
     prompts = encode_prompts(
@@ -39,14 +43,10 @@ def main() -> None:
     )
     outcomes: dict[str, dict[str, Measured]] = {}
     rows: list[dict[str, Any]] = []
-    for method in dict.fromkeys(r["method"] for r in metrics["rows"] if r["method"] != "none"):
+    for method in dict.fromkeys(row["method"] for row in tuning):
         outcomes[method] = {}
         for label in own:
-            tuned = [
-                r
-                for r in metrics["rows"]
-                if (r["method"], r["label"], r["half"]) == (method, label, "tune")
-            ]
+            tuned = [row for row in tuning if (row["method"], row["label"]) == (method, label)]
             best = max(tuned, key=lambda r: r["score"])
             entry = {field.name: best[field.name] for field in fields(SteeringRecipe)}
             recipe = checked(SteeringRecipe, entry, path)

@@ -80,7 +80,7 @@ def test_unknown_name() -> None:
 def test_the_module_imports_nothing_heavy() -> None:
     code = "import saefeat.assets, saefeat.labels, sys; "
     code += "print({'fasttext', 'sklearn', 'eld'} & set(sys.modules))"
-    root = Path(assets.__file__).parents[1]
+    root = Path(assets.__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
@@ -223,7 +223,7 @@ def test_two_processes_at_once(fake: Path) -> None:
     code = "from saefeat import assets; from saefeat.assets import Asset\n"
     code += f"assets.ASSETS['fake'] = {asset!r}\n"
     code += "print(assets.fetch('fake'))"
-    root = Path(assets.__file__).parents[1]
+    root = Path(assets.__file__).parents[2]
     command = [sys.executable, "-c", code]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)

@@ -384,6 +384,10 @@ BAD_OPTIONS = {
         ["train", "--sites", "mlp_out@0", "--d-sae", "20"],
         "d_sae 20 must be a multiple of 16",
     ),
+    "unknown architecture": (
+        ["train", "--sites", "mlp_out@0", "--architecture", "tree"],
+        "unknown SAE architecture 'tree'; choose from topk",
+    ),
     "too narrow for k": (["run", "--d-sae", "16", "--k", "32"], "d_sae 16 must be"),
     "unknown label": (
         ["collect", "--neurons", "--labels", "de,fr"],

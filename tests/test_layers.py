@@ -33,7 +33,7 @@ ROOMS = [
     ["models", "corpora"],
     ["config", "artefacts"],
     ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet"],
-    ["progress", "io"],
+    ["progress", "io", "words"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

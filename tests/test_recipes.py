@@ -23,7 +23,8 @@ from helpers import pairs_of, refused, rows_of
 
 from saefeat.corpora import PAPER_LABELS, extract, fetch, load_corpus
 from saefeat.corpora.reading import hub_revision
-from saefeat.corpora.recipes import RECIPES, Recipe, Source
+from saefeat.corpora.recipes import RECIPES
+from saefeat.corpora.sources import Recipe, Source
 from saefeat.io import UserError, file_sha256
 
 

@@ -54,7 +54,8 @@ def test_the_limit_is_8_medians_of_a_sample():
     x[3] *= 100
     assert OUTLIER_FACTOR == 8.0
     assert float(outlier_limit(norms(x))) == 8 * 2.0
-    assert torch.equal(without_outliers(x), torch.ones(9, 4))
+    kept, limit = without_outliers(x)
+    assert torch.equal(kept, torch.ones(9, 4)) and float(limit) == 8 * 2.0
 
 
 def test_norms_are_float32_and_do_not_depend_on_how_many_vectors_there_are():

@@ -1,4 +1,4 @@
-"""`saefeat corpus`: the corpora that have a name, and what is in a corpus."""
+"""`saefeat corpus`: list the named corpora, and show the content of a corpus."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ def corpus_list() -> None:
 
     for recipe in RECIPES.values():
         gates = [source.access_url for source in recipe.sources if source.access_url]
-        splits = dict.fromkeys(split for source in recipe.sources for split in source.splits)
         most = sorted({source.max_texts for source in recipe.sources})
         limit = " or ".join(f"{n:,}" for n in most)
         typer.echo(f"{recipe.name}: {recipe.about}")
         typer.echo(f"    labels   {' '.join(recipe.labels)}")
-        typer.echo(f"    splits   {', '.join(splits)}; {limit} texts per label")
+        typer.echo(f"    splits   {', '.join(recipe.splits)}; {limit} texts per label")
         for place in dict.fromkeys(source.at for source in recipe.sources):
             typer.echo(f"    from     {place}")
         typer.echo(f"    licence  {recipe.licence}{f'; gated, see {gates[0]}' if gates else ''}")

@@ -10,8 +10,8 @@ from saefeat.cli.common import DryRun, Fields, Out, say, say_plan, with_options
 from saefeat.config import TrainConfig, TrainInputs
 
 _SHOWN = Fields(
-    *("d_sae", "expansion", "k", "passes", "batch_size", "chunk_tokens", "lr", "dead_tokens"),
-    "seed",
+    *("architecture", "d_sae", "expansion", "k", "passes", "batch_size", "chunk_tokens", "lr"),
+    *("dead_tokens", "seed"),
 )
 
 
@@ -22,8 +22,10 @@ def train(
     """Train SAEs for several sites from one stream of forward passes. Run again to resume."""
     from saefeat.corpora import make_plan
     from saefeat.run.opened import check_activations, load_inputs
+    from saefeat.sae.objectives import check_config
     from saefeat.sae.train import train_saes
 
+    check_config(config)
     lm, corpus = load_inputs(inputs, say)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)

@@ -41,7 +41,7 @@ WINDOW = 1024
 TOKEN_LIMIT = 256
 BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger batches only add padding
 GPU_BATCH_TOKENS = 16_384
-_SLICE = 256  # texts that are tokenised between two looks at the budgets
+_SLICE = 256  # texts that are tokenised before the budgets are looked at again
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Batch:
 class Plan:
     """Which examples are run, and in which windows and batches.
 
-    The plan is made before any forward pass, so that it is the same in every shard. A window is
-    WINDOW consecutive examples of the corpus; it is the unit of work of a shard and of a resume.
+    It is made before any forward pass, so that it is the same in every shard. A window is WINDOW
+    consecutive examples of the corpus, and the unit of work of shards and resumes.
 
     Attributes:
         corpus: the corpus.
@@ -74,8 +74,8 @@ class Plan:
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
-        order: positions in the order of the windows, if it is not the corpus's own: SAE training
-            orders examples by hashed id.
+        order: positions in the order of the windows; None for the corpus's own order. SAE
+            training orders examples by hashed id.
     """
 
     corpus: Corpus
@@ -92,12 +92,12 @@ class Plan:
 
     @property
     def window_count(self) -> int:
-        """Number of windows, those without chosen examples included."""
+        """Number of windows, including those without chosen examples."""
         size = len(self.corpus) if self.order is None else len(self.order)
         return -(-size // WINDOW)
 
     def window(self, number: int) -> list[int]:
-        """Positions of the chosen examples of the window of this number."""
+        """Positions of the chosen examples of a window."""
         start = number * WINDOW
         if self.order is not None:
             return self.order[start : start + WINDOW]
@@ -115,8 +115,8 @@ def plan_batches(
 ) -> Iterator[Batch]:
     """Sort examples by length and fill batches up to the device's budget of padded tokens.
 
-    No example is split. `tokens` maps positions to token ids; `count_bos` says whether the tokens
-    that the tokenizer puts before a text are counted.
+    No example is split. `tokens` maps positions to token ids. `count_bos`: count the tokens that
+    the tokenizer puts before a text.
     """
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
@@ -138,7 +138,7 @@ def make_batch(
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counted = counted_tokens(ids, mask, lm.special_ids, len(lm.prefix) if count_bos else 0)
+    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos))
     return Batch(positions, ids, mask, counted)
 
 
@@ -194,12 +194,12 @@ def fill_budget(
 ) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
-    Texts are tokenised in slices, and no further than needed: a small budget costs as much for a
-    large corpus as for a small one.
+    No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
+    any size.
 
     Returns:
-        By position the token ids and the number of counted tokens of the examples that are taken,
-        and by reason the number of examples that were left out or cut before their label was full.
+        position -> token ids of the examples that are taken; position -> number of counted tokens;
+        reason -> number of examples that were left out or cut before their label was full.
     """
     tokens: dict[int, list[int]] = {}
     counts: dict[int, int] = {}
@@ -209,7 +209,7 @@ def fill_budget(
     def open_to(position: int) -> bool:
         return budget is None or used[corpus.of[position]] < budget
 
-    special, extra = lm.special_ids, len(lm.prefix) if count_bos else 0
+    special, extra = lm.special_ids, lm.counted_before(count_bos)
     waiting = filter(open_to, positions)
     while some := list(islice(waiting, _SLICE)):
         rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)

@@ -24,7 +24,7 @@ PARAMETERS = Columns("text_column", "label_column", "id_column")  # of `load_cor
 
 
 def keys_to(column: str, names: Collection[str]) -> list[str] | None:
-    """The keys that lead to a column from a row; None if no column of `names` begins it.
+    """The keys that lead from a row to a column; None if there is no such column in `names`.
 
     `metadata.language` is the column of that name, or else the field `language` of the column
     `metadata`.
@@ -37,7 +37,7 @@ def keys_to(column: str, names: Collection[str]) -> list[str] | None:
 
 
 def value_at(value: Any, keys: Iterable[str]) -> Any:
-    """The value at keys of nested mappings; None inside a null. Raises KeyError for no such key."""
+    """The value at keys of nested mappings, None below a null. Raises KeyError if missing."""
     for key in keys:
         if value is None:
             return None
@@ -48,7 +48,7 @@ def value_at(value: Any, keys: Iterable[str]) -> Any:
 
 
 def row_values(where: str, row: Mapping[str, Any], columns: Columns) -> Row:
-    """Text, label and id of a row, None for no id. Raises UserError for a missing column."""
+    """Text, label and id (or None) of a row. Raises UserError for a missing column."""
     text, label = (required(where, row, columns[n], PARAMETERS[n]) for n in (0, 1))
     if columns.id == "id" and "id" not in row:
         return text, label, None
@@ -69,7 +69,7 @@ def required(where: str, row: Mapping[str, Any], column: str, *parameter: str) -
 def check_columns(
     where: str, present: Iterable[str], columns: Columns, *, flat: bool = False
 ) -> None:
-    """Raise UserError for a column that is missing or occurs twice. In `flat` tables none nests."""
+    """Raise UserError for a column that is missing or occurs twice. `flat`: none is nested."""
     names = list(present)
     for column, parameter in zip(columns, PARAMETERS, strict=True):
         keys = keys_to(column, names)
@@ -98,8 +98,8 @@ def names_within(row: Mapping[str, Any], head: str = "") -> list[str]:
 def check_label(label: Any, column: str, *, from_column: bool = True) -> None:
     """Raise UserError for a label that is neither a string nor None.
 
-    A number is refused because it does not say which class it stands for. `from_column` says
-    whether the user can name another column; otherwise strings have to be given.
+    Numbers are refused, because they are classes without names. `from_column`: whether the user
+    can name another column; otherwise strings have to be given.
     """
     if label is None or isinstance(label, str):
         return

@@ -16,7 +16,7 @@ from saefeat.corpora.columns import PARAMETERS, Columns, Row
 from saefeat.corpora.fetch import recipe_rows
 from saefeat.corpora.files import local_rows
 from saefeat.corpora.given import given_rows, listed
-from saefeat.corpora.recipes import find_recipe
+from saefeat.corpora.request import find_recipe
 from saefeat.corpora.text import UNUSABLE, clean_text
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import to_labels
@@ -75,7 +75,7 @@ class Corpus:
 
 
 def hashed(*parts: Any) -> int:
-    """A number of 64 bits from the parts' strings, the same in every process."""
+    """A hash of the parts' strings: 64 bits, the same in every process."""
     text = "\x1f".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
@@ -93,8 +93,7 @@ def load_corpus(
 ) -> Corpus:
     """Read labelled text.
 
-    Rows without usable text are skipped and counted. What comes over the network is kept in the
-    cache and read from there the next time.
+    Rows without usable text are skipped and counted. Downloads are kept in the cache.
 
     Args:
         data: one of
@@ -107,9 +106,9 @@ def load_corpus(
               script;
             - (text, label) pairs, (text, label, id) triples, or rows as mappings;
             - a table with the columns: a dict of lists, a Dataset, a data frame.
-        labels: only these labels, in this order. A label that does not occur stands for the same
-            language in another code system (`de` for `deu_Latn`). For a recipe, the codes of its
-            source are allowed too.
+        labels: only these labels, in this order. A label that does not occur may be the code of
+            the same language in another system (`de` for `deu_Latn`). For a recipe, the codes of
+            its source are allowed too.
         min_labels: how many labels there must be.
         text_column: name of the column, `metadata.text` for a nested one. For recipes and the hub
             also a template over columns: "{premise} {hypothesis}".
@@ -180,7 +179,7 @@ def _rows(
 def _rename(
     present: set[str], wanted: tuple[str, ...] | None, name: str, say: Say
 ) -> dict[str, str]:
-    """Label as it occurs -> label asked for."""
+    """Label in the corpus -> label asked for."""
     if wanted is None:
         return {label: label for label in present}
     renamed = to_labels(sorted(present), wanted)
@@ -211,7 +210,7 @@ def _usable(
 
 
 def _clean(text: Any, skipped: Counter[str]) -> str | None:
-    """The cleaned text, None for a missing or blank one. Repairs are counted too."""
+    """The cleaned text, or None if it is missing or blank. Counts repairs too."""
     if not isinstance(text, str):
         skipped["no text"] += 1
         return None
@@ -237,7 +236,7 @@ def _check_texts(
 ) -> None:
     """Raise UserError for a label without usable text, and for too few labels.
 
-    `from_column` says whether the user can name another column of texts.
+    `from_column`: whether the user can name another column of texts.
     """
     empty = next((label for label in labels if label not in with_text), None)
     if empty is not None:

@@ -39,7 +39,7 @@ def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
 
 
 def _delimiter(text: str, columns: Columns) -> str:
-    """The delimiter that finds most of the text and label columns in the header; the comma wins."""
+    """The delimiter with which the header has most of the two columns; the comma is preferred."""
     line = text.partition("\n")[0].removesuffix("\r")
 
     def columns_found(delimiter: str) -> int:
@@ -52,9 +52,9 @@ def _delimiter(text: str, columns: Columns) -> str:
 def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     """Rows of tab-separated text, one per line.
 
-    A quotation mark that is not closed does not swallow the following lines. If a CSV writer put
-    quotation marks around a cell and doubled those inside, they are removed and the cell is
-    counted. A cell that only begins with a quotation mark is kept as it is and counted.
+    A quotation mark that is not closed does not affect other lines. If a CSV writer put quotation
+    marks around a cell and doubled those inside, they are removed and the cell is counted. A cell
+    that only begins with a quotation mark is kept unchanged and counted.
 
     Raises UserError for a line whose number of columns differs from the header's, such as the first
     line of a quoted cell that spans several lines.
@@ -125,8 +125,8 @@ def _select(
 ) -> Iterator[Row]:
     """Text, label and id of numbered rows. Raises UserError if all labels are numbers.
 
-    In .csv and .tsv everything is text. As in `datasets`, a column of nothing but numbers is a
-    column of numbers; among names, a number is a name.
+    All cells are text. As in `datasets`, a column is numeric if every cell is a number; a number
+    among names is a name.
     """
     text, label = header.index(columns.text), header.index(columns.label)
     identity = header.index(columns.id) if columns.id in header else None

@@ -8,9 +8,9 @@ from typing import Any
 
 from saefeat.io import UserError
 
-UNKNOWN = "unknown"  # predicted for a text that says nothing; the name of a column of metrics.json
-# Letters by their category only: the Hangul fillers (invisible), the information sign (an emoji),
-# the ordinal indicators, and the modifiers of other letters.
+UNKNOWN = "unknown"  # prediction for a text that says nothing; a column name in metrics.json
+# Letters by category that say nothing: the invisible Hangul fillers, the information sign (an
+# emoji), the ordinal indicators, and modifier letters.
 _NO_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2139\u00aa\u00ba") | set(
     map(chr, range(0x2B0, 0x300))
 )
@@ -18,14 +18,14 @@ _MISSING = ("NAType", "NaTType")  # of pandas, known by name so that it need not
 
 
 def says_something(text: str, *, letters: bool = True) -> bool:
-    """Whether a text can be labelled: whether it has a letter of any script (Unicode category L).
+    """Whether a text can be labelled: it has a letter of any script (Unicode category L).
 
-    Spaces, control and format characters (U+200B), digits, punctuation, symbols and emoji say
-    nothing. Neither do combining marks and modifiers (U+02BC) without a letter.
+    Spaces, control and format characters (U+200B), digits, punctuation, symbols, emoji, and marks
+    and modifiers (U+02BC) without a letter say nothing.
 
     Args:
-        letters: False for labels that are written without letters (see `need_letters`). Digits,
-            punctuation and symbols (N, P, S) are enough then.
+        letters: False if labels are written without letters (see `need_letters`): digits,
+            punctuation and symbols (categories N, P, S) are enough then.
     """
     if letters:
         return any(c.isalpha() and c not in _NO_LETTERS for c in text)

@@ -1,4 +1,4 @@
-"""Rows of a source as examples: text, label and id by the templates and codes of the source."""
+"""Make examples of the rows of a source, by its templates and codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from saefeat.corpora.columns import PARAMETERS, Row, check_label, required
 from saefeat.corpora.reading import read_rows
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 from saefeat.progress import Say, quiet, track
@@ -25,11 +25,11 @@ _PLACE = re.compile(r"{([^{}]+)}")  # in a template
 
 @dataclass(frozen=True)
 class Part:
-    """What is fetched and cached together: texts of one file or of one label.
+    """The unit of fetching and caching: texts of one file or of one label.
 
     Attributes:
-        need: label -> number of texts still to read; None for the default number of texts of
-            whatever labels there are.
+        need: label -> number of texts still to read; None: all labels that occur, each with the
+            default number.
         code: the source's code of the label, if the part has one label.
         shard: number of the file.
     """
@@ -49,11 +49,12 @@ class Part:
 def read_part(part: Part, max_texts: int, say: Say = quiet) -> list[Row]:
     """Read at most `max_texts` texts per label.
 
-    These are the first texts of each label, or those of the smallest hashes if the source is
-    `spread`. Blank texts are kept, so that they are counted later, but do not fill a label.
+    They are the first texts of each label, or those with the smallest hashes if the source is
+    `spread`. Blank texts are returned too, so that they are counted as skipped, but do not count
+    towards `max_texts`.
 
     Raises UserError if a column is missing, labels are numbers, or no label is named and the data
-    set has too many rows. Readers raise many other errors, see `failures`.
+    set has too many rows. For the errors of readers see `failures`.
     """
     if part.source.spread:
         with track(say, f"read {part}", None, "rows", brief=True) as bar:
@@ -101,7 +102,7 @@ def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: tqdm[
 
 
 def _examples(part: Part, say: Say) -> Iterator[Row]:
-    """Text, label and id of every row with one of the labels. A missing text is empty."""
+    """Text ("" if missing), label and id of every row with one of the labels."""
     source = part.source
     only = next(iter(part.need)) if part.need and not source.label else None
     labels = _labels_by_code(source, part.need)
@@ -119,7 +120,7 @@ def _examples(part: Part, say: Say) -> Iterator[Row]:
 
 
 def _labels_by_code(source: Source, need: dict[str, int] | None) -> dict[str, str] | None:
-    """Code -> label of the needed labels. A label that the source does not list is its own code."""
+    """Code -> label. A label that the source does not list is its own code."""
     if need is None:
         return None
     return {
@@ -141,7 +142,7 @@ def _code(source: Source, row: dict[str, Any]) -> str | None:
 def _fill(
     source: Source, template: str, row: dict[str, Any], known: dict[str, Any], parameter: str
 ) -> str | None:
-    """Fill a template from a row and from what else is known of it; None if a value is null."""
+    """Fill a template from a row and other `known` values; None if a value is null."""
     found = {
         name: known[name]
         if name in known and name not in row
@@ -154,7 +155,7 @@ def _fill(
 
 
 def _identity(source: Source, row: dict[str, Any], known: dict[str, Any]) -> str | None:
-    """The id, which begins with the source's name in a recipe; None for the hash of the text."""
+    """The id, which begins with the source's name in a recipe; None: use the hash of the text."""
     hub = source.read == "hub"
     if not source.identity or (hub and source.identity == "{id}" and "id" not in row):
         return None

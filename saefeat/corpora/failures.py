@@ -1,11 +1,11 @@
-"""What a failed read of a source means: another attempt may help, or the user has to act."""
+"""Classify the errors of reading a source: whether to try again, and what the user has to do."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.io import UserError, first_line
 
 _NO_ACCESS = (401, 403)
@@ -25,7 +25,7 @@ _CONNECTION_ERRORS = {
 
 
 def is_local(error: BaseException) -> bool:
-    """Whether this machine failed, such as by a full disk, and not the source."""
+    """Whether this machine failed and not the source, such as a full disk."""
     local = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
     return any(isinstance(e, OSError) and e.errno in local for e in _chain(error))
 
@@ -37,9 +37,9 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def source_error(error: BaseException, source: Source, code: str) -> UserError:
-    """The error for a source that cannot be read, now or later.
+    """The UserError for a source that cannot be read.
 
-    `code` is the one whose file was read; empty if the file holds several.
+    `code` is that of the file's label; "" if the file holds several labels.
     """
     text = " ".join(str(e) for e in _chain(error))
     kinds, status, name = _kinds(error), _status(error), source.name

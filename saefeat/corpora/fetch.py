@@ -19,7 +19,8 @@ from saefeat.corpora.columns import Row
 from saefeat.corpora.extract import Part, read_part
 from saefeat.corpora.failures import is_local, is_temporary, source_error
 from saefeat.corpora.reading import hub_revision, is_on_disk
-from saefeat.corpora.recipes import Request, Source
+from saefeat.corpora.request import Request
+from saefeat.corpora.sources import Source
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line, make_dir
 from saefeat.progress import Say, quiet
 
@@ -79,7 +80,7 @@ def _assign(
 def _parts(source: Source, split: str, left: dict[str, int]) -> Iterator[Part]:
     """The parts of a source in order.
 
-    `left` is looked up when the turn of a part comes: parts before it may have filled labels.
+    `left` is read when the next part is asked for, because earlier parts may have filled labels.
     """
     if not source.label:
         for label, count in list(left.items()):
@@ -96,7 +97,7 @@ def _parts(source: Source, split: str, left: dict[str, int]) -> Iterator[Part]:
 
 
 def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
-    """Rows of a part, from the cache or fetched into it. Files on this disk are not cached."""
+    """Rows of a part, from the cache or fetched into it. Local files are not cached."""
     if is_on_disk(part.source) and part.source.read != "hub":
         return _attempt(part, max_texts, say)[0]
     path = _cache_file(part, max_texts)
@@ -122,10 +123,10 @@ def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
 
 
 def _read_cache(path: Path, part: Part) -> tuple[list[Row], str] | None:
-    """Cached rows and their revision; None if the file is damaged or may be of something else.
+    """Cached rows and their revision; None if the file is damaged or may be of another source.
 
-    Earlier versions cached, without a revision, the rows of a local folder that had the name of a
-    data set of the hub.
+    Earlier versions cached the rows of a local folder that was named like a data set of the hub;
+    such files have no revision.
     """
     try:
         table = pq.read_table(path)
@@ -159,8 +160,8 @@ def _cache_file(part: Part, max_texts: int) -> Path:
 def _attempt(part: Part, max_texts: int, say: Say) -> tuple[list[Row], str]:
     """Rows of a part, and the revision of the hub that they come from.
 
-    Tries again after growing pauses if the network fails. Raises UserError if it keeps failing or
-    the source cannot be read.
+    Retries after growing pauses if the network fails. Raises UserError if all attempts fail or the
+    source cannot be read.
     """
     answered = False
     for attempt, pause in enumerate((*PAUSES, None)):

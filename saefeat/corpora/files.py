@@ -79,8 +79,8 @@ def _embedded(name: str, say: Say) -> Iterator[Row]:
 def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str]) -> Iterator[Row]:
     """Lines of the files LABEL.txt of a directory.
 
-    Hidden files are skipped and counted, and so is a file such as README.txt unless `wanted` names
-    it. A file without a line yields one blank row, so that its label is known and refused.
+    Hidden files are skipped and counted, and so are files such as README.txt, unless `wanted` names
+    them. An empty file yields one blank row, so that its label is reported as one without text.
     """
     files: dict[str, Path] = {}
     others = []

@@ -35,8 +35,7 @@ from saefeat.io import UserError
 def listed(values: Any, what: str) -> list[Any]:
     """Values as a list.
 
-    Raises UserError for a value that is no list. One string is refused too, because nobody means
-    its characters.
+    Raises UserError for a value that is not a list, and for a single string.
     """
     need = f"{what} should be a list of strings, not"
     if isinstance(values, str | bytes):

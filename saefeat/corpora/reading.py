@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
-from saefeat.corpora.recipes import Source
+from saefeat.corpora.sources import Source
 from saefeat.io import UserError, atomic_path, cache_dir, file_sha256, make_dir
 from saefeat.progress import Say, copy_bytes, quiet, track
 
@@ -23,18 +23,15 @@ _REVISION_TIMEOUT = 5  # seconds for the one request before a data set of the hu
 
 
 def is_on_disk(source: Source) -> bool:
-    """Whether a source is on this machine.
-
-    An id of the hub is not, even if there is a folder of that name.
-    """
+    """Whether a source is local. An id of the hub is not, even if a folder has that name."""
     return "://" not in source.at and (source.read != "hub" or os.path.isabs(source.at))
 
 
 def hub_revision(source: Source) -> str:
     """The commit at which a source of the hub is read; empty for other sources.
 
-    It is one request with a short timeout, without the many attempts of the hub's client: without
-    a network it fails at once.
+    It makes one request with a short timeout and without the retries of the hub's client, so that
+    it fails at once without a network.
     """
     from huggingface_hub import HfApi
 
@@ -109,7 +106,7 @@ def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
 
 
 def _fetch(source: Source, url: str, say: Say) -> Path:
-    """The file of a URL or local path, fetched into the cache.
+    """Fetch the file of a URL into the cache; a local file is used in place.
 
     Raises UserError if its SHA-256 is not the one that the source states.
     """

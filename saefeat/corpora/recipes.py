@@ -1,104 +1,22 @@
-"""Corpora by name: where their data are, at which revision, and how a row becomes an example."""
+"""The corpora that have a name: sources, revisions, labels and licences."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from saefeat.corpora.columns import PARAMETERS, Columns
-from saefeat.io import UserError
+from saefeat.corpora.sources import Recipe, Source
 
 # fmt: off
 PAPER_LABELS = (
     "en", "de", "fr", "it", "pt", "hi", "es", "th", "bg", "ru", "tr", "vi", "ja", "ko", "zh",
 )
 # fmt: on
-_ISO3 = "eng deu fra ita por hin spa tha bul rus tur vie jpn kor zho"
-_SCRIPTS = "Latn Latn Latn Latn Latn Deva Latn Thai Cyrl Cyrl Latn Latn Jpan Hang Hans"
-_HUB_TEXTS = 10_000
-_MAX_DIGITS = 12  # of a number of texts; Python refuses to parse thousands of digits
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files of one kind, and how a row of them becomes an example.
-
-    The names of the fields are part of the key of the cache: a new name means new downloads.
-
-    Attributes:
-        name: begins the ids, so that two sources never share an id.
-        at: the directory of the files as `hf://datasets/OWNER/NAME@REVISION`, URL or local path;
-            for archives the archive itself; for `hub` the id of the data set.
-        read: how the files are read. Streamed: `parquet`, `json` (lines), `tsv` (a header, no
-            quotes), `hub`. Fetched as a whole: `lines` (one example per line), `archive` (one
-            example per line of the members of a zip or tar), `wili` (an archive with x_SPLIT.txt
-            and y_SPLIT.txt).
-        files: path below `at`, or of the members of an archive, with {code}, {split} and {shard};
-            for `hub` the configuration.
-        labels: label -> code of the source, or several codes separated by spaces. Empty: the
-            labels are the values of the label column.
-        text: template of the text over the columns, {row}, {code} and {split}.
-        identity: such a template of the id; empty: the id is the hash of the text.
-        label: the column that holds the code; empty if a file has one label.
-        by_ending: whether that column holds a path, whose suffix is the code.
-        splits: of the source; the first is the default.
-        shards: number of files that all labels share. They are read in order until every label
-            has its texts.
-        max_texts: default number of texts per label.
-        spread: take the texts from the whole source, by hash, instead of the first ones.
-        sha256: of the archive.
-        revision: of a data set of the hub.
-        access_url: where access to a gated data set is granted.
-        alternative: an open corpus for those without access.
-    """
-
-    name: str
-    at: str
-    read: str
-    files: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    text: str = "{text}"
-    identity: str = ""
-    label: str = ""
-    by_ending: bool = False
-    splits: tuple[str, ...] = ("train",)
-    shards: int = 1
-    max_texts: int = 1000
-    spread: bool = False
-    sha256: str = ""
-    revision: str = ""
-    access_url: str = ""
-    alternative: str = ""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A corpus by name, of one or several sources."""
-
-    name: str
-    about: str
-    licence: str
-    sources: tuple[Source, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that are read by default."""
-        return tuple(dict.fromkeys(label for source in self.sources for label in source.labels))
-
-
-@dataclass(frozen=True)
-class Request:
-    """A recipe, with the split and the texts per label that are asked for (None: the default)."""
-
-    recipe: Recipe
-    split: str | None = None
-    max_texts: int | None = None
-
-
-def _coded(codes: str, labels: tuple[str, ...] = PAPER_LABELS) -> dict[str, str]:
-    """Label -> code, in the same order."""
-    return dict(zip(labels, codes.split(), strict=True))
+_CODES = (
+    "eng_Latn deu_Latn fra_Latn ita_Latn por_Latn hin_Deva spa_Latn tha_Thai bul_Cyrl rus_Cyrl "
+    "tur_Latn vie_Latn jpn_Jpan kor_Hang zho_Hans"
+)
+_FLORES: dict[str, str] = dict(zip(PAPER_LABELS, _CODES.split(), strict=True))
+_ISO3: dict[str, str] = {label: code[:3] for label, code in _FLORES.items()}
 
 
 def _uncoded(labels: str) -> dict[str, str]:
@@ -106,17 +24,12 @@ def _uncoded(labels: str) -> dict[str, str]:
     return {label: label for label in labels.split()}
 
 
-_FLORES = {
-    label: f"{code}_{script}"
-    for label, code, script in zip(PAPER_LABELS, _ISO3.split(), _SCRIPTS.split(), strict=True)
-}
-
 WILI = Source(
     name="wili-2018",
     at="https://zenodo.org/records/841984/files/wili-2018.zip",
     sha256="727e52ca4e13400e6def1b1b594ca12c8b7fd49ad9d45fd5c9e57a1f6d3b7a3f",
     read="wili",
-    labels=_coded(_ISO3),
+    labels=_ISO3,
     label="code",
     identity="{split}/{row}",
     splits=("test", "train"),
@@ -180,7 +93,7 @@ TATOEBA = Source(
     at="https://raw.githubusercontent.com/facebookresearch/LASER/fec5c7d63daa2bea9d127e8252b10e87278586c0/data/tatoeba/v1",
     read="lines",
     files="tatoeba.{code}-eng.{code}",
-    labels={label: code for label, code in {**_coded(_ISO3), "zh": "cmn"}.items() if label != "en"},
+    labels={label: code for label, code in {**_ISO3, "zh": "cmn"}.items() if label != "en"},
     identity="{code}/{row}",
 )
 GITHUB_CODE = Source(
@@ -239,7 +152,7 @@ COMMONLID = Source(
     at="hf://datasets/commoncrawl/CommonLID@1ab8feb9fa051f7ad60e80f8592fac0d973ead9b",
     read="tsv",
     files="commonlid_20251209.tsv.gz",
-    labels={**_coded(_ISO3), "zh": "zho cmn"},
+    labels={**_ISO3, "zh": "zho cmn"},
     label="tag",
     splits=("test",),
     access_url="https://huggingface.co/datasets/commoncrawl/CommonLID",
@@ -247,11 +160,6 @@ COMMONLID = Source(
 )
 # The English side of the German translations.
 _TATOEBA_ENGLISH = replace(TATOEBA, files="tatoeba.deu-eng.eng", labels={"en": "deu"})
-
-
-def _only(source: Source, labels: str) -> Source:
-    return replace(source, labels={label: source.labels[label] for label in labels.split()})
-
 
 # fmt: off
 _RECIPES = (
@@ -264,7 +172,8 @@ _RECIPES = (
     Recipe("flores-200", "translated sentences, the open release of 2022", "CC-BY-SA-4.0",
            (FLORES_200,)),
     Recipe("sae-lape", "the data of SAE-LAPE: XNLI, PAWS-X and FLORES+ together", "as of its parts",
-           (_only(XNLI, "en de fr hi es th bg ru tr vi"), PAWS_X, FLORES_PLUS)),
+           (replace(XNLI, labels=_uncoded("en de fr hi es th bg ru tr vi")), PAWS_X,
+            FLORES_PLUS)),
     Recipe("murel", "texts of six cultures, by line", "as of its 69 sets", (MUREL,)),
     Recipe("tatoeba", "short sentences that translate English", "CC-BY-2.0-FR",
            (TATOEBA, _TATOEBA_ENGLISH)),
@@ -276,72 +185,3 @@ _RECIPES = (
 )
 # fmt: on
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
-
-
-def find_recipe(name: str, columns: Columns) -> Request | None:
-    """Parse `NAME[:SPLIT][#N]` or `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`.
-
-    The text column may be a template over columns. Returns None for a corpus that is neither a
-    recipe nor on the hub. Raises UserError if a part of the name cannot be parsed.
-    """
-    bare, marked, number = name.partition("#")
-    first, *parts = bare.split(":")
-    if first != "hub" and first not in RECIPES:
-        return None
-    if marked and (not number.isdecimal() or len(number) > _MAX_DIGITS or not int(number)):
-        raise UserError(
-            f"{name}: the part after # must be the greatest number of texts per label, such as "
-            f"{bare}#500"
-        )
-    if first == "hub":
-        recipe, split = _from_hub(name, parts, columns), None
-    else:
-        recipe, split = _from_recipe(name, RECIPES[first], parts, columns)
-    return Request(recipe, split, int(number) if marked else None)
-
-
-def _from_recipe(
-    name: str, recipe: Recipe, parts: list[str], columns: Columns
-) -> tuple[Recipe, str | None]:
-    splits = list(dict.fromkeys(split for source in recipe.sources for split in source.splits))
-    if len(parts) > 1 or any(split not in splits for split in parts):
-        raise UserError(
-            f"{name}: {recipe.name} has the splits {', '.join(splits)}; give {recipe.name} or "
-            f"{recipe.name}:{splits[0]}"
-        )
-    if columns[1:] != Columns()[1:]:
-        raise UserError(
-            f"the recipe {recipe.name} has its own label and id columns; do not name them",
-            *PARAMETERS[1:],
-        )
-    if columns.text != Columns().text:
-        sources = tuple(replace(source, text=_template(columns.text)) for source in recipe.sources)
-        recipe = replace(recipe, sources=sources)
-    return recipe, parts[0] if parts else None
-
-
-def _from_hub(name: str, parts: list[str], columns: Columns) -> Recipe:
-    repo, _, revision = (parts[0] if parts else "").partition("@")
-    if len(parts) > 3 or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
-        raise UserError(
-            f"{name} is not a data set of the hub; write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG"
-        )
-    configuration, split = [*parts[1:], "", ""][:2]
-    source = Source(
-        name=repo,
-        at=repo,
-        read="hub",
-        files=configuration,
-        text=_template(columns.text),
-        label=columns.label,
-        identity="{" + columns.id + "}",
-        splits=(split,),
-        max_texts=_HUB_TEXTS,
-        revision=revision,
-        access_url=f"https://huggingface.co/datasets/{repo}",
-    )
-    return Recipe(f"hub:{repo}", "a data set of the hub", "", (source,))
-
-
-def _template(column: str) -> str:
-    return column if "{" in column else "{" + column + "}"

@@ -1,7 +1,6 @@
-"""Labels that are codes of languages: what a label is called in another code system.
+"""Convert labels that are codes of languages between code systems.
 
-Labels are strings that are used as they are given. Only here are they read as codes, and only
-where two code systems meet.
+Elsewhere, labels are strings without a meaning.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from saefeat.labels.meaning import (
     SYSTEMS,
     Meaning,
     codes_of,
-    either,
     iso639_3,
     read,
     read_code,
 )
+from saefeat.words import in_words
 
 __all__ = [
     "LID176",
@@ -39,7 +38,7 @@ __all__ = [
     "to_labels",
 ]
 
-# Members that stand for a macrolanguage or a group, beyond those in CLDR.
+# Languages that represent a macrolanguage or a group, beyond those in CLDR.
 _STANDARD_MEMBERS = {
     "quy": "que",
     "quz": "que",
@@ -52,8 +51,8 @@ _STANDARD_MEMBERS = {
     "egl": "eml",
     "rgn": "eml",
 }
-# In CLDR's distance, the standard of a macrolanguage is nearer (nb to no), a dialect is not (ary
-# to ar).
+# Distance in CLDR below which a language is taken for its macrolanguage: nb is near to no, but the
+# dialect ary is not near to ar.
 _NEAR = 9
 
 
@@ -65,7 +64,7 @@ def convert(label: str, system: str, from_system: str | None = None) -> str:
             the script), or an English name. Codes are lower-case: `DE` and `IN` may be countries
             and are refused.
         system: one of SYSTEMS. `name` is the reference name of ISO 639-3.
-        from_system: the system of the label, for a code that two systems understand differently
+        from_system: the system of the label, for a code with different meanings in two systems
             (`als`).
 
     Raises:
@@ -78,17 +77,17 @@ def convert(label: str, system: str, from_system: str | None = None) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{label} may be {either(found)} in {system}; say which")
+        raise UserError(f"{label} may be {in_words(found)} in {system}; say which")
     macro = _macrolanguage(read(label, from_system).code)
     others = _match(Meaning(macro.pt3), codes_of(system)) if macro else []
-    wider = f"; its macrolanguage {macro.name} has {either(others)}" if macro and others else ""
+    wider = f"; its macrolanguage {macro.name} has {in_words(others)}" if macro and others else ""
     raise UserError(f"{label} has no code in {system}{wider}")
 
 
 def counterparts(label: str, system: str, from_system: str | None = None) -> list[str]:
-    """The codes among which `convert` has to choose: none, one, or several.
+    """All codes that a system has for the language of a label: none, one, or several.
 
-    Arguments and errors are those of `convert`, but any number of codes is fine.
+    Arguments are those of `convert`, and so are the errors for a label that is no language.
     """
     codes = codes_of(system)
     meaning = read(label, from_system)
@@ -99,11 +98,10 @@ def counterparts(label: str, system: str, from_system: str | None = None) -> lis
 def in_codes(labels: Iterable[str], codes: Iterable[str]) -> dict[str, str]:
     """Find for each label the code of its language: label -> code.
 
-    Labels and codes may be of any system, even mixed. A label that equals a code has this code,
-    whatever it means. Several labels may have the same code (`cmn_Hans` and `cmn_Hant`, if `zh` is
-    the only Chinese code). A code that two systems understand differently is read as fastText
-    does. A label with several possible codes (`no`, if there are `nob` and `nno`) or with none is
-    left out.
+    Labels and codes may be of any system, even mixed. A label that equals a code gets this code.
+    Several labels may get the same code (`cmn_Hans` and `cmn_Hant`, if `zh` is the only Chinese
+    code). A code with different meanings in two systems is read as in fastText. A label with
+    several possible codes (`no`, if there are `nob` and `nno`) or with none is left out.
     """
     codes = list(codes)
     meanings = {code: meaning for code in codes if (meaning := read_code(code)) is not None}
@@ -122,10 +120,10 @@ def own_label(label: str, labels: Iterable[str]) -> str | None:
 
 
 def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
-    """Find for each code the label that it stands for: code -> label.
+    """Find for each code one label: code -> label.
 
-    Labels and codes match as in `in_codes`, one label per code: an equal one, or else the first. A
-    label for which no code is left has none.
+    Labels and codes match as in `in_codes`. If several labels match a code, the equal one is taken,
+    else the first.
     """
     by_label = in_codes(labels, codes)
     found = {label: label for label, code in by_label.items() if label == code}
@@ -155,8 +153,8 @@ def fasttext_code(label: str) -> str | None:
 def _match(meaning: Meaning, codes: Mapping[str, Meaning]) -> list[str]:
     """The codes of a language.
 
-    If the language itself has no code, the one of the standard that it shares is taken, else those
-    of its members, else that of its macrolanguage.
+    If there is none, those of languages with the same standard; if there is none, those of its
+    members; if there is none, that of its macrolanguage, if it is near.
     """
     code, script = meaning
     candidates = {
@@ -176,7 +174,7 @@ def _match(meaning: Meaning, codes: Mapping[str, Meaning]) -> list[str]:
 
 
 def _without_transliteration(found: list[str], codes: Mapping[str, Meaning]) -> list[str]:
-    """Drop the code in Latin script if the language's likely script (of CLDR) has a code too."""
+    """Drop the code in Latin script if the language's likely script (by CLDR) has one too."""
     if len({codes[key].code for key in found}) != 1:
         return found
     likely = Language.get(_standard(codes[found[0]].code)).maximize().script
@@ -187,10 +185,7 @@ def _without_transliteration(found: list[str], codes: Mapping[str, Meaning]) -> 
 
 @cache
 def _standard(code: str) -> str:
-    """A tag that a macrolanguage shares with its standard member.
-
-    The member of zh is Mandarin, that of ar Standard Arabic.
-    """
+    """A tag that a macrolanguage shares with its standard member (Mandarin for zh)."""
     return standardize_tag(_STANDARD_MEMBERS.get(code, code), macro=True)
 
 

@@ -1,7 +1,7 @@
-"""What a label means as a language: codes of several systems, BCP-47 tags and English names.
+"""Read labels as languages: codes of several systems, BCP-47 tags and English names.
 
-The facts come from maintained libraries: the tables of ISO 639 from `iso639-lang`, tags and their
-equivalents from `langcodes`. Codes of corpora and judges are in `lists`.
+The tables of ISO 639 come from `iso639-lang`, tags and their equivalents from `langcodes`. Codes of
+corpora and judges are in `lists`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from langcodes import Language, standardize_tag
 
 from saefeat.io import UserError
 from saefeat.labels import lists
+from saefeat.words import in_words
 
 SYSTEMS = ("iso639-1", "iso639-3", "flores", "nllb", "wili", "fasttext", "name")
 PREFIX = "__label__"  # before every label of fastText
 LID176 = frozenset(lists.PUBLISHED["fasttext"])
 _ISO639 = {"iso639-1": "pt1", "iso639-3": "pt3", "name": "name"}  # system -> attribute of `Lang`
-# Codes that deviate from ISO 639 in their system. None: ISO 639-3 has no code for the language
-# (Banyumasan, Tarantino).
+# Codes that differ from ISO 639 in their system. None: ISO 639-3 lacks the language (Banyumasan,
+# Tarantino).
 _DEVIATIONS: dict[str, dict[str, str | None]] = {
     "fasttext": {"als": "gsw", "bh": "bho", "sh": "hbs"},
     "wili": {"als": "gsw", "map-bms": None, "roa-tara": None},
-    "nllb": {"sat_Beng": "sat_Olck"},  # the text is in Ol Chiki, as FLORES says
+    "nllb": {"sat_Beng": "sat_Olck"},  # the text is in Ol Chiki
 }
 
 
@@ -36,7 +37,7 @@ class Meaning(NamedTuple):
     """The language of a label."""
 
     code: str  # of ISO 639-3, or another code for a language that ISO 639-3 lacks
-    script: str | None = None  # of ISO 15924; None if the label does not say one
+    script: str | None = None  # of ISO 15924; None if the label has none
 
 
 def read(label: str, from_system: str | None = None) -> Meaning:
@@ -56,7 +57,7 @@ def read(label: str, from_system: str | None = None) -> Meaning:
     meanings = {meaning.code: system for system, meaning in reversed(_by_system(bare).items())}
     if len(meanings) > 1:
         choices = [f"{Lang(code).name} ({code}) in {system}" for code, system in meanings.items()]
-        raise UserError(f"{label} is {either(choices)}; say which system it is of", "from_system")
+        raise UserError(f"{label} is {in_words(choices)}; say which system it is of", "from_system")
     found = read_code(bare) or _read_name(bare)
     if found is None:
         raise UserError(
@@ -82,11 +83,6 @@ def codes_of(system: str) -> Mapping[str, Meaning]:
         raise UserError(f"unknown code system {system}; there are {', '.join(SYSTEMS)}")
     other = _DEVIATIONS.get(system, {})
     return {c: _read_tag(other.get(c, c) or "") or Meaning(c) for c in lists.PUBLISHED[system]}
-
-
-def either(choices: list[str]) -> str:
-    """Choices as words: "a", "a or b", "a, b or c"."""
-    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
 
 
 @cache
@@ -130,7 +126,7 @@ def _read_name(text: str) -> Meaning | None:
     qualifiers. Raises UserError for a name of several languages.
     """
     if re.fullmatch("[A-Z]{2,3}", text) and read_code(text.lower()):
-        return None  # `KO` stands for Korean or a country, not for Ko, a language of New Guinea
+        return None  # `KO` means Korean or a country, not Ko, a language of New Guinea
     for names in _names():
         found = names.get(text.casefold(), [])
         main = [code for code in found if Lang(code).pt1] if len(found) > 1 else found
@@ -138,16 +134,16 @@ def _read_name(text: str) -> Meaning | None:
             return Meaning(main[0])
         if found:
             languages = [Lang(code).name for code in found]
-            raise UserError(f"{text} may be {either(languages)}; say which")
+            raise UserError(f"{text} may be {in_words(languages)}; say which")
     tag = lists.NAMES.get(text.casefold())
     return _read_tag(tag) if tag else None
 
 
 @cache
 def _names() -> tuple[dict[str, list[str]], ...]:
-    """Name -> codes: reference names, other names, and names without their qualifiers.
+    """Name -> codes, for reference names, other names, and names without their qualifiers.
 
-    The last turn "Greek, Modern (1453-)" into "Greek".
+    "Greek, Modern (1453-)" without its qualifiers is "Greek".
     """
     tiers: tuple[dict[str, list[str]], ...] = ({}, {}, {})
     for lang in iter_langs():
@@ -162,8 +158,7 @@ def _names() -> tuple[dict[str, list[str]], ...]:
 
 
 def _suggestion(text: str) -> str:
-    """A suggestion at the end of a sentence, if there is one."""
     lower = text.lower()
     found = [lower] if lower != text and read_code(lower) else []
     found = found or get_close_matches(text, list(codes_of("name")), 2, 0.75)
-    return f"; did you mean {either(found)}?" if found else ""
+    return f"; did you mean {in_words(found)}?" if found else ""

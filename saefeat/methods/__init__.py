@@ -20,6 +20,8 @@ from saefeat.registry import Registry
 from saefeat.schema import STRICT
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from saefeat.selection import Selection
 
 P = ParamSpec("P")
@@ -42,6 +44,9 @@ class Method:
         needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
         score: the name of its score in tables.
+        owners: for a rule by which labels own units: `owners(stats, **filters)` returns units and
+            labels (by position) that own them, int64 [m] each. The filters are keyword-only, and
+            parameters of `rank`.
     """
 
     rank: Callable[..., Selection]
@@ -49,6 +54,7 @@ class Method:
     needs: str
     shown: bool = True
     score: str = "score"
+    owners: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 METHODS: Registry[Method] = Registry(

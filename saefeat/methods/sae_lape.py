@@ -76,7 +76,15 @@ def sae_lape(
     return selection
 
 
-METHOD = Method(rank=sae_lape, pools=is_sae, needs="SAEs", score="entropy")
+def all_owners(
+    stats: Stats, *, example_rate: float, high_frequency_rate: float, ratio: float
+) -> tuple[Tensor, Tensor]:
+    """Return the units that pass the filters and their owners; a unit occurs once per owner."""
+    unit, label, *_ = owned_units(stats, example_rate, high_frequency_rate, ratio, "any")
+    return unit, label
+
+
+METHOD = Method(rank=sae_lape, pools=is_sae, needs="SAEs", score="entropy", owners=all_owners)
 
 
 def owned_units(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from saefeat.models.language_model import LanguageModel, wrap
 from saefeat.models.loading import (
-    EMBEDDED,
     choose_device,
     choose_dtype,
     load_model,
@@ -14,7 +13,6 @@ from saefeat.models.loading import (
 from saefeat.models.sites import KINDS, Site, find_layers, resolve_site
 
 __all__ = [
-    "EMBEDDED",
     "KINDS",
     "LanguageModel",
     "Site",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import tempfile
@@ -17,7 +16,15 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from saefeat import schema
-from saefeat.io import UserError, cache_dir, file_sha256, first_line, make_dir, replacing
+from saefeat.io import (
+    UserError,
+    cache_dir,
+    file_sha256,
+    first_line,
+    is_disk_full,
+    make_dir,
+    replacing,
+)
 from saefeat.progress import Say, quiet, track
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")  # as llama.cpp names them
@@ -27,15 +34,15 @@ _STEPS = 4  # of a conversion: read the header, the weights, the tokenizer, writ
 
 @with_config(schema.STRICT)
 class _Record(TypedDict):
-    """What `saefeat.json` in a converted model says, so that damage is noticed."""
+    """Content of `saefeat.json` in a converted model, by which damage is noticed."""
 
     gguf_sha256: str  # of the GGUF file, or of the digests of its shards
     files: dict[str, str]  # SHA-256 by name
-    complete: bool  # the GGUF had all weights; earlier versions did not check and lack it
+    complete: bool  # whether the GGUF had all weights; missing in files of earlier versions
 
 
 def convert(gguf: Path, name: str | None = None, say: Say = quiet) -> Path:
-    """Return the safetensors directory of a GGUF model, made once and made again when damaged.
+    """Return the safetensors directory of a GGUF model; it is converted if missing or damaged.
 
     Args:
         gguf: the file, or any of its shards, which lie beside it.
@@ -123,7 +130,7 @@ def _convert(files: list[Path], out: Path, done: Callable[[], object]) -> None:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # the readers check nothing, so damaged files raise anything
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(
             f"cannot read {files[0]} as a GGUF model ({first_line(error)}); fetch or write it again"
@@ -146,9 +153,9 @@ def silence_transformers() -> None:
 
 
 def check_complete(what: str, info: dict[str, Any]) -> None:
-    """Raise UserError for a model that lacks weights, in whose place it would have random ones.
+    """Raise UserError for a model that lacks weights, for which transformers takes random ones.
 
-    `what` is the model, in the message, and `info` the `output_loading_info` of transformers.
+    `what` names the model in the message; `info` is the `output_loading_info` of transformers.
     """
     missing = sorted(info["missing_keys"])
     if missing:
@@ -162,10 +169,10 @@ def check_complete(what: str, info: dict[str, Any]) -> None:
 
 @contextmanager
 def _headers_read_once() -> Iterator[None]:
-    """Have transformers share one parsed header per file while the block runs.
+    """Let transformers parse the header of each file once while the block runs.
 
-    It parses the header for the configuration, the weights and the tokenizer. That of Gemma holds
-    262,144 tokens, which take some ten seconds each time: most of a conversion.
+    It would parse it for the configuration, the weights and the tokenizer. The header of Gemma has
+    262,144 tokens and takes some ten seconds each time, which is most of a conversion.
     """
     import gguf
 
@@ -180,10 +187,7 @@ def _headers_read_once() -> Iterator[None]:
 
 @contextmanager
 def _one_file(files: list[Path]) -> Iterator[Path]:
-    """Yield the model as one file; shards are joined beside the cache while the block runs.
-
-    transformers reads no shards.
-    """
+    """Yield the model as one file: shards, which transformers cannot read, are joined first."""
     from gguf import GGUFReader
 
     readers = [GGUFReader(file) for file in files]

@@ -17,7 +17,7 @@ from saefeat.tokens import special_ids
 
 _TEXTS = 1024  # texts tokenised in one call, whose result is many times their size
 _TOKEN_CHARACTERS = 64  # a longer token is very rare
-_PROBED = 1000  # entries of the vocabulary that are tried as a text
+_PROBED = 1000  # number of first tokens of the vocabulary that are tried as a text
 
 
 @dataclass
@@ -28,8 +28,8 @@ class LanguageModel:
         model: the untouched transformers model, in evaluation mode.
         tokenizer: its tokenizer.
         name: as given to `load_model`.
-        revision: commit of the hub, where it is known.
-        fingerprint: of the weights, whatever their dtype (see `weights_fingerprint`).
+        revision: commit of the hub, if known.
+        fingerprint: of the weights, equal in all dtypes (see `weights_fingerprint`).
         dtype: of the weights: float32, bfloat16 or float16.
         device: cpu, cuda:0, ...
         prefix: token ids that the tokenizer puts before a text (BOS), possibly none.
@@ -52,6 +52,10 @@ class LanguageModel:
         names = ("name", "revision", "fingerprint", "dtype")
         return {name: getattr(self, name) for name in names}
 
+    def counted_before(self, count_bos: bool) -> int:
+        """Number of tokens before each text that count although they are special."""
+        return len(self.prefix) if count_bos else 0
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of tokens that count nowhere (see `saefeat.tokens`)."""
@@ -59,12 +63,12 @@ class LanguageModel:
 
     @property
     def threads(self) -> int | None:
-        """Threads over which its sums are split, which changes their last bits; None on a GPU."""
+        """Number of CPU threads, which changes the last bits of sums; None on a GPU."""
         return torch.get_num_threads() if self.device == "cpu" else None
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks. Raises UserError where none are found: all sites are then paths."""
+        """Number of blocks. Raises UserError if they are not found; sites are module paths then."""
         return len(self.model.get_submodule(find_layers(self.model)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
@@ -72,15 +76,15 @@ class LanguageModel:
         return self
 
     def site(self, name: str) -> Site:
-        """Find a site by its name or module path. Raises UserError where the model has none."""
+        """Find a site by its name or module path. Raises UserError for an unknown one."""
         return resolve_site(self.model, name)
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
-        """Return the token ids of each text, cut at `limit` tokens, without those around it.
+        """Return the token ids of each text, cut at `limit`, without those put around texts.
 
-        Added tokens without an embedding (a [PAD] in the text, where the embeddings were never
-        resized) are left out. Raises UserError for any other token without one: the tokenizer and
-        the model do not belong together.
+        Added tokens without an embedding are left out (a [PAD] in the text, if the embeddings were
+        never resized). Raises UserError for any other token without an embedding: tokenizer and
+        model do not belong together.
         """
         rows: list[list[int]] = []
         for start in range(0, len(texts), _TEXTS):
@@ -111,7 +115,7 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """A token id for masked positions: any that has an embedding will do."""
+        """A token id for masked positions; any with an embedding will do."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((id_ for id_ in known if id_ is not None and id_ < self.embedding_rows), 0)
 
@@ -121,10 +125,10 @@ class LanguageModel:
 
 
 def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> LanguageModel:
-    """Make a LanguageModel of a loaded transformers model, whose gradients are switched off.
+    """Make a LanguageModel of a loaded transformers model, and switch off its gradients.
 
-    Raises UserError when the tokenizer puts a token around texts that has no embedding, or when
-    weights cannot be read.
+    Raises UserError if a token that the tokenizer puts around texts has no embedding, or if weights
+    cannot be read.
     """
     model.requires_grad_(False)
     prefix, suffix = _added_tokens(tokenizer)
@@ -143,10 +147,10 @@ def wrap(model: Any, tokenizer: Any, name: str, revision: str | None = None) -> 
 
 
 def _added_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the tokens put before and after a text, seen on the first probe that has tokens."""
+    """Return the tokens that are put before and after a text, found by tokenising short texts."""
     special = set(tokenizer.all_special_ids)
     known = (token for token in range(min(len(tokenizer), _PROBED)) if token not in special)
-    # The vocabulary's own texts are for tokenizers of DNA or proteins.
+    # Tokenizers of DNA or proteins know no such letters, so texts of the vocabulary are tried too.
     for text in chain(("a", "A", "1"), map(tokenizer.decode, ([token] for token in known))):
         bare = tokenizer(text, add_special_tokens=False)["input_ids"]
         full = tokenizer(text)["input_ids"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,21 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from saefeat.assets import ASSETS, fetch
 from saefeat.io import UserError, first_line, user_path
 from saefeat.models.conversion import check_complete, convert, silence_transformers
 from saefeat.models.language_model import LanguageModel, wrap
 from saefeat.progress import Say, quiet
 
-EMBEDDED = {"embedded:gemma-3-270m": "gemma-3-270m", "embedded:smollm2-135m": "smollm2-135m"}
+EMBEDDED = {f"embedded:{asset.name}": asset for asset in ASSETS.values() if asset.hub}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What transformers raises for bad models.
-_LOADING = (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError)
-_LOADING = (*_LOADING, StrictDataclassError)
-# What clients of the hub raise without a network; each client has classes of its own.
+_LOADING = (
+    *(OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError),
+    StrictDataclassError,
+)
+# Names of errors that clients of the hub raise without a network; each has its own classes.
 _UNREACHABLE = ("ConnectError", "ConnectionError", "ConnectTimeout", "OfflineModeIsEnabled")
 _HUB_SECONDS = 5  # to wait for the hub's first answer
 
@@ -38,9 +43,9 @@ def native_bf16(device: str) -> bool:
 
 
 def choose_device(device: str) -> str:
-    """Return the device itself; for `auto` a GPU where there is one, else the CPU.
+    """Return the device; for `auto` a GPU if there is one, else the CPU.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that cannot be used.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,9 +81,9 @@ def load_model(
 
     Args:
         name: hub id, directory, `.gguf` file, or embedded name (`embedded:gemma-3-270m`).
-        dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 where the machine is
-            faster with it, else float32.
-        device: cpu, cuda, cuda:1, ...; `auto`: a GPU where there is one.
+        dtype: of the weights: float32, bfloat16, float16; `auto`: bfloat16 if it is faster on this
+            device, else float32.
+        device: cpu, cuda, cuda:1, ...; `auto`: a GPU if there is one.
         revision: branch, tag or commit of the hub.
         say: takes a line before a model is fetched or converted, and the progress of that.
 
@@ -86,54 +91,64 @@ def load_model(
         UserError: there is no such model, device or dtype, the hub cannot be reached, or the files
             are damaged or incomplete.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name, chosen = str(name), choose_device(device)
     torch_dtype = choose_dtype(dtype, chosen)
-    place = _find_model(name, say)
-    silence_transformers()
-    unreachable = _unreachable(place)
-    where: dict[str, Any] = {"revision": revision, "local_files_only": bool(unreachable)}
-    try:
+    with _located(name, say) as (place, offline):
+        where: dict[str, Any] = {"revision": revision, "local_files_only": offline}
         tokenizer = AutoTokenizer.from_pretrained(place, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, **where, dtype=torch_dtype, output_loading_info=True
         )
-    except (*_LOADING, SafetensorError) as error:
-        raise _cannot_load(name, error, unreachable) from error
     model, info = loaded
     check_complete(f"the model {name}", info)
     commit = revision or getattr(model.config, "_commit_hash", None)
     return wrap(model.to(chosen).eval(), tokenizer, name, commit)
 
 
-def load_skeleton(name: str | Path, say: Say = quiet) -> nn.Module:
+def load_skeleton(name: str | Path) -> nn.Module:
     """Load the modules of a model without their weights, on the `meta` device.
 
-    Its arguments and errors are those of `load_model`.
+    `name` and the errors are those of `load_model`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place = _find_model(str(name), say)
+    with _located(str(name), quiet) as (place, offline):
+        config = AutoConfig.from_pretrained(place, local_files_only=offline)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+
+
+@contextmanager
+def _located(name: str, say: Say) -> Iterator[tuple[str, bool]]:
+    """Yield what transformers loads (see `_find_model`), and whether only the hub's cache is used.
+
+    Raises UserError if the block fails to load it.
+    """
+    from safetensors import SafetensorError
+
+    place = _find_model(name, say)
     silence_transformers()
     unreachable = _unreachable(place)
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=bool(unreachable))
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).eval()
-    except _LOADING as error:
-        raise _cannot_load(str(name), error, unreachable) from error
+        yield place, bool(unreachable)
+    except (*_LOADING, SafetensorError) as error:
+        if unreachable and "couldn't connect" in str(error):
+            raise UserError(
+                f"the model {name} is neither a directory here nor complete in the hub's cache, "
+                f"and the hub cannot be reached ({unreachable}); check the name and the network, "
+                f"or fetch the model where there is a network (hf download {name})"
+            ) from error
+        raise UserError(f"cannot load the model {name}: {first_line(error)}") from error
 
 
 def _find_model(name: str, say: Say) -> str:
     """Return what transformers loads: a directory that holds the model, or a hub id."""
     if name.startswith("embedded:"):
-        from saefeat.assets import fetch
-
         if name not in EMBEDDED:
             raise UserError(f"unknown embedded model {name}; there are {', '.join(EMBEDDED)}")
-        asset = EMBEDDED[name]
+        asset = EMBEDDED[name].name
         return str(convert(fetch(asset, say=say), asset, say))
     if not name.strip():  # an unset variable of a shell; as a path it would be this directory
         raise UserError(
@@ -157,9 +172,9 @@ def _find_model(name: str, say: Say) -> str:
 
 
 def _unreachable(place: str) -> str:
-    """Return why the hub cannot be reached, so that its cache is used alone; "" where it can.
+    """Return why the hub cannot be reached, so that only its cache is used; "" if it can.
 
-    This is one question, without the client's own retries, which take half a minute per file.
+    It is one request, without the client's own retries, which take half a minute per file.
     """
     from huggingface_hub import HfApi
 
@@ -170,13 +185,3 @@ def _unreachable(place: str) -> str:
     except Exception as error:  # any other failure shows again when the model is loaded
         return first_line(error) if type(error).__name__ in _UNREACHABLE else ""
     return ""
-
-
-def _cannot_load(name: str, error: Exception, unreachable: str) -> UserError:
-    if unreachable and "couldn't connect" in str(error):
-        return UserError(
-            f"the model {name} is neither a directory here nor complete in the hub's cache, and "
-            f"the hub cannot be reached ({unreachable}); check the name and the network, or fetch "
-            f"the model where there is a network (hf download {name})"
-        )
-    return UserError(f"cannot load the model {name}: {first_line(error)}")

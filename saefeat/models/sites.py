@@ -30,9 +30,9 @@ class Site:
     """A place in the model where vectors are read or written.
 
     Attributes:
-        name: as it was asked for: `mlp_out@13`, or a module path.
+        name: as given: `mlp_out@13`, or a module path.
         path: dotted path of the module whose output it is.
-        layer: number of the block, where the path has one.
+        layer: number of the block, if the path has one.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Site:
 
 
 class UnknownSite(UserError):
-    """A model does not have a site, or where it is in this family of models is not known."""
+    """The model does not have a site, or its place in this family of models is not known."""
 
 
 def find_layers(model: nn.Module) -> str:
     """Return the dotted path of the list of transformer blocks.
 
-    It is the longest ModuleList whose members have a feed-forward part, in the text part of a model
-    that takes images or sound. Raises UserError where there is none.
+    It is the longest ModuleList whose members have a feed-forward part; in a model that takes
+    images or sound, of its text part. Raises UserError if there is none.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     inside = set(decoder.modules())  # type: ignore[union-attr]
@@ -75,10 +75,10 @@ def _some_paths(lists: dict[str, Any]) -> str:
 def resolve_site(model: nn.Module, name: str) -> Site:
     """Find the module of a site.
 
-    - `mlp_out` is what the feed-forward part adds to the residual stream. That is the output of the
-      norm after it where the block has one (Gemma 2 and 3, OLMo 2); of the last projection where
-      the part has no module of its own (OPT) or adds the residual stream itself (BLOOM); else of
-      the feed-forward module.
+    - `mlp_out` is what the feed-forward part adds to the residual stream: the output of the norm
+      after it if the block has one (Gemma 2 and 3, OLMo 2); of the last projection if the part is
+      no module of its own (OPT) or adds the residual stream itself (BLOOM); else of the
+      feed-forward module.
     - `mlp_act` is the output of the activation function, where LAPE counts. Mixtures of experts
       have none.
     - `resid_post` is the output of the block.
@@ -158,6 +158,11 @@ def is_mixture(block: nn.Module) -> bool:
     return hasattr(feed_forward(block), "experts")
 
 
+def is_gated(part: nn.Module) -> bool:
+    """Return whether a feed-forward module multiplies its hidden neurons by a second projection."""
+    return any(hasattr(part, name) for name in ("gate_proj", "gate_up_proj"))
+
+
 def _holder(block: nn.Module) -> str | None:
     """Return the path of `feed_forward` in the block, with a dot before it; "" for the block."""
     if hasattr(block, "mlp"):
@@ -181,7 +186,7 @@ def _activation(block: nn.Module) -> str | None:
 
 
 def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
-    """Return the path in the block of the first of these modules of its feed-forward part."""
+    """Return the path in the block of the first of these modules that its feed-forward part has."""
     holder = feed_forward(block)
     found = [name for name in names if isinstance(getattr(holder, name, None), nn.Module)]
     return f"{_holder(block) or ''}.{found[0]}" if found else None
@@ -227,6 +232,5 @@ def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
     """Return TransformerLens's name of a site."""
     if kind != "mlp_act":
         return f"blocks.{layer}.hook_{kind}"
-    # In gated blocks its `hook_post` is the product with the up projection, which is elsewhere.
-    gated = any(hasattr(feed_forward(block), name) for name in ("gate_proj", "gate_up_proj"))
-    return None if gated else f"blocks.{layer}.mlp.hook_post"
+    # In gated blocks, `hook_post` is the product with the up projection: no module's output.
+    return None if is_gated(feed_forward(block)) else f"blocks.{layer}.mlp.hook_post"

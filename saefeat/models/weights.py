@@ -1,4 +1,4 @@
-"""The fingerprint of a model's weights: the same in any dtype, wherever the weights are held."""
+"""The fingerprint of a model's weights, which is the same in all dtypes and on all devices."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _STEP = 2_654_435_761  # between entries; a prime, so that they come from all ro
 def weights_fingerprint(model: nn.Module) -> str:
     """Return a digest of the names, shapes and signs of the weights: "2:" and 16 hex digits.
 
-    It reads up to 4,096 entries of every weight. Rounding to another floating-point dtype keeps the
-    sign of every value, zeros included, and nothing else for sure. So a model has one fingerprint
-    in float32, float16 and bfloat16, however often it was rounded. Training changes some signs. A
-    change that keeps all signs, such as a module scaled by a positive factor, does not show.
-    Weights stored as integers count by their values, and those of a library's tensor class
-    (torchao) by the values that they stand for.
+    It reads up to 4,096 entries of every weight. Rounding to another floating-point dtype is only
+    certain to keep the sign of every value, zeros included. So a model has the same fingerprint in
+    float32, float16 and bfloat16, however often it was rounded. Training changes some signs; a
+    change that keeps all signs, such as scaling by a positive factor, is not noticed. Of weights
+    stored as integers the values are read, and of those in a library's tensor class (torchao) the
+    dequantised values.
 
     Raises UserError for weights that cannot be read: of an unknown tensor class, or without data.
     """

@@ -129,7 +129,7 @@ def errors_view(errors: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _some(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Some rows of a kind, the labels taking turns."""
+    """Some rows of a kind, of each label in turn."""
     by_label = defaultdict(list)
     for row in rows:
         if row["kind"] == kind:

@@ -24,7 +24,7 @@ def render(view: dict[str, Any], data: dict[str, Any]) -> str:
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
-        autoescape=True,  # whatever the template is called
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,4 +1,4 @@
-"""The parts of a run that the report shows, as they are read from the run directory."""
+"""Read the parts of a run that the report shows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from saefeat.artefacts.steering import (
     SteeringSample,
     SteeringSettings,
 )
-from saefeat.io import UserError, natural
+from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters
-from saefeat.methods.sae_lape import sae_lape
 from saefeat.report.identification import OURS, THEIRS, find_errors
-from saefeat.report.spread import Spread, read_spread
+from saefeat.report.spread import Ownership, Spread, read_spread
 from saefeat.rundir import RunDir
 from saefeat.selection import Selection
+from saefeat.words import natural
 
 T = TypeVar("T")
-
-_FILTERS = ("example_rate", "high_frequency_rate", "ratio")  # parameters of SAE-LAPE
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run holds. A part that it does not have is None or empty.
+    """The parts of a run; None or empty if it lacks one.
 
     Attributes:
         errors: length -> texts that the linear head or fastText got wrong.
@@ -67,7 +65,7 @@ def read_parts(run: RunDir) -> Parts:
         ),
         selections=selections,
         shown=_optional(run.shown, run.load_shown),
-        spread=read_spread(run, _chosen_units(selections), _filters(run, selections)),
+        spread=read_spread(run, _chosen_units(selections), _ownership(run, selections)),
         steering=_optional(run.steering_metrics, run.load_steering_metrics),
         settings=_optional(run.settings, run.load_settings),
         samples=_optional(run.samples, run.load_samples),
@@ -100,17 +98,22 @@ def _chosen_units(selections: Mapping[str, Selection]) -> dict[str, set[int]]:
     return chosen
 
 
-def _filters(run: RunDir, selections: Mapping[str, Selection]) -> dict[str, Any]:
-    """Parameters of SAE-LAPE that the run used, or the published ones."""
-    parameters = inspect.signature(sae_lape).parameters
-    filters = {name: parameters[name].default for name in _FILTERS}
+def _ownership(run: RunDir, selections: Mapping[str, Selection]) -> Ownership | None:
+    """The rule by which labels own units, with the run's filters or the published ones."""
+    found = next(((name, m.rank, m.owners) for name, m in METHODS.items() if m.owners), None)
+    if found is None:
+        return None
+    rule, rank, owners = found
+    published = inspect.signature(rank).parameters
+    names = list(inspect.signature(owners).parameters)[1:]  # after the statistics
+    filters = {name: published[name].default for name in names}
     for name, selection in selections.items():
-        if selection.header["method"] == "sae-lape":
+        if selection.header["method"] == rule:
             used = selection.header.get("parameters", {})
             filters |= {key: used[key] for key in used if key in filters}
             try:
-                return check_parameters("sae-lape", filters)
+                return Ownership(rule, owners, check_parameters(rule, filters))
             except UserError as error:
                 path = run.selection_file(name)
                 raise UserError(f"{path} is damaged ({error}); rank again") from error
-    return filters
+    return Ownership(rule, owners, filters)

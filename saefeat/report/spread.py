@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -11,17 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.io import UserError, natural
+from saefeat.io import UserError
 from saefeat.methods import is_hidden_neurons, is_sae
 from saefeat.methods.lape import entropy
-from saefeat.methods.sae_lape import owned_units
-from saefeat.report.formats import rounded
+from saefeat.report.formats import pairs, rounded
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
+from saefeat.words import natural
 
 BINS = 30  # of an entropy histogram, from 0 to the logarithm of the number of labels
 _ALL = 40  # labels; beyond, only the greatest probabilities of a unit are kept
 _GREATEST = 12
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """A method by which labels own units (see `Method.owners`), and its filters."""
+
+    method: str
+    owners: Callable[..., tuple[Tensor, Tensor]]
+    filters: Mapping[str, Any]
 
 
 @dataclass
@@ -30,27 +39,27 @@ class Spread:
 
     Attributes:
         labels: K labels.
-        filters: parameters of SAE-LAPE, for the overlap.
+        ownership: which labels own which units, for the overlap.
         entropy: per dictionary {dictionary, kind, bins, chosen, fired, silent}.
         overlap: int64 [K, K], units that two labels own in any SAE; None without SAEs.
         units: (dictionary, unit) -> (entropy, float64 [K] probabilities) of the chosen units.
     """
 
     labels: tuple[str, ...]
-    filters: Mapping[str, Any]
+    ownership: Ownership | None
     entropy: list[dict[str, Any]] = field(default_factory=list)
     overlap: Tensor | None = None
     units: dict[tuple[str, int], tuple[float, list[float]]] = field(default_factory=dict)
 
 
 def read_spread(
-    run: RunDir, chosen: Mapping[str, Collection[int]], filters: Mapping[str, Any]
+    run: RunDir, chosen: Mapping[str, Collection[int]], ownership: Ownership | None
 ) -> Spread | None:
-    """One pass over the statistics of a run, a dictionary at a time; None when there are none.
+    """Read the statistics of a run, one dictionary at a time; None if there are none.
 
     Args:
         chosen: dictionary -> units that methods chose.
-        filters: parameters of SAE-LAPE as the run used them.
+        ownership: which labels own which units; None: there is no overlap to show.
 
     Raises:
         UserError: statistics are damaged, or do not fit each other or the chosen units.
@@ -63,7 +72,7 @@ def read_spread(
         if not (is_sae(dictionary) or is_hidden_neurons(dictionary)):
             continue
         stats = run.load_stats(name)
-        spread = spread or Spread(stats.labels, filters)
+        spread = spread or Spread(stats.labels, ownership)
         units = sorted(chosen.get(name, ()))
         if not _fit(stats, name, units, spread.labels):
             raise UserError(f"{path} does not fit the other files of the run; collect it again")
@@ -82,7 +91,6 @@ def _fit(stats: Stats, name: str, units: list[int], labels: tuple[str, ...]) -> 
 
 
 def _add(spread: Spread, stats: Stats, units: list[int]) -> None:
-    kind = stats.header["dictionary"]["kind"]
     p = stats.probability()
     h = entropy(p)
     fires = p.amax(0) > 0
@@ -91,7 +99,7 @@ def _add(spread: Spread, stats: Stats, units: list[int]) -> None:
     spread.entropy.append(
         {
             "dictionary": stats.dictionary,
-            "kind": kind,
+            "kind": stats.header["dictionary"]["kind"],
             "bins": _counts(h[fires], len(stats.labels)),
             "chosen": _counts(h[fires & chosen], len(stats.labels)),
             "fired": int(fires.sum()),
@@ -100,9 +108,8 @@ def _add(spread: Spread, stats: Stats, units: list[int]) -> None:
     )
     for unit in units:
         spread.units[stats.dictionary, unit] = float(h[unit]), p[:, unit].tolist()
-    if kind == "sae":
-        # A unit may have several owners.
-        unit, label, *_ = owned_units(stats, **spread.filters, owners="any")
+    if spread.ownership and is_sae(stats.header["dictionary"]):
+        unit, label = spread.ownership.owners(stats, **spread.ownership.filters)
         owned = torch.zeros(len(stats.labels), stats.width)
         owned[label, unit] = 1
         both = (owned @ owned.t()).long()
@@ -120,11 +127,20 @@ def entropy_view(spread: Spread) -> dict[str, Any]:
 
 
 def overlap_view(spread: Spread) -> dict[str, Any] | None:
-    """{labels, both[K][K], filters}; the diagonal of `both` counts the units that a label owns."""
-    if spread.overlap is None:
+    """What the page shows of the overlap.
+
+    Returns:
+        labels; both: [K][K], on the diagonal the number of units that a label owns; method and
+        filters: how ownership was decided, the filters in words.
+    """
+    if spread.overlap is None or spread.ownership is None:
         return None
-    both = spread.overlap.tolist()
-    return {"labels": list(spread.labels), "both": both, "filters": spread.filters}
+    return {
+        "labels": list(spread.labels),
+        "both": spread.overlap.tolist(),
+        "method": spread.ownership.method,
+        "filters": pairs(spread.ownership.filters),
+    }
 
 
 def overlap_rows(spread: Spread) -> list[dict[str, Any]] | None:
@@ -149,10 +165,10 @@ def overlap_rows(spread: Spread) -> list[dict[str, Any]] | None:
 
 
 def unit_spread(spread: Spread | None, dictionary: str, unit: int) -> dict[str, Any]:
-    """{entropy, p: [[label, probability], ...], left_out}; empty where there are no statistics.
+    """{entropy, p: [[label, probability], ...], left_out}; empty if there are no statistics.
 
-    p: all labels in order, or the greatest probabilities where there are very many labels.
-    left_out: the greatest probability of the other labels, None when there are none.
+    p: all labels in order, or the greatest probabilities if there are very many labels.
+    left_out: the greatest probability of the other labels, None if there are none.
     """
     if spread is None or (dictionary, unit) not in spread.units:
         return {}

@@ -99,7 +99,7 @@ def _words(setting: Mapping[str, Any]) -> str:
 
 
 def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
-    """Rows by their values of some keys, in the order of first appearance."""
+    """Values of some keys -> rows, in the order of first appearance."""
     found: dict[tuple[Any, ...], list[T]] = defaultdict(list)
     for row in rows:
         values = (row[key] for key in keys)
@@ -113,7 +113,7 @@ def _grouped(rows: Iterable[T], *keys: str) -> dict[tuple[Any, ...], list[T]]:
 def _line(method: str, metrics: SteeringMetrics) -> Values:
     """A method's line in the frontier: all strengths of the setting with the best mean score.
 
-    Of the halves it is the one with more strengths, or the reporting one if they have equally many.
+    It is drawn from the half with more strengths, or the reporting half if both have equally many.
 
     Returns:
         method, setting: words; points: {label: [[strength, perplexity relative to the label's own

@@ -1,4 +1,4 @@
-"""Units on the page: what methods chose, and all that is known of the first units of each label."""
+"""Units on the page: what methods chose, and details of the first units of each label."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts import Histogram, Passage, ShownUnit
-from saefeat.io import natural
 from saefeat.methods import METHODS
 from saefeat.report.formats import direction, pairs, rounded, shortened, visible
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
+from saefeat.words import natural
 
 Values = dict[str, Any]
 Cell = tuple[str, str, int, str]  # method, dictionary, unit, label
@@ -98,7 +98,7 @@ def _unit(row: Values) -> Values:
 
 
 def _passage(passage: Passage, around: int) -> Values:
-    """{label, value, direction, spans: [[text, shade 0 to 100, whether it is the peak], ...]}."""
+    """{label, value, direction, spans: [[text, shade 0 to 100, is the peak], ...]}."""
     text, pieces = passage["text"], passage.get("pieces", [])
     if pieces:
         spans = _spans(pieces, passage.get("activations", []), around)
@@ -134,7 +134,7 @@ def _spans(pieces: list[str], activations: list[float], around: int) -> list[lis
 
 
 def _excerpt(pieces: list[str], peak: int, around: int) -> tuple[int, int]:
-    """First and last + 1 of the pieces around the peak, limited in number and in characters."""
+    """Start and end of the pieces around the peak, limited in number and in characters."""
     start, end = peak, peak + 1
     for step, stop in ((-1, -1), (1, len(pieces))):
         at, room = peak + step, _CHARACTERS
@@ -146,7 +146,7 @@ def _excerpt(pieces: list[str], peak: int, around: int) -> tuple[int, int]:
 
 
 def _split_marks(piece: str) -> tuple[str, str]:
-    """The combining marks at the start, which belong to the letter before, and what follows."""
+    """The combining marks at the start, which belong to the letter before, and the rest."""
     kinds = (unicodedata.category(character)[0] for character in piece)
     end = next((at for at, kind in enumerate(kinds) if kind != "M"), len(piece))
     return piece[:end], piece[end:]

@@ -1,4 +1,4 @@
-"""From the parts of a run to what the template shows, what the script draws, and the tables."""
+"""Make the values of the template, the data of the script, and the tables from a run's parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = 80  # of a group
 
 
 def page_view(parts: Parts, title: str) -> Values:
-    """The values of the template. `title` serves where the model has no name."""
+    """The values of the template. `title` is used if the model has no name."""
     methods = method_views(parts.selections, parts.shown or [], parts.spread)
     labels = dict.fromkeys(label for method in methods for label in method["labels"])
     view: Values = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
-from saefeat.corpora.recipes import find_recipe
+from saefeat.corpora.request import find_recipe
 from saefeat.io import absolute_path, existing_path
 
 

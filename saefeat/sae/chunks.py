@@ -1,8 +1,9 @@
-"""Chunks: training activations are held in memory a part at a time, and used in a random order.
+"""Chunks of training activations, which are filled by forward passes and then used up.
 
-A chunk is filled by forward passes and then used up, in an order that is given by (seed, chunk,
-pass). The activations of a corpus do not fit in memory, and need not be on disk: a checkpoint at
-the end of a chunk is enough to go on bit for bit.
+The activations of a corpus do not fit in memory, and writing them to disk would cost more than
+computing them again. So one chunk at a time is held, and its vectors are used in a random order
+that depends on the seed, the number of the chunk and the pass alone. A checkpoint at the end of a
+chunk is therefore enough to resume with the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from saefeat.models import LanguageModel, Site
 
 @dataclass(frozen=True)
 class Chunk:
-    """Examples whose activations are held together."""
+    """Examples whose activations are held in memory together."""
 
     positions: tuple[int, ...]  # in the corpus
     tokens: int  # counted
@@ -30,10 +31,9 @@ class Chunk:
 
 
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
-    """Cut the plan's order into chunks of about `chunk_tokens`, without splitting an example.
+    """Cut the examples of a plan into chunks of about `chunk_tokens`; no example is split.
 
-    The number of steps is known before any forward pass. A last chunk of less than a quarter joins
-    the one before it.
+    A last chunk of less than a quarter of that is merged into the one before it.
     """
     groups: list[list[int]] = [[]]
     sizes = [0]
@@ -68,14 +68,13 @@ def fill(
 ) -> dict[str, Tensor]:
     """Run the examples of a chunk: site -> activations bfloat16 [chunk.tokens, d_in].
 
-    advance: called with the counted tokens of each batch.
+    `advance` is called with the number of counted tokens of each batch.
     """
     buffers: dict[str, Tensor] = {}
     filled = 0
-    # Examples are sorted by length inside a window, to save padding, and mixed over all windows.
-    order, starts = chunk.positions, range(0, len(chunk.positions), WINDOW)
-    windows = (list(order[start : start + WINDOW]) for start in starts)
-    batches = (batch for window in windows for batch in plan.batches(lm, window))
+    # Batches are made window by window: sorting by length, which saves padding, stays local.
+    windows = (chunk.positions[i : i + WINDOW] for i in range(0, len(chunk.positions), WINDOW))
+    batches = (batch for window in windows for batch in plan.batches(lm, list(window)))
     for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
         count = int(batch.counted.sum())
         for site in sites:
@@ -90,15 +89,18 @@ def fill(
 
 
 def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
-    """Which vectors of a chunk a step uses: int64 [batch_size] of the indices `usable`.
+    """Choose the vectors that one step trains on: int64 [batch_size], taken from `usable`.
 
-    Steps take the next `batch_size` indices of endless passes over the chunk, each pass in a random
-    order of its own. Raises RunFailed when there is no usable vector.
+    The usable indices are repeated in passes, and every pass has a new random order. Each step
+    takes the next `batch_size` of them; a step may begin in one pass and end in the next.
+
+    Raises RunFailed when no vector is usable.
     """
     n, size = len(usable), config.batch_size
     if not n:
-        why = "each is an outlier to the tokens of the first chunk"
-        raise RunFailed(f"chunk {chunk} has no usable token: {why}")
+        raise RunFailed(
+            f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
+        )
     parts, start, end = [], step * size, (step + 1) * size
     while start < end:
         turn, offset = divmod(start, n)

@@ -1,8 +1,8 @@
-"""The fit check: whether an SAE was loaded right and reads where it was trained.
+"""The fit check: is an SAE loaded correctly, and does it read the place it was trained at?
 
-An SAE that is fed from the wrong site, layer or scale still gives codes. Only its reconstruction
-error shows it, so SAEs are run on a little text, at their own site and at all others of their
-width.
+An SAE that reads vectors of the wrong site, layer or scale still gives codes; only its
+reconstruction error shows the mistake. So each SAE is run on a little text, at its own site and at
+every other site of the same width.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from saefeat.models.sites import UnknownSite
 from saefeat.sae.formats.values import stated
 from saefeat.tokens import finite, without_outliers
 
-TOKENS = 2048  # of the text that an SAE is run on
-COMPARED_TOKENS = 512  # of them on which an SAE is compared at its own and the best other sites
-SCAN_TOKENS = 128  # of them on which it is tried at every other site
-MIN_TOKENS = 32  # fewer tell nothing
-TEXT_TOKENS = 128  # tokens after which a text is cut
-OUTLIER_SHARE = 0.5  # of the tokens that an SAE may leave out for their norm
-BETTER_FACTOR = 2.0  # an SAE belongs to another site whose error is this many times smaller
-FAR_FACTOR = 3.0  # L0 and FVU that differ by this factor from the stated ones are reported
-BETTER_SITES = 3  # how many sites that fit better are reported
+TOKENS = 2048  # on which each SAE is run at its own site
+COMPARED_TOKENS = 512  # on which the own site is compared with the best other sites
+SCAN_TOKENS = 128  # on which every other site is tried
+MIN_TOKENS = 32  # with fewer, the figures mean nothing
+TEXT_TOKENS = 128  # texts are cut after so many tokens
+OUTLIER_SHARE = 0.5  # greatest share of tokens that an SAE may leave out for their norm
+BETTER_FACTOR = 2.0  # an SAE is refused if another site has an FVU this many times smaller
+FAR_FACTOR = 3.0  # FVU and L0 that differ from the stated ones by this factor are reported
+BETTER_SITES = 3  # number of better sites that are reported
 
 
 def measure_fit(sae: SAE, x: Tensor) -> dict[str, Any]:
-    """Measure how an SAE reconstructs vectors x [n, d_in], without those of outlier norm.
+    """Measure how well an SAE reconstructs vectors x [n, d_in].
 
-    A few outliers would be nearly all of the variance.
+    Vectors of outlier norm are left out, because a few of them make up most of the variance.
 
     Returns:
-        fvu, the fraction of the variance that is left unexplained; l0, the mean number of active
-        units per token; silent, the share of units that fire on none of the vectors (on few
-        vectors far more than the share of dead units); tokens, the number of vectors.
+        fvu: the fraction of the variance that is left unexplained; l0: the mean number of active
+        units per token; silent: the share of units that fire on none of the vectors (far more
+        than the dead ones if there are few vectors); tokens: the number of vectors.
     """
-    x = without_outliers(finite(x.float()))
+    x, _ = without_outliers(finite(x.float()))
     codes = sae.encode(x)
     assert codes.indices is not None
     fires = codes.values > 0
@@ -69,8 +69,8 @@ def check_saes(
     """Run SAEs on a little text at their own sites, and at all sites of the same width.
 
     Raises:
-        UserError: an SAE has an FVU of 1 or more, or at most half of its FVU at another site (the
-            message names the sites that fit better); it leaves out most tokens; or there is too
+        UserError: an SAE has an FVU of 1 or more, or fits another site with at most half of the
+            FVU (the message names the better sites); it leaves out most tokens; or there is too
             little text.
     """
     if not saes:
@@ -85,7 +85,7 @@ def check_saes(
 def _check(
     lm: LanguageModel, sae: SAE, vectors: dict[str, Tensor], path: str, others: dict[str, str]
 ) -> SAEFit:
-    """Check one SAE. path: of its own site; others: path -> name of the sites of its width."""
+    """Check one SAE. path: of its site; others: path -> name of all sites of its width."""
     sae = sae.to(lm.device)  # here only, because all SAEs together may not fit there
 
     def fvu(path: str, tokens: int) -> float:
@@ -123,7 +123,7 @@ def _check_norms(sae: SAE, x: Tensor) -> None:
 
 
 def describe(report: SAEFit) -> str:
-    """One line on an SAE that has passed, beside what its own files state."""
+    """One line with the figures of an SAE that has passed, and those that its files state."""
     said, found = report["stated"], {"fvu": report["fvu"], "l0": report["l0"]}
 
     def figure(name: str, form: str) -> str:
@@ -158,7 +158,7 @@ def _is_far(found: float, said: float | None) -> bool:
 
 
 def _describe_bos(sae: SAE, lm: LanguageModel) -> str:
-    """How the training and the tokenizer differ in what stands before a text; "" if they do not."""
+    """Whether only one of training and tokenizer puts BOS before texts, in words; "" if not."""
     recorded = (sae.record.get("tokens") or {}).get("prepend_bos")
     if recorded is None or bool(recorded) == bool(lm.prefix):
         return ""
@@ -168,14 +168,14 @@ def _describe_bos(sae: SAE, lm: LanguageModel) -> str:
 
 
 def _differing_revisions(sae: SAE, lm: LanguageModel) -> list[str]:
-    """The commits of the base model then and now where they are known and differ, else []."""
+    """The commits of the base model in training and now, if both are known and differ; else []."""
     known = [str((sae.record.get("model") or {}).get("revision")), str(lm.revision)]
     commits = all(re.fullmatch("[0-9a-f]{40}", name) for name in known)
     return known if commits and known[0] != known[1] else []
 
 
 def _balanced_batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Batch]:
-    """Batches of about TOKENS tokens, taken from the labels in turn."""
+    """Batches of about TOKENS tokens, with equally many texts of each label."""
     picked = first_by_hash(corpus, list(range(len(corpus))), seed, TOKENS)
     waiting = {label: [i for i in picked if corpus.of[i] == label] for label in corpus.labels}
     chosen: dict[int, list[int]] = {}
@@ -193,7 +193,7 @@ def _sample_vectors(
 ) -> dict[str, Tensor]:
     """Path -> vectors of at most TOKENS counted tokens [n, d]. Raises UserError for too few.
 
-    Batches are sorted by length. The vectors are shuffled, so that the first few are of all texts.
+    They are shuffled, because batches are sorted by length and only the first ones are compared.
     """
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
     for _, vectors in counted_vectors(lm, batches, sorted(paths)):
@@ -211,7 +211,7 @@ def _sample_vectors(
 
 
 def _sites_of_width(lm: LanguageModel, width: int) -> dict[str, str]:
-    """Path -> site of every layer's stream, feed-forward output and neurons of a width."""
+    """Path -> name of the sites of this width, of all kinds and layers."""
     found: dict[str, str] = {}
     widths: dict[str, int] = {}  # by kind; equal in all layers
     with suppress(UnknownSite):  # the blocks of this family are not known

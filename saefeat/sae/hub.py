@@ -1,19 +1,18 @@
 """SAEs of the hub: `owner/repo[@revision][/folder]`, downloaded into the hub's own cache.
 
-Offline, they are found in the cache. What a repository should hold is kept beside it there, so that
-a part of its SAEs is not taken for all of them.
+Without a network they are read from the cache. The list of a repository's weight files is kept
+there too, so that a repository that was fetched in part is not taken for the whole.
 """
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from saefeat.io import UserError, first_line, kept_json, write_json
+from saefeat.io import UserError, first_line, is_disk_full, kept_json, write_json
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import is_shared_file
 
@@ -25,21 +24,22 @@ _OFFLINE = "and the hub cannot be reached; go online, without HF_HUB_OFFLINE"
 
 
 def parse(source: str) -> tuple[str, str | None, str]:
-    """Repository, revision and folder (or ""). Raises UserError where it is not a hub id."""
+    """Repository, revision and folder (or ""). Raises UserError for anything but a hub id."""
     match = _SOURCE.fullmatch(source)
     if not match or ".." in source.split("/"):
-        form = "a hub id (owner/repo@revision/folder)"
-        raise UserError(f"{source} does not exist here, and is not {form}")
+        raise UserError(
+            f"{source} does not exist here, and is not a hub id (owner/repo@revision/folder)"
+        )
     return match["repo"], match["revision"], match["folder"] or ""
 
 
 def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
-    """The snapshot of a repository, and in it the folder with all of its SAEs.
+    """Download SAEs; return the snapshot of the repository and the folder in it.
 
-    With HF_HUB_OFFLINE, and where the hub cannot be reached, the cache is used.
+    With HF_HUB_OFFLINE, or if the hub cannot be reached, the cache is used.
 
-    Raises UserError for a source that does not exist, is not open to the user or holds too many
-    SAEs, and where the cache lacks SAEs.
+    Raises UserError if the source does not exist, is not open to the user or holds too many SAEs,
+    or if the cache lacks some of them.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -69,7 +69,7 @@ def download(repo: str, revision: str | None, folder: str) -> tuple[Path, Path]:
 
 
 def _patterns(folder: str) -> list[str]:
-    """Patterns of the files of the SAEs at or below a folder, by the formats."""
+    """Patterns of the files of the SAEs at or below a folder, in all formats."""
     start = f"{folder}/" if folder else ""
     names = sorted({name for form in FORMATS.values() for name in form.files})
     patterns = [f"{start}{deeper}{name}" for name in names for deeper in ("", "*/")]
@@ -83,23 +83,23 @@ def _patterns(folder: str) -> list[str]:
 
 
 def _list_files(repo: str, revision: str | None) -> list[str] | None:
-    """The names of a repository's files; None where the hub cannot be reached."""
+    """The names of a repository's files; None if the hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         siblings = HfApi().model_info(repo, revision=revision).siblings or []
     except (HTTPError, OfflineModeIsEnabled):
-        return None  # the download finds it in the cache, or says why not
+        return None  # the download looks in the cache and raises the error
     return [file.rfilename for file in siblings]
 
 
 def _check_complete(
     snapshot: Path, listed: list[str] | None, patterns: list[str], folder: str, name: str
 ) -> None:
-    """Raise UserError where the cache lacks SAEs that are wanted.
+    """Raise UserError if the cache lacks SAEs that are wanted.
 
-    Where no list of the files is known, a file of the format may name the SAEs.
+    If no list of the repository's files is known, a file of the format may list the SAEs.
     """
     if listed is None:
         below = f"{folder}/" if folder else ""
@@ -141,7 +141,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(_explain(error, repo, revision)) from error
 

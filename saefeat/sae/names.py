@@ -1,12 +1,14 @@
-"""Names of base models: which spellings stand for the same model.
+"""Names of base models: which spellings mean the same model.
 
-sae-lens writes the names of TransformerLens. That library has a table of them, but takes seconds to
-import, so the names that no rule covers stand here.
+sae-lens writes the names of TransformerLens. That library has a table of them but takes seconds to
+import, so the names that no rule covers are listed here.
 """
 
 from __future__ import annotations
 
 import re
+
+from saefeat.models.loading import EMBEDDED
 
 # What a model was tuned for; a date may follow.
 _VARIANT = re.compile(r"(-(pt|it|instruct|base|chat|hf))+(?=(-\d{4}|-v\d+\.\d+)?$)")
@@ -16,10 +18,6 @@ _STORED = re.compile(
     r"|autoround|unquantized|(nv|mx)?(fp|nf|int|uint)[48]|[248]-?bit|w\d+a\d+|g\d+|\d+g|q\d([-.][\dkms])*))+$"
 )
 _VERSION = re.compile(r"-v(\d+\.\d+)$")
-_EMBEDDED = {
-    "embedded:gemma-3-270m": "google/gemma-3-270m",
-    "embedded:smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
 # The sizes of Pythia before and after the parameters were counted again.
 _SIZES = {
     "19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b",
@@ -76,24 +74,24 @@ _ALIASES = {alias: name for name, aliases in _OTHERS.items() for alias in aliase
 
 
 def hub_name(model: str) -> str:
-    """The name on the hub of an embedded model; any other name as it is."""
-    return _EMBEDDED.get(model, model)
+    """The name on the hub of an embedded model; other names are returned unchanged."""
+    return EMBEDDED[model].hub if model in EMBEDDED else model
 
 
 def is_quantised(model: str) -> bool:
-    """Whether a name says that weights are stored in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
+    """Whether a name marks weights in fewer bits (`-bnb-4bit`, `-AWQ`, `-FP8`)."""
     return bool(_STORED.search(_spelled(model)))
 
 
 def may_be_same(one: str, other: str) -> bool:
-    """Whether two names may stand for the same base model; a path may stand for any."""
+    """Whether two names may mean the same base model; a path may be any model."""
     return not _parts(one)[0] or not _parts(other)[0] or are_same(one, other)
 
 
 def are_same(one: str, other: str) -> bool:
-    """Whether two names stand for the same base model, or for models tuned from it.
+    """Whether two names mean the same base model, or models tuned from it.
 
-    Versions (v0.1) are compared where both names have one. A path stands for no known model.
+    Versions (v0.1) are compared if both names have one. A path is not a known model.
     """
     (name, version), (other_name, other_version) = _parts(one), _parts(other)
     versions_agree = version == other_version or not version or not other_version

@@ -1,7 +1,7 @@
 """SAEs by their names in sae-lens, `release/sae_id`, from the registry that sae-lens comes with.
 
-The registry is read as a file, because importing sae-lens takes seconds. Some of what it says of an
-SAE stands in no file of the SAE.
+The registry is read as a file, because importing sae-lens takes seconds. It states facts about SAEs
+that their own files lack.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ def _find_entry(source: str) -> dict[str, Any]:
     rows = {row["id"]: row for row in about["saes"]}
     if name not in rows:
         some = ", ".join(f"{release}/{row}" for row in list(rows)[:3])
-        known = f"name one of its {len(rows)}, such as {some}"
-        raise UserError(f"{source} names no SAE of the release {release}; {known}")
+        raise UserError(
+            f"{source} names no SAE of the release {release}; name one of its {len(rows)}, such as "
+            f"{some}"
+        )
     return {**rows[name], **about}
 
 
 def read_place(path: Path) -> SAE:
-    """The SAE at a path. For one in the hub's cache, what the registry says of it is added.
+    """Read the SAE at a path; if it is in the hub's cache, add what the registry states about it.
 
-    So its name in sae-lens, its hub id and the path that artefacts record give the same SAE.
+    So its name in sae-lens, its hub id and the path that artefacts record all give the same SAE.
     """
     match = _CACHED.fullmatch(path.as_posix())
     if match:
@@ -71,7 +73,7 @@ def read_place(path: Path) -> SAE:
 
 
 def _read_files(entry: dict[str, Any], path: Path) -> SAE:
-    """The SAE of downloaded files, with what an entry says of it."""
+    """Read downloaded files, and add what an entry of the registry states."""
     reader = None
     if entry.get("conversion_func") is None:  # the format of sae-lens
         overrides, scaling = entry.get("config_overrides"), entry.get("norm_scaling_factor")
@@ -80,7 +82,7 @@ def _read_files(entry: dict[str, Any], path: Path) -> SAE:
 
 
 def _with_entry(sae: SAE, entry: dict[str, Any]) -> SAE:
-    """Add the base model and the stated figures, where the SAE's own files do not have them."""
+    """Add the base model and the stated figures that the SAE's own files lack."""
     l0 = entry.get("l0", entry.get("expected_l0"))
     stated = figures(fvu=complement(entry.get("variance_explained")), l0=l0)
     model = sae.record.get("model") or {}
@@ -89,23 +91,24 @@ def _with_entry(sae: SAE, entry: dict[str, Any]) -> SAE:
 
 
 def read(source: str, identity: str) -> SAE:
-    """The SAE of a `release/sae_id`, with an id. Raises UserError where it cannot be read."""
+    """Read a `release/sae_id` and name it `identity`. Raises UserError if it cannot be read."""
     entry = _find_entry(source)
     conversion = entry.get("conversion_func")
     for part, kind in _REFUSED.items():
         if part in (conversion or ""):
-            help = "choose an SAE of whole vectors"
-            raise UserError(f"{source} is {kind}, which cannot be read; {help}")
+            raise UserError(
+                f"{source} is {kind}, which cannot be read; choose an SAE of whole vectors"
+            )
     if any(conversion in form.conversions for form in FORMATS.values()):
         sae = _read_files(entry, download(entry["repo_id"], None, str(entry["path"]))[1])
     else:
         sae = _with_entry(_convert(source), entry)
-    # The files alone would leave out what only the registry says.
+    # The path of the files alone would lose what only the registry states.
     return replace(sae, id=identity, record={**sae.record, "path": source})
 
 
 def _convert(source: str) -> SAE:
-    """Let sae-lens read an SAE whose format is used by one release."""
+    """Let sae-lens read an SAE in a format that only one release has."""
     release, _, name = source.partition("/")
     with hub_errors(source):
         from sae_lens import SAE as Theirs
@@ -116,6 +119,7 @@ def _convert(source: str) -> SAE:
             raise
         except Exception as error:  # its readers check nothing, so damaged files raise anything
             what = f"{type(error).__name__}: {error}".splitlines()[0]
-            help = "clear it from the hub's cache"
-            raise UserError(f"sae-lens cannot read {source} ({what}); {help}") from error
+            raise UserError(
+                f"sae-lens cannot read {source} ({what}); clear it from the hub's cache"
+            ) from error
     return sae_lens.convert(source, theirs.cfg.to_dict(), theirs.state_dict())

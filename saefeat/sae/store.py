@@ -17,21 +17,23 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel, resolve_site
+from saefeat.models.sites import is_gated
 from saefeat.models.weights import is_outdated
 from saefeat.sae import hub, releases
-from saefeat.sae.formats import name_formats
+from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import detect_format, find, sae_name
 from saefeat.sae.formats.values import encoding_dtype
 from saefeat.sae.names import are_same, is_quantised, may_be_same
 from saefeat.sae.writers import WRITERS
+from saefeat.words import in_words
 
-_GATED_MODULES, _GATED_HOOK = ("gate_proj", "gate_up_proj"), "mlp.hook_post"
-_GIVE = f"give a directory in the format of {name_formats()}, or a folder of them"
-_NAME_BYTES = 255  # of a path component, on every common file system
+_GATED_HOOK = "mlp.hook_post"  # of TransformerLens
+_GIVE = f"give a directory in the format of {in_words(FORMATS)}, or a folder of them"
+_NAME_BYTES = 255  # greatest length of a path component on every common file system
 
 
 def save_sae(sae: SAE, directory: Path) -> None:
-    """Write a directory that `load_sae` and `sae_lens.SAE.load_from_disk` open, as a whole."""
+    """Write a directory that `load_sae` and `sae_lens.SAE.load_from_disk` open, atomically."""
     with replacing(directory) as temporary:
         WRITERS["sae-lens"].write(sae, temporary)
 
@@ -43,7 +45,7 @@ def load_sae(source: Path | str, *, dtype: str | None = None) -> SAE:
         source: a directory of any format, a `release/sae_id` of sae-lens, or a hub id.
         dtype: of the products in `encode`, "float32" or "bfloat16"; default as in training.
 
-    Raises UserError for a source of no SAE or several, or one that cannot be read.
+    Raises UserError if the source holds no SAE or several, or cannot be read.
     """
     found = _read(str(source))
     if len(found) != 1:
@@ -102,8 +104,10 @@ def _read(source: str) -> list[SAE]:
         raise UserError(f"a source of SAEs is empty; {_GIVE}")
     path = user_path(source)
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts):
-        long = f"a path component exceeds {_NAME_BYTES} bytes"
-        raise UserError(f"{source[:40]}... does not exist: {long}; {_GIVE}")
+        raise UserError(
+            f"{source[:40]}... does not exist: a path component exceeds {_NAME_BYTES} bytes; "
+            f"{_GIVE}"
+        )
     if path.is_dir() or detect_format(path):
         root, load = path, releases.read_place
     else:
@@ -120,7 +124,7 @@ def _read(source: str) -> list[SAE]:
 
 
 def _check_not_local(path: Path, source: str) -> None:
-    """Raise UserError for a source that is meant as a path and holds no SAE."""
+    """Raise UserError for a source that looks like a path; no SAE was found at it."""
     broken = [p for p in (path, *path.parents) if p.is_symlink() and not p.exists()]
     if broken:
         raise UserError(f"{source} cannot be read: the link {broken[0]} is broken; {_GIVE}")
@@ -130,7 +134,7 @@ def _check_not_local(path: Path, source: str) -> None:
 
 
 def _read_snapshot(repo: str, snapshot: Path, path: Path) -> SAE:
-    """An SAE of a hub repository. Its id holds the repository's name: folders are named alike."""
+    """Read an SAE of a hub repository. Its id includes the name of the repository."""
     sae = releases.read_place(path)
     place = path.relative_to(snapshot).as_posix()
     name = _safe_name("/".join([repo.partition("/")[2], place]))
@@ -143,11 +147,10 @@ def _safe_name(source: str) -> str:
 
 
 def _check_width(sae: SAE, lm: LanguageModel) -> None:
-    """Raise UserError for an SAE that reads vectors which its site does not have."""
+    """Raise UserError if the site has another width, or is not what the SAE's hook reads."""
     site = resolve_site(lm.model, sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
-    gated = any(hasattr(holder, name) for name in _GATED_MODULES)
-    if gated and str(sae.record.get("module")).endswith(_GATED_HOOK):
+    if is_gated(holder) and str(sae.record.get("module")).endswith(_GATED_HOOK):
         raise UserError(
             f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
             f"which is the output of no module of {lm.name}; choose an SAE at another site"
@@ -160,13 +163,13 @@ def _check_width(sae: SAE, lm: LanguageModel) -> None:
 
 
 def _check_model(sae: SAE, lm: LanguageModel) -> None:
-    """Raise UserError when an SAE was trained on another model, as far as that is known.
+    """Raise UserError if an SAE is known to be trained on another model.
 
-    Fingerprints are compared where both are known, else names. Quantised weights differ from those
-    that the SAE was trained on in any case; the fit check shows whether the SAE still fits.
+    Fingerprints are compared if both are known, else names. A quantised copy of the right model is
+    allowed, although its fingerprint differs: the fit check shows whether the SAE still fits.
     """
     model = sae.record.get("model") or {}
-    name, here = str(model.get("name") or ""), _hub_name(lm)
+    name, here = str(model.get("name") or ""), _name_on_hub(lm)
     fingerprint = None if is_outdated(model.get("fingerprint")) else model.get("fingerprint")
     if fingerprint == lm.fingerprint or (not fingerprint and may_be_same(name, here)):
         return
@@ -184,8 +187,8 @@ def _check_model(sae: SAE, lm: LanguageModel) -> None:
     )
 
 
-def _hub_name(lm: LanguageModel) -> str:
-    """The model's name on the hub; "" where it is not known. A directory may say it."""
+def _name_on_hub(lm: LanguageModel) -> str:
+    """The model's name on the hub; "" if unknown. The configuration in a directory may have it."""
     name = lm.name
     if os.path.exists(name):
         name = str(getattr(lm.model.config, "_name_or_path", ""))

@@ -1,7 +1,7 @@
 """Train SAEs for several sites from one stream of forward passes, in bounded memory and resumable.
 
-Checkpoints fall on the ends of chunks (`saefeat.sae.chunks`), so that a training that was killed
-and resumed gives the same bytes as one that was not.
+Checkpoints are written at the ends of chunks (`saefeat.sae.chunks`), so that a training that was
+killed and resumed gives the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saefeat.sae.trainer import Trainer, below
 from saefeat.tokens import OUTLIER_FACTOR
 
 HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
-_FIGURE_STEPS = 50  # steps between the figures on the progress bar: reading them waits for a GPU
+_FIGURE_STEPS = 50  # between updates of the figures on the progress bar, which wait for the GPU
 
 
 def sae_id(site: str) -> str:
@@ -42,7 +42,7 @@ def sae_id(site: str) -> str:
 
 @dataclass(frozen=True)
 class _Training:
-    """What is trained, on what, and its state."""
+    """The SAEs in training, and what they are trained on."""
 
     lm: LanguageModel
     plan: Plan
@@ -52,7 +52,7 @@ class _Training:
     trainers: dict[str, Trainer]  # by site
 
     def tokens(self, chunks: list[Chunk]) -> int:
-        """Tokens read and tokens used in steps: what the progress bar counts."""
+        """What the progress bar counts: tokens that are read, and tokens that steps use."""
         return sum(chunk.tokens + chunk.steps * self.config.batch_size for chunk in chunks)
 
 
@@ -74,7 +74,7 @@ def train_saes(
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
-        corpus that the plan leaves out; empty where there is too little), `training_average` (FVU
+        corpus that the plan leaves out; empty if there is too little), `training_average` (FVU
         and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
@@ -109,7 +109,7 @@ def train_saes(
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
-    """What an SAE's files say of its training."""
+    """What the SAE's files record about its training."""
     corpus, training = plan.corpus, asdict(config)
     if config.architecture == "topk":  # not recorded before there were others
         del training["architecture"]
@@ -127,7 +127,7 @@ def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> d
 
 
 def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
-    """Whether all SAEs are there. Raises UserError when one is of another training."""
+    """Whether all SAEs are written. Raises UserError if one is of another training."""
     present = [name for name in records if (out / sae_id(name)).exists()]
     for name in present:
         made = load_sae(out / sae_id(name)).record
@@ -161,7 +161,7 @@ def _save_checkpoint(training: _Training, checkpoint: Checkpoint, chunks: int) -
 
 
 def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
-    """Read a chunk, then train on it. Raises RunFailed when an error is not finite afterwards."""
+    """Read a chunk and train on it. Raises RunFailed if the error of an SAE is not finite then."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
     buffers = fill(training.lm, training.plan, training.sites, chunk, bar.update)
     with torch.inference_mode():
@@ -178,8 +178,9 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
             bar.update(config.batch_size)
     for name, trainer in trainers.items():
         if not torch.isfinite(trainer.fvu):
-            why = "its error is not finite"
-            raise RunFailed(f"training diverged at {name}: {why}; lower the learning rate")
+            raise RunFailed(
+                f"training diverged at {name}: its error is not finite; lower the learning rate"
+            )
 
 
 def _describe(trainers: dict[str, Trainer]) -> str:
@@ -209,10 +210,10 @@ def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) ->
 
 
 def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
-    """About HELD_OUT_TOKENS tokens of the corpus that a plan leaves out; None for too few.
+    """Plan about HELD_OUT_TOKENS tokens that `plan` leaves out; None if there are too few.
 
-    They are of the test split where the plan is of the train split. No example shares its id with
-    an example of the plan (a translation).
+    They come from the test split if the plan is of the train split. Examples that share an id with
+    one of the plan (translations) are left out.
     """
     corpus, policy = plan.corpus, plan.policy
     split = "test" if policy["split"] == "train" else "all"

@@ -12,18 +12,18 @@ from saefeat.dictionaries import SAE
 from saefeat.io import RunFailed
 from saefeat.models import native_bf16
 from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
-from saefeat.tokens import inliers, norms, outlier_limit
+from saefeat.tokens import inliers, without_outliers
 
 # Norm of all gradients together, above which they are scaled down. It keeps the large gradients of
 # the first steps out of the running averages of Adam.
 MAX_GRADIENT = 1.0
-_ROWS = 8192  # vectors looked at together: float32 copies of a chunk may not fit in memory
+_ROWS = 8192  # vectors converted at once: a float64 copy of a chunk may not fit in memory
 
 
 class Trainer:
-    """One SAE in training, in coordinates where the input has mean 0 and variance 1.
+    """One SAE in training, on inputs that are scaled to mean 0 and variance 1.
 
-    The architecture is known to the objective alone (`saefeat.sae.objectives`).
+    Only the objective knows the architecture (`saefeat.sae.objectives`).
 
     Args:
         d_in: width of the site.
@@ -56,14 +56,11 @@ class Trainer:
         self.l0 = torch.zeros((), device=device)
 
     def fit_scaler(self, x: Tensor) -> None:
-        """Take mean, scale and the limit of the norm from the training sample x [n, d_in].
+        """Set mean, scale and the limit of the norm by a sample x [n, d_in], without its outliers.
 
-        Tokens of outlier norm are left out of mean and scale. Raises RunFailed when the vectors are
-        constant or not finite.
+        Raises RunFailed if the vectors are constant or not finite.
         """
-        lengths = norms(x)
-        limit = outlier_limit(lengths)
-        kept = x[lengths <= limit]
+        kept, limit = without_outliers(x)
         mean = torch.stack([part.double().sum(0) for part in kept.split(_ROWS)]).sum(0) / len(kept)
         squares = [(part.double() - mean).square().sum() for part in kept.split(_ROWS)]
         scale = (torch.stack(squares).sum() / kept.numel()).sqrt()
@@ -104,7 +101,7 @@ class Trainer:
         self.l0 = torch.lerp(self.l0, found.l0, weight)
 
     def _rate(self) -> float:
-        """Factor of the learning rate: linear warm-up, then constant, then linear decay."""
+        """Factor of the learning rate: linear warm-up, constant, linear decay."""
         done = self.completed / self.total_steps
         up = min(1.0, (self.completed + 1) / max(1.0, self.config.warmup * self.total_steps))
         down = min(1.0, (1 - done) / self.config.decay) if self.config.decay else 1.0
@@ -125,7 +122,7 @@ class Trainer:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], completed: int) -> None:
-        """Go on from a `state` after so many steps."""
+        """Continue from a `state` that was taken after `completed` steps."""
         self.completed = completed
         tensors = {name: value.to(self.device) for name, value in tensors.items()}
         for name, parameter in self.parameters.items():
@@ -135,7 +132,7 @@ class Trainer:
         self.idle, self.fvu, self.l0 = (tensors[name] for name in ("idle", "fvu", "l0"))
 
     def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
-        """The SAE so far, in the model's raw units."""
+        """The SAE as trained so far, in the model's raw units."""
         return SAE(
             identity,
             site,

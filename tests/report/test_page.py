@@ -370,7 +370,7 @@ def test_hundreds_of_labels_with_text_that_cannot_be_packed_stay_under_8_mb(run:
     header = parts.selections["sae-lape"].header
     selection = Selection(table, {**header, "labels": labels, "dictionaries": {"d": {}}})
     p = [rng.random() for _ in labels]
-    spread = Spread(tuple(labels), {}, units={("d", at): (1.2, p) for at in range(2400)})
+    spread = Spread(tuple(labels), None, units={("d", at): (1.2, p) for at in range(2400)})
     both = [[rng.randrange(100) for _ in labels] for _ in labels]
     view["methods"] = method_views({"m": selection}, rows, spread)
     view["overlap"] |= {"labels": labels, "both": both}

@@ -1,7 +1,4 @@
-"""The formats of SAEs on disk, one module each.
-
-This module is light: the command line makes its help texts of `FORMATS`.
-"""
+"""The formats of SAEs on disk, one module each. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -18,19 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """How the SAEs of one library lie on disk.
+    """How one library stores SAEs.
 
     Attributes:
-        detect: whether an SAE lies at a path: a directory, or a file whose name matches
-            `shared_files`. It does not raise for damaged files.
-        read: the SAE at such a path, its id by names of files and folders. Raises UserError for
-            files that are damaged or cannot be read.
-        files: patterns of the names of its files, which the hub is asked for.
-        shared_files: pattern of the names of SAEs that are files, several in one directory; ""
-            where every SAE has a directory.
-        parent_file: name of a file in a directory above that says more about the SAE, or "".
-        listed: folders of the SAEs that a directory should hold, according to a file in it.
-        conversions: names in the registry of sae-lens of the conversions that `read` replaces
+        detect: whether a path is an SAE: a directory, or a file that matches `shared_files`. Does
+            not raise for damaged files.
+        read: reads the SAE at such a path; names of files and folders make its id. Raises
+            UserError for files that are damaged or cannot be read.
+        files: patterns of file names, for downloads.
+        shared_files: pattern of SAEs that are single files of a common directory, or "".
+        parent_file: name of a file with further facts in a directory above, or "".
+        listed: the folders of SAEs that a directory should hold, according to a file in it.
+        conversions: `conversion_func` of the SAEs in the registry of sae-lens that `read` reads
             (None: the format of sae-lens itself).
     """
 
@@ -43,7 +39,7 @@ class Format:
     conversions: tuple[str | None, ...] = ()
 
 
-# In the order of detection: a directory is read in the first format that detects it.
+# In the order of detection: the first format that detects a directory reads it.
 FORMATS: Registry[Format] = Registry(
     "SAE format",
     {
@@ -54,9 +50,3 @@ FORMATS: Registry[Format] = Registry(
         "Qwen-Scope": "saefeat.sae.formats.qwen_scope:FORMAT",
     },
 )
-
-
-def name_formats() -> str:
-    """The names of all formats, as a part of a sentence."""
-    *names, last = FORMATS
-    return f"{', '.join(names)} or {last}"

@@ -1,4 +1,4 @@
-"""What files of sae-lens say of SAEs that were trained with BatchTopK and saved as JumpReLU."""
+"""Checks of SAEs that sae-lens trained with BatchTopK and saved as JumpReLU."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from saefeat.dictionaries import SAE
 from saefeat.io import kept_json
 
 SCALED = "expected_average_only_in"  # in training, vectors were multiplied by one factor
-# Configuration of the training: beside the SAE, or above it where several were trained.
+# Configuration of the training: beside the SAE, or one level above if several were trained.
 RUN = "runner_cfg.json"
-_REPAIRED = (6, 54, 9)  # version of sae-lens from which thresholds are saved right
+_REPAIRED = (6, 54, 9)  # first version of sae-lens that saves correct thresholds
 _ROWS = 64  # rows of a decoder that show whether all have norm 1
 
 
 def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
-    """Why the thresholds of an SAE are wrong or may be wrong; None where nothing suggests it.
+    """Why the thresholds of an SAE are or may be wrong; None if nothing suggests it.
 
-    Before 6.54.9 sae-lens saved wrong thresholds of BatchTopK SAEs that were trained on scaled
-    vectors and that compare activations in units of the norms of their decoder rows. Folding the
-    scale into the rows made them longer, and the threshold stayed as it was (issue 763 of
-    sae-lens). cfg: the flat configuration.
+    Before 6.54.9, sae-lens saved wrong thresholds for BatchTopK SAEs that were trained on scaled
+    vectors and compare activations times the norms of the decoder rows: the scale was folded into
+    the rows, but not into the threshold (issue 763 of sae-lens). `cfg` is the flat configuration.
     """
     version = tuple(map(int, re.findall(r"\d+", str(cfg.get("sae_lens_version")))[:3]))
     if sae.threshold is None or not (6,) <= version < _REPAIRED:
@@ -44,30 +43,26 @@ def doubt(cfg: Mapping[str, Any], sae: SAE, directory: Path) -> str | None:
 
 
 def stated_l0(cfg: Mapping[str, Any]) -> Any:
-    """The L0 at the end of the training if it is known, else the one that BatchTopK aimed at."""
-    aim = (
-        cfg["training_architecture_details"].get("k")
-        if "batchtopk" in str(cfg.get("training_architecture"))
-        else None
-    )
-    return cfg.get("l0", aim)
+    """The L0 at the end of the training if it is known, else the target of BatchTopK."""
+    batchtopk = "batchtopk" in str(cfg.get("training_architecture"))
+    return cfg.get("l0", cfg["training_architecture_details"].get("k") if batchtopk else None)
 
 
 def _compares_by_norm(cfg: Mapping[str, Any], threshold: Tensor, decoder: Tensor) -> bool:
-    """Whether an SAE is of BatchTopK and was rescaled by the norms of its decoder rows."""
+    """Whether an SAE was trained with BatchTopK and rescaled by the norms of its decoder rows."""
     trained = cfg.get("training_architecture")
     if trained is not None:
         details = cfg["training_architecture_details"]
         rescales = details.get("rescale_acts_by_decoder_norm") is not False
         return "batchtopk" in str(trained) and rescales
-    # Early versions do not say it, but the weights show it.
+    # Early versions do not record it; the weights show it.
     norms = decoder[:_ROWS].float().norm(dim=1)
     unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-3)
     return bool((threshold == threshold[0]).all()) and unit
 
 
 def _is_trained_scaled(directory: Path) -> bool | None:
-    """Whether an SAE was trained on scaled vectors; None where no configuration says so."""
+    """Whether an SAE was trained on scaled vectors; None if no configuration says."""
     for folder in (directory, directory.parent):
         run = kept_json(folder / RUN)
         several = run.get("saes")

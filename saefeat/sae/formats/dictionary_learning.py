@@ -96,23 +96,24 @@ def read(directory: Path) -> SAE:
 
 
 def _saved_k(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, int]:
-    """The entry k of the state dict, if it has one: what was trained with."""
+    """The k of the state dict, with which the SAE was trained, if there is one."""
     k = tensors.get("k")
     if k is None or k.numel() != 1:
         return {}
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
-        wrong = f"its k is {k.item()}, which is not a whole number"
-        raise UserError(f"{weights}: {wrong}; fetch or save it again")
+        raise UserError(
+            f"{weights}: its k is {k.item()}, which is not a whole number; fetch or save it again"
+        )
     return {"k": int(k)}
 
 
 def _site(trainer: dict[str, Any], folder: Path, where: Path) -> str:
-    """The site by the submodule's name or a folder's; `layer` alone does not say which it is."""
+    """The site, from the name of the submodule or a folder; `layer` alone is not enough."""
     named = trainer.get("submodule_name")
     for name in [named] if named else [folder.name, folder.parent.name]:
         match = re.fullmatch(r"(resid_post|mlp_out|mlp)_layer_?(\d+)", str(name))
         if match:
-            # Its mlp_out is the output of the module, before the norm that some models put after.
+            # Its mlp_out is the module's output, before the norm that follows it in some models.
             resid = match[1] == "resid_post"
             return f"resid_post@{match[2]}" if resid else f"layers.{match[2]}.mlp"
     if named and re.fullmatch(r"\w+(\.\w+)+", str(named)):

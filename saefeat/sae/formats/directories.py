@@ -1,4 +1,4 @@
-"""SAEs in directories of any format: where they are, and the SAE of one place."""
+"""Find the SAEs below a directory, and read the SAE at one path, in any format."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, absolute_path, natural
+from saefeat.io import UserError, absolute_path
 from saefeat.models import KINDS
-from saefeat.sae.formats import FORMATS, Format, name_formats
+from saefeat.sae.formats import FORMATS, Format
+from saefeat.words import in_words, natural
 
-# Folders below a source that are searched. Gemma Scope has layer/width/sparsity, sparsify has
-# hookpoint/seed.
+# Greatest depth that is searched. Gemma Scope has layer/width/sparsity, sparsify hookpoint/seed.
 _DEPTH = 4
 _SITE = re.compile(rf"(?:{'|'.join(KINDS)})@\d+|\w+(?:\.\w+)+")
 
 
 def detect_format(path: Path) -> Format | None:
-    """The format of the SAE at a path, a directory or a file; None where there is no SAE."""
+    """The format of the SAE at a path, a directory or a file; None if there is no SAE."""
     return next((form for form in FORMATS.values() if form.detect(path)), None)
 
 
 def find(root: Path) -> list[Path]:
-    """Places of the SAEs at or below a path: directories, and files that are an SAE.
+    """Find the SAEs at or below a path: directories, and files that are an SAE.
 
     Numbers in names are sorted by value. Hidden directories and those inside an SAE are not
-    searched. Links are followed when they lead out of `root`; otherwise the target itself is found.
+    searched. A link is followed if it leads out of `root`; else its target is found anyway.
 
-    Raises UserError for broken links and unreadable directories, which may stand for SAEs.
+    Raises UserError for broken links and unreadable directories, because they may be SAEs.
     """
     if root.is_file():
         return [root] if detect_format(root) else []
@@ -77,14 +77,16 @@ def _check_links(folder: Path, names: list[str]) -> None:
 
 
 def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
-    """The SAE at a path, with the path in its record; reader: in place of that of its format.
+    """Read the SAE at a path and record the path. `reader` replaces the reader of its format.
 
-    Raises UserError where there is no SAE, or one that cannot be read.
+    Raises UserError if there is no SAE, or if it cannot be read.
     """
-    path = Path(absolute_path(str(path)))  # links keep their names, which may tell ids and sites
+    path = Path(absolute_path(str(path)))  # links keep their names, which may contain the site
     form = detect_format(path)
     if form is None:
-        raise UserError(f"{path} holds no SAE; give a directory in the format of {name_formats()}")
+        raise UserError(
+            f"{path} holds no SAE; give a directory in the format of {in_words(FORMATS)}"
+        )
     try:
         sae = (reader or form.read)(path)
     except UserError as error:  # values of a configuration may hold line breaks
@@ -93,9 +95,9 @@ def read(path: Path, reader: Callable[[Path], SAE] | None = None) -> SAE:
 
 
 def sae_name(name: str, site: str) -> str:
-    """The id of an SAE by its name. Files are named by it, so it never begins with a dot.
+    """The id of an SAE of this name. It names files, so it never begins with a dot.
 
-    The name of a site is the id of its identity dictionary, so it gets a prefix.
+    A name that is a site gets a prefix, because the site is the id of its identity dictionary.
     """
     name = name.lstrip(".") or "sae"
     return f"sae-{name}" if name == site or _SITE.fullmatch(name) else name

@@ -17,7 +17,7 @@ from saefeat.sae.formats.values import base_record, check_known, figures
 
 FIRST, SECOND, CFG = "params.npz", "params.safetensors", "config.json"
 _BIASES = {"b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
-# In both scopes the output of the feed-forward part is read after the post-norm, as at mlp_out.
+# Both read the output of the feed-forward part after the post-norm, as at mlp_out.
 _PLACES = {"res": "resid_post", "mlp": "mlp_out"}
 _MODULES = {"output": "resid_post", "post_feedforward_layernorm.output": "mlp_out"}
 _NO_SITE = (
@@ -51,9 +51,9 @@ def read(directory: Path) -> SAE:
 
 
 def _identify_first(folder: Path) -> tuple[str, str, str]:
-    """Id, site and model of an SAE of the first scope.
+    """Id, site and model of an SAE of Gemma Scope 1.
 
-    Only the path says them: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
+    Only the path has them: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
     """
     repo = re.search(r"gemma-scope-(\d+b)-(pt|it)-(\w+)", str(folder))
     layer = re.search(r"(?<=/)layer_(\d+)(/.*)?$", folder.as_posix())
@@ -70,7 +70,7 @@ def _identify_first(folder: Path) -> tuple[str, str, str]:
 
 
 def _identify_second(folder: Path) -> tuple[str, str, str | None]:
-    """Id, site and model of an SAE of the second scope: from `config.json`, else from the path."""
+    """Id, site and model of an SAE of Gemma Scope 2, from `config.json`, else from the path."""
     cfg = kept_json(folder / CFG)
     kind = cfg.get("architecture", "jump_relu")
     check_known("architecture", kind, ["jump_relu"], folder / CFG)
@@ -86,7 +86,7 @@ def _identify_second(folder: Path) -> tuple[str, str, str | None]:
 
 
 def _find_place(cfg: dict[str, Any], folder: Path) -> tuple[str | None, str]:
-    """Kind of site, or None, and layer: by the hook in the configuration, else by the folders."""
+    """Kind of site, or None, and layer, from the hook in the configuration, else the folders."""
     if (hook := cfg.get("hf_hook_point_in")) is not None:
         match = re.fullmatch(r"(?:\w+\.)*layers\.(\d+)\.(.+)", str(hook))
         return (_MODULES.get(match[2]), match[1]) if match else (None, "")

@@ -1,6 +1,6 @@
 """Qwen-Scope: TopK SAEs of the residual stream, one file `layerN.sae.pt` per layer.
 
-`config.json` beside them, or else the name of the repository, says which model and which k.
+`config.json` beside them has the model and k; without it, the repository's name has them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def read(path: Path) -> SAE:
 
 
 def _identify(path: Path) -> tuple[str, object, object]:
-    """Name, base model and k of the SAEs in a folder, by its configuration or repository."""
+    """Name, base model and k of an SAE, from the configuration or the repository's name."""
     where = path.parent / CFG
     cfg = kept_json(where)
     repo = re.search(r"SAE-Res-([^/]+)-W\d+K-L0_(\d+)", path.parent.as_posix())

@@ -1,4 +1,4 @@
-"""SAEs of sae-lens (`cfg.json`, `sae_weights.safetensors`), our own among them.
+"""SAEs of sae-lens (`cfg.json`, `sae_weights.safetensors`), which is saefeat's own format too.
 
 They are read without sae-lens, which takes seconds to import.
 """
@@ -35,13 +35,14 @@ def detect(directory: Path) -> bool:
 def read(
     directory: Path, overrides: Mapping[str, Any] | None = None, scaling: float | None = None
 ) -> SAE:
-    """Read an SAE. Its weights have to have the fingerprint in our own entry, if there is one.
+    """Read an SAE.
 
-    The fingerprint covers all tensors of the file and nothing else: a configuration may be edited.
+    If saefeat wrote it, the weights must have the recorded fingerprint. It covers the tensors
+    only, so that the configuration may be edited.
 
     Args:
-        overrides: values of the configuration, from a registry.
-        scaling: factor of the vectors that it was trained on, where a registry knows it.
+        overrides: values of a registry that replace those of the configuration.
+        scaling: factor by which vectors were scaled in training, if a registry knows it.
     """
     where, weights = directory / CFG, directory / WEIGHTS
     # Checked before gigabytes are read.
@@ -52,8 +53,10 @@ def read(
     tensors = read_weights(weights)
     sae = _build(directory.name, cfg, tensors, (where, weights), scaling)
     if ours.get("fingerprint") not in (None, tensors_fingerprint(tensors)):
-        what = f"is not what was saved with {CFG} (its fingerprint differs)"
-        raise UserError(f"{weights} {what}; fetch or save it again")
+        raise UserError(
+            f"{weights} is not what was saved with {CFG} (its fingerprint differs); fetch or save "
+            "it again"
+        )
     doubt = sae.record.get("doubt") if ours else batchtopk.doubt(cfg, sae, directory)
     if not doubt:
         return sae
@@ -73,7 +76,7 @@ def _build(
     places: tuple[Path | str, Path | str],
     scaling: float | None,
 ) -> SAE:
-    """The SAE of a flat configuration; places: of configuration and weights, for messages."""
+    """The SAE of a flat configuration. `places` name configuration and weights in messages."""
     where, weights = places
     activation, layout = LAYOUTS[cfg["architecture"]]
     if (tensors.get("scaling_factor", torch.ones(1)) != 1).any():
@@ -85,7 +88,7 @@ def _build(
     if normalize == SCALED:
         found, normalize = _without_scaling(found, scaling, where), "none"
     if cfg["rescale_acts_by_decoder_norm"]:
-        # Selecting and scaling by the norms of the decoder rows equals unit-norm rows.
+        # Multiplying activations by the norms of the decoder rows equals rows of norm 1.
         found = with_unit_decoder(found)
     if cfg["model_from_pretrained_kwargs"].get("center_writing_weights"):
         if normalize == "constant_norm_rescale":
@@ -112,7 +115,7 @@ def _build(
 def _without_scaling(
     found: Mapping[str, Tensor], scaling: Any, where: Path | str
 ) -> dict[str, Tensor]:
-    """Fold in the factor that the vectors were scaled by in training."""
+    """Fold in the factor by which vectors were scaled in training."""
     if not isinstance(scaling, int | float) or not 0 < scaling < float("inf"):
         raise UserError(
             f"{where}: normalize_activations is {SCALED}, but no {_SCALER} beside it holds the "
@@ -129,11 +132,12 @@ def _without_scaling(
 
 
 def _reading_uncentred(found: Mapping[str, Tensor], centred: bool) -> dict[str, Tensor]:
-    """Let an SAE of a model that writes vectors of mean 0 read the vectors of the model itself.
+    """Fold the centring of vectors into the encoder.
 
-    TransformerLens makes such models (`center_writing_weights`). Subtracting the mean of a vector
-    is linear and goes into the encoder. It takes the mean of b_dec too, which the biases undo.
-    Reconstructions stay those of the vectors of mean 0.
+    With `center_writing_weights`, TransformerLens changes a model so that it writes vectors of mean
+    0. The SAE that is returned reads the vectors of the unchanged model. Subtracting the mean is
+    linear, so the encoder can do it; it would also subtract the mean of b_dec, so the biases add
+    that back. Reconstructions still have mean 0.
     """
     mean = found["W_enc"].mean(0, dtype=torch.float32)
     out = {**found, "W_enc": to_float32(found["W_enc"], lambda rows: rows - mean)}

@@ -1,4 +1,4 @@
-"""Configurations of sae-lens of any version, checked; and the entry that saefeat adds to them."""
+"""Check configurations of sae-lens of any version, and the entry that saefeat adds to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Training(TypedDict, total=False):
 
 @with_config(_KEPT)
 class _Entry(TypedDict, total=False):
-    """Our own entry. Other keys are part of the SAE's record and are kept as they are."""
+    """Our own entry. Its other keys are part of the SAE's record and are not checked."""
 
     site: str | None
     module: str | None
@@ -66,7 +66,7 @@ class _Entry(TypedDict, total=False):
 
 
 def own_entry(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """The entry that saefeat wrote, or {}, without figures that are not numbers.
+    """The entry that saefeat wrote, without figures that are not numbers; {} if there is none.
 
     Raises UserError for an entry that saefeat would not write.
     """
@@ -81,7 +81,7 @@ def own_entry(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
 
 
 def flatten(cfg: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """A configuration of any version with today's keys, its metadata beside the other keys.
+    """Convert a configuration of any version to today's keys, with its metadata among them.
 
     Raises UserError for values that sae-lens does not write, or that cannot be read.
     """
@@ -117,16 +117,20 @@ def _check_architecture(flat: Mapping[str, Any], where: Path | str) -> None:
 
 
 def _transforms(flat: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """How input and activations are transformed, with defaults filled in."""
+    """The keys on transforms of input and activations, with defaults filled in."""
     if flat.get("reshape_activations") not in (None, "none"):
-        what = f"an SAE with reshape_activations = {flat['reshape_activations']}"
-        raise UserError(f"{where}: {what} cannot be read; only SAEs of whole vectors can")
+        raise UserError(
+            f"{where}: an SAE with reshape_activations = {flat['reshape_activations']} cannot be "
+            "read; only SAEs of whole vectors can"
+        )
     given = flat.get("normalize_activations")
-    if given is None or isinstance(given, bool):  # early versions said yes or no
+    if given is None or isinstance(given, bool):  # in early versions true or false
         given = SCALED if given else "none"
     if given not in (*NORMALIZATIONS, SCALED):
-        what = f"an SAE with normalize_activations = {given}"
-        raise UserError(f"{where}: {what} cannot be read; fold it into the weights")
+        raise UserError(
+            f"{where}: an SAE with normalize_activations = {given} cannot be read; fold it into "
+            "the weights"
+        )
     found: dict[str, Any] = {"normalize_activations": given}
     for key, default in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
         value = default if flat.get(key) is None else flat[key]

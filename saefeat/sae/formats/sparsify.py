@@ -1,6 +1,6 @@
 """SAEs of EleutherAI's sparsify: `HOOKPOINT/{cfg.json, sae.safetensors}`.
 
-The hookpoint is a module path. `config.json` beside the hookpoints is of the whole training.
+The hookpoint is a module path. `config.json` beside the hookpoints describes the training.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def read(directory: Path) -> SAE:
     cfg = read_object(where)
     for key, reason in _REFUSED.items():
         if cfg.get(key):
-            refused = f"a sparse coder with {key} cannot be read, because it {reason}"
-            raise UserError(f"{where}: {refused}; choose another")
+            raise UserError(
+                f"{where}: a sparse coder with {key} cannot be read, because it {reason}; choose "
+                "another"
+            )
     activation = cfg.get("activation") or "topk"
     check_known("activation", activation, ("topk", "groupmax"), where)
     d_in = positive(cfg, "d_in", where)

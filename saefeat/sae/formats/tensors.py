@@ -1,8 +1,8 @@
-"""Weight files of SAEs: read without running what is in them, checked, and named as `SAE` does.
+"""Read and check the weights of SAEs. No code in a file is run.
 
-Weights may be larger than memory. They are mapped into memory where the file allows it and are
-never copied as a whole: what has to change is changed part by part and, where it is large, written
-into an unnamed file that is mapped in its place.
+Weights may be larger than memory. They are mapped into memory if the file allows it, and never
+copied as a whole. A tensor that has to be changed is changed in blocks of rows; a large one is
+written to an unnamed file, which is mapped in its place.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises UserError for a damaged file, and for one that holds anything but plain tensors.
     """
     if path.is_dir():
-        what = "is a directory and should be the file of the weights"
-        raise UserError(f"{path} {what}; fetch or save it again")
-    readers: dict[str, Callable[[Path], Any]]
-    readers = {".safetensors": load_file, ".npz": _read_npz, ".pt": _read_pickle}
+        raise UserError(
+            f"{path} is a directory and should be the file of the weights; fetch or save it again"
+        )
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": load_file,
+        ".npz": _read_npz,
+        ".pt": _read_pickle,
+    }
     try:
         found = readers[path.suffix](path)
     except pickle.UnpicklingError as error:
-        why = "a damaged pickle, or one of more than tensors"
-        raise UserError(f"{path} cannot be read ({why}); save its state_dict") from error
+        raise UserError(
+            f"{path} cannot be read (a damaged pickle, or one of more than tensors); save its "
+            "state_dict"
+        ) from error
     except Exception as error:  # a damaged pickle or archive raises anything
         text = str(error).strip() or type(error).__name__
         first = re.split(r"\.?\s*\n|\.\s", text)[0].rstrip(".")
@@ -51,8 +57,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read (it holds more than tensors); save its state_dict")
     for name, value in found.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            odd = f"{name} is sparse, quantised or without data"
-            raise UserError(f"{path}: {odd}; save it as a plain tensor")
+            raise UserError(
+                f"{path}: {name} is sparse, quantised or without data; save it as a plain tensor"
+            )
     return {name: value.detach() for name, value in found.items()}
 
 
@@ -61,7 +68,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    """The numeric arrays of an archive. It may hold other things beside them."""
+    """The numeric arrays of an archive; other members are ignored."""
     with zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():
             raise ValueError(f"{broken} is damaged")
@@ -78,11 +85,11 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray | None:
-    """A numeric array of an archive; None for a member that is none.
+    """A numeric array of an archive; None for any other member.
 
-    numpy itself always copies arrays of an archive into memory. An array that is stored without
-    compression lies in the file as it is, so it is mapped from there: after the header of the ZIP
-    member (30 bytes, the member's name and an extra field) and the header of the array.
+    numpy always copies the arrays of an archive into memory. But an array that is stored without
+    compression can be mapped from the file: its bytes follow the header of the ZIP member (30
+    bytes, the member's name and an extra field) and the header of the array.
     """
     form = np.lib.format
     with path.open("rb") as file, archive.open(entry) as member:
@@ -106,10 +113,10 @@ def _read_array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
 
 
 def to_float32(tensor: Tensor, change: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
-    """A tensor in float32, its rows changed by a function of some of them.
+    """Convert a tensor to float32 and apply `change` to its rows, block by block.
 
-    A large one is mapped from an unnamed file, which disappears with the tensor: the system can
-    drop mapped memory. It is made in memory where there is no room for the file.
+    A large result is mapped from an unnamed file, which disappears with the tensor, because the
+    system can drop mapped memory. It is held in memory if there is no room for the file.
     """
     if tensor.numel() * 4 >= _LARGE:
         with suppress(OSError):
@@ -130,12 +137,12 @@ def sae_tensors(
 ) -> dict[str, Any]:
     """The tensors of an `SAE`, as its arguments.
 
-    They are float32; matrices in half precision stay as they are. A single number in the file is
-    taken for all units.
+    They are float32; matrices in half precision keep their dtype. A single number in the file
+    holds for all units.
 
     Args:
-        layout: name of `SAE` -> name in the file, with `.T` where the file has the transpose.
-        where: place of the tensors, for messages.
+        layout: name in `SAE` -> name in the file, with `.T` if the file has the transpose.
+        where: the file, for messages.
         size: d_in and d_sae; those of W_enc by default.
 
     Raises UserError for a tensor that is missing, has another shape, is empty, is not of a
@@ -156,7 +163,7 @@ def sae_tensors(
 
 
 def _size(tensors: Mapping[str, Tensor], encoder: str) -> tuple[int, int]:
-    """d_in and d_sae of an encoder; zeros where there is none."""
+    """d_in and d_sae of an encoder; zeros if there is none."""
     tensor = tensors.get(encoder.removesuffix(".T"))
     if tensor is None or tensor.dim() != 2:
         return 0, 0
@@ -165,7 +172,7 @@ def _size(tensors: Mapping[str, Tensor], encoder: str) -> tuple[int, int]:
 
 
 def _checked(tensor: Tensor | None, shape: tuple[int, ...], what: str) -> Tensor:
-    """A tensor of this shape. Raises UserError where it cannot be one of an SAE."""
+    """The tensor, checked. Raises UserError if it has another shape or unusable values."""
     if tensor is not None and tensor.dim() == 0 and len(shape) == 1:
         tensor = tensor.expand(shape)
     wrong = ""

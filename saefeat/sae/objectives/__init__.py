@@ -1,8 +1,6 @@
 """Objectives: the SAE architectures that can be trained, one module each.
 
-An objective knows the parameters of its architecture, their initial values, the loss and gradients
-of one step, and how trained parameters become an SAE for inference. The trainer knows the rest:
-normalisation of the input, the optimiser, dead units and checkpoints.
+The trainer does what all architectures share: normalisation, optimiser, dead units, checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ Parameters = dict[str, Tensor]
 
 @dataclass
 class Step:
-    """What one step finds on a batch x [n, d]."""
+    """Results of one step on a batch x [n, d]."""
 
     loss: Tensor  # squared error of a reconstruction, mean over the tokens: []
     gradients: Parameters  # of the loss, by parameter
@@ -43,7 +41,7 @@ class Objective(ABC):
     @staticmethod
     @abstractmethod
     def check_width(width: int, config: TrainConfig) -> None:
-        """Raise UserError when no SAE of this architecture can have this width."""
+        """Raise UserError if no SAE of this architecture has this width."""
 
     @abstractmethod
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
@@ -55,14 +53,13 @@ class Objective(ABC):
 
     @abstractmethod
     def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
-        """Add to the gradients of a step what brings dead units (int64 [m]) back to life."""
+        """Add gradients to a step that make dead units (int64 [m]) fire again."""
 
     @abstractmethod
     def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
         """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
 
-        They name the activation unless it is TopK, which has `k`. The units may be in another
-        order than in the parameters.
+        The units may be in another order than in the parameters.
         """
 
 
@@ -71,8 +68,15 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
 )
 
 
+def check_config(config: TrainConfig) -> None:
+    """Raise UserError for an unknown architecture, or a `d_sae` that it cannot have."""
+    objective = OBJECTIVES[config.architecture]
+    if config.d_sae:
+        objective.check_width(config.d_sae, config)
+
+
 def sae_width(config: TrainConfig, d_in: int) -> int:
-    """Width of an SAE at a site of width d_in. Raises UserError when there can be no such SAE."""
+    """Width of the SAE at a site of width d_in. Raises UserError if the objective refuses it."""
     width = config.d_sae or config.expansion * d_in
     OBJECTIVES[config.architecture].check_width(width, config)
     return width

@@ -18,8 +18,7 @@ from saefeat.encoders import GroupedEncoder
 from saefeat.io import UserError
 from saefeat.sae.objectives import Objective, Parameters, Step
 
-# Norm of the initial rows of encoder and decoder. Short rows turn fast and find their directions in
-# few steps.
+# Norm of the initial rows of encoder and decoder. Short rows change direction in few steps.
 INITIAL_NORM = 0.3
 _GROUP = GroupedEncoder.size
 _ROWS = 512  # tokens selected at once, so that the pre-activations stay in cache
@@ -33,33 +32,32 @@ class TopK(Objective):
     [d_in]. Decoder rows may have any norm: units compete by the norm of what they would add,
     pre-activation times decoder norm, as they do once the norms are folded into the encoder.
 
-    Row r stands for the unit whose column is r in the layout of `GroupedEncoder`, so that a step
-    selects units by `GroupedEncoder.top` without a permutation of the encoder. `_rows` is the only
-    place that knows this order; `fold` undoes it.
+    The rows are in the order of the columns of `GroupedEncoder`, so that a step can call
+    `GroupedEncoder.top` without permuting the encoder. Only `_rows` knows this order; `fold` puts
+    the units in their own order.
     """
 
     @staticmethod
     def check_width(width: int, config: TrainConfig) -> None:
         least = _GROUP * config.k // 4
         if width % _GROUP or width < least:
-            needed = f"a multiple of {_GROUP}, at least {least} for k {config.k}"
-            raise UserError(f"d_sae {width} must be {needed}", "d_sae")
+            raise UserError(
+                f"d_sae {width} must be a multiple of {_GROUP}, at least {least} for k {config.k}",
+                "d_sae",
+            )
 
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
         rows = torch.randn(width, d_in, generator=generator)
         rows *= INITIAL_NORM / rows.norm(dim=1, keepdim=True)
         return {
-            "encoder": rows.clone(),  # encoder and decoder begin as transposes of each other
+            "encoder": rows.clone(),  # encoder and decoder start as transposes of each other
             "b_enc": torch.zeros(width),
             "decoder": rows,
             "b_dec": torch.zeros(d_in),
         }
 
     def select(self, centred: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Activations [n, k] of centred inputs, and the rows of the parameters that they are of.
-
-        Unused places have the value 0.
-        """
+        """Activations [n, k] of centred inputs, 0 in unused places, and their rows [n, k]."""
         norms = parameters["decoder"].norm(dim=1)
         weight = (parameters["encoder"] * norms[:, None]).to(self.dtype)
         bias = (parameters["b_enc"] * norms).to(self.dtype)
@@ -131,7 +129,7 @@ class TopK(Objective):
 
 
 def _rows(units: Tensor, width: int) -> Tensor:
-    """Rows of the parameters that stand for units: columns in the layout of `GroupedEncoder`."""
+    """Unit -> row of the parameters (column of `GroupedEncoder`)."""
     return units % _GROUP * (width // _GROUP) + units // _GROUP
 
 
@@ -151,7 +149,7 @@ def _row_products(a: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 
 
 def aux_gradients(x: Tensor, error: Tensor, dead: Parameters, k: int) -> Parameters:
-    """Gradients of AuxK: the k best of the dead units reconstruct what the others left over.
+    """Gradients of AuxK: the k strongest dead units reconstruct the error of the other units.
 
     Args:
         x: centred input [n, d].

@@ -1,7 +1,4 @@
-"""The formats that SAEs are written in, one module each, so that other libraries open them.
-
-This module is light: the command line makes its help texts of `WRITERS`.
-"""
+"""The formats that SAEs are written in, one module each. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -22,12 +19,11 @@ class Writer:
 
     Attributes:
         check: raises UserError for an SAE that the format cannot hold.
-        write: writes an SAE into a directory that exists. The library encodes equally.
-        library: name of the library on the hub (`library_name` of a model card).
+        write: writes an SAE into an existing directory. The library gives the same codes.
+        library: `library_name` of the model card.
         loading: Python code that loads the SAE in `{folder}` as `sae`.
         encoding: Python code that encodes vectors `x` as `activations`.
-        by_hookpoint: whether directories are named by the modules that SAEs read (their path in
-            the base model), not by the ids of the SAEs.
+        by_hookpoint: name directories by the module that the SAE reads, not by its id.
         summary_file: name of a file beside the directories, or "".
         summary: (base model, directory -> SAE) -> its content, a JSON object.
     """

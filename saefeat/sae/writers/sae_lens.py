@@ -73,7 +73,7 @@ def _metadata(sae: SAE, fingerprint: str) -> dict[str, Any]:
 
 
 def transformer_lens_hook(sae: SAE) -> str | None:
-    """The place that an SAE reads as TransformerLens names it; None where that is not known."""
+    """TransformerLens's name of the place that an SAE reads; None if unknown."""
     module = str(sae.record.get("module"))
     if "hook_" in module:
         return module
