@@ -160,12 +160,11 @@ def _match(meaning: Meaning, codes: Mapping[str, Meaning]) -> list[str]:
     candidates = {
         key: at.code for key, at in codes.items() if script is None or at.script in (None, script)
     }
-    found = [key for key, other in candidates.items() if other == code]
-    if not found:
-        found = [key for key, other in candidates.items() if _standard(other) == _standard(code)]
-    if not found:
-        members = _members(code)
-        found = [key for key, other in candidates.items() if other in members]
+    found = (
+        [key for key, other in candidates.items() if other == code]
+        or [key for key, other in candidates.items() if _standard(other) == _standard(code)]
+        or [key for key, other in candidates.items() if other in _members(code)]
+    )
     if not found and (macro := _macrolanguage(code)) and tag_distance(code, macro.pt3) < _NEAR:
         found = [key for key, other in candidates.items() if other == macro.pt3]
     plain = [key for key in found if key.count("_") < 2]  # without a variety of FLORES+
@@ -193,5 +192,6 @@ def _macrolanguage(code: str) -> Lang | None:
     return Lang(code).macro() if iso639_3(code) else None
 
 
+@cache
 def _members(code: str) -> set[str]:
     return {lang.pt3 for lang in Lang(code).individuals()} if iso639_3(code) else set()

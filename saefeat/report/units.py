@@ -18,6 +18,7 @@ Values = dict[str, Any]
 Cell = tuple[str, str, int, str]  # method, dictionary, unit, label
 
 FIRST = 10  # units shown of each label
+_NUMBERS = ("score", "probability", "mean_firing", "max")
 _CARDS = 2400  # at most on the page, so that hundreds of labels stay under 8 MB
 _FEW = 600  # cards; beyond, each has one passage
 _AROUND = (40, 18, 18)  # pieces on each side of the peak, of each passage of a card
@@ -73,7 +74,9 @@ def _method(
             unit, label = (row["dictionary"], row["unit"]), row["label"]
             others = [owner for owner in owners[unit] if owner != label]
             extra = unit_spread(spread, *unit) | shown.get((name, *unit, label), {})
-            units[label].append({**_unit(row), "others": others, **extra})
+            known = {key: row[key] for key in ("dictionary", "unit", "rank")}
+            known |= {key: rounded(row[key]) for key in _NUMBERS}
+            units[label].append({**known, "others": others, **extra})
     parameters, rule = selection.header.get("parameters", {}), selection.header["method"]
     return {
         "name": name,
@@ -87,11 +90,6 @@ def _method(
         "totals": [totals[label] for label in selection.labels],
         "units": [units[label] for label in selection.labels],
     }
-
-
-def _unit(row: Values) -> Values:
-    numbers = {key: rounded(row[key]) for key in ("score", "probability", "mean_firing", "max")}
-    return {**{key: row[key] for key in ("dictionary", "unit", "rank")}, **numbers}
 
 
 # --------------------------------------------------------------------------- passages

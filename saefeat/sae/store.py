@@ -16,7 +16,7 @@ from pathlib import Path
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, replacing, user_path
-from saefeat.models import LanguageModel, resolve_site
+from saefeat.models import LanguageModel
 from saefeat.models.sites import is_gated
 from saefeat.models.weights import is_outdated
 from saefeat.sae import hub, releases
@@ -148,7 +148,7 @@ def _safe_name(source: str) -> str:
 
 def _check_width(sae: SAE, lm: LanguageModel) -> None:
     """Raise UserError if the site has another width, or is not what the SAE's hook reads."""
-    site = resolve_site(lm.model, sae.site)
+    site = lm.site(sae.site)
     holder = lm.model.get_submodule(site.path.rpartition(".")[0])
     if is_gated(holder) and str(sae.record.get("module")).endswith(_GATED_HOOK):
         raise UserError(

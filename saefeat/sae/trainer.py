@@ -11,7 +11,7 @@ from saefeat.config import TrainConfig
 from saefeat.dictionaries import SAE
 from saefeat.io import RunFailed
 from saefeat.models import native_bf16
-from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
+from saefeat.sae.objectives import OBJECTIVES, sae_width
 from saefeat.tokens import inliers, without_outliers
 
 # Norm of all gradients together, above which they are scaled down. It keeps the large gradients of
@@ -81,7 +81,12 @@ class Trainer:
         """One step on raw vectors x [batch, d_in]."""
         x = (x.float() - self.scaler["mean"]) / self.scaler["scale"]
         found = self.objective.step(x, self.parameters)
-        self._update_figures(x, found)
+        variance = (x - x.mean(0)).square().sum() / len(x)
+        weight = 0.1 if self.completed else 1.0
+        self.fvu = torch.lerp(self.fvu, found.loss / variance, weight)
+        self.l0 = torch.lerp(self.l0, found.l0, weight)
+        self.idle += len(x)
+        self.idle[found.fired] = 0
         dead = (self.idle > self.dead_tokens).nonzero().squeeze(-1)
         if len(dead) and self.config.aux:
             self.objective.revive(x, self.parameters, found, dead)
@@ -91,14 +96,6 @@ class Trainer:
         self.adam.param_groups[0]["lr"] = self.lr * self._rate()
         self.adam.step()
         self.completed += 1
-
-    def _update_figures(self, x: Tensor, found: Step) -> None:
-        self.idle += len(x)
-        self.idle[found.fired] = 0
-        variance = (x - x.mean(0)).square().sum() / len(x)
-        weight = 0.1 if self.completed else 1.0
-        self.fvu = torch.lerp(self.fvu, found.loss / variance, weight)
-        self.l0 = torch.lerp(self.l0, found.l0, weight)
 
     def _rate(self) -> float:
         """Factor of the learning rate: linear warm-up, constant, linear decay."""
