@@ -181,7 +181,10 @@ def test_the_entropy_of_every_unit_that_fires_is_counted_and_the_chosen_ones_are
 
 
 def test_overlap_counts_the_units_that_two_labels_own(run: Path) -> None:
-    overlap = data_of(page_of(run))["overlap"]
+    page = page_of(run)
+    assert "the units that sae-lape assigns to it" in page
+    overlap = data_of(page)["overlap"]
+    assert (overlap["method"], overlap["filters"][0]) == ("sae-lape", "example_rate 0.98")
     assert overlap["both"] == [
         [4, 2, 0, 0],
         [2, 4, 0, 0],
