@@ -36,6 +36,7 @@ class _Header(TypedDict):
     labels: list[str]
     dictionaries: dict[str, _Dictionary]
     model: NotRequired[dict[str, Any]]
+    classes: NotRequired[dict[str, dict[str, float]]]  # class -> dictionary -> number of units
     stats: NotRequired[str]
 
 

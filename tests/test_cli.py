@@ -175,6 +175,8 @@ def test_rank_takes_parameters_patterns_and_writes_csv(saefeat, tiny_run, tmp_pa
     assert rows
     assert {row["dictionary"] for row in rows} == {only}
     assert list(rows[0]) == Selection.load(tmp_path / "s.parquet").table.column_names
+    source = ["--method", "diffmean", "-p", "source=de", "-p", "top=1", "--show", 0]
+    assert saefeat("rank", tiny_run / "stats", "--out", tmp_path / "d.csv", *source)[0] == 0
     for name in ("s.csv", "s.parquet"):  # its own output it may replace
         assert saefeat("rank", tiny_run / "stats", "--out", tmp_path / name, "--show", 0)[0] == 0
 
@@ -438,7 +440,7 @@ def test_a_bad_option_exits_with_2_and_one_sentence(saefeat, on, tmp_path, name)
     [
         (
             ["--method", "lapse"],
-            "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape (--method)",
+            "unknown method 'lapse'; choose from sae-lape, feature-diffmean, lape, ",
         ),
         (["-p", "owner=1"], "sae-lape has no parameter 'owner' (did you mean owners?)"),
         (["-p", "top=0"], "the parameter top of sae-lape is 0"),

@@ -44,6 +44,7 @@ class Method:
         needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
         score: the name of its score in tables.
+        in_run: whether a run ranks by it.
         owners: for a rule by which labels own units: `owners(stats, **filters)` returns units and
             labels (by position) that own them, int64 [m] each. The filters are keyword-only, and
             parameters of `rank`.
@@ -54,6 +55,7 @@ class Method:
     needs: str
     shown: bool = True
     score: str = "score"
+    in_run: bool = True
     owners: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
@@ -63,6 +65,10 @@ METHODS: Registry[Method] = Registry(
         "sae-lape": "saefeat.methods.sae_lape:METHOD",
         "feature-diffmean": "saefeat.methods.feature_diffmean:METHOD",
         "lape": "saefeat.methods.lape:METHOD",
+        "ternary": "saefeat.methods.ternary:METHOD",
+        "monolinguality": "saefeat.methods.monolinguality:METHOD",
+        "diffmean": "saefeat.methods.diffmean:METHOD",
+        "neuron-overlap": "saefeat.methods.neuron_overlap:METHOD",
     },
 )
 
@@ -105,7 +111,8 @@ def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
 
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
     """The methods that a run ranks by: those of which one of its dictionaries is pooled."""
-    return {name: method for name, method in METHODS.items() if any(map(method.pools, headers))}
+    methods = {name: method for name, method in METHODS.items() if method.in_run}
+    return {name: method for name, method in methods.items() if any(map(method.pools, headers))}
 
 
 def choose(

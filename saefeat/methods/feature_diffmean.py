@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from saefeat.ranking import Part, make_part
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
+Others = Literal["labels", "tokens"]  # how other labels are weighted
 _ROUNDING = 1e-12  # the computed entropy of equal probabilities may slightly exceed ln K
 
 
@@ -88,14 +90,21 @@ def _part(stats: Stats, source: str | None, top: int | None, entropy_ratio: floa
 
 
 def mean_difference(
-    stats: Stats, label: str, source: str | None = None, means: Tensor | None = None
+    stats: Stats,
+    label: str,
+    source: str | None = None,
+    means: Tensor | None = None,
+    *,
+    others: Others = "labels",
 ) -> Tensor:
     """Mean values in the label minus those in the source, over all tokens.
 
     Of the identity at a site this is the difference of means that steers it.
 
     Args:
-        source: None: the mean over the other labels that have tokens, with equal weights.
+        source: None: the mean over the other labels that have tokens, weighted by `others`.
+        others: "labels": with equal weights. "tokens": by their tokens, so that it is the mean over
+            all tokens of the other labels.
         means: [K, n] float64, columns of `stats.mean()`, where they are known already.
 
     Returns:
@@ -109,10 +118,14 @@ def mean_difference(
         if name is not None and not stats.counted[stats.row(name)]:
             of = stats.dictionary
             raise UserError(f"the label {name} has no tokens in the statistics of {of}")
-    others = [n for n in stats.counted_labels if n != label and source in (None, n)]
-    if not others:
+    rest = [n for n in stats.counted_labels if n != label and source in (None, n)]
+    if not rest:
         raise UserError(
             f"there is nothing to compare {label} with; give statistics of two labels or more"
         )
     means = stats.mean().cpu() if means is None else means
-    return means[stats.row(label)] - means[[stats.row(name) for name in others]].mean(0)
+    rows = [stats.row(name) for name in rest]
+    if others == "labels":
+        return means[stats.row(label)] - means[rows].mean(0)
+    weights = stats.tokens.cpu()[rows].double()
+    return means[stats.row(label)] - (weights / weights.sum()) @ means[rows]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saefeat.io import UserError
-from saefeat.methods import Method, Rate, is_hidden_neurons, records_parameters
+from saefeat.methods import Count, Method, Rate, is_hidden_neurons, records_parameters
 from saefeat.ranking import Part, make_part
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
@@ -53,6 +54,7 @@ def lape(
     top_rate: Rate = 0.01,
     filter_rate: Rate = 0.95,
     activation_bar_ratio: Rate = 0.95,
+    per_label: Count | None = None,
 ) -> Selection:
     """Choose the units of lowest entropy of firing probability over labels.
 
@@ -64,6 +66,8 @@ def lape(
 
     Args:
         stats: one item per dictionary. It is read twice, so it may load each item when asked.
+        per_label: keep this number of units for each label, those of lowest entropy among its own,
+            whatever `top_rate` is (code-language neurons, arXiv 2506.01074, keep 400).
 
     Returns:
         The selection. The score is the entropy in nats; it orders the ranks within each label.
@@ -71,15 +75,18 @@ def lape(
     Raises:
         UserError: the statistics cannot be pooled, or hold no tokens.
     """
-    starts, p, label_of = _pool(stats)
+    pool = Pool.of(stats)
+    p = pool.p
     candidates = (p > quantile(p, filter_rate)).any(0).nonzero().flatten()
     scores = entropy(p[:, candidates])
-    order = scores.argsort(stable=True)[: round(top_rate * p.shape[1])]
-    kept, scores = candidates[order], scores[order]
+    order = scores.argsort(stable=True)
+    if per_label is None:
+        order = order[: round(top_rate * p.shape[1])]
+    kept = candidates[order]
     owned = p[:, kept] > quantile(p, activation_bar_ratio)
-
-    parts = [_part(each, starts[each.dictionary], kept, scores, owned, label_of) for each in stats]
-    return Selection.build(parts)
+    if per_label is not None:
+        owned &= owned.cumsum(1) <= per_label
+    return Selection.build([pool.part(each, kept, scores[order], owned) for each in stats])
 
 
 METHOD = Method(
@@ -91,39 +98,60 @@ METHOD = Method(
 )
 
 
-def _pool(stats: Sequence[Stats]) -> tuple[dict[str, int], Tensor, Tensor]:
-    """Concatenate the probabilities of all dictionaries.
+@dataclass(frozen=True)
+class Pool:
+    """The probabilities of all dictionaries, for rules that compare units across them.
 
-    Returns:
-        Dictionary -> its first column; p [k, all units] float32, of the k labels with tokens; the
-        positions of these labels, [k] int64.
+    Attributes:
+        starts: dictionary -> its first column. Columns are in the order in which ties are broken:
+            by dictionary, then by unit.
+        p: float32 [k, all units], of the k labels with tokens.
+        label_of: int64 [k], the positions of these labels.
     """
-    pool: list[tuple[str, Tensor]] = []
-    labels: tuple[str, ...] = ()
-    counted = torch.zeros(0, dtype=torch.bool)
-    for each in stats:
-        labels, counted = (labels, counted) if pool else (each.labels, each.counted)
-        if each.labels != labels:
-            raise UserError(
-                f"the labels of {each.dictionary} are not those of the first dictionary; "
-                "rank them apart"
-            )
-        counted = counted | each.counted
-        pool.append((each.dictionary, each.probability().cpu()))
-    if not counted.any():
-        raise UserError("no label has tokens; collect statistics of some text first")
-    # Columns are in the order in which ties are broken: by dictionary, then by unit.
-    pool.sort(key=lambda item: item[0])
-    ends = itertools.accumulate((values.shape[1] for _, values in pool), initial=0)
-    starts = {name: start for (name, _), start in zip(pool, ends, strict=False)}
-    p = torch.cat([values[counted] for _, values in pool], dim=1)
-    return starts, p, counted.nonzero().flatten()
 
+    starts: dict[str, int]
+    p: Tensor
+    label_of: Tensor
 
-def _part(
-    stats: Stats, start: int, kept: Tensor, scores: Tensor, owned: Tensor, label_of: Tensor
-) -> Part:
-    """The chosen rows of one dictionary, whose first unit is column `start` of the pool."""
-    mine = ((kept >= start) & (kept < start + stats.width)).nonzero().flatten()
-    row, column = owned[:, mine].nonzero(as_tuple=True)
-    return make_part(stats, kept[mine][column] - start, label_of[row], scores[mine][column])
+    @classmethod
+    def of(cls, stats: Sequence[Stats]) -> Pool:
+        """Pool statistics. Raises UserError where labels differ or none has tokens."""
+        pool: list[tuple[str, Tensor]] = []
+        labels: tuple[str, ...] = ()
+        counted = torch.zeros(0, dtype=torch.bool)
+        for each in stats:
+            labels, counted = (labels, counted) if pool else (each.labels, each.counted)
+            if each.labels != labels:
+                raise UserError(
+                    f"the labels of {each.dictionary} are not those of the first dictionary; "
+                    "rank them apart"
+                )
+            counted = counted | each.counted
+            pool.append((each.dictionary, each.probability().cpu()))
+        if not counted.any():
+            raise UserError("no label has tokens; collect statistics of some text first")
+        pool.sort(key=lambda item: item[0])
+        ends = itertools.accumulate((values.shape[1] for _, values in pool), initial=0)
+        starts = {name: start for (name, _), start in zip(pool, ends, strict=False)}
+        p = torch.cat([values[counted] for _, values in pool], dim=1)
+        return cls(starts, p, counted.nonzero().flatten())
+
+    def count(self, units: Tensor) -> dict[str, int]:
+        """Dictionary -> how many of its units are in a mask, bool [all units]."""
+        starts = [*self.starts.values()]
+        spans = zip(self.starts, starts, [*starts[1:], len(units)], strict=True)
+        return {name: int(units[start:end].sum()) for name, start, end in spans}
+
+    def part(self, stats: Stats, kept: Tensor, scores: Tensor, owned: Tensor) -> Part:
+        """The chosen rows of one dictionary.
+
+        Args:
+            kept: int64 [m], the columns of chosen units.
+            scores: float64 [m].
+            owned: bool [k, m], whether a unit belongs to a label.
+        """
+        start = self.starts[stats.dictionary]
+        mine = ((kept >= start) & (kept < start + stats.width)).nonzero().flatten()
+        row, column = owned[:, mine].nonzero(as_tuple=True)
+        unit = kept[mine][column] - start
+        return make_part(stats, unit, self.label_of[row], scores[mine][column])

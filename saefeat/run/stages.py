@@ -200,7 +200,7 @@ def rank(
     return selection
 
 
-def rank_into(out: Path, source: Path, method: str, **options: Any) -> Selection:
+def rank_into(out: Path, source: Path, method: str, /, **options: Any) -> Selection:
     """Rank, and write the selection: as CSV if the name of `out` ends so, else as Parquet.
 
     Args:

@@ -134,6 +134,20 @@ def test_by_hand():
     assert math.copysign(1, rows(selection)[0][4]) == 1
 
 
+def test_a_number_per_label_keeps_its_units_of_lowest_entropy():
+    generator = torch.Generator().manual_seed(3)
+    fired = torch.randint(0, 100, (3, 200), generator=generator).tolist()
+    tokens = [100, 100, 100]
+    selection = lape([make_stats("a", tokens, fired)], per_label=4)
+    everything = oracle({"a": (tokens, fired)}, 1.0, 0.95, 0.95)
+    for k, units in everything.items():
+        chosen = selection.for_label(f"L{k}").table
+        assert chosen["unit"].to_pylist() == [unit for _, unit, _ in units][:4]
+        assert len(units) > 4
+    other = lape([make_stats("a", tokens, fired)], per_label=4, top_rate=0.5)
+    assert other.table.equals(selection.table)
+
+
 def test_one_hot_has_entropy_zero_and_one_owner_uniform_is_not_selected():
     k, width = 4, 400
     fired = torch.zeros(k, width, dtype=torch.int64)
@@ -207,6 +221,7 @@ def test_reads_each_dictionary_twice_and_records_its_parameters():
         "top_rate": 0.5,
         "filter_rate": 0.7,
         "activation_bar_ratio": 0.95,
+        "per_label": None,
     }
     assert list(selection.dictionaries) == ["a", "b"]
 
