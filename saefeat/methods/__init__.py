@@ -36,12 +36,14 @@ class Method:
     Attributes:
         rank: the rule, `rank(stats, **parameters) -> Selection`, with `records_parameters`. Its
             keyword-only arguments are the parameters, with the published defaults; their
-            annotations give types and ranges.
+            annotations give types and ranges. With `accumulators`, it is `rank(stats, *tables)`.
         pools: whether the rule uses, by default, the dictionary of a header
             (`stats.header["dictionary"]`).
         needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
         score: the name of its score in tables.
+        accumulators: names of the tables by example that the rule reads. For each, the rule gets
+            the `Table` of every dictionary after `stats`, in the same order.
     """
 
     rank: Callable[..., Selection]
@@ -49,6 +51,7 @@ class Method:
     needs: str
     shown: bool = True
     score: str = "score"
+    accumulators: tuple[str, ...] = ()
 
 
 METHODS: Registry[Method] = Registry(
@@ -57,6 +60,9 @@ METHODS: Registry[Method] = Registry(
         "sae-lape": "saefeat.methods.sae_lape:METHOD",
         "feature-diffmean": "saefeat.methods.feature_diffmean:METHOD",
         "lape": "saefeat.methods.lape:METHOD",
+        "average-precision": "saefeat.methods.average_precision:METHOD",
+        "sharing": "saefeat.methods.sharing:METHOD",
+        "plnd": "saefeat.methods.plnd:METHOD",
     },
 )
 DEFAULT_METHOD = "sae-lape"
@@ -99,8 +105,12 @@ def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
 
 
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
-    """The methods that a run ranks by: those of which one of its dictionaries is pooled."""
-    return {name: method for name, method in METHODS.items() if any(map(method.pools, headers))}
+    """The methods that a run ranks by: those of which one of its dictionaries is pooled.
+
+    A run collects no tables by example.
+    """
+    methods = {name: method for name, method in METHODS.items() if not method.accumulators}
+    return {name: method for name, method in methods.items() if any(map(method.pools, headers))}
 
 
 def choose(

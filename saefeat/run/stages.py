@@ -26,7 +26,7 @@ from saefeat.progress import Say, quiet
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
-from saefeat.statistics.files import StatsFiles, list_stats, stats_file
+from saefeat.statistics.files import StatsFiles, list_stats, stats_file, table_files
 from saefeat.steering.changes import norm_limit
 
 
@@ -200,9 +200,12 @@ def rank(
     """
     rule, parameters = METHODS[method], check_parameters(method, parameters)
     files = list_stats(Path(source)).values()
-    headers = {path: Stats.read_header(path)["dictionary"] for path in files}
-    paths = {header["id"]: path for path, header in headers.items()}
-    chosen = choose(headers.values(), method, dictionaries)
-    selection = rule.rank(StatsFiles([paths[name] for name in chosen]), **parameters)
+    headers = {path: Stats.read_header(path) for path in files}
+    paths = {header["dictionary"]["id"]: path for path, header in headers.items()}
+    chosen = choose([header["dictionary"] for header in headers.values()], method, dictionaries)
+    pooled = [paths[name] for name in chosen]
+    of = [headers[path] for path in pooled]
+    tables = [table_files(Path(source), name, of) for name in rule.accumulators]
+    selection = rule.rank(StatsFiles(pooled), *tables, **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection

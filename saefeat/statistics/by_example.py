@@ -6,7 +6,7 @@ examples are in its header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -86,12 +86,12 @@ class ByExample(Rows):
         """Open the table of a dictionary in the directory `place`.
 
         Args:
-            stats: the header of the dictionary's statistics, which come from the same collection.
+            stats: the header of the dictionary's statistics, of the same collection.
 
         Raises:
             UserError: a file is missing or damaged, or comes from another collection.
         """
-        what, ids, label, limits = stats["dictionary"], [], [], set()
+        what, ids, label, seen, labels = stats["dictionary"], [], [], set(), ()
         files = tuple(cls.path(place, what["id"], window) for window in stats.get("windows", []))
         for file in files:
             if not file.exists():
@@ -99,12 +99,12 @@ class ByExample(Rows):
             labels, header = cls._parse(read_header(file), file)
             ids += _ids(header, file)
             label.append(read_columns(file, "label").long())
-            limits.add(header.pop(_LIMIT, None))
+            seen.add((header.pop(_LIMIT, None), labels))
             same = comparable({k: v for k, v in header.items() if k != _IDS}) == comparable(stats)
-            if not same or labels != tuple(stats["labels"]) or len(limits) > 1:
-                raise UserError(f"{file} is of another collection than {what['id']}; collect again")
+            if not same or len(seen) > 1:
+                raise UserError(f"{file} is not of the collection of {what['id']}; collect it again")
         rows = torch.cat([torch.zeros(0, dtype=torch.int64), *label])
-        table = Table(what["id"], tuple(stats["labels"]), rows, ids, what["width"], files)
+        table = Table(what["id"], labels, rows, ids, what["width"], files)
         if len(rows) != len(ids) or not ((rows >= 0) & (rows < len(table.labels))).all():
             raise UserError(f"the table {place / what['id']} is damaged; collect it again")
         return table
@@ -141,21 +141,33 @@ class Table:
         parts = [read_columns(file, field, slice(first, end)) for file in self._files]
         return torch.cat(parts)
 
-    @property
-    def counts(self) -> Tensor:
-        """The examples of each label: int64 [K]."""
-        return torch.bincount(self.label, minlength=len(self.labels))
+    def windows(self, field: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each file, the label of each row, int64 [m], and a field of all units [m, width]."""
+        for file in self._files:
+            yield read_columns(file, "label").long(), read_columns(file, field)
 
-    def check_counts(self, least: int) -> None:
-        """Raise UserError where a label has examples, but fewer than `least`."""
-        for label, count in zip(self.labels, self.counts.tolist(), strict=True):
+    def counted(self, labels: Sequence[str], least: int = 1) -> list[int]:
+        """The rows of the labels that have examples.
+
+        Raises UserError where the labels are not those of `labels`, a label has examples but fewer
+        than `least`, or fewer than two labels have some.
+        """
+        if self.labels != tuple(labels):
+            raise UserError(f"the labels of the table of {self.dictionary} are others; rank anew")
+        counts = torch.bincount(self.label, minlength=len(labels)).tolist()
+        for label, count in zip(labels, counts, strict=True):
             if 0 < count < least:
                 raise UserError(
                     f"the label {label} has {count} examples in the table of {self.dictionary}, "
-                    f"but {least} are needed; collect more text, or leave the label out",
-                    "table_examples",
-                    "labels",
+                    f"but the rule needs {least}; collect more text, or leave the label out"
                 )
+        found = [k for k, count in enumerate(counts) if count]
+        if len(found) < 2:
+            raise UserError(
+                f"the table of {self.dictionary} has examples of {len(found)} labels, but the rule "
+                "needs two; collect text of more labels"
+            )
+        return found
 
 
 def chunks(width: int, rows: int, cells: int = 2**24) -> Sequence[range]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saefeat.io import UserError
+from saefeat.statistics import ACCUMULATORS
+from saefeat.statistics.by_example import Table
 from saefeat.statistics.counts import Stats
 
 UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
@@ -45,6 +47,27 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
         message = f"{directory} holds no statistics of {dictionary}; collect them first"
         raise UserError(message, command="collect")
     return Stats.load(path)
+
+
+def table_files(directory: Path, name: str, headers: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables by example of dictionaries, which are in or beside a directory of statistics.
+
+    Args:
+        name: of the accumulator.
+        headers: those of the dictionaries' statistics.
+
+    Raises:
+        UserError: a table was not collected, is damaged, or belongs to another collection.
+    """
+    kind: Any = ACCUMULATORS[name]
+    places = [root / kind.FOLDER for root in (directory, directory.parent)]
+    place = next((place for place in places if place.is_dir()), places[0])
+    for header in headers:
+        if not (place / header["dictionary"]["id"]).is_dir():
+            of = header["dictionary"]["id"]
+            message = f"{directory} holds no {name} of {of}; collect them too"
+            raise UserError(message, "with_", command=f"collect --with {name}")
+    return [kind.open(place, header) for header in headers]
 
 
 class StatsFiles(Sequence[Stats]):
