@@ -109,7 +109,8 @@ class Codes:
         """
         if self.indices is None:
             parts = self.values.split(lengths.tolist())
-            return torch.stack([torch.linalg.vector_norm(part.float(), dim=0) for part in parts])
+            # Far faster than a norm along a dimension.
+            return torch.stack([part.float().square().sum(0).sqrt() for part in parts])
         token, unit, values = self.pairs()
         example = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(values.device)
         present = values != 0

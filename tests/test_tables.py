@@ -23,7 +23,8 @@ from saefeat.models.sites import split_input
 from saefeat.run.stages import neurons, rank
 from saefeat.statistics import ACCUMULATORS, Observed, Stats, run_kinds
 from saefeat.statistics.by_example import chunks
-from saefeat.statistics.files import table_files
+from saefeat.statistics.distributions import CENTRE, Distributions
+from saefeat.statistics.files import collected_beside
 from saefeat.statistics.merging import merge
 from saefeat.statistics.patterns import Patterns, levels
 from saefeat.statistics.responses import Responses
@@ -146,7 +147,8 @@ def windows(small_windows):
 
 
 def run(lm, plan, dictionaries, out, **options):
-    places = {name: out / ACCUMULATORS[name].FOLDER for name in TABLES}
+    names = (*TABLES, "distributions")
+    places = {name: out / ACCUMULATORS[name].FOLDER for name in names}
     collect(lm, plan, dictionaries, out, places=places, **options)
     return out
 
@@ -160,7 +162,7 @@ def whole(tmp_path_factory, plan, tiny_lm, dictionaries):
 
 def opened(out, name, dictionary):
     header = Stats.read_header(out / f"{dictionary}.safetensors")
-    return table_files(out, name, [header])[0]
+    return collected_beside(out, name, [header])[0]
 
 
 def test_tables_of_shards_are_those_of_the_whole(tmp_path, whole, plan, tiny_lm, dictionaries):
@@ -191,6 +193,16 @@ def test_mean_responses_weighted_by_tokens_are_the_means_of_the_statistics(whole
             assert mine.sum() == stats.examples[k]
             active = opened(whole, "patterns", dictionary).read("any")[mine] > 0
             assert torch.equal(active.sum(0), stats.fired_examples[k])
+
+
+def test_distributions_are_of_the_tokens_that_the_statistics_count(whole):
+    for dictionary in ("wide", "mlp_hidden@1"):
+        found = Distributions.load(whole / f"distributions/{dictionary}.safetensors")
+        stats = Stats.load(whole / f"{dictionary}.safetensors")
+        assert torch.equal(found.tokens, stats.tokens)
+        above = found.counts[..., CENTRE + 1 :].sum(-1)
+        assert (above <= stats.fired).all() and above.sum() > 0.9 * stats.fired.sum()
+        torch.testing.assert_close(found.shares().sum(-1), torch.ones_like(above).double())
 
 
 def test_rows_stand_in_the_order_of_the_corpus_with_their_ids(whole, plan):
@@ -235,10 +247,13 @@ def test_the_forecast_counts_the_rows_of_a_window():
 
 
 def test_a_run_collects_no_tables_and_ranks_by_no_rule_that_needs_one(dictionaries):
-    assert run_kinds().keys() == ACCUMULATORS._places.keys() - set(TABLES)
+    assert run_kinds().keys() == ACCUMULATORS._places.keys() - {*TABLES, "distributions"}
     ranked = run_methods([dictionary.identity for dictionary in dictionaries])
     assert not any(method.accumulators for method in ranked.values())
-    assert {n for method in METHODS.values() for n in method.accumulators} == set(TABLES)
+    assert {n for method in METHODS.values() for n in method.accumulators} == {
+        *TABLES,
+        "distributions",
+    }
 
 
 # --------------------------------------------------------------------------- importances

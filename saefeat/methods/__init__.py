@@ -42,8 +42,9 @@ class Method:
         needs: those dictionaries in words.
         shown: whether the report shows passages and promoted tokens of its units.
         score: the name of its score in tables.
-        accumulators: names of the tables by example that the rule reads. For each, the rule gets
-            the `Table` of every dictionary after `stats`, in the same order.
+        accumulators: names of the accumulators that the rule reads beside the counts. After
+            `stats`, the rule gets for each of them what was collected of every dictionary, in the
+            same order: a `Table`, or the accumulator.
     """
 
     rank: Callable[..., Selection]
@@ -63,6 +64,7 @@ METHODS: Registry[Method] = Registry(
         "average-precision": "saefeat.methods.average_precision:METHOD",
         "sharing": "saefeat.methods.sharing:METHOD",
         "plnd": "saefeat.methods.plnd:METHOD",
+        "dln": "saefeat.methods.dln:METHOD",
     },
 )
 DEFAULT_METHOD = "sae-lape"
@@ -107,7 +109,7 @@ def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
     """The methods that a run ranks by: those of which one of its dictionaries is pooled.
 
-    A run collects no tables by example.
+    A run does not collect what other rules read beside the counts.
     """
     methods = {name: method for name, method in METHODS.items() if not method.accumulators}
     return {name: method for name, method in methods.items() if any(map(method.pools, headers))}

@@ -26,7 +26,7 @@ from saefeat.progress import Say, quiet
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
-from saefeat.statistics.files import StatsFiles, list_stats, stats_file, table_files
+from saefeat.statistics.files import StatsFiles, collected_beside, list_stats, stats_file
 from saefeat.steering.changes import norm_limit
 
 
@@ -205,7 +205,7 @@ def rank(
     chosen = choose([header["dictionary"] for header in headers.values()], method, dictionaries)
     pooled = [paths[name] for name in chosen]
     of = [headers[path] for path in pooled]
-    tables = [table_files(Path(source), name, of) for name in rule.accumulators]
-    selection = rule.rank(StatsFiles(pooled), *tables, **parameters)
+    others = [collected_beside(Path(source), name, of) for name in rule.accumulators]
+    selection = rule.rank(StatsFiles(pooled), *others, **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection

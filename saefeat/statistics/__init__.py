@@ -32,6 +32,7 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
         "histograms": "saefeat.statistics.histograms:Histograms",
         "responses": "saefeat.statistics.responses:Responses",
         "patterns": "saefeat.statistics.patterns:Patterns",
+        "distributions": "saefeat.statistics.distributions:Distributions",
         "importances": "saefeat.statistics.importances:Importances",
     },
     option="with_",
