@@ -194,9 +194,7 @@ def collect(
     wanted = {kind: out / kind.FOLDER for kind in collected_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(
-        lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds, table_examples
-    )
+    job = _Job(lm, plan, headers, out, wanted, shard, progress, checkpoint_seconds, table_examples)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
@@ -285,9 +283,7 @@ def _run_windows(
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
             batches = plan.batches(job.lm, plan.window(w))
-            for batch, observed in observe(
-                job.lm, dictionaries, batches, plan.corpus, job.kept
-            ):
+            for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus, job.kept):
                 for name, one in observed.items():
                     for state in (*states[name], *written[name]):
                         state.add(one)

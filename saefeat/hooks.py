@@ -147,8 +147,8 @@ def intervene(
 
     Args:
         model: a model whose forward takes `input_ids` (and `attention_mask`).
-        edits: path of a site -> edit. An edit returns the replacement; positions at step -1 keep their
-            value.
+        edits: path of a site -> edit. An edit returns the replacement; positions at step -1 keep
+            their value.
         special_ids: token ids that are never edited on the prompt; padding is not edited either.
             Generated tokens always are, with a cache and without.
 

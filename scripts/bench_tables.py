@@ -50,7 +50,9 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument("--site", default="mlp_out@5")
-    parser.add_argument("--with", dest="names", default="responses,patterns,importances,distributions")
+    parser.add_argument(
+        "--with", dest="names", default="responses,patterns,importances,distributions"
+    )
     parser.add_argument("--max-tokens", type=int, default=800)
     parser.add_argument("--expansion", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)

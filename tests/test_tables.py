@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import contents, random_sae, refused
+from helpers import Interrupt, contents, random_sae, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -166,11 +166,27 @@ def opened(out, name, dictionary):
 
 
 def test_tables_of_shards_are_those_of_the_whole(tmp_path, whole, plan, tiny_lm, dictionaries):
-    shards = [
-        run(tiny_lm, plan, dictionaries, tmp_path / f"{i}", shard=(i, 3)) for i in range(3)
-    ]
+    shards = [run(tiny_lm, plan, dictionaries, tmp_path / f"{i}", shard=(i, 3)) for i in range(3)]
     merge(shards[::-1], tmp_path / "merged")
     assert contents(tmp_path / "merged") == contents(whole)
+
+
+def test_killed_and_run_again_it_writes_the_same_tables(
+    tmp_path, whole, plan, tiny_lm, dictionaries, monkeypatch
+):
+    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            tiny_lm,
+            plan,
+            dictionaries,
+            tmp_path / "o",
+            progress=Interrupt("window 4"),
+            checkpoint_seconds=0,
+        )
+    assert (tmp_path / "o/responses/wide/window-00001.safetensors").exists()
+    run(tiny_lm, plan, dictionaries, tmp_path / "o")
+    assert contents(tmp_path / "o") == contents(whole)
 
 
 def test_the_norms_of_dictionaries_decide_which_have_importances(whole, dictionaries):
@@ -272,8 +288,10 @@ def deactivated(lm, layer, ids, units):
         plain = output({site: lambda x, _steps: x})
         return torch.stack(
             [
-                (output({site: lambda x, _steps, u=u: x.index_fill(-1, torch.tensor([u]), 0.0)})
-                 - plain).norm()
+                (
+                    output({site: lambda x, _steps, u=u: x.index_fill(-1, torch.tensor([u]), 0.0)})
+                    - plain
+                ).norm()
                 for u in units
             ]
         )
@@ -321,7 +339,13 @@ def test_a_rule_without_its_table_names_the_command(saefeat, whole, tmp_path):
     for method in ("average-precision", "sharing", "plnd"):
         name = METHODS[method].accumulators[0]
         code, out, error = saefeat(
-            "rank", tmp_path / "stats", "--method", method, "--dictionaries", "wide", "--out",
+            "rank",
+            tmp_path / "stats",
+            "--method",
+            method,
+            "--dictionaries",
+            "wide",
+            "--out",
             tmp_path / "s.parquet",
         )
         assert (code, out) == (2, "") and error.count("\n") == 1

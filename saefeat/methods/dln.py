@@ -1,4 +1,4 @@
-"""DLN, distribution-aware language neurons (EMNLP 2026; mjkmain/Distribution-aware-language-neurons).
+"""DLN, distribution-aware language neurons (EMNLP 2026).
 
 The values of a unit are compared between labels by the overlap of their distributions.
 """
@@ -90,7 +90,7 @@ METHOD = Method(
 
 
 def _overlaps(stats: Stats, values: Distributions) -> tuple[list[int], Tensor]:
-    """The rows of the labels with tokens, and the overlaps of their pairs: float64 [pairs, width]."""
+    """The rows of the labels with tokens, and the overlaps of their pairs, [pairs, width]."""
     labels = (values.tokens > 0).nonzero().flatten().tolist()
     if values.labels != stats.labels:
         raise UserError(f"the labels of the distributions of {stats.dictionary} are others")

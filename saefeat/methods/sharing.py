@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from saefeat.io import UserError
@@ -16,7 +17,7 @@ from saefeat.statistics import Stats
 from saefeat.statistics.by_example import Table, chunks
 from saefeat.statistics.patterns import THRESHOLDS
 
-Classes = dict[str, dict[str, float]]
+Threshold = Annotated[float, Field(ge=0, le=0.5)]
 
 
 @records_parameters("sharing")
@@ -24,7 +25,7 @@ def sharing(
     stats: Sequence[Stats],
     patterns: Sequence[Table],
     *,
-    threshold: Literal[0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5] = 0,
+    threshold: Threshold = 0.0,
     where: Literal["last", "any"] = "last",
     share: Rate = 0.5,
 ) -> Selection:
@@ -39,7 +40,7 @@ def sharing(
     Args:
         stats: one item per dictionary. It is read once, so it may load each item when asked.
         patterns: the table `patterns` of each dictionary.
-        threshold: a unit is active where its value exceeds it.
+        threshold: a unit is active where its value exceeds it: 0, 0.1, 0.2, 0.3, 0.4 or 0.5.
         where: at the last counted token, or at any.
         share: a unit belongs to a label if it is specific to it on at least this share of the
             inputs. The paper classifies units by input only. At more than half, a unit belongs to
@@ -50,11 +51,15 @@ def sharing(
         the label.
 
     Raises:
-        UserError: the statistics cannot be pooled, fewer than two labels have examples, or no id
-            occurs in all of them.
+        UserError: another threshold, the statistics cannot be pooled, fewer than two labels have
+            examples, or no id occurs in all of them.
     """
-    level, classes = THRESHOLDS.index(threshold), {}
+    if threshold not in THRESHOLDS:
+        known = ", ".join(f"{each:g}" for each in THRESHOLDS)
+        raise UserError(f"the threshold {threshold:g} was not collected; choose from {known}")
+    level = THRESHOLDS.index(threshold)
     parts: list[Part] = []
+    classes: dict[str, dict[str, float]] = {}
     for each, table in zip(stats, patterns, strict=True):
         labels = table.counted(each.labels)
         names, rows = [each.labels[k] for k in labels], _parallel(table, labels)

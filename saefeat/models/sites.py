@@ -15,7 +15,7 @@ from saefeat.io import UserError
 MEANINGS = {
     "mlp_out": "what the feed-forward part adds to the residual stream",
     "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
-    "mlp_hidden": "hidden neurons as the down projection reads them, gated where the block has gates",
+    "mlp_hidden": "hidden neurons as the down projection reads them, gated if there is a gate",
     "resid_post": "the residual stream after the block",
 }
 KINDS = tuple(MEANINGS)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -100,9 +100,13 @@ class ByExample(Rows):
             ids += _ids(header, file)
             label.append(read_columns(file, "label").long())
             seen.add((header.pop(_LIMIT, None), labels))
-            same = comparable({k: v for k, v in header.items() if k != _IDS}) == comparable(stats)
+            same = comparable({k: v for k, v in header.items() if k != _IDS}) == comparable(
+                dict(stats)
+            )
             if not same or len(seen) > 1:
-                raise UserError(f"{file} is not of the collection of {what['id']}; collect it again")
+                raise UserError(
+                    f"{file} is not of the collection of {what['id']}; collect it again"
+                )
         rows = torch.cat([torch.zeros(0, dtype=torch.int64), *label])
         table = Table(what["id"], labels, rows, ids, what["width"], files)
         if len(rows) != len(ids) or not ((rows >= 0) & (rows < len(table.labels))).all():

@@ -24,9 +24,7 @@ class Importances(ByExample):
     have no such norm (`Dictionary.norms`) have no importances.
     """
 
-    FIELDS: ClassVar = EXAMPLES | {
-        "importance": Field(("row", "unit"), "joint", torch.float32),
-    }
+    FIELDS: ClassVar = EXAMPLES | {"importance": Field(("row", "unit"), "joint", torch.float32)}
     FOLDER = "importances"
 
     @classmethod

@@ -52,7 +52,8 @@ def oracle(tables, labels, rate, clusters):
         for unit in range(len(counts[0])):
             pairs = {
                 frozenset((i, j)): sum(
-                    min(a, b) / TOKENS for a, b in zip(counts[i][unit], counts[j][unit])
+                    min(a, b) / TOKENS
+                    for a, b in zip(counts[i][unit], counts[j][unit], strict=True)
                 )
                 for i, j in itertools.combinations(labels, 2)
             }
@@ -89,7 +90,9 @@ def test_rows_are_those_of_all_bipartitions(seed, labels, bins, rate, clusters):
     found = selection_rows(selection)
     assert [(row[0], row[2], row[3], row[4]) for row in found] == expected
     classes = selection.header["classes"]
-    assert {(kind, n): c for kind in ("single", "multi") for n, c in classes[f"{kind}-label"].items()} == sizes
+    assert {
+        (kind, n): c for kind in ("single", "multi") for n, c in classes[f"{kind}-label"].items()
+    } == sizes
 
 
 def test_a_case_worked_by_hand():

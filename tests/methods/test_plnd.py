@@ -24,9 +24,7 @@ def ranked(tables, label, labels=3, **parameters):
             cells = [[1] * len(rows[0])] * labels
             stats.append(make_stats(name, fired=cells, tokens=[9] * labels, kind="identity"))
             ids = [str(i) for i in range(len(rows))]
-            made = make_table(
-                Path(place), "importances", stats[-1], label, ids, importance=rows
-            )
+            made = make_table(Path(place), "importances", stats[-1], label, ids, importance=rows)
             found.append(made)
         return plnd(stats, found, **parameters)
 
@@ -39,7 +37,9 @@ def oracle(tables, label, number, sets):
         for k in sorted(set(label)):
             documents = [row for row, own in zip(values, label, strict=True) if own == k]
             kept = [
-                set(sorted(range(len(row)), key=lambda u, row=row: (-row[u], u))[:number(len(row))])
+                set(
+                    sorted(range(len(row)), key=lambda u, row=row: (-row[u], u))[: number(len(row))]
+                )
                 for row in documents
             ]
             owned[k] = set.intersection(*kept)

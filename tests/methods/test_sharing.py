@@ -33,7 +33,8 @@ def ranked(tables, label, ids, labels=3, **parameters):
 def oracle(tables, label, ids, level, where, share):
     """Classes and rows by loops."""
     present = sorted(set(label))
-    inputs = [n for n in dict.fromkeys(ids) if all((k, n) in zip(label, ids) for k in present)]
+    rows = set(zip(label, ids, strict=True))
+    inputs = [n for n in dict.fromkeys(ids) if all((k, n) in rows for k in present)]
     first = {}
     for row, key in enumerate(zip(label, ids, strict=True)):
         first.setdefault(key, row)
@@ -142,10 +143,11 @@ def test_texts_that_are_not_parallel_are_refused():
         ranked(tables, [0] * 5, ["x"] * 5)
 
 
-@pytest.mark.parametrize("setting", ["threshold=0.15", "where=first", "share=0", "share=1.5"])
+@pytest.mark.parametrize("setting", ["threshold=0.6", "where=first", "share=0", "share=1.5"])
 def test_parameters_out_of_range_are_refused(setting):
     name = setting.partition("=")[0]
     with refused(f"the parameter {name} of sharing is"):
         parse_parameters("sharing", [setting])
     assert parse_parameters("sharing", ["threshold=0.3"]) == {"threshold": 0.3}
-    assert parse_parameters("sharing", ["threshold=0"]) == {"threshold": 0}
+    with refused("the threshold 0.15 was not collected; choose from 0, 0.1, 0.2, 0.3, 0.4, 0.5"):
+        sharing([], [], threshold=0.15)
