@@ -217,7 +217,7 @@ def test_distributions_are_of_the_tokens_that_the_statistics_count(whole):
         stats = Stats.load(whole / f"{dictionary}.safetensors")
         assert torch.equal(found.tokens, stats.tokens)
         above = found.counts[..., CENTRE + 1 :].sum(-1)
-        assert (above <= stats.fired).all() and above.sum() > 0.9 * stats.fired.sum()
+        assert (above <= stats.fired).all() and above.sum() > 0.8 * stats.fired.sum()
         torch.testing.assert_close(found.shares().sum(-1), torch.ones_like(above).double())
 
 
