@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +49,7 @@ def measure(
     lm: LanguageModel, plan: Plan, dictionaries: list[Dictionary], names: list[str]
 ) -> dict[str, Any]:
     """Seconds of one pass over the plan: `always`, and of each accumulator."""
-    out, spent = Path(tempfile.mkdtemp()), Counter()
+    out, spent = Path(tempfile.mkdtemp()), defaultdict[str, float](float)
     kinds = {name: ACCUMULATORS[name] for name in names}
     always = [pair for kind in collected_kinds() for pair in empty(kind, dictionaries, plan)]
     states = {name: empty(kind, dictionaries, plan) for name, kind in kinds.items()}

@@ -74,11 +74,10 @@ class ByExample(Rows):
     @classmethod
     def load(cls, path: Path) -> Self:
         made = super().load(path)
-        ids = _ids(made.header, path)
+        ids = _take_ids(made.header, path)
         if len(ids) != len(made.position):
             raise UserError(f"{path} is damaged; collect it again")
         made.ids = dict(zip(made.position.tolist(), ids, strict=True))
-        del made.header[_IDS]
         return made
 
     @classmethod
@@ -97,13 +96,10 @@ class ByExample(Rows):
             if not file.exists():
                 raise UserError(f"{file} is missing; collect it again")
             labels, header = cls._parse(read_header(file), file)
-            ids += _ids(header, file)
+            ids += _take_ids(header, file)
             label.append(read_columns(file, "label").long())
             seen.add((header.pop(_LIMIT, None), labels))
-            same = comparable({k: v for k, v in header.items() if k != _IDS}) == comparable(
-                dict(stats)
-            )
-            if not same or len(seen) > 1:
+            if comparable(header) != comparable(dict(stats)) or len(seen) > 1:
                 raise UserError(
                     f"{file} is not of the collection of {what['id']}; collect it again"
                 )
@@ -114,8 +110,9 @@ class ByExample(Rows):
         return table
 
 
-def _ids(header: Mapping[str, Any], path: Path) -> list[str]:
-    ids = header.get(_IDS)
+def _take_ids(header: dict[str, Any], path: Path) -> list[str]:
+    """Remove the ids from a header, and return them."""
+    ids = header.pop(_IDS, None)
     if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
         raise UserError(f"{path} is damaged; collect it again")
     return ids
@@ -156,7 +153,7 @@ class Table:
         Raises UserError where the labels are not those of `labels`, a label has examples but fewer
         than `least`, or fewer than two labels have some.
         """
-        if self.labels != tuple(labels):
+        if self._files and self.labels != tuple(labels):
             raise UserError(f"the labels of the table of {self.dictionary} are others; rank anew")
         counts = torch.bincount(self.label, minlength=len(labels)).tolist()
         for label, count in zip(labels, counts, strict=True):
