@@ -43,6 +43,19 @@ class ByExample(Rows):
 
     ids: Mapping[int, str] = MappingProxyType({})  # those of a file, by position
 
+    @classmethod
+    def zeros(
+        cls,
+        labels: tuple[str, ...],
+        width: int,
+        *,
+        signed: bool = False,
+        device: str = "cpu",
+        **header: Any,
+    ) -> Self:
+        """The neutral element. Rows are kept on the CPU, whatever the device of the codes."""
+        return super().zeros(labels, width, signed=signed, **header)
+
     def values(self, observed: Observed) -> dict[str, Tensor]:
         """The other fields of the examples of a batch: [E, width] each."""
         raise NotImplementedError
