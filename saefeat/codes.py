@@ -23,6 +23,7 @@ STEP = 2.0**-20
 REDUCE = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum}
 _ALONG = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}
 _EXACT = 2**53
+_SQUARES = 2.0**40  # steps of the greatest square of a cell; sums over 8,192 tokens stay exact
 _NOT_FINITE = "an activation is infinite or not a number"
 _TOO_GREAT = "the sum over one example exceeds the exact range"
 
@@ -89,6 +90,40 @@ class Codes:
         out.view(-1).index_add_(0, token * columns + column, value)
         return out
 
+    def at(self, tokens: Tensor) -> Tensor:
+        """All values of some tokens int64 [m]: float32 [m, width]."""
+        if self.indices is None:
+            return self.values[tokens]
+        if self.counts is None:
+            return Codes(self.values[tokens], self.indices[tokens], self.width).dense()
+        counts = self.counts[tokens]
+        first = (self.counts.cumsum(0) - self.counts)[tokens]
+        place = torch.arange(int(counts.sum()), device=counts.device)
+        place += (first - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+        return Codes(self.values[place], self.indices[place], self.width, counts=counts).dense()
+
+    def norms(self, lengths: Tensor) -> Tensor:
+        """The root of the sum of squares over the tokens of each example: float32 [E, width].
+
+        The result of an example does not depend on the others. `lengths`: as `bag`.
+        """
+        if self.indices is None:
+            parts = self.values.split(lengths.tolist())
+            # Far faster than a norm along a dimension.
+            return torch.stack([part.float().square().sum(0).sqrt() for part in parts])
+        token, unit, values = self.pairs()
+        example = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(values.device)
+        present = values != 0
+        value = values[present].abs()
+        cells, pair = (example[token] * self.width + unit)[present].unique(return_inverse=True)
+        high = value.new_zeros(len(cells)).scatter_reduce_(0, pair, value, "amax")
+        # Squares are whole steps of the greatest one, so their sum does not depend on their order.
+        steps = torch.round((value / high[pair]).double().square() * _SQUARES).long()
+        total = torch.zeros_like(cells).index_add_(0, pair, steps)
+        out = value.new_zeros(len(lengths), self.width)
+        out.view(-1)[cells] = ((total / _SQUARES).sqrt() * high).float()
+        return out
+
     def bag(self, lengths: Tensor) -> Bag:
         """Sum by example, given `lengths` int64 [E] on the CPU: the tokens of one after the other.
 
@@ -138,6 +173,15 @@ class Bag:
             flat.index_add_(0, cell, values.to(flat.dtype))
         else:
             flat.scatter_reduce_(0, cell, values, f"a{reduction}")
+
+    def table(self, values: Tensor, fill: float = 0) -> Tensor:
+        """Values shaped as the tensors of the bag, as [E, width]; `fill` where nothing fired."""
+        if self.example is None or self.unit is None:
+            return values
+        out = torch.full((self.examples, self.width), fill, dtype=values.dtype)
+        out = out.to(values.device)
+        out[self.example, self.unit] = values
+        return out
 
     def rows(self) -> Bag:
         """The same bag in sparse form, without the pairs that do not fire and their `total`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from saefeat.activations import counted_vectors
-from saefeat.corpora import Batch, Corpus, Plan
+from saefeat.config import TABLE_EXAMPLES
+from saefeat.corpora import Batch, Corpus, Plan, first_by_hash
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, make_dir
 from saefeat.memory import group_to_fit
@@ -40,9 +41,15 @@ States = dict[str, list[Accumulator]]  # by dictionary
 
 
 def observe(
-    lm: LanguageModel, dictionaries: Sequence[Dictionary], batches: Iterable[Batch], corpus: Corpus
+    lm: LanguageModel,
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[Batch],
+    corpus: Corpus,
+    kept: Collection[int] | None = None,
 ) -> Iterator[tuple[Batch, dict[str, Observed]]]:
     """Run batches of a corpus, and encode their counted tokens in every dictionary.
+
+    `kept`: positions of the examples that tables by example keep; None: all.
 
     Yields each batch and, by dictionary id, what accumulators add.
     """
@@ -51,10 +58,12 @@ def observe(
     for number, (batch, vectors) in enumerate(inputs):
         labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
         positions, found = torch.tensor(batch.positions), {}
+        rows = None if kept is None else torch.tensor([i in kept for i in batch.positions])
         with torch.inference_mode():
             for d in dictionaries:
                 x, counted = d.select(vectors[d.site], batch.counted)
-                found[d.id] = Observed(d.encode(x), counted.sum(1), labels, positions, number)
+                lengths = counted.sum(1)
+                found[d.id] = Observed(d.encode(x), lengths, labels, positions, number, d, rows)
         yield batch, found
 
 
@@ -86,10 +95,24 @@ class _Job:
     shard: tuple[int, int]
     say: Say
     pause: float  # seconds between checkpoints
+    table_examples: int
 
     @cached_property
     def windows(self) -> list[int]:
         return [w for w in range(self.plan.window_count) if w % self.shard[1] == self.shard[0]]
+
+    @cached_property
+    def kept(self) -> frozenset[int] | None:
+        """The examples that tables by example keep; None where there is no table."""
+        if not any(kind.LIMITED for kind in self.places):
+            return None
+        plan = self.plan
+        seed, chosen = plan.policy["seed"], sorted(plan.tokens)
+        return frozenset(first_by_hash(plan.corpus, chosen, seed, self.table_examples))
+
+    def header(self, kind: type[Accumulator], dictionary: Dictionary) -> dict[str, Any]:
+        limit = {"limit": self.table_examples} if kind.LIMITED else {}
+        return self.headers[dictionary.id] | limit
 
     def zeros(self, dictionaries: Sequence[Dictionary], *, each_window: bool) -> States:
         """Empty accumulators: those of one window, or those of all windows."""
@@ -97,7 +120,7 @@ class _Job:
         labels, device = self.plan.corpus.labels, self.lm.device
         return {
             d.id: [
-                kind.zeros(labels, d.width, signed=d.signed, device=device, **self.headers[d.id])
+                kind.zeros(labels, d.width, signed=d.signed, device=device, **self.header(kind, d))
                 for kind in kinds
                 if kind.applies(d)
             ]
@@ -113,11 +136,17 @@ class _Job:
     def has_files(self, dictionary: Dictionary, windows: list[int], *, finished: bool) -> bool:
         """Whether the files of these windows are there and, if `finished`, those of all windows."""
         return all(
-            kind.path(place, dictionary.id, window).exists()
+            self._is_written(kind, kind.path(place, dictionary.id, window))
             for kind, place in self.places.items()
             if kind.applies(dictionary) and (kind.EACH_WINDOW or finished)
             for window in (windows if kind.EACH_WINDOW else [0])
         )
+
+    def _is_written(self, kind: type[Accumulator], path: Path) -> bool:
+        """Whether a file is there, of as many examples as are asked for."""
+        if not kind.LIMITED or not path.exists():
+            return path.exists()
+        return kind.read_header(path).get("limit") == self.table_examples
 
     def is_done(self, dictionary: Dictionary) -> bool:
         """Whether everything is written. Raises UserError for statistics of something else."""
@@ -140,6 +169,7 @@ def collect(
     shard: tuple[int, int] = (0, 1),
     say: Say = quiet,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    table_examples: int = TABLE_EXAMPLES,
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
@@ -151,6 +181,7 @@ def collect(
             Those that are always collected need none; they have a folder in `out`.
         shard: (i, n) takes the windows w with w mod n = i.
         checkpoint_seconds: least time between two checkpoints.
+        table_examples: greatest number of examples per label in tables by example.
 
     Returns the paths of the statistics.
 
@@ -162,7 +193,7 @@ def collect(
     wanted = {kind: out / kind.FOLDER for kind in collected_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(lm, plan, headers, out, wanted, shard, say, checkpoint_seconds)
+    job = _Job(lm, plan, headers, out, wanted, shard, say, checkpoint_seconds, table_examples)
     with claim(out):
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
@@ -251,7 +282,7 @@ def _run_windows(
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
             batches = plan.batches(job.lm, plan.window(w))
-            for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus):
+            for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus, job.kept):
                 for name, one in observed.items():
                     for state in (*states[name], *written[name]):
                         state.add(one)

@@ -160,11 +160,19 @@ def _check_shard(shard: str) -> str:
     return shard
 
 
+# As many texts as the papers use: 500 of a label and 2,500 of five others (arXiv 2404.02431), 1,000
+# inputs (2406.09265), 100 to 1,000 documents (2402.18815).
+TABLE_EXAMPLES = 1000
+
+
 @dataclass(frozen=True, config=STRICT)
 class CollectConfig:
     """What is counted in a collection of statistics, and in which texts."""
 
     neurons: bool = about("Count the hidden neurons of every layer too.", False)
+    neuron_site: Literal["mlp_act", "mlp_hidden"] = about(
+        "Where neurons are counted; mlp_hidden is what the down projection reads.", "mlp_act"
+    )
     bags: bool = about("The same as --with bags: write the bag of each example as well.", False)
     with_: tuple[str, ...] | None = about(
         "Statistics that are collected on request, such as bags,histograms.", None
@@ -174,6 +182,9 @@ class CollectConfig:
     )
     split: str = about("train, test or all.", "train")
     count_bos: bool = about("Count BOS, as in the SAE-LAPE paper.", False)
+    table_examples: int = about(
+        "Examples per label in responses, patterns and importances.", TABLE_EXAMPLES, ge=1
+    )
     max_tokens: int | None = _BUDGET
     seed: int = _SEED
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, Site
+from saefeat.models.sites import split_input
 from saefeat.steps import Steps
 
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +46,7 @@ class _AllCaptured(Exception):
 
 @dataclass
 class Captured:
-    """The outputs of modules in the last forward pass: path -> [batch, tokens, d]."""
+    """What modules gave (or read) in the last forward pass: path -> [batch, tokens, d]."""
 
     paths: tuple[str, ...]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -75,6 +76,8 @@ class Captured:
 def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     """Read the outputs of modules while the block runs, with `captured.run(model, input_ids=...)`.
 
+    Where a path ends with `:input`, it is the module's input (see `Site`).
+
     Raises UserError when the model is compiled, or the output of a module is no tensor.
     """
     _check_not_compiled(model)
@@ -83,8 +86,8 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
     keep = Tensor.clone if family in _OVERWRITING else lambda tensor: tensor
 
     def hook_for(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            captured.tensors[path] = keep(_tensor(output, path))
+        def hook(_module: nn.Module, value: Any) -> None:
+            captured.tensors[path] = keep(_tensor(value, path))
             if len(captured.tensors) == len(paths):
                 raise _AllCaptured
 
@@ -92,9 +95,20 @@ def capture(model: nn.Module, paths: tuple[str, ...]) -> Iterator[Captured]:
 
     with ExitStack() as handles:
         for path in paths:
-            module = model.get_submodule(path)
-            handles.enter_context(module.register_forward_hook(hook_for(path)))
+            handles.enter_context(_register(model, path, hook_for(path)))
         yield captured
+
+
+def _register(model: nn.Module, path: str, hook: Callable[[nn.Module, Any], Any]) -> Any:
+    """Call a hook with a module and its output, or its input for a path that ends so.
+
+    Where the hook returns a value, it takes the place of the output or the input.
+    """
+    name, of_input = split_input(path)
+    module = model.get_submodule(name)
+    if of_input:
+        return module.register_forward_pre_hook(hook)
+    return module.register_forward_hook(lambda module, _inputs, output: hook(module, output))
 
 
 def site_width(lm: LanguageModel, site: Site) -> int:
@@ -133,8 +147,8 @@ def intervene(
 
     Args:
         model: a model whose forward takes `input_ids` (and `attention_mask`).
-        edits: module path -> edit. An edit returns the replacement; positions at step -1 keep their
-            value.
+        edits: path of a site -> edit. An edit returns the replacement; positions at step -1 keep
+            their value.
         special_ids: token ids that are never edited on the prompt; padding is not edited either.
             Generated tokens always are, with a cache and without.
 
@@ -169,8 +183,7 @@ def intervene(
         handles.enter_context(model.register_forward_pre_hook(before, with_kwargs=True))
         handles.enter_context(model.register_forward_hook(after))
         for path, edit in edits.items():
-            module, hook = model.get_submodule(path), _edit_hook(path, edit, steps)
-            handles.enter_context(module.register_forward_hook(hook))
+            handles.enter_context(_register(model, path, _edit_hook(path, edit, steps)))
         with _observed_generate(model, steps):
             yield
     if not seen:  # as where a compiled copy of the model was called
@@ -179,9 +192,9 @@ def intervene(
 
 
 def _edit_hook(path: str, edit: Edit, steps: Steps) -> Callable[..., Any]:
-    """Return a hook that edits a module's output where the step is not -1."""
+    """Return a hook that edits a module's output (or input) where the step is not -1."""
 
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def hook(_module: nn.Module, output: Any) -> Any:
         _check_not_tracing()
         steps.edited.add(path)
         given, now = _tensor(output, path), steps.current

@@ -250,6 +250,18 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
+def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.Tensor:
+    """Read some columns of one of the tensors that `save_tensors` wrote; all of one dimension.
+
+    Raises UserError as `load_tensors` does, and where there is no such tensor.
+    """
+    with _opened(path) as (file, _):
+        if name not in file.keys():  # noqa: SIM118
+            raise UserError(f"{path} has no tensor {name}; write it again")
+        part = file.get_slice(name)
+        return part[:] if len(part.get_shape()) == 1 else part[:, columns]
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Read the header that `save_tensors` wrote. Raises UserError as `load_tensors` does."""
     with _opened(path) as (_, header):

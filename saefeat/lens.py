@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, find_layers, resolve_site
-from saefeat.models.sites import down_projection, norm_after
+from saefeat.models.sites import down_projection, norm_after, written_rows
 
 # Names of the final norm: of Llama and its kin, GPT-2, OPT and NeoX, Phi.
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
@@ -64,9 +64,7 @@ def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:
     module = down_projection(blocks[layer])
     if not site.startswith("mlp_act@") or module is None:
         raise NoDirection(f"the units of {site} have no known direction in the residual stream")
-    weight = module.weight.detach()
-    # nn.Linear keeps [d, neurons], GPT-2's Conv1D [neurons, d].
-    rows = weight[:, units].t() if isinstance(module, nn.Linear) else weight[units]
+    rows = written_rows(module)[units]
     norm = norm_after(blocks[layer])
     return rows if norm is None else rows * _gain(norm, rows)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT
+from saefeat.corpora import BATCH_TOKENS, GPU_BATCH_TOKENS, TOKEN_LIMIT, WINDOW
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import LOGITS
 from saefeat.statistics import Accumulator, collected_kinds
@@ -106,10 +106,16 @@ def working_bytes(
     return size + (dictionary.weight_bytes if _on_gpu(device) else dictionary.weights_read)
 
 
-def state_bytes(dictionary: Dictionary, labels: int, kinds: Kinds | None = None) -> int:
-    """Return the bytes of accumulators of a dictionary; by default those always collected."""
+def state_bytes(
+    dictionary: Dictionary, labels: int, kinds: Kinds | None = None, rows: int = WINDOW
+) -> int:
+    """Return the bytes of accumulators of a dictionary; by default those always collected.
+
+    `rows`: examples in tables by example; while a corpus is collected, those of a window.
+    """
     wanted = [k for k in (collected_kinds() if kinds is None else kinds) if k.applies(dictionary)]
-    return dictionary.width * sum(k.unit_bytes(labels, signed=dictionary.signed) for k in wanted)
+    signed = dictionary.signed
+    return dictionary.width * sum(k.unit_bytes(labels, signed=signed, rows=rows) for k in wanted)
 
 
 def encoders_fit(dictionaries: Sequence[Dictionary], device: str) -> bool:

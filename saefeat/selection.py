@@ -52,8 +52,8 @@ class Selection:
             tokens) and max (float32) are those of the unit in the texts of that label, in the
             model's raw units.
         header: method, parameters, labels (all of them, also those without rows), dictionaries
-            `{id: {site, width, fingerprint, ...}}` and, where they are known, the model and the
-            directory of the statistics.
+            `{id: {site, width, fingerprint, ...}}` and, where they are known, the model, the
+            directory of the statistics, and the number of units of each class by dictionary.
     """
 
     table: pa.Table

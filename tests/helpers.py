@@ -15,7 +15,8 @@ from saefeat.corpora import Corpus
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
 from saefeat.selection import Selection
-from saefeat.statistics import Stats
+from saefeat.statistics import ACCUMULATORS, Stats
+from saefeat.statistics.by_example import Table
 
 
 class Interrupt:
@@ -124,6 +125,35 @@ def make_stats(
         scale = round(1 / STEP) if field in ("sum", "total") else 1
         stats.tensors[field] += torch.tensor(value) * scale
     return stats
+
+
+def make_table(
+    place: Path, name: str, stats: Stats, label: Sequence[int], ids: Sequence[str], **fields: Any
+) -> Table:
+    """A table by example in files of two windows.
+
+    Args:
+        place: a directory; what is there is replaced.
+        name: of the accumulator.
+        stats: of the same dictionary; its header gets the windows.
+        label: the position of each row's label.
+        ids: of the rows.
+        fields: field -> rows of values.
+    """
+    stats.header["windows"] = [0, 1]
+    kind: Any = ACCUMULATORS[name]
+    columns = {"position": range(len(label)), "label": label, **fields}
+    for window, rows in enumerate((slice(0, len(label) // 2), slice(len(label) // 2, None))):
+        tensors = {
+            field: torch.tensor(list(values)[rows], dtype=kind.FIELDS[field].dtype).reshape(
+                -1, *([stats.width] if "unit" in kind.FIELDS[field].axes else [])
+            )
+            for field, values in columns.items()
+        }
+        made = kind(stats.labels, tensors, {**stats.header, "limit": 1000})
+        made.ids = dict(enumerate(ids))
+        made.save(kind.path(place, stats.dictionary, window))
+    return kind.open(place, stats.header)
 
 
 def selection_rows(selection: Selection) -> list[tuple[Any, ...]]:

@@ -11,13 +11,25 @@ def test_sites_of_a_model_in_one_row_a_kind(saefeat, tiny_model_dir):
     code, out, error = saefeat("sites", tiny_model_dir)
     lines = out.splitlines()
     assert (code, error) == (0, "")
-    assert [line.split() for line in lines[:4]] == [
+    assert [line.split() for line in lines[:5]] == [
         ["site", "width", "module", "sparsify", "TransformerLens"],
         ["mlp_out@0-1", "32", "model.layers.L.mlp", "layers.L.mlp", "blocks.L.hook_mlp_out"],
         ["mlp_act@0-1", "48", "model.layers.L.mlp.act_fn", "layers.L.mlp.act_fn", "-"],
+        [
+            "mlp_hidden@0-1",
+            "48",
+            "model.layers.L.mlp.down_proj:input",
+            "-",
+            "blocks.L.mlp.hook_post",
+        ],
         ["resid_post@0-1", "32", "model.layers.L", "layers.L", "blocks.L.hook_resid_post"],
     ]
-    assert [line.split(":")[0] for line in lines[4:]] == ["mlp_out", "mlp_act", "resid_post"]
+    assert [line.split(":")[0] for line in lines[5:]] == [
+        "mlp_out",
+        "mlp_act",
+        "mlp_hidden",
+        "resid_post",
+    ]
 
 
 def test_sites_of_each_layer_as_a_table_and_for_machines(saefeat, tiny_model_dir):
@@ -25,9 +37,9 @@ def test_sites_of_each_layer_as_a_table_and_for_machines(saefeat, tiny_model_dir
     _, out, _ = saefeat("sites", tiny_model_dir, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["site"] for row in rows] == [
-        f"{k}@{i}" for k in ("mlp_out", "mlp_act", "resid_post") for i in (0, 1)
+        f"{k}@{i}" for k in ("mlp_out", "mlp_act", "mlp_hidden", "resid_post") for i in (0, 1)
     ]
-    assert [line.split()[0] for line in table.splitlines()[1:7]] == [row["site"] for row in rows]
+    assert [line.split()[0] for line in table.splitlines()[1:9]] == [row["site"] for row in rows]
     assert rows[1] == {
         "site": "mlp_out@1",
         "kind": "mlp_out",
@@ -67,12 +79,13 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
     Qwen3MoeConfig(**options).save_pretrained(tmp_path)
     code, out, _ = saefeat("sites", tmp_path)
     assert code == 0
-    assert [line.split()[:3] for line in out.splitlines()[1:4]] == [
+    assert [line.split()[:3] for line in out.splitlines()[1:5]] == [
         ["mlp_out@0-5", "4096", "model.layers.L.mlp"],
         ["mlp_act@0-1", "12288", "model.layers.L.mlp.act_fn"],
+        ["mlp_hidden@0-1", "12288", "model.layers.L.mlp.down_proj:input"],
         ["resid_post@0-5", "4096", "model.layers.L"],
     ]
-    assert out.splitlines()[4].startswith(
+    assert out.splitlines()[5].startswith(
         "mlp_act@2-5: the site mlp_act@L does not exist: model.layers.L.mlp is a mix"
     )
 

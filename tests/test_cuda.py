@@ -15,11 +15,13 @@ from saefeat.config import TrainConfig
 from saefeat.corpora import make_plan
 from saefeat.dictionaries import Identity
 from saefeat.models import wrap
+from saefeat.run import neurons
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
+from saefeat.statistics.files import collected_beside
 from saefeat.statistics.histograms import Histograms
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -70,6 +72,31 @@ def test_the_counts_are_those_of_the_cpu(tmp_path, tiny_corpus, tiny_lm, gpu_lm,
             for device in places
         )
         assert (top["position"] == other["position"]).mean() > 0.95
+
+
+def test_tables_and_distributions_are_those_of_the_cpu(
+    tmp_path, tiny_corpus, tiny_lm, gpu_lm, small_windows
+):
+    names = ("responses", "patterns", "importances", "distributions")
+    for device, lm in {"cpu": tiny_lm, DEVICE: gpu_lm}.items():
+        out = tmp_path / device
+        made = [*dictionaries(), *neurons(lm, [0], "mlp_hidden")]
+        places = {name: out / name for name in names}
+        collect(lm, make_plan(tiny_corpus, lm), made, out, places=places)
+
+    def both(dictionary, name):
+        for device in ("cpu", DEVICE):
+            header = Stats.read_header(tmp_path / device / f"{dictionary}.safetensors")
+            yield collected_beside(tmp_path / device, name, [header])[0]
+
+    fields = {"responses": "mean", "patterns": "any", "importances": "importance"}
+    for dictionary in ("wide", "half", "mlp_act@1", "mlp_hidden@0"):
+        for name, field in fields.items():
+            if (dictionary, name) != ("mlp_act@1", "importances"):
+                cpu, gpu = (table.read(field).double() for table in both(dictionary, name))
+                assert torch.isclose(cpu, gpu, rtol=1e-2, atol=1e-3).double().mean() > 0.99
+        cpu, gpu = (found.shares() for found in both(dictionary, "distributions"))
+        assert (cpu - gpu).abs().sum() < 0.02 * cpu.sum()
 
 
 def test_a_collection_that_was_killed_goes_on_to_the_same_bytes(

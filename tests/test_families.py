@@ -189,13 +189,22 @@ def test_mlp_act_is_what_the_last_projection_reads(name, model, blocks):
         close(act * up, reads)
 
 
-def test_setting_neurons_to_zero_equals_zeroing_their_columns(name, model):
+def test_mlp_hidden_is_what_the_last_projection_reads(name, model, blocks):
+    if name in MIXTURES:
+        return
+    for layer, block in enumerate(blocks):
+        hidden = read(model, f"mlp_hidden@{layer}")[0]
+        assert torch.equal(hidden, watch(model, down_projection(block))[0].view(*IDS.shape, -1))
+
+
+@pytest.mark.parametrize("kind", ["mlp_act", "mlp_hidden"])
+def test_setting_neurons_to_zero_equals_zeroing_their_columns(name, model, kind):
     if name in MIXTURES:
         return
     neurons = torch.tensor([3, 17, 40])
     lesioned = copy.deepcopy(model)
     down_projection(lesioned.get_submodule(find_layers(lesioned))[0]).weight[:, neurons] = 0
-    path = resolve_site(model, "mlp_act@0").path
+    path = resolve_site(model, f"{kind}@0").path
     with intervene(model, {path: lambda x, _steps: x.index_fill(-1, neurons, 0.0)}):
         logits = model(input_ids=IDS).logits
     close(logits, lesioned(input_ids=IDS).logits, 1e-5)
@@ -208,7 +217,7 @@ def test_resid_post_is_the_input_of_the_next_block(model, blocks):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_with_an_edit_is_the_same_with_and_without_a_cache(name, model, kind):
-    if kind == "mlp_act" and name in MIXTURES:
+    if kind in ("mlp_act", "mlp_hidden") and name in MIXTURES:
         return
     path = resolve_site(model, f"{kind}@1").path
     width = next(row["width"] for row in describe_sites(model) if row["site"] == f"{kind}@1")
@@ -235,7 +244,7 @@ def test_neurons_of_experts_are_a_user_error(name, model):
     ):
         resolve_site(model, "mlp_act@1")
     refused = {row["site"] for row in describe_sites(model) if row["refused"]}
-    assert refused == {"mlp_act@0", "mlp_act@1"}
+    assert refused == {f"{kind}@{layer}" for kind in ("mlp_act", "mlp_hidden") for layer in (0, 1)}
 
 
 def test_a_dense_layer_among_mixtures_has_its_neurons():
@@ -298,7 +307,11 @@ def test_described_widths_are_those_seen_and_need_no_weights(name, model, tokeni
         if not row["refused"]:
             assert row["module"] == lm.site(row["site"]).path
             assert row["width"] == site_width(lm, lm.site(row["site"]))
-            assert resolve_site(model, row["sparsify"]).path == row["module"]
+            if row["kind"] == "mlp_hidden":  # sparsify reads outputs only
+                assert row["sparsify"] is None
+                assert resolve_site(model, row["module"]).path == row["module"]
+            else:
+                assert resolve_site(model, row["sparsify"]).path == row["module"]
 
 
 def first_order_effects(model, layer, units, inputs=IDS):

@@ -31,6 +31,7 @@ from saefeat.statistics.merging import check_mergeable
 LABELS = ("de", "en", "th")
 WIDTH = 6
 COUNT = 9  # examples
+DICTIONARY = SimpleNamespace(norms=torch.tensor([1.0, 0.5, 2.0, 0.0, 3.0, 1.5]))
 CORPUS = load_corpus([(f"text {i}", LABELS[i % 3]) for i in range(25)])
 RANDOM = st.randoms(use_true_random=False)
 QUICK = settings(
@@ -41,7 +42,7 @@ CASES = [
     (name, kind)
     for name, accumulator in ACCUMULATORS.items()
     for kind in ("sparse", "flat", "dense", "signed")
-    if accumulator.applies(SimpleNamespace(signed=kind == "signed"))
+    if accumulator.applies(SimpleNamespace(signed=kind == "signed", norms=torch.ones(WIDTH)))
 ]
 
 
@@ -82,6 +83,7 @@ def observed(batch, kind, number=0):
         torch.tensor([label for _, label in examples]),
         torch.tensor([position for position, _ in batch]),
         number,
+        DICTIONARY,
     )
 
 
@@ -205,8 +207,10 @@ def test_zeros_have_the_declared_types_and_shapes_and_bytes(name):
             assert tensor.dim() == len(fields[field].axes)
         size = sum(t.nbytes for n, t in zero.tensors.items() if "unit" in fields[n].axes)
         assert WIDTH * kind.unit_bytes(3, signed=signed) == size
-    dictionary = SimpleNamespace(signed=False, width=WIDTH)
-    assert state_bytes(dictionary, 3, [kind]) == WIDTH * kind.unit_bytes(3, signed=False)
+    dictionary = SimpleNamespace(signed=False, width=WIDTH, norms=DICTIONARY.norms)
+    for rows in (0, 7):
+        expected = WIDTH * kind.unit_bytes(3, signed=False, rows=rows)
+        assert state_bytes(dictionary, 3, [kind], rows) == expected
 
 
 @pytest.mark.parametrize("name", ACCUMULATORS)

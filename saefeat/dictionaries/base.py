@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -32,6 +32,8 @@ class Dictionary:
         identity: what headers record: id, kind, site, width, fingerprint, and what else opens the
             dictionary again.
         directions: what each unit writes: [width, d_in], in the dtype that it is stored in.
+        norms: float32 [width], the norm of what each unit of value 1 adds to what the model
+            computes; None where it differs from token to token, or is not known.
         weight_bytes: size of its weights.
         encoder_bytes: memory that `encode` keeps beside the weights.
         weights_read: bytes of the weights that `encode` reads where they are stored.
@@ -45,6 +47,7 @@ class Dictionary:
     max_norm: float | None
     identity: dict[str, Any]
     directions: Tensor
+    norms: Tensor | None = None
     weight_bytes: int = 0
     encoder_bytes: int = 0
     weights_read: int = 0
@@ -101,12 +104,14 @@ class Identity(Dictionary):
     Attributes:
         units: int64 [m], encode only these coordinates (heads read a few neurons of many).
         max_norm: None where all vectors count, as LAPE counts neurons.
+        norms: see `Dictionary`; of what the down projection reads, they are its columns' norms.
     """
 
     site: str
     width: int
     units: Tensor | None = None
     max_norm: float | None = None
+    norms: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.id, self.d_in, self.signed = self.site, self.width, self.units is None

@@ -13,7 +13,7 @@ from torch import Tensor
 from saefeat.codes import Codes
 from saefeat.dictionaries.base import Dictionary, Rule
 from saefeat.encoders import TILE, DenseEncoder, GroupedEncoder, tiles
-from saefeat.io import fingerprint, tensors_fingerprint
+from saefeat.io import fingerprint, row_blocks, tensors_fingerprint
 from saefeat.tokens import finite
 
 ACTIVATIONS = ("topk", "groupmax", "relu", "jumprelu", "gated")
@@ -85,6 +85,12 @@ class SAE(Dictionary):
     @property
     def directions(self) -> Tensor:
         return self.W_dec
+
+    @cached_property
+    def norms(self) -> Tensor | None:
+        if self.normalize != "none":  # the scale differs from token to token
+            return None
+        return torch.cat([rows.float().norm(dim=1) for rows in row_blocks(self.W_dec)])
 
     @property
     def tensors(self) -> dict[str, Tensor]:

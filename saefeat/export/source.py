@@ -13,6 +13,7 @@ from saefeat.dictionaries import SAE
 from saefeat.io import UserError, user_path
 from saefeat.methods import is_sae
 from saefeat.models import load_skeleton, resolve_site
+from saefeat.models.sites import split_input
 from saefeat.rundir import RunDir
 from saefeat.sae.releases import names_release
 from saefeat.sae.store import load_saes
@@ -64,6 +65,8 @@ class Exportable:
         if self._skeleton is None:
             return None
         path = resolve_site(self._skeleton, sae.site).path
+        if split_input(path)[1]:  # no output of a module
+            return None
         return path.removeprefix(f"{self._skeleton.base_model_prefix}.")
 
 

@@ -38,7 +38,7 @@ class Method:
     Attributes:
         rank: the rule, `rank(stats, **parameters) -> Selection`, with `records_parameters`. Its
             keyword-only arguments are the parameters, with the published defaults; their
-            annotations give types and ranges.
+            annotations give types and ranges. With `accumulators`, it is `rank(stats, *tables)`.
         pools: whether the rule uses, by default, the dictionary of a header
             (`stats.header["dictionary"]`).
         needs: those dictionaries in words.
@@ -48,6 +48,9 @@ class Method:
         owners: for a rule by which labels own units: `owners(stats, **filters)` returns units and
             labels (by position) that own them, int64 [m] each. The filters are keyword-only, and
             parameters of `rank`.
+        accumulators: names of the accumulators that the rule reads beside the counts. After
+            `stats`, the rule gets for each of them what was collected of every dictionary, in the
+            same order: a `Table`, or the accumulator.
     """
 
     rank: Callable[..., Selection]
@@ -57,6 +60,7 @@ class Method:
     score: str = "score"
     in_run: bool = True
     owners: Callable[..., tuple[Tensor, Tensor]] | None = None
+    accumulators: tuple[str, ...] = ()
 
 
 METHODS: Registry[Method] = Registry(
@@ -69,6 +73,10 @@ METHODS: Registry[Method] = Registry(
         "monolinguality": "saefeat.methods.monolinguality:METHOD",
         "diffmean": "saefeat.methods.diffmean:METHOD",
         "neuron-overlap": "saefeat.methods.neuron_overlap:METHOD",
+        "average-precision": "saefeat.methods.average_precision:METHOD",
+        "sharing": "saefeat.methods.sharing:METHOD",
+        "plnd": "saefeat.methods.plnd:METHOD",
+        "dln": "saefeat.methods.dln:METHOD",
     },
 )
 
@@ -110,8 +118,15 @@ def is_hidden_neurons(header: Mapping[str, Any]) -> bool:
 
 
 def run_methods(headers: Sequence[Mapping[str, Any]]) -> dict[str, Method]:
-    """The methods that a run ranks by: those of which one of its dictionaries is pooled."""
-    methods = {name: method for name, method in METHODS.items() if method.in_run}
+    """The methods that a run ranks by: those of which one of its dictionaries is pooled.
+
+    A run does not collect what some rules read beside the counts.
+    """
+    methods = {
+        name: method
+        for name, method in METHODS.items()
+        if method.in_run and not method.accumulators
+    }
     return {name: method for name, method in methods.items() if any(map(method.pools, headers))}
 
 

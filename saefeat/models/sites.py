@@ -8,13 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from saefeat.io import UserError
 
 MEANINGS = {
     "mlp_out": "what the feed-forward part adds to the residual stream",
     "mlp_act": "hidden neurons: the activation function's output, where LAPE counts",
+    "mlp_hidden": "hidden neurons as the down projection reads them, gated if there is a gate",
     "resid_post": "the residual stream after the block",
 }
 KINDS = tuple(MEANINGS)
@@ -22,6 +23,7 @@ _SITE = re.compile(rf"^({'|'.join(KINDS)})@(\d{{1,9}})$")
 _BLOCK = re.compile(r"(?:model\.|transformer\.)?(?:layers|h)\.(\d+(?:\..+)?)")
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2")
+_INPUT = ":input"  # at the end of a path: the module's input instead of its output
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")  # Gemma 2, 3 and OLMo 2; GLM 4
 
 
@@ -31,7 +33,8 @@ class Site:
 
     Attributes:
         name: as given: `mlp_out@13`, or a module path.
-        path: dotted path of the module whose output it is.
+        path: dotted path of the module whose output it is. With `:input` at the end, it is the
+            input of the module.
         layer: number of the block, if the path has one.
     """
 
@@ -81,8 +84,10 @@ def resolve_site(model: nn.Module, name: str) -> Site:
       feed-forward module.
     - `mlp_act` is the output of the activation function, where LAPE counts. Mixtures of experts
       have none.
+    - `mlp_hidden` is the input of the last projection, the product with the gate where the block
+      has gates. Mixtures of experts have none.
     - `resid_post` is the output of the block.
-    - Anything else is a module path.
+    - Anything else is a module path, with `:input` at the end for the module's input.
 
     Raises UserError for a site that the model does not have.
     """
@@ -96,8 +101,7 @@ def resolve_site(model: nn.Module, name: str) -> Site:
         raise UnknownSite(
             f"the site {name} does not exist: the model has the layers 0 to {len(blocks) - 1}"
         )
-    parts = {"mlp_out": _added, "mlp_act": _activation, "resid_post": lambda _block: ""}
-    part = parts[kind](blocks[layer])
+    part = _PARTS[kind](blocks[layer])
     if part is None:
         where = f"{layers}.{layer}{_holder(blocks[layer]) or ''}"
         if is_mixture(blocks[layer]):
@@ -111,8 +115,9 @@ def resolve_site(model: nn.Module, name: str) -> Site:
 
 def _explicit(model: nn.Module, name: str) -> Site:
     """Find a site by its module path, which may lack the base model's prefix."""
-    paths = [name, f"{getattr(model, 'base_model_prefix', '')}.{name}"] if name else []
-    if block := _BLOCK.fullmatch(name):  # another model's path, or that of the text part alone
+    module, end = split_input(name)
+    paths = [module, f"{getattr(model, 'base_model_prefix', '')}.{module}"] if module else []
+    if block := _BLOCK.fullmatch(module):  # another model's path, or that of the text part alone
         with suppress(UnknownSite):
             paths.append(f"{find_layers(model)}.{block[1]}")
     for path in paths:
@@ -121,9 +126,15 @@ def _explicit(model: nn.Module, name: str) -> Site:
         except AttributeError:
             continue
         numbers = re.findall(r"\.(\d+)(?:\.|$)", path)
-        return Site(name, path, int(numbers[0]) if numbers else None)
+        return Site(name, path + end, int(numbers[0]) if numbers else None)
     kinds = ", ".join(f"{kind}@LAYER" for kind in KINDS)
     raise UnknownSite(f"unknown site {name}: use {kinds} or a module path of the model")
+
+
+def split_input(path: str) -> tuple[str, str]:
+    """Split the path of a site into that of its module and `:input`, or "" for its output."""
+    module = path.removesuffix(_INPUT)
+    return module, path[len(module) :]
 
 
 def feed_forward(block: nn.Module) -> Any:
@@ -135,6 +146,20 @@ def down_projection(block: nn.Module) -> Any:
     """Return the module that hidden neurons write through ([neurons] -> [d]), if known."""
     path = _child(block, _DOWN)
     return None if path is None else block.get_submodule(path[1:])
+
+
+def written_rows(down: Any) -> Tensor:
+    """Return what each neuron of value 1 writes through a down projection: [neurons, d]."""
+    weight = down.weight.detach()
+    return weight.t() if isinstance(down, nn.Linear) else weight  # GPT-2's Conv1D: [neurons, d]
+
+
+def written_norms(model: nn.Module, site: Site) -> Tensor | None:
+    """Return the norms of `written_rows` of a site `mlp_hidden`, float32 [neurons]; else None."""
+    if not site.name.startswith("mlp_hidden@"):
+        return None
+    down = model.get_submodule(split_input(site.path)[0])
+    return written_rows(down).float().norm(dim=1).cpu()
 
 
 def norm_after(block: nn.Module) -> nn.Module | None:
@@ -185,11 +210,25 @@ def _activation(block: nn.Module) -> str | None:
     return None if is_mixture(block) else _child(block, _ACTIVATIONS)
 
 
+def _hidden(block: nn.Module) -> str | None:
+    """Return the path in the block of `mlp_hidden`."""
+    path = None if is_mixture(block) else _child(block, _DOWN)
+    return path and f"{path}{_INPUT}"
+
+
 def _child(block: nn.Module, names: tuple[str, ...]) -> str | None:
     """Return the path in the block of the first of these modules that its feed-forward part has."""
     holder = feed_forward(block)
     found = [name for name in names if isinstance(getattr(holder, name, None), nn.Module)]
     return f"{_holder(block) or ''}.{found[0]}" if found else None
+
+
+_PARTS = {
+    "mlp_out": _added,
+    "mlp_act": _activation,
+    "mlp_hidden": _hidden,
+    "resid_post": lambda _block: "",
+}
 
 
 def describe_sites(model: Any) -> list[dict[str, Any]]:
@@ -211,25 +250,24 @@ def _describe(model: Any, kind: str, layer: int, block: nn.Module) -> dict[str, 
     except UnknownSite as error:
         return {**row, "refused": str(error)}
     row["module"], row["width"] = path, _width(model, kind, block)
-    row["sparsify"] = path.removeprefix(f"{model.base_model_prefix}.")
+    if not split_input(path)[1]:  # sparsify hooks outputs
+        row["sparsify"] = path.removeprefix(f"{model.base_model_prefix}.")
     row["transformer_lens"] = _hook(kind, layer, block)
     return row
 
 
 def _width(model: Any, kind: str, block: nn.Module) -> int | None:
     """Return the width of a site by the configuration and the shape of its projection."""
-    if kind != "mlp_act":
+    if kind not in ("mlp_act", "mlp_hidden"):
         return model.config.get_text_config().hidden_size
     down = down_projection(block)
-    if down is None:
-        return None
-    if isinstance(down, nn.Linear):
-        return down.in_features
-    return down.weight.shape[0]  # GPT-2's Conv1D: [neurons, d]
+    return None if down is None else len(written_rows(down))
 
 
 def _hook(kind: str, layer: int, block: nn.Module) -> str | None:
     """Return TransformerLens's name of a site."""
+    if kind == "mlp_hidden":
+        return f"blocks.{layer}.mlp.hook_post"
     if kind != "mlp_act":
         return f"blocks.{layer}.hook_{kind}"
     # In gated blocks, `hook_post` is the product with the up projection: no module's output.

@@ -37,7 +37,7 @@ from saefeat.run.stages import (
 from saefeat.run.steer import Bench, find_source
 from saefeat.run.sweep import sweep as sweep_grid
 from saefeat.sae.train import train_saes
-from saefeat.statistics import ACCUMULATORS
+from saefeat.statistics import run_kinds
 from saefeat.steering import CannotSteer
 
 __all__ = [
@@ -108,7 +108,7 @@ def _train(opened: OpenRun) -> None:
 def _collect(opened: OpenRun) -> None:
     lm, plan, files = opened.lm, opened.plan, opened.files
     dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
-    folders = {name: kind.FOLDER for name, kind in ACCUMULATORS.items()}
+    folders = {name: kind.FOLDER for name, kind in run_kinds().items()}
     places = {name: files.root / folder for name, folder in folders.items() if folder}
     collect_stats(lm, plan, dictionaries, files.stats, places=places, say=opened.say)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from saefeat.activations import counted_vectors
 from saefeat.baselines import BASELINES
 from saefeat.config import CollectConfig
-from saefeat.corpora import TOKEN_LIMIT
+from saefeat.corpora import TOKEN_LIMIT, Plan
 from saefeat.corpora.corpus import describe_skipped
 from saefeat.dictionaries import SAE
 from saefeat.generation import Decoding, generate, text_losses
@@ -35,14 +36,14 @@ from saefeat.models import LanguageModel
 from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.grids import demo_grid
 from saefeat.run.opened import OpenRun
-from saefeat.run.stages import counted_dictionaries, neurons
+from saefeat.run.stages import chosen_neurons, counted_dictionaries, neurons
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.trainer import Trainer
-from saefeat.statistics import ACCUMULATORS, collected_kinds
+from saefeat.statistics import collected_kinds, run_kinds
 
 _OTHER_SECONDS = 20  # ranking and the report
 _OTHER_DISK = 6e6  # the report and the metrics
-_ALL = list(ACCUMULATORS.values())  # a run collects all of them
+_ALL = list(run_kinds().values())
 
 
 class _Job:
@@ -86,15 +87,17 @@ def forecast(opened: OpenRun) -> list[str]:
 
 
 def forecast_collect(
-    lm: LanguageModel, saes: Sequence[SAE], labels: int, config: CollectConfig
+    lm: LanguageModel, saes: Sequence[SAE], plan: Plan, config: CollectConfig
 ) -> str:
     """A line with the memory and disk that a collection takes, and how many groups it makes."""
-    kinds = collected_kinds(config.requested)
-    dictionaries = counted_dictionaries(lm, saes, None, neurons(lm) if config.neurons else [])
+    kinds, labels = collected_kinds(config.requested), len(plan.corpus.labels)
+    dictionaries = counted_dictionaries(lm, saes, None, chosen_neurons(lm, config))
+    examples = Counter(plan.corpus.of[i] for i in plan.tokens).values()
+    rows = sum(min(count, config.table_examples) for count in examples)
     on_device = lm.model.get_memory_footprint(return_buffers=False)
     on_device += collecting_bytes(dictionaries, lm.device, labels, kinds)
     groups = len(group_to_fit(dictionaries, lm.device, labels, kinds=kinds))
-    on_disk = sum(state_bytes(each, labels, kinds) for each in dictionaries)
+    on_disk = sum(state_bytes(each, labels, kinds, rows) for each in dictionaries)
     return (
         f"forecast: {describe_memory(lm.device, on_device, LIBRARIES, mapped_bytes(saes))}, "
         f"{on_disk / 1e6:,.0f} MB of statistics on disk, "

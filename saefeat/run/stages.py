@@ -23,14 +23,14 @@ from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
 from saefeat.methods import METHODS, check_parameters, choose
 from saefeat.models import LanguageModel
-from saefeat.models.sites import UnknownSite
+from saefeat.models.sites import UnknownSite, written_norms
 from saefeat.progress import Say, quiet
 from saefeat.ranking import COLUMNS
 from saefeat.resume import check_replaceable, claim_file
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
-from saefeat.statistics.files import StatsFiles, list_stats, stats_file
+from saefeat.statistics.files import StatsFiles, collected_beside, list_stats, stats_file
 from saefeat.steering.changes import norm_limit
 
 
@@ -60,11 +60,16 @@ def _keep_memory() -> None:
         libc.mallopt(top_pad, 64 * 2**20)
 
 
-def neurons(lm: LanguageModel, layers: Sequence[int] | None = None) -> list[Identity]:
-    """Identity dictionaries of the hidden neurons (`mlp_act`) of layers; default all known ones."""
+def neurons(
+    lm: LanguageModel, layers: Sequence[int] | None = None, kind: str = "mlp_act"
+) -> list[Identity]:
+    """Identity dictionaries of the hidden neurons of layers; default all known ones.
+
+    `kind` of their site: `mlp_act`, or `mlp_hidden`, where the norms of what they write are known.
+    """
     layers = neuron_layers(lm) if layers is None else layers
-    sites = [lm.site(f"mlp_act@{layer}") for layer in layers]
-    return [Identity(site.name, site_width(lm, site)) for site in sites]
+    sites = [lm.site(f"{kind}@{layer}") for layer in layers]
+    return [Identity(s.name, site_width(lm, s), norms=written_norms(lm.model, s)) for s in sites]
 
 
 def neuron_layers(lm: LanguageModel) -> list[int]:
@@ -99,13 +104,13 @@ def means(
     An identity leaves out the tokens that the SAEs of its site leave out. Where these have no
     limit, or there is no SAE, the limit is 8 times the median norm in a sample of the plan. Hidden
     neurons (`mlp_act`) have no limit, because LAPE counts all tokens: first tokens are no outliers
-    there.
+    there. Nor have they at `mlp_hidden`.
 
     `plan`: the texts to sample; None where only sizes are needed, and limits are not.
     """
     names = dict.fromkeys([*(sae.site for sae in saes), *sites])
     limits = {name: norm_limit(sae for sae in saes if sae.site == name) for name in names}
-    others = [name for name in names if not name.startswith("mlp_act@")]
+    others = [name for name in names if not name.startswith(("mlp_act@", "mlp_hidden@"))]
     if plan is not None and (unlimited := [name for name in others if limits[name] is None]):
         limits |= norm_limits(lm, plan, unlimited)
     found = [lm.site(name) for name in names]
@@ -145,14 +150,20 @@ def collect(
         raise UserError("nothing to collect: give SAEs, or ask for neurons", "saes", "neurons")
     check_ids(counted_dictionaries(lm, saes, None))
     plan = collection_plan(lm, corpus, config)
-    dictionaries = counted_dictionaries(lm, saes, plan, neurons(lm) if config.neurons else [])
+    dictionaries = counted_dictionaries(lm, saes, plan, chosen_neurons(lm, config))
     check_ids(dictionaries)
     make_dir(out)
     if gate:
         new = [sae for sae in saes if not stats_file(out, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    return collect_stats(lm, plan, dictionaries, out, shard=(i, n), places=places, say=say)
+    options = {"shard": (i, n), "places": places, "table_examples": config.table_examples}
+    return collect_stats(lm, plan, dictionaries, out, say=say, **options)
+
+
+def chosen_neurons(lm: LanguageModel, config: CollectConfig) -> list[Identity]:
+    """The neurons that a collection counts."""
+    return neurons(lm, kind=config.neuron_site) if config.neurons else []
 
 
 def check_fit(
@@ -192,10 +203,13 @@ def rank(
     """
     rule, parameters = METHODS[method], check_parameters(method, parameters)
     files = list_stats(Path(source)).values()
-    headers = {path: Stats.read_header(path)["dictionary"] for path in files}
-    paths = {header["id"]: path for path, header in headers.items()}
-    chosen = choose(headers.values(), method, dictionaries)
-    selection = rule.rank(StatsFiles([paths[name] for name in chosen]), **parameters)
+    headers = {path: Stats.read_header(path) for path in files}
+    paths = {header["dictionary"]["id"]: path for path, header in headers.items()}
+    chosen = choose([header["dictionary"] for header in headers.values()], method, dictionaries)
+    pooled = [paths[name] for name in chosen]
+    of = [headers[path] for path in pooled]
+    others = [collected_beside(Path(source), name, of) for name in rule.accumulators]
+    selection = rule.rank(StatsFiles(pooled), *others, **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection
 

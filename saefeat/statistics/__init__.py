@@ -19,6 +19,7 @@ __all__ = [
     "Stats",
     "collected_kinds",
     "comparable",
+    "run_kinds",
 ]
 
 # Counts come first: they are written for every dictionary, with a header of what was collected.
@@ -29,6 +30,10 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
         "examples": "saefeat.statistics.examples:TopExamples",
         "bags": "saefeat.statistics.bags:Bags",
         "histograms": "saefeat.statistics.histograms:Histograms",
+        "responses": "saefeat.statistics.responses:Responses",
+        "patterns": "saefeat.statistics.patterns:Patterns",
+        "distributions": "saefeat.statistics.distributions:Distributions",
+        "importances": "saefeat.statistics.importances:Importances",
     },
     option="with_",
 )
@@ -41,3 +46,8 @@ def collected_kinds(requested: Iterable[str] = ()) -> list[type[Accumulator]]:
     """
     wanted = [ACCUMULATORS[name] for name in requested]
     return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST or kind in wanted]
+
+
+def run_kinds() -> dict[str, type[Accumulator]]:
+    """The accumulators that a run collects, by name."""
+    return {name: kind for name, kind in ACCUMULATORS.items() if kind.IN_RUN}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.parquet import read_table, required
-from saefeat.statistics.base import Accumulator, Field, Observed
+from saefeat.statistics.base import Field, Observed
+from saefeat.statistics.rows import Rows
 from saefeat.statistics.tables import read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _COLUMNS = required({name: kind for name, (_, kind) in _TYPES.items() if kind is
 _READ = pa.schema([_COLUMNS.field(name) for name in ("example", "unit", "tokens", "sum")])
 
 
-class Bags(Accumulator):
+class Bags(Rows):
     """The rows of the firing pairs of example and unit, in one file per window.
 
     `example` is the place of the example in the corpus, `label` the row of its label, `sum` is in
@@ -44,19 +44,8 @@ class Bags(Accumulator):
     FIELDS: ClassVar = {name: Field(("row",), "joint", kind) for name, (kind, _) in _TYPES.items()}
     FOLDER = "bags"
     SUFFIX = ".parquet"
+    KEY = "batch"
     SIGNED = False
-    ON_REQUEST = True
-    EACH_WINDOW = True
-
-    _added: tuple[dict[str, Tensor], ...] = ()  # batches since the rows were read last
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        # `add` keeps the batches apart until the rows are read: to copy all rows at every batch
-        # would take quadratic time.
-        if self._added:
-            self._tensors, self._added = _joined([self._tensors, *self._added]), ()
-        return self._tensors
 
     def add(self, observed: Observed) -> None:
         rows = observed.bag.rows()
@@ -67,11 +56,7 @@ class Bags(Accumulator):
             "label": observed.labels[rows.example],
             **{name: getattr(rows, name) for name in ("unit", "tokens", "sum", "min", "max")},
         }
-        part = {name: column.to(self.FIELDS[name].dtype) for name, column in columns.items()}
-        self._added = (*self._added, part)
-
-    def reduce(self, other: Self) -> dict[str, Tensor]:
-        return _joined([self.tensors, other.tensors])
+        self.append(columns)
 
     def save(self, path: Path, corpus: Corpus | None = None) -> None:
         """Write Parquet rows example, label, unit, tokens, sum, min, max; `sum` as float64."""
@@ -95,15 +80,6 @@ class Bags(Accumulator):
         made["batch"] = torch.full_like(made["example"], first)
         header = {"dictionary": {"id": manifest["dictionary"]}}
         return cls(tuple(manifest["labels"]), made, header)
-
-
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All rows, by batch."""
-    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    if (rows["batch"].diff() >= 0).all():
-        return rows
-    order = rows["batch"].argsort(stable=True)
-    return {name: column[order] for name, column in rows.items()}
 
 
 def read_bags(place: Path, dictionary: str, width: int) -> Iterator[list[np.ndarray]]:

@@ -119,6 +119,8 @@ class Observed:
         labels: int64 [E] on the device of the codes, the row of each example's label.
         positions: int64 [E] on the CPU, the place of each example in the corpus.
         batch: the number of the batch in its window; the rows of bags follow it.
+        dictionary: the dictionary, where an accumulator needs more of it than its codes.
+        kept: bool [E] on the CPU, the examples that tables by example keep; None: all.
     """
 
     codes: Codes
@@ -126,6 +128,8 @@ class Observed:
     labels: Tensor
     positions: Tensor
     batch: int = 0
+    dictionary: Dictionary | None = None
+    kept: Tensor | None = None
 
     @cached_property
     def bag(self) -> Bag:
@@ -150,6 +154,8 @@ class Accumulator:
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own accumulator and file
+    IN_RUN: ClassVar[bool] = True  # whether a run collects it
+    LIMITED: ClassVar[bool] = False  # whether it keeps a limited number of examples per label
     SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative
     FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
 
@@ -211,9 +217,9 @@ class Accumulator:
         return {name: f for name, f in cls.FIELDS.items() if signed or not f.signed_only}
 
     @classmethod
-    def unit_bytes(cls, labels: int, *, signed: bool) -> int:
-        """Bytes per unit that its tensors take while a corpus is collected."""
-        sizes = {"label": labels, "unit": 1}
+    def unit_bytes(cls, labels: int, *, signed: bool, rows: int = 0) -> int:
+        """Bytes per unit that its tensors take with so many rows."""
+        sizes = {"label": labels, "unit": 1, "row": rows}
         return sum(
             field.dtype.itemsize * math.prod(field.shape(sizes))
             for field in cls._fields(signed).values()

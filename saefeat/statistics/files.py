@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saefeat.io import UserError, visible
+from saefeat.statistics import ACCUMULATORS, Accumulator
+from saefeat.statistics.by_example import ByExample
 from saefeat.statistics.counts import Stats
 
 UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
@@ -46,14 +48,48 @@ def load_stats(directory: Path, dictionary: str) -> Stats:
     return Stats.load(path)
 
 
-class StatsFiles(Sequence[Stats]):
+class StatsFiles(Sequence[Any]):
     """Statistics that are read from disk each time they are asked for, one at a time."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], kind: type[Accumulator] = Stats) -> None:
+        self.paths, self.kind = paths, kind
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:  # slices are not needed
-        return Stats.load(self.paths[index])
+        return self.kind.load(self.paths[index])
+
+
+def collected_beside(
+    directory: Path, name: str, headers: Sequence[Mapping[str, Any]]
+) -> Sequence[Any]:
+    """What an accumulator has collected of dictionaries, in or beside a directory of statistics.
+
+    Args:
+        name: of the accumulator.
+        headers: those of the dictionaries' statistics.
+
+    Returns:
+        For each dictionary its `Table`, if the accumulator is one by example; else the accumulator,
+        which is read when it is asked for.
+
+    Raises:
+        UserError: it was not collected, is damaged, or belongs to another collection.
+    """
+    kind = ACCUMULATORS[name]
+    places = [root / kind.FOLDER for root in (directory, directory.parent)]
+    place = next((place for place in places if place.is_dir()), places[0])
+    of = [header["dictionary"]["id"] for header in headers]
+    for each in of:
+        path = kind.path(place, each)
+        if not (path.parent if kind.EACH_WINDOW else path).exists():
+            message = f"{directory} holds no {name} of {each}; collect them too"
+            raise UserError(message, "with_", command=f"collect --with {name}")
+    if issubclass(kind, ByExample):
+        return [kind.open(place, header) for header in headers]
+    paths = [kind.path(place, each) for each in of]
+    for path, header in zip(paths, headers, strict=True):
+        if kind.read_header(path) != header:
+            raise UserError(f"{path} is not of the collection of its statistics; collect it again")
+    return StatsFiles(paths, kind)
