@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from saefeat import assets, corpora
+from saefeat import assets, corpora, progress
+from saefeat.config import RunConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan
 from saefeat.io import UserError
 from saefeat.models import LanguageModel, load_model, wrap
@@ -110,6 +111,12 @@ def one_thread() -> Iterator[None]:
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process sees one core, so that a run in it takes one thread, as `tiny_run` did."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress writes a line at every update."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -215,26 +222,29 @@ def tiny_jsonl(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Corpus) ->
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_jsonl: Path
-) -> Path:
+def config(tiny_model_dir: Path, tiny_jsonl: Path) -> RunConfig:
+    """The configuration of `tiny_run`."""
+    return RunConfig(
+        str(tiny_model_dir),
+        str(tiny_jsonl),
+        d_sae=64,
+        k=4,
+        dtype="float32",
+        train_tokens=8000,
+        max_tokens=8000,
+        steer_prompts=0,
+        matrix_texts=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Path:
     """A complete run of the tiny model on the tiny corpus; shared, so change a copy."""
-    from saefeat.run import RunConfig, run
+    from saefeat.run import run
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.sched_getaffinity", lambda _: {0})  # one thread
-        config = RunConfig(
-            str(tiny_model_dir),
-            str(tiny_jsonl),
-            d_sae=64,
-            k=4,
-            dtype="float32",
-            train_tokens=8000,
-            max_tokens=8000,
-            steer_prompts=0,
-            matrix_texts=0,
-        )
         run(config, out)
     return out
 

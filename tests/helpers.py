@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,15 @@ import torch
 from saefeat.codes import STEP
 from saefeat.corpora import Corpus
 from saefeat.dictionaries import SAE
+from saefeat.hooks import capture
 from saefeat.io import UserError
+from saefeat.models import resolve_site
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
 from saefeat.statistics.by_example import Table
+
+# Two rows of tokens for the tiny models, with ordinary tokens after the first.
+IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
 
 
 class Interrupt:
@@ -60,6 +66,18 @@ def contents(directory: Path | str) -> dict[str, bytes]:
     }
 
 
+def names(directory: Path) -> list[str]:
+    """Names of what a directory holds, sorted."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def change_cfg(directory: Path, **changes: Any) -> None:
+    """Change entries of the directory's `cfg.json`; `...` removes one."""
+    path = directory / "cfg.json"
+    cfg = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in cfg.items() if value is not ...}))
+
+
 def rows_of(corpus: Corpus) -> list[tuple[str, str, str]]:
     """(text, label, id) of every example."""
     return list(zip(corpus.texts, corpus.of, corpus.ids, strict=True))
@@ -97,7 +115,7 @@ def make_stats(
     header: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Stats:
-    """Statistics from plain lists.
+    """Statistics from plain lists or tensors.
 
     Args:
         name: the dictionary's id and fingerprint.
@@ -106,10 +124,10 @@ def make_stats(
         kind: of dictionary.
         signed: whether values may be negative.
         header: further entries of the header.
-        fields: field -> list of K numbers, or of K rows of `width` numbers. `sum` and `total` are
+        fields: field -> one number, K numbers, or K rows of `width` numbers. `sum` and `total` are
             in units of values, and may only be whole multiples of the step.
     """
-    fired = torch.tensor(fields["fired"])
+    fired = torch.as_tensor(fields["fired"])
     dictionary = {
         "id": name,
         "site": site or f"mlp_out@{name}",
@@ -123,7 +141,7 @@ def make_stats(
     )
     for field, value in fields.items():
         scale = round(1 / STEP) if field in ("sum", "total") else 1
-        stats.tensors[field] += torch.tensor(value) * scale
+        stats.tensors[field] += torch.as_tensor(value) * scale
     return stats
 
 
@@ -160,3 +178,41 @@ def selection_rows(selection: Selection) -> list[tuple[Any, ...]]:
     """(label, rank, dictionary, unit, score) of every row."""
     names = ("label", "rank", "dictionary", "unit", "score")
     return list(zip(*(selection.table[name].to_pylist() for name in names), strict=True))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [rows, longest] of rows padded on the left with token 2."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[2] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def read(model: Any, *sites: str, inputs: torch.Tensor = IDS) -> Any:
+    """The vectors at a site in a forward pass, as a list for several sites."""
+    paths = [resolve_site(model, site).path for site in sites]
+    with capture(model, tuple(paths)) as captured:
+        tensors = captured.run(model, input_ids=inputs)
+    return tensors[paths[0]] if len(sites) == 1 else [tensors[path] for path in paths]
+
+
+def watch(model: Any, module: Any, inputs: torch.Tensor = IDS) -> list[torch.Tensor]:
+    """Copies of a module's input and output in a forward pass, by PyTorch's own hooks."""
+    seen = []
+
+    def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        given = args[0] if args else kwargs["hidden_states"]
+        result = output if isinstance(output, torch.Tensor) else output[0]
+        seen.extend(x.clone() for x in (given, result))
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        model(input_ids=inputs)
+    finally:
+        handle.remove()
+    return seen
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-6) -> None:
+    """Assert that two tensors differ by at most `tolerance` at every place."""
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)

@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
+from helpers import random_sae
 
 from saefeat import steer
 from saefeat.activations import counted_vectors, norm_limits
 from saefeat.collection import collect
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan, plan_batches
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import Identity
 from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.models import wrap
@@ -36,20 +37,6 @@ def vectors_by_label(lm, plan, site):
         for _, vectors in counted_vectors(lm, plan.batches(lm, [i]), [site]):
             found[plan.corpus.of[i]].append(vectors[site])
     return {label: torch.cat(parts) for label, parts in found.items()}
-
-
-def make_sae(max_norm, seed=0):
-    rows = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
-    return SAE(
-        "sae",
-        SITE,
-        rows.t().contiguous(),
-        torch.zeros(64),
-        rows,
-        torch.zeros(32),
-        k=6,
-        max_norm=max_norm,
-    )
 
 
 def test_vectors_are_those_of_the_counted_tokens_row_by_row(tiny_lm):
@@ -86,7 +73,7 @@ def test_means_leave_out_what_the_saes_of_the_site_leave_out(tiny_lm, tiny_corpu
     plan = make_plan(tiny_corpus, tiny_lm)
     every = vectors_by_label(tiny_lm, plan, SITE)
     limit = float(torch.cat(list(every.values())).norm(dim=1).quantile(0.7))
-    save_sae(make_sae(limit), tmp_path / "sae")
+    save_sae(random_sae("sae", SITE, max_norm=limit), tmp_path / "sae")
     saes = [load_sae(tmp_path / "sae")]
     collect_stage(tiny_lm, tiny_corpus, saes, out=tmp_path / "stats", neurons=True)
     at_site, at_sae = (
@@ -110,7 +97,11 @@ def test_an_edit_moves_the_tokens_that_its_vector_was_made_from(tiny_lm, tiny_co
     identity = Identity(SITE, 32, max_norm=limit)
     collect(tiny_lm, plan, [identity], tmp_path / "stats")
     stats = Stats.load(tmp_path / "stats" / f"{SITE}.safetensors")
-    assert limit_of(stats, []) == limit_of(stats, [make_sae(2 * limit)]) == pytest.approx(limit)
+    assert (
+        limit_of(stats, [])
+        == limit_of(stats, [random_sae("sae", SITE, max_norm=2 * limit)])
+        == pytest.approx(limit)
+    )
     path, ids = tiny_lm.site(SITE).path, torch.tensor([[0, *range(40, 60)]])
 
     def seen():
@@ -140,9 +131,9 @@ def test_an_edit_moves_the_tokens_that_its_vector_was_made_from(tiny_lm, tiny_co
 
 def test_a_site_whose_saes_have_no_limit_gets_that_of_8_medians(tiny_lm, tiny_corpus):
     plan = make_plan(tiny_corpus, tiny_lm)
-    (own,) = means(tiny_lm, [make_sae(7.5)], plan)
+    (own,) = means(tiny_lm, [random_sae("sae", SITE, max_norm=7.5)], plan)
     assert own.max_norm == 7.5
-    (measured,) = means(tiny_lm, [make_sae(None)], plan)
+    (measured,) = means(tiny_lm, [random_sae("sae", SITE, max_norm=None)], plan)
     assert measured.max_norm == norm_limits(tiny_lm, plan, [SITE])[SITE]
     assert measured.identity["fingerprint"] != Identity(SITE, 32).identity["fingerprint"]
 

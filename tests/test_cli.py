@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import contents, random_sae
 
 from saefeat.corpora import load_corpus
-from saefeat.dictionaries import SAE
 from saefeat.io import load_tensors, save_tensors
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import sae_id
@@ -49,14 +49,6 @@ def on(tiny_model_dir, tiny_jsonl):
 @pytest.fixture
 def saes(tiny_run):
     return ["--saes", tiny_run / "saes"]
-
-
-def contents(directory):
-    return {
-        str(p.relative_to(directory)): p.read_bytes()
-        for p in Path(directory).rglob("*")
-        if p.is_file()
-    }
 
 
 def everything(directory):
@@ -538,18 +530,7 @@ def test_a_split_without_text_exits_with_2_before_any_work(saefeat, on, tmp_path
 
 
 def small_sae(d_in=32, **record):
-    g = torch.Generator().manual_seed(0)
-    rows = torch.randn(32, d_in, generator=g)
-    return SAE(
-        "one",
-        "mlp_out@0",
-        rows.t().contiguous(),
-        torch.zeros(32),
-        rows,
-        torch.zeros(d_in),
-        k=4,
-        record=record,
-    )
+    return random_sae("one", d_in=d_in, width=32, record=record)
 
 
 @pytest.mark.parametrize(

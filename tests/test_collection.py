@@ -12,12 +12,13 @@ from typing import ClassVar
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import contents, random_sae
 
-from saefeat import memory, progress
+from saefeat import memory
 from saefeat.codes import STEP
 from saefeat.collection import collect
 from saefeat.corpora import load_corpus, make_plan
-from saefeat.dictionaries import SAE, Identity
+from saefeat.dictionaries import Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
 from saefeat.statistics import ACCUMULATORS, Accumulator, Field, Stats
 from saefeat.statistics.histograms import Histograms
@@ -27,25 +28,7 @@ EPS = 1e-4  # float noise between one example alone and in a batch stays well be
 WIDTH, K = 64, 4
 
 
-def make_sae(identity="wide", max_norm=None, seed=0, path=None):
-    g = torch.Generator().manual_seed(seed)
-    rows = torch.randn(WIDTH, 32, generator=g)
-    bias = 0.3 * torch.randn(WIDTH, generator=g)
-    made = SAE(
-        identity,
-        "mlp_out@0",
-        rows.t().contiguous(),
-        bias,
-        rows,
-        torch.zeros(32),
-        k=K,
-        max_norm=max_norm,
-    )
-    made.record["path"] = path
-    return made
-
-
-DICTIONARIES = [make_sae(), Identity("mlp_act@1", 48), Identity("mlp_out@0", 32)]
+DICTIONARIES = [random_sae(), Identity("mlp_act@1", 48), Identity("mlp_out@0", 32)]
 
 
 class Interrupted:
@@ -74,9 +57,7 @@ def plan(tiny_corpus, tiny_lm):
         yield make_plan(tiny_corpus, tiny_lm)
 
 
-@pytest.fixture(autouse=True)
-def windows_of_32_and_a_line_per_batch(small_windows, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+pytestmark = pytest.mark.usefixtures("small_windows", "every_line")
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +89,8 @@ def vectors(plan, tiny_lm):
     return made
 
 
-def files(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-
-
 def same(out, other):
-    mine, theirs = files(out), files(other)
+    mine, theirs = contents(out), contents(other)
     assert mine.keys() == theirs.keys()
     assert [name for name in mine if mine[name] != theirs[name]] == []
 
@@ -134,7 +111,7 @@ def test_it_writes_the_files_of_the_design(whole, plan):
     assert plan.window_count == 8
     bags = [f"bags/wide/window-{w:05d}.parquet" for w in range(8)]
     stats = ["mlp_act@1.safetensors", "mlp_out@0.safetensors", "wide.safetensors"]
-    assert sorted(files(whole)) == sorted([*bags, "examples/wide.parquet", *stats])
+    assert sorted(contents(whole)) == sorted([*bags, "examples/wide.parquet", *stats])
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -154,7 +131,7 @@ def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(
         collect(
             tiny_lm,
             plan,
-            [make_sae(path=f"/{9 - i}/wide")],
+            [random_sae(record={"path": f"/{9 - i}/wide"})],
             out,
             shard=(i, 10),
             places={"bags": out / "bags"},
@@ -165,7 +142,7 @@ def test_shards_whose_saes_lay_elsewhere_merge_to_the_same_bytes_in_any_order(
     collect(
         tiny_lm,
         plan,
-        [make_sae(path="/9/wide")],
+        [random_sae(record={"path": "/9/wide"})],
         tmp_path / "whole",
         places={"bags": tmp_path / "whole/bags"},
     )
@@ -373,7 +350,7 @@ def test_tokens_of_outlier_norm_are_left_out_of_an_sae_only(tmp_path, vectors, p
     norms = torch.cat(list(vectors["mlp_out@0"].values())).norm(dim=1).sort().values
     at = len(norms) * 3 // 4 + int((norms.diff()[len(norms) * 3 // 4 :]).argmax())
     limit = float((norms[at] + norms[at + 1]) / 2)  # in the widest gap of the upper quarter
-    sae = make_sae(max_norm=limit)
+    sae = random_sae(max_norm=limit)
     collect(tiny_lm, plan, [sae, Identity("mlp_out@0", 32)], tmp_path)
     stats, neurons = (
         Stats.load(tmp_path / "wide.safetensors"),
@@ -386,7 +363,9 @@ def test_tokens_of_outlier_norm_are_left_out_of_an_sae_only(tmp_path, vectors, p
 
 
 def test_an_sae_that_leaves_every_token_out_counts_nothing(tmp_path, plan, tiny_lm):
-    collect(tiny_lm, plan, [make_sae(max_norm=1e-6)], tmp_path, places={"bags": tmp_path / "bags"})
+    collect(
+        tiny_lm, plan, [random_sae(max_norm=1e-6)], tmp_path, places={"bags": tmp_path / "bags"}
+    )
     stats = Stats.load(tmp_path / "wide.safetensors")
     assert stats.tokens.sum() == 0 and stats.fired.sum() == 0
     assert stats.examples.sum() == len(plan.tokens)
@@ -576,7 +555,7 @@ def test_an_unknown_statistic_is_a_user_error(tmp_path, plan, tiny_lm):
 
 
 @pytest.mark.parametrize(
-    "dictionary", [make_sae(), make_sae(max_norm=5.0), Identity("mlp_out@0", 32)]
+    "dictionary", [random_sae(), random_sae(max_norm=5.0), Identity("mlp_out@0", 32)]
 )
 def test_activations_that_are_not_finite_fail_the_run(tmp_path, plan, make_lm, dictionary):
     lm = make_lm()
@@ -589,7 +568,7 @@ def test_activations_that_are_not_finite_fail_the_run(tmp_path, plan, make_lm, d
 
 def test_two_dictionaries_of_one_id_are_a_user_error(tmp_path, plan, tiny_lm):
     with pytest.raises(UserError, match="two dictionaries are named mlp_out@0"):
-        collect(tiny_lm, plan, [make_sae("mlp_out@0"), Identity("mlp_out@0", 32)], tmp_path / "o")
+        collect(tiny_lm, plan, [random_sae("mlp_out@0"), Identity("mlp_out@0", 32)], tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -599,7 +578,7 @@ def test_out_with_statistics_of_something_else_is_a_user_error(
     with pytest.raises(UserError, match="statistics of something else"):
         collect(make_lm("llama", 1), plan, DICTIONARIES, whole)
     with pytest.raises(UserError, match="statistics of something else"):
-        collect(tiny_lm, plan, [make_sae(seed=1)], whole)
+        collect(tiny_lm, plan, [random_sae(seed=1)], whole)
     with pytest.raises(UserError, match="statistics of something else"):
         collect(tiny_lm, make_plan(tiny_corpus, tiny_lm, seed=1), DICTIONARIES, whole)
     with pytest.raises(UserError, match="statistics of something else"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from helpers import IDS, close, read, watch
 from torch import nn
 
 from saefeat.hooks import capture, intervene, site_width
@@ -24,7 +25,6 @@ from saefeat.models.sites import (
 )
 
 VOCABULARY, HIDDEN, FFN, LAYERS = 300, 32, 48, 2
-IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
 _BASE = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -104,35 +104,7 @@ def blocks(model):
     return model.get_submodule(find_layers(model))
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def read(model, *sites):
-    paths = tuple(resolve_site(model, site).path for site in sites)
-    with capture(model, paths) as captured:
-        found = captured.run(model, input_ids=IDS)
-    return [found[path] for path in paths]
-
-
-def watch(model, module, inputs=IDS):
-    """Input and output of a module in a whole forward pass, copied, by hooks of this test alone."""
-    seen = []
-
-    def hook(_module, args, kwargs, output):
-        given = args[0] if args else kwargs["hidden_states"]
-        seen.extend(
-            x.clone() for x in (given, output if isinstance(output, torch.Tensor) else output[0])
-        )
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        model(input_ids=inputs)
-    finally:
-        handle.remove()
-    return seen
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def stream(name, model, block):
@@ -140,10 +112,6 @@ def stream(name, model, block):
     if name == "opt-post-norm":  # the norm comes after the addition
         return watch(model, block.final_layer_norm)[0].view(*IDS.shape, HIDDEN)
     return watch(model, block)[1]
-
-
-def close(a, b, tolerance=1e-6):
-    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 def mute(block):
@@ -173,7 +141,7 @@ def test_mlp_act_is_what_the_last_projection_reads(name, model, blocks):
     if name in MIXTURES:
         return
     for layer, block in enumerate(blocks):
-        act = read(model, f"mlp_act@{layer}")[0]
+        act = read(model, f"mlp_act@{layer}")
         reads = watch(model, down_projection(block))[0]
         reads = reads.view(*IDS.shape, -1)
         if name not in GATED:
@@ -212,7 +180,7 @@ def test_setting_neurons_to_zero_equals_zeroing_their_columns(name, model, kind)
 
 
 def test_resid_post_is_the_input_of_the_next_block(model, blocks):
-    assert torch.equal(read(model, "resid_post@0")[0], watch(model, blocks[1])[0])
+    assert torch.equal(read(model, "resid_post@0"), watch(model, blocks[1])[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -292,7 +260,7 @@ def test_a_saved_model_loads_and_its_last_stream_promotes_its_next_token(
         model.get_output_embeddings(), "bias", None
     )  # of Phi: no direction of the stream
     best = (model(input_ids=IDS).logits[:, -1] - (0 if bias is None else bias)).argmax(-1)
-    last = read(lm.model, f"resid_post@{LAYERS - 1}")[0][:, -1]
+    last = read(lm.model, f"resid_post@{LAYERS - 1}")[:, -1]
     assert promoted_tokens(lm, last, 1) == [[tokenizer.decode([token])] for token in best.tolist()]
 
 

@@ -39,10 +39,7 @@ TURNS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def own_greedy(lm, row, new=8):

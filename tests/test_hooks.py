@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from helpers import padded
 from transformers import DynamicCache, LogitsProcessor
 
 from saefeat.hooks import capture, intervene
@@ -19,10 +20,7 @@ NEW = 5
 MODES = {"cached": {}, "uncached": {"use_cache": False}}
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture(params=MODES)
@@ -45,13 +43,6 @@ class Watch:
         """Steps of the tokens of the last `generate`, prompt included: [rows][tokens]."""
         last = self.passes[-new:]
         return (torch.cat(last, 1) if last[-1].shape[1] == 1 else last[-1]).tolist()
-
-
-def padded(rows):
-    longest = max(map(len, rows))
-    ids = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 def go(model, rows, new=NEW, **options):

@@ -7,12 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from helpers import names
 
 from saefeat.io import UserError, cache_dir, replacing, user_path
-
-
-def names(directory):
-    return sorted(p.name for p in directory.iterdir())
 
 
 def test_a_directory_appears_complete_and_readable(tmp_path):

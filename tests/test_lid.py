@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from helpers import make_stats, random_sae
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
@@ -39,14 +40,7 @@ WIDTH, K = 64, 4
 LABELS = ("de", "en", "th")
 
 
-def make_sae(identity="wide", site="mlp_out@0", seed=0):
-    g = torch.Generator().manual_seed(seed)
-    rows = torch.randn(WIDTH, 32, generator=g)
-    bias = 0.3 * torch.randn(WIDTH, generator=g)
-    return SAE(identity, site, rows.t().contiguous(), bias, rows, torch.zeros(32), k=K)
-
-
-SAES = [make_sae(), make_sae("other", "resid_post@1", seed=1)]
+SAES = [random_sae(), random_sae("other", "resid_post@1", seed=1)]
 NEURONS = [Identity("mlp_act@0", 48), Identity("mlp_act@1", 48)]
 
 
@@ -202,13 +196,7 @@ def test_min_max_gives_0_for_a_unit_whose_values_are_all_equal(value):
 
 def stats_of(fired, tokens=(10, 10), dictionary="d"):
     """Statistics with the firing tokens of each label and unit."""
-    fired = torch.tensor(fired)
-    labels = tuple("abc"[: len(fired)])
-    header = {"id": dictionary, "site": "mlp_out@0", "kind": "sae"}
-    made = Stats.zeros(labels, fired.shape[1], signed=False, dictionary=header)
-    made.tensors["fired"] += fired
-    made.tensors["tokens"] += torch.tensor(tokens)
-    return made
+    return make_stats(dictionary, labels="abc"[: len(fired)], fired=fired, tokens=tokens)
 
 
 def features_of(**counts):
@@ -649,7 +637,7 @@ def test_a_saved_identifier_takes_its_model_and_saes_again(tiny_lm, tmp_path, ma
         LanguageIdentifier.load(path, saes=SAES)
     for options, changed in (
         ({"model": make_lm("llama", 1), "saes": SAES}, "tiny-llama-1"),
-        ({"model": tiny_lm, "saes": [make_sae(seed=7), SAES[1]]}, "wide"),
+        ({"model": tiny_lm, "saes": [random_sae(seed=7), SAES[1]]}, "wide"),
         ({"model": tiny_lm, "saes": SAES[:1]}, "other"),
     ):
         with pytest.raises(UserError, match=f"{changed} has changed since the identifier was"):
@@ -694,7 +682,7 @@ def test_what_has_changed_since_is_not_used(stored):
 
     lm, saes, folder = stored
     made = pickle.dumps(LanguageIdentifier(lm, saes, head="naive-bayes").fit(TEXTS, OF))
-    save_sae(make_sae(seed=7), folder / "saes" / "wide")
+    save_sae(random_sae(seed=7), folder / "saes" / "wide")
     loaded = pickle.loads(made)
     for _ in range(2):
         with pytest.raises(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from helpers import IDS, close, read, watch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import gelu, silu
@@ -22,36 +23,9 @@ from saefeat.io import UserError, file_sha256
 from saefeat.models import conversion, load_model, resolve_site, wrap
 
 HIDDEN, FFN, LAYERS = 32, 48, 2  # of the models in conftest.py
-IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def watch(model, module, inputs=IDS):
-    """Input and output of a module in a whole forward pass, read by hooks of this test alone."""
-    seen = {}
-
-    def hook(_module, args, kwargs, output):
-        seen["input"] = args[0] if args else kwargs["hidden_states"]
-        seen["output"] = output if isinstance(output, torch.Tensor) else output[0]
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        model(input_ids=inputs)
-    finally:
-        handle.remove()
-    return seen["input"], seen["output"]
-
-
-def read(model, *sites, inputs=IDS):
-    paths = [resolve_site(model, site).path for site in sites]
-    with capture(model, tuple(paths)) as captured:
-        tensors = captured.run(model, input_ids=inputs)
-    return tensors[paths[0]] if len(sites) == 1 else [tensors[path] for path in paths]
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def edited(model, edits, inputs=IDS, special_ids=frozenset(), **more):
@@ -86,10 +60,6 @@ def last_projection(block):
         for n in ("down_proj", "c_proj", "dense_4h_to_h")
         if hasattr(block.mlp, n)
     )
-
-
-def close(a, b, tolerance=1e-6):
-    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 # --------------------------------------------------------------------------- reading

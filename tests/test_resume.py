@@ -7,14 +7,10 @@ import signal
 
 import pytest
 import torch
+from helpers import names
 
 from saefeat.io import UserError, atomic_path, replacing, save_tensors
 from saefeat.resume import Checkpoint, check_same, claim, clear_finished, resume, saved_request
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
 
 # --------------------------------------------------------------------------- claims
 

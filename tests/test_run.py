@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import contents
 
 from saefeat.config import CollectConfig, EvaluateConfig
 from saefeat.corpora import load_corpus
@@ -52,24 +53,7 @@ FITTED = ["token-naive-bayes", "char-naive-bayes"]
 NAMES = [*HEADS, *FITTED, "fasttext"]
 
 
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-
-
-@pytest.fixture
-def config(tiny_model_dir, tiny_jsonl):
-    return RunConfig(
-        str(tiny_model_dir),
-        str(tiny_jsonl),
-        d_sae=64,
-        k=4,
-        dtype="float32",
-        train_tokens=8000,
-        max_tokens=8000,
-        steer_prompts=0,
-        matrix_texts=0,
-    )
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +64,6 @@ def metrics(tiny_run):
 @pytest.fixture(scope="module")
 def opened(tiny_run):
     return open_run(tiny_run)
-
-
-def contents(directory):
-    return {
-        str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()
-    }
 
 
 def without_timings(files):

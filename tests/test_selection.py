@@ -6,39 +6,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import make_stats
 
-from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.ranking import COLUMNS, Part, make_part, rank_within_labels
 from saefeat.selection import Selection
-from saefeat.statistics import Stats
 
 LABELS = ("de", "fr", "th")
 MODEL = {"name": "m"}
 
 
-def make_stats(name="sae-a", *, labels=LABELS, width=6, model=MODEL, **fields):
+def stats_of(name="sae-a", *, labels=LABELS, width=6, model=MODEL):
     """Three labels of 10 tokens. Unit u of label k fires u + k times with value 2.
 
     -1 is added to each total.
     """
-    dictionary = {
-        "id": name,
-        "site": "mlp_out@3",
-        "width": width,
-        "fingerprint": f"f-{name}",
-        "kind": "sae",
-    }
-    stats = Stats.zeros(labels, width, signed=True, dictionary=dictionary, model=model)
     k, u = torch.meshgrid(torch.arange(len(labels)), torch.arange(width), indexing="ij")
-    stats.tensors["tokens"] += 10
-    stats.tensors["examples"] += 5
-    stats.tensors["fired"] += k + u
-    stats.tensors["sum"] += (2 * (k + u) / STEP).long()
-    stats.tensors["total"] += ((2 * (k + u) - 1) / STEP).long()
+    options = {"site": "mlp_out@3", "labels": labels, "signed": True, "header": {"model": model}}
+    fields = {"fired": k + u, "sum": 2 * (k + u), "total": 2 * (k + u) - 1}
+    stats = make_stats(name, **options, tokens=10, examples=5, **fields)
     stats.tensors["max"] = torch.where(k + u > 0, 2.5, -torch.inf)
-    for field, value in fields.items():
-        stats.tensors[field] = value
     return stats
 
 
@@ -50,7 +37,7 @@ def cells(*rows, name="sae-a", **options):
         torch.tensor(label).long(),
         torch.tensor(score, dtype=torch.float64),
     )
-    return make_part(make_stats(name, **options), *tensors)
+    return make_part(stats_of(name, **options), *tensors)
 
 
 def build(*parts: Part, **options):
@@ -102,7 +89,7 @@ def test_header_tells_where_the_rows_come_from(selection):
         "id": "sae-b",
         "site": "mlp_out@3",
         "width": 6,
-        "fingerprint": "f-sae-b",
+        "fingerprint": "sae-b",
         "kind": "sae",
     }
 

@@ -16,8 +16,9 @@ from statistics import median
 
 import pytest
 import torch
+from helpers import Interrupt
 
-from saefeat import memory, progress
+from saefeat import memory
 from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
@@ -40,31 +41,17 @@ PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
 
 
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0)  # a line for each label
+pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 
 
 @pytest.fixture
-def out(tiny_run, tmp_path):
-    return shutil.copytree(tiny_run, tmp_path / "run")
+def out(run_copy):
+    return run_copy
 
 
 @pytest.fixture
 def bench(out):
     return Bench(open_run(out), "en", Decoding(max_new_tokens=8))
-
-
-class StopAt:
-    """Takes lines, and raises Ctrl-C at one that holds some words."""
-
-    def __init__(self, words):
-        self.words = words
-
-    def __call__(self, line):
-        if self.words in line:
-            raise KeyboardInterrupt
 
 
 def small_grid(bench):
@@ -244,7 +231,7 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
         (target.parent / name).unlink()
     again = Bench(open_run(out), "en", Decoding(max_new_tokens=8))
 
-    again.opened.say = StopAt("1 of 2")
+    again.opened.say = Interrupt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(again, grid, PROMPTS, target)
     assert not target.exists()
@@ -262,7 +249,7 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
 def test_a_label_of_a_killed_sweep_is_kept_for_a_sweep_over_other_labels(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json").read_bytes()
-    bench.opened.say = StopAt("1 of 2")
+    bench.opened.say = Interrupt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "some.json", labels=["th", "de"])
     lines = []
@@ -481,7 +468,7 @@ def test_damaged_settings_are_refused(bench, out, damage):
 def test_a_damaged_state_is_measured_again(bench, out):
     grid = demo_grid([SITE])
     whole = sweep(bench, grid, PROMPTS, out / "whole.json", halves=False).read_bytes()
-    bench.opened.say = StopAt("1 of 2")
+    bench.opened.say = Interrupt("1 of 2")
     with pytest.raises(KeyboardInterrupt):
         sweep(bench, grid, PROMPTS, out / "again.json", halves=False)
     (kept,) = (out / "steering/settings-partial").iterdir()
@@ -570,7 +557,7 @@ def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     setting = open_run(out)
     matrix(setting, tmp_path / "whole.json", MatrixConfig(sentences=2, top=5))
 
-    setting.say = StopAt("2 of 3")
+    setting.say = Interrupt("2 of 3")
     with pytest.raises(KeyboardInterrupt):
         matrix(setting, tmp_path / "cut.json", MatrixConfig(sentences=2, top=5))
     lines = []

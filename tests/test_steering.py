@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers import padded
 
 from saefeat.collection import collect
 from saefeat.corpora import make_plan
@@ -42,10 +43,7 @@ SITE = "mlp_out@0"
 NEW = 8
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def random(*shape, seed=0):
@@ -97,13 +95,6 @@ KINDS = kinds()
 def kind(request):
     """(site, change) of each edit in turn."""
     return KINDS[request.param]
-
-
-def padded(rows):
-    longest = max(map(len, rows))
-    ids = torch.tensor([[2] * (longest - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 def go(lm, rows, new=NEW, **options):

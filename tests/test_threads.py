@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
+from helpers import Interrupt
 
-from saefeat import progress
 from saefeat.collection import collect
 from saefeat.config import Decoding, MatrixConfig, TrainConfig
 from saefeat.corpora import make_plan
@@ -22,27 +21,16 @@ from saefeat.sae.train import train_saes
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
-
-
-class StopAt:
-    """A function that is told lines, and raises Ctrl-C at one that holds some words."""
-
-    def __init__(self, words):
-        self.words = words
-
-    def __call__(self, line):
-        if self.words in line:
-            raise KeyboardInterrupt
+pytestmark = pytest.mark.usefixtures("every_line")
 
 
 @pytest.fixture
-def setting(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0)  # a line for each label
-    return open_run(shutil.copytree(tiny_run, tmp_path / "run"))
+def setting(run_copy):
+    return open_run(run_copy)
 
 
 def interrupted(setting, words, call):
-    setting.say = StopAt(words)
+    setting.say = Interrupt(words)
     with pytest.raises(KeyboardInterrupt):
         call()
     lines = []
@@ -90,10 +78,7 @@ def test_a_matrix_starts_again_with_other_threads(setting):
     assert out.read_bytes() == resumed
 
 
-def test_a_training_says_that_it_goes_on_with_other_threads(
-    tmp_path, tiny_corpus, tiny_lm, monkeypatch
-):
-    monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0)
+def test_a_training_says_that_it_goes_on_with_other_threads(tmp_path, tiny_corpus, tiny_lm):
     plan = make_plan(tiny_corpus, tiny_lm, mixed=True)
     config = TrainConfig(d_sae=64, k=4, batch_size=64, chunk_tokens=500)
 
@@ -111,9 +96,8 @@ def test_a_training_says_that_it_goes_on_with_other_threads(
 
 
 def test_a_collection_says_that_it_goes_on_with_other_threads(
-    tmp_path, tiny_corpus, tiny_lm, small_windows, monkeypatch
+    tmp_path, tiny_corpus, tiny_lm, small_windows
 ):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     plan = make_plan(tiny_corpus, tiny_lm)
     neurons = [Identity("mlp_act@0", 48)]
 
@@ -121,7 +105,7 @@ def test_a_collection_says_that_it_goes_on_with_other_threads(
         collect(tiny_lm, plan, neurons, tmp_path / "stats", say=say, checkpoint_seconds=0)
 
     with pytest.raises(KeyboardInterrupt):
-        count(StopAt("window 3"))
+        count(Interrupt("window 3"))
     note = first_note(count)
     assert note.startswith("note: the collection goes on with 2 threads after 1")
 

@@ -6,31 +6,19 @@ import math
 
 import pytest
 import torch
+from helpers import make_stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters, choose, parse_parameters
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
-from saefeat.statistics import Stats
 
 
-def make_stats(name, tokens, fired, total, *, signed=False, labels=None, **header):
-    """tokens[K], fired[K][width], total[K][width] (sums of values, integers); labels L0, L1, ..."""
-    labels = labels or tuple(f"L{i}" for i in range(len(tokens)))
-    dictionary = {
-        "id": name,
-        "site": f"mlp_out@{name}",
-        "width": len(fired[0]),
-        "fingerprint": name,
-        "kind": "sae",
-    }
-    stats = Stats.zeros(labels, len(fired[0]), signed=signed, dictionary=dictionary, **header)
-    stats.tensors["tokens"] += torch.tensor(tokens)
-    stats.tensors["fired"] += torch.tensor(fired)
-    stats.tensors["total" if signed else "sum"] += torch.tensor(total) * round(1 / STEP)
-    return stats
+def stats_of(name, tokens, fired, total, *, signed=False, labels=None, **header):
+    """tokens[K], fired[K][width], total[K][width] (sums of values, integers)."""
+    fields = {"tokens": tokens, "fired": fired, "total" if signed else "sum": total}
+    return make_stats(name, signed=signed, labels=labels, header=header, **fields)
 
 
 def units(selection, name="a"):
@@ -49,7 +37,7 @@ TOTAL = [[20, 0, 90, 40, 0, 0, 30], [0, 40, 30, 10, 0, 0, 0], [0, 0, 0, 0, 0, 1,
 
 
 def example(name="a", **header):
-    return make_stats(name, [10] * 3, FIRED, TOTAL, **header)
+    return stats_of(name, [10] * 3, FIRED, TOTAL, **header)
 
 
 def test_by_hand():
@@ -79,7 +67,7 @@ def test_the_bar_on_the_entropy():
 
 @pytest.mark.parametrize("k", [2, 3, 5, 12, 13, 50, 101, 200])
 def test_ratio_1_keeps_every_unit_that_fires(k):
-    stats = make_stats(
+    stats = stats_of(
         "a", [10] * k, [[3]] * k, [[i] for i in range(k)]
     )  # fires alike in all, unlike in strength
     assert units(feature_diffmean([stats], entropy_ratio=1.0))["L0"] == [0]
@@ -98,20 +86,20 @@ def test_top_is_by_label_and_dictionary():
 
 
 def test_ties_go_to_the_lower_unit_also_where_top_cuts():
-    stats = make_stats("a", [4, 4], [[2] * 40, [0] * 40], [[3] * 40, [0] * 40])
+    stats = stats_of("a", [4, 4], [[2] * 40, [0] * 40], [[3] * 40, [0] * 40])
     assert units(feature_diffmean([stats], top=7)) == {"L0": list(range(7)), "L1": list(range(7))}
 
 
 def test_units_that_never_fire_are_not_chosen_however_far_their_means_lie():
     # Unit 0 is negative everywhere: it never fires, its entropy is 0 by convention, its means
     # differ most.
-    stats = make_stats("a", [10, 10], [[0, 5], [0, 1]], [[-90, 20], [-10, 1]], signed=True)
+    stats = stats_of("a", [10, 10], [[0, 5], [0, 1]], [[-90, 20], [-10, 1]], signed=True)
     assert units(feature_diffmean([stats], entropy_ratio=0.9)) == {"L0": [1], "L1": [1]}
     assert scores(feature_diffmean([stats], entropy_ratio=0.9), "L0") == pytest.approx([-1.9])
 
 
 def test_a_label_without_tokens_takes_no_part():
-    with_it = make_stats(
+    with_it = stats_of(
         "a", [10, 0, 10, 10], [FIRED[0], [0] * 7, *FIRED[1:]], [TOTAL[0], [0] * 7, *TOTAL[1:]]
     )
     renamed = {"L0": "L0", "L1": "L2", "L2": "L3"}
@@ -128,14 +116,14 @@ def test_a_label_without_tokens_takes_no_part():
 
 
 def test_the_order_of_labels_does_not_matter():
-    turned = make_stats("a", [10] * 3, FIRED[::-1], TOTAL[::-1])
+    turned = stats_of("a", [10] * 3, FIRED[::-1], TOTAL[::-1])
     for source in (None, "L1"):
         one, two = (units(feature_diffmean([each], source=source)) for each in (example(), turned))
         assert (one["L0"], one["L1"], one["L2"]) == (two["L2"], two["L1"], two["L0"])
 
 
 def test_mean_difference_by_hand():
-    stats = make_stats("a", [4, 2, 1], [[1, 1]] * 3, [[8, -4], [1, 2], [3, 5]], signed=True)
+    stats = stats_of("a", [4, 2, 1], [[1, 1]] * 3, [[8, -4], [1, 2], [3, 5]], signed=True)
     assert mean_difference(stats, "L0", "L1").tolist() == [1.5, -2.0]
     assert mean_difference(stats, "L0").tolist() == [
         2 - (0.5 + 3) / 2,
@@ -189,7 +177,7 @@ def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
     tokens, fired, total, signed = table
     assume(sum(n > 0 for n in tokens) > 1)
     assume(source is None or (source < len(tokens) and tokens[source]))
-    stats = make_stats("a", tokens, fired, total, signed=signed)
+    stats = stats_of("a", tokens, fired, total, signed=signed)
     chosen = feature_diffmean(
         [stats], source=None if source is None else f"L{source}", top=top, entropy_ratio=ratio
     )
@@ -207,7 +195,7 @@ def test_same_as_the_rule_written_with_loops(table, source, top, ratio):
 
 def test_the_source_may_be_named_in_another_code_system():
     tokens, fired = [5, 4, 6], [[2, 1], [0, 3], [1, 1]]
-    stats = make_stats("a", tokens, fired, [[3, 3], [0, 9], [2, 2]], labels=("de", "en", "fr"))
+    stats = stats_of("a", tokens, fired, [[3, 3], [0, 9], [2, 2]], labels=("de", "en", "fr"))
     by_code, by_own = (
         feature_diffmean([stats], source=source, entropy_ratio=1.0) for source in ("eng", "en")
     )
@@ -226,9 +214,9 @@ def test_sources_and_labels_that_are_not_there_are_refused():
 
 
 def test_where_there_is_nothing_to_compare_is_refused():
-    single = make_stats("a", [5], [[2, 1]], [[3, 3]])
-    empty = make_stats("a", [5, 0], [[2, 1], [0, 0]], [[3, 3], [0, 0]])
-    silent = make_stats("a", [0, 0], [[0], [0]], [[0], [0]])
+    single = stats_of("a", [5], [[2, 1]], [[3, 3]])
+    empty = stats_of("a", [5, 0], [[2, 1], [0, 0]], [[3, 3], [0, 0]])
+    silent = stats_of("a", [0, 0], [[0], [0]], [[0], [0]])
     for stats in (single, empty, silent):
         with pytest.raises(UserError, match=r"compare"):
             feature_diffmean([stats])
@@ -243,7 +231,7 @@ def test_where_there_is_nothing_to_compare_is_refused():
 
 def test_statistics_that_cannot_be_pooled_are_refused():
     with pytest.raises(UserError, match="labels"):
-        feature_diffmean([example(), make_stats("b", [10] * 2, FIRED[:2], TOTAL[:2])])
+        feature_diffmean([example(), stats_of("b", [10] * 2, FIRED[:2], TOTAL[:2])])
     with pytest.raises(UserError, match="twice"):
         feature_diffmean([example(), example()])
 

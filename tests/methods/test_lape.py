@@ -6,34 +6,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import make_stats, selection_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters, choose, parse_parameters, run_methods
 from saefeat.methods.lape import entropy, lape, quantile
-from saefeat.statistics import Stats
 
 
-def make_stats(name, tokens, fired):
-    """tokens[K], fired[K][width]; labels L0, L1, ..."""
-    labels = tuple(f"L{i}" for i in range(len(tokens)))
-    fired = torch.tensor(fired)
-    dictionary = {
-        "id": name,
-        "site": f"mlp_act@{name}",
-        "width": fired.shape[1],
-        "fingerprint": name,
-    }
-    stats = Stats.zeros(labels, fired.shape[1], signed=True, dictionary=dictionary)
-    stats.tensors["tokens"] += torch.tensor(tokens)
-    stats.tensors["fired"] += fired
-    return stats
-
-
-def rows(selection):
-    names = ("label", "rank", "dictionary", "unit", "score")
-    return list(zip(*(selection.table[name].to_pylist() for name in names), strict=True))
+def stats_of(name, tokens, fired):
+    """Statistics of neurons. tokens[K], fired[K][width]."""
+    neurons = {"site": f"mlp_act@{name}", "kind": "identity"}
+    return make_stats(name, tokens=tokens, fired=fired, signed=True, **neurons)
 
 
 def oracle(dictionaries, top_rate, filter_rate, bar_rate):
@@ -96,7 +81,7 @@ RATES = st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.7, 0.9, 0.95, 1.0])
 @settings(max_examples=300, deadline=None)
 @given(pools(), RATES, RATES, RATES)
 def test_same_as_the_rule_written_with_loops(pool, top_rate, filter_rate, bar_rate):
-    stats = [make_stats(name, *table) for name, table in pool.items()]
+    stats = [stats_of(name, *table) for name, table in pool.items()]
     if not any(n for tokens, _ in pool.values() for n in tokens):
         with pytest.raises(UserError, match="tokens"):
             lape(stats)
@@ -105,13 +90,13 @@ def test_same_as_the_rule_written_with_loops(pool, top_rate, filter_rate, bar_ra
         stats, top_rate=top_rate, filter_rate=filter_rate, activation_bar_ratio=bar_rate
     )
     got = {
-        k: [row[2:4] for row in rows(selection) if row[0] == f"L{k}"]
+        k: [row[2:4] for row in selection_rows(selection) if row[0] == f"L{k}"]
         for k in range(len(selection.labels))
     }
     want = oracle(pool, top_rate, filter_rate, bar_rate)
     assert got == {k: [row[:2] for row in want[k]] for k in want}
     scores = [row[2] for k in want for row in want[k]]
-    assert [row[4] for row in rows(selection)] == pytest.approx(scores, abs=1e-12)
+    assert [row[4] for row in selection_rows(selection)] == pytest.approx(scores, abs=1e-12)
 
 
 def test_by_hand():
@@ -119,19 +104,19 @@ def test_by_hand():
     # are at the bar: out.
     fired = [[9, 8, 6, 0, 3, 0, 1, 1, 1, 1], [0, 8, 2, 0, 0, 0, 1, 1, 1, 3]]
     selection = lape(
-        [make_stats("a", [10, 10], fired)], top_rate=0.5, filter_rate=0.8, activation_bar_ratio=0.8
+        [stats_of("a", [10, 10], fired)], top_rate=0.5, filter_rate=0.8, activation_bar_ratio=0.8
     )
     share = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert [row[:4] for row in rows(selection)] == [
+    assert [row[:4] for row in selection_rows(selection)] == [
         ("L0", 1, "a", 0),
         ("L0", 2, "a", 2),
         ("L0", 3, "a", 1),
         ("L1", 1, "a", 1),
     ]
-    assert [row[4] for row in rows(selection)] == pytest.approx(
+    assert [row[4] for row in selection_rows(selection)] == pytest.approx(
         [0, share, math.log(2), math.log(2)], abs=1e-7
     )
-    assert math.copysign(1, rows(selection)[0][4]) == 1
+    assert math.copysign(1, selection_rows(selection)[0][4]) == 1
 
 
 def test_a_number_per_label_keeps_its_units_of_lowest_entropy():
@@ -154,8 +139,8 @@ def test_one_hot_has_entropy_zero_and_one_owner_uniform_is_not_selected():
     fired[2, 7] = 90
     fired[:, 8] = 95  # uniform: entropy ln 4
     fired[:2, 9] = 90
-    selection = lape([make_stats("a", [100] * k, fired.tolist())], top_rate=2 / width)
-    assert rows(selection) == [
+    selection = lape([stats_of("a", [100] * k, fired.tolist())], top_rate=2 / width)
+    assert selection_rows(selection) == [
         ("L0", 1, "a", 9, pytest.approx(math.log(2))),
         ("L1", 1, "a", 9, pytest.approx(math.log(2))),
         ("L2", 1, "a", 7, 0.0),
@@ -164,18 +149,20 @@ def test_one_hot_has_entropy_zero_and_one_owner_uniform_is_not_selected():
 
 def test_never_selects_dead_units_even_where_few_pass():
     fired = [[5] + [0] * 99, [0] * 100]
-    assert [row[3] for row in rows(lape([make_stats("a", [10, 10], fired)], top_rate=1.0))] == [0]
-    assert len(lape([make_stats("a", [10, 10], [[0] * 9] * 2)], top_rate=1.0)) == 0
+    assert [
+        row[3] for row in selection_rows(lape([stats_of("a", [10, 10], fired)], top_rate=1.0))
+    ] == [0]
+    assert len(lape([stats_of("a", [10, 10], [[0] * 9] * 2)], top_rate=1.0)) == 0
 
 
 def test_a_label_without_text_changes_nothing():
     generator = torch.Generator().manual_seed(0)
     fired = torch.randint(0, 50, (4, 300), generator=generator)
     fired[1] = 0
-    full = lape([make_stats("a", [50, 0, 50, 50], fired.tolist())], top_rate=0.1)
-    without = lape([make_stats("a", [50, 50, 50], fired[[0, 2, 3]].tolist())], top_rate=0.1)
+    full = lape([stats_of("a", [50, 0, 50, 50], fired.tolist())], top_rate=0.1)
+    without = lape([stats_of("a", [50, 50, 50], fired[[0, 2, 3]].tolist())], top_rate=0.1)
     names = {"L0": "L0", "L1": "L2", "L2": "L3"}
-    assert rows(full) == [(names[row[0]], *row[1:]) for row in rows(without)]
+    assert selection_rows(full) == [(names[row[0]], *row[1:]) for row in selection_rows(without)]
     assert full.labels == ("L0", "L1", "L2", "L3") and len(full.for_label("L1")) == 0
 
 
@@ -207,7 +194,7 @@ class Lazy:
         return len(self.arguments)
 
     def __getitem__(self, i):
-        stats = make_stats(*self.arguments[i])
+        stats = stats_of(*self.arguments[i])
         self.made += 1
         return stats
 
@@ -227,8 +214,8 @@ def test_reads_each_dictionary_twice_and_records_its_parameters():
 
 
 def test_other_labels_no_statistics_and_twins_are_refused():
-    first = make_stats("a", [9, 9], [[8], [0]])
-    for stats in ([], [first, make_stats("b", [9], [[8]])], [first, first]):
+    first = stats_of("a", [9, 9], [[8], [0]])
+    for stats in ([], [first, stats_of("b", [9], [[8]])], [first, first]):
         with pytest.raises(UserError):
             lape(stats)
 

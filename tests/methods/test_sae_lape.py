@@ -3,40 +3,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import make_stats, selection_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefeat.io import UserError
 from saefeat.methods.sae_lape import owned_labels, passing, sae_lape, truncated
-from saefeat.statistics import Stats
 
 
-def make_stats(name, tokens, examples, fired, fired_examples):
-    """tokens[K], examples[K], fired[K][width], fired_examples[K][width]; labels L0, L1, ..."""
-    labels = tuple(f"L{i}" for i in range(len(tokens)))
-    width = len(fired[0])
-    dictionary = {
-        "id": name,
-        "site": f"mlp_out@{name}",
-        "width": width,
-        "fingerprint": name,
-        "kind": "sae",
-    }
-    stats = Stats.zeros(labels, width, signed=False, dictionary=dictionary)
-    values = {
-        "tokens": tokens,
-        "examples": examples,
-        "fired": fired,
-        "fired_examples": fired_examples,
-    }
-    for field, value in values.items():
-        stats.tensors[field] += torch.tensor(value)
-    return stats
-
-
-def rows(selection):
-    names = ("label", "rank", "dictionary", "unit", "score")
-    return list(zip(*(selection.table[name].to_pylist() for name in names), strict=True))
+def stats_of(name, tokens, examples, fired, seen):
+    """tokens[K], examples[K], fired[K][width], seen[K][width] (examples in which a unit fires)."""
+    return make_stats(name, tokens=tokens, examples=examples, fired=fired, fired_examples=seen)
 
 
 def units(selection):
@@ -113,7 +90,7 @@ def pools(draw):
 )
 def test_same_as_the_rule_written_with_loops(pool, ratio, owners, top, by, per_layer, threshold):
     selection = sae_lape(
-        [make_stats(name, *table) for name, table in pool.items()],
+        [stats_of(name, *table) for name, table in pool.items()],
         ratio=ratio,
         owners=owners,
         top=top,
@@ -123,8 +100,8 @@ def test_same_as_the_rule_written_with_loops(pool, ratio, owners, top, by, per_l
     )
     want = oracle(pool, ratio, owners, top, by, per_layer, threshold)
     expected = [(f"L{k}", i + 1, *cell[:2]) for k in sorted(want) for i, cell in enumerate(want[k])]
-    assert [row[:4] for row in rows(selection)] == expected
-    assert [row[4] for row in rows(selection)] == pytest.approx(
+    assert [row[:4] for row in selection_rows(selection)] == expected
+    assert [row[4] for row in selection_rows(selection)] == pytest.approx(
         [c[2] for k in sorted(want) for c in want[k]], abs=1e-12
     )
 
@@ -137,7 +114,7 @@ SEEN = [[10, 10, 0, 9, 10, 9, 8, 10], [0, 10, 0, 9, 9, 0, 0, 10], [0, 10, 0, 0, 
 
 
 def example(name="a"):
-    return make_stats(name, [100] * 3, [10] * 3, FIRED, SEEN)
+    return stats_of(name, [100] * 3, [10] * 3, FIRED, SEEN)
 
 
 def test_by_hand():
@@ -183,26 +160,24 @@ def test_cuts():
 def test_top_is_overall_or_in_each_dictionary():
     both = [example("b"), example("a")]
     overall = sae_lape(both, owners="any", top=3).for_label("L0")
-    assert [row[1:4] for row in rows(overall)] == [(1, "a", 0), (2, "b", 0), (3, "a", 4)]
+    assert [row[1:4] for row in selection_rows(overall)] == [(1, "a", 0), (2, "b", 0), (3, "a", 4)]
     each = sae_lape(both, owners="any", top=1, per_layer=True, by="frequency").for_label("L1")
-    assert [row[1:4] for row in rows(each)] == [(1, "a", 1), (2, "b", 1)]
+    assert [row[1:4] for row in selection_rows(each)] == [(1, "a", 1), (2, "b", 1)]
 
 
 def test_filters_may_be_met_by_different_labels():
     # Label 0: in every example, rarely; label 1: in few examples, often.
-    stats = make_stats("a", [100, 100], [10, 10], [[10], [40]], [[10], [2]])
+    stats = stats_of("a", [100, 100], [10, 10], [[10], [40]], [[10], [2]])
     assert units(sae_lape([stats])) == {"L0": [], "L1": [0]}
     assert not passing(
-        make_stats("a", [100, 100], [10, 10], [[10], [10]], [[10], [2]]), 0.98, 0.1
+        stats_of("a", [100, 100], [10, 10], [[10], [10]], [[10], [2]]), 0.98, 0.1
     ).any()
 
 
 def test_a_label_without_text_lets_nothing_pass():
-    stats = make_stats("a", [100, 0], [10, 0], [[50, 20], [0, 0]], [[3, 10], [0, 0]])
+    stats = stats_of("a", [100, 0], [10, 0], [[50, 20], [0, 0]], [[3, 10], [0, 0]])
     assert units(sae_lape([stats])) == {"L0": [1], "L1": []}
-    assert (
-        len(sae_lape([make_stats("a", [0, 0], [0, 0], [[0], [0]], [[0], [0]])], owners="any")) == 0
-    )
+    assert len(sae_lape([stats_of("a", [0, 0], [0, 0], [[0], [0]], [[0], [0]])], owners="any")) == 0
 
 
 def test_ownership_at_exactly_the_ratio():

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import make_stats
 
 from saefeat.codes import STEP
 from saefeat.evaluation import lid_metrics
@@ -29,14 +30,12 @@ TEXTS = {
 }
 
 
-def make_stats(name: str, kind: str, seed: int) -> Stats:
+def stats_of(site: str, kind: str, seed: int) -> Stats:
     """16 units. Unit 15 never fires; units 0 to 4 fire mostly for one or two of the labels."""
-    header = {"id": name, "site": name, "width": 16, "fingerprint": name, "kind": kind}
-    stats = Stats.zeros(LABELS, 16, signed=False, dictionary=header, model={"name": "m"})
     generator = torch.Generator().manual_seed(seed)
-    stats.tensors["tokens"] += 1000
-    stats.tensors["examples"] += 10
-    stats.tensors["fired"] += torch.randint(1, 60, stats.fired.shape, generator=generator)
+    fired = torch.randint(1, 60, (len(LABELS), 16), generator=generator)
+    options = {"kind": kind, "labels": LABELS, "header": {"model": {"name": "m"}}}
+    stats = make_stats(site, site=site, **options, fired=fired, tokens=1000, examples=10)
     for unit, label in ((0, 0), (0, 1), (1, 0), (2, 1), (3, 2), (4, 2)):
         stats.tensors["fired"][label, unit] = 600 - unit
         stats.tensors["fired_examples"][label, unit] = 10
@@ -271,8 +270,8 @@ def run(tmp_path: Path) -> Path:
             "metadata": {"saefeat": ours},
         }
         write_json(run / "saes" / f"mlp_out@{layer}" / "cfg.json", cfg)
-    saes = [make_stats(name, "sae", seed) for seed, name in enumerate(("mlp_out@12", "mlp_out@3"))]
-    neurons = make_stats("mlp_act@3", "identity", 5)
+    saes = [stats_of(name, "sae", seed) for seed, name in enumerate(("mlp_out@12", "mlp_out@3"))]
+    neurons = stats_of("mlp_act@3", "identity", 5)
     for stats in (*saes, neurons):
         stats.save(run / "stats" / f"{stats.dictionary}.safetensors")
     sae_lape = make_selection("sae-lape", saes, 0)

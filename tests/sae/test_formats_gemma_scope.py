@@ -64,10 +64,7 @@ def by_sae_lens(monkeypatch, loader, repo, folder, directory):
     return sae
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def test_the_first_scope_fires_as_in_sae_lens(tmp_path, monkeypatch, weights, same, x):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import change_cfg
 from safetensors.torch import load_file, save_file
 
 from saefeat.io import UserError
@@ -45,16 +46,7 @@ def make(kind, weights, **options):
     )
 
 
-def change(directory, **changes):
-    path = directory / "cfg.json"
-    cfg = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in cfg.items() if value is not ...}))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -179,7 +171,7 @@ def test_the_scale_of_the_vectors_in_training_is_folded_in(
 ):
     theirs = make(kind, weights, **({"rescale_acts_by_decoder_norm": True} if rescale else {}))
     theirs.save_model(tmp_path / "a")
-    change(tmp_path / "a", normalize_activations="expected_average_only_in")
+    change_cfg(tmp_path / "a", normalize_activations="expected_average_only_in")
     with pytest.raises(
         UserError, match=r"but no activation_scaler\.json beside it holds the factor; copy"
     ):
@@ -202,7 +194,7 @@ def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(
     theirs.save_model(tmp_path / "a")
     acts = theirs.encode(x - x.mean(1, keepdim=True))
     same(load_sae(tmp_path / "a"), x + 3, acts, theirs.decode(acts))
-    change(tmp_path / "a", normalize_activations="constant_norm_rescale")
+    change_cfg(tmp_path / "a", normalize_activations="constant_norm_rescale")
     with pytest.raises(UserError, match="center_writing_weights cannot be read"):
         load_sae(tmp_path / "a")
 
@@ -231,7 +223,7 @@ def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(
 )
 def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, message):
     make("standard", weights).save_model(tmp_path / "a")
-    change(tmp_path / "a", **changes)
+    change_cfg(tmp_path / "a", **changes)
     with pytest.raises(UserError, match=message) as told:
         load_sae(tmp_path / "a")
     assert "\n" not in str(told.value) and str(tmp_path / "a") in str(told.value)
@@ -344,14 +336,14 @@ def test_the_configuration_of_a_training_tells_whether_it_scaled(tmp_path, weigh
 def test_only_those_of_which_it_can_be_true_are_named(tmp_path, weights, changes, doubted):
     save_batchtopk(tmp_path / "a", weights)
     cfg = json.loads((tmp_path / "a" / "cfg.json").read_text())
-    change(tmp_path / "a", metadata=cfg["metadata"] | changes)
+    change_cfg(tmp_path / "a", metadata=cfg["metadata"] | changes)
     assert (doubt(tmp_path / "a") is not None) == doubted
 
 
 def test_a_jumprelu_sae_with_thresholds_of_its_own_is_not_named(tmp_path, weights):
     make("jumprelu", weights).save_model(tmp_path / "a")
     cfg = json.loads((tmp_path / "a" / "cfg.json").read_text())
-    change(tmp_path / "a", metadata=cfg["metadata"] | {"sae_lens_version": "6.20.0"})
+    change_cfg(tmp_path / "a", metadata=cfg["metadata"] | {"sae_lens_version": "6.20.0"})
     assert doubt(tmp_path / "a") is None
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from helpers import change_cfg
 from safetensors.torch import load_file, save_file
 
 from saefeat.io import UserError
@@ -37,16 +38,7 @@ def dense(theirs, x):
     return torch.zeros(len(x), theirs.num_latents).scatter_(1, found.top_indices, found.top_acts)
 
 
-def change(directory, **changes):
-    path = directory / "cfg.json"
-    cfg = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in cfg.items() if value is not ...}))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("normalize_decoder", [True, False])
@@ -154,7 +146,7 @@ def test_a_hookpoint_is_the_feed_forward_module_itself_also_before_a_post_norm(
 )
 def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, message):
     save(tmp_path / "layers.3", weights)
-    change(tmp_path / "layers.3", **changes)
+    change_cfg(tmp_path / "layers.3", **changes)
     with pytest.raises(UserError, match=message) as told:
         load_sae(tmp_path / "layers.3")
     assert "\n" not in str(told.value) and str(tmp_path) in str(told.value)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import change_cfg
 from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
@@ -34,14 +35,6 @@ def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
 def directory(tmp_path):
     save_sae(make_sae(), tmp_path / "a")
     return tmp_path / "a"
-
-
-def change_cfg(directory, **changes):
-    path = directory / "cfg.json"
-    cfg = json.loads(path.read_text())
-    for key, value in changes.items():
-        cfg.pop(key, None) if value is ... else cfg.update({key: value})
-    path.write_text(json.dumps(cfg))
 
 
 def change_weights(directory, **changes):

@@ -38,9 +38,7 @@ def weights(out, site="mlp_out@0"):
     return (out / sae_id(site) / WEIGHTS).read_bytes()
 
 
-@pytest.fixture(autouse=True)
-def line_per_update(monkeypatch):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+pytestmark = pytest.mark.usefixtures("every_line")
 
 
 def count(line):
