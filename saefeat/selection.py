@@ -164,7 +164,7 @@ class Selection:
                 f"its dictionaries are {known}"
             )
         units: dict[str, list[int]] = {label: [] for label in self.labels}
-        for owner, unit, label in self._cells():
+        for owner, unit, label in self.cells():
             if owner == dictionary:
                 units[label].append(unit)
         return units
@@ -180,7 +180,7 @@ class Selection:
 
     def without_shared(self) -> Selection:
         """The rows of units that belong to one label only."""
-        units = [(dictionary, unit) for dictionary, unit, _ in self._cells()]
+        units = [(dictionary, unit) for dictionary, unit, _ in self.cells()]
         owners = Counter(units)
         return self.filter([owners[unit] == 1 for unit in units])
 
@@ -200,17 +200,18 @@ class Selection:
         """The rows of this selection, and after them, within each label, the other's new ones."""
         header = _combined(self, other, "union")
         header["labels"] = list(dict.fromkeys(self.labels + other.labels))
-        mine = set(self._cells())
-        new = other.filter([cell not in mine for cell in other._cells()])
+        mine = set(self.cells())
+        new = other.filter([cell not in mine for cell in other.cells()])
         table = pa.concat_tables([self.table, new.table])
         return Selection(rank_rows(table, header["labels"], np.arange(table.num_rows)), header)
 
     def _where(self, name: str, other: Selection, *, present: bool) -> Selection:
-        theirs = set(other._cells())
-        kept = self.filter([(cell in theirs) == present for cell in self._cells()])
+        theirs = set(other.cells())
+        kept = self.filter([(cell in theirs) == present for cell in self.cells()])
         return Selection(kept.table, _combined(self, other, name))
 
-    def _cells(self) -> list[tuple[str, int, str]]:
+    def cells(self) -> list[tuple[str, int, str]]:
+        """(dictionary, unit, label) of every row."""
         columns = [self.table[name].to_pylist() for name in ("dictionary", "unit", "label")]
         return list(zip(*columns, strict=True))
 

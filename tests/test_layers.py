@@ -17,6 +17,7 @@ ROOMS = [
     ["report", "export"],
     ["rundir"],
     ["lid", "baselines"],
+    ["certainty"],
     ["steering"],
     ["lens"],
     ["evaluation", "forcing"],

@@ -18,7 +18,7 @@ import torch
 from helpers import contents
 
 from saefeat.config import CollectConfig, EvaluateConfig
-from saefeat.corpora import load_corpus
+from saefeat.corpora import load_corpus, make_plan
 from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
 from saefeat.lid.head import Head
@@ -553,17 +553,19 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
         5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12
     )  # statistics of five labels, the encoder, the top examples
     assert memory.collecting_bytes(saes, "cpu", 5) == 2 * each + 2 * 4 * 512 * 64
-    with_neurons = forecast_collect(tiny_lm, saes, 5, CollectConfig(neurons=True))
+    texts = [(f"text {n}", label) for label in "abcde" for n in range(9)]
+    plan = make_plan(load_corpus(texts), tiny_lm)
+    with_neurons = forecast_collect(tiny_lm, saes, plan, CollectConfig(neurons=True))
     assert with_neurons.endswith(", 1 group of dictionaries, one pass over the corpus each")
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2)
     assert memory.collecting_bytes(saes, "cpu", 5) == each + 2 * 4 * 512 * 64
-    line = forecast_collect(tiny_lm, saes, 5, CollectConfig())
+    line = forecast_collect(tiny_lm, saes, plan, CollectConfig())
     assert line.endswith(", 3 groups of dictionaries, one pass over the corpus each")
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2**30)
     more = memory.collecting_bytes(saes, "cpu", 5, collected_kinds(["bags", "histograms"]))
     assert more == 2 * (each + 64 * 1412) + 2 * 4 * 512 * 64
     with pytest.raises(UserError, match="unknown statistic 'x'"):
-        forecast_collect(tiny_lm, saes, 5, CollectConfig(with_=("x",)))
+        forecast_collect(tiny_lm, saes, plan, CollectConfig(with_=("x",)))
 
 
 def test_the_forecast_reports_skipped_rows(opened):

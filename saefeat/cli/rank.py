@@ -28,6 +28,13 @@ def rank(
     lens: Annotated[
         bool, typer.Option("--lens/--no-lens", help="Print the tokens that units promote.")
     ] = True,
+    certainty: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write q-values and intervals of the units here (.parquet or .csv); "
+            "needs statistics collected --with responses."
+        ),
+    ] = None,
 ) -> None:
     """Rank units by how specific they are to a label. Writes Parquet, or CSV if --out ends so."""
     from saefeat.methods import parse_parameters
@@ -37,8 +44,19 @@ def rank(
     selection = rank_into(out, stats, method, dictionaries=dictionaries, **given)
     counts = [f"{label} {len(selection.for_label(label))}" for label in selection.labels]
     typer.echo(f"{out}: {len(selection)} rows; {', '.join(counts)}")
+    if certainty:
+        _measure(selection, stats, certainty)
     if show:
         _print_units(stats, selection, show, lens)
+
+
+def _measure(selection: Any, stats: Path, out: Path) -> None:
+    from saefeat.run.certainty import certainty_into
+
+    found = certainty_into(out, selection, stats, say=say)
+    stable = ", ".join(f"{label} {share:.2f}" for label, share in found.stability.items())
+    typer.echo(f"{out}: q < .05 for {found.significant():.0%} of the rows")
+    typer.echo(f"units that two halves of the texts agree on: {stable}")
 
 
 def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:

@@ -222,7 +222,7 @@ def rank_into(out: Path, source: Path, method: str, /, **options: Any) -> Select
 
     Raises as `rank`, and UserError when `out` is no selection or another process writes it.
     """
-    check_replaceable(out, "selection", _is_selection)
+    check_replaceable(out, "selection", lambda path: has_columns(path, COLUMNS))
     with claim_file(out):
         selection = rank(source, method, **options)
         if out.suffix == ".csv":
@@ -232,10 +232,11 @@ def rank_into(out: Path, source: Path, method: str, /, **options: Any) -> Select
     return selection
 
 
-def _is_selection(path: Path) -> bool:
+def has_columns(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a file is a table, CSV or Parquet by its name, of these columns."""
     with suppress(OSError, pa.ArrowInvalid):  # a directory, or a file of another kind
         if path.suffix != ".csv":
-            return pq.read_schema(path).names == list(COLUMNS)
+            return pq.read_schema(path).names == list(columns)
         with path.open(encoding="utf-8", errors="replace") as file:
-            return file.readline().replace('"', "").strip() == ",".join(COLUMNS)
+            return file.readline().replace('"', "").strip() == ",".join(columns)
     return False

@@ -7,7 +7,7 @@ examples are in its header.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -149,16 +149,29 @@ class Table:
     ids: list[str]
     width: int
     _files: tuple[Path, ...]
+    _kept: Tensor | None = None  # bool, which rows of the files are there; None: all
+
+    def of_rows(self, kept: Tensor) -> Table:
+        """The table of some examples: bool [n]."""
+        every = torch.ones(len(self.ids), dtype=torch.bool) if self._kept is None else self._kept
+        rows = every.clone()
+        rows[every] = kept
+        ids = [name for name, keep in zip(self.ids, kept.tolist(), strict=True) if keep]
+        return replace(self, label=self.label[kept], ids=ids, _kept=rows)
 
     def read(self, field: str, first: int = 0, end: int | None = None) -> Tensor:
         """A field of the units from `first` to before `end`: [n, units]."""
-        parts = [read_columns(file, field, slice(first, end)) for file in self._files]
-        return torch.cat(parts)
+        found = torch.cat([read_columns(file, field, slice(first, end)) for file in self._files])
+        return found if self._kept is None else found[self._kept]
 
     def windows(self, field: str) -> Iterator[tuple[Tensor, Tensor]]:
         """For each file, the label of each row, int64 [m], and a field of all units [m, width]."""
+        first = 0
         for file in self._files:
-            yield read_columns(file, "label").long(), read_columns(file, field)
+            label, values = read_columns(file, "label").long(), read_columns(file, field)
+            kept = slice(None) if self._kept is None else self._kept[first : first + len(label)]
+            first += len(label)
+            yield label[kept], values[kept]
 
     def counted(self, labels: Sequence[str], least: int = 1) -> list[int]:
         """The rows of the labels that have examples.
