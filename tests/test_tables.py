@@ -181,7 +181,7 @@ def test_killed_and_run_again_it_writes_the_same_tables(
             plan,
             dictionaries,
             tmp_path / "o",
-            progress=Interrupt("window 4"),
+            say=Interrupt("window 4"),
             checkpoint_seconds=0,
         )
     assert (tmp_path / "o/responses/wide/window-00001.safetensors").exists()
