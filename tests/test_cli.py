@@ -118,7 +118,7 @@ def test_with_collects_statistics_by_name(saefeat, on, saes, tiny_run, tmp_path)
     for part in ("bags", "histograms"):
         assert contents(tmp_path / "stats" / part) == contents(tiny_run / part)
     code, out, err = saefeat("collect", *on, *saes, "--with", "bags,odd", "--out", tmp_path / "x")
-    known = "counts, examples, bags, histograms"
+    known = "counts, examples, bags, histograms, responses, patterns, distributions, importances"
     assert (code, out) == (2, "") and not (tmp_path / "x").exists()
     assert f"unknown statistic 'odd'; choose from {known} (--with)" in err
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import contents
+from helpers import contents, random_sae
 
 from saefeat.config import CollectConfig, EvaluateConfig
-from saefeat.corpora import load_corpus, make_plan
+from saefeat.corpora import load_corpus
 from saefeat.evaluation import head_metrics
 from saefeat.io import UserError
 from saefeat.lid.head import Head
@@ -538,7 +538,7 @@ def test_a_dry_run_prints_a_forecast_of_time_memory_and_disk_and_writes_nothing(
 
 
 def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weights(
-    tiny_lm, monkeypatch
+    tiny_lm, tiny_plan, monkeypatch
 ):
     from saefeat import memory
     from saefeat.dictionaries import SAE
@@ -553,19 +553,33 @@ def test_the_forecast_of_a_collection_counts_encoders_statistics_and_mapped_weig
         5 * 64 * 32 + 64 * 32 * 4 + 64 * 5 * 12
     )  # statistics of five labels, the encoder, the top examples
     assert memory.collecting_bytes(saes, "cpu", 5) == 2 * each + 2 * 4 * 512 * 64
-    texts = [(f"text {n}", label) for label in "abcde" for n in range(9)]
-    plan = make_plan(load_corpus(texts), tiny_lm)
-    with_neurons = forecast_collect(tiny_lm, saes, plan, CollectConfig(neurons=True))
+    with_neurons = forecast_collect(tiny_lm, saes, tiny_plan, CollectConfig(neurons=True))
     assert with_neurons.endswith(", 1 group of dictionaries, one pass over the corpus each")
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2)
     assert memory.collecting_bytes(saes, "cpu", 5) == each + 2 * 4 * 512 * 64
-    line = forecast_collect(tiny_lm, saes, plan, CollectConfig())
+    line = forecast_collect(tiny_lm, saes, tiny_plan, CollectConfig())
     assert line.endswith(", 3 groups of dictionaries, one pass over the corpus each")
     monkeypatch.setattr(memory, "memory_limit", lambda device: 2**30)
     more = memory.collecting_bytes(saes, "cpu", 5, collected_kinds(["bags", "histograms"]))
     assert more == 2 * (each + 64 * 1412) + 2 * 4 * 512 * 64
     with pytest.raises(UserError, match="unknown statistic 'x'"):
-        forecast_collect(tiny_lm, saes, plan, CollectConfig(with_=("x",)))
+        forecast_collect(tiny_lm, saes, tiny_plan, CollectConfig(with_=("x",)))
+
+
+def test_the_forecast_of_a_collection_counts_the_rows_of_tables_on_disk(tiny_lm, tiny_plan):
+    from saefeat.run.forecast import forecast_collect
+
+    def disk(**options):
+        config = CollectConfig(neurons=True, **options)
+        line = forecast_collect(tiny_lm, wide, tiny_plan, config)
+        return float(re.search(r"([\d,]+) MB of statistics", line)[1].replace(",", ""))
+
+    wide = [random_sae("a", width=2**16)]
+    rows = len(tiny_plan.tokens)
+    added = disk(with_=("responses", "patterns")) - disk()
+    assert added == pytest.approx(rows * (2**16 + 2 * 48 + 32) * (4 + 2 + 1 + 1) / 1e6, abs=1.5)
+    few = disk(with_=("responses",), table_examples=5) - disk()
+    assert few == pytest.approx(3 * 5 * (2**16 + 2 * 48 + 32) * 6 / 1e6, abs=1.5)
 
 
 def test_the_forecast_reports_skipped_rows(opened):
