@@ -268,7 +268,8 @@ def measure_certainty(
     for at, (each, table) in enumerate(zip(stats, responses, strict=True)):
         rows = np.flatnonzero(owner == at)
         found = _measure_rows(selection.table.take(rows), each, table, resamples, seed)
-        found["p"], found["q"] = (values[at][found.pop("unit")] for values in (p, q))
+        unit = found.pop("unit")
+        found |= {"p": p[at][unit], "q": q[at][unit]}
         for name, values in found.items():
             columns[name][rows] = values.numpy()
     kept = {name: selection.table[name] for name in COLUMNS[: -len(MEASURES)]}

@@ -161,7 +161,7 @@ def test_mlp_hidden_is_what_the_last_projection_reads(name, model, blocks):
     if name in MIXTURES:
         return
     for layer, block in enumerate(blocks):
-        hidden = read(model, f"mlp_hidden@{layer}")[0]
+        hidden = read(model, f"mlp_hidden@{layer}")
         assert torch.equal(hidden, watch(model, down_projection(block))[0].view(*IDS.shape, -1))
 
 

@@ -123,13 +123,13 @@ def test_a_number_per_label_keeps_its_units_of_lowest_entropy():
     generator = torch.Generator().manual_seed(3)
     fired = torch.randint(0, 100, (3, 200), generator=generator).tolist()
     tokens = [100, 100, 100]
-    selection = lape([make_stats("a", tokens, fired)], per_label=4)
+    selection = lape([stats_of("a", tokens, fired)], per_label=4)
     everything = oracle({"a": (tokens, fired)}, 1.0, 0.95, 0.95)
     for k, units in everything.items():
         chosen = selection.for_label(f"L{k}").table
         assert chosen["unit"].to_pylist() == [unit for _, unit, _ in units][:4]
         assert len(units) > 4
-    other = lape([make_stats("a", tokens, fired)], per_label=4, top_rate=0.5)
+    other = lape([stats_of("a", tokens, fired)], per_label=4, top_rate=0.5)
     assert other.table.equals(selection.table)
 
 
