@@ -34,20 +34,25 @@ def rank(
     from saefeat.methods import parse_parameters
     from saefeat.run import rank as rank_all
 
-    _check_replaceable(out)
+    check_replaceable(out)
     given = parse_parameters(method, parameters or [])
     selection = rank_all(stats, method, dictionaries=dictionaries, **given)
+    write_selection(out, selection)
+    if show:
+        _print_units(stats, selection, show, lens)
+
+
+def write_selection(out: Path, selection: Any) -> None:
+    """Write a selection, as CSV if the path ends so, and print its counts."""
     if out.suffix == ".csv":
         selection.to_csv(out)
     else:
         selection.save(out)
     counts = [f"{label} {len(selection.for_label(label))}" for label in selection.labels]
     typer.echo(f"{out}: {len(selection)} rows; {', '.join(counts)}")
-    if show:
-        _print_units(stats, selection, show, lens)
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """Raise UserError when `out` holds something else than a selection."""
     import pyarrow as pa
     import pyarrow.parquet as pq
