@@ -262,6 +262,16 @@ def share_rows(selections: Mapping[str, Selection]) -> list[dict[str, Any]]:
     return rows
 
 
+def overlap_tables(selections: Mapping[str, Selection]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each table of `FIELDS`."""
+    return {
+        "labels": label_rows(selections),
+        "rules": rule_rows(selections),
+        "layers": share_rows(selections),
+        "typology": typology_rows(selections),
+    }
+
+
 def write_overlap(selections: Mapping[str, Selection], out: Path) -> list[dict[str, Any]]:
     """Write the tables of `FIELDS` as CSV files into a directory.
 
@@ -273,20 +283,14 @@ def write_overlap(selections: Mapping[str, Selection], out: Path) -> list[dict[s
     """
     same_model("overlap", list(selections.values()))
     _check_replaceable(out)
-    compared = typology_rows(selections)
-    tables = {
-        "labels": label_rows(selections),
-        "rules": rule_rows(selections),
-        "layers": share_rows(selections),
-        "typology": compared,
-    }
+    tables = overlap_tables(selections)
     for name, rows in tables.items():
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, FIELDS[name], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_bytes(out / f"{name}.csv", text.getvalue().encode("utf-8", "replace"))
-    return compared
+    return tables["typology"]
 
 
 def _check_replaceable(out: Path) -> None:
