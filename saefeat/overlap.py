@@ -20,9 +20,9 @@ import scipy.sparse as sp
 
 from saefeat.io import UserError, write_bytes
 from saefeat.labels.typology import groupings
-from saefeat.layers import layer_rows
+from saefeat.partition import layer_rows
 from saefeat.selection import Selection
-from saefeat.sets import label_positions, same_model, unit_keys
+from saefeat.sets import label_positions, same_model
 
 PERMUTATIONS = 9_999
 _AT_ONCE = 2**23  # values in memory

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saefeat.layers import layer_rows
+from saefeat.partition import layer_rows
 from saefeat.overlap import label_overlap
 from saefeat.report.formats import rounded
 from saefeat.selection import Selection
