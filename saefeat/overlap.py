@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.stats import binom
 
 from saefeat.io import UserError, write_bytes
 from saefeat.labels.typology import groupings
@@ -25,6 +25,7 @@ from saefeat.selection import Selection
 from saefeat.sets import label_positions, same_model
 
 PERMUTATIONS = 9_999
+_FEW = 32  # units of a set
 _AT_ONCE = 2**23  # values in memory
 # fmt: off
 _PAIR = ("size", "other_size", "both", "either", "overlap", "iou", "expected_both",
@@ -47,8 +48,10 @@ def compare_sets(
 
     Random sets with a_d and b_d of the w_d units of dictionary d have on average
     m = sum of a_d b_d / w_d units in both, with the variance v of hypergeometric numbers. The
-    coefficient is linear in that number, so m gives its expectation exactly. For the IoU,
-    f(x) = x / (a + b - x), the expectation is taken to the second order: f(m) + v f''(m) / 2.
+    coefficient is linear in that number, so m gives its expectation exactly. The expectation of the
+    IoU, f(x) = x / (a + b - x), is taken to the second order: f(m) + v f''(m) / 2, or, where the
+    smaller set has at most 32 units, as that of a binomial number of mean m, with a correction of
+    this order for its variance.
 
     Args:
         sizes: int64 [..., D], units of the one set in each dictionary.
@@ -67,7 +70,7 @@ def compare_sets(
     v = (mean * (1 - a / w) * (w - b) / rest).sum(-1)
     m, size, other = mean.sum(-1), sizes.sum(-1), other_sizes.sum(-1)
     total, smaller = size + other, np.minimum(size, other)
-    curve = total / np.maximum(total - m, 1) ** 3  # f'' / 2
+    expected = _expected_iou(m, v, smaller.astype(float), total.astype(float))
     return {
         "size": size,
         "other_size": other,
@@ -77,8 +80,22 @@ def compare_sets(
         "iou": _ratio(both, total - both),
         "expected_both": m,
         "expected_overlap": _ratio(m, smaller),
-        "expected_iou": _ratio(m, total - m) + v * curve,
+        "expected_iou": expected,
     }
+
+
+def _expected_iou(m: np.ndarray, v: np.ndarray, n: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """The expectation of x / (total - x), where x has mean m and variance v and is at most n."""
+    start, reference = _ratio(m, total - m), np.zeros_like(m)
+    small = (n <= _FEW) & (n > 0)
+    if small.any():
+        k = np.arange(_FEW + 1)
+        few, rate = n[small], m[small] / n[small]
+        p = binom.pmf(k, few[:, None], rate[:, None])
+        start[small] = (p * k / np.maximum(total[small][:, None] - k, 1)).sum(-1)
+        reference[small] = few * rate * (1 - rate)
+    half_curve = total / np.maximum(total - m, 1) ** 3
+    return start + (v - reference) * half_curve
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from saefeat.codes import STEP
 from saefeat.corpora import Corpus
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError
+from saefeat.ranking import FIELDS
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+
+DICTIONARIES = ("a", "b")  # of `selection_of`
 
 
 class Interrupt:
@@ -130,3 +135,40 @@ def selection_rows(selection: Selection) -> list[tuple[Any, ...]]:
     """(label, rank, dictionary, unit, score) of every row."""
     names = ("label", "rank", "dictionary", "unit", "score")
     return list(zip(*(selection.table[name].to_pylist() for name in names), strict=True))
+
+
+def selection_of(
+    cells: Sequence[tuple[str, int, str]],
+    labels: Sequence[str],
+    *,
+    dictionaries: Sequence[str] = DICTIONARIES,
+    model: Mapping[str, Any] | None = None,
+    width: int = 5,
+    method: str = "test",
+) -> Selection:
+    """A selection of (dictionary, unit, label), ranked in this order; scores are positions."""
+    order = sorted(range(len(cells)), key=lambda at: (labels.index(cells[at][2]), at))
+    ranks = dict.fromkeys(labels, 0)
+    rows: list[dict[str, Any]] = []
+    for at in order:
+        dictionary, unit, label = cells[at]
+        ranks[label] += 1
+        row: dict[str, Any] = {"dictionary": dictionary, "site": f"mlp_act@{dictionary}", "unit": unit}
+        row |= {"label": label, "rank": ranks[label], "score": float(at)}
+        rows.append(row | dict.fromkeys(("probability", "mean_firing", "mean", "max"), 0.5))
+    header = {
+        "method": method,
+        "parameters": {},
+        "labels": list(labels),
+        "dictionaries": {
+            name: {"id": name, "width": width, "fingerprint": f"f-{name}"} for name in dictionaries
+        },
+        "model": model or {"name": "m"},
+    }
+    return Selection(pa.Table.from_pylist(rows, FIELDS), header)
+
+
+def cell_tables(labels: Sequence[str]) -> st.SearchStrategy[list[tuple[str, int, str]]]:
+    """Cells of these labels, for `selection_of`."""
+    cell = st.tuples(st.sampled_from(DICTIONARIES), st.integers(0, 4), st.sampled_from(labels))
+    return st.lists(cell, unique=True, max_size=30)

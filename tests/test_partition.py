@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from helpers import DICTIONARIES, cell_tables, selection_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sets import DICTIONARIES, LEFT, make, tables
 
 from saefeat.partition import class_counts, four_stages, layer_of, layer_rows
 
+LEFT = ("da", "de", "zh")
 # Recomputed from the files of NJUNLP/Language-Neurons-Alignment (Mistral-7B, MGSM): per layer the
 # neurons active for all languages, and those of the released mask that some languages own.
 GENERAL = (
@@ -62,7 +63,7 @@ def test_stages_follow_each_other(counts):
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables(LEFT))
+@given(cell_tables(LEFT))
 def test_classes_are_the_numbers_of_owners(cells):
     owners = defaultdict(set)
     for dictionary, unit, label in cells:
@@ -72,19 +73,19 @@ def test_classes_are_the_numbers_of_owners(cells):
                for d in DICTIONARIES}
         for name, sizes in (("one label", {1}), ("several labels", {2}), ("all labels", {3}))
     }  # fmt: skip
-    assert class_counts(make(cells, LEFT)) == wanted
+    assert class_counts(selection_of(cells, LEFT)) == wanted
 
 
 def test_one_and_two_labels_have_fewer_classes():
-    assert class_counts(make([("a", 1, "x")], ("x",))) == {"one label": {"a": 1, "b": 0}}
-    both = make([("a", 1, "x"), ("a", 1, "y"), ("b", 2, "y")], ("x", "y"))
+    assert class_counts(selection_of([("a", 1, "x")], ("x",))) == {"one label": {"a": 1, "b": 0}}
+    both = selection_of([("a", 1, "x"), ("a", 1, "y"), ("b", 2, "y")], ("x", "y"))
     assert class_counts(both) == {
         "one label": {"a": 0, "b": 1}, "all labels": {"a": 1, "b": 0},
     }  # fmt: skip
 
 
 def test_the_classes_of_a_method_are_kept():
-    selection = make([("a", 1, "da")], LEFT)
+    selection = selection_of([("a", 1, "da")], LEFT)
     selection.header["classes"] = {"general": {"b": 7}}
     assert class_counts(selection) == {"general": {"a": 0, "b": 7}}
 
@@ -110,7 +111,7 @@ def test_dictionaries_of_one_layer_are_told_apart_and_share_its_stage():
     cells = [("act0", unit, "da") for unit in range(3)]  # shares of some: 3, 0, 0, 2, 1 of 5
     cells += [("act3", 0, "da"), ("act3", 1, "de"), ("act4", 0, "da"), ("wide", 2, "da")]
     cells += [("act4", 4, label) for label in LEFT]  # a unit of all labels
-    selection = make(cells, LEFT, dictionaries=tuple(ids))
+    selection = selection_of(cells, LEFT, dictionaries=tuple(ids))
     for name, (kind, site) in ids.items():
         selection.dictionaries[name] |= {"kind": kind, "site": site}
     rows = layer_rows(selection)

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import json
 
-import pyarrow as pa
 import pytest
+from helpers import cell_tables, selection_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefeat.io import UserError
-from saefeat.ranking import FIELDS
 from saefeat.selection import Selection
 from saefeat.sets import combine, shared
-
-DICTIONARIES = ("a", "b")
-MODEL = {"name": "m"}
-
-
-def make(cells, labels, *, dictionaries=DICTIONARIES, model=MODEL, width=5, method="test"):
-    """A selection of (dictionary, unit, label), ranked in this order; scores are positions."""
-    order = sorted(range(len(cells)), key=lambda at: (labels.index(cells[at][2]), at))
-    ranks = dict.fromkeys(labels, 0)
-    rows = []
-    for at in order:
-        dictionary, unit, label = cells[at]
-        ranks[label] += 1
-        row = {"dictionary": dictionary, "site": f"mlp_act@{dictionary}", "unit": unit}
-        row |= {"label": label, "rank": ranks[label], "score": float(at)}
-        rows.append(row | dict.fromkeys(("probability", "mean_firing", "mean", "max"), 0.5))
-    header = {
-        "method": method,
-        "parameters": {},
-        "labels": list(labels),
-        "dictionaries": {
-            name: {"id": name, "width": width, "fingerprint": f"f-{name}"} for name in dictionaries
-        },
-        "model": model,
-    }
-    return Selection(pa.Table.from_pylist(rows, FIELDS), header)
 
 
 def cells_of(selection):
@@ -46,19 +19,14 @@ def cells_of(selection):
     return list(zip(*columns, strict=True))
 
 
-def tables(labels):
-    cell = st.tuples(st.sampled_from(DICTIONARIES), st.integers(0, 4), st.sampled_from(labels))
-    return st.lists(cell, unique=True, max_size=30)
-
-
 LEFT, RIGHT = ("da", "de", "zh"), ("dan", "deu", "cmn", "gsw")
 PAIRS = (("da", "dan"), ("de", "deu"), ("de", "gsw"), ("zh", "cmn"))
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables(LEFT), tables(RIGHT), tables(RIGHT))
+@given(cell_tables(LEFT), cell_tables(RIGHT), cell_tables(RIGHT))
 def test_operations_with_pairs_equal_those_of_python_sets(left, right, third):
-    first, others = make(left, LEFT), [make(right, RIGHT), make(third, RIGHT)]
+    first, others = selection_of(left, LEFT), [selection_of(right, RIGHT), selection_of(third, RIGHT)]
     belongs = {label: {other for of, other in PAIRS if of == label} for label in LEFT}
 
     def inside(cell, table):
@@ -88,9 +56,9 @@ def test_operations_with_pairs_equal_those_of_python_sets(left, right, third):
 
 
 @settings(max_examples=60, deadline=None)
-@given(tables(LEFT), tables(RIGHT))
+@given(cell_tables(LEFT), cell_tables(RIGHT))
 def test_operations_on_units_ignore_labels(left, right):
-    first, other = make(left, LEFT), make(right, RIGHT)
+    first, other = selection_of(left, LEFT), selection_of(right, RIGHT)
     theirs, ours = ({(d, u) for d, u, _ in table} for table in (right, left))
     found = combine("intersection", first, other, match="units")
     assert set(cells_of(found)) == {cell for cell in left if cell[:2] in theirs}
@@ -103,24 +71,24 @@ def test_operations_on_units_ignore_labels(left, right):
 
 
 @settings(max_examples=40, deadline=None)
-@given(tables(LEFT), st.integers(1, 3), st.booleans())
+@given(cell_tables(LEFT), st.integers(1, 3), st.booleans())
 def test_shared_units_are_those_of_that_many_labels(cells, owners, at_least):
     count = {unit: len({c[2] for c in cells if c[:2] == unit}) for unit in {c[:2] for c in cells}}
     wanted = {
         c for c in cells if count[c[:2]] == owners or (at_least and count[c[:2]] > owners)
     }
-    assert set(cells_of(shared(make(cells, LEFT), owners, at_least=at_least))) == wanted
+    assert set(cells_of(shared(selection_of(cells, LEFT), owners, at_least=at_least))) == wanted
 
 
 def test_a_number_of_owners_that_no_unit_can_have_is_refused():
     for owners in (0, 4):
         with pytest.raises(UserError, match="from 1 to 3") as caught:
-            shared(make([], LEFT), owners)
+            shared(selection_of([], LEFT), owners)
         assert caught.value.options == ("owners",)
 
 
-CULTURE = make([("a", 1, "da"), ("a", 2, "da"), ("a", 3, "da"), ("b", 1, "zh")], LEFT)
-LANGUAGE = make(
+CULTURE = selection_of([("a", 1, "da"), ("a", 2, "da"), ("a", 3, "da"), ("b", 1, "zh")], LEFT)
+LANGUAGE = selection_of(
     [("a", 1, "dan_Latn"), ("a", 2, "cmn_Hans"), ("b", 1, "deu_Latn")],
     ("dan_Latn", "cmn_Hans", "deu_Latn"),
 )
@@ -137,23 +105,23 @@ def test_pure_culture_units_are_without_the_own_language_or_without_any_language
 
 
 def test_a_union_ranks_the_rows_of_the_first_before_the_new_ones():
-    union = combine("union", CULTURE, make([("b", 0, "da"), ("a", 2, "da")], LEFT))
+    union = combine("union", CULTURE, selection_of([("b", 0, "da"), ("a", 2, "da")], LEFT))
     assert cells_of(union)[:4] == [("a", 1, "da"), ("a", 2, "da"), ("a", 3, "da"), ("b", 0, "da")]
 
 
 def test_a_union_takes_further_labels_and_dictionaries():
-    one = make([("a", 1, "de")], ("de",), dictionaries=("a",))
-    other = make([("b", 1, "bg"), ("a", 1, "de")], ("de", "bg"))
-    third = make([("b", 2, "bg")], ("bg", "de"))
+    one = selection_of([("a", 1, "de")], ("de",), dictionaries=("a",))
+    other = selection_of([("b", 1, "bg"), ("a", 1, "de")], ("de", "bg"))
+    third = selection_of([("b", 2, "bg")], ("bg", "de"))
     union = combine("union", one, other, third)
     assert cells_of(union) == [("a", 1, "de"), ("b", 1, "bg"), ("b", 2, "bg")]
     assert union.labels == ("de", "bg") and sorted(union.dictionaries) == ["a", "b"]
 
 
 def test_the_header_has_what_was_combined(tmp_path):
-    first = make([], LEFT, method="cape")
+    first = selection_of([], LEFT, method="cape")
     first.header["classes"] = {"specific": {"a": 3}}
-    found = combine("difference", first, make([], RIGHT, method="lape"), pairs=PAIRS)
+    found = combine("difference", first, selection_of([], RIGHT, method="lape"), pairs=PAIRS)
     assert found.header["method"] == "difference"
     assert found.header["parameters"] == {
         "of": [{"method": "cape", "parameters": {}}, {"method": "lape", "parameters": {}}],
@@ -163,12 +131,12 @@ def test_the_header_has_what_was_combined(tmp_path):
     assert "classes" not in found.header  # they are of the rule's own units
     found.save(tmp_path / "x.parquet")
     assert Selection.load(tmp_path / "x.parquet").header == found.header
-    plain = combine("union", first, make([], LEFT)).header["parameters"]
+    plain = combine("union", first, selection_of([], LEFT)).header["parameters"]
     assert list(plain) == ["of"]
 
 
 def test_classes_are_kept_in_the_file_and_checked(tmp_path):
-    selection = make([("a", 1, "da")], LEFT)
+    selection = selection_of([("a", 1, "da")], LEFT)
     selection.header["classes"] = {"general": {"a": 3, "b": 0}}
     path = tmp_path / "x.parquet"
     selection.save(path)
@@ -182,11 +150,11 @@ def test_classes_are_kept_in_the_file_and_checked(tmp_path):
 
 @pytest.mark.parametrize("operation", ["union", "intersection", "difference"])
 def test_what_cannot_be_combined_is_refused(operation):
-    left, right = make([], LEFT), make([], RIGHT)
+    left, right = selection_of([], LEFT), selection_of([], RIGHT)
     with pytest.raises(UserError, match="same model"):
-        combine(operation, left, make([], LEFT, model={"name": "other"}))
+        combine(operation, left, selection_of([], LEFT, model={"name": "other"}))
     with pytest.raises(UserError, match="same dictionary a"):
-        combine(operation, left, make([], LEFT, width=6))
+        combine(operation, left, selection_of([], LEFT, width=6))
     with pytest.raises(UserError, match="label da has no counterpart .* dan, deu, cmn, gsw") as e:
         combine(operation, left, right)
     assert e.value.options == ("match", "pairs")
@@ -200,4 +168,4 @@ def test_what_cannot_be_combined_is_refused(operation):
 
 def test_a_union_does_not_mix_labels_that_only_share_a_name():
     with pytest.raises(UserError, match="label de of another selection belongs to no label"):
-        combine("union", make([], ("de",)), make([], ("deu", "de")), pairs=[("de", "deu")])
+        combine("union", selection_of([], ("de",)), selection_of([], ("deu", "de")), pairs=[("de", "deu")])

@@ -69,10 +69,11 @@ def _root(code: str) -> str | None:
 
 
 def _languoid(code: str) -> Any:
+    database = _database()
     from qq import IdType
 
     try:
-        return _database().get(code, IdType.ISO_639_3)
+        return database.get(code, IdType.ISO_639_3)
     except KeyError:
         return None
 
