@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,38 +177,6 @@ class Selection:
         table = self.table.filter(pa.array(keep, pa.bool_()))
         return Selection(rank_rows(table, self.labels, column_of(table, "rank")), self.header)
 
-    def without_shared(self) -> Selection:
-        """The rows of units that belong to one label only."""
-        units = [(dictionary, unit) for dictionary, unit, _ in self.cells()]
-        owners = Counter(units)
-        return self.filter([owners[unit] == 1 for unit in units])
-
-    def intersection(self, other: Selection) -> Selection:
-        """The rows of this selection whose (dictionary, unit, label) is in the other too.
-
-        Raises UserError when the two are of different models or dictionaries, as do `difference`
-        and `union`.
-        """
-        return self._where("intersection", other, present=True)
-
-    def difference(self, other: Selection) -> Selection:
-        """The rows of this selection whose (dictionary, unit, label) is not in the other."""
-        return self._where("difference", other, present=False)
-
-    def union(self, other: Selection) -> Selection:
-        """The rows of this selection, and after them, within each label, the other's new ones."""
-        header = _combined(self, other, "union")
-        header["labels"] = list(dict.fromkeys(self.labels + other.labels))
-        mine = set(self.cells())
-        new = other.filter([cell not in mine for cell in other.cells()])
-        table = pa.concat_tables([self.table, new.table])
-        return Selection(rank_rows(table, header["labels"], np.arange(table.num_rows)), header)
-
-    def _where(self, name: str, other: Selection, *, present: bool) -> Selection:
-        theirs = set(other.cells())
-        kept = self.filter([(cell in theirs) == present for cell in self.cells()])
-        return Selection(kept.table, _combined(self, other, name))
-
     def cells(self) -> list[tuple[str, int, str]]:
         """(dictionary, unit, label) of every row."""
         columns = [self.table[name].to_pylist() for name in ("dictionary", "unit", "label")]
@@ -229,23 +196,3 @@ def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:
         )
     ):
         raise UserError(f"{path} is damaged; rank again")
-
-
-def _combined(left: Selection, right: Selection, name: str) -> dict[str, Any]:
-    """The header of a set operation. Raises UserError when models or dictionaries differ."""
-    if left.header.get("model") != right.header.get("model"):
-        raise UserError(f"the {name} of two selections needs the same model in both")
-    for key in left.dictionaries.keys() & right.dictionaries.keys():
-        marks = {s.dictionaries[key].get("fingerprint") for s in (left, right)}
-        if len(marks) > 1:
-            raise UserError(
-                f"the {name} of two selections needs the same dictionary {key} in both; "
-                "rank one again"
-            )
-    both = [{key: s.header[key] for key in ("method", "parameters")} for s in (left, right)]
-    return {
-        **left.header,
-        "method": name,
-        "parameters": {"of": both},
-        "dictionaries": {**right.dictionaries, **left.dictionaries},
-    }

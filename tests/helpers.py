@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from saefeat.codes import STEP
 from saefeat.corpora import Corpus
@@ -17,12 +19,15 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import capture
 from saefeat.io import UserError
 from saefeat.models import resolve_site
+from saefeat.ranking import FIELDS
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
 from saefeat.statistics.by_example import Table
 
 # Two rows of tokens for the tiny models, with ordinary tokens after the first.
 IDS = torch.tensor([[0, 40, 41, 42, 43, 290, 44], [0, 50, 51, 52, 291, 53, 54]])
+
+DICTIONARIES = ("a", "b")  # of `selection_of`
 
 
 class Interrupt:
@@ -216,3 +221,44 @@ def watch(model: Any, module: Any, inputs: torch.Tensor = IDS) -> list[torch.Ten
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-6) -> None:
     """Assert that two tensors differ by at most `tolerance` at every place."""
     torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def selection_of(
+    cells: Sequence[tuple[str, int, str]],
+    labels: Sequence[str],
+    *,
+    dictionaries: Sequence[str] = DICTIONARIES,
+    model: Mapping[str, Any] | None = None,
+    width: int = 5,
+    method: str = "test",
+) -> Selection:
+    """A selection of (dictionary, unit, label), ranked in this order; scores are positions."""
+    order = sorted(range(len(cells)), key=lambda at: (labels.index(cells[at][2]), at))
+    ranks = dict.fromkeys(labels, 0)
+    rows: list[dict[str, Any]] = []
+    for at in order:
+        dictionary, unit, label = cells[at]
+        ranks[label] += 1
+        row: dict[str, Any] = {
+            "dictionary": dictionary,
+            "site": f"mlp_act@{dictionary}",
+            "unit": unit,
+        }
+        row |= {"label": label, "rank": ranks[label], "score": float(at)}
+        rows.append(row | dict.fromkeys(("probability", "mean_firing", "mean", "max"), 0.5))
+    header = {
+        "method": method,
+        "parameters": {},
+        "labels": list(labels),
+        "dictionaries": {
+            name: {"id": name, "width": width, "fingerprint": f"f-{name}"} for name in dictionaries
+        },
+        "model": model or {"name": "m"},
+    }
+    return Selection(pa.Table.from_pylist(rows, FIELDS), header)
+
+
+def cell_tables(labels: Sequence[str]) -> st.SearchStrategy[list[tuple[str, int, str]]]:
+    """Cells of these labels, for `selection_of`."""
+    cell = st.tuples(st.sampled_from(DICTIONARIES), st.integers(0, 4), st.sampled_from(labels))
+    return st.lists(cell, unique=True, max_size=30)

@@ -13,7 +13,19 @@ from typing import Any
 
 import typer
 
-from saefeat.cli import corpus, export, labels, lid, rank, run, sites, statistics, steer, train
+from saefeat.cli import (
+    corpus,
+    export,
+    labels,
+    lid,
+    rank,
+    run,
+    sets,
+    sites,
+    statistics,
+    steer,
+    train,
+)
 from saefeat.cli.common import say
 from saefeat.cli.failures import describe_failure
 
@@ -31,6 +43,8 @@ app.command()(train.train)
 app.command()(statistics.collect)
 app.command()(statistics.merge)
 app.command()(rank.rank)
+app.command()(sets.select)
+app.command()(sets.overlap)
 app.command()(sites.sites)
 app.command()(labels.labels)
 app.command()(export.export)

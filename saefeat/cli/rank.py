@@ -42,12 +42,17 @@ def rank(
 
     given = parse_parameters(method, parameters or [])
     selection = rank_into(out, stats, method, dictionaries=dictionaries, **given)
-    counts = [f"{label} {len(selection.for_label(label))}" for label in selection.labels]
-    typer.echo(f"{out}: {len(selection)} rows; {', '.join(counts)}")
+    print_counts(out, selection)
     if certainty:
         _measure(selection, stats, certainty)
     if show:
         _print_units(stats, selection, show, lens)
+
+
+def print_counts(out: Path, selection: Any) -> None:
+    """Print the number of units per label of a selection that was written."""
+    counts = [f"{label} {len(selection.for_label(label))}" for label in selection.labels]
+    typer.echo(f"{out}: {len(selection)} rows; {', '.join(counts)}")
 
 
 def _measure(selection: Any, stats: Path, out: Path) -> None:

@@ -87,12 +87,23 @@ function drawWhere() {
 }
 
 function drawOverlap() {
-  const { labels, both } = data.overlap;
+  drawBoth("overlap-heat", data.overlap);
+}
+
+function drawSets() {
+  const chosen = data.sets[Number(byId("sets-method").value)];
+  drawBoth("sets-heat", chosen);
+  byId("sets-chance").textContent = chosen.chance === null ? ""
+    : `Random sets with as many units in each dictionary have a Jaccard of ${percent(chosen.chance, 2)} on average.`;
+}
+
+/** Units that two labels own, as a count or as Jaccard. */
+function drawBoth(id, { labels, both }) {
   const jaccard = (r, c) => both[r][c] / Math.max(1, both[r][r] + both[c][c] - both[r][c]);
   const byCount = picked("overlap") === "both";
   const others = labels.flatMap((_, r) => labels.map((_, c) => (byCount ? both[r][c] : jaccard(r, c))).filter((_, c) => c !== r));
   const most = greatest(others, 0), least = -greatest(others.map((value) => -value), -most);
-  drawHeat("overlap-heat", {
+  drawHeat(id, {
     rows: labels, columns: labels,
     cell: (r, c) => {
       if (r === c) return { text: both[r][r], shade: 0, mark: "own" };

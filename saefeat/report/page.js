@@ -61,6 +61,11 @@ if (data.overlap) {
   whenNear(byId("overlap"), drawOverlap);
   onChoice("overlap", drawOverlap);
 }
+if (data.sets) {
+  whenNear(byId("sets-heat"), drawSets);
+  onChoice("overlap", drawSets);
+  watch("sets-method", drawSets);
+}
 if (data.steering) {
   drawSteering();
   onChoice("measure", drawSteering);

@@ -18,10 +18,12 @@ from saefeat.artefacts.steering import (
 )
 from saefeat.io import UserError
 from saefeat.methods import METHODS, check_parameters
+from saefeat.overlap import overlap_tables
 from saefeat.report.identification import OURS, THEIRS, find_errors
 from saefeat.report.spread import Ownership, Spread, read_spread
 from saefeat.rundir import RunDir
 from saefeat.selection import Selection
+from saefeat.sets import same_model
 from saefeat.words import natural
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ class Parts:
     Attributes:
         errors: length -> texts that the linear head or fastText got wrong.
         selections: by method, those of SAEs first.
+        sets: the tables of `saefeat.overlap` that have rows.
         spread: how the units of the statistics are spread over labels.
     """
 
@@ -42,6 +45,7 @@ class Parts:
     lid: LIDMetrics | None
     errors: dict[str, list[dict[str, Any]]] | None
     selections: dict[str, Selection]
+    sets: dict[str, list[dict[str, Any]]]
     shown: list[ShownUnit] | None
     spread: Spread | None
     steering: SteeringMetrics | None
@@ -64,6 +68,7 @@ def read_parts(run: RunDir) -> Parts:
             run.predictions_file(), lambda: find_errors(run.load_predictions([OURS, THEIRS]))
         ),
         selections=selections,
+        sets={name: rows for name, rows in overlap_tables(selections).items() if rows},
         shown=_optional(run.shown, run.load_shown),
         spread=read_spread(run, _chosen_units(selections), _ownership(run, selections)),
         steering=_optional(run.steering_metrics, run.load_steering_metrics),
@@ -80,6 +85,7 @@ def _optional(path: Path, load: Callable[[], T]) -> T | None:
 def _load_selections(run: RunDir) -> dict[str, Selection]:
     """By method: those of SAEs first, in the order of the registry."""
     found = {name: run.load_selection(name) for name in run.selected_methods()}
+    same_model("overlap", list(found.values()))
     order = [*METHODS, *found]
 
     def key(name: str) -> tuple[bool, int]:

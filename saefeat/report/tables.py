@@ -11,6 +11,7 @@ from typing import Any
 
 from saefeat.config import Schedule
 from saefeat.io import write_bytes
+from saefeat.overlap import FIELDS as SET_FIELDS
 from saefeat.ranking import COLUMNS
 from saefeat.report.identification import OURS, THEIRS
 from saefeat.rundir import RunDir
@@ -27,6 +28,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
                  "half", "forcing", "perplexity", "distinct3", "score", "score_low", "score_high"),
     "matrix": ("edit", "units", "count", "intervened", "evaluated", *MEASURES,
                *(f"baseline_{measure}" for measure in MEASURES)),
+    **SET_FIELDS,
 }
 # fmt: on
 

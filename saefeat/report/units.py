@@ -10,6 +10,7 @@ from typing import Any
 from saefeat.artefacts import Histogram, Passage, ShownUnit
 from saefeat.methods import METHODS
 from saefeat.report.formats import direction, pairs, rounded, shortened, visible
+from saefeat.report.sets import layers_view
 from saefeat.report.spread import Spread, unit_spread
 from saefeat.selection import Selection
 from saefeat.words import natural
@@ -85,6 +86,7 @@ def _method(
         "parameters": pairs({k: value for k, value in parameters.items() if value is not None}),
         "dictionaries": dictionaries,
         "counts": [[cells[label, each] for each in dictionaries] for label in selection.labels],
+        "layers": layers_view(selection),
         "rows": len(rows),
         "distinct": len(owners),
         "totals": [totals[label] for label in selection.labels],

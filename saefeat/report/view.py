@@ -11,6 +11,7 @@ from saefeat.report.formats import as_text, duration
 from saefeat.report.identification import errors_view, lid_rows, lid_view
 from saefeat.report.matrix import matrix_rows, matrix_view
 from saefeat.report.parts import Parts
+from saefeat.report.sets import sets_view
 from saefeat.report.spread import entropy_view, overlap_rows, overlap_view
 from saefeat.report.steering import samples_view, steering_view
 from saefeat.report.units import method_views
@@ -41,6 +42,7 @@ def page_view(parts: Parts, title: str) -> Values:
         "has_passages": bool(parts.shown),
         "entropy": _optional(entropy_view, parts.spread),
         "overlap": _optional(overlap_view, parts.spread),
+        "sets": sets_view(parts.selections, parts.sets),
         "steering": _optional(lambda found: steering_view(found, parts.settings), parts.steering),
         "samples": _optional(samples_view, parts.samples),
         "matrix": _optional(matrix_view, parts.matrix),
@@ -66,6 +68,7 @@ def drawn_data(view: Values) -> Values:
         "methods": [_some(method, *method_keys) for method in view["methods"]],
         "entropy": view["entropy"],
         "overlap": view["overlap"],
+        "sets": _optional(lambda sets: sets["labels"], view["sets"]),
         "steering": view["steering"],
         "samples": _optional(lambda samples: samples["rows"], view["samples"]),
         "matrix": _some(view["matrix"], "labels", "interventions"),
@@ -86,6 +89,7 @@ def table_rows(parts: Parts) -> dict[str, Iterable[Mapping[str, Any]]]:
         "overlap": _optional(overlap_rows, parts.spread),
         "steering": _optional(lambda metrics: metrics["rows"], parts.steering),
         "matrix": _optional(matrix_rows, parts.matrix),
+        **parts.sets,
     }
     return {name: rows for name, rows in found.items() if rows is not None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -222,9 +222,17 @@ def rank_into(out: Path, source: Path, method: str, /, **options: Any) -> Select
 
     Raises as `rank`, and UserError when `out` is no selection or another process writes it.
     """
+    return write_selection(out, lambda: rank(source, method, **options))
+
+
+def write_selection(out: Path, make: Callable[[], Selection]) -> Selection:
+    """Make a selection, and write it: as CSV if the name of `out` ends so, else as Parquet.
+
+    Raises UserError, before it is made, when `out` is no selection or another process writes it.
+    """
     check_replaceable(out, "selection", lambda path: has_columns(path, COLUMNS))
     with claim_file(out):
-        selection = rank(source, method, **options)
+        selection = make()
         if out.suffix == ".csv":
             selection.to_csv(out)
         else:

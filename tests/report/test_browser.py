@@ -143,7 +143,7 @@ def test_the_page_loads_without_console_messages(open_page: Callable[..., Page],
     assert page.console() == []
     loaded = page.run("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert [name for name in loaded if not name.startswith("data:")] == []
-    assert page.count(".heat table") == 4
+    assert page.count(".heat table") == 5
     assert page.count("#entropy-plots figure") == 3
     assert page.count("#frontier path.mark") > 10
 

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from saefeat.io import UserError, write_json
+from saefeat.overlap import overlap_tables
 from saefeat.ranking import COLUMNS
 from saefeat.report import write_report
 from saefeat.report.page import render
 from saefeat.report.parts import read_parts
+from saefeat.report.sets import sets_view
 from saefeat.report.spread import Spread
 from saefeat.report.units import method_views
 from saefeat.report.view import drawn_data, page_view
@@ -31,7 +33,7 @@ from saefeat.rundir import RunDir
 from saefeat.selection import Selection
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
-TABLES = {"lid", "errors", "features", "overlap", "steering", "matrix"}
+TABLES = {"lid", "errors", "features", "overlap", "labels", "layers", "steering", "matrix"}
 
 
 def page_of(run: Path) -> str:
@@ -371,12 +373,15 @@ def test_hundreds_of_labels_with_text_that_cannot_be_packed_stay_under_8_mb(run:
         parts.selections["sae-lape"].table.schema,
     )
     header = parts.selections["sae-lape"].header
-    selection = Selection(table, {**header, "labels": labels, "dictionaries": {"d": {}}})
+    selection = Selection(
+        table, {**header, "labels": labels, "dictionaries": {"d": {"width": 2400}}}
+    )
     p = [rng.random() for _ in labels]
     spread = Spread(tuple(labels), None, units={("d", at): (1.2, p) for at in range(2400)})
     both = [[rng.randrange(100) for _ in labels] for _ in labels]
     view["methods"] = method_views({"m": selection}, rows, spread)
     view["overlap"] |= {"labels": labels, "both": both}
+    view["sets"] = sets_view({"m": selection}, overlap_tables({"m": selection}))
     data = drawn_data(view)
     assert sum(map(len, data["methods"][0]["units"])) == 2400
     assert len(render({**view, "tables": []}, data).encode()) < 8e6
