@@ -276,6 +276,12 @@ def saefeat(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
+def gemma() -> LanguageModel:
+    """Gemma-3-270m in float32; shared, never changed."""
+    return load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def smollm() -> LanguageModel:
     """SmolLM2-135M-Instruct in float32: a chat template, and no BOS before a text."""
     try:

@@ -137,7 +137,7 @@ def test_a_wheel_is_fetched_once_and_leaves_nothing_else(fake: Path, cache: Path
     assert assets.fetch("fake", recheck=True) == path
 
 
-def test_progress_is_said_while_an_asset_is_downloaded_and_unpacked(
+def test_progress_is_reported_while_an_asset_is_downloaded_and_unpacked(
     fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
@@ -150,7 +150,7 @@ def test_progress_is_said_while_an_asset_is_downloaded_and_unpacked(
 
 
 @pytest.mark.skipif(not has("gemma-3-270m"), reason="the Gemma packages are not installed")
-def test_progress_is_said_while_gemma_is_assembled(
+def test_progress_is_reported_while_gemma_is_assembled(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)

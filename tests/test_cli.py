@@ -1027,9 +1027,9 @@ def test_an_interruption_exits_with_130_and_prints_the_command_that_goes_on(
 
 @pytest.fixture(scope="module")
 def long_jsonl(tmp_path_factory, tiny_corpus):
-    """3,600 examples: four windows."""
+    """2,400 examples: three windows."""
     path = tmp_path_factory.mktemp("long") / "long.jsonl"
-    rows = zip(tiny_corpus.texts * 15, tiny_corpus.of * 15, strict=True)
+    rows = zip(tiny_corpus.texts * 10, tiny_corpus.of * 10, strict=True)
     lines = [
         json.dumps({"text": text, "label": label, "id": str(i)})
         for i, (text, label) in enumerate(rows)

@@ -85,7 +85,7 @@ def test_a_label_takes_one_line_of_the_table(saefeat, tmp_path):
         (["xnli#" + "9" * 5000], "the part after # must be the greatest number of texts per label"),
     ],
 )
-def test_a_corpus_that_cannot_be_shown_is_one_sentence(saefeat, words, message):
+def test_a_corpus_that_cannot_be_shown_gives_one_sentence_of_error(saefeat, words, message):
     code, out, err = saefeat("corpus", "show", *words)
     assert (code, out) == (2, "")
     assert err.startswith("saefeat: ") and message in err and err.count("\n") == 1

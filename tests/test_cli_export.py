@@ -193,7 +193,9 @@ def test_one_feature(saefeat, tmp_path, tiny_run):
         (["OUT", "--feature", "a:1", "--out", "OUT.npy"], "does not exist; give a directory"),
     ],
 )
-def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, arguments, message):
+def test_an_export_that_is_impossible_gives_one_sentence_of_error(
+    saefeat, tmp_path, tiny_run, arguments, message
+):
     places = {
         "RUN": str(tiny_run),
         "OUT": str(tmp_path / "out"),
@@ -215,7 +217,7 @@ def test_what_cannot_be_exported_is_one_sentence(saefeat, tmp_path, tiny_run, ar
         '{"schema": 1, "model": {"name": "m"}, "arguments": {"saes": "saes"}}',
     ],
 )
-def test_a_damaged_run_is_one_sentence(saefeat, tmp_path, text):
+def test_a_damaged_run_gives_one_sentence_of_error(saefeat, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     code, _, error = saefeat("export", tmp_path, "--format", "sae-lens", "--out", tmp_path / "out")
     assert (

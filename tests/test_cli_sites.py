@@ -112,7 +112,9 @@ def test_sites_of_a_big_mixture_of_experts_need_its_config_alone(saefeat, tmp_pa
         ),
     ],
 )
-def test_sites_of_what_is_no_model_is_one_sentence(saefeat, tmp_path, config, message):
+def test_sites_of_a_directory_without_a_model_gives_one_sentence_of_error(
+    saefeat, tmp_path, config, message
+):
     if config:
         (tmp_path / "config.json").write_text(config)
     code, out, error = saefeat("sites", tmp_path)
@@ -178,7 +180,7 @@ def test_an_unknown_system_is_refused_once(saefeat):
         (["en", "--from", "wili"], "en is not a code of wili"),
     ],
 )
-def test_labels_that_cannot_be_converted_are_one_sentence(saefeat, arguments, message):
+def test_labels_that_cannot_be_converted_give_one_sentence_of_error(saefeat, arguments, message):
     code, out, error = saefeat("labels", *arguments)
     assert (
         (code, out) == (2, "")

@@ -199,7 +199,7 @@ def test_the_whole_file() -> None:
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_a_measurement_that_is_impossible_is_refused() -> None:
     with pytest.raises(ValueError, match="5 true labels but 4"):
         head_metrics(TRUTH, GUESS[:4], LABELS)
     with pytest.raises(ValueError, match="'fr' is not among"):

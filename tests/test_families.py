@@ -347,8 +347,8 @@ def test_what_a_neuron_writes_in_the_families_of_the_other_tests(family, family_
         check_directions(family_lm, layer, [1, 5, 40])
 
 
-def test_what_neurons_of_the_real_gemma_write_and_promote():
-    lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
+def test_what_neurons_of_the_real_gemma_write_and_promote(gemma):
+    lm = gemma
     ids = torch.tensor(
         [
             [

@@ -143,7 +143,7 @@ def test_a_packed_file_is_read_like_the_file(tmp_path, name, ending):
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) - 5], lambda data: b"not packed at all"]
 )
-def test_a_packed_file_that_is_damaged_is_one_sentence(tmp_path, ending, damage):
+def test_a_packed_file_that_is_damaged_gives_one_sentence_of_error(tmp_path, ending, damage):
     path = tmp_path / f"c.jsonl{ending}"
     path.write_bytes(damage(PACK[ending](JSONL)))
     with pytest.raises(UserError, match="cannot be unpacked") as caught:
@@ -449,7 +449,7 @@ def test_the_hub_is_read_even_if_a_folder_has_that_name(tmp_path):
         server.shutdown()
 
 
-def test_parquet_with_text_that_is_not_utf8_is_one_sentence(tmp_path):
+def test_parquet_with_text_that_is_not_utf8_gives_one_sentence_of_error(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

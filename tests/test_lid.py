@@ -664,10 +664,10 @@ def test_a_file_that_is_no_identifier_is_a_user_error(tiny_lm, tmp_path):
 def test_an_identifier_on_a_real_model_is_saved_and_loaded(tmp_path):
     from saefeat.sae.store import save_sae
 
-    rows = torch.randn(256, 640, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(256, 576, generator=torch.Generator().manual_seed(0))
     sae = SAE("few", "resid_post@3", rows.t().contiguous(), torch.zeros(256), rows, rows[0] * 0, 8)
     save_sae(sae, tmp_path / "few")
-    model = "embedded:gemma-3-270m"
+    model = "embedded:smollm2-135m"
     made = LanguageIdentifier(model, str(tmp_path / "few")).fit(TEXTS, OF)
     made.save(tmp_path / "identifier.safetensors")
     loaded = LanguageIdentifier.load(tmp_path / "identifier.safetensors")
@@ -753,7 +753,7 @@ def test_the_identifier_can_be_cloned_and_searched_over(tiny_lm):
     assert set(search.predict(["the cat", "แมว"])) <= {"en", "th"}
 
 
-def test_an_identifier_that_is_not_fitted_says_so(tiny_lm):
+def test_an_identifier_that_is_not_fitted_is_refused(tiny_lm):
     with pytest.raises(NotFittedError):
         LanguageIdentifier(tiny_lm, SAES).predict(["a"])
 

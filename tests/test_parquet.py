@@ -35,7 +35,7 @@ def test_a_table_comes_back_with_the_columns_that_are_asked_for(tmp_path: Path) 
         ({"text": BROKEN, "of": ["x"]}, "not a readable"),
     ],
 )
-def test_columns_that_do_not_fit_are_one_sentence(tmp_path, columns, words):
+def test_columns_that_do_not_fit_give_one_sentence_of_error(tmp_path, columns, words):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table(columns), path)
     with pytest.raises(UserError, match=rf"x\.parquet is .*{words}") as caught:
@@ -44,7 +44,7 @@ def test_columns_that_do_not_fit_are_one_sentence(tmp_path, columns, words):
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 99, None])
-def test_a_file_that_is_not_parquet_is_one_sentence(tmp_path, data):
+def test_a_file_that_is_not_parquet_gives_one_sentence_of_error(tmp_path, data):
     path = tmp_path / "x.parquet"
     if data is not None:
         path.write_bytes(data)

@@ -144,7 +144,7 @@ def test_wili_is_read_from_its_zip_with_the_test_split_first(tmp_path, lies_at):
     assert rows_of(train)[1] == ("Un altru.", "cos", "wili-2018/train/1")
 
 
-def test_an_archive_that_is_not_the_pinned_one_is_one_sentence(tmp_path, lies_at):
+def test_an_archive_that_is_not_the_pinned_one_gives_one_sentence_of_error(tmp_path, lies_at):
     (tmp_path / "wili-2018.zip").write_bytes(b"a login page")
     lies_at("wili-2018", tmp_path / "wili-2018.zip")
     with pytest.raises(
@@ -499,13 +499,15 @@ def test_configurations_splits_and_columns_of_a_data_set_are_chosen_by_name(tmp_
         ({"identity": "{key}"}, "x: no column key; there are text, number, label$", "id_column"),
     ],
 )
-def test_columns_that_cannot_be_used_are_one_sentence(tmp_path, hub_at, changes, message, option):
+def test_columns_that_cannot_be_used_give_one_sentence_of_error(
+    tmp_path, hub_at, changes, message, option
+):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], number=[0, 1], label=["x", "y"])
     with refused(message, option):
         load_corpus(hub_at(tmp_path / "set", **changes))
 
 
-def test_a_data_set_with_a_script_is_one_sentence(tmp_path, hub_at):
+def test_a_data_set_with_a_script_gives_one_sentence_of_error(tmp_path, hub_at):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/set.py").write_text("import datasets\n")
     with pytest.raises(
@@ -540,12 +542,12 @@ def test_a_very_large_data_set_needs_named_labels(tmp_path, hub_at, monkeypatch)
         ("wili", "the corpus wili does not exist; give a file, .* or one of wili-2018, xnli, "),
     ],
 )
-def test_a_bad_name_is_one_sentence(source, message):
+def test_a_bad_name_gives_one_sentence_of_error(source, message):
     with pytest.raises(UserError, match=message):
         load_corpus(source)
 
 
-def test_a_label_that_the_source_does_not_have_is_one_sentence(tmp_path, lies_at):
+def test_a_label_that_the_source_does_not_have_gives_one_sentence_of_error(tmp_path, lies_at):
     parquet(tmp_path / "en/train-0.parquet", premise=["a"], hypothesis=["b"])
     lies_at("xnli", tmp_path)
     with refused("xnli has no file for xx at .*; check the labels", "labels"):
@@ -591,7 +593,9 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
 
 
-def test_progress_is_said_while_files_are_fetched_and_read(tmp_path, server, lies_at, monkeypatch):
+def test_progress_is_reported_while_files_are_fetched_and_read(
+    tmp_path, server, lies_at, monkeypatch
+):
     monkeypatch.setattr("saefeat.progress.LINE_SECONDS", 0.0)
     serve_tatoeba(tmp_path / "www", deu="eins\nzwei\n", fra="un\n")
     lies_at("tatoeba", server.url)
@@ -631,7 +635,7 @@ def test_a_file_that_the_server_does_not_have_is_asked_for_once(tmp_path, server
     assert server.asked.count("/tatoeba.xx-eng.xx") == 1
 
 
-def test_offline_and_not_in_the_cache_is_one_sentence(lies_at, monkeypatch):
+def test_offline_and_not_in_the_cache_gives_one_sentence_of_error(lies_at, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         UserError, match=r"xnli \(de\) is not in the cache and HF_HUB_OFFLINE is set; run once with"
@@ -656,7 +660,7 @@ def test_the_cache_knows_what_was_asked_for(tmp_path, hub_at):
     assert load_corpus(hub_at(tmp_path / "set", text="{text}!")).texts == ["a!", "b!", "c!"]
 
 
-def test_the_revision_of_a_data_set_is_said_and_kept_in_the_cache(
+def test_the_revision_of_a_data_set_is_reported_and_kept_in_the_cache(
     tmp_path, hub_at, own_cache, monkeypatch
 ):
     parquet(tmp_path / "set/train.parquet", text=["a", "b"], label=["x", "y"])

@@ -247,7 +247,7 @@ def test_work_on_a_file_goes_on_after_a_failure_and_leaves_nothing_at_its_end(tm
     assert work({"a": 2}, fails=False) is None  # of something else: begun again
 
 
-def test_what_is_left_of_finished_work_goes_and_other_states_stay(tmp_path):
+def test_the_state_of_finished_work_is_removed_and_other_states_stay(tmp_path):
     out = tmp_path / "metrics.json"
 
     def killed():

@@ -145,7 +145,9 @@ def test_every_file_opens_with_its_own_reader_and_they_agree(tiny_run, opened):
 
 
 def test_shown_units_have_promoted_tokens_and_a_passage_on_which_they_fire(tiny_run):
-    for row in json.loads((tiny_run / "examples/shown.json").read_text()):
+    rows = json.loads((tiny_run / "examples/shown.json").read_text())
+    assert rows
+    for row in rows:
         assert len(row["tokens"]) == 8
         first = row["passages"][0]
         assert "".join(first["pieces"]) == first["text"]

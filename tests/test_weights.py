@@ -406,7 +406,7 @@ def test_bos_without_an_embedding_is_a_user_error(make_lm, tokenizer):
         wrap(lm.model, bare, "short")
 
 
-def test_fingerprints_of_an_older_version_are_told_apart(make_lm, tmp_path):
+def test_fingerprints_of_an_older_version_are_distinguished(make_lm, tmp_path):
     from saefeat.models.weights import is_outdated
     from saefeat.sae.store import load_saes, save_sae
 

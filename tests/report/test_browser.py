@@ -68,7 +68,8 @@ class Page:
     def wait(self, condition: str) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, 20).until(lambda _: self.run(f"return Boolean({condition})"))
+        wait = WebDriverWait(self.driver, 20, poll_frequency=0.02)
+        wait.until(lambda _: self.run(f"return Boolean({condition})"))
 
     def texts(self, selector: str) -> list[str]:
         """The text of each element that is shown."""
@@ -371,7 +372,9 @@ def test_every_control_is_reached_by_keys_and_has_a_name(page: Page) -> None:
     assert page.text("#features-title").startswith("ar")
 
 
-def test_a_run_without_its_optional_parts_says_so_and_is_quiet(driver: Any, run: Path) -> None:
+def test_missing_optional_parts_of_a_run_are_named_without_console_messages(
+    driver: Any, run: Path
+) -> None:
     for path in run.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

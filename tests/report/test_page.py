@@ -446,7 +446,9 @@ def test_the_command_line_prints_one_sentence_and_exits_with_2(
     assert len(err.strip().splitlines()) == 1 and "metrics.json" in err
 
 
-def test_a_directory_that_is_not_a_run_is_one_sentence(run: Path, tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run_gives_one_sentence_of_error(
+    run: Path, tmp_path: Path
+) -> None:
     refused(tmp_path / "nowhere", "is not a directory")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "is not a run directory: it has no run.json")

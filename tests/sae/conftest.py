@@ -6,25 +6,23 @@ import pytest
 import torch
 
 from saefeat.hooks import capture
-from saefeat.models import load_model
 
 D_IN, D_SAE = 640, 384  # the width of Gemma-3-270m, and a narrow SAE
 
 
 @pytest.fixture(scope="session")
-def activations():
+def activations(gemma):
     """Vectors float32 [n, 640] after a block of Gemma-3-270m, without those of BOS."""
-    lm = load_model("embedded:gemma-3-270m", dtype="float32", device="cpu")
-    site = lm.site("resid_post@3").path
+    site = gemma.site("resid_post@3").path
     texts = [
         "The keeper of the old lighthouse climbed the stairs.",
         "Der Hund und die Katze schliefen im Haus.",
     ]
     rows = []
-    with capture(lm.model, (site,)) as captured, torch.inference_mode():
+    with capture(gemma.model, (site,)) as captured, torch.inference_mode():
         for text in texts:
-            ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
-            rows.append(captured.run(lm.model, input_ids=ids)[site][0, 1:].clone())
+            ids = torch.tensor([gemma.tokenizer(text)["input_ids"]])
+            rows.append(captured.run(gemma.model, input_ids=ids)[site][0, 1:].clone())
     return torch.cat(rows)
 
 

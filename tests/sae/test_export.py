@@ -326,7 +326,7 @@ def test_a_card_of_an_sae_without_a_record_says_that_it_is_not_recorded(tmp_path
         ("onnx", "topk", {}, "unknown export format 'onnx'; choose from sae-lens, sparsify"),
     ],
 )
-def test_what_a_format_cannot_hold_is_one_sentence(
+def test_an_sae_that_a_format_cannot_hold_gives_one_sentence_of_error(
     tmp_path, make, given, form, activation, changes, message
 ):
     given(make(activation, **changes))
@@ -336,7 +336,7 @@ def test_what_a_format_cannot_hold_is_one_sentence(
 
 
 @pytest.mark.parametrize("source", ["~nobody-here/x", "", " "])
-def test_a_source_that_names_no_place_is_one_sentence(tmp_path, monkeypatch, source):
+def test_a_source_that_names_no_place_gives_one_sentence_of_error(tmp_path, monkeypatch, source):
     (tmp_path / "run.json").write_text("{}")  # of the directory one is in
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"there is no such user|a source of SAEs is empty"):
@@ -453,7 +453,7 @@ def test_one_direction_for_other_tools(tmp_path, make, given):
         ("sae-mlp_out@3:1", "old.safetensors", "exists and is no exported direction"),
     ],
 )
-def test_a_direction_that_cannot_be_written_is_one_sentence(
+def test_a_direction_that_cannot_be_written_gives_one_sentence_of_error(
     tmp_path, make, given, feature, name, message
 ):
     given(make())

@@ -10,7 +10,6 @@ import torch
 from saefeat.config import TrainConfig
 from saefeat.corpora import Corpus, load_corpus, make_plan
 from saefeat.io import UserError
-from saefeat.models import load_model
 from saefeat.sae import fit_check
 from saefeat.sae.fit_check import check_saes, describe, measure_fit
 from saefeat.sae.formats.values import stated
@@ -20,8 +19,8 @@ SITE = "mlp_out@4"
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return load_model("embedded:gemma-3-270m", dtype="float32")
+def lm(gemma):
+    return gemma
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +30,22 @@ def text():
 
 @pytest.fixture(scope="module")
 def sae(lm, text, tmp_path_factory):
-    plan = make_plan(text, lm, max_tokens=1500, mixed=True)
+    plan = make_plan(text, lm, max_tokens=1000, mixed=True)
     out = tmp_path_factory.mktemp("saes")
     return train_saes(lm, plan, [SITE], out, TrainConfig(k=32, d_sae=640, batch_size=128))[0]
 
 
 @pytest.fixture(autouse=True)
 def little_text(monkeypatch):
-    monkeypatch.setattr(fit_check, "TOKENS", 600)
-    monkeypatch.setattr(fit_check, "COMPARED_TOKENS", 300)
+    monkeypatch.setattr(fit_check, "TOKENS", 300)
+    monkeypatch.setattr(fit_check, "COMPARED_TOKENS", 150)
     monkeypatch.setattr(fit_check, "SCAN_TOKENS", 64)
 
 
 def test_an_sae_passes_at_its_own_site_with_its_figures(lm, text, sae):
     (found,) = check_saes(lm, [sae], text)
     assert found["fvu"] < 0.3 and found["fvu"] < 1.5 * sae.record["held_out"]["fvu"]
-    assert found["l0"] == pytest.approx(32, abs=0.5) and 500 < found["tokens"] <= 600
+    assert found["l0"] == pytest.approx(32, abs=0.5) and 250 < found["tokens"] <= 300
     assert found["stated"] == stated(sae.record) and set(found["stated"]) == {"fvu", "l0", "dead"}
     line = describe(found)
     assert (
@@ -84,7 +83,7 @@ def test_an_sae_whose_norm_limit_leaves_most_tokens_out_is_refused(lm, text, sae
         check_saes(lm, [dataclasses.replace(sae, max_norm=1e-3)], text)
 
 
-def test_of_too_little_text_nothing_is_said_of_an_sae(lm, sae):
+def test_too_little_text_to_check_an_sae_is_refused(lm, sae):
     few = Corpus(["a word", "ein Wort"], ["en", "de"], ["0", "1"], ("de", "en"), "few")
     with pytest.raises(UserError, match=r"the corpus has \d tokens, too few to check the SAEs on"):
         check_saes(lm, [sae], few)
@@ -97,7 +96,7 @@ def test_another_name_of_the_same_module_is_the_same_site(lm, text, sae):
     assert found["site"] == path and found["fvu"] == own["fvu"] and SITE not in found["better"]
 
 
-def test_a_strange_l0_is_said(lm, text, sae):
+def test_an_l0_far_from_the_stated_one_is_reported(lm, text, sae):
     other = dataclasses.replace(
         sae, record={**sae.record, "held_out": {**sae.record["held_out"], "l0": 200.0}}
     )
@@ -108,7 +107,7 @@ def test_a_strange_l0_is_said(lm, text, sae):
     assert "stated" not in describe({**found, "stated": {}})
 
 
-def test_another_revision_of_the_base_model_is_said(lm, text, sae):
+def test_another_revision_of_the_base_model_is_reported(lm, text, sae):
     other = dataclasses.replace(
         sae, record={**sae.record, "model": {**sae.record["model"], "revision": "a" * 40}}
     )
@@ -119,7 +118,7 @@ def test_another_revision_of_the_base_model_is_said(lm, text, sae):
     )
 
 
-def test_what_is_known_to_be_wrong_with_the_files_is_said(lm, text, sae):
+def test_a_known_defect_of_the_files_is_reported(lm, text, sae):
     other = dataclasses.replace(sae, record={**sae.record, "doubt": "its threshold may be wrong"})
     (found,) = check_saes(lm, [other], text)
     assert "; its threshold may be wrong" in describe(found)

@@ -120,7 +120,7 @@ def read_or_say(directory):
         assert "\n" not in str(error) and str(error)
 
 
-def test_the_whole_ones_are_read(whole):
+def test_undamaged_files_are_read(whole):
     assert load_sae(whole[1]).width == D_SAE
 
 
@@ -128,7 +128,7 @@ def test_the_whole_ones_are_read(whole):
     deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_any_value_in_a_configuration_is_read_or_one_sentence(whole, tmp_path, data):
+def test_any_value_in_a_configuration_is_read_or_gives_one_sentence_of_error(whole, tmp_path, data):
     form, directory, cfg = whole
     here = tmp_path / FOLDERS.get(form, "a")
     shutil.rmtree(here, ignore_errors=True)
@@ -147,7 +147,7 @@ def test_any_value_in_a_configuration_is_read_or_one_sentence(whole, tmp_path, d
     deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_any_byte_in_a_weights_file_is_read_or_one_sentence(whole, tmp_path, data):
+def test_any_byte_in_a_weights_file_is_read_or_gives_one_sentence_of_error(whole, tmp_path, data):
     form, directory, _ = whole
     here = tmp_path / FOLDERS.get(form, "a")
     shutil.rmtree(here, ignore_errors=True)

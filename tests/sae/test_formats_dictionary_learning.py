@@ -195,21 +195,23 @@ def test_the_site_is_that_of_the_submodule(tmp_path, weights, submodule, site):
         ({"dict_class": "GatedAutoEncoder"}, r"ae\.pt: decoder_bias is missing"),
     ],
 )
-def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, trainer, message):
+def test_an_sae_of_an_unsupported_form_gives_one_sentence_of_error(
+    tmp_path, weights, trainer, message
+):
     save(tmp_path / "a", "AutoEncoder", weights, trainer)
     with pytest.raises(UserError, match=message) as told:
         load_sae(tmp_path / "a")
     assert "\n" not in str(told.value) and str(tmp_path / "a") in str(told.value)
 
 
-def test_a_topk_sae_without_k_is_one_sentence(tmp_path, weights):
+def test_a_topk_sae_without_k_gives_one_sentence_of_error(tmp_path, weights):
     save(tmp_path / "a", "AutoEncoderTopK", weights, {"k": None}, k=torch.tensor([]))
     with pytest.raises(UserError, match="k is missing"):
         load_sae(tmp_path / "a")
 
 
 @pytest.mark.parametrize("k", [float("nan"), 3.7, 4.0, 1j, True])
-def test_a_kept_k_that_is_no_whole_number_is_one_sentence(tmp_path, weights, k):
+def test_a_kept_k_that_is_no_whole_number_gives_one_sentence_of_error(tmp_path, weights, k):
     save(tmp_path / "a", "AutoEncoderTopK", weights, k=torch.tensor(k))
     said = r"ae\.pt: its k is .*, which is not a whole number"
     with pytest.raises(UserError, match=said) as told:
@@ -241,7 +243,7 @@ class Thing:
 @pytest.mark.parametrize(
     "damage", ["removed", "cut", "empty", "text", "object", "pickle", "list", "nan", "number"]
 )
-def test_damaged_weights_are_one_sentence(tmp_path, weights, damage):
+def test_damaged_weights_give_one_sentence_of_error(tmp_path, weights, damage):
     save(tmp_path / "a", "AutoEncoder", weights)
     path = tmp_path / "a" / "ae.pt"
     data, state = path.read_bytes(), torch.load(path)

@@ -233,7 +233,9 @@ def test_a_downloaded_scope_is_read_in_the_order_of_its_layers(tmp_path, weights
         ),
     ],
 )
-def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, path, config, extra, message):
+def test_an_sae_of_an_unsupported_form_gives_one_sentence_of_error(
+    tmp_path, weights, path, config, extra, message
+):
     directory = save(tmp_path / path, weights, config, **extra)
     with pytest.raises(UserError, match=message) as told:
         load_sae(directory)
@@ -241,7 +243,7 @@ def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, path, config, 
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "object", "array"])
-def test_damaged_weights_are_one_sentence(tmp_path, weights, damage):
+def test_damaged_weights_give_one_sentence_of_error(tmp_path, weights, damage):
     path = save(tmp_path / FIRST, weights) / "params.npz"
     if damage == "object":
         np.savez(path, W_enc=np.array([{"a": 1}], dtype=object))

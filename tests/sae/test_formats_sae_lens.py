@@ -221,7 +221,9 @@ def test_an_sae_of_a_model_with_centred_writing_reads_raw_vectors(
         ({"architecture": "jumprelu"}, "threshold is missing"),
     ],
 )
-def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, message):
+def test_an_sae_of_an_unsupported_form_gives_one_sentence_of_error(
+    tmp_path, weights, changes, message
+):
     make("standard", weights).save_model(tmp_path / "a")
     change_cfg(tmp_path / "a", **changes)
     with pytest.raises(UserError, match=message) as told:
@@ -347,7 +349,7 @@ def test_a_jumprelu_sae_with_thresholds_of_its_own_is_not_named(tmp_path, weight
     assert doubt(tmp_path / "a") is None
 
 
-def test_what_is_doubted_stays_doubted_where_it_is_saved_again(tmp_path, weights):
+def test_a_known_defect_is_kept_when_the_sae_is_saved_again(tmp_path, weights):
     save_batchtopk(tmp_path / "a", weights)
     save_sae(load_sae(tmp_path / "a"), tmp_path / "b")
     assert doubt(tmp_path / "b") == doubt(tmp_path / "a")

@@ -184,7 +184,7 @@ def test_a_hub_id_names_repository_revision_and_folder(source, parts):
 
 
 @pytest.mark.parametrize("source", ["nothing", "", "owner/../x", "a b/c", "owner/repo@"])
-def test_what_is_no_hub_id_is_one_sentence(source):
+def test_an_invalid_hub_id_gives_one_sentence_of_error(source):
     with pytest.raises(UserError) as told:
         hub.parse(source)
     one_sentence(told, "is not a hub id")
@@ -324,7 +324,7 @@ def test_a_repository_of_very_many_saes_is_not_downloaded_whole(served, tmp_path
         ("owner/empty", ["owner/empty holds no SAE"]),
     ],
 )
-def test_what_the_hub_does_not_give_is_one_sentence(served, weights, source, words):
+def test_a_file_that_the_hub_refuses_gives_one_sentence_of_error(served, weights, source, words):
     save_sparsify(served / "owner/repo/layers.2", weights)
     (served / "owner/empty").mkdir()
     (served / "owner/empty/README.md").write_text("nothing")
@@ -337,7 +337,7 @@ def test_what_the_hub_does_not_give_is_one_sentence(served, weights, source, wor
 @pytest.mark.parametrize(
     "error", [OSError("the disk is odd"), OSError(28, "No space left on device")]
 )
-def test_a_full_disk_is_no_bad_input_but_other_failures_are_one_sentence(error):
+def test_a_full_disk_is_no_bad_input_but_other_failures_give_one_sentence_of_error(error):
     with pytest.raises(Exception) as told, hub.hub_errors("owner/repo"):
         raise error
     if error.errno == 28:
@@ -347,7 +347,7 @@ def test_a_full_disk_is_no_bad_input_but_other_failures_are_one_sentence(error):
         assert isinstance(told.value, UserError)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
+def test_a_hub_that_cannot_be_reached_gives_one_sentence_of_error(tmp_path, monkeypatch):
     use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
     with pytest.raises(UserError) as told:
         load_saes("owner/repo")
@@ -673,7 +673,7 @@ def test_a_release_in_a_format_of_its_own_is_converted_by_sae_lens(
 
 
 @pytest.mark.parametrize("form", ["mwhanna_transcoder", "temporal", "connor_rob_hook_z"])
-def test_a_release_without_a_form_here_is_one_sentence(releases, form):
+def test_a_release_of_an_unsupported_form_gives_one_sentence_of_error(releases, form):
     releases("odd", "owner/odd", "layer_0", "layer_0", form=form)
     with pytest.raises(UserError) as told:
         load_sae("odd/layer_0")
@@ -693,7 +693,9 @@ def test_a_release_alone_lists_how_to_name_an_sae(source):
     )
 
 
-def test_damaged_files_of_a_release_that_sae_lens_converts_are_one_sentence(offline, releases):
+def test_damaged_files_of_a_release_that_sae_lens_converts_give_one_sentence_of_error(
+    offline, releases
+):
     releases("llama", "fnlp/tiny", "l3r", "L3R", form="llama_scope")
     root = offline("fnlp/tiny") / "L3R"
     root.mkdir(parents=True)
@@ -704,7 +706,7 @@ def test_damaged_files_of_a_release_that_sae_lens_converts_are_one_sentence(offl
 
 
 @pytest.mark.parametrize("form", ["llama_scope", None])
-def test_a_release_that_cannot_be_downloaded_is_one_sentence(offline, releases, form):
+def test_a_release_that_cannot_be_downloaded_gives_one_sentence_of_error(offline, releases, form):
     releases("gone", "owner/gone", "a", "a", form=form)
     with pytest.raises(UserError) as told:
         load_sae("gone/a")

@@ -144,7 +144,9 @@ def test_a_hookpoint_is_the_feed_forward_module_itself_also_before_a_post_norm(
         ({"d_in": 32}, "has not the shape"),
     ],
 )
-def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, message):
+def test_an_sae_of_an_unsupported_form_gives_one_sentence_of_error(
+    tmp_path, weights, changes, message
+):
     save(tmp_path / "layers.3", weights)
     change_cfg(tmp_path / "layers.3", **changes)
     with pytest.raises(UserError, match=message) as told:
@@ -153,7 +155,7 @@ def test_what_has_no_form_here_is_one_sentence(tmp_path, weights, changes, messa
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut", "nan", "no decoder"])
-def test_damaged_weights_are_one_sentence(tmp_path, weights, damage):
+def test_damaged_weights_give_one_sentence_of_error(tmp_path, weights, damage):
     save(tmp_path / "layers.3", weights)
     path = tmp_path / "layers.3" / "sae.safetensors"
     data = path.read_bytes()

@@ -221,7 +221,7 @@ def test_two_saes_of_one_id_are_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("second", ["a", "", "link/a"])
-def test_a_source_that_is_given_twice_is_said_to_be(tmp_path, second):
+def test_a_source_given_twice_is_reported(tmp_path, second):
     save_sae(make_sae(), tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match=f"the SAE a of {tmp_path}/a is given twice"):
@@ -283,7 +283,7 @@ def test_an_empty_source_is_not_the_directory_one_is_in(tmp_path, monkeypatch, s
 
 
 @pytest.mark.parametrize("source", ["lost", "lost/a", "loop"])
-def test_a_link_that_leads_nowhere_is_said_to_be(tmp_path, monkeypatch, source):
+def test_a_broken_link_is_reported(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lost").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -391,7 +391,7 @@ def test_a_foreign_sae_must_name_the_model(directory, make_lm, trained_on, name,
 @pytest.mark.parametrize(
     "name", ["tiny", "/data/tiny", "google/gemma-3-270m", "embedded:gemma-3-270m"]
 )
-def test_other_weights_of_the_model_are_told_from_another_model(directory, make_lm, name):
+def test_other_weights_of_the_model_are_distinguished_from_another_model(directory, make_lm, name):
     lm = make_lm()
     lm.name = "google/gemma-3-270m" if "gemma" in name else name
     save_sae(make_sae(model={"name": name, "fingerprint": "2:other"}), directory)
@@ -444,7 +444,7 @@ def test_a_directory_may_tell_where_its_model_is_from(directory, make_lm, said, 
             load_saes(str(directory), lm)
 
 
-def test_a_flipped_byte_in_weights_of_ours_is_one_sentence(directory):
+def test_a_flipped_byte_in_weights_of_ours_gives_one_sentence_of_error(directory):
     path = directory / "sae_weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-3] ^= 1

@@ -103,7 +103,7 @@ def test_parameters_are_read_as_tensors(tmp_path):
     assert type(found) is torch.Tensor and not found.requires_grad
 
 
-def test_of_what_torch_says_the_first_sentence_is_told(tmp_path):
+def test_the_first_sentence_of_an_error_of_torch_is_shown(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"a": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:2500])
@@ -113,7 +113,7 @@ def test_of_what_torch_says_the_first_sentence_is_told(tmp_path):
     assert str(told.value) == f"{path} cannot be read ({said}); fetch or save it again"
 
 
-def test_a_directory_in_place_of_a_file_is_said_to_be(tmp_path):
+def test_a_directory_in_place_of_a_file_is_reported(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
     with pytest.raises(UserError, match=r"a\.safetensors is a directory and should be the file"):
         read_weights(tmp_path / "a.safetensors")
