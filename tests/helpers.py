@@ -153,7 +153,11 @@ def selection_of(
     for at in order:
         dictionary, unit, label = cells[at]
         ranks[label] += 1
-        row: dict[str, Any] = {"dictionary": dictionary, "site": f"mlp_act@{dictionary}", "unit": unit}
+        row: dict[str, Any] = {
+            "dictionary": dictionary,
+            "site": f"mlp_act@{dictionary}",
+            "unit": unit,
+        }
         row |= {"label": label, "rank": ranks[label], "score": float(at)}
         rows.append(row | dict.fromkeys(("probability", "mean_firing", "mean", "max"), 0.5))
     header = {

@@ -192,7 +192,9 @@ def test_rows_name_the_selection_and_the_labels():
 
 def test_shares_of_classes_and_labels_by_dictionary():
     selection = selection_of(cells_by_group(), list(GROUPS), width=20)
-    rows = {(row["kind"], row["of"], row["dictionary"]): row for row in share_rows({"x": selection})}
+    rows = {
+        (row["kind"], row["of"], row["dictionary"]): row for row in share_rows({"x": selection})
+    }
     assert len(rows) == 2 * (3 + 6)
     label = rows["label", "de", "a"]
     assert (label["units"], label["share"], label["expected_share"]) == (3, 0.75, 0.5)

@@ -26,7 +26,10 @@ PAIRS = (("da", "dan"), ("de", "deu"), ("de", "gsw"), ("zh", "cmn"))
 @settings(max_examples=60, deadline=None)
 @given(cell_tables(LEFT), cell_tables(RIGHT), cell_tables(RIGHT))
 def test_operations_with_pairs_equal_those_of_python_sets(left, right, third):
-    first, others = selection_of(left, LEFT), [selection_of(right, RIGHT), selection_of(third, RIGHT)]
+    first, others = (
+        selection_of(left, LEFT),
+        [selection_of(right, RIGHT), selection_of(third, RIGHT)],
+    )
     belongs = {label: {other for of, other in PAIRS if of == label} for label in LEFT}
 
     def inside(cell, table):
@@ -74,9 +77,7 @@ def test_operations_on_units_ignore_labels(left, right):
 @given(cell_tables(LEFT), st.integers(1, 3), st.booleans())
 def test_shared_units_are_those_of_that_many_labels(cells, owners, at_least):
     count = {unit: len({c[2] for c in cells if c[:2] == unit}) for unit in {c[:2] for c in cells}}
-    wanted = {
-        c for c in cells if count[c[:2]] == owners or (at_least and count[c[:2]] > owners)
-    }
+    wanted = {c for c in cells if count[c[:2]] == owners or (at_least and count[c[:2]] > owners)}
     assert set(cells_of(shared(selection_of(cells, LEFT), owners, at_least=at_least))) == wanted
 
 
@@ -155,7 +156,7 @@ def test_what_cannot_be_combined_is_refused(operation):
         combine(operation, left, selection_of([], LEFT, model={"name": "other"}))
     with pytest.raises(UserError, match="same dictionary a"):
         combine(operation, left, selection_of([], LEFT, width=6))
-    with pytest.raises(UserError, match="label da has no counterpart .* dan, deu, cmn, gsw") as e:
+    with pytest.raises(UserError, match=r"label da has no counterpart .* dan, deu, cmn, gsw") as e:
         combine(operation, left, right)
     assert e.value.options == ("match", "pairs")
     with pytest.raises(UserError, match="no label xx to pair"):
@@ -168,4 +169,9 @@ def test_what_cannot_be_combined_is_refused(operation):
 
 def test_a_union_does_not_mix_labels_that_only_share_a_name():
     with pytest.raises(UserError, match="label de of another selection belongs to no label"):
-        combine("union", selection_of([], ("de",)), selection_of([], ("deu", "de")), pairs=[("de", "deu")])
+        combine(
+            "union",
+            selection_of([], ("de",)),
+            selection_of([], ("deu", "de")),
+            pairs=[("de", "deu")],
+        )

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from saefeat.partition import layer_rows
 from saefeat.overlap import label_overlap
+from saefeat.partition import layer_rows
 from saefeat.report.formats import rounded
 from saefeat.selection import Selection
 
