@@ -22,7 +22,7 @@ from saefeat.io import UserError, write_bytes
 from saefeat.labels.typology import groupings
 from saefeat.partition import layer_rows
 from saefeat.selection import Selection
-from saefeat.sets import label_positions, same_model
+from saefeat.sets import dictionary_positions, label_positions, same_model
 
 PERMUTATIONS = 9_999
 _FEW = 32  # units of a set
@@ -142,9 +142,7 @@ class _Sets:
 def _sets(selection: Selection, names: Sequence[str]) -> _Sets:
     """The sets of the labels of a selection in some of its dictionaries."""
     widths = np.array([selection.dictionaries[name]["width"] for name in names], np.int64)
-    place = {name: d for d, name in enumerate(names)}
-    owner = [place.get(name, -1) for name in selection.table["dictionary"].to_pylist()]
-    owner = np.array(owner, np.int64)
+    owner = dictionary_positions(selection, names)
     kept = owner >= 0
     owner, label = owner[kept], label_positions(selection)[kept]
     unit = (np.cumsum(widths) - widths)[owner] + selection.table["unit"].to_numpy()[kept]

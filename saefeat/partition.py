@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from saefeat.selection import Selection
-from saefeat.sets import unit_keys
+from saefeat.sets import dictionary_positions, unit_keys
 from saefeat.words import natural
 
 ONE, SEVERAL, ALL = "one label", "several labels", "all labels"
@@ -38,16 +38,14 @@ def class_counts(selection: Selection) -> dict[str, dict[str, int]]:
             name: {each: counts.get(each, 0) for each in _dictionaries(selection)}
             for name, counts in classes.items()
         }
-    labels = len(selection.labels)
+    labels, names = len(selection.labels), _dictionaries(selection)
     (keys,) = unit_keys(selection)
     _, row, owners = np.unique(keys, return_index=True, return_counts=True)
-    of = np.array(selection.table["dictionary"].to_pylist(), object)[row]
+    of = dictionary_positions(selection, names)[row]
     found = {ONE: owners == 1, SEVERAL: (owners > 1) & (owners < labels), ALL: owners == labels}
     kept = [ONE, *([SEVERAL] if labels > 2 else []), *([ALL] if labels > 1 else [])]
-    return {
-        name: {each: int((found[name] & (of == each)).sum()) for each in _dictionaries(selection)}
-        for name in kept
-    }
+    numbers = {name: np.bincount(of[found[name]], minlength=len(names)) for name in kept}
+    return {name: dict(zip(names, numbers[name].tolist(), strict=True)) for name in kept}
 
 
 def four_stages(of_some: Sequence[float], of_all: Sequence[float]) -> list[int] | None:

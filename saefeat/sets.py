@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from saefeat.io import UserError
 from saefeat.labels import in_codes
@@ -108,19 +109,27 @@ def owner_counts(selection: Selection) -> np.ndarray:
 def unit_keys(*selections: Selection) -> list[np.ndarray]:
     """For each selection int64 [rows]: a number that rows have in common if they have one unit."""
     widths = {name: d["width"] for each in selections for name, d in each.dictionaries.items()}
-    ends = np.cumsum([widths[name] for name in sorted(widths)]).tolist()
-    starts = {name: end - widths[name] for name, end in zip(sorted(widths), ends, strict=True)}
+    names = sorted(widths)
+    starts = np.cumsum([0, *(widths[name] for name in names)])
     return [
-        np.array([starts[name] for name in each.table["dictionary"].to_pylist()], np.int64)
-        + each.table["unit"].to_numpy()
+        starts[dictionary_positions(each, names)] + each.table["unit"].to_numpy()
         for each in selections
     ]
 
 
 def label_positions(selection: Selection) -> np.ndarray:
     """int64 [rows]: the position of the label of each row in the labels of the selection."""
-    position = {label: i for i, label in enumerate(selection.labels)}
-    return np.array([position[label] for label in selection.table["label"].to_pylist()], np.int64)
+    return _positions(selection.table["label"], selection.labels)
+
+
+def dictionary_positions(selection: Selection, names: Sequence[str]) -> np.ndarray:
+    """int64 [rows]: the position of the dictionary of each row in the names, -1 without one."""
+    return _positions(selection.table["dictionary"], names)
+
+
+def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    found = pc.index_in(column, pa.array(names, pa.string())).to_numpy()  # NaN without one
+    return np.nan_to_num(found, nan=-1).astype(np.int64)
 
 
 def _together(

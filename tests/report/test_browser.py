@@ -287,6 +287,17 @@ def test_overlap_is_shown_as_a_share_or_a_number(page: Page) -> None:
     assert page.text(cell) == "2"
 
 
+def test_overlap_of_chosen_units_follows_the_method_and_the_measure(page: Page) -> None:
+    cells = "#sets-heat tbody tr:first-child td"
+    assert page.texts(cells)[:2] == ["4", "33"]  # units of the first label; Jaccard in per cent
+    assert page.text("#sets-chance").startswith("Random sets")
+    page.choose("overlap", "both")
+    assert page.texts(cells)[:2] == ["4", "2"]
+    page.select("sets-method", "1")
+    assert page.texts(cells)[:2] == ["2", "1"]
+    page.choose("overlap", "jaccard")
+
+
 def test_selectors_of_the_perplexity_matrix_change_it(page: Page) -> None:
     cell = "#matrix-heat tbody tr:first-child td:nth-child(2)"
     assert page.text(cell) == "+0.50"

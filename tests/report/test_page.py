@@ -195,6 +195,85 @@ def test_overlap_counts_the_units_that_two_labels_own(run: Path) -> None:
     ]  # of two SAEs; no neurons
 
 
+def test_overlap_of_the_units_that_a_method_chose(run: Path) -> None:
+    features, neurons = data_of(page_of(run))["sets"]
+    assert (features["name"], neurons["name"]) == ("sae-lape", "lape")
+    assert features["both"] == [[4, 2, 0, 0], [2, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 0]]
+    # three of the six pairs are of 4 and 4 of 32 units, and the others have an empty set
+    assert features["chance"] == pytest.approx(0.0756 / 2, abs=1e-3)
+    rows = {(r["selection"], r["label"], r["other"]): r for r in table(run, "labels")}
+    assert len(rows) == 2 * 6
+    row = rows["sae-lape", "de", "ar"]
+    assert (float(row["iou"]), float(row["overlap"])) == (0.333333, 0.5)
+    assert float(row["expected_both"]) == 2 * (2 * 2 / 16)
+
+
+def words_of(page: str) -> str:
+    """The text of the page, with one blank between the texts of elements."""
+    return re.sub(r"\s+", " ", Shape(page.replace("<", " <")).text)
+
+
+def renamed(selection: Selection, labels: list[str], method: str) -> Selection:
+    """The selection with other names of its labels, as if of another method."""
+    names = dict(zip(selection.labels, labels, strict=True))
+    column = pa.array([names[label] for label in selection.table["label"].to_pylist()])
+    at = COLUMNS.index("label")
+    kept = selection.table.set_column(at, selection.table.schema.field(at), column)
+    return Selection(kept, {**selection.header, "labels": labels, "method": method})
+
+
+def test_methods_of_one_dictionary_and_groups_of_languages_are_compared(run: Path) -> None:
+    place, labels = RunDir(run), ["de", "en", "ja", "ko"]  # the first two have one script
+    shutil.rmtree(run / "examples")
+    shutil.rmtree(run / "stats")
+    features = place.load_selection("sae-lape")
+    (run / "selections" / "lape.parquet").unlink()
+    place.save_selection("sae-lape", renamed(features, labels, "sae-lape"))
+    few = renamed(features.head(1), labels, "feature-diffmean")
+    place.save_selection("feature-diffmean", few)
+    page = words_of(page_of(run))
+    assert "Between methods rules.csv Label sae-lape, feature-diffmean" in page
+    assert "1 in both of 4 and 1; expected" in page
+    rules = table(run, "rules")
+    assert [row["label"] for row in rows_with_units(rules)] == labels[:3]
+    assert {float(row["iou"]) for row in rows_with_units(rules)} == {0.25}
+    script = next(row for row in table(run, "typology") if row["grouping"] == "script")
+    assert (script["selection"], script["labels"], script["pairs_within"]) == ("sae-lape", "3", "1")
+    assert (float(script["iou_within"]), float(script["iou_across"])) == (0.333333, 0)
+    assert "Within and across groups of languages typology.csv" in page
+
+
+def rows_with_units(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if row["size"] != "0"]
+
+
+def test_classes_of_units_are_shown_by_layer_with_the_stage_of_four_layers(run: Path) -> None:
+    page = words_of(page_of(run))
+    assert "Dictionary Layer one label several labels all labels Units" in page
+    assert "mlp_out@3 3 4 1 0 5 of 16" in page
+    assert "Units Stage" not in page  # two layers of SAEs and one of neurons
+    place = RunDir(run)
+    neurons = place.load_selection("lape")
+    kinds = neurons.dictionaries["mlp_act@3"]
+    for layer in (4, 5, 6):
+        name = f"mlp_act@{layer}"
+        neurons.dictionaries[name] = {**kinds, "id": name, "site": name}
+    names = [f"mlp_act@{layer}" for layer in (3, 4, 5, 6)]
+    counts = {"general": [0, 1, 1, 9], "related": [5, 0, 0, 7], "specific": [5, 0, 0, 2]}
+    neurons.header["classes"] = {
+        name: dict(zip(names, numbers, strict=True)) for name, numbers in counts.items()
+    }
+    place.save_selection("lape", neurons)
+    page = words_of(page_of(run))
+    assert "Dictionary Layer general related specific Units Stage" in page
+    for row in ("mlp_act@3 3 0 5 5 10 of 16 1", "mlp_act@6 6 9 7 2 18 of 16 3"):
+        assert row in page
+    layers = [row for row in table(run, "layers") if row["selection"] == "lape"]
+    assert {(row["dictionary"], row["stage"]) for row in layers} == {
+        ("mlp_act@3", "1"), ("mlp_act@4", "2"), ("mlp_act@5", "2"), ("mlp_act@6", "3"),
+    }  # fmt: skip
+
+
 def test_errors_are_grouped_by_who_was_right(run: Path) -> None:
     errors = data_of(page_of(run))["errors"]
     short, whole = (
