@@ -128,7 +128,8 @@ def dictionary_positions(selection: Selection, names: Sequence[str]) -> np.ndarr
 
 
 def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    found = pc.index_in(column, pa.array(names, pa.string())).to_numpy()  # NaN without one
+    known = pa.array(names, pa.string())
+    found = pc.call_function("index_in", [column], pc.SetLookupOptions(known)).to_numpy()  # or NaN
     return np.nan_to_num(found, nan=-1).astype(np.int64)
 
 
