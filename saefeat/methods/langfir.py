@@ -18,7 +18,7 @@ def langfir(
     stats: Sequence[Stats],
     control: Sequence[Stats],
     *,
-    example_rate: Rate = 0.9,
+    example_rate: Rate = 0.98,
     random_rate: Rate = 0.1,
     top: Count | None = None,
 ) -> Selection:
@@ -29,8 +29,9 @@ def langfir(
     `random_rate` of the random sequences. Other labels play no part: one label is enough, and
     labels share the units of what all natural text has. A label without examples has no units.
 
-    The paper gives no thresholds. These defaults are chosen on the SAEs of `saefeat demo`
-    (`scripts/results/README.md`).
+    The paper gives no thresholds, but fewer than five features per label. The defaults come near it
+    on the three SAEs of `saefeat demo` (Gemma-3-270m, 15 languages, 100 sequences): 1 to 54
+    features per label, median 9, that is 3 per SAE. `example_rate=0.9` gives a median of 48.
 
     Args:
         stats: one item per dictionary. It is read once, so it may load each item when asked.

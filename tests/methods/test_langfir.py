@@ -48,7 +48,7 @@ def test_a_case_by_hand():
     control = make_stats(
         "a", labels=[LABEL], examples=[20], fired=[[0, 20, 1]], fired_examples=[[0, 20, 1]]
     )
-    assert selection_rows(langfir([stats], [control])) == [
+    assert selection_rows(langfir([stats], [control], example_rate=0.9)) == [
         ("L0", 1, "a", 0, -1.0),
         ("L0", 2, "a", 2, pytest.approx(-0.85)),
         ("L1", 1, "a", 2, pytest.approx(-0.95)),
