@@ -49,7 +49,8 @@ class Certainty:
             probability with its interval; entropy (nats, of the unit over the labels) with its
             interval; p and q of the unit.
         stability: by label, the share of the units that both halves of the examples choose, of
-            those that at least one chooses; NaN where neither chooses one.
+            those that at least one chooses; NaN where neither chooses one. Empty where the rule
+            cannot be applied to halves.
     """
 
     table: pa.Table
@@ -234,7 +235,8 @@ def measure_certainty(
     selection: Selection,
     stats: Sequence[Stats],
     responses: Sequence[Table],
-    tables: Sequence[Sequence[Table]] = (),
+    tables: Sequence[Sequence[Table]] | None = (),
+    control: Sequence[Sequence[Stats]] = (),
     *,
     permutations: int = PERMUTATIONS,
     resamples: int = RESAMPLES,
@@ -250,7 +252,9 @@ def measure_certainty(
     Args:
         stats: of the selection's dictionaries.
         responses: the tables of the same dictionaries, in the same order.
-        tables: for each further accumulator of the rule, its tables in the same order.
+        tables: for each further accumulator of the rule, its tables in the same order; None where
+            one has no rows by example. The stability is then empty.
+        control: [statistics of the dictionaries on random tokens], if the rule reads them.
 
     Raises:
         UserError: a label has too few examples.
@@ -273,7 +277,10 @@ def measure_certainty(
         for name, values in found.items():
             columns[name][rows] = values.numpy()
     kept = {name: selection.table[name] for name in COLUMNS[: -len(MEASURES)]}
-    halves = [_rank_half(selection, stats, responses, tables, seed, n) for n in (0, 1)]
+    if tables is None:
+        return Certainty(pa.table(kept | columns), {})
+    given = (stats, responses, tables, control)
+    halves = [_rank_half(selection, *given, seed, n) for n in (0, 1)]
     return Certainty(pa.table(kept | columns), stability(selection, halves))
 
 
@@ -300,6 +307,7 @@ def _rank_half(
     stats: Sequence[Stats],
     responses: Sequence[Table],
     tables: Sequence[Sequence[Table]],
+    control: Sequence[Sequence[Stats]],
     seed: int,
     number: int,
 ) -> Selection:
@@ -310,4 +318,4 @@ def _rank_half(
         for each, table in zip(stats, responses, strict=True)
     ]
     others = [[half(table, seed, number) for table in each] for each in tables]
-    return rule.rank(some, *others, **selection.header["parameters"])
+    return rule.rank(some, *others, *control, **selection.header["parameters"])

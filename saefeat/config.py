@@ -185,6 +185,9 @@ class CollectConfig:
     table_examples: int = about(
         "Examples per label in responses, patterns and importances.", TABLE_EXAMPLES, ge=1
     )
+    random_tokens: int = about(
+        "Count this number of sequences of random tokens too, the control of langfir.", 0, ge=0
+    )
     max_tokens: int | None = _BUDGET
     seed: int = _SEED
 

@@ -13,9 +13,9 @@ from saefeat.sets import dictionary_positions, unit_keys
 from saefeat.words import natural
 
 ONE, SEVERAL, ALL = "one label", "several labels", "all labels"
-# Classes of methods: units of some labels, and units of all.
+# Classes of units of some labels, which are added, and of units of all, of which the first counts.
 _OF_SOME = (ONE, SEVERAL, "specific", "related", "partial-shared")
-_OF_ALL = (ALL, "general", "all-shared")
+_OF_ALL = (ALL, "all-shared", "general-all", "general")
 _NUMBER = re.compile(r"(?:^|[@.])(\d+)(?=\.|$)")
 FEWEST = 4  # layers that can have four stages
 
@@ -26,12 +26,12 @@ def layer_of(site: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def class_counts(selection: Selection) -> dict[str, dict[str, int]]:
+def class_counts(selection: Selection) -> dict[str, dict[str, float]]:
     """How many units of each class there are in each dictionary: {class: {dictionary: number}}.
 
-    The classes are those of the method (`header["classes"]`), or else units that one label owns,
-    several labels own, and all labels own. With one label there is one class, with two there is no
-    class of several.
+    The classes are those of the method (`header["classes"]`, whose numbers may be means), or else
+    units that one label owns, several labels own, and all labels own. With one label there is one
+    class, with two there is no class of several.
     """
     if classes := selection.header.get("classes"):
         return {
@@ -87,12 +87,16 @@ def four_stages(of_some: Sequence[float], of_all: Sequence[float]) -> list[int] 
 def layer_rows(selection: Selection) -> list[dict[str, Any]]:
     """Rows {dictionary, site, layer, width, classes, units, stage}, by kind of site and layer.
 
+    `classes` has the counts of `class_counts`, `units` how many units the method chose.
+
     Layers are compared within one kind of dictionary at one kind of site; the counts of several
     such dictionaries of a layer make one share. `stage` is None where there is no partition.
     """
-    classes = class_counts(selection)
+    classes, names = class_counts(selection), _dictionaries(selection)
+    chosen = np.unique(unit_keys(selection)[0], return_index=True)[1]
+    units = np.bincount(dictionary_positions(selection, names)[chosen], minlength=len(names))
     rows = []
-    for name in _dictionaries(selection):
+    for at, name in enumerate(names):
         header = selection.dictionaries[name]
         site = str(header.get("site") or name)
         counts = {each: numbers[name] for each, numbers in classes.items()}
@@ -104,7 +108,7 @@ def layer_rows(selection: Selection) -> list[dict[str, Any]]:
                 "layer": layer_of(site),
                 "width": header["width"],
                 "classes": counts,
-                "units": sum(counts.values()),
+                "units": int(units[at]),
             }
         )
     stages = {
@@ -127,12 +131,13 @@ def _dictionaries(selection: Selection) -> list[str]:
 def _stages(rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Layer -> stage of the rows of one kind; empty where there is no partition."""
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
-    shares = []
-    for classes in (_OF_SOME, _OF_ALL):
-        shares.append([])
-        for layer in layers:
-            here = [row for row in rows if row["layer"] == layer]
-            units = sum(row["classes"].get(name, 0) for row in here for name in classes)
-            shares[-1].append(units / sum(row["width"] for row in here))
+    of_all = [name for name in _OF_ALL if name in rows[0]["classes"]][:1]
+    widths, some, every = (dict.fromkeys(layers, 0.0) for _ in range(3))
+    for row in rows:
+        if (layer := row["layer"]) is not None:
+            widths[layer] += row["width"]
+            some[layer] += sum(row["classes"].get(name, 0) for name in _OF_SOME)
+            every[layer] += sum(row["classes"][name] for name in of_all)
+    shares = [[units[at] / widths[at] for at in layers] for units in (some, every)]
     stages = four_stages(*shares)
     return {} if stages is None else dict(zip(layers, stages, strict=True))

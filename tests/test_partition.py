@@ -125,3 +125,29 @@ def test_dictionaries_of_one_layer_are_told_apart_and_share_its_stage():
         ("wide", 1, 1, None),
     ]
     assert rows[4]["classes"] == {"one label": 1, "several labels": 0, "all labels": 1}
+
+
+def test_the_stages_of_a_method_are_of_its_own_classes():
+    """Ternary classes overlap (`general-all`, `general`), and those of sharing have parts."""
+    ids = tuple(f"act{i}" for i in range(5))
+    some, every = (9, 0, 0, 9, 8), (0, 1, 1, 0, 2)  # the stages 1, 2, 2, 3, 4
+
+    def stages(**classes):
+        selection = selection_of([("act0", 1, "da"), ("act0", 1, "de")], LEFT, dictionaries=ids)
+        for at, name in enumerate(ids):
+            selection.dictionaries[name] |= {"kind": "identity", "site": f"mlp_act@{at}"}
+        selection.header["classes"] = {
+            name.replace("_", "-"): dict(zip(ids, numbers, strict=True))
+            for name, numbers in classes.items()
+        }
+        rows = layer_rows(selection)
+        assert [row["units"] for row in rows] == [1, 0, 0, 0, 0]  # chosen ones, each once
+        return [row["stage"] for row in rows]
+
+    none = (0,) * 5
+    wanted = [1, 2, 2, 3, 4]
+    assert stages(specific=none, related=some, general=none, general_all=every) == wanted
+    assert stages(specific=some, related=none, general=every) == wanted
+    halves = [n / 2 for n in some]
+    assert stages(partial_shared=halves, specific=halves, all_shared=every) == wanted
+    assert stages(partial_shared=some, non_activated=every, all_shared=none) == [1, 2, 2, 3, 3]

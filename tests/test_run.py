@@ -104,7 +104,8 @@ def test_the_run_directory_holds_what_the_contract_names_and_nothing_else(tiny_r
         f"selections/{method}.parquet" for method in ("lape", "sae-lape", "feature-diffmean")
     }
     expected |= {f"lid/{name}.safetensors" for name in [*HEADS, *FITTED]}
-    expected |= {f"tables/{name}.csv" for name in ("lid", "errors", "features", "overlap")}
+    tables = ("lid", "errors", "features", "overlap", "labels", "rules", "layers", "typology")
+    expected |= {f"tables/{name}.csv" for name in tables}
     assert set(contents(tiny_run)) == expected
 
 

@@ -61,7 +61,8 @@ def _measure(selection: Any, stats: Path, out: Path) -> None:
     found = certainty_into(out, selection, stats, say=say)
     stable = ", ".join(f"{label} {share:.2f}" for label, share in found.stability.items())
     typer.echo(f"{out}: q < .05 for {found.significant():.0%} of the rows")
-    typer.echo(f"units that two halves of the texts agree on: {stable}")
+    if stable:
+        typer.echo(f"units that two halves of the texts agree on: {stable}")
 
 
 def _print_units(stats: Path, selection: Any, show: int, lens: bool) -> None:

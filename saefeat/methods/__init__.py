@@ -51,6 +51,8 @@ class Method:
         accumulators: names of the accumulators that the rule reads beside the counts. After
             `stats`, the rule gets for each of them what was collected of every dictionary, in the
             same order: a `Table`, or the accumulator.
+        control: whether the rule gets, as its last sequence, the statistics of the dictionaries on
+            sequences of random tokens.
     """
 
     rank: Callable[..., Selection]
@@ -61,6 +63,7 @@ class Method:
     in_run: bool = True
     owners: Callable[..., tuple[Tensor, Tensor]] | None = None
     accumulators: tuple[str, ...] = ()
+    control: bool = False
 
 
 METHODS: Registry[Method] = Registry(
@@ -73,6 +76,7 @@ METHODS: Registry[Method] = Registry(
         "monolinguality": "saefeat.methods.monolinguality:METHOD",
         "diffmean": "saefeat.methods.diffmean:METHOD",
         "neuron-overlap": "saefeat.methods.neuron_overlap:METHOD",
+        "langfir": "saefeat.methods.langfir:METHOD",
         "average-precision": "saefeat.methods.average_precision:METHOD",
         "sharing": "saefeat.methods.sharing:METHOD",
         "plnd": "saefeat.methods.plnd:METHOD",

@@ -60,10 +60,13 @@ def _rules(rows: list[Values]) -> Values:
 
 
 def layers_view(selection: Selection) -> Values:
-    """The units of each class by dictionary: {classes, rows, staged}; see `layer_rows`."""
+    """The units of each class by dictionary: {classes, rows, staged}; see `layer_rows`.
+
+    Parts of a class (`specific: de`) stand in the table of the run only.
+    """
     rows = layer_rows(selection)
     return {
-        "classes": list(rows[0]["classes"]) if rows else [],
+        "classes": [name for name in rows[0]["classes"] if ": " not in name] if rows else [],
         "rows": rows,
         "staged": any(row["stage"] for row in rows),
     }

@@ -14,8 +14,9 @@ from saefeat.methods import METHODS
 from saefeat.resume import check_replaceable, claim_file
 from saefeat.run.stages import has_columns
 from saefeat.selection import Selection
-from saefeat.statistics import Stats
-from saefeat.statistics.files import StatsFiles, collected_beside, list_stats
+from saefeat.statistics import ACCUMULATORS, Stats
+from saefeat.statistics.by_example import ByExample
+from saefeat.statistics.files import StatsFiles, collected_beside, control_of, list_stats
 
 
 def certainty(selection: Selection, source: str | Path, **options: Any) -> Certainty:
@@ -36,9 +37,12 @@ def certainty(selection: Selection, source: str | Path, **options: Any) -> Certa
     paths = [files[name] for name in selection.dictionaries]
     headers = [Stats.read_header(path) for path in paths]
     responses = collected_beside(source, "responses", headers)
-    names = METHODS[selection.header["method"]].accumulators
-    tables = [collected_beside(source, name, headers) for name in names]
-    return measure_certainty(selection, StatsFiles(paths), responses, tables, **options)
+    rule = METHODS[selection.header["method"]]
+    tables = None
+    if all(issubclass(ACCUMULATORS[name], ByExample) for name in rule.accumulators):
+        tables = [collected_beside(source, name, headers) for name in rule.accumulators]
+    control = [control_of(source, headers)] if rule.control else []
+    return measure_certainty(selection, StatsFiles(paths), responses, tables, control, **options)
 
 
 def certainty_into(out: Path, selection: Selection, source: Path, **options: Any) -> Certainty:

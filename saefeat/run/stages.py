@@ -18,6 +18,7 @@ from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
 from saefeat.config import DEFAULT_METHOD, CollectConfig
 from saefeat.corpora import Corpus, Plan, make_plan
+from saefeat.corpora.random_tokens import random_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir
@@ -30,7 +31,14 @@ from saefeat.resume import check_replaceable, claim_file
 from saefeat.sae.fit_check import check_saes, describe
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, Stats
-from saefeat.statistics.files import StatsFiles, collected_beside, list_stats, stats_file
+from saefeat.statistics.files import (
+    CONTROL,
+    StatsFiles,
+    collected_beside,
+    control_of,
+    list_stats,
+    stats_file,
+)
 from saefeat.steering.changes import norm_limit
 
 
@@ -157,8 +165,12 @@ def collect(
         new = [sae for sae in saes if not stats_file(out, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    options = {"shard": (i, n), "places": places, "table_examples": config.table_examples}
-    return collect_stats(lm, plan, dictionaries, out, say=say, **options)
+    options = {"places": places, "table_examples": config.table_examples}
+    paths = collect_stats(lm, plan, dictionaries, out, shard=(i, n), say=say, **options)
+    if config.random_tokens:
+        control = random_plan(lm, plan, config.random_tokens)
+        collect_stats(lm, control, dictionaries, out / CONTROL, shard=(i, n), say=say)
+    return paths
 
 
 def chosen_neurons(lm: LanguageModel, config: CollectConfig) -> list[Identity]:
@@ -209,6 +221,8 @@ def rank(
     pooled = [paths[name] for name in chosen]
     of = [headers[path] for path in pooled]
     others = [collected_beside(Path(source), name, of) for name in rule.accumulators]
+    if rule.control:
+        others.append(control_of(Path(source), of))
     selection = rule.rank(StatsFiles(pooled), *others, **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection

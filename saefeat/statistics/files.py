@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.io import UserError, visible
-from saefeat.statistics import ACCUMULATORS, Accumulator
+from saefeat.statistics import ACCUMULATORS, Accumulator, comparable
 from saefeat.statistics.by_example import ByExample
 from saefeat.statistics.counts import Stats
 
+CONTROL = "random-tokens"  # a directory of statistics of random tokens, within those of texts
 UNFINISHED = "partial"  # a directory that exists as long as a collection is unfinished
 
 
@@ -59,6 +60,29 @@ class StatsFiles(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:  # slices are not needed
         return self.kind.load(self.paths[index])
+
+
+def control_of(directory: Path, headers: Sequence[Mapping[str, Any]]) -> Sequence[Stats]:
+    """The statistics of dictionaries on random tokens, which are read when they are asked for.
+
+    Args:
+        headers: those of the dictionaries' statistics on texts.
+
+    Raises:
+        UserError: they were not collected, or with another model or dictionary.
+    """
+    paths = [stats_file(directory / CONTROL, header["dictionary"]["id"]) for header in headers]
+    for path, header in zip(paths, headers, strict=True):
+        if not path.exists() or (path.parent / UNFINISHED).exists():
+            raise UserError(
+                f"{directory} holds no statistics of random tokens; collect them too",
+                "random_tokens",
+                command="collect --random-tokens 100",
+            )
+        found, wanted = comparable(Stats.read_header(path)), comparable(dict(header))
+        if any(found.get(key) != wanted.get(key) for key in ("model", "dictionary")):
+            raise UserError(f"{path} is not of the model and SAE of its texts; collect it again")
+    return StatsFiles(paths)
 
 
 def collected_beside(

@@ -10,7 +10,7 @@ from pathlib import Path
 from saefeat.io import UserError, replacing
 from saefeat.resume import check_replaceable
 from saefeat.statistics import ACCUMULATORS, Accumulator, Stats, comparable
-from saefeat.statistics.files import list_stats, stats_file
+from saefeat.statistics.files import CONTROL, list_stats, stats_file
 
 
 def merge(sources: Sequence[Path], out: Path) -> list[str]:
@@ -50,6 +50,8 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
                 file = kind.path(folder, name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
+        if found := _all_or_none(sources, Path(CONTROL)):
+            merge([source / CONTROL for source in found], temporary / CONTROL)
         windows, count = _windows(stats_file(temporary, names[0]))
     gap = sorted(set(range(count)) - set(windows))
     return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"] if gap else []

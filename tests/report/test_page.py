@@ -266,7 +266,7 @@ def test_classes_of_units_are_shown_by_layer_with_the_stage_of_four_layers(run: 
     place.save_selection("lape", neurons)
     page = words_of(page_of(run))
     assert "Dictionary Layer general related specific Units Stage" in page
-    for row in ("mlp_act@3 3 0 5 5 10 of 16 1", "mlp_act@6 6 9 7 2 18 of 16 3"):
+    for row in ("mlp_act@3 3 0 5 5 5 of 16 1", "mlp_act@6 6 9 7 2 0 of 16 3"):
         assert row in page
     layers = [row for row in table(run, "layers") if row["selection"] == "lape"]
     assert {(row["dictionary"], row["stage"]) for row in layers} == {
