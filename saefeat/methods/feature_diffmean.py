@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saefeat.codes import STEP
 from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.methods import Count, Method, Rate, is_sae, records_parameters
@@ -105,7 +106,8 @@ def mean_difference(
         source: None: the mean over the other labels that have tokens, weighted by `others`.
         others: "labels": with equal weights. "tokens": by their tokens, so that it is the mean over
             all tokens of the other labels.
-        means: [K, n] float64, columns of `stats.mean()`, where they are known already.
+        means: [K, n] float64, columns of `stats.mean()`, where they are known already; all of them
+            if the others are weighted by tokens.
 
     Returns:
         float64 [width], or [n] of the given columns, on the CPU.
@@ -127,5 +129,6 @@ def mean_difference(
     rows = [stats.row(name) for name in rest]
     if others == "labels":
         return means[stats.row(label)] - means[rows].mean(0)
-    weights = stats.tokens.cpu()[rows].double()
-    return means[stats.row(label)] - (weights / weights.sum()) @ means[rows]
+    # Of exact sums, so that a label that equals the others differs by exactly 0.
+    total, tokens = stats.total.cpu()[rows].sum(0), stats.tokens.cpu()[rows].sum()
+    return means[stats.row(label)] - total.double() * STEP / tokens
