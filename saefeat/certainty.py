@@ -51,15 +51,21 @@ class Certainty:
         stability: by label, the share of the units that both halves of the examples choose, of
             those that at least one chooses; NaN where neither chooses one. Empty where the rule
             cannot be applied to halves.
+        tested: float64 [n], the q-values of all units that were tested, chosen or not. Most units
+            differ between labels in some way, so `significant` needs this control.
     """
 
     table: pa.Table
     stability: dict[str, float]
+    tested: np.ndarray
 
-    def significant(self, level: float = 0.05) -> float:
-        """The share of the rows with q below a level; NaN without rows."""
-        q = self.table["q"].to_numpy()
-        return float((q < level).mean()) if len(q) else float("nan")
+    def significant(self, level: float = 0.05) -> tuple[float, float]:
+        """The share of the rows, and of all tested units, with q below a level; NaN without any."""
+        chosen, tested = (
+            float((q < level).mean()) if len(q) else float("nan")
+            for q in (self.table["q"].to_numpy(), self.tested)
+        )
+        return chosen, tested
 
 
 # --------------------------------------------------------------------------- permutation test
@@ -86,10 +92,10 @@ def specificity_p(
     found = []
     for units in chunks(table.width, len(tokens)):
         fired = table.read("fired", units.start, units.stop).float()
-        observed = entropies(_counts(_one_hot(table.label[None], labels), fired, tokens))[0]
+        observed = entropies(_probabilities(_one_hot(table.label[None], labels), fired, tokens))[0]
         lower = torch.ones_like(observed, dtype=torch.float64)
         for batch in _permutations(table.label, permutations, seed):
-            permuted = entropies(_counts(_one_hot(batch, labels), fired, tokens))
+            permuted = entropies(_probabilities(_one_hot(batch, labels), fired, tokens))
             lower += (permuted <= observed + _ROUNDING).sum(0)
         p = lower / (permutations + 1)
         found.append(torch.where(fired.amax(0) > 0, p, 1.0))
@@ -130,7 +136,7 @@ def _one_hot(label: Tensor, labels: Sequence[int]) -> Tensor:
     return (label[:, None] == torch.tensor(labels)[:, None]).float()
 
 
-def _counts(weights: Tensor, fired: Tensor, tokens: Tensor) -> Tensor:
+def _probabilities(weights: Tensor, fired: Tensor, tokens: Tensor) -> Tensor:
     """Firing probabilities float32 [m, k, units], of weights [m, k, n] of examples."""
     m, k, n = weights.shape
     sums = (weights.view(m * k, n) @ fired).view(m, k, -1)
@@ -165,7 +171,7 @@ def bootstrap(
             continue
         at = torch.tensor([place[unit] for unit in mine])
         fired = table.read("fired", part.start, part.stop)[:, [u - part.start for u in mine]]
-        p = _counts(weights, fired.float(), tokens)
+        p = _probabilities(weights, fired.float(), tokens)
         probability[:, torch.tensor(labels)[:, None], at] = p.quantile(bounds, dim=0)
         spread[:, at] = entropies(p).quantile(bounds, dim=0)
     return probability, spread
@@ -265,7 +271,8 @@ def measure_certainty(
             for table in responses
         ]
     fires = torch.cat([(each.fired > 0).any(0).cpu() for each in stats])
-    q = q_values(torch.cat(p), fires).split([len(part) for part in p])
+    every = q_values(torch.cat(p), fires)
+    q, tested = every.split([len(part) for part in p]), every[fires].numpy()
     of = {table.dictionary: at for at, table in enumerate(responses)}
     owner = np.array([of[name] for name in selection.table["dictionary"].to_pylist()], np.int64)
     columns = {name: np.full(len(selection), np.nan) for name in MEASURES}
@@ -278,10 +285,10 @@ def measure_certainty(
             columns[name][rows] = values.numpy()
     kept = {name: selection.table[name] for name in COLUMNS[: -len(MEASURES)]}
     if tables is None:
-        return Certainty(pa.table(kept | columns), {})
+        return Certainty(pa.table(kept | columns), {}, tested)
     given = (stats, responses, tables, control)
     halves = [_rank_half(selection, *given, seed, n) for n in (0, 1)]
-    return Certainty(pa.table(kept | columns), stability(selection, halves))
+    return Certainty(pa.table(kept | columns), stability(selection, halves), tested)
 
 
 def _measure_rows(

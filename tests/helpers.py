@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from saefeat.codes import STEP
+from saefeat.codes import STEP, Codes
 from saefeat.corpora import Corpus
 from saefeat.dictionaries import SAE
 from saefeat.hooks import capture
@@ -108,6 +108,21 @@ def random_sae(
     rows = torch.randn(width, d_in, generator=generator)
     bias = 0.3 * torch.randn(width, generator=generator)
     return SAE(identity, site, rows.t().contiguous(), bias, rows, torch.zeros(d_in), k=k, **options)
+
+
+def codes_of(values: torch.Tensor, kind: str) -> Codes:
+    """Codes of values [n, width] in a layout; but for `signed`, negative values are left out."""
+    width = values.shape[1]
+    if kind == "signed":
+        return Codes(values, None, width, signed=True)
+    values = values.clamp(min=0)
+    if kind == "dense":
+        return Codes(values, None, width)
+    if kind == "flat":
+        token, unit = (values > 0).nonzero(as_tuple=True)
+        return Codes(values[token, unit], unit, width, counts=(values > 0).sum(1))
+    order = values.argsort(1, descending=True)
+    return Codes(values.gather(1, order), order, width)
 
 
 def make_stats(

@@ -180,7 +180,10 @@ def test_a_selection_gets_a_row_per_row(tables):
     assert first["entropy"] == 0 and first["p"] == 1 / 200
     assert first["q"] == pytest.approx(5 / 200)  # of the five units that fire
     assert first["probability_low"] < first["probability"] < first["probability_high"]
-    assert 0 < found.significant() <= 1
+    assert len(found.tested) == 5
+    q = found.table["q"].to_numpy()
+    assert found.significant() == ((q < 0.05).mean(), (found.tested < 0.05).mean())
+    assert found.significant(0)[1] == 0
     assert found.stability["L0"] > 0
     again = measure_certainty(selection, [stats], [table], permutations=199, resamples=50)
     assert again.table.equals(found.table) and again.stability.keys() == set(LABELS)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import codes_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -59,19 +60,6 @@ def random_examples(seed, count=COUNT):
         label = int(torch.randint(0, 2, (1,), generator=g))  # the third label stays empty
         made.append((values, label))
     return made
-
-
-def codes_of(values, kind):
-    if kind == "signed":
-        return Codes(values, None, WIDTH, signed=True)
-    values = values.clamp(min=0)
-    if kind == "dense":
-        return Codes(values, None, WIDTH)
-    if kind == "flat":
-        token, unit = (values > 0).nonzero(as_tuple=True)
-        return Codes(values[token, unit], unit, WIDTH, counts=(values > 0).sum(1))
-    order = values.argsort(1, descending=True)
-    return Codes(values.gather(1, order), order, WIDTH)
 
 
 def observed(batch, kind, number=0):

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import Interrupt, contents, random_sae, refused
+from helpers import Interrupt, codes_of, contents, random_sae, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from saefeat.codes import Codes
 from saefeat.collection import collect
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.dictionaries import Identity
@@ -32,20 +31,6 @@ from saefeat.statistics.responses import Responses
 TABLES = ("responses", "patterns", "importances")
 WIDTH = 5
 KINDS = ("sparse", "flat", "dense", "signed")
-
-
-def codes_of(values, kind):
-    """Codes of dense values in a layout; but for `signed`, negative values are left out."""
-    if kind == "signed":
-        return Codes(values, None, WIDTH, signed=True)
-    values = values.clamp(min=0)
-    if kind == "dense":
-        return Codes(values, None, WIDTH)
-    if kind == "flat":
-        token, unit = (values > 0).nonzero(as_tuple=True)
-        return Codes(values[token, unit], unit, WIDTH, counts=(values > 0).sum(1))
-    order = values.argsort(1, descending=True)
-    return Codes(values.gather(1, order), order, WIDTH)
 
 
 def random_texts(seed):

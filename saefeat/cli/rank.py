@@ -60,7 +60,8 @@ def _measure(selection: Any, stats: Path, out: Path) -> None:
 
     found = certainty_into(out, selection, stats, say=say)
     stable = ", ".join(f"{label} {share:.2f}" for label, share in found.stability.items())
-    typer.echo(f"{out}: q < .05 for {found.significant():.0%} of the rows")
+    chosen, tested = found.significant()
+    typer.echo(f"{out}: q < .05 for {chosen:.1%} of the rows, {tested:.1%} of all units that fire")
     if stable:
         typer.echo(f"units that two halves of the texts agree on: {stable}")
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
-from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.methods import Count, Method, is_sae, records_parameters
-from saefeat.methods.feature_diffmean import Others, mean_difference
-from saefeat.ranking import Part, make_part
+from saefeat.methods.feature_diffmean import difference_part
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
@@ -53,35 +49,3 @@ def diffmean(
 
 
 METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False)
-
-
-def difference_part(
-    stats: Stats,
-    *,
-    source: str | None = None,
-    others: Others = "labels",
-    top: int | None,
-    lower: bool = True,
-) -> Part:
-    """The units of one dictionary whose means differ most, `top` per label.
-
-    `lower`: include units that are lower in the label than in the others.
-
-    Raises UserError as `mean_difference`, and where there is no label to compare.
-    """
-    means, units, labels, scores = stats.mean().cpu(), [], [], []
-    for label in stats.counted_labels:
-        if label == source:
-            continue
-        difference = mean_difference(stats, label, source, means, others=others)
-        difference = difference.abs() if lower else difference
-        order = torch.argsort(difference, descending=True, stable=True)[:top]
-        order = order[difference[order] > 0]
-        units.append(order)
-        labels.append(torch.full_like(order, stats.row(label)))
-        scores.append(-difference[order])
-    if not units:
-        raise UserError(
-            f"the statistics of {stats.dictionary} have no label to compare; collect two or more"
-        )
-    return make_part(stats, torch.cat(units), torch.cat(labels), torch.cat(scores))

@@ -61,23 +61,46 @@ def feature_diffmean(
     for each in stats:
         if source is not None:  # `mean_difference` refuses an unknown one
             source = own_label(source, each.labels) or source
-        parts.append(_part(each, source, top, entropy_ratio))
+        few = _specific(each, entropy_ratio)
+        parts.append(difference_part(each, source=source, top=top, among=few))
     return Selection.build(parts, parameters={"source": source})
 
 
 METHOD = Method(rank=feature_diffmean, pools=is_sae, needs="SAEs")
 
 
-def _part(stats: Stats, source: str | None, top: int | None, entropy_ratio: float) -> Part:
-    """The chosen rows of one dictionary."""
-    counted = [label for label in stats.counted_labels if label != source]
+def _specific(stats: Stats, entropy_ratio: float) -> Tensor:
+    """The units of one dictionary whose entropy is low: int64 [m]."""
     limit = entropy_ratio * math.log(max(int(stats.counted.sum()), 2)) + _ROUNDING
     specific = (entropy(stats.probability().cpu()) <= limit) & (stats.fired.cpu() > 0).any(0)
-    unit = specific.nonzero().flatten()
-    means = stats.mean().cpu()[:, unit]
+    return specific.nonzero().flatten()
+
+
+def difference_part(
+    stats: Stats,
+    *,
+    top: int | None,
+    source: str | None = None,
+    others: Others = "labels",
+    lower: bool = True,
+    among: Tensor | None = None,
+) -> Part:
+    """The units of one dictionary whose means differ most, `top` per label.
+
+    Args:
+        lower: include units that are lower in the label than in the others.
+        among: int64 [m], choose among these units; only with the others weighted by labels.
+
+    Raises UserError as `mean_difference`, and where there is no label to compare.
+    """
+    unit = torch.arange(stats.width) if among is None else among
+    means = stats.mean().cpu() if among is None else stats.mean().cpu()[:, among]
     units, labels, scores = [], [], []
-    for label in counted:
-        difference = mean_difference(stats, label, source, means).abs()
+    for label in stats.counted_labels:
+        if label == source:
+            continue
+        difference = mean_difference(stats, label, source, means, others=others)
+        difference = difference.abs() if lower else difference
         order = torch.argsort(difference, descending=True, stable=True)[:top]
         order = order[difference[order] > 0]
         units.append(unit[order])

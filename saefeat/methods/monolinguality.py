@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from saefeat.methods import Count, Method, is_sae, records_parameters
-from saefeat.methods.diffmean import difference_part
+from saefeat.methods.feature_diffmean import difference_part
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
