@@ -350,7 +350,10 @@ class CompareConfig(SteeringSource):
     eval_texts: int = about("Test texts per label for identification; 0 for none.", 60, ge=0)
     sentences: int = about("Test texts per label for ablation; 0 for none.", 8, ge=0)
     prompts: int = about("Prompts for steering; 0 for none.", 8, ge=0, le=64)
-    strength: float = about(
-        "Of steering, shared by the sites of a label's units; 1 is the difference of means.", 1.3
+    strengths: tuple[float, ...] = about(
+        "Of steering, at each site of a label's units; 1 is the difference of means. The best one "
+        "on average is shown for all rules of a pool.",
+        (0.7, 1.3),
+        min_length=1,
     )
     seed: int = _SEED

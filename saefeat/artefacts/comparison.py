@@ -68,6 +68,7 @@ class Steered(TypedDict):
 class SteeringTrial(TypedDict):
     """Score of steering, mean over labels; `ahead` is the difference from random units."""
 
+    strength: float
     score: Share
     score_ci: Interval
     random: Share
@@ -145,5 +146,5 @@ class MeasuredOn(TypedDict):
     sentences: Count
     prompts: Count
     source: Label | None
-    strength: float
+    strengths: list[float]
     seed: Count

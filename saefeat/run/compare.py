@@ -96,7 +96,7 @@ def compare(
             "sentences": config.sentences,
             "prompts": config.prompts,
             "source": trials.bench.source_label if trials.bench else None,
-            "strength": config.strength,
+            "strengths": list(config.strengths),
             "seed": config.seed,
         }
         _save(files, found, result)
@@ -138,6 +138,7 @@ class _Measuring:
 
     def __init__(self, trials: Trials, found: Sequence[Contender], checkpoint: Checkpoint) -> None:
         self.trials, self.checkpoint = trials, checkpoint
+        self.pools = [each.pool for each in found]  # one after the other
         rows = [chosen_units(each.selection) for each in found]
         twins = random_twins(rows, trials.opened.files.load_stats)
         self.pairs = {
@@ -207,12 +208,27 @@ class _Measuring:
                 self.checkpoint.save(self.state)
         references = {x: Reference(**values) for x, values in known.items() if values}
         done = self._each_label(
-            "steering", references, lambda units, label: asdict(self.trials.steer(units, label))
+            "steering",
+            references,
+            lambda units, label: [asdict(each) for each in self.trials.steer(units, label)],
         )
-        for key in self.pairs:
-            one, twin = ({x: Measured(**pair[n]) for x, pair in done[key].items()} for n in (0, 1))
-            seed = self.trials.config.seed
-            yield summarize_steering(one, twin, references, seed=seed)
+        found = [self._steered(done[key], references) for key in self.pairs]
+        for pool in dict.fromkeys(self.pools):
+            mine = [each for of, each in zip(self.pools, found, strict=True) if of == pool]
+            yield from _at_best_strength(mine)
+
+    def _steered(
+        self, done: Mapping[str, list[Any]], references: Mapping[str, Reference]
+    ) -> list[Values | None]:
+        """The summary of one contender at each strength."""
+        config, found = self.trials.config, []
+        for at, strength in enumerate(config.strengths):
+            one, twin = (
+                {label: Measured(**pair[side][at]) for label, pair in done.items()}
+                for side in (0, 1)
+            )
+            found.append(summarize_steering(one, twin, references, strength, seed=config.seed))
+        return found
 
     def _each_label(
         self,
@@ -237,6 +253,14 @@ class _Measuring:
                 self.checkpoint.save(self.state)
                 bar.update()
         return done
+
+
+def _at_best_strength(rules: Sequence[Sequence[Values | None]]) -> list[Values | None]:
+    """Of the results of each rule by strength, those at the strength of the best mean score."""
+    known = [each for each in rules if each[0]]
+    totals = [sum(one["score"] for one in at if one) for at in zip(*known, strict=True)]
+    best = int(np.argmax(totals)) if totals else 0
+    return [each[best] for each in rules]
 
 
 # --------------------------------------------------------------------------- the result
@@ -271,7 +295,9 @@ def _result(
         "pools": pools,
         "rows": rows,
         "overlap": overlaps(found),
-        "left_out": [asdict(each) for each in left],
+        "left_out": [
+            {"pool": each.pool, "method": each.method, "reason": each.reason} for each in left
+        ],
     }
 
 

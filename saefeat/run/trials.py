@@ -201,13 +201,12 @@ class Trials:
             self.opened.say(f"note: {label} is not steered: {error}")
             return None
 
-    def steer(self, units: Mapping[str, list[int]], label: str) -> Measured:
-        """Add the difference of means along some units, with one force shared by their sites."""
+    def steer(self, units: Mapping[str, list[int]], label: str) -> list[Measured]:
+        """Add the difference of means along some units, at each strength and at all their sites."""
         assert self.bench
         changes = build_changes("add", _at_sites(units, self._open), label, self.collected)
-        strength = self.config.strength / max(len(changes), 1)
-        (found,) = self.bench.measure_changes(changes, self.prompts, [strength], Schedule())
-        return found
+        strengths = self.config.strengths
+        return self.bench.measure_changes(changes, self.prompts, strengths, Schedule())
 
 
 def _at_sites(
@@ -291,6 +290,7 @@ def summarize_steering(
     measured: Mapping[str, Measured],
     twins: Mapping[str, Measured],
     references: Mapping[str, Reference],
+    strength: float,
     *,
     seed: int = 0,
 ) -> Values | None:
@@ -311,6 +311,7 @@ def summarize_steering(
         kept = {key: own[key] for key in ("forcing", "perplexity", "distinct3", "score")}
         table[label] = kept | {"random": twin["score"]}
     return {
+        "strength": strength,
         "score": ours["score"],
         "score_ci": ours["score_ci"],
         "random": theirs["score"],
