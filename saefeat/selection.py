@@ -66,11 +66,12 @@ class Selection:
         by: Literal["score", "probability"] = "score",
         method: str = "",
         parameters: Mapping[str, Any] = MappingProxyType({}),
+        classes: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Selection:
         """Pool parts and rank their rows, lowest score or highest probability first.
 
-        Ties are broken by (score, dictionary, unit). `method` and `parameters` are for the header
-        (see `saefeat.methods.records_parameters`).
+        Ties are broken by (score, dictionary, unit). `method`, `parameters` (see
+        `saefeat.methods.records_parameters`) and `classes` are for the header.
 
         Raises:
             UserError: there is no part, a dictionary comes twice, or labels or models differ.
@@ -85,6 +86,8 @@ class Selection:
         }
         if "model" in parts[0].header:
             header["model"] = parts[0].header["model"]
+        if classes is not None:
+            header["classes"] = {name: dict(counts) for name, counts in classes.items()}
         table = pa.concat_tables([part.table for part in parts])
         names = sorted(header["dictionaries"])
         keys = [column_of(table, "score"), positions(table["dictionary"], names)]
