@@ -55,7 +55,9 @@ def diffmean(
         if source is not None:
             source = own_label(source, each.labels) or source
         parts.append(difference_part(each, source=source, others=weights, top=top))
-    return Selection.build(parts, parameters={"source": source, "others": None if source else weights})
+    return Selection.build(
+        parts, parameters={"source": source, "others": others if source else weights}
+    )
 
 
 METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False)
