@@ -60,4 +60,4 @@ def diffmean(
     )
 
 
-METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False)
+METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False, sized=lambda n: {"top": n})
