@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -56,10 +57,10 @@ def make_part(stats: Stats, unit: Tensor, label: Tensor, score: Tensor) -> Part:
     tensors = {name: t if t.dim() == 1 else t[:, chosen] for name, t in tensors.items()}
     few = Stats(stats.labels, tensors, stats.header)
     columns = {
-        "dictionary": [stats.dictionary] * len(unit),
-        "site": [stats.site] * len(unit),
+        "dictionary": pa.repeat(stats.dictionary, len(unit)),
+        "site": pa.repeat(stats.site, len(unit)),
         "unit": unit.numpy(),
-        "label": [stats.labels[i] for i in label.tolist()],
+        "label": pa.array(stats.labels, pa.string()).take(pa.array(label.numpy())),
         "rank": np.zeros(len(unit), np.int64),
         "score": score.cpu().double().numpy(),
         "probability": few.probability()[label, column].numpy(),
@@ -91,10 +92,16 @@ def column_of(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy()
 
 
+def positions(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    """The position of each string of a column [m] in the names, -1 for others: int64 [m]."""
+    options = pc.SetLookupOptions(pa.array(names, pa.string()))
+    found = pc.call_function("index_in", [column], options)
+    return found.fill_null(-1).to_numpy().astype(np.int64)
+
+
 def rank_rows(table: pa.Table, labels: Sequence[str], *keys: np.ndarray) -> pa.Table:
     """The table sorted by label and by the keys, with new ranks."""
-    position = {label: i for i, label in enumerate(labels)}
-    label = np.array([position[name] for name in table["label"].to_pylist()], np.int64)
+    label = positions(table["label"], labels)
     rank = rank_within_labels(label, *keys)
     order = np.lexsort((rank, label))
     at = FIELDS.get_field_index("rank")

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from saefeat.io import SCHEMA, UserError, atomic_path
 from saefeat.parquet import read_header, read_table, write_table
-from saefeat.ranking import FIELDS, Part, column_of, common_labels, rank_rows
+from saefeat.ranking import FIELDS, Part, column_of, common_labels, positions, rank_rows
 from saefeat.schema import STRICT, checked
 
 if TYPE_CHECKING:
@@ -66,11 +66,12 @@ class Selection:
         by: Literal["score", "probability"] = "score",
         method: str = "",
         parameters: Mapping[str, Any] = MappingProxyType({}),
+        classes: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Selection:
         """Pool parts and rank their rows, lowest score or highest probability first.
 
-        Ties are broken by (score, dictionary, unit). `method` and `parameters` are for the header
-        (see `saefeat.methods.records_parameters`).
+        Ties are broken by (score, dictionary, unit). `method`, `parameters` (see
+        `saefeat.methods.records_parameters`) and `classes` are for the header.
 
         Raises:
             UserError: there is no part, a dictionary comes twice, or labels or models differ.
@@ -85,9 +86,11 @@ class Selection:
         }
         if "model" in parts[0].header:
             header["model"] = parts[0].header["model"]
+        if classes is not None:
+            header["classes"] = {name: dict(counts) for name, counts in classes.items()}
         table = pa.concat_tables([part.table for part in parts])
-        names = table["dictionary"].to_numpy()
-        keys = [column_of(table, "score"), np.unique(names, return_inverse=True)[1]]
+        names = sorted(header["dictionaries"])
+        keys = [column_of(table, "score"), positions(table["dictionary"], names)]
         if by == "probability":
             keys.insert(0, -column_of(table, "probability"))
         return cls(rank_rows(table, labels, *keys, column_of(table, "unit")), header)
@@ -149,7 +152,13 @@ class Selection:
                 f"there is no label {label!r} in the selection; "
                 f"its labels are {', '.join(self.labels)}"
             )
-        return self.filter([name == label for name in self.table["label"].to_pylist()])
+        return self.filter(positions(self.table["label"], self.labels) == self.labels.index(label))
+
+    def counts(self) -> dict[str, int]:
+        """Label -> number of its rows."""
+        of = positions(self.table["label"], self.labels)
+        numbers = np.bincount(of, minlength=len(self.labels))
+        return dict(zip(self.labels, numbers.tolist(), strict=True))
 
     def units(self, dictionary: str) -> dict[str, list[int]]:
         """Label -> units of one dictionary, in rank order; the list of a label may be empty.
@@ -162,11 +171,9 @@ class Selection:
                 f"there is no dictionary {dictionary!r} in the selection; "
                 f"its dictionaries are {known}"
             )
-        units: dict[str, list[int]] = {label: [] for label in self.labels}
-        for owner, unit, label in self.cells():
-            if owner == dictionary:
-                units[label].append(unit)
-        return units
+        rows = self.table.filter(positions(self.table["dictionary"], [dictionary]) == 0)
+        of, unit = positions(rows["label"], self.labels), column_of(rows, "unit")
+        return {label: unit[of == k].tolist() for k, label in enumerate(self.labels)}
 
     def head(self, n: int) -> Selection:
         """The first n units of each label."""
@@ -185,14 +192,14 @@ class Selection:
 
 def _check_rows(table: pa.Table, header: Mapping[str, Any], path: Path) -> None:
     """Raise UserError where the rows do not fit the header."""
-    labels, widths = header["labels"], {k: d["width"] for k, d in header["dictionaries"].items()}
-    columns = (table[name].to_pylist() for name in ("dictionary", "label", "unit", "rank"))
+    labels, dictionaries = header["labels"], header["dictionaries"]
+    widths = np.array([*(each["width"] for each in dictionaries.values()), 0])  # the last: unknown
+    width = widths[positions(table["dictionary"], [*dictionaries])]
+    unit, rank = column_of(table, "unit"), column_of(table, "rank")
     if (
         len(set(labels)) < len(labels)
         or any(column.null_count for column in table.columns)
-        or not all(
-            label in labels and 0 <= unit < widths.get(name, 0) and rank > 0
-            for name, label, unit, rank in zip(*columns, strict=True)
-        )
+        or (positions(table["label"], labels) < 0).any()
+        or not ((unit >= 0) & (unit < width) & (rank > 0)).all()
     ):
         raise UserError(f"{path} is damaged; rank again")

@@ -19,11 +19,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from saefeat.io import UserError
 from saefeat.labels import in_codes
-from saefeat.ranking import FIELDS, rank_rows
+from saefeat.ranking import FIELDS, positions, rank_rows
 from saefeat.selection import Selection
 
 Operation = Literal["union", "intersection", "difference"]
@@ -119,18 +118,12 @@ def unit_keys(*selections: Selection) -> list[np.ndarray]:
 
 def label_positions(selection: Selection) -> np.ndarray:
     """int64 [rows]: the position of the label of each row in the labels of the selection."""
-    return _positions(selection.table["label"], selection.labels)
+    return positions(selection.table["label"], selection.labels)
 
 
 def dictionary_positions(selection: Selection, names: Sequence[str]) -> np.ndarray:
     """int64 [rows]: the position of the dictionary of each row in the names, -1 without one."""
-    return _positions(selection.table["dictionary"], names)
-
-
-def _positions(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    known = pa.array(names, pa.string())
-    found = pc.call_function("index_in", [column], pc.SetLookupOptions(known)).to_numpy()  # or NaN
-    return np.nan_to_num(found, nan=-1).astype(np.int64)
+    return positions(selection.table["dictionary"], names)
 
 
 def _together(
@@ -186,12 +179,15 @@ def _names(
 
 def _united(left: Selection, right: Selection, names: Mapping[str, list[str]]) -> Selection:
     """The rows of the left and after them, within each label, the new ones of the right."""
-    given = right.table["label"].to_pylist()
-    rows = [row for row, name in enumerate(given) for _ in names[name]]
-    label = [new for name in given for new in names[name]]
+    given = label_positions(right)
+    pairs = [(k, new) for k, label in enumerate(right.labels) for new in names[label]]
+    parts = [np.flatnonzero(given == k) for k, _ in pairs]
+    rows = np.concatenate([np.zeros(0, np.int64), *parts])
+    new = np.repeat(np.array([new for _, new in pairs], object), [len(part) for part in parts])
+    order = rows.argsort(kind="stable")
     at = FIELDS.get_field_index("label")
-    renamed = right.table.take(pa.array(rows, pa.int64()))
-    renamed = renamed.set_column(at, FIELDS.field(at), pa.array(label, pa.string()))
+    renamed = right.table.take(pa.array(rows[order]))
+    renamed = renamed.set_column(at, FIELDS.field(at), pa.array(new[order], pa.string()))
     labels = list(dict.fromkeys([*left.labels, *(new for each in names.values() for new in each)]))
     dictionaries = {**right.dictionaries, **left.dictionaries}
     header = {**left.header, "labels": labels, "dictionaries": dictionaries}

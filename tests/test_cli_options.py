@@ -162,6 +162,13 @@ def test_the_command_to_run_first_takes_what_was_given(words, command):
     assert message(error, *words) == (f"there are no heads; run `saefeat {command}` first", 2)
 
 
+def test_the_command_to_run_first_does_not_write_where_this_one_does():
+    error = UserError("nothing was collected", command="collect --with responses")
+    found = message(error, "rank", "stats", "--out", "s.parquet").message
+    assert "run `saefeat collect --with responses " in found
+    assert "--out OUT" in found and "s.parquet" not in found
+
+
 def test_the_exit_codes_are_those_of_the_contract():
     words = ["collect", "--out", "a b"]
     resume = "run: saefeat collect --out 'a b'"

@@ -878,10 +878,20 @@ def test_the_identifier_takes_tables_and_refuses_one_string(tiny_lm):
 
 def test_every_head_says_what_it_reads_and_what_its_fit_takes():
     size = FitSize(texts=100, tokens=3000, tokens_per_text=31.0, width=512, labels=3)
-    for kind in HEADS.values():
+    twice = replace(size, texts=200, tokens=6000, width=1024)
+    rows = len(make_copies(["a sentence of some length"] * 100, ["en"] * 100)[0]) + 100
+    least_bytes = {"naive-bayes": 8 * 512 * 3, "linear": 4 * rows * 512}  # weights; dense rows
+    least_tokens = {"linear": 3000}  # the whole texts in capitals
+    for name, kind in HEADS.items():
         read = [kind.reads(each.identity) for each in (SAES[0], NEURONS[0])]
         assert kind.title and sum(read) == 1
-        assert kind.fit_bytes(size) >= 0 and kind.fit_tokens(size) >= 0
+        for takes, least in ((kind.fit_bytes, least_bytes), (kind.fit_tokens, least_tokens)):
+            if name in least:
+                assert least[name] <= takes(size) < takes(twice)
+            else:  # of what is loaded anyway
+                assert takes(size) == takes(twice) == 0
+    wide = [HEADS["linear"].fit_bytes(replace(size, width=10**power)) for power in (7, 8, 9)]
+    assert wide[0] == wide[1] == wide[2]  # the number of weights is limited
     assert sae_heads() == ["sae-count", "sae-min-max", "naive-bayes", "linear"]
     with pytest.raises(UserError, match="unknown head 'x'; choose from sae-count, "):
         HEADS["x"]

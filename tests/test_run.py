@@ -234,13 +234,15 @@ def test_the_saved_heads_predict_what_was_measured(tiny_run, opened):
     texts = [opened.corpus.texts[i] for i in opened.corpus.positions("test", 0)]
     for name in HEADS:
         expected = rows[(rows["length"] == "all") & (rows["head"] == name)].predicted
-        found = predict(opened, texts, choose_head(opened, name))
+        *found, silent = predict(opened, [*texts, "12"], choose_head(opened, name))
+        assert silent == {"text": "12", "label": None, "score": 0.0, "units": []}
         assert [row["label"] for row in found] == [
             p if isinstance(p, str) else None for p in expected
         ]
         read = Head.load(tiny_run / f"lid/{name}.safetensors").units
         for row in found:
-            assert (row["label"] is None) == (row["units"] == []) or row["score"] < 0.5
+            says = row["label"] is not None
+            assert (row["score"] > 0) == bool(row["units"]) == says
             assert all(unit["unit"] in read[unit["dictionary"]] for unit in row["units"])
             assert 0 <= row["score"] <= 1
 

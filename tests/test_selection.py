@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import make_stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saefeat.io import UserError
 from saefeat.ranking import COLUMNS, Part, make_part, rank_within_labels
@@ -133,6 +135,49 @@ def test_save_and_load_give_the_same_bytes(tmp_path, selection, empty):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["label=x", "two.parquet"]
     header = json.loads(pq.read_schema(two).metadata[b"saefeat"])
     assert header["schema"] == 1 and header["labels"] == list(LABELS)
+
+
+VALUES = st.floats(-1e9, 1e9)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 2), VALUES), unique_by=lambda row: row[:2]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, ROWS, st.permutations(["de", "ไทย", "a, b"]), st.booleans())
+def test_a_saved_selection_is_loaded_as_it_was(tmp_path_factory, one, two, labels, by_probability):
+    path = tmp_path_factory.mktemp("s") / "s.parquet"
+    of = (("sae b", one), ("sae-a", two))
+    parts = [cells(*rows, name=name, labels=tuple(labels)) for name, rows in of]
+    selection = build(*parts, by="probability" if by_probability else "score")
+    selection.save(path)
+    loaded = Selection.load(path)
+    assert loaded == selection and loaded.labels == tuple(labels)
+    assert loaded.counts() == {
+        label: sum(labels[k] == label for _, k, _ in one + two) for label in labels
+    }
+    for name, rows in of:
+        units = loaded.units(name)
+        assert {label: sorted(own) for label, own in units.items()} == {
+            label: sorted(unit for unit, k, _ in rows if labels[k] == label) for label in labels
+        }
+        assert units == {
+            label: [u for d, u, of in loaded.cells() if (d, of) == (name, label)]
+            for label in labels
+        }
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("unit", -1), ("unit", 6), ("rank", 0), ("label", "xx"), ("dictionary", "xx")],
+)
+def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path, selection, column, value):
+    path, at = tmp_path / "x.parquet", COLUMNS.index(column)
+    kind = selection.table.schema.field(at)
+    values = pa.array([*selection.table[column].to_pylist()[:-1], value], kind.type)
+    Selection(selection.table.set_column(at, kind, values), selection.header).save(path)
+    with pytest.raises(UserError, match=r"x\.parquet is damaged; rank again"):
+        Selection.load(path)
 
 
 @pytest.mark.parametrize("column", COLUMNS)

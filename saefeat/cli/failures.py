@@ -89,7 +89,12 @@ def _flag(parameter: Any) -> str:
 
 
 def _given(flag: str, words: Sequence[str]) -> str:
-    """The value of an option on this command line, quoted for a shell."""
+    """The value of an option on this command line, quoted for a shell.
+
+    Two commands never write to one output.
+    """
+    if flag == "--out":
+        return ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == flag:
             return shlex.quote(following)

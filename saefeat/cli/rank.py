@@ -51,7 +51,7 @@ def rank(
 
 def print_counts(out: Path, selection: Any) -> None:
     """Print the number of units per label of a selection that was written."""
-    counts = [f"{label} {len(selection.for_label(label))}" for label in selection.labels]
+    counts = [f"{label} {count}" for label, count in selection.counts().items()]
     typer.echo(f"{out}: {len(selection)} rows; {', '.join(counts)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.methods import Count, Method, is_sae, records_parameters
 from saefeat.methods.feature_diffmean import difference_part
@@ -17,7 +18,7 @@ def diffmean(
     stats: Sequence[Stats],
     *,
     source: str | None = None,
-    others: Literal["tokens", "labels"] = "tokens",
+    others: Literal["tokens", "labels"] | None = None,
     top: Count | None = 100,
 ) -> Selection:
     """Choose the units whose mean differs most between a label and the others.
@@ -29,7 +30,8 @@ def diffmean(
     Args:
         stats: one item per dictionary. It is read once, so it may load each item when asked.
         source: the label to compare with, in any code system. It has no units itself.
-        others: without a source, weigh the other labels by their tokens, or equally.
+        others: without a source, weigh the other labels by their tokens, or equally. None: by
+            their tokens where there is no source.
         top: greatest number of units per label and dictionary; None: no limit.
 
     Returns:
@@ -37,15 +39,25 @@ def diffmean(
         label than in the others are included.
 
     Raises:
-        UserError: the statistics cannot be pooled, the source is not among their labels, or fewer
-            than two labels have tokens.
+        UserError: both `source` and `others` are given, the statistics cannot be pooled, the source
+            is not among their labels, or fewer than two labels have tokens.
     """
+    if source is not None and others is not None:
+        raise UserError(
+            f"a label is compared with the source {source} or with all others by {others}, "
+            "not with both; give one of the two",
+            "source",
+            "others",
+        )
+    weights = others or "tokens"  # with a source there is one label to weigh
     parts = []
     for each in stats:
         if source is not None:
             source = own_label(source, each.labels) or source
-        parts.append(difference_part(each, source=source, others=others, top=top))
-    return Selection.build(parts, parameters={"source": source})
+        parts.append(difference_part(each, source=source, others=weights, top=top))
+    return Selection.build(
+        parts, parameters={"source": source, "others": others if source else weights}
+    )
 
 
 METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False, sized=lambda n: {"top": n})

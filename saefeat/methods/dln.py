@@ -74,9 +74,7 @@ def dln(
                 rows += [(unit, labels[k]) for k in side]
         unit, label = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).t()
         parts.append(make_part(each, unit, label, costs[unit]))
-    selection = Selection.build(parts)
-    selection.header["classes"] = classes
-    return selection
+    return Selection.build(parts, classes=classes)
 
 
 METHOD = Method(

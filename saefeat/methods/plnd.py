@@ -70,9 +70,7 @@ def plnd(
         chosen = {"whole": kept, "exclusive": kept & ~shared, "shared": kept & shared}[sets]
         label, unit = chosen.nonzero(as_tuple=True)
         parts.append(make_part(each, unit, torch.tensor(labels)[label], -means[label, unit]))
-    selection = Selection.build(parts)
-    selection.header["classes"] = classes
-    return selection
+    return Selection.build(parts, classes=classes)
 
 
 def _is_weighed(header: Mapping[str, Any]) -> bool:

@@ -69,9 +69,7 @@ def sharing(
         shares = specific.double() / rows.shape[1]
         label, unit = (shares >= share).nonzero(as_tuple=True)
         parts.append(make_part(each, unit, torch.tensor(labels)[label], -shares[label, unit]))
-    selection = Selection.build(parts)
-    selection.header["classes"] = classes
-    return selection
+    return Selection.build(parts, classes=classes)
 
 
 METHOD = Method(

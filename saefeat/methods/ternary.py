@@ -76,9 +76,8 @@ def ternary(
     chosen = kept(penalty / factor)
     scores = (spread - penalty / factor * greatest) * (1.0 if normalised else scale[0])
     parts = [pool.part(each, chosen, scores[chosen], above[:, chosen]) for each in stats]
-    selection = Selection.build(parts, parameters={"penalty": penalty})
-    selection.header["classes"] = _classes(pool, owners, chosen)
-    return selection
+    classes = _classes(pool, owners, chosen)
+    return Selection.build(parts, parameters={"penalty": penalty}, classes=classes)
 
 
 METHOD = Method(

@@ -19,7 +19,7 @@ from saefeat.statistics.by_example import ByExample
 from saefeat.statistics.files import StatsFiles, collected_beside, control_of, list_stats
 
 
-def certainty(selection: Selection, source: str | Path, **options: Any) -> Certainty:
+def assess_certainty(selection: Selection, source: str | Path, **options: Any) -> Certainty:
     """Measure how sure the units of a selection are; see `saefeat.certainty.measure_certainty`.
 
     Args:
@@ -49,7 +49,7 @@ def certainty_into(out: Path, selection: Selection, source: Path, **options: Any
     """Measure it, and write the table: as CSV if the name of `out` ends so, else as Parquet."""
     check_replaceable(out, "table of certainty", lambda path: has_columns(path, COLUMNS))
     with claim_file(out):
-        found = certainty(selection, source, **options)
+        found = assess_certainty(selection, source, **options)
         with atomic_path(out) as temporary:
             if out.suffix == ".csv":
                 pyarrow.csv.write_csv(found.table, temporary)

@@ -17,7 +17,6 @@ from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, replacing, user_path
 from saefeat.models import LanguageModel
-from saefeat.models.sites import is_gated
 from saefeat.models.weights import is_outdated
 from saefeat.sae import hub, releases
 from saefeat.sae.formats import FORMATS
@@ -27,7 +26,6 @@ from saefeat.sae.names import are_same, is_quantised, may_be_same
 from saefeat.sae.writers import WRITERS
 from saefeat.words import in_words
 
-_GATED_HOOK = "mlp.hook_post"  # of TransformerLens
 _GIVE = f"give a directory in the format of {in_words(FORMATS)}, or a folder of them"
 _NAME_BYTES = 255  # greatest length of a path component on every common file system
 
@@ -147,15 +145,8 @@ def _safe_name(source: str) -> str:
 
 
 def _check_width(sae: SAE, lm: LanguageModel) -> None:
-    """Raise UserError if the site has another width, or is not what the SAE's hook reads."""
-    site = lm.site(sae.site)
-    holder = lm.model.get_submodule(site.path.rpartition(".")[0])
-    if is_gated(holder) and str(sae.record.get("module")).endswith(_GATED_HOOK):
-        raise UserError(
-            f"the SAE {sae.id} reads the product of the neurons and their gates ({_GATED_HOOK}), "
-            f"which is the output of no module of {lm.name}; choose an SAE at another site"
-        )
-    width = site_width(lm, site)
+    """Raise UserError if the site has another width."""
+    width = site_width(lm, lm.site(sae.site))
     if width != sae.d_in:
         raise UserError(
             f"the SAE {sae.id} reads vectors of {sae.d_in}, but {sae.site} of {lm.name} has {width}"

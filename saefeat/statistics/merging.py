@@ -50,11 +50,15 @@ def merge(sources: Sequence[Path], out: Path) -> list[str]:
                 file = kind.path(folder, name)
                 if found := _all_or_none(sources, file):
                     _merge_files(kind, [source / file for source in found], temporary / file)
+        missing: list[str] = []
         if found := _all_or_none(sources, Path(CONTROL)):
-            merge([source / CONTROL for source in found], temporary / CONTROL)
+            gaps = merge([source / CONTROL for source in found], temporary / CONTROL)
+            missing = [f"{CONTROL}: {gap}" for gap in gaps]
         windows, count = _windows(stats_file(temporary, names[0]))
     gap = sorted(set(range(count)) - set(windows))
-    return [f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}"] if gap else []
+    if gap:
+        missing.insert(0, f"{len(gap)} of {count} windows are in no shard, the first is {gap[0]}")
+    return missing
 
 
 def _windows(file: Path) -> tuple[list[int], int]:

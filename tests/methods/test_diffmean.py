@@ -112,3 +112,22 @@ def test_one_label_and_an_unknown_source_are_refused():
         diffmean([tables("a", [16, 16], [[32], [0]])], source="x")
     with pytest.raises(UserError, match="no label to compare"):
         diffmean(one, source="L0")
+
+
+def test_a_source_and_weights_of_the_others_are_refused_together(saefeat, tmp_path):
+    stats = tables("a", [16, 8], [[64, 0], [8, 16]])
+    recorded = [
+        diffmean([stats], **options).header["parameters"]
+        for options in ({}, {"others": "labels"}, {"source": "L1"})
+    ]
+    assert [(each["source"], each["others"]) for each in recorded] == [
+        (None, "tokens"),
+        (None, "labels"),
+        ("L1", None),
+    ]
+    assert diffmean([stats], **recorded[2]).header["parameters"] == recorded[2]
+    stats.save(tmp_path / "stats/a.safetensors")
+    words = ["rank", tmp_path / "stats", "--method", "diffmean", "--out", tmp_path / "s.parquet"]
+    code, _, told = saefeat(*words, "-p", "source=L1", "-p", "others=tokens")
+    assert code == 2 and not (tmp_path / "s.parquet").exists()
+    assert "the source L1 or with all others by tokens, not with both" in told

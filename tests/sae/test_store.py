@@ -12,11 +12,13 @@ from helpers import change_cfg
 from safetensors.torch import load_file, save_file
 
 from saefeat.dictionaries import SAE
+from saefeat.hooks import capture
 from saefeat.io import UserError
 from saefeat.sae.formats import FORMATS
 from saefeat.sae.formats.directories import sae_name
 from saefeat.sae.store import load_sae, load_saes, save_sae
 from saefeat.sae.writers import WRITERS
+from saefeat.sae.writers.sae_lens import transformer_lens_hook
 
 
 def make_sae(identity="a", d_in=32, width=48, site="mlp_out@1", **record):
@@ -155,7 +157,7 @@ def test_a_damaged_weights_file_is_a_user_error(directory, damage):
         ("blocks.12.hook_resid_post", "resid_post@12"),
         ("blocks.12.hook_out", "resid_post@12"),
         ("blocks.12.hook_resid_pre", "resid_post@11"),
-        ("blocks.3.mlp.hook_post", "mlp_act@3"),
+        ("blocks.3.mlp.hook_post", "mlp_hidden@3"),
         ("model.layers.3.mlp", "model.layers.3.mlp"),
         ("layers.1.mlp", "layers.1.mlp"),
     ],
@@ -176,15 +178,47 @@ def test_a_hook_without_a_site_is_a_user_error(directory, hook):
         load_sae(directory)
 
 
-def test_gated_neurons_are_the_output_of_no_module(directory, make_lm):
+def transformer_lens_neurons(mlp, x):
+    """What TransformerLens has at `mlp.hook_post`, with the weights of a feed-forward module."""
+    from transformer_lens.components import MLP, GatedMLP
+    from transformer_lens.config import HookedTransformerConfig
+
+    gated = hasattr(mlp, "gate_proj")
+    config = HookedTransformerConfig(
+        n_layers=1, n_ctx=8, d_model=32, d_head=8, d_mlp=48, device="cpu", gated_mlp=gated,
+        act_fn="silu" if gated else "gelu_new",
+    )  # fmt: skip
+    if gated:
+        theirs, (up, down) = GatedMLP(config), (mlp.up_proj, mlp.down_proj)
+        weights = {"W_gate": mlp.gate_proj.weight.t(), "W_in": up.weight.t()}
+        weights |= {"W_out": down.weight.t(), "b_in": torch.zeros(48), "b_out": torch.zeros(32)}
+    else:  # GPT-2, whose weights are [in, out]
+        theirs, (up, down) = MLP(config), (mlp.c_fc, mlp.c_proj)
+        weights = {"W_in": up.weight, "W_out": down.weight, "b_in": up.bias, "b_out": down.bias}
+    theirs.load_state_dict(weights)
+    found = []
+    theirs.hook_post.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    assert torch.allclose(theirs(x), mlp(x), atol=1e-6)
+    return found[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_neurons_of_transformer_lens_are_what_the_down_projection_reads(directory, make_lm, family):
     change_cfg(directory, metadata={"hook_name": "blocks.1.mlp.hook_post"})
     change_cfg(directory, d_in=48)
     change_weights(
         directory, W_enc=torch.ones(48, 48), W_dec=torch.ones(48, 48), b_dec=torch.ones(48)
     )
-    assert load_saes(str(directory), make_lm("gpt2"))[0].site == "mlp_act@1"
-    with pytest.raises(UserError, match="product of the neurons and their gates"):
-        load_saes(str(directory), make_lm("llama"))
+    lm = make_lm(family)
+    (sae,) = load_saes(str(directory), lm)
+    site = lm.site(sae.site).path
+    mlp = site.removesuffix(":input").rpartition(".")[0]
+    with torch.no_grad(), capture(lm.model, (f"{mlp}:input", site)) as captured:
+        captured.run(lm.model, input_ids=torch.tensor([[5, 6, 7, 8]]))
+        x, ours = (captured.tensors[path] for path in (f"{mlp}:input", site))
+    theirs = transformer_lens_neurons(lm.model.get_submodule(mlp), x)
+    assert torch.allclose(ours, theirs, atol=1e-6) and ours.abs().max() > 1e-3
+    assert transformer_lens_hook(replace(sae, record={})) == "blocks.1.mlp.hook_post"
 
 
 def test_the_dtype_of_the_products_may_be_asked_for(directory):

@@ -35,7 +35,7 @@ _PLACES = {
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
     "hook_out": "resid_post",
-    "mlp.hook_post": "mlp_act",
+    "mlp.hook_post": "mlp_hidden",  # gated, where the feed-forward part has a gate
 }
 # Names before version 6 -> names now.
 _RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}

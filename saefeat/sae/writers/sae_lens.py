@@ -78,7 +78,9 @@ def transformer_lens_hook(sae: SAE) -> str | None:
     if "hook_" in module:
         return module
     kind, _, layer = sae.site.partition("@")
-    return f"blocks.{layer}.hook_{kind}" if kind in ("mlp_out", "resid_post") else None
+    hooks = {"mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post"}
+    hooks["mlp_hidden"] = "mlp.hook_post"
+    return f"blocks.{layer}.{hooks[kind]}" if kind in hooks else None
 
 
 WRITER = Writer(
