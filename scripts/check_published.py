@@ -30,6 +30,7 @@ import torch
 from common import choose_parts, options, parse, record
 from torch import Tensor
 
+from saefeat.io import UserError
 from saefeat.methods.lape import Pool, quantile
 from saefeat.partition import four_stages
 from saefeat.ranking import make_part
@@ -39,6 +40,9 @@ from saefeat.statistics import Stats
 from saefeat.words import natural
 
 Found = dict[str, Any]
+# What a file of another layout raises.
+UNUSABLE = (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+UNUSABLE += (UserError, pickle.UnpicklingError)
 HUB = "https://github.com/"
 MGSM = ("en", "ru", "es", "fr", "de", "zh", "ja", "bn", "th", "sw")
 LAPE = ("en", "zh", "fr", "es", "vi", "id", "ja")
@@ -61,6 +65,7 @@ class Check:
         files: name -> path in the repository; `*` stands for any characters.
         compute: the files by name -> figure -> value.
         expected: figure -> value. A figure without an expected value is not compared.
+        alone: whether each file has figures of its own, `NAME: ...`, and can be checked alone.
     """
 
     paper: str
@@ -69,6 +74,7 @@ class Check:
     files: Mapping[str, str]
     compute: Callable[[Mapping[str, Path]], Found]
     expected: Mapping[str, Any]
+    alone: bool = False
 
 
 # --------------------------------------------------------------------------- files
@@ -90,20 +96,22 @@ def main() -> None:
 
 def run_check(check: Check, directory: Path) -> Found:
     """{state, ...}: `not found`, `unreadable`, `differs` or `agrees`, with the figures."""
-    found = {name: sorted(directory.rglob(path))[:1] for name, path in check.files.items()}
-    missing = [check.files[name] for name, paths in found.items() if not paths]
-    if missing:
+    places = {name: sorted(directory.rglob(path)) for name, path in check.files.items()}
+    files = {name: paths[0] for name, paths in places.items() if paths}
+    missing = [path for name, path in check.files.items() if name not in files]
+    if missing and not (check.alone and files):
         return {"state": "not found", "missing": missing}
     try:
-        values = check.compute({name: paths[0] for name, paths in found.items()})
-    except (OSError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as e:
-        return {"state": "unreadable", "error": f"{type(e).__name__}: {e}"}
+        values = check.compute(files)
+    except UNUSABLE as error:
+        return {"state": "unreadable", "error": f"{type(error).__name__}: {error}"}
     figures = {
         name: {"expected": value, "found": values.get(name), "same": same(value, values.get(name))}
         for name, value in check.expected.items()
+        if not check.alone or name.split(":")[0] in files
     }
     state = "agrees" if all(each["same"] for each in figures.values()) else "differs"
-    return {"state": state, "figures": figures}
+    return {"state": state, "figures": figures, "missing": missing}
 
 
 def same(expected: Any, found: Any) -> bool:
@@ -301,8 +309,8 @@ def sae_lape_figures(files: Mapping[str, Path]) -> Found:
     every, one = ranked(stats, "sae-lape", {"owners": "any"}, {"owners": 1})
     scores = every.table["score"].to_pylist()
     alone = figures_of(one)
-    english = sorted((natural(name), unit) for name, unit, k in one.cells() if k == "English")
-    layers = {natural(name): at for at, name in enumerate(sorted(one.dictionaries, key=natural))}
+    layers = {name: at for at, name in enumerate(sorted(one.dictionaries, key=natural))}
+    english = sorted([layers[name], unit] for name, unit, k in one.cells() if k == "English")
     return {
         "all owners": figures_of(every)["union"],
         "one owner": alone["union"],
@@ -311,7 +319,7 @@ def sae_lape_figures(files: Mapping[str, Path]) -> Found:
         "one owner, by layer": alone["by layer"],
         "least entropy": min(scores),
         "greatest entropy": max(scores),
-        "English": [[layers[name], unit] for name, unit in english],
+        "English": english,
     }
 
 
@@ -400,7 +408,8 @@ CHECKS: dict[str, Check] = {
         {f"{name}: union": union for name, (union, _) in _MODELS.items()}
         | {f"{name}: by label": sizes for name, (_, sizes) in _MODELS.items()}
         | {"LLaMA-2-7B: by number of labels": [2396, 856, 193, 58, 15, 5],
-           "LLaMA-2-7B: zh and ja": 217}),
+           "LLaMA-2-7B: zh and ja": 217},
+        alone=True),
     "clas-masks": Check(
         "2601.08331", "d-gurgurov/CLaS-Bench", "sizes of the released masks of Llama-3.1-8B",
         {f"{n} %": f"identification/activation_mask/llama-{n}" for n in (1, 5)},
@@ -408,7 +417,8 @@ CHECKS: dict[str, Check] = {
         {"1 %: union": 4588, "5 %: union": 22938,
          "1 %: by label": [
              78, 319, 1099, 412, 308, 253, 238, 640, 297, 554, 466, 522, 325, 391, 315, 257, 335,
-             392, 379, 562, 371, 239, 654, 691, 444, 389, 406, 395, 376, 415, 339, 337]}),
+             392, 379, 562, 371, 239, 654, 691, 444, 389, 406, 395, 376, 415, 339, 337]},
+        alone=True),
     "sae-lape": Check(
         "2507.11230", _FEATURES,
         "sae-lape -p owners=any and -p owners=1 on counts that include BOS (in an archive of "
