@@ -56,7 +56,7 @@ def main() -> None:
     result = {}
     for name in choose_parts(parser, arguments.kinds, tuple(KINDS)):
         try:
-            result[name] = try_kind(KINDS[name], arguments.work / name, arguments)
+            result[name] = try_kind(KINDS[name], arguments.work.resolve() / name, arguments)
         except Missing as error:
             parser.error(str(error))
         show({name: result[name]})

@@ -41,13 +41,13 @@ def save(root, path, value):
 
 
 def counts_of(labels, seed):
-    """Firing counts int32 [L, D, K]: a few units of one label, of several, and of all."""
+    """Firing counts int32 [L, D, K]: in each layer a unit of one label, of two, and of all."""
     rng = np.random.default_rng(seed)
     p = rng.uniform(0, 0.4, (LAYERS, WIDTH, 1)) * rng.uniform(0.5, 1, (LAYERS, WIDTH, labels))
-    chosen = rng.integers(0, WIDTH, (LAYERS, 25))
     for layer in range(LAYERS):
-        for at, unit in enumerate(chosen[layer]):
-            own = rng.permutation(labels)[: 1 + at % labels]
+        units = rng.permutation(WIDTH)[:3]
+        for unit, number in zip(units, (1, 2, labels), strict=True):
+            own = rng.permutation(labels)[:number]
             p[layer, unit] = 0.01
             p[layer, unit, own] = rng.uniform(0.5, 0.9)
     return torch.from_numpy(rng.binomial(TOKENS, p).astype(np.int32))
@@ -133,6 +133,7 @@ def write_ternary(root, script):
         middle = (low + high) / 2
         general = any(len(own[unit]) == 10 for unit in kept(middle))
         low, high = (low, middle) if general else (middle, high)
+    assert 0 < low < 0.19  # some penalties choose a general unit, others do not
     cells = {unit: own[unit] for unit in kept(low) if own[unit]}
     save(root, check.files["mask"], mask_of(cells, labels))
     every = [sum(len(own[at, u]) == 10 for u in range(WIDTH)) for at in range(LAYERS)]
