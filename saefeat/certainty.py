@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saefeat.codes import STEP
-from saefeat.corpora.corpus import hashed
+from saefeat.corpora.corpus import half_of
 from saefeat.methods import METHODS
 from saefeat.progress import Say, quiet, track
 from saefeat.selection import Selection
@@ -192,8 +192,8 @@ def _resampled(label: Tensor, labels: Sequence[int], number: int, seed: int) -> 
 
 
 def half(table: Table, seed: int, number: int) -> Table:
-    """The examples of a half (0 or 1), by the hash of their ids: translations stay together."""
-    return table.of_rows(torch.tensor([hashed(seed, "half", i) % 2 == number for i in table.ids]))
+    """The examples of a half (0 or 1), by the hash of their ids."""
+    return table.of_rows(torch.tensor([half_of(i, seed) == number for i in table.ids]))
 
 
 def stats_of(stats: Stats, table: Table) -> Stats:

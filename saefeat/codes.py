@@ -183,6 +183,19 @@ class Bag:
         out[self.example, self.unit] = values
         return out
 
+    def of(self, chosen: Tensor) -> Bag:
+        """The bag of some of the examples: bool [E]."""
+        names = ("tokens", "sum", "min", "max", "total")
+        found = {name: getattr(self, name) for name in names}
+        count = int(chosen.sum())
+        if self.example is None or self.unit is None:
+            picked = {name: t[chosen] for name, t in found.items() if t is not None}
+            return Bag(count, self.width, **picked)
+        kept, place = chosen[self.example], chosen.cumsum(0) - 1
+        picked = {name: t[kept] for name, t in found.items() if t is not None}
+        example, unit = place[self.example[kept]], self.unit[kept]
+        return Bag(count, self.width, **picked, example=example, unit=unit)
+
     def rows(self) -> Bag:
         """The same bag in sparse form, without the pairs that do not fire and their `total`."""
         if self.example is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saefeat.activations import counted_vectors
 from saefeat.config import TABLE_EXAMPLES
-from saefeat.corpora import Batch, Corpus, Plan, first_by_hash
+from saefeat.corpora import Batch, Corpus, Plan, first_by_hash, half_of
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, make_dir
 from saefeat.memory import group_to_fit
@@ -46,10 +46,13 @@ def observe(
     batches: Iterable[Batch],
     corpus: Corpus,
     kept: Collection[int] | None = None,
+    half: Collection[int] | None = None,
 ) -> Iterator[tuple[Batch, dict[str, Observed]]]:
     """Run batches of a corpus, and encode their counted tokens in every dictionary.
 
-    `kept`: positions of the examples that tables by example keep; None: all.
+    Args:
+        kept: positions of the examples that tables by example keep; None: all.
+        half: positions of the examples of the first half; None where no accumulator needs it.
 
     Yields each batch and, by dictionary id, what accumulators add.
     """
@@ -58,12 +61,15 @@ def observe(
     for number, (batch, vectors) in enumerate(inputs):
         labels = torch.tensor([row[corpus.of[i]] for i in batch.positions], device=lm.device)
         positions, found = torch.tensor(batch.positions), {}
-        rows = None if kept is None else torch.tensor([i in kept for i in batch.positions])
+        among = [
+            None if some is None else torch.tensor([i in some for i in batch.positions])
+            for some in (kept, half)
+        ]
         with torch.inference_mode():
             for d in dictionaries:
                 x, counted = d.select(vectors[d.site], batch.counted)
                 lengths = counted.sum(1)
-                found[d.id] = Observed(d.encode(x), lengths, labels, positions, number, d, rows)
+                found[d.id] = Observed(d.encode(x), lengths, labels, positions, number, d, *among)
         yield batch, found
 
 
@@ -109,6 +115,14 @@ class _Job:
         plan = self.plan
         seed, chosen = plan.policy["seed"], sorted(plan.tokens)
         return frozenset(first_by_hash(plan.corpus, chosen, seed, self.table_examples))
+
+    @cached_property
+    def half(self) -> frozenset[int] | None:
+        """The examples of the first half of the texts; None where no accumulator needs it."""
+        if not any(kind.HALVED for kind in self.places):
+            return None
+        ids, seed = self.plan.corpus.ids, self.plan.policy["seed"]
+        return frozenset(i for i in self.plan.tokens if half_of(ids[i], seed) == 0)
 
     def header(self, kind: type[Accumulator], dictionary: Dictionary) -> dict[str, Any]:
         limit = {"limit": self.table_examples} if kind.LIMITED else {}
@@ -282,7 +296,8 @@ def _run_windows(
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
             batches = plan.batches(job.lm, plan.window(w))
-            for batch, observed in observe(job.lm, dictionaries, batches, plan.corpus, job.kept):
+            of = (batches, plan.corpus, job.kept, job.half)
+            for batch, observed in observe(job.lm, dictionaries, *of):
                 for name, one in observed.items():
                     for state in (*states[name], *written[name]):
                         state.add(one)

@@ -336,3 +336,21 @@ class MatrixConfig:
     sentences: int = about("Test texts per label.", 100, ge=1)
     top: int = about("Features per label and SAE.", 100, ge=1)
     edits: tuple[str, ...] = about(f"{', '.join(MATRIX_EDITS)}.", tuple(MATRIX_EDITS))
+
+
+@dataclass(frozen=True, config=STRICT)
+class CompareConfig(SteeringSource):
+    """What `saefeat compare` measures of each rule that chooses units."""
+
+    units: int = about("Units per label of each rule.", 50, ge=1)
+    methods: tuple[str, ...] | None = about("Rules; default all that the statistics allow.", None)
+    labels: tuple[str, ...] | None = about(
+        "Labels whose units are ablated and steer; default all.", None
+    )
+    eval_texts: int = about("Test texts per label for identification; 0 for none.", 60, ge=0)
+    sentences: int = about("Test texts per label for ablation; 0 for none.", 8, ge=0)
+    prompts: int = about("Prompts for steering; 0 for none.", 8, ge=0, le=64)
+    strength: float = about(
+        "Of steering, shared by the sites of a label's units; 1 is the difference of means.", 1.3
+    )
+    seed: int = _SEED

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from saefeat import schema
 from saefeat.artefacts import FitCheck, RunIndex, SAEConfig, ShownUnit
+from saefeat.artefacts.comparison import Comparison
 from saefeat.artefacts.lid import LIDMetrics, is_length
 from saefeat.artefacts.steering import (
     PerplexityMatrix,
@@ -31,6 +32,30 @@ from saefeat.statistics.histograms import Histograms
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class ComparisonDir:
+    """Paths and artefacts of a comparison of rules in the directory `root`; see `RunDir`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.metrics = root / "metrics.json"
+        self.selections = root / "selections"
+
+    def is_ours(self) -> bool:
+        """Whether the directory is empty or holds a comparison, finished or not."""
+        known = {self.metrics.name, self.selections.name, f"{self.metrics.stem}-partial"}
+        return {path.name for path in visible(self.root)} <= known
+
+    def selection_file(self, pool: str, method: str) -> Path:
+        """What a rule chooses in a pool of dictionaries."""
+        return self.selections / pool / f"{method}.parquet"
+
+    def load_metrics(self) -> Comparison:
+        return schema.read(Comparison, self.metrics, help="compare again")
+
+    def save_metrics(self, comparison: Mapping[str, Any]) -> None:
+        schema.write(Comparison, self.metrics, comparison)
 
 
 class RunDir:
@@ -69,6 +94,8 @@ class RunDir:
         self.settings = self.steering / "settings.json"  # of each label, for `steer generate`
         self.samples = self.steering / "samples.jsonl"
         self.matrix = self.steering / "matrix.json"
+
+        self.comparison = ComparisonDir(root / "compare")  # of rules
 
     # ----------------------------------------------------------------------- the run
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+from itertools import chain
 from typing import ClassVar
 
 import pyarrow.parquet as pq
@@ -16,11 +17,12 @@ from helpers import contents, random_sae
 
 from saefeat import memory
 from saefeat.codes import STEP
-from saefeat.collection import collect
-from saefeat.corpora import load_corpus, make_plan
+from saefeat.collection import collect, observe
+from saefeat.corpora import hashed, load_corpus, make_plan
 from saefeat.dictionaries import Identity
 from saefeat.io import RunFailed, UserError, load_tensors, save_tensors
 from saefeat.statistics import ACCUMULATORS, Accumulator, Field, Stats
+from saefeat.statistics.halves import Halves
 from saefeat.statistics.histograms import Histograms
 from saefeat.statistics.merging import merge
 
@@ -495,6 +497,51 @@ def test_shards_of_histograms_merge_to_the_whole(tmp_path, plan, tiny_lm):
         collect(tiny_lm, plan, DICTIONARIES, out, shard=shard, places=places)
     merge([outs["1"], outs["0"]], tmp_path / "merged")
     same(tmp_path / "merged", outs["whole"])
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory, plan, tiny_lm):
+    out = tmp_path_factory.mktemp("halves") / "whole"
+    collect(tiny_lm, plan, DICTIONARIES, out, places={"halves": out / "halves"})
+    return out
+
+
+@pytest.mark.parametrize("d", DICTIONARIES, ids=lambda d: d.id)
+def test_halves_are_the_statistics_of_the_examples_of_each_half(tmp_path, halves, plan, tiny_lm, d):
+    """By the bags of single examples, in no order."""
+    whole, half = Stats.load(halves / f"{d.id}.safetensors"), halves / f"halves/{d.id}.safetensors"
+    parts = Halves.load(half).split(whole)
+    wanted = [Stats.zeros(whole.labels, whole.width, signed=d.signed) for _ in range(2)]
+    row = {label: k for k, label in enumerate(plan.corpus.labels)}
+    windows = map(plan.window, range(plan.window_count))
+    batches = chain.from_iterable(plan.batches(tiny_lm, window) for window in windows)
+    for batch, observed in observe(tiny_lm, [d], batches, plan.corpus):
+        bag = observed[d.id].bag
+        for place, i in enumerate(batch.positions):
+            alone = torch.arange(len(batch.positions)) == place
+            length = observed[d.id].lengths[alone]
+            half = hashed(0, "half", plan.corpus.ids[i]) % 2
+            wanted[half].add_bag(bag.of(alone), torch.tensor([row[plan.corpus.of[i]]]), length)
+    for found, expected in zip(parts, wanted, strict=True):
+        assert min(expected.examples) > 5
+        for name in whole.tensors.keys() - {"min", "max"}:
+            assert torch.equal(found.tensors[name], expected.tensors[name])
+    assert torch.equal(parts[0].max, wanted[0].max)
+
+
+def test_halves_resume_and_merge_to_the_same_bytes(tmp_path, halves, plan, tiny_lm):
+    out = tmp_path / "resumed"
+    places = {"halves": out / "halves"}
+    with pytest.raises(KeyboardInterrupt):
+        killed = Interrupted(3)
+        collect(tiny_lm, plan, DICTIONARIES, out, places=places, say=killed, checkpoint_seconds=0)
+    collect(tiny_lm, plan, DICTIONARIES, out, places=places)
+    same(out, halves)
+    for i in range(2):
+        part = tmp_path / str(i)
+        collect(tiny_lm, plan, DICTIONARIES, part, shard=(i, 2), places={"halves": part / "halves"})
+    merge([tmp_path / "1", tmp_path / "0"], tmp_path / "merged")
+    same(tmp_path / "merged", halves)
 
 
 class Odd(Accumulator):

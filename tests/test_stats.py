@@ -72,6 +72,7 @@ def observed(batch, kind, number=0):
         torch.tensor([position for position, _ in batch]),
         number,
         DICTIONARY,
+        half=torch.tensor([position % 2 == 0 for position, _ in batch]),
     )
 
 

@@ -248,7 +248,7 @@ def test_the_forecast_counts_the_rows_of_a_window():
 
 
 def test_a_run_collects_no_tables_and_ranks_by_no_rule_that_needs_one(dictionaries):
-    assert run_kinds().keys() == ACCUMULATORS._places.keys() - {*TABLES, "distributions"}
+    assert run_kinds().keys() == ACCUMULATORS._places.keys() - {*TABLES, "distributions", "halves"}
     ranked = run_methods([dictionary.identity for dictionary in dictionaries])
     assert not any(method.accumulators for method in ranked.values())
     assert {n for method in METHODS.values() for n in method.accumulators} == {

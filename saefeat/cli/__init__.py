@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from saefeat.cli import (
+    compare,
     corpus,
     export,
     labels,
@@ -45,6 +46,7 @@ app.command()(statistics.merge)
 app.command()(rank.rank)
 app.command()(sets.select)
 app.command()(sets.overlap)
+app.command()(compare.compare)
 app.command()(sites.sites)
 app.command()(labels.labels)
 app.command()(export.export)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.corpora.corpus import Corpus, hashed, load_corpus
+from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.recipes import PAPER_LABELS
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
@@ -30,6 +30,8 @@ __all__ = [
     "clean_text",
     "fill_budget",
     "first_by_hash",
+    "half_of",
+    "hashed",
     "in_hashed_order",
     "load_corpus",
     "make_batch",

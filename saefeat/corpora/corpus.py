@@ -80,6 +80,11 @@ def hashed(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
+def half_of(identity: str, seed: int) -> int:
+    """The half of the examples, 0 or 1, to which an id belongs. Translations stay together."""
+    return hashed(seed, "half", identity) % 2
+
+
 def load_corpus(
     data: Any,
     *,

@@ -53,6 +53,8 @@ class Method:
             same order: a `Table`, or the accumulator.
         control: whether the rule gets, as its last sequence, the statistics of the dictionaries on
             sequences of random tokens.
+        sized: n -> parameters with which the rule chooses n units per label or more, where there
+            are as many. Without such parameters, a rule chooses as many as it does.
     """
 
     rank: Callable[..., Selection]
@@ -64,6 +66,7 @@ class Method:
     owners: Callable[..., tuple[Tensor, Tensor]] | None = None
     accumulators: tuple[str, ...] = ()
     control: bool = False
+    sized: Callable[[int], dict[str, Any]] = lambda _: {}
 
 
 METHODS: Registry[Method] = Registry(

@@ -73,6 +73,7 @@ METHOD = Method(
     shown=False,
     score="AP",
     accumulators=("responses",),
+    sized=lambda n: {"top": 2 * n, "half": "high"},
 )
 
 

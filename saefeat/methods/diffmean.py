@@ -48,4 +48,4 @@ def diffmean(
     return Selection.build(parts, parameters={"source": source})
 
 
-METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False)
+METHOD = Method(rank=diffmean, pools=is_sae, needs="SAEs", in_run=False, sized=lambda n: {"top": n})

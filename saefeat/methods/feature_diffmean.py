@@ -66,7 +66,7 @@ def feature_diffmean(
     return Selection.build(parts, parameters={"source": source})
 
 
-METHOD = Method(rank=feature_diffmean, pools=is_sae, needs="SAEs")
+METHOD = Method(rank=feature_diffmean, pools=is_sae, needs="SAEs", sized=lambda n: {"top": n})
 
 
 def _specific(stats: Stats, entropy_ratio: float) -> Tensor:

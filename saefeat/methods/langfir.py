@@ -48,7 +48,9 @@ def langfir(
     return Selection.build([_part(*pair, example_rate, random_rate, top) for pair in pairs])
 
 
-METHOD = Method(rank=langfir, pools=is_sae, needs="SAEs", in_run=False, control=True)
+METHOD = Method(
+    rank=langfir, pools=is_sae, needs="SAEs", in_run=False, control=True, sized=lambda n: {"top": n}
+)
 
 
 def _part(

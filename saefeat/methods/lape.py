@@ -95,6 +95,7 @@ METHOD = Method(
     needs="neurons at the site mlp_act",
     shown=False,
     score="entropy",
+    sized=lambda n: {"per_label": n},
 )
 
 

@@ -31,4 +31,6 @@ def monolinguality(stats: Sequence[Stats], *, top: Count = 2) -> Selection:
     return Selection.build([difference_part(each, top=top, lower=False) for each in stats])
 
 
-METHOD = Method(rank=monolinguality, pools=is_sae, needs="SAEs", in_run=False)
+METHOD = Method(
+    rank=monolinguality, pools=is_sae, needs="SAEs", in_run=False, sized=lambda n: {"top": n}
+)

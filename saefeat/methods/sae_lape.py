@@ -84,7 +84,14 @@ def all_owners(
     return unit, label
 
 
-METHOD = Method(rank=sae_lape, pools=is_sae, needs="SAEs", score="entropy", owners=all_owners)
+METHOD = Method(
+    rank=sae_lape,
+    pools=is_sae,
+    needs="SAEs",
+    score="entropy",
+    owners=all_owners,
+    sized=lambda n: {"top": n},
+)
 
 
 def owned_units(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -213,19 +213,28 @@ def rank(
     Raises:
         UserError: an unknown method, parameter or dictionary, or no statistics.
     """
-    rule, parameters = METHODS[method], check_parameters(method, parameters)
+    parameters = check_parameters(method, parameters)
     files = list_stats(Path(source)).values()
     headers = {path: Stats.read_header(path) for path in files}
     paths = {header["dictionary"]["id"]: path for path, header in headers.items()}
     chosen = choose([header["dictionary"] for header in headers.values()], method, dictionaries)
     pooled = [paths[name] for name in chosen]
-    of = [headers[path] for path in pooled]
-    others = [collected_beside(Path(source), name, of) for name in rule.accumulators]
-    if rule.control:
-        others.append(control_of(Path(source), of))
-    selection = rule.rank(StatsFiles(pooled), *others, **parameters)
+    others = read_beside(Path(source), method, [headers[path] for path in pooled])
+    selection = METHODS[method].rank(StatsFiles(pooled), *others, **parameters)
     selection.header["stats"] = str(Path(source).absolute())  # steering reads means there
     return selection
+
+
+def read_beside(
+    source: Path, method: str, headers: Sequence[Mapping[str, Any]]
+) -> list[Sequence[Any]]:
+    """What a rule reads beside the counts, for each of its arguments one item per dictionary.
+
+    Raises UserError when it was not collected.
+    """
+    rule = METHODS[method]
+    others = [collected_beside(source, name, headers) for name in rule.accumulators]
+    return [*others, control_of(source, headers)] if rule.control else others
 
 
 def rank_into(out: Path, source: Path, method: str, /, **options: Any) -> Selection:

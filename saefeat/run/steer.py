@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
-from saefeat.config import FEATURES, STEERING_METHODS, Decoding, SteeringRecipe
+from saefeat.config import FEATURES, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
 from saefeat.corpora import first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
@@ -22,7 +22,7 @@ from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
-from saefeat.steering import CannotSteer, NoUnits, apply
+from saefeat.steering import CannotSteer, Change, NoUnits, apply
 from saefeat.steering.changes import Collected
 from saefeat.steering.recipes import NONE, RecipeBuilder
 
@@ -163,16 +163,26 @@ class Bench:
             What is measured, one per strength, and the number of units that steered.
         """
         changes, count = self.builder.build(recipe, label)
+        return self.measure_changes(changes, prompts, strengths, recipe.schedule), count
+
+    def measure_changes(
+        self,
+        changes: Mapping[str, Sequence[Change]],
+        prompts: Sequence[Sequence[int]],
+        strengths: Sequence[float],
+        schedule: Schedule,
+    ) -> list[Measured]:
+        """Steer prompts (token ids) by changes at several strengths, and measure each."""
         lm, n, rows = self.opened.lm, len(prompts), []
         # As many strengths as fit are decoded in one batch; each sees the same random numbers.
         step = max(1, BATCH // n)
         for start in range(0, len(strengths), step):
             some = strengths[start : start + step]
             each = some[0] if len(some) == 1 else torch.tensor(some).repeat_interleave(n)
-            with apply(lm, changes, each, recipe.schedule):
+            with apply(lm, changes, each, schedule):
                 rows += generate(lm, [*prompts] * len(some), self.decoding, repeat=n)
         measured = measure(lm, [*prompts] * len(strengths), rows, self.judge)
-        return [measured.take(i * n, (i + 1) * n) for i in range(len(strengths))], count
+        return [measured.take(i * n, (i + 1) * n) for i in range(len(strengths))]
 
     def measure_reference(self, label: str, n: int) -> Reference:
         """Measure unsteered continuations of the first tokens of n of a label's test texts.

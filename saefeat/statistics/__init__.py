@@ -30,6 +30,7 @@ ACCUMULATORS: Registry[type[Accumulator]] = Registry(
         "examples": "saefeat.statistics.examples:TopExamples",
         "bags": "saefeat.statistics.bags:Bags",
         "histograms": "saefeat.statistics.histograms:Histograms",
+        "halves": "saefeat.statistics.halves:Halves",
         "responses": "saefeat.statistics.responses:Responses",
         "patterns": "saefeat.statistics.patterns:Patterns",
         "distributions": "saefeat.statistics.distributions:Distributions",

@@ -121,6 +121,8 @@ class Observed:
         batch: the number of the batch in its window; the rows of bags follow it.
         dictionary: the dictionary, where an accumulator needs more of it than its codes.
         kept: bool [E] on the CPU, the examples that tables by example keep; None: all.
+        half: bool [E] on the CPU, the examples of the first half of the texts; None where no
+            accumulator needs it.
     """
 
     codes: Codes
@@ -130,6 +132,7 @@ class Observed:
     batch: int = 0
     dictionary: Dictionary | None = None
     kept: Tensor | None = None
+    half: Tensor | None = None
 
     @cached_property
     def bag(self) -> Bag:
@@ -156,6 +159,7 @@ class Accumulator:
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own accumulator and file
     IN_RUN: ClassVar[bool] = True  # whether a run collects it
     LIMITED: ClassVar[bool] = False  # whether it keeps a limited number of examples per label
+    HALVED: ClassVar[bool] = False  # whether it needs to know the first half of the examples
     SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative
     FORMAT: ClassVar[dict[str, Any]] = {}  # constants that its files record
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from saefeat.codes import STEP
+from saefeat.codes import STEP, Bag
 from saefeat.io import UserError
 from saefeat.statistics.base import Accumulator, Field, Observed
 
@@ -77,8 +77,16 @@ class Stats(Accumulator):
         return self.sum.double() * STEP / self.fired.clamp(min=1)
 
     def add(self, observed: Observed) -> None:
-        bag, labels = observed.bag, observed.labels
-        tokens = observed.lengths.to(labels.device)
+        self.add_bag(observed.bag, observed.labels, observed.lengths)
+
+    def add_bag(self, bag: Bag, labels: Tensor, lengths: Tensor) -> None:
+        """Add a bag of E examples in place.
+
+        Args:
+            labels: int64 [E], the row of each example's label.
+            lengths: int64 [E], their counted tokens.
+        """
+        tokens = lengths.to(labels.device)
         self.tokens.index_add_(0, labels, tokens)
         self.examples.index_add_(0, labels, torch.ones_like(tokens))
         values = {name: getattr(bag, name) for name in ("sum", "total", "min", "max")}

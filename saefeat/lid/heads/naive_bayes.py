@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from saefeat.statistics import Stats
 
 
 def naive_bayes_head(
-    load_stats: Callable[[str], Stats], dictionaries: Sequence[str], labels: Sequence[str]
+    load_stats: Callable[[str], Stats],
+    dictionaries: Sequence[str],
+    labels: Sequence[str],
+    units: Mapping[str, Sequence[int]] | None = None,
 ) -> Head:
     """A head with a uniform prior and one added to each count; no fitting pass.
 
@@ -21,16 +24,23 @@ def naive_bayes_head(
         load_stats: gives the statistics of a dictionary. They are read twice, one at a time.
         dictionaries: ids of the dictionaries that the head reads.
         labels: those of the statistics.
+        units: the units of each dictionary that the head reads; default all.
     """
     head = Head("naive-bayes", tuple(labels), {}, {}, probabilistic=True)
+
+    def fired(name: str) -> torch.Tensor:
+        counts = load_stats(name).fired.double()
+        return counts if units is None else counts[:, list(units[name])]
+
     total, width = torch.zeros(len(labels), dtype=torch.float64), 0
-    for each in map(load_stats, dictionaries):
-        total += each.fired.double().sum(1)
-        width += each.width
+    for counts in map(fired, dictionaries):
+        total += counts.sum(1)
+        width += counts.shape[1]
     for name in dictionaries:
-        each = load_stats(name)
-        log_p = torch.log((each.fired.double() + 1) / (total + width)[:, None])
-        head.units[name] = np.arange(each.width)
+        counts = fired(name)
+        log_p = torch.log((counts + 1) / (total + width)[:, None])
+        every = np.arange(counts.shape[1])
+        head.units[name] = every if units is None else np.array(units[name], np.int64)
         head.counts[name] = log_p.T.numpy()
     return head
 

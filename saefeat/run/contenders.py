@@ -1,0 +1,163 @@
+"""Rules at equal numbers of units: what each chooses, also on two halves of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saefeat.artefacts.comparison import RulePair
+from saefeat.certainty import half, stability
+from saefeat.io import UserError
+from saefeat.methods import METHODS, is_hidden_neurons, is_sae
+from saefeat.overlap import rule_overlap
+from saefeat.progress import Say, quiet, track
+from saefeat.run.stages import rank, read_beside
+from saefeat.selection import Selection
+from saefeat.statistics import ACCUMULATORS, Stats
+from saefeat.statistics.by_example import ByExample
+from saefeat.statistics.files import StatsFiles, collected_beside, list_stats, stats_file
+
+UNITS = 50  # per label
+POOLS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "features": is_sae,
+    "neurons": is_hidden_neurons,
+    "mlp_hidden": lambda header: header.get("site", "").startswith("mlp_hidden@"),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What a rule chooses among the dictionaries of a pool.
+
+    Attributes:
+        selection: its first units of each label; fewer where the rule chooses fewer.
+        stability: by label, the intersection over the union of the units that the rule chooses on
+            each of two halves of the examples; NaN where it chooses none. None where there are no
+            statistics of halves.
+    """
+
+    pool: str
+    method: str
+    selection: Selection
+    stability: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A rule that cannot choose among the dictionaries of a pool, and why."""
+
+    pool: str
+    method: str
+    reason: str
+
+
+def find_contenders(
+    source: Path, *, units: int = UNITS, methods: Sequence[str] | None = None, say: Say = quiet
+) -> tuple[list[Contender], list[Left]]:
+    """Rank by every rule, among all neurons and among all features.
+
+    Each rule has its published parameters, but for the number of units.
+
+    Args:
+        source: a directory of statistics.
+        units: greatest number per label.
+        methods: the rules; default all.
+
+    Returns:
+        The contenders, pool by pool, and the rules that the statistics do not allow.
+
+    Raises:
+        UserError: an unknown method, or no statistics of SAEs or neurons.
+    """
+    headers = [Stats.read_header(path)["dictionary"] for path in list_stats(source).values()]
+    found = {name: [h["id"] for h in headers if has(h)] for name, has in POOLS.items()}
+    pools = {name: ids for name, ids in found.items() if ids}
+    if not pools:
+        raise UserError(f"{source} has no statistics of SAEs or hidden neurons; collect them")
+    names = [name for name in METHODS if METHODS[name]] if methods is None else list(methods)
+    for name in names:
+        METHODS[name]  # raises for an unknown one
+    chosen: list[Contender] = []
+    left: list[Left] = []
+    with track(say, "compare: rank", len(pools) * len(names), "rules") as bar:
+        for pool, ids in pools.items():
+            for name in names:
+                try:
+                    chosen.append(_contend(source, pool, name, ids, units))
+                except UserError as error:
+                    left.append(Left(pool, name, str(error)))
+                bar.update()
+    return chosen, left
+
+
+def _contend(source: Path, pool: str, method: str, ids: Sequence[str], units: int) -> Contender:
+    parameters = METHODS[method].sized(units)
+    selection = rank(source, method, dictionaries=ids, **parameters)
+    halves = list(_rank_halves(source, selection))
+    stable = stability(selection, [each.head(units) for each in halves]) if halves else None
+    return Contender(pool, method, selection.head(units), stable)
+
+
+def _rank_halves(source: Path, selection: Selection) -> Iterator[Selection]:
+    """The selections by the same rule on two halves; none where halves were not collected."""
+    method, parameters = selection.header["method"], selection.header["parameters"]
+    rule, names = METHODS[method], sorted(selection.dictionaries)
+    paths = [stats_file(source, name) for name in names]
+    headers = [Stats.read_header(path) for path in paths]
+    tables = [issubclass(ACCUMULATORS[name], ByExample) for name in rule.accumulators]
+    if not all(tables):
+        return  # such an accumulator has no parts
+    try:
+        counts = collected_beside(source, "halves", headers)
+    except UserError:
+        return
+    others = read_beside(source, method, headers)
+    for number in (0, 1):
+        here = [
+            [half(table, headers[0]["policy"]["seed"], number) for table in each]
+            for each in others[: len(tables)]
+        ]
+        stats = _OfHalf(StatsFiles(paths), counts, number)
+        yield rule.rank(stats, *here, *others[len(tables) :], **parameters)
+
+
+class _OfHalf(Sequence[Stats]):
+    """The statistics of a half, which are read each time they are asked for, one at a time."""
+
+    def __init__(self, whole: Sequence[Stats], halves: Sequence[Any], number: int) -> None:
+        self.whole, self.halves, self.number = whole, halves, number
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: Any) -> Any:  # slices are not needed
+        return self.halves[index].split(self.whole[index])[self.number]
+
+
+def overlaps(contenders: Sequence[Contender]) -> list[RulePair]:
+    """The overlap of every two contenders of a pool: means over labels with units of either.
+
+    Returns:
+        Rows {pool, method, other, iou, expected}: the intersection over the union of their units,
+        and what is expected of random sets of their sizes.
+    """
+    rows: list[RulePair] = []
+    for at, one in enumerate(contenders):
+        for other in contenders[at + 1 :]:
+            if other.pool != one.pool:
+                continue
+            found = rule_overlap(one.selection, other.selection)
+            assert found is not None  # a pool has one list of dictionaries and of labels
+            some = found["either"] > 0
+            rows.append(
+                {
+                    "pool": one.pool,
+                    "method": one.method,
+                    "other": other.method,
+                    "iou": float(found["iou"][some].mean()) if some.any() else 0.0,
+                    "expected": float(found["expected_iou"][some].mean()) if some.any() else 0.0,
+                }
+            )
+    return rows

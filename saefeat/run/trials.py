@@ -1,0 +1,321 @@
+"""Trials of chosen units: identification, ablation and steering, with random units beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from saefeat.config import CONSTANT, CompareConfig, Schedule
+from saefeat.corpora import TOKEN_LIMIT
+from saefeat.dictionaries import Dictionary, Identity
+from saefeat.evaluation import head_metrics, percentiles
+from saefeat.forcing import Measured, Reference, compare, score
+from saefeat.generation import encode_prompts, text_losses
+from saefeat.lid.features import featurize
+from saefeat.lid.heads.naive_bayes import naive_bayes_head
+from saefeat.memory import encoders_fit
+from saefeat.run.evaluate_heads import choose_positions
+from saefeat.run.grids import english_prompts
+from saefeat.run.opened import OpenRun
+from saefeat.run.steer import Bench, pick_test_texts
+from saefeat.selection import Selection
+from saefeat.statistics import Stats
+from saefeat.steering import CannotSteer, apply
+from saefeat.steering.changes import Collected, Units, build_changes, open_dictionary
+from saefeat.steering.recipes import random_units
+
+LENGTHS = {"all": None, "20": 20}  # characters of the texts that are identified
+RESAMPLES = 1000
+_SEED = 31  # of the random units
+
+Chosen = dict[str, dict[str, list[int]]]  # label -> dictionary -> units
+Values = dict[str, Any]
+
+
+def chosen_units(selection: Selection) -> Chosen:
+    """The units of a selection by label and dictionary; no entry where there are none."""
+    found: Chosen = {label: {} for label in selection.labels}
+    for dictionary, unit, label in selection.cells():
+        found[label].setdefault(dictionary, []).append(unit)
+    return found
+
+
+def random_twins(rows: Sequence[Chosen], load_stats: Callable[[str], Stats]) -> list[Chosen]:
+    """As many random units that fire, label by label and dictionary by dictionary, of each row.
+
+    The units that the row has chosen for the label are not among them.
+    """
+    twins: list[Chosen] = [{label: {} for label in row} for row in rows]
+    names = sorted({name for row in rows for units in row.values() for name in units})
+    for name in names:
+        stats = load_stats(name)  # read once: those of wide dictionaries are large
+        for number, (row, twin) in enumerate(zip(rows, twins, strict=True)):
+            for label, units in row.items():
+                if name in units:
+                    seed = _SEED + 1000 * number + stats.row(label)
+                    twin[label][name] = random_units(stats, units[name], seed)
+    return twins
+
+
+def every_unit(rows: Sequence[Chosen]) -> dict[str, list[int]]:
+    """Dictionary -> the units that any label of any row has, ascending."""
+    found: dict[str, set[int]] = {}
+    for row in rows:
+        for units in row.values():
+            for name, some in units.items():
+                found.setdefault(name, set()).update(some)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+@dataclass
+class Trials:
+    """Measures units on the test texts of a run.
+
+    Attributes:
+        labels: those whose units are ablated and steer.
+        bench: None where nothing can be steered.
+    """
+
+    opened: OpenRun
+    config: CompareConfig
+    labels: Sequence[str]
+    bench: Bench | None
+
+    @cached_property
+    def _dictionaries(self) -> dict[str, Dictionary]:
+        """The SAEs of the run by id, on the CPU; identities are added when they are opened."""
+        return {sae.id: sae for sae in self.opened.saes}
+
+    @cached_property
+    def _editors(self) -> dict[str, Dictionary]:
+        """Dictionaries that were edited, on the device of the model."""
+        return {}
+
+    def _open(self, name: str) -> Dictionary:
+        if name not in self._dictionaries:
+            header = Stats.read_header(self.opened.files.stats_file(name))["dictionary"]
+            self._dictionaries[name] = open_dictionary(header)
+        return self._dictionaries[name]
+
+    def _edit(self, name: str) -> Dictionary:
+        if name not in self._editors:
+            self._editors[name] = self._open(name).to(self.opened.lm.device)
+        return self._editors[name]
+
+    def can_ablate(self, names: Iterable[str]) -> bool:
+        """Whether the encoders of some dictionaries fit in memory together."""
+        return encoders_fit([self._open(name) for name in names], self.opened.lm.device)
+
+    # ----------------------------------------------------------------- identification
+
+    def identify(self, rows: Sequence[Chosen]) -> list[dict[str, Values]]:
+        """Metrics by length of naive Bayes on the units of each row."""
+        opened, load = self.opened, self.opened.files.load_stats
+        labels, seed = opened.corpus.labels, opened.config.seed
+        used = every_unit(rows)
+        read = [self._reader(name, units) for name, units in used.items()]
+        heads = [
+            naive_bayes_head(load, [*units], labels, units) if units else None
+            for units in (every_unit([row]) for row in rows)
+        ]
+        where = choose_positions(opened.corpus, "test", seed, self.config.eval_texts)
+        texts = [opened.corpus.texts[i] for i in where]
+        truth = [opened.corpus.of[i] for i in where]
+        found: list[dict[str, Values]] = [{} for _ in rows]
+        for name, length in LENGTHS.items():
+            cut = [text[:length] for text in texts]
+            features = featurize(opened.lm, read, cut, letters=False, say=opened.say)
+            for row, head in zip(found, heads, strict=True):
+                guess = head.predict(features) if head else [None] * len(texts)
+                metrics = head_metrics(truth, guess, labels, seed=seed)
+                row[name] = {key: metrics[key] for key in ("f1_macro", "f1_macro_ci")}
+        return found
+
+    def _reader(self, name: str, units: Sequence[int]) -> Dictionary:
+        """A dictionary for reading texts; of an identity, the units that are needed alone."""
+        found = self._open(name)
+        if not isinstance(found, Identity):
+            return found
+        index = torch.tensor(units, device=self.opened.lm.device)
+        return Identity(found.site, found.width, max_norm=found.max_norm, units=index)
+
+    # ----------------------------------------------------------------- ablation
+
+    @cached_property
+    def texts(self) -> dict[str, list[str]]:
+        """Test texts of the labels, for ablation; no entry for a label without any."""
+        found = {x: pick_test_texts(self.opened, x, self.config.sentences) for x in self.labels}
+        return {label: some for label, some in found.items() if some}
+
+    def losses(self, units: Mapping[str, list[int]] | None = None) -> dict[str, list[float | None]]:
+        """Mean NLL of each text, by label, with some units set to zero; None where there is none.
+
+        `units`: by dictionary; None: the model as it is.
+        """
+        changes = {}
+        if units:
+            collected = Collected(self.opened.files.load_stats, None, self.opened.lm.device)
+            changes = build_changes("ablate", _at_sites(units, self._edit), "", collected)
+        flat = [text for some in self.texts.values() for text in some]
+        with apply(self.opened.lm, changes, 1.0, CONSTANT):
+            found = iter(text_losses(self.opened.lm, flat, TOKEN_LIMIT))
+        return {
+            label: [None if math.isnan(loss := next(found)) else loss for _ in some]
+            for label, some in self.texts.items()
+        }
+
+    # ----------------------------------------------------------------- steering
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of prompts, evenly spread over the fixed English ones."""
+        assert self.bench
+        every, n = english_prompts(), self.config.prompts
+        spread = [every[i * len(every) // n] for i in range(n)]
+        return encode_prompts(self.opened.lm, spread, self.bench.decoding.max_new_tokens)
+
+    @cached_property
+    def collected(self) -> Collected:
+        assert self.bench
+        return self.bench.builder.collected
+
+    @cached_property
+    def steered(self) -> list[str]:
+        """The labels that can be steered towards and judged."""
+        assert self.bench
+        return [label for label in self.bench.judged_labels() if label in self.labels]
+
+    def reference(self, label: str) -> Reference | None:
+        """The model's own text in a label; None where there is nothing to measure."""
+        assert self.bench
+        try:
+            return self.bench.measure_reference(label, self.config.prompts)
+        except CannotSteer as error:
+            self.opened.say(f"note: {label} is not steered: {error}")
+            return None
+
+    def steer(self, units: Mapping[str, list[int]], label: str) -> Measured:
+        """Add the difference of means along some units, with one force shared by their sites."""
+        assert self.bench
+        changes = build_changes("add", _at_sites(units, self._open), label, self.collected)
+        strength = self.config.strength / max(len(changes), 1)
+        (found,) = self.bench.measure_changes(changes, self.prompts, [strength], Schedule())
+        return found
+
+
+def _at_sites(
+    units: Mapping[str, list[int]], open_one: Callable[[str], Dictionary]
+) -> dict[str, list[Units]]:
+    """Site -> units of the dictionaries there, from units by dictionary."""
+    found: dict[str, list[Units]] = {}
+    for name, some in units.items():
+        dictionary = open_one(name)
+        found.setdefault(dictionary.site, []).append(Units(dictionary, some))
+    return found
+
+
+# --------------------------------------------------------------------------- summaries
+
+
+def summarize_ablation(
+    before: Mapping[str, Sequence[float | None]],
+    after: Mapping[str, Mapping[str, Sequence[float | None]]],
+    twins: Mapping[str, Mapping[str, Sequence[float | None]]],
+    *,
+    seed: int = 0,
+) -> Values | None:
+    """The content of `saefeat.artefacts.comparison.Ablation`; None where nothing is measured.
+
+    Intervals are percentiles over resampled texts, moved so that their mean is the figure; before
+    and after are resampled together. A label without units does not count.
+
+    Args:
+        before: evaluated label -> loss of each text of the unedited model, in nats per token.
+        after: edited label -> the same with its units set to zero.
+        twins: the same with random units.
+    """
+    known = {x: [i for i, v in enumerate(row) if v is not None] for x, row in before.items()}
+    labels = [label for label, at in known.items() if at]
+    edited = [label for label in after if label in labels]
+    if not edited or len(labels) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    picks = {x: rng.integers(0, len(known[x]), (RESAMPLES, len(known[x]))) for x in labels}
+
+    def rises(of: Mapping[str, Mapping[str, Sequence[float | None]]]) -> tuple[Any, Any]:
+        """Rises of median losses [edited, labels], and those of samples [edited, labels, n]."""
+        rise = np.empty((len(edited), len(labels)))
+        draws = np.empty((len(edited), len(labels), RESAMPLES))
+        for b, label in enumerate(labels):
+            first = np.array([before[label][i] for i in known[label]], float)
+            base = np.median(first[picks[label]], axis=1)
+            for a, name in enumerate(edited):
+                here = np.array([of[name][label][i] for i in known[label]], float)
+                rise[a, b] = median(here) - median(first)
+                draws[a, b] = np.median(here[picks[label]], axis=1) - base
+        return rise, draws
+
+    def split(rise: Any) -> tuple[Any, Any]:
+        """Own rise and the greatest of the others, each [edited, ...]."""
+        own, others = [], []
+        for a, name in enumerate(edited):
+            b = labels.index(name)
+            own.append(rise[a, b])
+            others.append(np.delete(rise[a], b, axis=0).max(0))
+        return np.array(own), np.array(others)
+
+    summary: Values = {}
+    table: dict[str, Values] = {name: {} for name in edited}
+    for of, prefix in ((after, ""), (twins, "random_")):
+        rise, draws = rises(of)
+        (own, others), (own_draws, other_draws) = split(rise), split(draws)
+        value, sampled = float((own - others).mean()), (own_draws - other_draws).mean(0)
+        name = "random" if prefix else "selectivity"
+        summary[name] = value
+        summary[f"{name}_ci"] = percentiles(sampled - sampled.mean() + value)
+        summary[f"{prefix}most_affected"] = int((own > others).sum())
+        for a, label in enumerate(edited):
+            table[label] |= {f"{prefix}own": float(own[a]), f"{prefix}others": float(others[a])}
+    keys = ("selectivity", "selectivity_ci", "random", "random_ci", "most_affected")
+    return {k: summary[k] for k in (*keys, "random_most_affected")} | {"labels": table}
+
+
+def summarize_steering(
+    measured: Mapping[str, Measured],
+    twins: Mapping[str, Measured],
+    references: Mapping[str, Reference],
+    *,
+    seed: int = 0,
+) -> Values | None:
+    """The content of `saefeat.artefacts.comparison.SteeringTrial`; None where nothing is measured.
+
+    Labels without units do not count.
+    """
+    labels = [label for label in references if label in measured]
+    if not labels:
+        return None
+    one, other = ({label: each[label] for label in labels} for each in (measured, twins))
+    ours = compare(one, other, references, seed=seed)
+    theirs = compare(other, other, references, seed=seed)
+    table = {}
+    for label in labels:
+        own = score(one[label], label, references[label], seed=seed)
+        twin = score(other[label], label, references[label], seed=seed)
+        kept = {key: own[key] for key in ("forcing", "perplexity", "distinct3", "score")}
+        table[label] = kept | {"random": twin["score"]}
+    return {
+        "score": ours["score"],
+        "score_ci": ours["score_ci"],
+        "random": theirs["score"],
+        "random_ci": theirs["score_ci"],
+        "ahead": ours["difference"],
+        "ahead_ci": ours["difference_ci"],
+        "labels": table,
+    }
