@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from saefeat.run.trials import (
     summarize_steering,
 )
 from saefeat.rundir import ComparisonDir
+from saefeat.statistics.files import load_stats
 from saefeat.steering import CannotSteer
 
 Values = dict[str, Any]
@@ -76,8 +78,9 @@ def compare(
     _open_output(files.root)
     names = config.labels or opened.corpus.labels
     labels = list(dict.fromkeys(find_label(opened, name) for name in names))
+    source = source or opened.files.stats
     found, left = find_contenders(
-        source or opened.files.stats, units=config.units, methods=config.methods, say=opened.say
+        source, units=config.units, methods=config.methods, say=opened.say
     )
     request = _request(found, config, opened)
     if kept_json(files.metrics).get("request") == request:
@@ -86,7 +89,7 @@ def compare(
         return files.load_metrics()
     threads = opened.lm.threads
     with resume(files.metrics, request, "the comparison", threads, opened.say) as checkpoint:
-        trials = Trials(opened, config, labels, _bench(opened, config))
+        trials = Trials(opened, config, source, labels, _bench(opened, config))
         parts = _Measuring(trials, found, checkpoint).all()
         result = _result(found, left, request, config, parts)
         result["measured"] = {
@@ -140,7 +143,7 @@ class _Measuring:
         self.trials, self.checkpoint = trials, checkpoint
         self.pools = [each.pool for each in found]  # one after the other
         rows = [chosen_units(each.selection) for each in found]
-        twins = random_twins(rows, trials.opened.files.load_stats)
+        twins = random_twins(rows, partial(load_stats, trials.stats))
         self.pairs = {
             f"{each.pool} {each.method}": pair
             for each, *pair in zip(found, rows, twins, strict=True)

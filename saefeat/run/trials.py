@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,7 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, pick_test_texts
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats, stats_header
 from saefeat.steering import CannotSteer, apply
 from saefeat.steering.changes import Collected, Units, build_changes, open_dictionary
 from saefeat.steering.recipes import random_units
@@ -47,7 +49,7 @@ def chosen_units(selection: Selection) -> Chosen:
     return found
 
 
-def random_twins(rows: Sequence[Chosen], load_stats: Callable[[str], Stats]) -> list[Chosen]:
+def random_twins(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
     """As many random units that fire, label by label and dictionary by dictionary, of each row.
 
     The units that the row has chosen for the label are not among them.
@@ -55,7 +57,7 @@ def random_twins(rows: Sequence[Chosen], load_stats: Callable[[str], Stats]) -> 
     twins: list[Chosen] = [{label: {} for label in row} for row in rows]
     names = sorted({name for row in rows for units in row.values() for name in units})
     for name in names:
-        stats = load_stats(name)  # read once: those of wide dictionaries are large
+        stats = read(name)  # once: those of wide dictionaries are large
         for number, (row, twin) in enumerate(zip(rows, twins, strict=True)):
             for label, units in row.items():
                 if name in units:
@@ -79,12 +81,14 @@ class Trials:
     """Measures units on the test texts of a run.
 
     Attributes:
+        stats: the directory of statistics from which the units were chosen.
         labels: those whose units are ablated and steer.
         bench: None where nothing can be steered.
     """
 
     opened: OpenRun
     config: CompareConfig
+    stats: Path
     labels: Sequence[str]
     bench: Bench | None
 
@@ -100,8 +104,7 @@ class Trials:
 
     def _open(self, name: str) -> Dictionary:
         if name not in self._dictionaries:
-            header = Stats.read_header(self.opened.files.stats_file(name))["dictionary"]
-            self._dictionaries[name] = open_dictionary(header)
+            self._dictionaries[name] = open_dictionary(stats_header(self.stats, name)["dictionary"])
         return self._dictionaries[name]
 
     def _edit(self, name: str) -> Dictionary:
@@ -117,7 +120,7 @@ class Trials:
 
     def identify(self, rows: Sequence[Chosen]) -> list[dict[str, Values]]:
         """Metrics by length of naive Bayes on the units of each row."""
-        opened, load = self.opened, self.opened.files.load_stats
+        opened, load = self.opened, partial(load_stats, self.stats)
         labels, seed = opened.corpus.labels, opened.config.seed
         used = every_unit(rows)
         read = [self._reader(name, units) for name, units in used.items()]
@@ -161,8 +164,7 @@ class Trials:
         """
         changes = {}
         if units:
-            collected = Collected(self.opened.files.load_stats, None, self.opened.lm.device)
-            changes = build_changes("ablate", _at_sites(units, self._edit), "", collected)
+            changes = build_changes("ablate", _at_sites(units, self._edit), "", self.collected)
         flat = [text for some in self.texts.values() for text in some]
         with apply(self.opened.lm, changes, 1.0, CONSTANT):
             found = iter(text_losses(self.opened.lm, flat, TOKEN_LIMIT))
@@ -183,8 +185,9 @@ class Trials:
 
     @cached_property
     def collected(self) -> Collected:
-        assert self.bench
-        return self.bench.builder.collected
+        """The means of the sites. Without steering there is no source label."""
+        source = self.bench.source_label if self.bench else None
+        return Collected(cache(partial(load_stats, self.stats)), source, self.opened.lm.device)
 
     @cached_property
     def steered(self) -> list[str]:
