@@ -40,11 +40,17 @@ class Columns:
     text_column: str = about("Column with the text.", TEXT, kw_only=True)
     label_column: str = about("Column with the label.", LABEL, kw_only=True)
     id_column: str = about("Column with the id that translations share.", ID, kw_only=True)
+    prompt_column: str | None = about(
+        "Column with a prompt that the model reads before the text; its tokens count nowhere.",
+        None,
+        kw_only=True,
+    )
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The three names, as keyword arguments of `load_corpus`."""
-        return {name: getattr(self, name) for name in ("text_column", "label_column", "id_column")}
+        """The names, as keyword arguments of `load_corpus`."""
+        parts = ("text", "label", "id", "prompt")
+        return {name: getattr(self, name) for name in (f"{part}_column" for part in parts)}
 
 
 @dataclass(frozen=True, config=STRICT)
