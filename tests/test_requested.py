@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 from helpers import contents, refused
 
-from saefeat.config import CollectConfig
+from saefeat.config import CollectConfig, RunConfig
 from saefeat.corpora.random_tokens import random_plan
 from saefeat.dictionaries import Identity
 from saefeat.memory import working_bytes
 from saefeat.run import collect, open_run, run
 from saefeat.run.forecast import forecast_collect
+from saefeat.run.request import mark_of
 from saefeat.rundir import RunDir
 from saefeat.selection import Selection
 from saefeat.statistics import ACCUMULATORS, collected_kinds
@@ -102,6 +103,15 @@ def test_an_unknown_statistic_of_a_run_is_refused_before_anything_is_loaded(tmp_
     with refused("unknown statistic 'answers'", "with_"):
         run(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_later_arguments_change_the_mark_of_a_run_only_where_they_are_given():
+    sizes = {"max_tokens": 2000, "train_tokens": 3000, "d_sae": 512, "k": 16, "eval_texts": 20}
+    sizes |= {"neuron_layers": 3, "steer_prompts": 4, "matrix_texts": 3}
+    older = RunConfig("embedded:smollm2-135m", "embedded:eld", labels=("en", "de", "fr"), **sizes)
+    assert mark_of(older) == "af148ebcdf909023"  # as a version without these arguments wrote it
+    changes = [{name: value} for name, value in ASKED.items()] + [{"prompt_column": "q"}, {"k": 8}]
+    assert len({mark_of(replace(older, **change)) for change in ({}, *changes)}) == 7
 
 
 def test_the_buffer_of_distributions_and_random_tokens_are_in_the_forecast(tiny_lm, tiny_plan):
