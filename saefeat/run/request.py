@@ -46,6 +46,6 @@ def mark_of(config: RunConfig) -> str:
     Later arguments are left out where they have their default, so that the metrics of runs without
     them stay valid.
     """
-    values, defaults = asdict(config), RunConfig("", "")
+    values, defaults = asdict(config), RunConfig(model="", corpus="")
     same = {name for name in _LATER if values[name] == getattr(defaults, name)}
     return fingerprint({name: value for name, value in values.items() if name not in same})
