@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.collection import check_ids
-from saefeat.collection import collect as collect_stats
 from saefeat.config import Decoding, MatrixConfig, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json
 from saefeat.methods import Method, run_methods
@@ -28,6 +27,7 @@ from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import (
     check_fit,
     collect,
+    collect_requested,
     counted_dictionaries,
     means,
     neurons,
@@ -107,10 +107,13 @@ def _train(opened: OpenRun) -> None:
 
 def _collect(opened: OpenRun) -> None:
     lm, plan, files = opened.lm, opened.plan, opened.files
-    dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
-    folders = {name: kind.FOLDER for name, kind in run_kinds().items()}
-    places = {name: files.root / folder for name, folder in folders.items() if folder}
-    collect_stats(lm, plan, dictionaries, files.stats, places=places, say=opened.say)
+    dictionaries = counted_dictionaries(lm, opened.saes, plan, opened.neurons)
+    places = {}
+    for name, kind in run_kinds(opened.config.requested).items():
+        if kind.FOLDER:
+            places[name] = (files.root if kind.IN_RUN else files.stats) / kind.FOLDER
+    config, say = opened.config, opened.say
+    collect_requested(lm, plan, dictionaries, files.stats, config, places, say=say)
 
 
 def _rank(opened: OpenRun) -> None:
@@ -120,7 +123,7 @@ def _rank(opened: OpenRun) -> None:
 
 def _methods(opened: OpenRun) -> dict[str, Method]:
     """The methods that can rank what the run has collected."""
-    dictionaries = [*opened.saes, *neurons(opened.lm, opened.layers)]
+    dictionaries = [*opened.saes, *opened.neurons]
     return run_methods([dictionary.identity for dictionary in dictionaries])
 
 
