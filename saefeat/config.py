@@ -149,6 +149,7 @@ class RunConfig(SAEInputs, SteeringSource, OnRequest):
     )
     steer_prompts: int = about("Prompts on which steering is tried; 0 for none.", 16, ge=0, le=64)
     matrix_texts: int = about("Texts per label of the perplexity matrix; 0 for none.", 10, ge=0)
+    compare_labels: int = about("Labels on which rules are compared; 0 for none.", 0, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -195,6 +196,9 @@ DEMO: dict[str, Any] = {
     "train_tokens": 6000,
     "max_tokens": 7000,
     "eval_texts": 60,
+    "with_": ("halves",),
+    "random_tokens": 100,
+    "compare_labels": 3,
 }
 
 

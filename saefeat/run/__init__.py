@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.collection import check_ids
-from saefeat.config import Decoding, MatrixConfig, RunConfig
+from saefeat.config import CompareConfig, Decoding, MatrixConfig, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
 from saefeat.resume import claim, clear_finished
+from saefeat.run.compare import compare
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
 from saefeat.run.grids import demo_grid, english_prompts, steering_sites
@@ -87,7 +88,11 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         index = _begin_index(opened, threads)
         if fit:
             opened.files.save_fit_check(fit)
-        sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
+        sizes = {
+            "steering": config.steer_prompts,
+            "matrix": config.matrix_texts,
+            "compare": config.compare_labels,
+        }
         for name, stage in _STAGES.items():
             if sizes.get(name) != 0:
                 with _timed(opened, index, name):
@@ -154,6 +159,25 @@ def _matrix(opened: OpenRun) -> None:
         clear_finished(out, kept_json(out).get("request"))
 
 
+def _compare(opened: OpenRun) -> None:
+    """Compare rules on a few labels and texts. Figures of `saefeat compare` are left alone."""
+    files, config = opened.files.comparison, opened.config
+    if not files.metrics.exists():
+        source = config.source or opened.corpus.labels[0]
+        labels = [label for label in opened.corpus.labels if label != source]
+        few = CompareConfig(
+            labels=tuple(labels[: config.compare_labels]),
+            eval_texts=20,
+            sentences=2,
+            prompts=4,
+            strengths=(1.3,),
+            source=config.source,
+            seed=config.seed,
+        )
+        compare(opened, few)
+    clear_finished(files.metrics, kept_json(files.metrics).get("request"))
+
+
 # Name in `timings` -> what runs, in order. The report comes last.
 _STAGES: dict[str, Callable[[OpenRun], None]] = {
     "train": _train,
@@ -163,6 +187,7 @@ _STAGES: dict[str, Callable[[OpenRun], None]] = {
     "lid evaluate": _evaluate,
     "steering": _steer,
     "matrix": _matrix,
+    "compare": _compare,
 }
 
 

@@ -12,7 +12,14 @@ from saefeat.corpora.request import find_recipe
 from saefeat.io import absolute_path, existing_path, fingerprint
 
 # Arguments that the first runs did not have.
-_LATER = ("with_", "table_examples", "random_tokens", "neuron_site", "prompt_column")
+_LATER = (
+    "with_",
+    "table_examples",
+    "random_tokens",
+    "neuron_site",
+    "prompt_column",
+    "compare_labels",
+)
 
 
 def with_absolute_paths(
