@@ -50,10 +50,9 @@ def compare_stats(
             or neurons.
     """
     files = _open_output(out)
+    found, left = find_contenders(source, units=config.units, methods=config.methods, say=say)
+    result = _result(found, left, _request(found, config), config, [{} for _ in found])
     with claim_file(files.metrics):
-        found, left = find_contenders(source, units=config.units, methods=config.methods, say=say)
-        request = _request(found, config)
-        result = _result(found, left, request, config, [{} for _ in found])
         _save(files, found, result)
     return result
 

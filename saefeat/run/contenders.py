@@ -76,9 +76,10 @@ def find_contenders(
     pools = {name: ids for name, ids in found.items() if ids}
     if not pools:
         raise UserError(f"{source} has no statistics of SAEs or hidden neurons; collect them")
-    names = [name for name in METHODS if METHODS[name]] if methods is None else list(methods)
-    for name in names:
-        METHODS[name]  # raises for an unknown one
+    names = list(METHODS if methods is None else methods)
+    if unknown := [name for name in names if name not in METHODS]:
+        known = ", ".join(METHODS)
+        raise UserError(f"unknown method {unknown[0]!r}; choose from {known}", "methods")
     chosen: list[Contender] = []
     left: list[Left] = []
     with track(say, "compare: rank", len(pools) * len(names), "rules") as bar:
