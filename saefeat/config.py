@@ -198,7 +198,7 @@ DEMO: dict[str, Any] = {
     "eval_texts": 60,
     "with_": ("halves",),
     "random_tokens": 100,
-    "compare_labels": 3,
+    "compare_labels": 2,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -21,7 +22,7 @@ from saefeat.forcing import Measured, Reference
 from saefeat.lid.features import featurize
 from saefeat.methods import METHODS
 from saefeat.report import write_report
-from saefeat.run import neurons, open_run, rank
+from saefeat.run import neurons, open_run, rank, run
 from saefeat.run.compare import _at_best_strength, compare, compare_stats
 from saefeat.run.contenders import Contender, find_contenders, overlaps
 from saefeat.run.evaluate_heads import choose_positions
@@ -35,6 +36,7 @@ from saefeat.run.trials import (
     summarize_ablation,
     summarize_steering,
 )
+from saefeat.rundir import RunDir
 from saefeat.statistics.files import load_stats
 from saefeat.steering import apply
 from saefeat.steering.changes import Units, build_changes
@@ -322,6 +324,22 @@ def test_a_comparison_that_was_killed_resumes_to_the_same_bytes(out, at):
     lines.clear()
     compare(opened, config)
     assert lines[-1] == f"{out}/compare/metrics.json is complete already"
+
+
+def test_a_run_compares_in_small_and_leaves_a_full_comparison_alone(tmp_path, config):
+    small = replace(config, compare_labels=1, with_=("halves",), neuron_layers=1)
+    files = RunDir(run(small, tmp_path / "run").parent)
+    result = files.comparison.load_metrics()
+    assert {row["pool"] for row in result["rows"]} == {"features", "neurons"}
+    assert all(row["stability"] for row in result["rows"] if any(row["units"].values()))
+    steered = [row["steering"]["labels"] for row in result["rows"] if row["steering"]]
+    assert {label for labels in steered for label in labels} == {"de"}  # en is the source
+    assert files.load_index()["timings"]["compare"] > 0
+    assert 'id="rules"' in files.report.read_text()
+    compare(open_run(files.root), CompareConfig(**FEW))
+    full = contents(files.comparison.root)
+    run(small, files.root)
+    assert contents(files.comparison.root) == full
 
 
 def test_statistics_alone_give_what_is_chosen(tmp_path, stats):

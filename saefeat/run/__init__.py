@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.collection import check_ids
-from saefeat.config import CompareConfig, Decoding, MatrixConfig, RunConfig
+from saefeat.config import Decoding, MatrixConfig, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
 from saefeat.resume import claim, clear_finished
-from saefeat.run.compare import compare
+from saefeat.run.compare import compare, small_comparison
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
 from saefeat.run.grids import demo_grid, english_prompts, steering_sites
@@ -161,20 +161,9 @@ def _matrix(opened: OpenRun) -> None:
 
 def _compare(opened: OpenRun) -> None:
     """Compare rules on a few labels and texts. Figures of `saefeat compare` are left alone."""
-    files, config = opened.files.comparison, opened.config
+    files = opened.files.comparison
     if not files.metrics.exists():
-        source = config.source or opened.corpus.labels[0]
-        labels = [label for label in opened.corpus.labels if label != source]
-        few = CompareConfig(
-            labels=tuple(labels[: config.compare_labels]),
-            eval_texts=20,
-            sentences=2,
-            prompts=4,
-            strengths=(1.3,),
-            source=config.source,
-            seed=config.seed,
-        )
-        compare(opened, few)
+        compare(opened, small_comparison(opened))
     clear_finished(files.metrics, kept_json(files.metrics).get("request"))
 
 

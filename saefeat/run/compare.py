@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,23 @@ from saefeat.statistics.files import load_stats
 from saefeat.steering import CannotSteer
 
 Values = dict[str, Any]
+
+
+def small_comparison(opened: OpenRun) -> CompareConfig:
+    """What a run asks for: few labels, texts and prompts, and one strength."""
+    config, source = opened.config, None
+    with suppress(CannotSteer):
+        source = find_source(opened, config.source)
+    targets = [label for label in opened.corpus.labels if label != source]
+    return CompareConfig(
+        labels=tuple(targets[: config.compare_labels]),
+        eval_texts=20,
+        sentences=2,
+        prompts=4,
+        strengths=(1.3,),
+        source=config.source,
+        seed=config.seed,
+    )
 
 
 def compare_stats(

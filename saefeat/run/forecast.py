@@ -34,7 +34,9 @@ from saefeat.memory import (
     training_bytes,
     working_bytes,
 )
+from saefeat.methods import METHODS
 from saefeat.models import LanguageModel
+from saefeat.run.compare import small_comparison
 from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.grids import demo_grid
 from saefeat.run.opened import OpenRun
@@ -183,21 +185,44 @@ def _step_seconds(job: _Job) -> float:
 
 
 def _steering_seconds(opened: OpenRun) -> dict[str, float]:
-    """The time of steering and of the matrix, from a few tokens and texts."""
+    """The time of steering, of the matrix and of rules, from a few tokens and texts."""
     config, lm, labels = opened.config, opened.lm, len(opened.corpus.labels)
     texts = [opened.corpus.texts[i] for i in sorted(opened.plan.tokens)[:8]]
     found = {}
-    if config.steer_prompts:
+    continuation = text = 0.0  # seconds for one
+    if config.steer_prompts or config.compare_labels:
         decoding = Decoding(max_new_tokens=4)
         prompts = [lm.prefix + row[:10] for row in lm.tokenize(texts, 10)] * 4
         seconds = _seconds_of(lm.device, partial(generate, lm, prompts, decoding))
         token = seconds / (len(prompts) * decoding.max_new_tokens)
-        rows = config.steer_prompts * labels * (2 + len(demo_grid(())))
-        found["steering"] = 1.5 * token * Decoding().max_new_tokens * rows
-    if config.matrix_texts:
+        continuation = 1.5 * token * Decoding().max_new_tokens
+    if config.matrix_texts or config.compare_labels:
         seconds = _seconds_of(lm.device, partial(text_losses, lm, texts, TOKEN_LIMIT))
-        found["matrix"] = seconds / len(texts) * config.matrix_texts * labels * (1 + 2 * labels)
+        text = seconds / len(texts)
+    if config.steer_prompts:
+        rows = config.steer_prompts * labels * (2 + len(demo_grid(())))
+        found["steering"] = continuation * rows
+    if config.matrix_texts:
+        found["matrix"] = text * config.matrix_texts * labels * (1 + 2 * labels)
+    if config.compare_labels:
+        small = small_comparison(opened)
+        edited = len(small.labels or ()) * 2 * _compared_rules(opened)  # random units too
+        texts_read = small.sentences * len(small.labels or ())
+        found["compare"] = edited * (small.prompts * continuation + texts_read * text)
+        found["compare"] += small.eval_texts * labels * text
     return found
+
+
+def _compared_rules(opened: OpenRun) -> int:
+    """How many rules are compared, on features and on neurons."""
+    config = opened.config
+    rules = [
+        method
+        for method in METHODS.values()
+        if set(method.accumulators) <= set(config.requested)
+        and (config.random_tokens or not method.control)
+    ]
+    return len(rules) * (1 + bool(opened.neurons))
 
 
 def _seconds_of(device: str, work: Callable[[], Any]) -> float:
@@ -233,7 +258,7 @@ def _memory(job: _Job) -> str:
         on_device += _statistics_bytes(job, requested, WINDOW)
         neurons = sum(each.width for each in job.dictionaries)
         on_device += neurons * sum(kind.BUFFER for kind in requested)
-    if config.steer_prompts or config.matrix_texts:
+    if config.steer_prompts or config.matrix_texts or config.compare_labels:
         prompts = config.steer_prompts * 2 * TOKEN_LIMIT
         tokens = max(config.matrix_texts * job.labels * job.text_tokens, prompts)
         logits = lm.unembedding()
