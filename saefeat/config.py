@@ -376,14 +376,14 @@ class CompareConfig(SteeringSource):
     units: int = about("Units per label of each rule.", 50, ge=1)
     methods: tuple[str, ...] | None = about("Rules; default all that the statistics allow.", None)
     labels: tuple[str, ...] | None = about(
-        "Labels whose units are ablated and steer; default all.", None
+        "Labels of ablation and steering, at least two; default all.", None
     )
     eval_texts: int = about("Test texts per label for identification; 0 for none.", 60, ge=0)
     sentences: int = about("Test texts per label for ablation; 0 for none.", 8, ge=0)
     prompts: int = about("Prompts for steering; 0 for none.", 8, ge=0, le=64)
     strengths: tuple[float, ...] = about(
-        "Of steering, at each site of a label's units; 1 is the difference of means. The best one "
-        "on average is shown for all rules of a pool.",
+        "Strengths of steering; 1 is the difference of means, at each site of a label's units. The "
+        "one of the best mean score is shown for all rules of a pool.",
         (0.7, 1.3),
         min_length=1,
     )

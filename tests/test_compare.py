@@ -23,19 +23,14 @@ from saefeat.lid.features import featurize
 from saefeat.methods import METHODS
 from saefeat.report import write_report
 from saefeat.run import neurons, open_run, rank, run
-from saefeat.run.compare import _at_best_strength, compare, compare_stats
+from saefeat.run.compare import compare_rules, compare_stats
 from saefeat.run.contenders import Contender, find_contenders, overlaps
 from saefeat.run.evaluate_heads import choose_positions
+from saefeat.run.measuring import _at_best_strength
 from saefeat.run.stages import counted_dictionaries
 from saefeat.run.steer import Bench
-from saefeat.run.trials import (
-    Trials,
-    chosen_units,
-    every_unit,
-    random_twins,
-    summarize_ablation,
-    summarize_steering,
-)
+from saefeat.run.summaries import summarize_ablation, summarize_steering
+from saefeat.run.trials import Trials, chosen_units, every_unit, random_twins, random_unions
 from saefeat.rundir import RunDir
 from saefeat.statistics.files import load_stats
 from saefeat.steering import apply
@@ -205,7 +200,8 @@ def test_ablated_neurons_are_zero_on_every_token_but_bos(trials, row):
 def test_steering_adds_the_difference_along_the_units_at_each_strength(trials, row, stats):
     opened = trials.opened
     units = {name: some for name, some in row["de"].items() if name.startswith("sae-")}
-    found = trials.steer(units, "de")
+    other, found = trials.steer([("th", row["th"]), ("de", units)])
+    assert [one.texts for one in other] != [one.texts for one in found]
     saes = {sae.id: sae for sae in opened.saes}
     chosen: dict[str, list[Units]] = {}
     for name, some in units.items():
@@ -261,12 +257,12 @@ def test_a_summary_of_steering_has_the_mean_over_labels_with_units():
     half = Measured(["x"] * 4, ["b", "b", "c", "c"], [10.0] * 4, [1.0] * 4)
     none = Measured(["x"] * 4, ["c"] * 4, [10.0] * 4, [1.0] * 4)
     references = dict.fromkeys("abz", Reference(1.0, 10.0, 1.0))
-    found = summarize_steering({"a": good, "b": half}, {"a": none, "b": none}, references, 0.7)
-    assert found is not None and found["strength"] == 0.7
+    found = summarize_steering({"a": good, "b": half}, {"a": none, "b": none}, references, 0.7, 2.0)
+    assert found is not None and (found["strength"], found["sites"]) == (0.7, 2.0)
     assert found["labels"].keys() == {"a", "b"}
     assert found["score"] == pytest.approx((1 + 2 * 0.5 / 1.5) / 2)
     assert (found["random"], found["ahead"]) == (0, found["score"])
-    assert summarize_steering({}, {}, references, 0.7) is None
+    assert summarize_steering({}, {}, references, 0.7, 1) is None
 
 
 def test_one_strength_serves_all_rules_of_a_pool():
@@ -286,7 +282,7 @@ def out(run_copy, stats):
 
 
 def test_a_comparison_has_all_measures_of_every_rule(out):
-    result = compare(open_run(out), CompareConfig(**FEW))
+    result = compare_rules(open_run(out), CompareConfig(**FEW))
     assert [(row["pool"], row["method"]) for row in result["rows"]] == [
         (pool, method) for pool in ("features", "neurons") for method in RULES
     ]
@@ -306,23 +302,23 @@ def test_a_comparison_has_all_measures_of_every_rule(out):
     assert (out / "tables/compare_overlap.csv").read_text().count("\n") == 7
 
 
-@pytest.mark.parametrize("at", ["compare: ablation: 2 of", "compare: steering: 3 of"])
+@pytest.mark.parametrize("at", ["compare: ablation: 2 of", "compare: steering: 2 of"])
 def test_a_comparison_that_was_killed_resumes_to_the_same_bytes(out, at):
     opened, config = open_run(out), CompareConfig(**FEW)
-    compare(opened, config)
+    compare_rules(opened, config)
     whole = contents(out / "compare")
     shutil.rmtree(out / "compare")
     opened.say = Interrupt(at)
     with pytest.raises(KeyboardInterrupt):
-        compare(opened, config)
+        compare_rules(opened, config)
     assert not (out / "compare/metrics.json").exists()
     lines: list[str] = []
     opened.say = lines.append
-    compare(opened, config)
+    compare_rules(opened, config)
     assert contents(out / "compare") == whole
     assert not any(line.startswith("lid: ") for line in lines)  # identification was kept
     lines.clear()
-    compare(opened, config)
+    compare_rules(opened, config)
     assert lines[-1] == f"{out}/compare/metrics.json is complete already"
 
 
@@ -336,7 +332,7 @@ def test_a_run_compares_in_small_and_leaves_a_full_comparison_alone(tmp_path, co
     assert {label for labels in steered for label in labels} == {"de"}  # en is the source
     assert files.load_index()["timings"]["compare"] > 0
     assert 'id="rules"' in files.report.read_text()
-    compare(open_run(files.root), CompareConfig(**FEW))
+    compare_rules(open_run(files.root), CompareConfig(**FEW))
     full = contents(files.comparison.root)
     run(small, files.root)
     assert contents(files.comparison.root) == full
@@ -360,22 +356,94 @@ def test_what_cannot_be_measured_is_left_out_with_a_note(out, monkeypatch):
     lines: list[str] = []
     opened = open_run(out, lines.append)
     config = CompareConfig(units=5, methods=("lape",), eval_texts=0, sentences=1, prompts=0)
-    result = compare(opened, config)
+    result = compare_rules(opened, config)
     assert any("without ablation" in line for line in lines)
     for row in result["rows"]:
         assert (row["identification"], row["ablation"], row["steering"]) == (None, None, None)
 
 
+@pytest.fixture
+def relabelled(tmp_path, tiny_run):
+    """Statistics of the run's SAEs on the same texts, with the labels in another order."""
+    opened = open_run(tiny_run)
+    corpus = replace(opened.corpus, labels=tuple(reversed(opened.corpus.labels)))
+    plan = make_plan(corpus, opened.lm, seed=0, max_tokens=500)
+    collect(opened.lm, plan, opened.saes, tmp_path / "relabelled")
+    return tmp_path / "relabelled"
+
+
+def test_statistics_of_other_labels_models_or_saes_are_refused(out, relabelled, make_lm, tmp_path):
+    opened = open_run(out)
+    message = "another model, SAE or list of labels"
+    with refused(message, "stats"):
+        compare_rules(opened, CompareConfig(**FEW), source=relabelled, out=tmp_path / "o")
+    other = make_lm(seed=1)
+    plan = make_plan(opened.corpus, other, max_tokens=500)
+    collect(other, plan, opened.saes, tmp_path / "other")
+    with refused(message, "stats"):
+        compare_rules(opened, CompareConfig(**FEW), source=tmp_path / "other", out=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_rule_that_is_named_twice_counts_once_and_one_without_statistics_is_refused(out):
+    opened = open_run(out)
+    few = CompareConfig(units=5, methods=("lape", "lape"), eval_texts=0, sentences=0, prompts=0)
+    assert [row["method"] for row in compare_rules(opened, few)["rows"]] == ["lape", "lape"]
+    with refused("plnd cannot be compared: the directory holds no importances"):
+        compare_rules(opened, replace(few, methods=("lape", "plnd")))
+
+
+def test_one_label_is_not_ablated_and_the_note_says_why(out):
+    lines: list[str] = []
+    config = CompareConfig(**{**FEW, "prompts": 0}, labels=("de",))
+    result = compare_rules(open_run(out, lines.append), config)
+    assert all(row["ablation"] is None and row["identification"] for row in result["rows"])
+    assert any("two labels with test texts" in line for line in lines)
+
+
+def test_halves_that_are_collected_later_are_taken(out):
+    opened, config = open_run(out), CompareConfig(**{**FEW, "prompts": 0, "sentences": 0})
+    (out / "stats/halves").rename(out / "halves-away")
+    assert all(row["stability"] is None for row in compare_rules(opened, config)["rows"])
+    (out / "halves-away").rename(out / "stats/halves")
+    assert all(row["stability"] for row in compare_rules(opened, config)["rows"])
+
+
+def test_another_comparison_leaves_no_selections_of_the_first(out, tmp_path, stats):
+    opened = open_run(out)
+    nothing = {"units": 5, "eval_texts": 0, "sentences": 0, "prompts": 0}
+    lines: list[str] = []
+    opened.say = lines.append
+    compare_rules(opened, CompareConfig(methods=("diffmean",), **nothing))
+    compare_rules(opened, CompareConfig(methods=("lape",), **nothing))
+    assert any("will be replaced" in line for line in lines)
+    found = sorted(path.name for path in (out / "compare/selections").rglob("*.parquet"))
+    assert found == ["lape.parquet"] * 2
+    with refused("holds a comparison on a run", "out"):
+        compare_stats(stats, out / "compare", CompareConfig())
+
+
+def test_random_units_of_a_head_are_as_many_as_all_labels_have_together(stats):
+    found, _ = find_contenders(stats, units=5, methods=RULES)
+    rows = [chosen_units(each.selection) for each in found]
+    for row, union in zip(rows, random_unions(rows, lambda n: load_stats(stats, n)), strict=True):
+        used, other = every_unit([row]), every_unit([union])
+        assert {name: len(units) for name, units in used.items()} == {
+            name: len(units) for name, units in other.items()
+        }
+        assert not any(set(used[name]) & set(other[name]) for name in used)
+
+
 def test_bad_input_is_refused(out, tmp_path, stats):
     opened = open_run(out)
     with refused("unknown method 'lap'", "methods"):
-        compare(opened, CompareConfig(methods=("lap",)))
+        compare_rules(opened, CompareConfig(methods=("lap",)))
     with refused("no label 'xx'"):
-        compare(opened, CompareConfig(labels=("xx",)))
+        compare_rules(opened, CompareConfig(labels=("xx",)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("x")
     with refused("is no comparison", "out"):
-        compare(opened, CompareConfig(), out=tmp_path / "mine")
+        compare_rules(opened, CompareConfig(), out=tmp_path / "mine")
     with refused("is no comparison", "out"):
         compare_stats(stats, tmp_path / "mine/notes.txt", CompareConfig())
     (tmp_path / "empty").mkdir()
@@ -389,10 +457,11 @@ def test_compare_from_the_command_line(saefeat, out, tmp_path, stats):
     few = ("--sentences", 1, "--prompts", 0, "--labels", "de,th")
     code, printed, _ = saefeat("compare", out, *options, *few)
     assert code == 0
-    lines = [line.split() for line in printed.splitlines()]
-    assert [line[:2] for line in lines[1:]] == [
-        [pool, method] for pool in ("features", "neurons") for method in ("diffmean", "lape")
-    ] or [line[1] for line in lines[1:]] == ["lape", "diffmean"] * 2
+    rows = [line.split() for line in printed.splitlines()]
+    assert [row[:2] for row in rows[1:5]] == [
+        [pool, method] for pool in ("features", "neurons") for method in ("lape", "diffmean")
+    ]
+    assert f"{out}/compare: metrics.json" in printed
     code, printed, _ = saefeat("compare", "--stats", stats, "--out", tmp_path / "c", *options[:4])
     assert code == 0 and "diffmean" in printed
     code, _, error = saefeat("compare")

@@ -17,7 +17,7 @@ from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
 from saefeat.resume import claim, clear_finished
-from saefeat.run.compare import compare, small_comparison
+from saefeat.run.compare import compare_rules, small_comparison
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
 from saefeat.run.grids import demo_grid, english_prompts, steering_sites
@@ -163,7 +163,7 @@ def _compare(opened: OpenRun) -> None:
     """Compare rules on a few labels and texts. Figures of `saefeat compare` are left alone."""
     files = opened.files.comparison
     if not files.metrics.exists():
-        compare(opened, small_comparison(opened))
+        compare_rules(opened, small_comparison(opened))
     clear_finished(files.metrics, kept_json(files.metrics).get("request"))
 
 

@@ -263,7 +263,8 @@ def _memory(job: _Job) -> str:
         tokens = max(config.matrix_texts * job.labels * job.text_tokens, prompts)
         logits = lm.unembedding()
         on_device += judging_bytes(tokens, logits.shape[0], logits.element_size())
-    if config.matrix_texts and encoders_fit(opened.given, lm.device):  # else it is left out
+    ablating = config.matrix_texts or config.compare_labels
+    if ablating and encoders_fit(opened.given, lm.device):  # else it is left out
         on_device += sum(working_bytes(sae, lm.device) for sae in opened.given)
     kinds = (*HEADS.values(), *BASELINES.values())
     process = LIBRARIES + MORE_LIBRARIES + sum(kind.fit_bytes(job.fit_size) for kind in kinds)

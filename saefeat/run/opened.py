@@ -133,7 +133,12 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     opened = OpenRun(config, out, lm, corpus, sites, given, say)
     used = [*sites, *(each.site for each in (*given, *opened.neurons))]
-    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
+    last_block = bool(
+        (given and config.gate)
+        or config.steer_prompts
+        or config.matrix_texts
+        or config.compare_labels
+    )
     check_activations(lm, corpus, used, last_block=last_block)
     # The evaluation needs fastText's model: fetch it before the long work.
     FastText(labels=list(corpus.labels), unknown=None).fit()
