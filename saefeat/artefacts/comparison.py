@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -90,7 +90,7 @@ class ComparedRule(TypedDict):
 
     pool: str
     method: str
-    parameters: dict[str, Any]
+    parameters: dict[str, str | int | float | bool | None]
     units: dict[Label, Count]
     distinct: Count
     stability: Stability | None

@@ -18,7 +18,7 @@ def comparison_view(comparison: Comparison) -> Values:
         units: asked for per label; measured: on what, or None; pools: [{name, dictionaries: their
         number, rows: those of the rules with `per_label` (mean units) and `empty` (labels without
         units), strength: of steering or None, overlap: {names, rows: (name, IoU by rule)}}];
-        left_out: (pool, method, reason).
+        left_out: (pool, method, reason, command).
     """
     pools = []
     for name, dictionaries in comparison["pools"].items():
@@ -38,7 +38,10 @@ def comparison_view(comparison: Comparison) -> Values:
         "labels": len(comparison["labels"]),
         "measured": comparison.get("measured"),
         "pools": pools,
-        "left_out": [(x["pool"], x["method"], x["reason"]) for x in comparison["left_out"]],
+        "left_out": [
+            (each["pool"], each["method"], each["reason"], each["command"])
+            for each in comparison["left_out"]
+        ],
     }
 
 

@@ -40,8 +40,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
                 *(name for length in ("all", "20") for name in (
                     f"f1_{length}", *(f"f1_{length}_{end}" for end in ("low", "high")),
                     *_ends(f"f1_{length}", "random"))),
-                *_ends("ablation", "selectivity", "random"), "ablation_most_affected",
-                "ablation_random_most_affected", "steering_strength",
+                *_ends("ablation", "selectivity", "random", "ahead"), "ablation_most_affected",
+                "ablation_random_most_affected", "steering_strength", "steering_sites",
                 *_ends("steering", "score", "random", "ahead")),
     "compare_overlap": ("pool", "method", "other", "iou", "expected"),
     **SET_FIELDS,
