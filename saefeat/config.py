@@ -135,8 +135,8 @@ class TrainConfig:
         None,
         ge=1,
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = about(
-        "Of the encoder product. Weights are float32 always.", "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = about(
+        "Of the encoder product. Weights are float32, or float64 with it.", "auto"
     )
     seed: int = _SEED
     architecture: str = about("Architecture of the SAEs.", "topk")
