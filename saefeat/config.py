@@ -142,6 +142,24 @@ class TrainConfig:
     architecture: str = about("Architecture of the SAEs.", "topk")
 
 
+@dataclass(frozen=True, config=STRICT)
+class RanksConfig:
+    """How several processes train SAEs together (`train/sae.py`)."""
+
+    layout: Literal["data", "sites"] = about(
+        "What the processes share out: data (the tokens of each step) or sites (the SAEs).", "data"
+    )
+    threads: int | None = about(
+        "CPU threads per process; default the cores of the machine over its processes.", None, ge=1
+    )
+    checkpoint_seconds: int = about(
+        "Least time between two checkpoints; 0: one after each chunk.", 600, ge=0
+    )
+    timeout_seconds: int = about(
+        "Time after which a process that does not answer fails the others.", 1800, ge=10
+    )
+
+
 # What `saefeat demo` asks for: small enough for a laptop.
 DEMO: dict[str, Any] = {
     "model": DEMO_MODEL,

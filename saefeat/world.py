@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from saefeat.io import RunFailed, UserError, first_line
 
@@ -137,8 +139,8 @@ def join(world: World, device: str, timeout: float) -> Any:
         return None
     wait = timedelta(seconds=timeout)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    store, _, _ = next(dist.rendezvous("env://", timeout=wait))
-    kept = dist.PrefixStore("ranks", store.clone())
+    store: Any = next(rendezvous("env://", timeout=wait))[0]
+    kept = PrefixStore("ranks", store.clone())  # with a connection of its own
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=wait
     )

@@ -170,12 +170,17 @@ class Trainer:
 
     def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
         """The SAE as trained so far, in the model's raw units."""
-        folded = self.objective.fold(self.parameters, self.scaler["mean"], self.scaler["scale"])
-        dtype = torch.float32 if self.dtype == torch.float64 else self.dtype
+        folded: dict[str, Any] = self.objective.fold(
+            self.parameters, self.scaler["mean"], self.scaler["scale"]
+        )
+        dtype = self.dtype
+        if dtype == torch.float64:
+            dtype = torch.float32
+            folded |= {name: v.float() for name, v in folded.items() if isinstance(v, Tensor)}
         return SAE(
             identity,
             site,
-            **{name: v.float() if isinstance(v, Tensor) else v for name, v in folded.items()},
+            **folded,
             max_norm=float(self.scaler["max_norm"]),
             dtype=str(dtype).removeprefix("torch."),
             record=record,
