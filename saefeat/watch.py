@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 from saefeat.world import World
 
-BEAT_SECONDS = 2.0  # between two signs of life
+BEAT_SECONDS = 1.0  # between two signs of life
 SILENT_SECONDS = 40.0  # without a sign, after which a rank is taken for dead
+_LOST_BEATS = 5  # after which a rank that answers no more is named
 _FAILED = "failed"
 
 
@@ -44,6 +45,29 @@ class Watch:
         self._over.set()
         if self.store is not None:
             self._thread.join()
+
+    def find_lost(self) -> str:
+        """Wait a little, and say which ranks have ended. The process ends if one has said why."""
+        ranks = [rank for rank in range(self.world.size) if rank != self.world.rank]
+        try:
+            before = {rank: self._sign(rank) for rank in ranks}
+            for _ in range(_LOST_BEATS):
+                time.sleep(BEAT_SECONDS)
+                if self.store.check([_FAILED]):
+                    self._exit(1)
+            silent = [rank for rank in ranks if self._sign(rank) == before[rank]]
+        except RuntimeError:  # the store has ended with its process
+            return "the first rank or its machine has ended"
+        if not silent:
+            return "the connection to another rank has ended"
+        return " and ".join(f"rank {each} on {self._host(each)}" for each in silent) + " has ended"
+
+    def _sign(self, rank: int) -> str:
+        key = f"alive/{rank}"
+        return self.store.get(key).decode() if self.store.check([key]) else ""
+
+    def _host(self, rank: int) -> str:
+        return self._sign(rank).partition(" ")[2] or "an unknown machine"
 
     def fail(self, message: str, code: int) -> NoReturn:
         """End all ranks: say why, unless another rank was first, and exit at once."""
@@ -75,7 +99,7 @@ class Watch:
 
     def _watch(self) -> None:
         watched = range(1, self.world.size) if self.world.leads else [0]
-        seen = {rank: (b"", time.monotonic()) for rank in watched}
+        seen = {rank: ("", time.monotonic()) for rank in watched}
         number = 0
         while not self._over.wait(BEAT_SECONDS):
             number += 1
@@ -89,11 +113,11 @@ class Watch:
                 if not self._over.is_set():
                     self.fail(f"the first rank or its machine has ended ({error})", 1)
 
-    def _look(self, rank: int, seen: dict[int, tuple[bytes, float]]) -> None:
-        now, key = time.monotonic(), f"alive/{rank}"
-        sign = self.store.get(key) if self.store.check([key]) else b""
+    def _look(self, rank: int, seen: dict[int, tuple[str, float]]) -> None:
+        now, sign = time.monotonic(), self._sign(rank)
         if sign != seen[rank][0]:
             seen[rank] = (sign, now)
         elif now - seen[rank][1] > SILENT_SECONDS:
-            host = seen[rank][0].decode().partition(" ")[2] or "an unknown machine"
-            self.fail(f"rank {rank} on {host} has given no sign for {SILENT_SECONDS:.0f} s", 1)
+            self.fail(
+                f"rank {rank} on {self._host(rank)} has given no sign for {SILENT_SECONDS:.0f} s", 1
+            )

@@ -19,14 +19,18 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from saefeat.io import RunFailed, UserError, first_line
+from saefeat.io import RunFailed, UserError
+
+
+class LostRank(RunFailed):
+    """Another rank has ended or does not answer."""
 
 
 @dataclass(frozen=True)
 class World:
     """This process among those that work together.
 
-    All ranks call the same methods in the same order. A call raises RunFailed when another rank has
+    All ranks call the same methods in the same order. A call raises LostRank when another rank has
     ended or does not answer.
 
     Attributes:
@@ -100,8 +104,7 @@ class World:
         try:
             yield
         except RuntimeError as error:  # of the backend
-            what = f"another rank has ended or does not answer ({first_line(error)})"
-            raise RunFailed(what) from error
+            raise LostRank("another rank has ended or does not answer") from error
 
 
 ALONE = World()

@@ -18,7 +18,7 @@ from saefeat.cli.common import say
 from saefeat.cli.failures import describe_failure
 from saefeat.run.training import describe_training, forecast_job, place_rank, read_job, train_job
 from saefeat.watch import Watch
-from saefeat.world import join, world_of_environment
+from saefeat.world import LostRank, join, world_of_environment
 
 
 class Stop:
@@ -72,6 +72,9 @@ def fail(error: BaseException, watch: Watch | None, seconds: float) -> None:
         for name in getattr(error, "options", ())
     ]
     command = SimpleNamespace(params=fields, commands={})
+    if isinstance(error, LostRank) and watch:
+        found = watch.find_lost()
+        watch.fail(f"sae.py: {found}; checkpoints are kept: start all ranks again to go on", 1)
     program = ["python", sys.argv[0]]
     failure = describe_failure(error, command, sys.argv[1:], seconds, program)
     message, code = failure or ("".join(traceback.format_exception(error)).rstrip(), 1)
