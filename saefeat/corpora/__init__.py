@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -54,7 +54,8 @@ class Batch:
         positions: of the examples in the corpus, one per row.
         input_ids: int64 [rows, tokens].
         attention_mask: int64 [rows, tokens], 0 for padding.
-        counted: bool [rows, tokens], whether a token is neither special nor padding.
+        counted: bool [rows, tokens], whether a token is neither special nor padding nor of a
+            prompt.
     """
 
     positions: list[int]
@@ -72,12 +73,14 @@ class Plan:
 
     Attributes:
         corpus: the corpus.
-        tokens: position -> token ids of a chosen example, without added special tokens.
+        tokens: position -> token ids of a chosen example, without added special tokens. They begin
+            with those of its prompt.
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
         order: positions in the order of the windows; None for the corpus's own order. SAE
             training orders examples by hashed id.
+        prompts: position -> number of tokens of the prompt, of the examples that have one.
     """
 
     corpus: Corpus
@@ -86,6 +89,7 @@ class Plan:
     policy: dict[str, Any]
     skipped: dict[str, int]
     order: list[int] | None = None
+    prompts: dict[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -107,40 +111,58 @@ class Plan:
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
         """Batches of these examples."""
-        return plan_batches(
-            lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"]
-        )
+        tokens, count_bos = {i: self.tokens[i] for i in positions}, self.policy["count_bos"]
+        return plan_batches(lm, tokens, count_bos=count_bos, prompts=self.prompts)
 
 
 def plan_batches(
-    lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False
+    lm: LanguageModel,
+    tokens: dict[int, list[int]],
+    *,
+    count_bos: bool = False,
+    prompts: Mapping[int, int] | None = None,
 ) -> Iterator[Batch]:
     """Sort examples by length and fill batches up to the device's budget of padded tokens.
 
-    No example is split. `tokens` maps positions to token ids. `count_bos`: count the tokens that
-    the tokenizer puts before a text.
+    No example is split. `tokens` maps positions to token ids, `prompts` those of examples with a
+    prompt to the number of its tokens. `count_bos`: count the tokens that the tokenizer puts before
+    a text.
     """
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
+
+    def batch() -> Batch:
+        before = [(prompts or {}).get(i, 0) for i in rows]
+        return make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos, prompts=before)
+
     for position in sorted(tokens, key=lambda i: (len(tokens[i]), i)):
         if rows and (len(rows) + 1) * (len(tokens[position]) + extra) > budget:
-            yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
+            yield batch()
             rows = []
         rows.append(position)
     if rows:
-        yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
+        yield batch()
 
 
 def make_batch(
-    lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False
+    lm: LanguageModel,
+    positions: list[int],
+    tokens: list[list[int]],
+    *,
+    count_bos: bool = False,
+    prompts: Sequence[int] = (),
 ) -> Batch:
-    """Put the model's special tokens around token lists and pad them on the right."""
+    """Put the model's special tokens around token lists and pad them on the right.
+
+    `prompts`: by row, the number of tokens of the prompt; by default there are none.
+    """
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos))
+    ends = [len(lm.prefix) + length if length else 0 for length in prompts]
+    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos), ends)
     return Batch(positions, ids, mask, counted)
 
 
@@ -161,7 +183,7 @@ def make_plan(
         split: train, test or all.
         seed: of the split, and of the order in which budgets are filled.
         max_tokens: budget of counted tokens per label, filled by hashed id; None for no limit.
-        token_limit: texts are cut after so many tokens.
+        token_limit: texts are cut after so many tokens, those of their prompts among them.
         mixed: order the examples by hashed id instead of the corpus's order, for SAE training.
         count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
             published.
@@ -170,7 +192,7 @@ def make_plan(
         UserError: a label has no usable text in the split.
     """
     by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
-    tokens, counts, skipped = fill_budget(
+    tokens, counts, skipped, prompts = fill_budget(
         corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
     )
     filled = {corpus.of[i] for i in tokens}
@@ -182,7 +204,8 @@ def make_plan(
             )
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
-    return Plan(corpus, tokens, counts, policy, skipped, list(tokens) if mixed else None)
+    order = list(tokens) if mixed else None
+    return Plan(corpus, tokens, counts, policy, skipped, order, prompts)
 
 
 def fill_budget(
@@ -193,7 +216,7 @@ def fill_budget(
     token_limit: int = TOKEN_LIMIT,
     *,
     count_bos: bool = False,
-) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
+) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int], dict[int, int]]:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
     No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
@@ -201,10 +224,12 @@ def fill_budget(
 
     Returns:
         position -> token ids of the examples that are taken; position -> number of counted tokens;
-        reason -> number of examples that were left out or cut before their label was full.
+        reason -> number of examples that were left out or cut before their label was full;
+        position -> number of tokens of the prompt, where there is one.
     """
     tokens: dict[int, list[int]] = {}
     counts: dict[int, int] = {}
+    prompts: dict[int, int] = {}
     skipped: Counter[str] = Counter()
     used: Counter[str] = Counter()
 
@@ -214,18 +239,22 @@ def fill_budget(
     special, extra = lm.special_ids, lm.counted_before(count_bos)
     waiting = filter(open_to, positions)
     while some := list(islice(waiting, _SLICE)):
-        rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)
-        for i, row in zip(some, rows, strict=True):
+        before = [corpus.prompts[i] if corpus.prompts else "" for i in some]
+        texts = [corpus.texts[i] for i in some]
+        rows, lengths = lm.tokenize_prompted(before, texts, token_limit + 1)
+        for i, row, length in zip(some, rows, lengths, strict=True):
             if not open_to(i):
                 continue
             kept = row[:token_limit]
-            count = len(without_special(kept, special))
+            count = len(without_special(kept[length:], special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
             if count:
-                tokens[i], counts[i] = kept, count + extra
+                tokens[i], counts[i] = kept, count + (0 if length else extra)
                 used[corpus.of[i]] += counts[i]
-    return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}
+                if length:
+                    prompts[i] = length
+    return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}, prompts
 
 
 def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:

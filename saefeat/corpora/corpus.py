@@ -38,6 +38,8 @@ class Corpus:
         labels: the K labels, sorted, or in the order asked for.
         name: what the corpus is called in messages and artefacts.
         skipped: reason -> number of rows, files or cells that were skipped or repaired.
+        prompts: what the model reads before each text, possibly nothing. Its tokens count nowhere
+            (see `saefeat.tokens`). Empty: no example has a prompt.
     """
 
     texts: list[str]
@@ -46,15 +48,17 @@ class Corpus:
     labels: tuple[str, ...]
     name: str
     skipped: dict[str, int] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the SHA-256 of all texts, labels and ids in order."""
+        """Sixteen hex digits of the SHA-256 of all texts, labels, ids and prompts in order."""
         digest = hashlib.sha256()
-        for row in zip(self.texts, self.of, self.ids, strict=True):
+        prompts = [self.prompts] if self.prompts else []
+        for row in zip(self.texts, self.of, self.ids, *prompts, strict=True):
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:16]
 
@@ -93,6 +97,7 @@ def load_corpus(
     text_column: str = TEXT,
     label_column: str = LABEL,
     id_column: str = ID,
+    prompt_column: str | None = None,
     name: str | None = None,
     say: Say = quiet,
 ) -> Corpus:
@@ -119,7 +124,12 @@ def load_corpus(
             also a template over columns: "{premise} {hypothesis}".
         label_column: name of the column, which may be nested.
         id_column: name of the column, which may be nested. Without a column `id`, the id of an
-            example is the hash of its text.
+            example is the hash of its text alone, so that texts stay in their split whether a
+            prompt stands before them or not.
+        prompt_column: name of the column, which may be nested, with a prompt that the model reads
+            directly before the text (nothing is put between them); missing values are empty. The
+            tokens of a prompt count nowhere, and language identification reads texts alone. Files
+            and Python objects with columns may have prompts.
         name: what the corpus is called in messages and artefacts; by default `data` if it is a
             string, or else "python".
         say: takes notes: what is fetched, and which labels stand for others.
@@ -130,7 +140,7 @@ def load_corpus(
             no usable text.
     """
     wanted = _check_wanted(labels, min_labels)
-    columns = Columns(text_column, label_column, id_column)
+    columns = Columns(text_column, label_column, id_column, prompt_column)
     skipped: Counter[str] = Counter()
     if isinstance(data, Path):
         data = str(data)
@@ -138,21 +148,31 @@ def load_corpus(
     called = name if name is not None else data if named else "python"
     rows = []
     with track(say, "corpus", None, "rows", brief=True) as bar:
-        for text, label, identity in _rows(data, columns, wanted, skipped, say):
-            rows.append((text, "" if label is None else clean_text(label).strip(), identity))
+        for text, label, *others in _rows(data, columns, wanted, skipped, say):
+            if prompt_column is not None and len(others) < 2:
+                raise _no_prompts(called)
+            rows.append((text, "" if label is None else clean_text(label).strip(), *others))
             if not len(rows) % _COUNTED_ROWS:
                 bar.update(_COUNTED_ROWS)
-    present = {label for _, label, _ in rows}
+    present = {label for _, label, *_ in rows}
     renamed = _rename(present, wanted, called, say)
     for label in wanted or ():
         if label not in renamed.values():
             some = ", ".join(sorted(present)[:_LISTED_LABELS])
             raise UserError(f"the corpus {called} has no label {label}; there are {some}", "labels")
     usable, types = _usable(rows, renamed, skipped)
-    texts, of, ids = ([row[n] for row in usable] for n in range(3))
+    texts, of, ids, prompts = ([row[n] for row in usable] for n in range(4))
     kept = wanted if wanted is not None else tuple(sorted(present - {""}))
     _check_texts(called, kept, set(of), types, min_labels, from_column=named)
-    return Corpus(texts, of, ids, kept, called, dict(sorted(skipped.items())))
+    counts = dict(sorted(skipped.items()))
+    return Corpus(texts, of, ids, kept, called, counts, prompts if any(prompts) else [])
+
+
+def _no_prompts(name: str) -> UserError:
+    return UserError(
+        f"the corpus {name} has no column of prompts; give a file with columns, such as .jsonl",
+        "prompt_column",
+    )
 
 
 def _check_wanted(labels: Iterable[str] | None, min_labels: int) -> tuple[str, ...] | None:
@@ -178,6 +198,8 @@ def _rows(
     request = find_recipe(data, columns)
     if request is None:
         return local_rows(data, columns, wanted, skipped, say)
+    if columns.prompt is not None:
+        raise _no_prompts(data)
     return recipe_rows(request, wanted, say)
 
 
@@ -196,10 +218,10 @@ def _rename(
 
 def _usable(
     rows: Iterable[Row], renamed: Mapping[str, str], skipped: Counter[str]
-) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+) -> tuple[list[tuple[str, str, str, str]], dict[str, str]]:
     """The usable rows, cleaned and renamed; label -> type of a value that is not a string."""
     found, types = [], {}
-    for text, label, identity in rows:
+    for text, label, identity, *prompt in rows:
         if label not in renamed:
             continue
         if text is not None and not isinstance(text, str):
@@ -210,8 +232,20 @@ def _usable(
         clean = _clean(text, skipped)
         if clean is not None:
             key = fingerprint(clean) if identity in (None, "") else clean_text(str(identity))
-            found.append((clean, renamed[label], key))
+            found.append((clean, renamed[label], key, *map(_clean_prompt, prompt or [None])))
     return found, types
+
+
+def _clean_prompt(prompt: Any) -> str:
+    """The cleaned prompt; empty if it is missing. Raises UserError if it is not a string."""
+    if prompt is None or prompt != prompt:  # NaN
+        return ""
+    if not isinstance(prompt, str):
+        raise UserError(
+            f"a prompt is a value of type {type(prompt).__name__}; name a column of strings",
+            "prompt_column",
+        )
+    return clean_text(prompt)
 
 
 def _clean(text: Any, skipped: Counter[str]) -> str | None:
