@@ -181,11 +181,29 @@ class TrainConfig:
         None,
         ge=1,
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = about(
-        "Of the encoder product. Weights are float32 always.", "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = about(
+        "Of the encoder product. Weights are float32, or float64 with it.", "auto"
     )
     seed: int = _SEED
     architecture: str = about("Architecture of the SAEs.", "topk")
+
+
+@dataclass(frozen=True, config=STRICT)
+class RanksConfig:
+    """How several processes train SAEs together (`train/sae.py`)."""
+
+    layout: Literal["data", "sites"] = about(
+        "What the processes share out: data (the tokens of each step) or sites (the SAEs).", "data"
+    )
+    threads: int | None = about(
+        "CPU threads per process; default the cores of the machine over its processes.", None, ge=1
+    )
+    checkpoint_seconds: int = about(
+        "Least time between two checkpoints; 0: one after each chunk.", 600, ge=0
+    )
+    timeout_seconds: int = about(
+        "Time after which a process that does not answer fails the others.", 1800, ge=10
+    )
 
 
 # What `saefeat demo` asks for: small enough for a laptop.

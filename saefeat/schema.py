@@ -94,6 +94,17 @@ def checked(
     raise UserError(f"{path} is not what saefeat writes there ({place}: {misfit}); {help}")
 
 
+def refusal(error: ValidationError) -> UserError:
+    """The first of the errors that a configuration raises, in one sentence."""
+    first = error.errors(include_url=False)[0]
+    name, *inside = map(str, first["loc"])
+    value, reason = first["input"], first["msg"].removeprefix("Value error, ")
+    if (wanted := reason.removeprefix("Input should be ")) == reason:
+        return UserError(f"{name} {value}: {reason}", name)
+    what = f"{'each of ' if inside else ''}the {name.replace('_', ' ')}"
+    return UserError(f"{what} should be {wanted}, not {value}", name)
+
+
 def read(kind: type[T], path: Path, *, help: str = "write it again") -> T:
     """The content of a JSON file as `kind`. Raises UserError when it is missing or does not fit."""
     return checked(kind, read_json(path), path, help=help)

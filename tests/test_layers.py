@@ -35,7 +35,8 @@ ROOMS = [
     ["steps"],
     ["models", "corpora"],
     ["config", "artefacts"],
-    ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet"],
+    ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet", "watch"],
+    ["world"],
     ["progress", "io", "words"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

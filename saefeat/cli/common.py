@@ -105,10 +105,12 @@ class _Options:
     def read(self, values: dict[str, Any]) -> Any:
         """The configuration with the values that typer has read."""
         given = {name: self._value(name, values[name]) for name in self.names}
+        from saefeat.schema import refusal
+
         try:
             return self.kind(**{**self.preset, **given})
         except ValidationError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     def _value(self, name: str, value: Any) -> Any:
         item = _item(self.fields[name].annotation)
@@ -117,17 +119,6 @@ class _Options:
         if item and isinstance(value, str):
             return tuple(_split(name, value, item))
         return tuple(value) if item else value
-
-
-def _refusal(error: ValidationError) -> UserError:
-    """The first of the errors that a configuration raises, in one sentence."""
-    first = error.errors(include_url=False)[0]
-    name, *inside = map(str, first["loc"])
-    value, reason = first["input"], first["msg"].removeprefix("Value error, ")
-    if (wanted := reason.removeprefix("Input should be ")) == reason:
-        return UserError(f"{name} {value}: {reason}", name)
-    what = f"{'each of ' if inside else ''}the {name.replace('_', ' ')}"
-    return UserError(f"{what} should be {wanted}, not {value}", name)
 
 
 def _item(kind: Any) -> Any:
@@ -164,18 +155,6 @@ def input_lines(file: Path | None) -> list[str]:
 
     data = sys.stdin.buffer.read() if file is None or str(file) == "-" else read_bytes(file)
     return [clean_text(line) for line in split_lines(decode_anyhow(data))]
-
-
-def say_plan(lm: Any, corpus: Any, plan: Any) -> None:
-    """Say what a plan reads."""
-    from saefeat.corpora.corpus import describe_skipped
-
-    say(
-        f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
-        f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens"
-    )
-    for line in describe_skipped(corpus, plan):
-        say(line)
 
 
 def print_table(

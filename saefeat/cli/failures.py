@@ -26,13 +26,17 @@ class Failure(NamedTuple):
 
 
 def describe_failure(
-    error: BaseException, app: Any, words: Sequence[str], seconds: float
+    error: BaseException,
+    app: Any,
+    words: Sequence[str],
+    seconds: float,
+    program: Sequence[str] = ("saefeat",),
 ) -> Failure | None:
     """The message and the exit code for an error; None for a bug.
 
-    `app` is the click command that ran for `seconds`, `words` its line without the program's name.
+    `app` is the click command that ran for `seconds`, `words` its line after the program's name.
     """
-    resume = f"run: {shlex.join(['saefeat', *words])}"
+    resume = f"run: {shlex.join([*program, *words])}"
     if isinstance(error, UserError):
         return Failure(f"{error}{''.join(_remedies(error, app, words))}", 2)
     if isinstance(error, KeyboardInterrupt | typer.Abort):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saefeat.cli.common import DryRun, Out, say, say_plan, with_options
+from saefeat.cli.common import DryRun, Out, say, with_options
 from saefeat.config import CollectConfig, SAEInputs
 from saefeat.io import UserError
 
@@ -37,10 +37,11 @@ def collect(inputs: SAEInputs, config: CollectConfig, out: Out, dry_run: DryRun 
 
 def _say_forecast(lm: Any, corpus: Any, saes: list[Any], config: CollectConfig, gate: bool) -> None:
     from saefeat.run.forecast import forecast_collect
+    from saefeat.run.opened import say_plan
     from saefeat.run.stages import check_fit, collection_plan
 
     plan = collection_plan(lm, corpus, config)
-    say_plan(lm, corpus, plan)
+    say_plan(lm, plan, say)
     if gate:
         check_fit(lm, saes, corpus, config.seed, say)
     say(forecast_collect(lm, saes, plan, config))

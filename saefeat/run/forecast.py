@@ -12,7 +12,7 @@ import torch
 
 from saefeat.activations import counted_vectors
 from saefeat.baselines import BASELINES
-from saefeat.config import CollectConfig, OnRequest
+from saefeat.config import CollectConfig, OnRequest, TrainConfig
 from saefeat.corpora import TOKEN_LIMIT, WINDOW, Plan
 from saefeat.corpora.corpus import describe_skipped
 from saefeat.corpora.random_tokens import random_plan
@@ -77,7 +77,8 @@ class _Job:
 def forecast(opened: OpenRun) -> list[str]:
     """Lines that say what a run will do, and what it will take of time, memory and disk."""
     config, lm, job = opened.config, opened.lm, _Job(opened)
-    speed = _forward_speed(job)
+    neurons_read = [each.site for each in opened.neurons]
+    speed = forward_speed(lm, opened.plan, [*job.sites, *neurons_read])
     seconds = _seconds(job, speed)
     widths = " and ".join(map(str, sorted(set(job.widths))))
     k = "" if opened.given else f", k {config.k}"
@@ -152,36 +153,36 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
     }
     seconds = {stage: n / speed for stage, n in tokens.items()}
     if not opened.given:
-        seconds["train"] += _step_seconds(job)
+        training = job.training
+        step = step_seconds(training, job.d_ins, training.batch_size, opened.lm.device)
+        steps = opened.training_plan.total * training.passes / training.batch_size
+        seconds["train"] += step * steps
     seconds["lid fit"] += 1e-3 * len(plan.tokens) * (2 * len(job.sites) + 1)
     seconds["lid evaluate"] += 1e-3 * texts  # of the baselines
     return seconds | _steering_seconds(opened)
 
 
-def _forward_speed(job: _Job) -> float:
+def forward_speed(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> float:
     """Counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
-    lm, plan = job.opened.lm, job.opened.plan
     by_length = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
     batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24]))
-    sites = [*job.sites, *(each.site for each in job.opened.neurons)]
     passes = counted_vectors(lm, [batch, batch], sites)
     next(passes)
     seconds = _seconds_of(lm.device, partial(next, passes))
     return float(batch.counted.sum()) / max(seconds, 1e-6)
 
 
-def _step_seconds(job: _Job) -> float:
-    """The time of all steps of SAE training, from one step at each site."""
-    training, lm = job.training, job.opened.lm
+def step_seconds(training: TrainConfig, d_ins: Sequence[int], tokens: int, device: str) -> float:
+    """The time of one step of SAE training at sites of these widths, on so many tokens."""
     total = 0.0
-    for d_in in job.d_ins:
+    for d_in, sites in Counter(d_ins).items():
         with torch.inference_mode():
-            trainer = Trainer(d_in, training, 2, lm.device)
-            x = torch.randn(training.batch_size, d_in, device=lm.device)
+            trainer = Trainer(d_in, training, 2, device)
+            x = torch.randn(tokens, d_in, device=device)
             trainer.fit_scaler(x)
             trainer.step(x)
-            total += _seconds_of(lm.device, partial(trainer.step, x))
-    return total * job.opened.training_plan.total * training.passes / training.batch_size
+            total += sites * _seconds_of(device, partial(trainer.step, x))
+    return total
 
 
 def _steering_seconds(opened: OpenRun) -> dict[str, float]:

@@ -16,6 +16,7 @@ from saefeat.artefacts import RunIndex
 from saefeat.baselines.fasttext import FastText
 from saefeat.config import EvaluateConfig, Inputs, RunConfig, SAEInputs, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
+from saefeat.corpora.corpus import describe_skipped
 from saefeat.dictionaries import SAE, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir, visible
@@ -174,11 +175,27 @@ def _changed(what: str, out: Path) -> UserError:
     return UserError(f"{what} has changed since the run in {out}; start a new run")
 
 
-def load_inputs(inputs: Inputs, say: Say = quiet) -> tuple[LanguageModel, Corpus]:
-    """Load a corpus and a model. The corpus comes first, because errors in it are found sooner."""
-    set_threads()
+def load_inputs(
+    inputs: Inputs, say: Say = quiet, *, processes: int = 1, threads: int | None = None
+) -> tuple[LanguageModel, Corpus]:
+    """Load a corpus and a model. The corpus comes first, because errors in it are found sooner.
+
+    `processes`, `threads`: see `set_threads`.
+    """
+    set_threads(processes, threads)
     corpus = _load_corpus(inputs, inputs.corpus, say)
     return _load_model(inputs, say), corpus
+
+
+def say_plan(lm: LanguageModel, plan: Plan, say: Say) -> None:
+    """Say what a plan reads."""
+    corpus = plan.corpus
+    say(
+        f"model {lm.name} ({lm.dtype}); {corpus.name}: {len(corpus.labels)} labels, "
+        f"{len(plan.tokens):,} of {len(corpus):,} examples, {plan.total:,} counted tokens"
+    )
+    for line in describe_skipped(corpus, plan):
+        say(line)
 
 
 def load_given(inputs: SAEInputs, lm: LanguageModel) -> list[SAE]:

@@ -42,14 +42,19 @@ from saefeat.statistics.files import (
 from saefeat.steering.changes import norm_limit
 
 
-def set_threads() -> int:
-    """Use every core that this process may use, and return their number.
+def set_threads(processes: int = 1, threads: int | None = None) -> int:
+    """Use every core that this process may use, and return the number of threads.
 
     Results are the same for the same number of threads.
+
+    Args:
+        processes: number of processes that share the cores.
+        threads: use so many, whatever the number of cores.
     """
     _keep_memory()
     linux = hasattr(os, "sched_getaffinity")
-    threads = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+    threads = threads or max(1, cores // processes)
     torch.set_num_threads(threads)
     return threads
 

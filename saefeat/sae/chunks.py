@@ -4,21 +4,27 @@ The activations of a corpus do not fit in memory, and writing them to disk would
 computing them again. So one chunk at a time is held, and its vectors are used in a random order
 that depends on the seed, the number of the chunk and the pass alone. A checkpoint at the end of a
 chunk is therefore enough to resume with the same bytes.
+
+Several ranks share the forward passes of a chunk: each takes every n-th batch. The order of its
+vectors stays that of the batches, so that every rank draws the same batches for the steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from saefeat.activations import counted_vectors
 from saefeat.config import TrainConfig
-from saefeat.corpora import WINDOW, Plan
+from saefeat.corpora import WINDOW, Batch, Plan
+from saefeat.hooks import site_width
 from saefeat.io import RunFailed, fingerprint
 from saefeat.models import LanguageModel, Site
+from saefeat.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,46 @@ def _order(plan: Plan) -> list[int]:
     return sorted(plan.tokens) if plan.order is None else plan.order
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Vectors of a chunk that this rank holds.
+
+    Attributes:
+        buffers: site -> vectors bfloat16 [rows, d_in].
+        places: for each rank of `world`, the places of its rows in the chunk, int64, increasing.
+        world: the ranks that share the chunk. Alone, the rows are the whole chunk in its order.
+    """
+
+    buffers: dict[str, Tensor]
+    places: Sequence[Tensor] = ()
+    world: World = ALONE
+
+    def places_of(self, rows: Tensor) -> Tensor:
+        """Places in the chunk of these rows and those that the other ranks give, int64 [m]."""
+        if self.world.size == 1:
+            return rows
+        return self.world.concat(self.places[self.world.rank][rows]).sort().values
+
+    def take(self, site: str, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This rank's part of a batch, given the places of its vectors in the chunk.
+
+        Returns vectors [n, d_in], and their places in the batch; None: it is the whole batch.
+        """
+        if self.world.size == 1:
+            return self.buffers[site][drawn], None
+        rows = self._rows[drawn]
+        places = (rows >= 0).nonzero().squeeze(-1)
+        return self.buffers[site][rows[places]], places
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """Place in the chunk -> row, -1 for a vector of another rank."""
+        own = self.places[self.world.rank]
+        rows = own.new_full((sum(map(len, self.places)),), -1)
+        rows[own] = torch.arange(len(own), device=own.device)
+        return rows
+
+
 def fill(
     lm: LanguageModel,
     plan: Plan,
@@ -70,22 +116,95 @@ def fill(
 
     `advance` is called with the number of counted tokens of each batch.
     """
+    return read_chunk(lm, plan, sites, chunk, ALONE, advance).buffers
+
+
+def read_chunk(
+    lm: LanguageModel,
+    plan: Plan,
+    sites: Sequence[Site],
+    chunk: Chunk,
+    world: World,
+    advance: Callable[[int], object] = lambda n: None,
+) -> Activations:
+    """Run this rank's part of the examples of a chunk.
+
+    `advance` is called with the number of counted tokens of each round of batches, one per rank.
+    All ranks call it equally often.
+    """
+    batches = _batches(lm, plan, chunk)
+    counts = [int(batch.counted.sum()) for batch in batches]
+    rounds = [sum(counts[i : i + world.size]) for i in range(0, len(counts), world.size)]
+    mine, own = batches[world.rank :: world.size], sum(counts[world.rank :: world.size])
     buffers: dict[str, Tensor] = {}
     filled = 0
-    # Batches are made window by window: sorting by length, which saves padding, stays local.
-    windows = (chunk.positions[i : i + WINDOW] for i in range(0, len(chunk.positions), WINDOW))
-    batches = (batch for window in windows for batch in plan.batches(lm, list(window)))
-    for batch, vectors in counted_vectors(lm, batches, [site.path for site in sites]):
+    vectors = counted_vectors(lm, mine, [site.path for site in sites])
+    for (batch, found), tokens in zip(vectors, rounds, strict=False):
         count = int(batch.counted.sum())
         for site in sites:
-            x = vectors[site.path]
+            x = found[site.path]
             if site.name not in buffers:
-                shape = (chunk.tokens, x.shape[-1])
-                buffers[site.name] = torch.empty(shape, dtype=torch.bfloat16, device=x.device)
+                buffers[site.name] = _buffer(own, x.shape[-1], x.device)
             buffers[site.name][filled : filled + count] = x
         filled += count
-        advance(count)
-    return buffers
+        advance(tokens)
+    for tokens in rounds[len(mine) :]:  # the last round may have no batch for this rank
+        advance(tokens)
+    if world.size == 1:
+        return Activations(buffers)
+    for site in sites:
+        if site.name not in buffers:
+            buffers[site.name] = _buffer(0, site_width(lm, site), lm.device)
+    places = [place.to(lm.device) for place in _places(counts, world.size)]
+    return Activations(buffers, places, world)
+
+
+def _buffer(rows: int, d_in: int, device: torch.device | str) -> Tensor:
+    return torch.empty((rows, d_in), dtype=torch.bfloat16, device=device)
+
+
+def _places(counts: Sequence[int], size: int) -> list[Tensor]:
+    """Places in the chunk of the vectors of each rank, given the number of those of each batch."""
+    total = sum(counts)
+    ranks = torch.arange(len(counts)) % size
+    rank = ranks.repeat_interleave(torch.tensor(counts), output_size=total)
+    return [(rank == each).nonzero().squeeze(-1) for each in range(size)]
+
+
+def gather_sites(part: Activations, sites: Sequence[str]) -> Activations:
+    """Send the vectors of each site to the rank that owns it (see `owned`).
+
+    Every rank gives its part of a chunk, whose buffers are used up, and gets the whole chunk of
+    the sites that it owns.
+    """
+    world = part.world
+    if world.size == 1:
+        return part
+    whole: dict[str, Tensor] = {}
+    for start in range(0, len(sites), world.size):
+        group = sites[start : start + world.size]  # one site for each rank
+        sent = [part.buffers.pop(name) for name in group]
+        nothing = [sent[0][:0]] * (world.size - len(group))
+        own = world.rank < len(group)
+        d_in = sent[world.rank].shape[1] if own else 0
+        found = world.exchange(sent + nothing, [len(rows) * d_in for rows in part.places])
+        if own:
+            x = _buffer(sum(map(len, part.places)), d_in, sent[0].device)
+            for rows, values in zip(part.places, found, strict=True):
+                x[rows] = values.view(-1, d_in)
+            whole[group[world.rank]] = x
+    return Activations(whole)
+
+
+def owned(sites: Sequence[str], world: World) -> list[str]:
+    """The sites whose SAEs this rank writes; in the layout over sites it alone trains them."""
+    return list(sites[world.rank :: world.size])
+
+
+def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:
+    # Batches are made window by window: sorting by length, which saves padding, stays local.
+    windows = (chunk.positions[i : i + WINDOW] for i in range(0, len(chunk.positions), WINDOW))
+    return [batch for window in windows for batch in plan.batches(lm, list(window))]
 
 
 def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:

@@ -1,12 +1,20 @@
 """Train SAEs for several sites from one stream of forward passes, in bounded memory and resumable.
 
-Checkpoints are written at the ends of chunks (`saefeat.sae.chunks`), so that a training that was
-killed and resumed gives the same bytes as one that was not.
+A checkpoint says how many steps of which chunk (`saefeat.sae.chunks`) are done. The chunk is read
+again then, so that a training that was killed and resumed gives the same bytes as one that was not.
+
+Several ranks (`saefeat.world`) train together in one of two layouts. Both share the forward passes.
+In the layout over data every rank trains every SAE on its part of each batch, and gradients are
+summed. In the layout over sites every rank trains some of the SAEs on whole batches, and the ranks
+exchange activations. The number of steps follows from the plan, and is the same on every rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +28,30 @@ from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import Checkpoint, check_same, claim
-from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.resume import check_same, claim
+from saefeat.sae.checkpoints import Checkpoints, Position
+from saefeat.sae.chunks import (
+    Chunk,
+    draw,
+    gather_sites,
+    owned,
+    plan_chunks,
+    read_chunk,
+    single_chunk,
+)
 from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, save_sae
-from saefeat.sae.trainer import Trainer, below
+from saefeat.sae.trainer import Trainer
 from saefeat.tokens import OUTLIER_FACTOR
+from saefeat.words import in_words
+from saefeat.world import ALONE, World
 
 HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
 _FIGURE_STEPS = 50  # between updates of the figures on the progress bar, which wait for the GPU
+_LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
+_WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
+LAYOUTS = ("data", "sites")
 
 
 def sae_id(site: str) -> str:
@@ -40,7 +62,7 @@ def sae_id(site: str) -> str:
     return "sae-" + site.replace("/", "_")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Training:
     """The SAEs in training, and what they are trained on."""
 
@@ -49,11 +71,59 @@ class _Training:
     config: TrainConfig
     sites: list[Site]
     chunks: list[Chunk]
-    trainers: dict[str, Trainer]  # by site
+    trainers: dict[str, Trainer]  # by site: those of this rank
+    world: World
+    layout: str
+    checkpoints: Checkpoints
+    pause: float  # seconds between checkpoints; 0: one after each chunk
+    stop: Callable[[], bool]
+    at: Position = field(default_factory=Position)
+    saved: float = field(default_factory=time.monotonic)
 
     def tokens(self, chunks: list[Chunk]) -> int:
         """What the progress bar counts: tokens that are read, and tokens that steps use."""
         return sum(chunk.tokens + chunk.steps * self.config.batch_size for chunk in chunks)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all sites."""
+        return [site.name for site in self.sites]
+
+    def load(self) -> None:
+        """Go on where the last checkpoint was written."""
+        files = {sae_id(name): trainer for name, trainer in self.trainers.items()}
+        self.at = self.checkpoints.load(files)
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises RunFailed, and keeps the last one, if an SAE has diverged."""
+        begun = time.monotonic()
+        self.check_finite()
+        mine = owned(self.names, self.world)
+        self.checkpoints.save(self.at, {sae_id(name): self.trainers[name] for name in mine})
+        self.saved = time.monotonic()
+        if self.pause:
+            self.pause = max(self.pause, _WRITING * (self.saved - begun))
+
+    def look(self) -> None:
+        """Save if it is time, or if this process is to stop, on which all ranks agree.
+
+        Raises KeyboardInterrupt in the second case.
+        """
+        due = self.pause > 0 and time.monotonic() - self.saved >= self.pause
+        stop, due = self.world.any(self.stop(), self.world.leads and due)
+        if (stop or due) and self.at.steps:
+            self.save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def check_finite(self) -> None:
+        """Raise RunFailed if the error of an SAE is not finite."""
+        for name, trainer in self.trainers.items():
+            if not torch.isfinite(trainer.fvu):
+                raise RunFailed(
+                    f"training diverged at {name} before step {self.at.steps}: its error is not "
+                    "finite; lower the learning rate"
+                )
 
 
 def train_saes(
@@ -64,13 +134,23 @@ def train_saes(
     config: TrainConfig,
     *,
     say: Say = quiet,
+    world: World = ALONE,
+    layout: str = "data",
+    checkpoint_seconds: float = 0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[SAE]:
     """Train one SAE per site and write each to `out/<id>/`. The same call resumes after a kill.
+
+    All ranks of a world make the same call, with an output directory that all of them see.
 
     Args:
         plan: which tokens are read. It should be mixed, so that every chunk holds every label.
         sites: names of different sites.
         say: takes lines for the user.
+        world: the ranks that train together.
+        layout: what they share out, "data" or "sites".
+        checkpoint_seconds: least time between two checkpoints; 0: one after each chunk.
+        stop: asked every few steps; if it says so on a rank, all save and raise KeyboardInterrupt.
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
@@ -78,9 +158,10 @@ def train_saes(
         and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
-        UserError: a site is unknown or named twice, there is no SAE of this width, or `out` holds
-            SAEs of another training.
-        RunFailed: the activations are constant or not finite, or training diverges.
+        UserError: a site is unknown or named twice, there is no SAE of this width, `out` holds
+            SAEs of another training, or the layout does not fit the number of ranks.
+        RunFailed: the activations are constant or not finite, training diverges, or another rank
+            has ended.
     """
     out = Path(out)
     resolved = [lm.site(site) for site in sites]
@@ -89,23 +170,53 @@ def train_saes(
     widths = {site.name: site_width(lm, site) for site in resolved}
     for width in widths.values():
         sae_width(config, width)
+    check_layout(layout, world, len(sites), config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
-    with claim(out):
+    if not world.leads:
+        say = quiet
+    with ExitStack() as stack:
+        if world.leads:
+            stack.enter_context(claim(out))
+        world.barrier()
+        if not out.is_dir():
+            raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
         if _is_finished(out, records):
             say(f"{out} is complete already")
         else:
             chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
+            mine = owned(list(widths), world) if layout == "sites" else list(widths)
+            shared = world if layout == "data" else ALONE
             trainers = {
-                name: Trainer(width, config, steps, lm.device) for name, width in widths.items()
+                name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
             }
-            training = _Training(lm, plan, config, resolved, chunks, trainers)
-            path, request = out / "training.safetensors", fingerprint(records)
-            checkpoint = Checkpoint(path, request, "the training", lm.threads, say=say)
-            _train(training, checkpoint, say)
+            # The number says how the state is kept.
+            request = fingerprint([2, records])
+            kept = Checkpoints(out, request, lm.threads, world, say)
+            training = _Training(
+                *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
+                *(checkpoint_seconds, stop),
+            )
+            _train(training, say)
             _save(training, out, records)
-            checkpoint.clear()
+            world.barrier()
+            if world.leads:
+                kept.clear()
+        world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
+
+
+def check_layout(layout: str, world: World, sites: int, config: TrainConfig) -> None:
+    """Raise UserError if so many ranks cannot train in this layout."""
+    if layout not in LAYOUTS:
+        raise UserError(f"there is no layout {layout!r}; choose from {in_words(LAYOUTS)}", "layout")
+    most, what = (sites, "sites") if layout == "sites" else (config.batch_size, "tokens per step")
+    if world.size > most:
+        raise UserError(
+            f"{world.size} processes cannot share out {most} {what} in the layout over {layout}; "
+            "start fewer, or choose the other layout",
+            "layout",
+        )
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -136,51 +247,48 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     return len(present) == len(records)
 
 
-def _train(training: _Training, checkpoint: Checkpoint, say: Say) -> None:
-    chunks, done, found = training.chunks, 0, checkpoint.load()
-    if found is not None:
-        values, tensors = found
-        done = values["chunks"]
-        for name, trainer in training.trainers.items():
-            trainer.restore(below(f"{name}|", tensors), values["steps"])
-    with track(say, "train", training.tokens(chunks), done=training.tokens(chunks[:done])) as bar:
-        for number in range(done, len(chunks)):
+def _train(training: _Training, say: Say) -> None:
+    training.load()
+    chunks, begin = training.chunks, training.at.chunk
+    done = training.tokens(chunks[:begin])
+    with track(say, "train", training.tokens(chunks), done=done) as bar:
+        for number in range(begin, len(chunks)):
             _train_chunk(training, number, bar)
+            training.check_finite()
+            training.at = Position(number + 1, 0, training.at.steps)
             if number + 1 < len(chunks):
-                _save_checkpoint(training, checkpoint, number + 1)
-
-
-def _save_checkpoint(training: _Training, checkpoint: Checkpoint, chunks: int) -> None:
-    tensors = {
-        f"{name}|{key}": value.cpu()
-        for name, trainer in training.trainers.items()
-        for key, value in trainer.state().items()
-    }
-    steps = sum(chunk.steps for chunk in training.chunks[:chunks])
-    checkpoint.save({"chunks": chunks, "steps": steps}, tensors)
+                training.look() if training.pause else training.save()
 
 
 def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
-    """Read a chunk and train on it. Raises RunFailed if the error of an SAE is not finite then."""
+    """Read a chunk and train on it, from the step on where the training is."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
-    buffers = fill(training.lm, training.plan, training.sites, chunk, bar.update)
+
+    def advance(tokens: int) -> None:
+        bar.update(tokens)
+        training.look()
+
+    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
+    if training.layout == "sites":
+        held = gather_sites(held, training.names)
+    begin, before = training.at.step, training.at.steps - training.at.step
+    bar.update(begin * config.batch_size)
     with torch.inference_mode():
         usable = {}
         for name, trainer in trainers.items():
             if not trainer.scaler:
-                trainer.fit_scaler(buffers[name])
-            usable[name] = trainer.usable(buffers[name])
-        for step in range(chunk.steps):
+                trainer.fit_scaler(held.buffers[name])
+            usable[name] = held.places_of(trainer.usable(held.buffers[name]))
+        for step in range(begin, chunk.steps):
             for name, trainer in trainers.items():
-                trainer.step(buffers[name][draw(usable[name], config, number, step)])
+                trainer.step(*held.take(name, draw(usable[name], config, number, step)))
+            training.at = Position(number, step + 1, before + step + 1)
             if step % _FIGURE_STEPS == 0 or step == chunk.steps - 1:
                 bar.set_postfix_str(_describe(trainers), refresh=False)
+                training.check_finite()
             bar.update(config.batch_size)
-    for name, trainer in trainers.items():
-        if not torch.isfinite(trainer.fvu):
-            raise RunFailed(
-                f"training diverged at {name}: its error is not finite; lower the learning rate"
-            )
+            if (step + 1) % _LOOK_STEPS == 0:
+                training.look()
 
 
 def _describe(trainers: dict[str, Trainer]) -> str:
@@ -191,16 +299,19 @@ def _describe(trainers: dict[str, Trainer]) -> str:
 
 
 def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) -> None:
-    """Measure the SAEs on held-out text and write them."""
-    lm, sites = training.lm, training.sites
+    """Measure the SAEs on held-out text and write them, each by the rank that owns it."""
+    lm, sites, world = training.lm, training.sites, training.world
     held = held_out_plan(lm, training.plan)
-    buffers = fill(lm, held, sites, single_chunk(held)) if held else {}
-    for site in sites:
-        trainer = training.trainers[site.name]
-        sae = trainer.sae(sae_id(site.name), site.name, records[site.name])
+    buffers = {}
+    if held:
+        part = read_chunk(lm, held, sites, single_chunk(held), world)
+        buffers = gather_sites(part, training.names).buffers
+    for name in owned(training.names, world):
+        trainer = training.trainers[name]
+        sae = trainer.sae(sae_id(name), name, records[name])
         fit = {}
         if held:
-            fit = {**measure_fit(sae, buffers[site.name]), "split": held.policy["split"]}
+            fit = {**measure_fit(sae, buffers[name]), "split": held.policy["split"]}
         figures = {
             "held_out": fit,
             "training_average": {"fvu": float(trainer.fvu), "l0": float(trainer.l0)},

@@ -11,8 +11,9 @@ from saefeat.config import TrainConfig
 from saefeat.dictionaries import SAE
 from saefeat.io import RunFailed
 from saefeat.models import native_bf16
-from saefeat.sae.objectives import OBJECTIVES, sae_width
-from saefeat.tokens import inliers, without_outliers
+from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
+from saefeat.tokens import inliers, norms, outlier_limit
+from saefeat.world import ALONE, World
 
 # Norm of all gradients together, above which they are scaled down. It keeps the large gradients of
 # the first steps out of the running averages of Adam.
@@ -23,28 +24,36 @@ _ROWS = 8192  # vectors converted at once: a float64 copy of a chunk may not fit
 class Trainer:
     """One SAE in training, on inputs that are scaled to mean 0 and variance 1.
 
-    Only the objective knows the architecture (`saefeat.sae.objectives`).
+    Only the objective knows the architecture (`saefeat.sae.objectives`). Several ranks may train it
+    together: each has a part of every batch, and all of them hold the same state.
 
     Args:
         d_in: width of the site.
         total_steps: of the whole training, for the schedule of the learning rate.
+        world: the ranks that share each batch.
 
     Attributes:
-        parameters: tensors by name, float32.
+        parameters: tensors by name, float32 (float64 if the encoder product is).
         scaler: mean [d_in], scale [] and max_norm [] of the training sample; empty before
             `fit_scaler`.
-        idle: tokens since each unit fired, int64 [d_sae].
+        idle: tokens of all ranks since each unit fired, int64 [d_sae].
         fvu, l0: averages over the last steps, [].
     """
 
-    def __init__(self, d_in: int, config: TrainConfig, total_steps: int, device: str) -> None:
+    def __init__(
+        self, d_in: int, config: TrainConfig, total_steps: int, device: str, world: World = ALONE
+    ) -> None:
+        self.world = world
         self.config, self.total_steps, self.device = config, max(total_steps, 1), device
         auto = torch.bfloat16 if native_bf16(device) else torch.float32
         self.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
-        self.objective = OBJECTIVES[config.architecture](config, self.dtype)
+        self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.objective = OBJECTIVES[config.architecture](config, self.dtype, world)
         width = sae_width(config, d_in)
         initial = self.objective.initialize(d_in, width, torch.Generator().manual_seed(config.seed))
-        self.parameters = {name: value.to(device) for name, value in initial.items()}
+        self.parameters = {
+            name: value.to(device, self.precision) for name, value in initial.items()
+        }
         self.lr = config.lr or 1e-3 * (10_240 / width) ** 0.5
         eighth = self.total_steps * config.batch_size // 8
         self.dead_tokens = config.dead_tokens or min(10_000_000, eighth)
@@ -56,17 +65,26 @@ class Trainer:
         self.l0 = torch.zeros((), device=device)
 
     def fit_scaler(self, x: Tensor) -> None:
-        """Set mean, scale and the limit of the norm by a sample x [n, d_in], without its outliers.
+        """Set mean, scale and the limit of the norm by a sample, without its outliers.
 
-        Raises RunFailed if the vectors are constant or not finite.
+        x [n, d_in] is this rank's part of the sample. Raises RunFailed if the vectors are constant
+        or not finite.
         """
-        kept, limit = without_outliers(x)
-        mean = torch.stack([part.double().sum(0) for part in kept.split(_ROWS)]).sum(0) / len(kept)
+        lengths = norms(x)
+        limit = outlier_limit(self.world.concat(lengths))
+        kept = x[lengths <= limit]
+        total = torch.stack([part.double().sum(0) for part in kept.split(_ROWS)]).sum(0)
+        count = torch.tensor(len(kept), device=x.device)
+        self.world.add(total, count)
+        mean = total / count
         squares = [(part.double() - mean).square().sum() for part in kept.split(_ROWS)]
-        scale = (torch.stack(squares).sum() / kept.numel()).sqrt()
+        square = torch.stack(squares).sum()
+        self.world.add(square)
+        scale = (square / (count * x.shape[1])).sqrt()
         if not torch.isfinite(scale) or scale == 0:
             raise RunFailed("the activations of a site are constant or not finite")
-        self.scaler = {"mean": mean.float(), "scale": scale.float(), "max_norm": limit.float()}
+        found = {"mean": mean, "scale": scale, "max_norm": limit}
+        self.scaler = {name: value.to(self.precision) for name, value in found.items()}
 
     def usable(self, x: Tensor) -> Tensor:
         """Indices of the vectors x [n, d_in] that are not outliers: int64 [m].
@@ -77,25 +95,47 @@ class Trainer:
         assert kept is not None
         return kept.nonzero().squeeze(-1)
 
-    def step(self, x: Tensor) -> None:
-        """One step on raw vectors x [batch, d_in]."""
-        x = (x.float() - self.scaler["mean"]) / self.scaler["scale"]
-        found = self.objective.step(x, self.parameters)
-        variance = (x - x.mean(0)).square().sum() / len(x)
+    def step(self, x: Tensor, places: Tensor | None = None) -> None:
+        """One step on raw vectors x [batch, d_in].
+
+        If ranks share the batch, x has this rank's part of it, possibly nothing, and `places` are
+        the places of these vectors in the batch, int64, increasing.
+        """
+        tokens = len(x) if places is None else self.config.batch_size
+        x = (x.to(self.precision) - self.scaler["mean"]) / self.scaler["scale"]
+        if len(x):
+            found = self.objective.step(x, self.parameters, tokens)
+        else:
+            found = Step.zeros(x, self.parameters, len(self.idle))
+        variance = self._gather(found, x, tokens)
         weight = 0.1 if self.completed else 1.0
-        self.fvu = torch.lerp(self.fvu, found.loss / variance, weight)
-        self.l0 = torch.lerp(self.l0, found.l0, weight)
-        self.idle += len(x)
+        self.fvu = torch.lerp(self.fvu, (found.loss / variance).float(), weight)
+        self.l0 = torch.lerp(self.l0, found.l0.float(), weight)
+        self.idle += tokens
         self.idle[found.fired] = 0
         dead = (self.idle > self.dead_tokens).nonzero().squeeze(-1)
         if len(dead) and self.config.aux:
-            self.objective.revive(x, self.parameters, found, dead)
+            quarter = max(1, tokens // 4)
+            first = quarter if places is None else int((places < quarter).sum())
+            self.objective.revive(x, self.parameters, found, dead, first)
+        self.world.add(*found.gradients.values())
         for name, parameter in self.parameters.items():
             parameter.grad = found.gradients[name]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRADIENT)
         self.adam.param_groups[0]["lr"] = self.lr * self._rate()
         self.adam.step()
         self.completed += 1
+
+    def _gather(self, found: Step, x: Tensor, tokens: int) -> Tensor:
+        """Make loss, l0 and fired those of all ranks, and return the variance of the batch []."""
+        if self.world.size == 1:
+            return (x - x.mean(0)).square().sum() / len(x)
+        sums = torch.stack([found.loss, found.l0.to(x.dtype), x.square().sum()])
+        counts = torch.cat([sums, x.sum(0), found.fired.to(x.dtype)])
+        self.world.add(counts)
+        sums, mean, fired = counts.split([3, x.shape[1], len(found.fired)])
+        found.loss, found.l0, found.fired = sums[0], sums[1], fired > 0
+        return (sums[2] - mean.square().sum() / tokens) / tokens
 
     def _rate(self) -> float:
         """Factor of the learning rate: linear warm-up, constant, linear decay."""
@@ -130,12 +170,19 @@ class Trainer:
 
     def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
         """The SAE as trained so far, in the model's raw units."""
+        folded: dict[str, Any] = self.objective.fold(
+            self.parameters, self.scaler["mean"], self.scaler["scale"]
+        )
+        dtype = self.dtype
+        if dtype == torch.float64:
+            dtype = torch.float32
+            folded |= {name: v.float() for name, v in folded.items() if isinstance(v, Tensor)}
         return SAE(
             identity,
             site,
-            **self.objective.fold(self.parameters, self.scaler["mean"], self.scaler["scale"]),
+            **folded,
             max_norm=float(self.scaler["max_norm"]),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch."),
             record=record,
         )
 

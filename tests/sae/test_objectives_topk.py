@@ -40,7 +40,7 @@ def test_the_step_has_the_gradients_of_autograd(width, k, bias):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(5)) + 0.3
     loss, gradients, codes = naive(x, **p, k=k)
     objective = TopK(TrainConfig(k=k), torch.float32)
-    step, (values, units) = objective.step(x, p), objective.select(x - p["b_dec"], p)
+    step, (values, units) = objective.step(x, p, n), objective.select(x - p["b_dec"], p)
     torch.testing.assert_close(step.loss.double(), loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(
@@ -58,7 +58,7 @@ def test_units_that_never_fire_have_no_gradient():
     p = weights(32, 6)
     p["b_enc"][7] = -100
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
-    step = TopK(TrainConfig(k=3), torch.float32).step(x, p)
+    step = TopK(TrainConfig(k=3), torch.float32).step(x, p, len(x))
     assert not step.fired[7] and step.fired.any()
     assert not any(step.gradients[name][7].any() for name in ("encoder", "decoder", "b_enc"))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import replace
+from itertools import count as count_up
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from saefeat import progress
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
-from saefeat.io import RunFailed, UserError
+from saefeat.io import RunFailed, UserError, read_header
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
@@ -266,6 +268,31 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
             trained[0] / sae_id(site) / "cfg.json"
         ).read_bytes()
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
+
+
+@pytest.mark.parametrize("after", [1, 4, 11, 14])
+def test_a_training_that_is_told_to_stop_saves_within_a_chunk(
+    tmp_path, trained, plan, tiny_lm, after
+):
+    looks = count_up()
+
+    def stop():
+        return next(looks) >= after
+
+    def train(**options):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, checkpoint_seconds=1000, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop=stop)
+    saved = (tmp_path / "training.safetensors").exists()
+    if saved:
+        position = json.loads(read_header(tmp_path / "training.safetensors")["values"])
+        assert position["steps"] > 0
+    train()
+    for site in SITES:
+        assert weights(tmp_path, site) == weights(trained[0], site)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(map(sae_id, SITES))
+    assert saved == (after > 1)
 
 
 def test_several_sites_in_one_stream_equal_single_site_runs(tmp_path, trained, plan, tiny_lm):

@@ -14,29 +14,41 @@ from torch import Tensor
 
 from saefeat.config import TrainConfig
 from saefeat.registry import Registry
+from saefeat.world import ALONE, World
 
 Parameters = dict[str, Tensor]
 
 
 @dataclass
 class Step:
-    """Results of one step on a batch x [n, d]."""
+    """Results of one step on a batch, or on a rank's part of it, x [n, d].
 
-    loss: Tensor  # squared error of a reconstruction, mean over the tokens: []
+    Those of the whole batch are the sums of those of its parts.
+    """
+
+    loss: Tensor  # squared error of a reconstruction, over the tokens of the batch: []
     gradients: Parameters  # of the loss, by parameter
     error: Tensor  # reconstruction minus input [n, d]
-    fired: Tensor  # which units fired on the batch, bool [d_sae]
-    l0: Tensor  # mean number of active units per token, []
+    fired: Tensor  # which units fired on the vectors, bool [d_sae]
+    l0: Tensor  # number of active units, over the tokens of the batch: []
+
+    @classmethod
+    def zeros(cls, x: Tensor, parameters: Parameters, width: int) -> Step:
+        """The results of a part without vectors, x [0, d]."""
+        nothing = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        fired = torch.zeros(width, dtype=torch.bool, device=x.device)
+        return cls(x.new_zeros(()), nothing, x, fired, x.new_zeros(()))
 
 
 class Objective(ABC):
     """An SAE architecture in training, on inputs of mean 0 and variance 1 per coordinate.
 
     dtype: of the encoder product.
+    world: the ranks that share each batch.
     """
 
-    def __init__(self, config: TrainConfig, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
+    def __init__(self, config: TrainConfig, dtype: torch.dtype, world: World = ALONE) -> None:
+        self.config, self.dtype, self.world = config, dtype, world
 
     @staticmethod
     @abstractmethod
@@ -48,12 +60,18 @@ class Objective(ABC):
         """Initial values of the parameters, float32 on the CPU."""
 
     @abstractmethod
-    def step(self, x: Tensor, parameters: Parameters) -> Step:
-        """Loss and gradients on x [n, d_in]."""
+    def step(self, x: Tensor, parameters: Parameters, tokens: int) -> Step:
+        """Loss and gradients on x [n, d_in], at least one vector of a batch of `tokens`."""
 
     @abstractmethod
-    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
-        """Add gradients to a step that make dead units (int64 [m]) fire again."""
+    def revive(
+        self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor, first: int
+    ) -> None:
+        """Add gradients to a step that make dead units (int64 [m]) fire again.
+
+        All ranks call it together, with the loss of the whole batch in `step`. `first`: number of
+        the vectors of x that are in the first quarter of the batch.
+        """
 
     @abstractmethod
     def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:

@@ -62,18 +62,22 @@ class TopK(Objective):
         weight = (parameters["encoder"] * norms[:, None]).to(self.dtype)
         bias = (parameters["b_enc"] * norms).to(self.dtype)
         inputs = centred.to(self.dtype).split(_ROWS)
-        parts = [GroupedEncoder.top(linear(x, weight, bias), self.config.k) for x in inputs]
-        values, units = (torch.cat(part) for part in zip(*parts, strict=True))
-        rows = _rows(units, len(weight))
+        if self.dtype == torch.float64:  # finer than the keys of `GroupedEncoder`
+            pre = torch.cat([linear(x, weight, bias) for x in inputs])
+            values, rows = pre.clamp(min=0).topk(self.config.k)
+        else:
+            parts = [GroupedEncoder.top(linear(x, weight, bias), self.config.k) for x in inputs]
+            values, units = (torch.cat(part) for part in zip(*parts, strict=True))
+            rows = _rows(units, len(weight))
         return values / norms[rows].clamp(min=_TINY), rows
 
-    def step(self, x: Tensor, parameters: Parameters) -> Step:
-        """Loss mean((x' - x)^2) * d of x [n, d] and its gradients."""
+    def step(self, x: Tensor, parameters: Parameters, tokens: int) -> Step:
+        """Loss sum((x' - x)^2) / tokens of x [n, d] and its gradients."""
         encoder, decoder, b_dec = (parameters[name] for name in ("encoder", "decoder", "b_dec"))
         centred = x - b_dec
         values, units = self.select(centred, parameters)
         error = embedding_bag(units, decoder, per_sample_weights=values, mode="sum") - centred
-        slope = error * (2 / len(x))
+        slope = error * (2 / tokens)
         d_values = _row_products(slope, decoder, units) * (values > 0)
 
         flat = units.view(-1)
@@ -89,7 +93,7 @@ class TopK(Objective):
         fired = torch.zeros(len(encoder), dtype=torch.bool, device=x.device)
         fired[units[values > 0]] = True
         return Step(
-            loss=error.square().sum() / len(x),
+            loss=error.square().sum() / tokens,
             error=error,
             gradients={
                 "encoder": by_unit(centred, d_values),
@@ -98,17 +102,22 @@ class TopK(Objective):
                 "b_dec": slope.sum(0) - d_b_enc @ encoder,
             },
             fired=fired,
-            l0=(values > 0).sum() / len(x),
+            l0=(values > 0).sum() / tokens,
         )
 
-    def revive(self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor) -> None:
+    def revive(
+        self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor, first: int
+    ) -> None:
         p, gradients = parameters, step.gradients
-        part = slice(0, max(1, len(x) // 4))  # a quarter of the batch is enough to revive them
+        error = step.error[:first]  # a quarter of the batch is enough to revive them
+        energy = error.square().sum()
+        self.world.add(energy)
         found = aux_gradients(
-            x[part] - p["b_dec"],
-            step.error[part],
+            x[:first] - p["b_dec"],
+            error,
             {name: p[name][dead] for name in ("encoder", "b_enc", "decoder")},
             k=max(1, x.shape[1] // 2),
+            energy=energy,
         )
         weight = self.config.aux * step.loss  # the same scale as the main loss
         for name, gradient in found.items():
@@ -148,21 +157,24 @@ def _row_products(a: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(wanted, a, rows.t(), beta=0.0).values().view(n, k)
 
 
-def aux_gradients(x: Tensor, error: Tensor, dead: Parameters, k: int) -> Parameters:
+def aux_gradients(
+    x: Tensor, error: Tensor, dead: Parameters, k: int, energy: Tensor | None = None
+) -> Parameters:
     """Gradients of AuxK: the k strongest dead units reconstruct the error of the other units.
 
     Args:
         x: centred input [n, d].
         error: reconstruction minus input [n, d].
         dead: `encoder`, `b_enc` and `decoder` of the dead units.
+        energy: sum of the squares of the error of all ranks []; default of this error.
 
-    Returns the gradients of mean((e' - e)^2) / mean(e^2) by the same names.
+    Returns the gradients of sum((e' - e)^2) / energy by the same names.
     """
     encoder, b_enc, decoder = dead["encoder"], dead["b_enc"], dead["decoder"]
     pre = torch.addmm(b_enc, x, encoder.t())
     units = (pre * decoder.norm(dim=1)).topk(min(k, len(encoder)), sorted=False).indices
     codes = torch.zeros_like(pre).scatter_(1, units, pre.gather(1, units).clamp(min=0))
-    scale = 2 / error.square().sum().clamp(min=1e-12)
+    scale = 2 / (error.square().sum() if energy is None else energy).clamp(min=1e-12)
     slope = (codes @ decoder + error) * scale
     d_codes = (slope @ decoder.t()) * (codes > 0)
     return {"encoder": d_codes.t() @ x, "b_enc": d_codes.sum(0), "decoder": codes.t() @ slope}

@@ -1,0 +1,150 @@
+"""Processes that work together (ranks), by torch.distributed. Alone, nothing here costs anything.
+
+Everything that ranks exchange goes through a `World`. torchrun or Slurm starts the processes and
+tells each its rank (the variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from saefeat.io import RunFailed, UserError
+
+
+class LostRank(RunFailed):
+    """Another rank has ended or does not answer."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that work together.
+
+    All ranks call the same methods in the same order. A call raises LostRank when another rank has
+    ended or does not answer.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine.
+        local_size: number of processes on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what is done once: it speaks, and writes what all share."""
+        return self.rank == 0
+
+    def add(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the ranks; it has one shape on all of them."""
+        if self.size > 1:
+            with self._answers():
+                for tensor in tensors:
+                    dist.all_reduce(tensor)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set on a rank."""
+        if self.size == 1:
+            return flags
+        counts = torch.tensor(flags, dtype=torch.int32)
+        self.add(counts)
+        return tuple(bool(count) for count in counts)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
+    def concat(self, x: Tensor) -> Tensor:
+        """Return the tensors [n] of all ranks, in the order of the ranks; each has its own n."""
+        if self.size == 1:
+            return x
+        sizes = x.new_zeros(self.size).long()
+        sizes[self.rank] = len(x)
+        self.add(sizes)
+        ends = sizes.cumsum(0).tolist()
+        found = x.new_zeros(ends[-1])
+        found[ends[self.rank] - len(x) : ends[self.rank]] = x
+        self.add(found)
+        return found
+
+    def exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """Send `parts[r]` to rank r, and return what each rank has sent here.
+
+        Args:
+            parts: contiguous tensors of one dtype, one per rank.
+            lengths: number of values that each rank sends here.
+
+        Returns flat tensors, one per rank.
+        """
+        kind = parts[0].dtype
+        sent = [part.reshape(-1).view(torch.uint8) for part in parts]  # every backend sends bytes
+        sizes = [length * kind.itemsize for length in lengths]
+        found = sent[0].new_empty(sum(sizes))
+        with self._answers():
+            dist.all_to_all_single(found, torch.cat(sent), sizes, [len(part) for part in sent])
+        return [part.view(kind) for part in found.split(sizes)]
+
+    @contextmanager
+    def _answers(self) -> Any:
+        try:
+            yield
+        except RuntimeError as error:  # of the backend
+            raise LostRank("another rank has ended or does not answer") from error
+
+
+ALONE = World()
+
+
+def world_of_environment() -> World:
+    """Return what torchrun or the job script says of this process; ALONE without them.
+
+    Raises UserError when the variables do not fit together.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if "WORLD_SIZE" not in given:
+        return ALONE
+    try:
+        size, rank = int(given["WORLD_SIZE"]), int(given["RANK"])
+        local_rank = int(given.get("LOCAL_RANK", rank))
+        local_size = int(given.get("LOCAL_WORLD_SIZE", size))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the environment has WORLD_SIZE {given['WORLD_SIZE']}, but RANK and LOCAL_RANK are "
+            "missing or no numbers; start the processes by torchrun"
+        ) from error
+    if not (0 <= rank < size and 0 <= local_rank < local_size):
+        raise UserError(f"rank {rank} is not among {size} processes; start them by torchrun")
+    return World(rank, size, local_rank, local_size)
+
+
+def join(world: World, device: str, timeout: float) -> Any:
+    """Connect the ranks: gloo between CPUs, NCCL between GPUs. Return their store; None if alone.
+
+    `timeout`: seconds after which a rank that does not answer fails the others.
+    """
+    if world.size == 1:
+        return None
+    wait = timedelta(seconds=timeout)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    store: Any = next(rendezvous("env://", timeout=wait))[0]
+    kept = PrefixStore("ranks", store.clone())  # with a connection of its own
+    dist.init_process_group(
+        backend, store=store, rank=world.rank, world_size=world.size, timeout=wait
+    )
+    return kept

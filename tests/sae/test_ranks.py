@@ -1,0 +1,171 @@
+"""Two processes train the SAEs that one trains, and end together when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import contents
+
+from saefeat.io import load_tensors, read_header
+from saefeat.world import ALONE
+
+ROOT = Path(__file__).parents[2]
+SCRIPT, WORKER = ROOT / "train/sae.py", Path(__file__).with_name("ranks.py")
+LIMIT = 100  # seconds in which every process has to end
+SITES = ["mlp_out@0", "resid_post@1", "mlp_act@1"]
+
+
+@pytest.fixture(scope="module")
+def start():
+    """start(rank, size, *words): a process of this rank, with a port that all of a test share."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+
+    def begin(rank, size, *words):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, words)],
+                env=os.environ | {name: str(value) for name, value in place.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return running[-1]
+
+    yield begin
+    for process in running:
+        process.kill()
+
+
+def ends(*processes):
+    """Exit codes and outputs."""
+    outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+@pytest.fixture(scope="module")
+def values(tiny_model_dir, tiny_jsonl):
+    return {
+        **{"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "sites": SITES},
+        **{"dtype": "float32", "d_sae": 64, "k": 4, "batch_size": 64, "chunk_tokens": 900},
+        **{"dead_tokens": 1500, "passes": 8, "checkpoint_seconds": 0, "threads": 1},
+    }
+
+
+@pytest.fixture
+def config(tmp_path, values):
+    """config(name, **changes): a configuration file; its output is `tmp_path / name`."""
+
+    def write(name, **changes):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**values, "out": str(tmp_path / name), **changes}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, values, start):
+    """The SAEs that one process trains."""
+    out = tmp_path_factory.mktemp("alone")
+    path = out / "job.json"
+    path.write_text(json.dumps({**values, "out": str(out / "saes")}))
+    assert ends(start(0, 1, SCRIPT, path))[0] == [0]
+    return contents(out / "saes")
+
+
+def test_two_ranks_that_share_batches_train_as_one(tmp_path, start):
+    codes, outputs = ends(*(start(rank, 2, WORKER, tmp_path) for rank in range(2)))
+    assert codes == [0, 0], outputs
+    spec = util.spec_from_file_location("ranks", WORKER)
+    ranks = util.module_from_spec(spec)
+    spec.loader.exec_module(ranks)
+    expected = ranks.results(ALONE)
+    assert expected["dead"] > 0.1  # so that AuxK is compared too
+    assert expected["parameter.encoder"].dtype == torch.float64
+    for rank in range(2):
+        found, _ = load_tensors(tmp_path / f"{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            tolerance = 1e-6 if name.startswith("first.") else 1e-9
+            torch.testing.assert_close(
+                found[name], value, rtol=0, atol=tolerance, msg=f"{name} of rank {rank}"
+            )
+
+
+def test_in_the_layout_over_sites_two_ranks_of_torchrun_write_the_bytes_of_one(
+    tmp_path, config, alone
+):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
+    path = config("sites", layout="sites")
+    command = [sys.executable, *map(str, [*words, path])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes with 1 threads each, in the layout over sites" in done.stderr
+    assert done.stdout.count("sae-") == len(SITES)
+    assert contents(tmp_path / "sites") == alone
+
+
+def steps_saved(out):
+    """Steps of the last checkpoint; 0 without one."""
+    path = out / "training.safetensors"
+    return json.loads(read_header(path)["values"])["steps"] if path.exists() else 0
+
+
+def wait_for(condition, *processes):
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < LIMIT
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def test_a_rank_that_dies_or_is_told_to_stop_ends_both_and_the_training_goes_on(
+    tmp_path, config, start, alone
+):
+    path, out = config("out", layout="sites"), tmp_path / "out"
+    both = [start(rank, 2, SCRIPT, path) for rank in range(2)]
+    wait_for(lambda: steps_saved(out) > 0, *both)
+    both[1].kill()
+    begun = time.monotonic()
+    codes, outputs = ends(*both)
+    assert time.monotonic() - begun < 60
+    assert codes == [1, -signal.SIGKILL]
+    assert f"rank 1 on {socket.gethostname()} has ended; checkpoints are kept" in outputs[0]
+    kept = steps_saved(out)
+    both = [start(rank, 2, SCRIPT, path) for rank in range(2)]
+    wait_for(lambda: steps_saved(out) > kept > 0, *both)
+    both[1].send_signal(signal.SIGTERM)
+    codes, outputs = ends(*both)
+    assert codes == [130, 130], outputs
+    assert "interrupted" in "".join(outputs) and "Traceback" not in "".join(outputs)
+    codes, outputs = ends(start(0, 1, SCRIPT, path))  # one rank goes on with what two have done
+    assert codes == [0], outputs
+    assert contents(out) == alone
+
+
+def test_a_training_that_diverges_on_one_rank_ends_both_and_keeps_the_state(
+    tmp_path, config, start
+):
+    path = config("out", layout="sites", lr=1e20, sites=SITES[:2])
+    codes, outputs = ends(*(start(rank, 2, SCRIPT, path) for rank in range(2)))
+    assert codes == [1, 1], outputs
+    assert "training diverged at" in "".join(outputs) and "before step" in "".join(outputs)
+    assert "Traceback" not in "".join(outputs)
+    assert not list((tmp_path / "out").glob("sae-*"))
