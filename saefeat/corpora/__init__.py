@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from saefeat.corpora.chosen import Counts, Retokenized
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.recipes import PAPER_LABELS
 from saefeat.corpora.text import clean_text
@@ -32,6 +34,7 @@ __all__ = [
     "first_by_hash",
     "half_of",
     "hashed",
+    "hashed_order",
     "in_hashed_order",
     "load_corpus",
     "make_batch",
@@ -44,6 +47,8 @@ TOKEN_LIMIT = 256
 BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger batches only add padding
 GPU_BATCH_TOKENS = 16_384
 _SLICE = 256  # texts that are tokenised before the budgets are looked at again
+_KEPT_TOKENS = 2**24  # token ids that a plan keeps; of more, it makes those of a window anew
+_BLOCK = 2**16  # positions whose labels are looked up at once
 
 
 @dataclass
@@ -72,7 +77,8 @@ class Plan:
 
     Attributes:
         corpus: the corpus.
-        tokens: position -> token ids of a chosen example, without added special tokens.
+        tokens: position -> token ids of a chosen example, without added special tokens. A large
+            plan does not keep them, but tokenises a text whenever it is asked for.
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
@@ -81,16 +87,29 @@ class Plan:
     """
 
     corpus: Corpus
-    tokens: dict[int, list[int]]
-    counts: dict[int, int]
+    tokens: Mapping[int, list[int]]
+    counts: Mapping[int, int]
     policy: dict[str, Any]
     skipped: dict[str, int]
-    order: list[int] | None = None
+    order: Sequence[int] | None = None
 
     @property
     def total(self) -> int:
         """Number of counted tokens."""
-        return sum(self.counts.values())
+        return self.counts.sum() if isinstance(self.counts, Counts) else sum(self.counts.values())
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Positions of the chosen examples: int64, ascending."""
+        if isinstance(self.counts, Counts):
+            return self.counts.positions
+        return np.array(sorted(self.tokens), np.int64)
+
+    def counted(self, positions: Sequence[int]) -> int:
+        """Number of counted tokens of chosen examples."""
+        if isinstance(self.counts, Counts):
+            return self.counts.sum(np.asarray(positions, np.int64))
+        return sum(self.counts[i] for i in positions)
 
     @property
     def window_count(self) -> int:
@@ -102,18 +121,24 @@ class Plan:
         """Positions of the chosen examples of a window."""
         start = number * WINDOW
         if self.order is not None:
-            return self.order[start : start + WINDOW]
-        return [i for i in range(start, min(start + WINDOW, len(self.corpus))) if i in self.tokens]
+            return list(self.order[start : start + WINDOW])
+        stop = min(start + WINDOW, len(self.corpus))
+        if isinstance(self.counts, Counts):
+            first, last = np.searchsorted(self.counts.positions, [start, stop])
+            return self.counts.positions[first:last].tolist()
+        return [i for i in range(start, stop) if i in self.tokens]
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
         """Batches of these examples."""
-        return plan_batches(
-            lm, {i: self.tokens[i] for i in positions}, count_bos=self.policy["count_bos"]
-        )
+        if isinstance(self.tokens, Retokenized):
+            tokens = self.tokens.several(positions)
+        else:
+            tokens = {i: self.tokens[i] for i in positions}
+        return plan_batches(lm, tokens, count_bos=self.policy["count_bos"])
 
 
 def plan_batches(
-    lm: LanguageModel, tokens: dict[int, list[int]], *, count_bos: bool = False
+    lm: LanguageModel, tokens: Mapping[int, list[int]], *, count_bos: bool = False
 ) -> Iterator[Batch]:
     """Sort examples by length and fill batches up to the device's budget of padded tokens.
 
@@ -169,31 +194,34 @@ def make_plan(
     Raises:
         UserError: a label has no usable text in the split.
     """
-    by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
+    by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
     tokens, counts, skipped = fill_budget(
         corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
     )
-    filled = {corpus.of[i] for i in tokens}
-    for label in corpus.labels:
-        if label not in filled:
+    large = isinstance(counts, Counts)
+    order = counts.order if large else np.fromiter(tokens, np.int64, len(tokens))
+    filled = set(np.unique(corpus.codes[order]).tolist())
+    for code, label in enumerate(corpus.labels):
+        if code not in filled:
             raise UserError(
                 f"the label {label} of {corpus.name} has no usable text in the {split} split",
                 "labels",
             )
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
-    return Plan(corpus, tokens, counts, policy, skipped, list(tokens) if mixed else None)
+    mixed_order = (array("q", order.tobytes()) if large else list(tokens)) if mixed else None
+    return Plan(corpus, tokens, counts, policy, skipped, mixed_order)
 
 
 def fill_budget(
     corpus: Corpus,
     lm: LanguageModel,
-    positions: Iterable[int],
+    positions: Sequence[int] | np.ndarray,
     budget: int | None,
     token_limit: int = TOKEN_LIMIT,
     *,
     count_bos: bool = False,
-) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int]]:
+) -> tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int]]:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
     No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
@@ -203,42 +231,76 @@ def fill_budget(
         position -> token ids of the examples that are taken; position -> number of counted tokens;
         reason -> number of examples that were left out or cut before their label was full.
     """
-    tokens: dict[int, list[int]] = {}
-    counts: dict[int, int] = {}
+    tokens: dict[int, list[int]] | None = {}
+    taken, numbers, kept_tokens = array("q"), array("i"), 0
     skipped: Counter[str] = Counter()
-    used: Counter[str] = Counter()
-
-    def open_to(position: int) -> bool:
-        return budget is None or used[corpus.of[position]] < budget
-
+    order = np.asarray(positions, np.int64)
+    used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
+    is_open = np.full(len(used), budget is None or budget > 0)
     special, extra = lm.special_ids, lm.counted_before(count_bos)
-    waiting = filter(open_to, positions)
-    while some := list(islice(waiting, _SLICE)):
+    for some, of in _open_slices(order, corpus.codes, is_open):
         rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)
-        for i, row in zip(some, rows, strict=True):
-            if not open_to(i):
+        for i, code, row in zip(some, of, rows, strict=True):
+            if not is_open[code]:
                 continue
             kept = row[:token_limit]
             count = len(without_special(kept, special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
-            if count:
-                tokens[i], counts[i] = kept, count + extra
-                used[corpus.of[i]] += counts[i]
-    return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}
+            if not count:
+                continue
+            if tokens is not None:
+                tokens[i] = kept
+                kept_tokens += len(kept)
+                if kept_tokens > _KEPT_TOKENS:
+                    tokens = None
+            taken.append(i)
+            numbers.append(count + extra)
+            used[code] += count + extra
+            is_open[code] = budget is None or used[code] < budget
+    reasons = {reason: n for reason, n in sorted(skipped.items()) if n}
+    if tokens is not None:
+        return tokens, dict(zip(taken, numbers, strict=True)), reasons
+    counts = Counts(np.frombuffer(taken, np.int64), np.frombuffer(numbers, np.int32))
+
+    def tokenize(positions: Sequence[int]) -> list[list[int]]:
+        return lm.tokenize([corpus.texts[i] for i in positions], token_limit)
+
+    return Retokenized(counts, tokenize), counts, reasons
+
+
+def _open_slices(
+    order: np.ndarray, codes: np.ndarray, is_open: np.ndarray
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Slices of the positions whose labels are open when the slice is made, with their labels."""
+    for start in range(0, len(order), _BLOCK):
+        if not is_open.any():
+            return
+        block, at = order[start : start + _BLOCK], 0
+        of = codes[block]
+        while len(found := np.flatnonzero(is_open[of[at:]])[:_SLICE] + at):
+            yield block[found].tolist(), of[found].tolist()
+            at = int(found[-1]) + 1
 
 
 def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
     """Sort positions by hashed id, the order in which budgets are filled."""
-    return sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
+    return hashed_order(corpus, np.fromiter(positions, np.int64), seed).tolist()
 
 
-def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> list[int]:
+def hashed_order(
+    corpus: Corpus, positions: np.ndarray, seed: int, purpose: str = "budget"
+) -> np.ndarray:
+    """Sort positions, int64 [n], by the hashes of their ids, which differ with the purpose."""
+    return positions[np.lexsort((positions, corpus.hashes(seed, purpose, at=positions)))]
+
+
+def first_by_hash(
+    corpus: Corpus, positions: Sequence[int] | np.ndarray, seed: int, n: int
+) -> list[int]:
     """Choose at most n examples per label by hashed id; return them in the corpus's order."""
-    taken: Counter[str] = Counter()
-    chosen = []
-    for i in in_hashed_order(corpus, positions, seed):
-        if taken[corpus.of[i]] < n:
-            taken[corpus.of[i]] += 1
-            chosen.append(i)
-    return sorted(chosen)
+    order = hashed_order(corpus, np.asarray(positions, np.int64), seed)
+    codes = corpus.codes[order]
+    by_label = np.argsort(codes, kind="stable")
+    firsts = np.searchsorted(codes[by_label], codes[by_label])  # of each example's label
+    return np.sort(order[by_label[np.arange(len(order)) - firsts < n]]).tolist()

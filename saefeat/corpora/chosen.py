@@ -1,0 +1,77 @@
+"""Chosen examples of a large plan: arrays instead of dicts, and texts that are tokenised again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+_TEXTS = 1024  # that are tokenised at once where all are asked for
+
+
+class Counts(Mapping[int, int]):
+    """position -> number of counted tokens, in the order in which the examples were taken.
+
+    Args:
+        order: int64 [n], different positions.
+        numbers: int32 [n].
+    """
+
+    def __init__(self, order: np.ndarray, numbers: np.ndarray) -> None:
+        self.order = order
+        ascending = np.argsort(order, kind="stable")
+        self.positions, self.numbers = order[ascending], numbers[ascending]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, len(self.order), _TEXTS):
+            yield from self.order[start : start + _TEXTS].tolist()
+
+    def __contains__(self, position: object) -> bool:
+        at = int(np.searchsorted(self.positions, position))  # pyright: ignore[reportArgumentType]
+        return at < len(self.positions) and int(self.positions[at]) == position
+
+    def __getitem__(self, position: int) -> int:
+        if position not in self:
+            raise KeyError(position)
+        return int(self.numbers[np.searchsorted(self.positions, position)])
+
+    def sum(self, positions: np.ndarray | None = None) -> int:
+        """The sum of the numbers of some positions; None: of all."""
+        if positions is None:
+            return int(self.numbers.sum(dtype=np.int64))
+        return int(self.numbers[np.searchsorted(self.positions, positions)].sum(dtype=np.int64))
+
+
+class Retokenized(Mapping[int, list[int]]):
+    """position -> token ids, made from the text whenever they are asked for.
+
+    Args:
+        counts: of the same examples.
+        tokenize: positions -> token ids of each.
+    """
+
+    def __init__(
+        self, counts: Counts, tokenize: Callable[[Sequence[int]], list[list[int]]]
+    ) -> None:
+        self.counts, self.tokenize = counts, tokenize
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.counts)
+
+    def __contains__(self, position: object) -> bool:
+        return position in self.counts
+
+    def __getitem__(self, position: int) -> list[int]:
+        if position not in self:
+            raise KeyError(position)
+        return self.tokenize([position])[0]
+
+    def several(self, positions: Sequence[int]) -> dict[int, list[int]]:
+        """The token ids of some positions, tokenised together."""
+        return dict(zip(positions, self.tokenize(positions), strict=True))
