@@ -315,9 +315,8 @@ class _Found:
             label = labels.get(raw)
             if label is None:
                 label = labels[raw] = clean_text(raw).strip()
-            if not isinstance(text, str):
-                if text is not None:
-                    self.types[label] = type(text).__name__
+            if text is not None and not isinstance(text, str):
+                self.types[label] = type(text).__name__
             if not label:
                 skipped[label, "no label"] += 1
                 continue

@@ -1,0 +1,421 @@
+"""Corpora that stay in a file give the same examples, splits, plans and bytes as lists do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import string
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from datasets import Dataset, load_dataset
+from helpers import contents, refused, rows_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from saefeat import corpora
+from saefeat.collection import collect
+from saefeat.corpora import (
+    corpus,
+    fetch,
+    first_by_hash,
+    in_hashed_order,
+    load_corpus,
+    make_plan,
+    reading,
+    store,
+)
+from saefeat.corpora.chosen import Retokenized
+from saefeat.corpora.corpus import hashed
+from saefeat.corpora.failures import StreamBroken
+from saefeat.corpora.store import Strings
+from saefeat.dictionaries import Identity
+from saefeat.run.stages import merge
+
+GENEROUS = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(reading, "PAUSES", (0.01, 0.01))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """large(True): from now on every corpus is large, and every plan."""
+
+    def switch(on):
+        monkeypatch.setattr(store, "MANY", 2 if on else 10**9)
+        monkeypatch.setattr(store, "_BATCH", 3)
+        monkeypatch.setattr(corpora, "_KEPT_TOKENS", 0 if on else 10**9)
+
+    return switch
+
+
+def written(folder, rows, name="c.jsonl"):
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def both(large, data, **options):
+    """A corpus in lists, and the same in a file."""
+    large(False)
+    small = load_corpus(data, **options)
+    large(True)
+    return small, load_corpus(data, **options)
+
+
+def same_corpus(ours, theirs):
+    assert rows_of(ours) == rows_of(theirs)
+    for name in ("labels", "name", "skipped", "fingerprint"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.codes.tolist() == theirs.codes.tolist()
+    for split in ("train", "test", "all"):
+        assert ours.positions(split, 3) == theirs.positions(split, 3)
+
+
+def same_plan(ours, theirs):
+    for name in ("total", "policy", "skipped", "window_count"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert list(ours.counts.items()) == list(theirs.counts.items())
+    assert list(ours.tokens.items()) == list(theirs.tokens.items())
+    assert ours.chosen.tolist() == theirs.chosen.tolist() == sorted(ours.tokens)
+    assert ours.order is theirs.order is None or list(ours.order) == list(theirs.order)
+    for number in range(ours.window_count):
+        positions = ours.window(number)
+        assert positions == theirs.window(number)
+        assert ours.counted(positions) == theirs.counted(positions)
+    assert 10**6 not in theirs.tokens and 10**6 not in theirs.counts
+
+
+TEXTS = st.sampled_from(["a cat", "Haus " * 9, " ", "", "\ufeffx", "nul\0l", "der Hund", None, 7])
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "text": st.one_of(TEXTS, st.text(string.ascii_letters + " äß\u2028", max_size=12)),
+            "label": st.sampled_from(["de", "en", "th ", "", None]),
+            "id": st.one_of(st.none(), st.integers(0, 9)),
+        }
+    ),
+    max_size=40,
+)
+FIRST = [
+    {"text": f"{label} {n}", "label": label, "id": None}
+    for label in ["de", "en", "th"]
+    for n in range(4)
+]
+
+
+# --------------------------------------------------------------------------- the same as lists
+
+
+@GENEROUS
+@given(ROWS, st.sampled_from([None, ["th", "de"], ["en", "deu"]]))
+def test_a_corpus_in_a_file_is_the_corpus_in_lists(tmp_path, large, rows, labels):
+    path = written(tmp_path, FIRST + rows)
+    small, stored = both(large, path, labels=labels)
+    assert isinstance(small.texts, list) and isinstance(stored.texts, Strings)
+    same_corpus(small, stored)
+    same_corpus(small, load_corpus(path, labels=labels))  # kept in the cache by now
+    n = len(small)
+    for column in ("texts", "of", "ids"):
+        ours, theirs = getattr(small, column), getattr(stored, column)
+        assert ours == [theirs[i] for i in range(n)] == list(theirs)
+        assert ours[2:-1] == theirs[2:-1] and ours[-1] == theirs[-1]
+        with pytest.raises(IndexError):
+            theirs[n]
+    assert all(small.of.index(label) == stored.of.index(label) for label in small.labels)
+    with pytest.raises(ValueError, match="xx"):
+        stored.of.index("xx")
+
+
+@GENEROUS
+@given(
+    ROWS, st.one_of(st.none(), st.integers(1, 40)), st.booleans(), st.booleans(), st.integers(1, 7)
+)
+def test_a_plan_of_a_large_corpus_is_that_of_lists(
+    tmp_path, large, tiny_lm, monkeypatch, rows, budget, mixed, count_bos, size
+):
+    monkeypatch.setattr(corpora, "WINDOW", 5)
+    small, stored = both(large, written(tmp_path, FIRST + rows))
+    options = {"split": "all", "max_tokens": budget, "mixed": mixed, "count_bos": count_bos}
+    large(False)
+    ours = make_plan(small, tiny_lm, token_limit=8, **options)
+    large(True)
+    monkeypatch.setattr(corpora, "_SLICE", size)
+    monkeypatch.setattr(corpora, "_BLOCK", 2 * size)
+    theirs = make_plan(stored, tiny_lm, token_limit=8, **options)
+    assert isinstance(theirs.tokens, Retokenized) and isinstance(ours.tokens, dict)
+    same_plan(ours, theirs)
+    pairs = [[*plan.batches(tiny_lm, plan.window(0))] for plan in (ours, theirs)]
+    for one, other in zip(*pairs, strict=True):
+        assert one.positions == other.positions
+        assert one.input_ids.equal(other.input_ids) and one.counted.equal(other.counted)
+
+
+@GENEROUS
+@given(ROWS, st.integers(0, 5), st.integers(0, 3))
+def test_orders_by_hash_are_those_of_sorting_one_by_one(tmp_path, large, rows, seed, n):
+    small, stored = both(large, written(tmp_path, FIRST + rows))
+    order = sorted(range(len(small)), key=lambda i: (hashed(seed, "budget", small.ids[i]), i))
+    taken, first = Counter(), []
+    for i in order:
+        taken[small.of[i]] += 1
+        first += [i] * (taken[small.of[i]] <= n)
+    for one in (small, stored):
+        assert in_hashed_order(one, range(len(one)), seed) == order
+        assert first_by_hash(one, list(range(len(one))), seed, n) == sorted(first)
+        test = [i for i in order if one.is_test(i, seed)]
+        assert one.positions("test", seed) == sorted(test)
+        assert in_hashed_order(one, order[:1], seed) == order[:1]
+
+
+def test_labels_that_stand_for_one_another_are_renamed_in_a_file_too(tmp_path, large):
+    rows = [{"text": f"{n}", "label": of} for n in range(9) for of in ("deu_Latn", "eng", "fra")]
+    small, stored = both(large, written(tmp_path, rows), labels=["en", "de"])
+    same_corpus(small, stored)
+    assert set(stored.of) == {"en", "de"} and len(stored) == 18
+    renamed = replace(stored, of=["x"] * 18, labels=("x",))
+    assert renamed.fingerprint == replace(small, of=["x"] * 18, labels=("x",)).fingerprint
+    assert renamed.fingerprint != stored.fingerprint
+
+
+def test_pairs_and_tables_may_be_large_too(large, own_cache):
+    pairs = [(f"text {n}", "ab"[n % 2]) for n in range(20)]
+    for data in (pairs, pd.DataFrame(pairs, columns=["text", "label"])):
+        small, stored = both(large, data)
+        same_corpus(small, stored)
+        assert len(list(own_cache.rglob("rows.arrow"))) == 1
+        del stored
+    assert not list(own_cache.rglob("rows.arrow"))  # it lasts as long as the corpus
+
+
+# --------------------------------------------------------------------------- collections
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "WINDOW", 8)
+    words = ["cat", "dog", "Haus", "Katze", "sat", "ran", "mat", "the", "der", "die"]
+    rows = [
+        {"text": " ".join(words[(n * k) % 10] for k in range(1, 3 + n % 7)), "label": "ab"[n % 2]}
+        for n in range(90)
+    ]
+    return written(tmp_path, rows)
+
+
+def neurons():
+    return [Identity("mlp_act@0", 48), Identity("mlp_out@1", 32)]
+
+
+def files(out):
+    return {name: data for name, data in contents(out).items() if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("budget", [None, 60])
+def test_whole_sharded_and_resumed_collections_of_a_large_corpus_write_the_bytes_of_lists(
+    tmp_path, large, tiny_lm, texts, budget
+):
+    def gather(name, on, say=lambda line: None, **options):
+        large(on)
+        plan = make_plan(load_corpus(texts), tiny_lm, max_tokens=budget)
+        assert isinstance(plan.tokens, Retokenized) is on
+        out = tmp_path / name
+        places = {kind: out / kind for kind in ("bags", "halves", "responses")}
+        collect(tiny_lm, plan, neurons(), out, places=places, say=say, **options)
+        return files(out)
+
+    small = gather("small", False)
+    assert len(small) > 4
+    assert gather("large", True) == small
+    for i in range(3):
+        gather(f"shard{i}", True, shard=(i, 3))
+    merge([tmp_path / f"shard{i}" for i in (2, 0, 1)], tmp_path / "merged")
+    merged = files(tmp_path / "merged")
+    assert {name: merged[name] for name in small if name in merged} == {
+        name: small[name] for name in small if name in merged
+    }
+    assert {"mlp_act@0.safetensors", "mlp_out@1.safetensors"} <= merged.keys()
+
+
+def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
+    tmp_path, large, tiny_lm, texts, every_line
+):
+    class Stop(Exception):
+        pass
+
+    def say(line):
+        if "window 4" in line:
+            raise Stop
+
+    large(True)
+    plan = make_plan(load_corpus(texts), tiny_lm)
+    collect(tiny_lm, plan, neurons(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        collect(tiny_lm, plan, neurons(), tmp_path / "o", say=say, checkpoint_seconds=0)
+    assert not list((tmp_path / "o").glob("*.safetensors"))
+    again = make_plan(load_corpus(texts), tiny_lm)
+    lines = []
+    collect(tiny_lm, again, neurons(), tmp_path / "o", say=lines.append, checkpoint_seconds=0)
+    assert not any("window 2" in line for line in lines)
+    assert files(tmp_path / "o") == files(tmp_path / "whole")
+
+
+# --------------------------------------------------------------------------- files
+
+
+ROWS_OF_FILES = [(f"text {n} äß", "ab"[n % 2], f"i{n}") for n in range(40)]
+
+
+def write_shard(path, rows):
+    table = pd.DataFrame(rows, columns=["text", "label", "id"])
+    if path.name.endswith(".parquet"):
+        table.to_parquet(path)
+    elif path.name.endswith(".csv"):
+        table.to_csv(path, index=False)
+    else:
+        data = table.to_json(orient="records", lines=True).encode()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize(
+    "name", ["train-{:05d}-of-00004.parquet", "{}.jsonl", "part_{}.jsonl.gz", "{}.csv"]
+)
+def test_shards_in_a_folder_are_one_corpus(tmp_path, large, name, on):
+    large(on)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for n in range(4):
+        write_shard(folder / name.format(n), ROWS_OF_FILES[10 * n : 10 * n + 10])
+    (folder / "README.md").write_text("no data")
+    assert rows_of(load_corpus(folder)) == ROWS_OF_FILES
+
+
+def test_files_of_several_names_in_a_folder_are_no_shards(tmp_path):
+    for name in ("train-0.jsonl", "test-0.jsonl"):
+        write_shard(tmp_path / name, ROWS_OF_FILES)
+    with refused("holds no LABEL.txt files; give one of its files, such as .*test-0.jsonl"):
+        load_corpus(tmp_path)
+
+
+def test_a_bad_line_of_a_later_shard_is_an_error_with_its_number(tmp_path, large, own_cache):
+    large(True)
+    for n in range(2):
+        write_shard(tmp_path / f"{n}.jsonl", ROWS_OF_FILES)
+    with (tmp_path / "1.jsonl").open("a") as file:
+        file.write("{\n")
+    with refused(r"1\.jsonl: line 41 is not JSON"):
+        load_corpus(tmp_path)
+    assert not [p for p in own_cache.rglob("*") if p.is_file()]
+
+
+def test_a_large_corpus_is_read_once_until_its_files_change(tmp_path, large, monkeypatch):
+    large(True)
+    path = written(tmp_path, FIRST)
+    first = load_corpus(path)
+    read = []
+    monkeypatch.setattr(
+        corpus, "_read", lambda *given, real=corpus._read: read.append(1) or real(*given)
+    )
+    assert load_corpus(path).fingerprint == first.fingerprint and not read
+    assert rows_of(load_corpus(path, labels=["de", "en"])) == rows_of(first)[:8]
+    read.clear()
+    written(tmp_path, FIRST[::-1])
+    os.utime(path, ns=(1, 1))
+    assert rows_of(load_corpus(path)) == rows_of(first)[::-1] and read == [1]
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "notes.json"])
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path, large, own_cache, name):
+    large(True)
+    path = written(tmp_path, FIRST)
+    first = load_corpus(path)
+    (kept,) = own_cache.rglob(name)
+    kept.write_bytes(kept.read_bytes()[:20])
+    assert rows_of(load_corpus(path)) == rows_of(first)
+
+
+def test_processes_that_convert_one_corpus_at_once_wait_for_the_first(tmp_path, large, own_cache):
+    large(True)
+    path = written(tmp_path, FIRST * 50)
+    found = []
+    workers = [threading.Thread(target=lambda: found.append(load_corpus(path))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len({one.fingerprint for one in found}) == 1 and len(found) == 4
+
+
+def test_a_line_over_several_blocks_and_a_character_over_two_are_read(tmp_path, monkeypatch):
+    from saefeat.corpora import text
+
+    monkeypatch.setattr(text, "_BLOCK", 7)
+    rows = [{"text": "äöü€" * 30, "label": "a"}, {"text": "x", "label": "b"}]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows))
+    assert load_corpus(path).texts == ["äöü€" * 30, "x"]
+    path.write_bytes(path.read_bytes() + b'{"text": "\xff"}\n')
+    with refused(r"c.jsonl is not UTF-8 text \(line 3\); convert it to UTF-8"):
+        load_corpus(path)
+    path.write_bytes(path.read_bytes()[:-2] + "€".encode()[:2])
+    with refused(r"is not UTF-8 text \(line 3\)"):
+        load_corpus(path)
+
+
+# --------------------------------------------------------------------------- streams that break
+
+
+def breaking(stream, at, times):
+    """The stream, in which reading a row raises an error of the network, so many times."""
+    left = dict.fromkeys(at, times)
+
+    def look(row):
+        if left.get(row["n"], 0):
+            left[row["n"]] -= 1
+            raise ConnectionError("the connection was lost")
+        return row
+
+    return stream.map(look)
+
+
+@pytest.fixture
+def stream(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for shard in range(3):
+        numbers = range(50 * shard, 50 * shard + 50)
+        Dataset.from_dict({"n": numbers, "text": [str(n) for n in numbers]}).to_parquet(
+            folder / f"train-{shard}.parquet"
+        )
+    return load_dataset(str(folder), split="train", streaming=True)
+
+
+@pytest.mark.parametrize("noted", [1, 7, 1000])
+def test_a_stream_that_breaks_goes_on_at_its_position(stream, monkeypatch, noted):
+    monkeypatch.setattr(reading, "_STATE_ROWS", noted)
+    broken = breaking(stream, [1, 49, 50, 77, 149], 2)
+    assert [row["n"] for row in reading._resuming(broken)] == list(range(150))
+
+
+def test_a_stream_that_stays_broken_ends_after_some_attempts(stream):
+    rows = reading._resuming(breaking(stream, [77], 3))
+    with pytest.raises(StreamBroken):
+        list(rows)
+    with pytest.raises(ConnectionError):  # nothing was read: the caller starts anew
+        list(reading._resuming(breaking(stream, [0], 1)))
+    with pytest.raises(pa.ArrowInvalid):  # no error of the network
+        list(reading._resuming(stream.map(lambda row: pa.array(["x"]).cast(pa.int32()))))
