@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saefeat.corpora.chosen import Counts, Retokenized
+from saefeat.corpora.chosen import Counts, Retokenized, kept_choice
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.recipes import PAPER_LABELS
+from saefeat.corpora.store import Strings
 from saefeat.corpora.text import clean_text
-from saefeat.io import UserError
+from saefeat.io import UserError, cache_dir, fingerprint
 from saefeat.models import LanguageModel
 from saefeat.tokens import counted_tokens, without_special
 
@@ -104,6 +105,13 @@ class Plan:
         if isinstance(self.counts, Counts):
             return self.counts.positions
         return np.array(sorted(self.tokens), np.int64)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Numbers of counted tokens of the chosen examples, in the order of `chosen`."""
+        if isinstance(self.counts, Counts):
+            return self.counts.numbers
+        return np.array([self.counts[i] for i in self.chosen.tolist()], np.int32)
 
     def counted(self, positions: Sequence[int]) -> int:
         """Number of counted tokens of chosen examples."""
@@ -194,10 +202,19 @@ def make_plan(
     Raises:
         UserError: a label has no usable text in the split.
     """
-    by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
-    tokens, counts, skipped = fill_budget(
-        corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
-    )
+    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
+    policy |= {"special": "left out", "count_bos": count_bos}
+
+    def fill() -> tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int]]:
+        by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
+        return fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
+
+    mark = lm.tokenizer_mark if isinstance(corpus.texts, Strings) else None
+    if mark is None:
+        tokens, counts, skipped = fill()
+    else:  # processes that share a large corpus plan it once
+        place = cache_dir() / "corpora" / "plans" / fingerprint([corpus.fingerprint, policy, mark])
+        tokens, counts, skipped = kept_choice(place, fill, _tokenizer(corpus, lm, token_limit))
     large = isinstance(counts, Counts)
     order = counts.order if large else np.fromiter(tokens, np.int64, len(tokens))
     filled = set(np.unique(corpus.codes[order]).tolist())
@@ -207,8 +224,6 @@ def make_plan(
                 f"the label {label} of {corpus.name} has no usable text in the {split} split",
                 "labels",
             )
-    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
-    policy |= {"special": "left out", "count_bos": count_bos}
     mixed_order = (array("q", order.tobytes()) if large else list(tokens)) if mixed else None
     return Plan(corpus, tokens, counts, policy, skipped, mixed_order)
 
@@ -262,11 +277,14 @@ def fill_budget(
     if tokens is not None:
         return tokens, dict(zip(taken, numbers, strict=True)), reasons
     counts = Counts(np.frombuffer(taken, np.int64), np.frombuffer(numbers, np.int32))
+    return Retokenized(counts, _tokenizer(corpus, lm, token_limit)), counts, reasons
 
-    def tokenize(positions: Sequence[int]) -> list[list[int]]:
-        return lm.tokenize([corpus.texts[i] for i in positions], token_limit)
 
-    return Retokenized(counts, tokenize), counts, reasons
+def _tokenizer(
+    corpus: Corpus, lm: LanguageModel, token_limit: int
+) -> Callable[[Sequence[int]], list[list[int]]]:
+    """A function from positions to the token ids of their texts."""
+    return lambda positions: lm.tokenize([corpus.texts[i] for i in positions], token_limit)
 
 
 def _open_slices(

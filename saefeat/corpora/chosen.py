@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
+
+from saefeat.io import UserError, load_tensors, save_tensors
+from saefeat.resume import claim
+
+Tokenize = Callable[[Sequence[int]], list[list[int]]]
+Choice = tuple[
+    Mapping[int, list[int]], Mapping[int, int], dict[str, int]
+]  # tokens, counts, skipped
 
 _TEXTS = 1024  # that are tokenised at once where all are asked for
 
@@ -30,7 +40,9 @@ class Counts(Mapping[int, int]):
             yield from self.order[start : start + _TEXTS].tolist()
 
     def __contains__(self, position: object) -> bool:
-        at = int(np.searchsorted(self.positions, position))  # pyright: ignore[reportArgumentType]
+        if not isinstance(position, int):
+            return False
+        at = int(np.searchsorted(self.positions, position))
         return at < len(self.positions) and int(self.positions[at]) == position
 
     def __getitem__(self, position: int) -> int:
@@ -53,9 +65,7 @@ class Retokenized(Mapping[int, list[int]]):
         tokenize: positions -> token ids of each.
     """
 
-    def __init__(
-        self, counts: Counts, tokenize: Callable[[Sequence[int]], list[list[int]]]
-    ) -> None:
+    def __init__(self, counts: Counts, tokenize: Tokenize) -> None:
         self.counts, self.tokenize = counts, tokenize
 
     def __len__(self) -> int:
@@ -75,3 +85,31 @@ class Retokenized(Mapping[int, list[int]]):
     def several(self, positions: Sequence[int]) -> dict[int, list[int]]:
         """The token ids of some positions, tokenised together."""
         return dict(zip(positions, self.tokenize(positions), strict=True))
+
+
+def kept_choice(place: Path, make: Callable[[], Choice], tokenize: Tokenize) -> Choice:
+    """The choice of examples that is kept in a directory; it is made and written if it is missing.
+
+    Other processes that want the same wait for the first.
+    """
+    path = place / "choice.safetensors"
+    with claim(place, wait=True):
+        try:
+            tensors, header = load_tensors(path)
+            counts = Counts(tensors["order"].numpy(), tensors["numbers"].numpy())
+            return Retokenized(counts, tokenize), counts, header["skipped"]
+        except (UserError, KeyError):  # missing or damaged
+            made = make()
+        _, counts, skipped = made
+        size = len(counts)
+        if isinstance(counts, Counts):
+            order, numbers = (
+                counts.order,
+                counts.numbers[counts.positions.searchsorted(counts.order)],
+            )
+        else:
+            order = np.fromiter(counts, np.int64, size)
+            numbers = np.fromiter(counts.values(), np.int32, size)
+        kept = {"order": torch.tensor(order), "numbers": torch.tensor(numbers)}
+        save_tensors(path, kept, {"skipped": skipped})
+        return made

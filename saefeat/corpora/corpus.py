@@ -106,7 +106,8 @@ class Corpus:
         """
         if at is not None and 4 * len(at) > len(self):  # columns are read in order faster
             return self.hashes(*parts)[at]
-        ids = iter(self.ids) if at is None else (self.ids[i] for i in at.tolist())
+        where: list[int] = [] if at is None else at.tolist()
+        ids = iter(self.ids) if at is None else (self.ids[i] for i in where)
         start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
         found = []
         while some := list(islice(ids, _HASHED_ROWS)):

@@ -214,7 +214,7 @@ def _write(path: Path, rows: Iterator[Row], revision: str) -> None:
             writer.write_table(pa.table(list(zip(*some, strict=True)), fields))
 
 
-def _unreachable(part: Part, error: Exception) -> UserError:
+def _unreachable(part: Part, error: BaseException) -> UserError:
     if part.source.read == "hub":  # the user has named it, perhaps wrongly
         advice = "check the name, or run again with a network; complete data sets are kept"
     else:

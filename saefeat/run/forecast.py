@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from saefeat.activations import counted_vectors
@@ -92,7 +92,7 @@ def forecast_collect(
     """A line with the memory and disk that a collection takes, and how many groups it makes."""
     kinds, labels = collected_kinds(config.requested), len(plan.corpus.labels)
     dictionaries = counted_dictionaries(lm, saes, None, chosen_neurons(lm, config))
-    examples = Counter(plan.corpus.of[i] for i in plan.tokens).values()
+    examples = np.bincount(plan.corpus.codes[plan.chosen]).tolist()
     rows = sum(min(count, config.table_examples) for count in examples)
     on_device = lm.model.get_memory_footprint(return_buffers=False)
     on_device += collecting_bytes(dictionaries, lm.device, labels, kinds)
@@ -134,8 +134,8 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
 def _forward_speed(job: _Job) -> float:
     """Counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
     lm, plan = job.opened.lm, job.opened.plan
-    by_length = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
-    batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24]))
+    by_length = plan.chosen[np.argsort(plan.numbers, kind="stable")]
+    batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24].tolist()))
     sites = [*job.sites, *(f"mlp_act@{layer}" for layer in job.opened.layers)]
     passes = counted_vectors(lm, [batch, batch], sites)
     next(passes)
@@ -160,7 +160,8 @@ def _step_seconds(job: _Job) -> float:
 def _steering_seconds(opened: OpenRun) -> dict[str, float]:
     """The time of steering and of the matrix, from a few tokens and texts."""
     config, lm, labels = opened.config, opened.lm, len(opened.corpus.labels)
-    texts = [opened.corpus.texts[i] for i in sorted(opened.plan.tokens)[:8]]
+    some: list[int] = opened.plan.chosen[:8].tolist()
+    texts = [opened.corpus.texts[i] for i in some]
     found = {}
     if config.steer_prompts:
         decoding = Decoding(max_new_tokens=4)
