@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 import string
-import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ from saefeat.corpora.corpus import hashed
 from saefeat.corpora.failures import StreamBroken
 from saefeat.corpora.store import Strings
 from saefeat.dictionaries import Identity
-from saefeat.run.stages import merge
+from saefeat.statistics.merging import merge
 
 GENEROUS = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -273,6 +273,24 @@ def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
     assert files(tmp_path / "o") == files(tmp_path / "whole")
 
 
+def test_a_plan_of_a_large_corpus_is_made_once(tmp_path, large, tiny_lm, texts, monkeypatch):
+    large(True)
+    stored = load_corpus(texts)
+    options = [{"max_tokens": 60}, {"mixed": True}, {"split": "test"}, {"count_bos": True}]
+    made = [make_plan(stored, tiny_lm, **some) for some in options]
+    large(False)  # small enough to keep its tokens, but kept in the cache all the same
+    made.append(make_plan(stored, tiny_lm, seed=5))
+    for plan, some in zip(made, [*options, {"seed": 5}], strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(corpora, "fill_budget", None)
+            same_plan(plan, make_plan(load_corpus(texts), tiny_lm, **some))
+    other = replace(tiny_lm, suffix=[1])  # puts other tokens around a text
+    assert make_plan(stored, other, seed=5).total == made[-1].total
+    for kept in (tmp_path / "cache").rglob("choice.safetensors"):
+        kept.write_bytes(kept.read_bytes()[:40])
+    same_plan(made[0], make_plan(stored, tiny_lm, **options[0]))
+
+
 # --------------------------------------------------------------------------- files
 
 
@@ -342,22 +360,28 @@ def test_a_large_corpus_is_read_once_until_its_files_change(tmp_path, large, mon
 def test_a_damaged_file_of_the_cache_is_made_again(tmp_path, large, own_cache, name):
     large(True)
     path = written(tmp_path, FIRST)
-    first = load_corpus(path)
+    first = rows_of(load_corpus(path))
     (kept,) = own_cache.rglob(name)
     kept.write_bytes(kept.read_bytes()[:20])
-    assert rows_of(load_corpus(path)) == rows_of(first)
+    assert rows_of(load_corpus(path)) == first
 
 
 def test_processes_that_convert_one_corpus_at_once_wait_for_the_first(tmp_path, large, own_cache):
     large(True)
     path = written(tmp_path, FIRST * 50)
-    found = []
-    workers = [threading.Thread(target=lambda: found.append(load_corpus(path))) for _ in range(4)]
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    workers = [
+        fork.Process(target=lambda: results.put(load_corpus(path).fingerprint)) for _ in range(4)
+    ]
     for worker in workers:
         worker.start()
+    found = [results.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join()
-    assert len({one.fingerprint for one in found}) == 1 and len(found) == 4
+        assert worker.exitcode == 0
+    assert found == [load_corpus(path).fingerprint] * 4
+    assert len(list(own_cache.rglob("rows.arrow"))) == 1
 
 
 def test_a_line_over_several_blocks_and_a_character_over_two_are_read(tmp_path, monkeypatch):
