@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8, help="Parquet files of each corpus")
     parser.add_argument("--max-tokens", type=int, help="budget of a label; default none")
     parser.add_argument("--model", default="embedded:smollm2-135m", help="model")
+    parser.add_argument("--turns", type=int, default=2, help="loads of each corpus")
     parser.add_argument("--collect", action="store_true", help="collect too")
     parser.add_argument("--data", type=Path, help="folder of the corpora; default a temporary one")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -43,7 +44,7 @@ def main() -> None:
     rows = []
     for number in map(int, by_commas(arguments.texts)):
         corpus = write_corpus(folder / f"{number}-{arguments.shards}", number, arguments.shards)
-        for turn in ("first", "again"):
+        for turn in range(arguments.turns):
             rows.append({"texts": number, "turn": turn, **in_process(arguments, corpus)})
             show(rows[-1])
     if arguments.data is None:

@@ -22,6 +22,7 @@ from saefeat import corpora
 from saefeat.collection import collect
 from saefeat.corpora import (
     corpus,
+    extract,
     fetch,
     first_by_hash,
     in_hashed_order,
@@ -31,8 +32,12 @@ from saefeat.corpora import (
     store,
 )
 from saefeat.corpora.chosen import Retokenized
+from saefeat.corpora.columns import Columns
 from saefeat.corpora.corpus import hashed
 from saefeat.corpora.failures import StreamBroken
+from saefeat.corpora.recipes import RECIPES
+from saefeat.corpora.request import find_recipe
+from saefeat.corpora.sources import Recipe
 from saefeat.corpora.store import Strings
 from saefeat.dictionaries import Identity
 from saefeat.statistics.merging import merge
@@ -443,3 +448,40 @@ def test_a_stream_that_stays_broken_ends_after_some_attempts(stream):
         list(reading._resuming(breaking(stream, [0], 1)))
     with pytest.raises(pa.ArrowInvalid):  # no error of the network
         list(reading._resuming(stream.map(lambda row: pa.array(["x"]).cast(pa.int32()))))
+
+
+@pytest.mark.parametrize("named", [None, ["a", "b"]])
+def test_a_data_set_of_the_hub_that_breaks_is_read_whole_at_any_size(
+    tmp_path, large, monkeypatch, own_cache, named
+):
+    for n in range(3):
+        shard = tmp_path / f"set/train-{n:05d}-of-00003.parquet"
+        shard.parent.mkdir(exist_ok=True)
+        write_shard(shard, ROWS_OF_FILES[14 * n : 14 * n + 14])
+    (tmp_path / "set/README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    source = replace(
+        find_recipe("hub:a/b", Columns()).recipe.sources[0], at=str(tmp_path / "set"), max_texts=9
+    )
+    monkeypatch.setitem(RECIPES, "here", Recipe("here", "", "", (source,)))
+    monkeypatch.setattr(extract, "_MAX_ROWS", 30)
+    monkeypatch.setattr(fetch, "_BATCH", 4)
+    real, failures = reading._resuming, []
+
+    def resuming(stream):
+        def look(row):
+            if row["id"] in ("i5", "i20", "i33") and row["id"] not in failures:
+                failures.append(row["id"])
+                raise ConnectionError("the connection was lost")
+            return row
+
+        return real(stream.map(look))
+
+    monkeypatch.setattr(reading, "_resuming", resuming)
+    large(True)
+    assert rows_of(load_corpus("here#20", labels=named)) == ROWS_OF_FILES
+    assert failures == ["i5", "i20", "i33"]
+    large(False)
+    assert rows_of(load_corpus("here#20", labels=named)) == ROWS_OF_FILES
+    if named is None:  # a limit that nobody has chosen may take very long
+        with refused("has more than 30 rows; name the labels", "labels"):
+            load_corpus("here")

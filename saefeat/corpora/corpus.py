@@ -140,14 +140,16 @@ def load_corpus(
 ) -> Corpus:
     """Read labelled text.
 
-    Rows without usable text are skipped and counted. Downloads are kept in the cache.
+    Rows without usable text are skipped and counted. Downloads are kept in the cache. So are the
+    rows of a corpus by name that is too large for lists: it is read once, until its files change.
 
     Args:
         data: one of
 
             - `embedded:eld`;
             - a .jsonl, .csv, .tsv or .parquet file, which may be compressed (.gz, .bz2, .xz, .zst);
-            - a directory of LABEL.txt, or one of `Dataset.save_to_disk`;
+            - a directory of LABEL.txt, one of `Dataset.save_to_disk`, or one of shards: files of
+              the kinds above whose names differ in numbers only;
             - a recipe of `saefeat corpus list`: `NAME[:SPLIT][#N]`, with at most N texts per label;
             - `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`: a data set of the hub that needs no
               script;
