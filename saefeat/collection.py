@@ -300,7 +300,7 @@ def _run_windows(
     """Add the windows that are not done. Write the files of each window, and checkpoints."""
     plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
     saved, pause = time.monotonic(), job.pause
-    tokens = sum(plan.counted(plan.window(w)) for w in missing)
+    tokens = sum(int(plan.numbers(plan.window(w)).sum()) for w in missing)
     with track(job.say, "collect", tokens) as bar:
         for w in missing:
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)

@@ -97,7 +97,9 @@ class Plan:
     @property
     def total(self) -> int:
         """Number of counted tokens."""
-        return self.counts.sum() if isinstance(self.counts, Counts) else sum(self.counts.values())
+        if isinstance(self.counts, Counts):
+            return int(self.counts.numbers.sum(dtype=np.int64))
+        return sum(self.counts.values())
 
     @property
     def chosen(self) -> np.ndarray:
@@ -106,18 +108,11 @@ class Plan:
             return self.counts.positions
         return np.array(sorted(self.tokens), np.int64)
 
-    @property
-    def numbers(self) -> np.ndarray:
-        """Numbers of counted tokens of the chosen examples, in the order of `chosen`."""
+    def numbers(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of counted tokens of chosen examples: int32."""
         if isinstance(self.counts, Counts):
-            return self.counts.numbers
-        return np.array([self.counts[i] for i in self.chosen.tolist()], np.int32)
-
-    def counted(self, positions: Sequence[int]) -> int:
-        """Number of counted tokens of chosen examples."""
-        if isinstance(self.counts, Counts):
-            return self.counts.sum(np.asarray(positions, np.int64))
-        return sum(self.counts[i] for i in positions)
+            return self.counts.of(np.asarray(positions, np.int64))
+        return np.array([self.counts[int(i)] for i in positions], np.int32)
 
     @property
     def window_count(self) -> int:

@@ -50,11 +50,9 @@ class Counts(Mapping[int, int]):
             raise KeyError(position)
         return int(self.numbers[np.searchsorted(self.positions, position)])
 
-    def sum(self, positions: np.ndarray | None = None) -> int:
-        """The sum of the numbers of some positions; None: of all."""
-        if positions is None:
-            return int(self.numbers.sum(dtype=np.int64))
-        return int(self.numbers[np.searchsorted(self.positions, positions)].sum(dtype=np.int64))
+    def of(self, positions: np.ndarray) -> np.ndarray:
+        """The numbers of some of the positions: int32."""
+        return self.numbers[np.searchsorted(self.positions, positions)]
 
 
 class Retokenized(Mapping[int, list[int]]):
@@ -103,10 +101,7 @@ def kept_choice(place: Path, make: Callable[[], Choice], tokenize: Tokenize) -> 
         _, counts, skipped = made
         size = len(counts)
         if isinstance(counts, Counts):
-            order, numbers = (
-                counts.order,
-                counts.numbers[counts.positions.searchsorted(counts.order)],
-            )
+            order, numbers = counts.order, counts.of(counts.order)
         else:
             order = np.fromiter(counts, np.int64, size)
             numbers = np.fromiter(counts.values(), np.int32, size)

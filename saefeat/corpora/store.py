@@ -219,7 +219,7 @@ def _some(
     return texts, np.array(codes, np.int32), ids
 
 
-def plain_strings(array: Any) -> list[str | None]:
+def plain_strings(array: Any) -> list[Any]:
     """An Arrow array of strings as a list; `to_pylist` takes several times as long."""
     return array.to_numpy(zero_copy_only=False).tolist()
 

@@ -134,7 +134,7 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
 def _forward_speed(job: _Job) -> float:
     """Counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
     lm, plan = job.opened.lm, job.opened.plan
-    by_length = plan.chosen[np.argsort(plan.numbers, kind="stable")]
+    by_length = plan.chosen[np.argsort(plan.numbers(plan.chosen), kind="stable")]
     batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24].tolist()))
     sites = [*job.sites, *(f"mlp_act@{layer}" for layer in job.opened.layers)]
     passes = counted_vectors(lm, [batch, batch], sites)
