@@ -40,11 +40,17 @@ class Columns:
     text_column: str = about("Column with the text.", TEXT, kw_only=True)
     label_column: str = about("Column with the label.", LABEL, kw_only=True)
     id_column: str = about("Column with the id that translations share.", ID, kw_only=True)
+    prompt_column: str | None = about(
+        "Column with a prompt that the model reads before the text; its tokens count nowhere.",
+        None,
+        kw_only=True,
+    )
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The three names, as keyword arguments of `load_corpus`."""
-        return {name: getattr(self, name) for name in ("text_column", "label_column", "id_column")}
+        """The names, as keyword arguments of `load_corpus`."""
+        parts = ("text", "label", "id", "prompt")
+        return {name: getattr(self, name) for name in (f"{part}_column" for part in parts)}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -73,6 +79,45 @@ class SAEInputs(Inputs):
     gate: bool = about("Try given SAEs on a little text first; refuse those that do not fit.", True)
 
 
+# As many texts as the papers use: 500 of a label and 2,500 of five others (arXiv 2404.02431), 1,000
+# inputs (2406.09265), 100 to 1,000 documents (2402.18815).
+TABLE_EXAMPLES = 1000
+NEURON_SITES = ("mlp_act", "mlp_hidden")  # what `both` stands for
+
+
+@dataclass(frozen=True, config=STRICT)
+class OnRequest:
+    """What a collection of statistics counts on request."""
+
+    with_: tuple[str, ...] | None = about(
+        "Statistics that are collected on request, such as responses,distributions.",
+        None,
+        kw_only=True,
+    )
+    table_examples: int = about(
+        "Examples per label in responses, patterns and importances.",
+        TABLE_EXAMPLES,
+        ge=1,
+        kw_only=True,
+    )
+    random_tokens: int = about(
+        "Count this number of sequences of random tokens too, the control of langfir.",
+        0,
+        ge=0,
+        kw_only=True,
+    )
+    neuron_site: Literal["mlp_act", "mlp_hidden", "both"] = about(
+        "Where neurons are counted; mlp_hidden is what the down projection reads.",
+        "mlp_act",
+        kw_only=True,
+    )
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """Names of the accumulators that are asked for, see `saefeat.statistics`."""
+        return self.with_ or ()
+
+
 @dataclass(frozen=True, config=STRICT)
 class TrainInputs(Inputs):
     """A model, a corpus and the sites where SAEs are trained."""
@@ -88,7 +133,7 @@ class SteeringSource:
 
 
 @dataclass(frozen=True, config=STRICT)
-class RunConfig(SAEInputs, SteeringSource):
+class RunConfig(SAEInputs, SteeringSource, OnRequest):
     """What `saefeat run` is asked for. None stands for a default that depends on the model."""
 
     sites: tuple[str, ...] | None = about("Sites where SAEs are trained; default by depth.", None)
@@ -104,6 +149,7 @@ class RunConfig(SAEInputs, SteeringSource):
     )
     steer_prompts: int = about("Prompts on which steering is tried; 0 for none.", 16, ge=0, le=64)
     matrix_texts: int = about("Texts per label of the perplexity matrix; 0 for none.", 10, ge=0)
+    compare_labels: int = about("Labels on which rules are compared; 0 for none.", 0, ge=0)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -150,6 +196,9 @@ DEMO: dict[str, Any] = {
     "train_tokens": 6000,
     "max_tokens": 7000,
     "eval_texts": 60,
+    "with_": ("halves",),
+    "random_tokens": 100,
+    "compare_labels": 2,
 }
 
 
@@ -160,40 +209,22 @@ def _check_shard(shard: str) -> str:
     return shard
 
 
-# As many texts as the papers use: 500 of a label and 2,500 of five others (arXiv 2404.02431), 1,000
-# inputs (2406.09265), 100 to 1,000 documents (2402.18815).
-TABLE_EXAMPLES = 1000
-
-
 @dataclass(frozen=True, config=STRICT)
-class CollectConfig:
+class CollectConfig(OnRequest):
     """What is counted in a collection of statistics, and in which texts."""
 
     neurons: bool = about("Count the hidden neurons of every layer too.", False)
-    neuron_site: Literal["mlp_act", "mlp_hidden"] = about(
-        "Where neurons are counted; mlp_hidden is what the down projection reads.", "mlp_act"
-    )
     bags: bool = about("The same as --with bags: write the bag of each example as well.", False)
-    with_: tuple[str, ...] | None = about(
-        "Statistics that are collected on request, such as bags,histograms.", None
-    )
     shard: Annotated[str, AfterValidator(_check_shard)] = about(
         "i/n: take the windows w with w mod n = i.", "0/1"
     )
     split: str = about("train, test or all.", "train")
     count_bos: bool = about("Count BOS, as in the SAE-LAPE paper.", False)
-    table_examples: int = about(
-        "Examples per label in responses, patterns and importances.", TABLE_EXAMPLES, ge=1
-    )
-    random_tokens: int = about(
-        "Count this number of sequences of random tokens too, the control of langfir.", 0, ge=0
-    )
     max_tokens: int | None = _BUDGET
     seed: int = _SEED
 
     @property
     def requested(self) -> tuple[str, ...]:
-        """Names of the accumulators that are asked for, see `saefeat.statistics`."""
         return (*(self.with_ or ()), *["bags"] * self.bags)
 
 
@@ -345,14 +376,14 @@ class CompareConfig(SteeringSource):
     units: int = about("Units per label of each rule.", 50, ge=1)
     methods: tuple[str, ...] | None = about("Rules; default all that the statistics allow.", None)
     labels: tuple[str, ...] | None = about(
-        "Labels whose units are ablated and steer; default all.", None
+        "Labels of ablation and steering, at least two; default all.", None
     )
     eval_texts: int = about("Test texts per label for identification; 0 for none.", 60, ge=0)
     sentences: int = about("Test texts per label for ablation; 0 for none.", 8, ge=0)
     prompts: int = about("Prompts for steering; 0 for none.", 8, ge=0, le=64)
     strengths: tuple[float, ...] = about(
-        "Of steering, at each site of a label's units; 1 is the difference of means. The best one "
-        "on average is shown for all rules of a pool.",
+        "Strengths of steering; 1 is the difference of means, at each site of a label's units. The "
+        "one of the best mean score is shown for all rules of a pool.",
         (0.7, 1.3),
         min_length=1,
     )

@@ -103,6 +103,8 @@ def working_bytes(
     encoder itself reads there count, because every batch needs them.
     """
     size = state_bytes(dictionary, labels, kinds) + dictionary.encoder_bytes
+    if dictionary.signed:  # dense codes
+        size += dictionary.width * sum(kind.BUFFER for kind in kinds or ())
     return size + (dictionary.weight_bytes if _on_gpu(device) else dictionary.weights_read)
 
 

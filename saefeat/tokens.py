@@ -1,10 +1,13 @@
 """Which tokens count. To count other tokens, change this module alone.
 
-A token counts when it is neither padding nor special, and its vector is no outlier:
+A token counts when it is neither padding nor special nor of a prompt, and its vector is no outlier:
 
 - Padding is what the attention mask leaves out.
 - Special tokens are the tokenizer's own and those that it puts around a text (BOS, EOS). The option
   `count_bos` counts the tokens before a text, as SAE-LAPE was published.
+- A prompt is what a corpus puts before a text (`Corpus.prompts`). What stands before the prompt
+  (BOS) does not count either, even with `count_bos`. So the counts are those of prompt and text
+  together, minus those of the prompt alone. A token with characters of both counts.
 - A vector is an outlier when its norm exceeds a limit: `OUTLIER_FACTOR` times the median norm of a
   sample. The first token of a text usually has one where the tokenizer adds no BOS. Each dictionary
   carries its limit (`max_norm`). Hidden neurons have none, because LAPE counts them all.
@@ -44,13 +47,18 @@ def without_special(ids: Sequence[int], special: frozenset[int]) -> list[int]:
     return [token for token in ids if token not in special]
 
 
-def counted_tokens(ids: Tensor, mask: Tensor, special: Iterable[int], before: int = 0) -> Tensor:
+def counted_tokens(
+    ids: Tensor, mask: Tensor, special: Iterable[int], before: int = 0, prompts: Sequence[int] = ()
+) -> Tensor:
     """Return which tokens of texts count, given ids and attention mask: bool [rows, tokens].
 
     Padding is on the right. The first `before` tokens of each row count even if they are special.
+    `prompts`: by row, the number of first tokens that do not count, because a prompt ends there.
     """
     counted = mask.bool() & ~is_special(ids, special)
     counted[:, :before] = True
+    for row, end in enumerate(prompts):
+        counted[row, :end] = False
     return counted
 
 

@@ -22,7 +22,7 @@ from bench_collect import make_sae
 from common import by_commas, options, parse, record, show
 
 from saefeat.collection import observe
-from saefeat.corpora import PAPER_LABELS, Plan, load_corpus, make_plan
+from saefeat.corpora import PAPER_LABELS, Plan, half_of, load_corpus, make_plan
 from saefeat.dictionaries import Dictionary
 from saefeat.models import LanguageModel, load_model
 from saefeat.run import neurons
@@ -53,8 +53,10 @@ def measure(
     kinds = {name: ACCUMULATORS[name] for name in names}
     always = [pair for kind in collected_kinds() for pair in empty(kind, dictionaries, plan)]
     states = {name: empty(kind, dictionaries, plan) for name, kind in kinds.items()}
+    half = {i for i in plan.tokens if not half_of(plan.corpus.ids[i], plan.policy["seed"])}
     for window in range(plan.window_count):
-        inputs = observe(lm, dictionaries, plan.batches(lm, plan.window(window)), plan.corpus)
+        batches = plan.batches(lm, plan.window(window))
+        inputs = observe(lm, dictionaries, batches, plan.corpus, half=half)
         start = time.perf_counter()
         for _, observed in inputs:
             for dictionary, state in always:
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument("--site", default="mlp_out@5")
     parser.add_argument(
-        "--with", dest="names", default="responses,patterns,importances,distributions"
+        "--with", dest="names", default="halves,responses,patterns,importances,distributions"
     )
     parser.add_argument("--max-tokens", type=int, default=800)
     parser.add_argument("--expansion", type=int, default=4)

@@ -9,8 +9,9 @@ Each figure is printed beside the expected one. A check whose files are not ther
 found. The exit code is 1 when a figure differs or a file cannot be used, else 0. Files are read
 with `torch.load(weights_only=True)`, so nothing in them is executed.
 
-The expected figures were recomputed by others from the same files, or are those of the papers. This
-script was tested on small files of the same layout; it was not run on the authors' files here.
+The expected figures are those of the papers, or were computed from the same files by another
+program. The script is tested on small files of the same layout; it has not been run on the authors'
+files yet.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from saefeat.io import load_tensors, save_tensors
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.train import sae_id
 from saefeat.selection import Selection
+from saefeat.statistics import ACCUMULATORS
 
 SITES = "resid_post@0,mlp_out@0"
 COMMAND = [str(Path(sys.executable).parent / "saefeat")]
@@ -118,7 +119,7 @@ def test_with_collects_statistics_by_name(saefeat, on, saes, tiny_run, tmp_path)
     for part in ("bags", "histograms"):
         assert contents(tmp_path / "stats" / part) == contents(tiny_run / part)
     code, out, err = saefeat("collect", *on, *saes, "--with", "bags,odd", "--out", tmp_path / "x")
-    known = "counts, examples, bags, histograms, responses, patterns, distributions, importances"
+    known = ", ".join(ACCUMULATORS)
     assert (code, out) == (2, "") and not (tmp_path / "x").exists()
     assert f"unknown statistic 'odd'; choose from {known} (--with)" in err
 

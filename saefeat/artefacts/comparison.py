@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -43,15 +43,18 @@ class Ablated(TypedDict):
 
 
 class Ablation(TypedDict):
-    """Selectivity: own rise minus the greatest of the others, mean over labels.
+    """Selectivity: own rise minus the greatest of the others, mean over labels with units.
 
-    `most_affected` counts the labels whose own rise is the greatest of all.
+    `ahead` is the difference from random units. `most_affected` counts the labels whose own rise is
+    the greatest of all.
     """
 
     selectivity: float
     selectivity_ci: Interval
     random: float
     random_ci: Interval
+    ahead: float
+    ahead_ci: Interval
     most_affected: Count
     random_most_affected: Count
     labels: dict[Label, Ablated]
@@ -66,9 +69,13 @@ class Steered(TypedDict):
 
 
 class SteeringTrial(TypedDict):
-    """Score of steering, mean over labels; `ahead` is the difference from random units."""
+    """Score of steering, mean over labels with units; `ahead` is the difference from random units.
+
+    `sites`: mean number of sites of a label's units, each of which gets the whole strength.
+    """
 
     strength: float
+    sites: float
     score: Share
     score_ci: Interval
     random: Share
@@ -83,7 +90,7 @@ class ComparedRule(TypedDict):
 
     pool: str
     method: str
-    parameters: dict[str, Any]
+    parameters: dict[str, str | int | float | bool | None]
     units: dict[Label, Count]
     distinct: Count
     stability: Stability | None
@@ -106,13 +113,17 @@ class LeftOut(TypedDict):
     pool: str
     method: str
     reason: str
+    command: str | None
 
 
 def _check(comparison: Comparison) -> None:
     rows, known = comparison["rows"], comparison["labels"]
     names = [(row["pool"], row["method"]) for row in rows]
     require(len(set(names)) == len(names), "a rule is there twice")
+    require({pool for pool, _ in names} == set(comparison["pools"]), "the pools are others")
     for row in rows:
+        lengths = row["identification"]
+        require(lengths is None or lengths.keys() == {"all", "20"}, "a length is missing")
         parts = (row["stability"], row["ablation"], row["steering"])
         for table in (row["units"], *(part["labels"] for part in parts if part)):
             require_known(table, known, "the label")
@@ -138,10 +149,11 @@ class Comparison(TypedDict):
 
 
 class MeasuredOn(TypedDict):
-    """On what the rules of a run were measured."""
+    """On what the rules of a run were measured; `labels`: those of ablation and steering."""
 
     corpus: str
     threads: Count | None
+    labels: list[Label]
     eval_texts: Count
     sentences: Count
     prompts: Count

@@ -19,7 +19,7 @@ NAME:SPLIT takes another split than the first; NAME#500 takes 500 texts per labe
 --labels takes the source's own codes too. Any other data set of the hub: \
 hub:OWNER/NAME[:CONFIG]."""
 _SHOWN = Fields(
-    *("labels", "seed", "text_column", "label_column", "id_column"),
+    *("labels", "seed", "text_column", "label_column", "id_column", "prompt_column"),
     preset={"model": "", "corpus": ""},
 )
 

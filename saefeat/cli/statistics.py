@@ -18,7 +18,7 @@ def collect(inputs: SAEInputs, config: CollectConfig, out: Out, dry_run: DryRun 
     """Collect statistics of SAE features and neurons by label. Run again to resume."""
     from saefeat.run import collect as collect_all
     from saefeat.run.opened import check_activations, load_given, load_inputs
-    from saefeat.run.stages import chosen_neurons
+    from saefeat.run.stages import collected_neurons
     from saefeat.statistics import collected_kinds
 
     if not inputs.saes and not config.neurons:
@@ -26,7 +26,7 @@ def collect(inputs: SAEInputs, config: CollectConfig, out: Out, dry_run: DryRun 
     collected_kinds(config.requested)  # refuses unknown names before the model is loaded
     lm, corpus = load_inputs(inputs, say)
     saes, gate = load_given(inputs, lm), bool(inputs.saes) and inputs.gate
-    sites = [d.site for d in (*saes, *chosen_neurons(lm, config))]
+    sites = [d.site for d in (*saes, *collected_neurons(lm, config))]
     check_activations(lm, corpus, sites, last_block=gate)
     if dry_run:
         _say_forecast(lm, corpus, saes, config, gate)

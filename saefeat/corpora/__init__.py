@@ -5,14 +5,14 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saefeat.corpora.chosen import Counts, Retokenized, kept_choice
+from saefeat.corpora.chosen import Choice, Counts, Retokenized, kept_choice
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.recipes import PAPER_LABELS
 from saefeat.corpora.store import Strings
@@ -60,7 +60,8 @@ class Batch:
         positions: of the examples in the corpus, one per row.
         input_ids: int64 [rows, tokens].
         attention_mask: int64 [rows, tokens], 0 for padding.
-        counted: bool [rows, tokens], whether a token is neither special nor padding.
+        counted: bool [rows, tokens], whether a token is neither special nor padding nor of a
+            prompt.
     """
 
     positions: list[int]
@@ -78,13 +79,15 @@ class Plan:
 
     Attributes:
         corpus: the corpus.
-        tokens: position -> token ids of a chosen example, without added special tokens. A large
-            plan does not keep them, but tokenises a text whenever it is asked for.
+        tokens: position -> token ids of a chosen example, without added special tokens. They begin
+            with those of its prompt. A large plan does not keep them, but tokenises a text whenever
+            it is asked for.
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
         order: positions in the order of the windows; None for the corpus's own order. SAE
             training orders examples by hashed id.
+        prompts: position -> number of tokens of the prompt, of the examples that have one.
     """
 
     corpus: Corpus
@@ -93,6 +96,7 @@ class Plan:
     policy: dict[str, Any]
     skipped: dict[str, int]
     order: Sequence[int] | None = None
+    prompts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -137,38 +141,57 @@ class Plan:
             tokens = self.tokens.several(positions)
         else:
             tokens = {i: self.tokens[i] for i in positions}
-        return plan_batches(lm, tokens, count_bos=self.policy["count_bos"])
+        return plan_batches(lm, tokens, count_bos=self.policy["count_bos"], prompts=self.prompts)
 
 
 def plan_batches(
-    lm: LanguageModel, tokens: Mapping[int, list[int]], *, count_bos: bool = False
+    lm: LanguageModel,
+    tokens: Mapping[int, list[int]],
+    *,
+    count_bos: bool = False,
+    prompts: Mapping[int, int] | None = None,
 ) -> Iterator[Batch]:
     """Sort examples by length and fill batches up to the device's budget of padded tokens.
 
-    No example is split. `tokens` maps positions to token ids. `count_bos`: count the tokens that
-    the tokenizer puts before a text.
+    No example is split. `tokens` maps positions to token ids, `prompts` those of examples with a
+    prompt to the number of its tokens. `count_bos`: count the tokens that the tokenizer puts before
+    a text.
     """
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
+
+    def batch() -> Batch:
+        before = [(prompts or {}).get(i, 0) for i in rows]
+        return make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos, prompts=before)
+
     for position in sorted(tokens, key=lambda i: (len(tokens[i]), i)):
         if rows and (len(rows) + 1) * (len(tokens[position]) + extra) > budget:
-            yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
+            yield batch()
             rows = []
         rows.append(position)
     if rows:
-        yield make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos)
+        yield batch()
 
 
 def make_batch(
-    lm: LanguageModel, positions: list[int], tokens: list[list[int]], *, count_bos: bool = False
+    lm: LanguageModel,
+    positions: list[int],
+    tokens: list[list[int]],
+    *,
+    count_bos: bool = False,
+    prompts: Sequence[int] = (),
 ) -> Batch:
-    """Put the model's special tokens around token lists and pad them on the right."""
+    """Put the model's special tokens around token lists and pad them on the right.
+
+    `prompts`: by row, the number of tokens of the prompt; by default there are none.
+    """
     rows = [[*lm.prefix, *ids, *lm.suffix] for ids in tokens]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [lm.pad_id] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos))
+    ends = [len(lm.prefix) + length if length else 0 for length in prompts]
+    counted = counted_tokens(ids, mask, lm.special_ids, lm.counted_before(count_bos), ends)
     return Batch(positions, ids, mask, counted)
 
 
@@ -189,7 +212,7 @@ def make_plan(
         split: train, test or all.
         seed: of the split, and of the order in which budgets are filled.
         max_tokens: budget of counted tokens per label, filled by hashed id; None for no limit.
-        token_limit: texts are cut after so many tokens.
+        token_limit: texts are cut after so many tokens, those of their prompts among them.
         mixed: order the examples by hashed id instead of the corpus's order, for SAE training.
         count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
             published.
@@ -200,16 +223,19 @@ def make_plan(
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
 
-    def fill() -> tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int]]:
+    def fill() -> Choice:
         by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
         return fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
 
     mark = lm.tokenizer_mark if isinstance(corpus.texts, Strings) else None
     if mark is None:
-        tokens, counts, skipped = fill()
+        tokens, counts, skipped, prompts = fill()
     else:  # processes that share a large corpus plan it once
-        place = cache_dir() / "corpora" / "plans" / fingerprint([corpus.fingerprint, policy, mark])
-        tokens, counts, skipped = kept_choice(place, fill, _tokenizer(corpus, lm, token_limit))
+        key = fingerprint([corpus.fingerprint, bool(corpus.prompts), policy, mark])
+        place = cache_dir() / "corpora" / "plans" / key
+        tokens, counts, skipped, prompts = kept_choice(
+            place, fill, _tokenizer(corpus, lm, token_limit)
+        )
     large = isinstance(counts, Counts)
     order = counts.order if large else np.fromiter(tokens, np.int64, len(tokens))
     filled = set(np.unique(corpus.codes[order]).tolist())
@@ -220,7 +246,7 @@ def make_plan(
                 "labels",
             )
     mixed_order = (array("q", order.tobytes()) if large else list(tokens)) if mixed else None
-    return Plan(corpus, tokens, counts, policy, skipped, mixed_order)
+    return Plan(corpus, tokens, counts, policy, skipped, mixed_order, prompts)
 
 
 def fill_budget(
@@ -231,7 +257,7 @@ def fill_budget(
     token_limit: int = TOKEN_LIMIT,
     *,
     count_bos: bool = False,
-) -> tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int]]:
+) -> Choice:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
     No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
@@ -239,22 +265,23 @@ def fill_budget(
 
     Returns:
         position -> token ids of the examples that are taken; position -> number of counted tokens;
-        reason -> number of examples that were left out or cut before their label was full.
+        reason -> number of examples that were left out or cut before their label was full;
+        position -> number of tokens of the prompt, where there is one.
     """
     tokens: dict[int, list[int]] | None = {}
-    taken, numbers, kept_tokens = array("q"), array("i"), 0
+    taken, numbers, lengths, kept_tokens = array("q"), array("i"), array("i"), 0
     skipped: Counter[str] = Counter()
     order = np.asarray(positions, np.int64)
     used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
     is_open = np.full(len(used), budget is None or budget > 0)
     special, extra = lm.special_ids, lm.counted_before(count_bos)
     for some, of in _open_slices(order, corpus.codes, is_open):
-        rows = lm.tokenize([corpus.texts[i] for i in some], token_limit + 1)
-        for i, code, row in zip(some, of, rows, strict=True):
+        rows = zip(*_tokenized(corpus, lm, some, token_limit), strict=True)
+        for i, code, (row, length) in zip(some, of, rows, strict=True):
             if not is_open[code]:
                 continue
             kept = row[:token_limit]
-            count = len(without_special(kept, special))
+            count = len(without_special(kept[length:], special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
             if not count:
@@ -265,21 +292,35 @@ def fill_budget(
                 if kept_tokens > _KEPT_TOKENS:
                     tokens = None
             taken.append(i)
-            numbers.append(count + extra)
-            used[code] += count + extra
+            numbers.append(count + (0 if length else extra))
+            lengths.append(length)
+            used[code] += numbers[-1]
             is_open[code] = budget is None or used[code] < budget
     reasons = {reason: n for reason, n in sorted(skipped.items()) if n}
     if tokens is not None:
-        return tokens, dict(zip(taken, numbers, strict=True)), reasons
-    counts = Counts(np.frombuffer(taken, np.int64), np.frombuffer(numbers, np.int32))
-    return Retokenized(counts, _tokenizer(corpus, lm, token_limit)), counts, reasons
+        prompts = {i: length for i, length in zip(taken, lengths, strict=True) if length}
+        return tokens, dict(zip(taken, numbers, strict=True)), reasons, prompts
+    at, before = np.frombuffer(taken, np.int64), np.frombuffer(lengths, np.int32)
+    counts = Counts(at, np.frombuffer(numbers, np.int32))
+    prompts = Counts(at[before > 0], before[before > 0])
+    return Retokenized(counts, _tokenizer(corpus, lm, token_limit)), counts, reasons, prompts
+
+
+def _tokenized(
+    corpus: Corpus, lm: LanguageModel, positions: Sequence[int], token_limit: int
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of prompts with texts, one more than the limit, and numbers of those of prompts."""
+    prompts = [corpus.prompts[i] if corpus.prompts else "" for i in positions]
+    return lm.tokenize_prompted(prompts, [corpus.texts[i] for i in positions], token_limit + 1)
 
 
 def _tokenizer(
     corpus: Corpus, lm: LanguageModel, token_limit: int
 ) -> Callable[[Sequence[int]], list[list[int]]]:
-    """A function from positions to the token ids of their texts."""
-    return lambda positions: lm.tokenize([corpus.texts[i] for i in positions], token_limit)
+    """A function from positions to the token ids of their prompts and texts."""
+    return lambda positions: [
+        row[:token_limit] for row in _tokenized(corpus, lm, positions, token_limit)[0]
+    ]
 
 
 def _open_slices(

@@ -12,15 +12,14 @@ from saefeat.io import UserError, load_tensors, save_tensors
 from saefeat.resume import claim
 
 Tokenize = Callable[[Sequence[int]], list[list[int]]]
-Choice = tuple[
-    Mapping[int, list[int]], Mapping[int, int], dict[str, int]
-]  # tokens, counts, skipped
+# tokens, counts, skipped and prompts, as in `Plan`
+Choice = tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int], Mapping[int, int]]
 
 _TEXTS = 1024  # that are tokenised at once where all are asked for
 
 
 class Counts(Mapping[int, int]):
-    """position -> number of counted tokens, in the order in which the examples were taken.
+    """position -> number of tokens, in the order in which the examples were taken.
 
     Args:
         order: int64 [n], different positions.
@@ -93,18 +92,22 @@ def kept_choice(place: Path, make: Callable[[], Choice], tokenize: Tokenize) -> 
     path = place / "choice.safetensors"
     with claim(place, wait=True):
         try:
-            tensors, header = load_tensors(path)
-            counts = Counts(tensors["order"].numpy(), tensors["numbers"].numpy())
-            return Retokenized(counts, tokenize), counts, header["skipped"]
+            kept, header = load_tensors(path)
+            counts = Counts(kept["order"].numpy(), kept["numbers"].numpy())
+            prompts = Counts(kept["prompted"].numpy(), kept["lengths"].numpy())
+            return Retokenized(counts, tokenize), counts, header["skipped"], prompts
         except (UserError, KeyError):  # missing or damaged
             made = make()
-        _, counts, skipped = made
-        size = len(counts)
-        if isinstance(counts, Counts):
-            order, numbers = counts.order, counts.of(counts.order)
-        else:
-            order = np.fromiter(counts, np.int64, size)
-            numbers = np.fromiter(counts.values(), np.int32, size)
-        kept = {"order": torch.tensor(order), "numbers": torch.tensor(numbers)}
-        save_tensors(path, kept, {"skipped": skipped})
+        _, counts, skipped, prompts = made
+        names = ("order", "numbers", "prompted", "lengths")
+        arrays = map(torch.tensor, (*_arrays(counts), *_arrays(prompts)))
+        save_tensors(path, dict(zip(names, arrays, strict=True)), {"skipped": skipped})
         return made
+
+
+def _arrays(counts: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions, int64 [n], and numbers, int32 [n], in the order of the mapping."""
+    if isinstance(counts, Counts):
+        return counts.order, counts.of(counts.order)
+    size = len(counts)
+    return np.fromiter(counts, np.int64, size), np.fromiter(counts.values(), np.int32, size)

@@ -9,18 +9,30 @@ from typing import Any, NamedTuple
 from saefeat.config import ID, LABEL, TEXT
 from saefeat.io import UserError
 
-Row = tuple[Any, Any, Any]  # text, label, id
+Row = tuple[Any, ...]  # text, label, id and, where its column is named, prompt
 
 
 class Columns(NamedTuple):
-    """Names of the columns of text, label and id. The id column may be missing if it is `id`."""
+    """Names of the columns of text, label, id and prompt.
+
+    The id column may be missing if it is `id`. Without a name there is no column of prompts.
+    """
 
     text: str = TEXT
     label: str = LABEL
     id: str = ID
+    prompt: str | None = None
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """The columns that have a name, each with the parameter of `load_corpus` that names it."""
+        pairs = zip(self, PARAMETERS, strict=True)
+        return [(column, str(parameter)) for column, parameter in pairs if column is not None]
 
 
-PARAMETERS = Columns("text_column", "label_column", "id_column")  # of `load_corpus`
+# Of `load_corpus`.
+PARAMETERS = Columns("text_column", "label_column", "id_column", "prompt_column")
+_OPTIONAL = (PARAMETERS.id, ID)
 
 
 def keys_to(column: str, names: Collection[str]) -> list[str] | None:
@@ -48,11 +60,16 @@ def value_at(value: Any, keys: Iterable[str]) -> Any:
 
 
 def row_values(where: str, row: Mapping[str, Any], columns: Columns) -> Row:
-    """Text, label and id (or None) of a row. Raises UserError for a missing column."""
-    text, label = (required(where, row, columns[n], PARAMETERS[n]) for n in (0, 1))
-    if columns.id == "id" and "id" not in row:
-        return text, label, None
-    return text, label, required(where, row, columns.id, PARAMETERS.id)
+    """The values of the named columns; None for an id that may be missing.
+
+    Raises UserError for a missing column.
+    """
+    return tuple(
+        None
+        if (parameter, column) == _OPTIONAL and "id" not in row
+        else required(where, row, column, parameter)
+        for column, parameter in columns.named
+    )
 
 
 def required(where: str, row: Mapping[str, Any], column: str, *parameter: str) -> Any:
@@ -71,9 +88,9 @@ def check_columns(
 ) -> None:
     """Raise UserError for a column that is missing or occurs twice. `flat`: none is nested."""
     names = list(present)
-    for column, parameter in zip(columns, PARAMETERS, strict=True):
+    for column, parameter in columns.named:
         keys = keys_to(column, names)
-        optional = (parameter, column) == (PARAMETERS.id, "id")
+        optional = (parameter, column) == _OPTIONAL
         if (keys is None or (flat and len(keys) > 1)) and not optional:
             raise no_column(where, column, names, parameter)
         if keys and (n := names.count(keys[0])) > 1:

@@ -20,7 +20,7 @@ from saefeat.corpora.fetch import recipe_rows, recipe_state
 from saefeat.corpora.files import local_rows, local_state
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.request import find_recipe
-from saefeat.corpora.store import Names, Rows, gather, open_rows
+from saefeat.corpora.store import Names, Rows, Usable, gather, open_rows
 from saefeat.corpora.text import UNUSABLE, clean_text
 from saefeat.io import SCHEMA, UserError, cache_dir, fingerprint
 from saefeat.labels import to_labels
@@ -46,6 +46,8 @@ class Corpus:
         labels: the K labels, sorted, or in the order asked for.
         name: what the corpus is called in messages and artefacts.
         skipped: reason -> number of rows, files or cells that were skipped or repaired.
+        prompts: what the model reads before each text, possibly nothing. Its tokens count nowhere
+            (see `saefeat.tokens`). Empty: no example has a prompt.
     """
 
     texts: Sequence[str]
@@ -54,17 +56,18 @@ class Corpus:
     labels: tuple[str, ...]
     name: str
     skipped: dict[str, int] = field(default_factory=dict)
+    prompts: Sequence[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the SHA-256 of all texts, labels and ids in order."""
+        """Sixteen hex digits of the SHA-256 of all texts, labels, ids and prompts in order."""
         digest = hashlib.sha256()
-        rows = zip(self.texts, self.of, self.ids, strict=True)
+        columns = [self.texts, self.of, self.ids, *([self.prompts] if self.prompts else [])]
         # As JSON lists; quoting each string is several times faster than encoding the lists.
-        lists = (f"[{quoted(t)}, {quoted(label)}, {quoted(i)}]" for t, label, i in rows)
+        lists = (f"[{', '.join(map(quoted, row))}]" for row in zip(*columns, strict=True))
         while some := "".join(islice(lists, _HASHED_ROWS)):
             digest.update(some.encode())
         return digest.hexdigest()[:16]
@@ -135,6 +138,7 @@ def load_corpus(
     text_column: str = TEXT,
     label_column: str = LABEL,
     id_column: str = ID,
+    prompt_column: str | None = None,
     name: str | None = None,
     say: Say = quiet,
 ) -> Corpus:
@@ -163,7 +167,12 @@ def load_corpus(
             also a template over columns: "{premise} {hypothesis}".
         label_column: name of the column, which may be nested.
         id_column: name of the column, which may be nested. Without a column `id`, the id of an
-            example is the hash of its text.
+            example is the hash of its text alone, so that texts stay in their split whether a
+            prompt stands before them or not.
+        prompt_column: name of the column, which may be nested, with a prompt that the model reads
+            directly before the text (nothing is put between them); missing values are empty. The
+            tokens of a prompt count nowhere, and language identification reads texts alone. Files
+            and Python objects with columns may have prompts.
         name: what the corpus is called in messages and artefacts; by default `data` if it is a
             string, or else "python".
         say: takes notes: what is fetched, and which labels stand for others.
@@ -174,7 +183,7 @@ def load_corpus(
             no usable text.
     """
     wanted = _check_wanted(labels, min_labels)
-    columns = Columns(text_column, label_column, id_column)
+    columns = Columns(text_column, label_column, id_column, prompt_column)
     if isinstance(data, Path):
         data = str(data)
     named = isinstance(data, str)
@@ -182,7 +191,7 @@ def load_corpus(
     place = _place(data, columns, wanted) if named else None
     rows = open_rows(place) if place is not None else None
     if rows is None:
-        rows = _read(data, columns, wanted, place, say)
+        rows = _read(data, columns, wanted, called, place, say)
     present = set(rows.notes["labels"])
     renamed = _rename(present, wanted, called, say)
     for label in wanted or ():
@@ -214,7 +223,9 @@ def _select(
     names = [renamed.get(label, "") for label in rows.names]
     large = not isinstance(rows.texts, list)
     of = Names(rows.codes, names) if large else [names[code] for code in rows.codes.tolist()]
-    corpus = Corpus(rows.texts, of, rows.ids, labels, name, dict(sorted(skipped.items())))
+    counts = dict(sorted(skipped.items()))
+    prompts = rows.prompts if renamed.keys() & set(rows.notes["prompted"]) else []
+    corpus = Corpus(rows.texts, of, rows.ids, labels, name, counts, prompts)
     if large:
         key = fingerprint(sorted(renamed.items()))
         vars(corpus)["fingerprint"] = rows.remember(
@@ -231,6 +242,21 @@ def _place(data: str, columns: Columns, wanted: tuple[str, ...] | None) -> Path 
         return None
     key = fingerprint([SCHEMA, data if request else "", state, columns, wanted])
     return cache_dir() / "corpora" / "large" / key
+
+
+def _with_prompts(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    """The rows. Raises UserError if they have no column of prompts."""
+    for row in rows:
+        if len(row) < len(Columns._fields):
+            raise _no_prompts(name)
+        yield row
+
+
+def _no_prompts(name: str) -> UserError:
+    return UserError(
+        f"the corpus {name} has no column of prompts; give a file with columns, such as .jsonl",
+        "prompt_column",
+    )
 
 
 def _check_wanted(labels: Iterable[str] | None, min_labels: int) -> tuple[str, ...] | None:
@@ -256,6 +282,8 @@ def _rows(
     request = find_recipe(data, columns)
     if request is None:
         return local_rows(data, columns, wanted, skipped, say)
+    if columns.prompt is not None:
+        raise _no_prompts(data)
     return recipe_rows(request, wanted, say)
 
 
@@ -273,13 +301,20 @@ def _rename(
 
 
 def _read(
-    data: Any, columns: Columns, wanted: tuple[str, ...] | None, place: Path | None, say: Say
+    data: Any,
+    columns: Columns,
+    wanted: tuple[str, ...] | None,
+    name: str,
+    place: Path | None,
+    say: Say,
 ) -> Rows:
     """Read and clean all rows. The notes are counts of what is skipped, by label, and types."""
     counts: Counter[str] = Counter()
     found = _Found()
     with track(say, "corpus", None, "rows", brief=True) as bar:
         given = _rows(data, columns, wanted, counts, say)
+        if columns.prompt is not None:
+            given = _with_prompts(given, name)
         return gather(found.usable(given, bar), place, lambda: found.notes(counts))
 
 
@@ -290,29 +325,37 @@ class _Found:
         labels: label as it is read -> cleaned.
         skipped: (label, reason) -> number of rows that were skipped or repaired.
         types: label -> type of a text that is not a string.
+        prompted: labels of rows with a prompt.
     """
 
     def __init__(self) -> None:
         self.labels: dict[str | None, str] = {None: ""}
         self.skipped: Counter[tuple[str, str]] = Counter()
         self.types: dict[str, str] = {}
+        self.prompted: set[str] = set()
 
     def notes(self, counts: Mapping[str, int]) -> dict[str, Any]:
         present = sorted(set(self.labels.values()) - {""})
         if self.unlabelled:
             present = ["", *present]
         skipped = [[*key, number] for key, number in sorted(self.skipped.items())]
-        return {"labels": present, "skipped": skipped, "types": self.types, "counts": dict(counts)}
+        return {
+            "labels": present,
+            "skipped": skipped,
+            "types": self.types,
+            "prompted": sorted(self.prompted),
+            "counts": dict(counts),
+        }
 
     @property
     def unlabelled(self) -> bool:
         """Whether a row has no label."""
         return ("", "no label") in self.skipped
 
-    def usable(self, rows: Iterable[Row], bar: Any) -> Iterator[tuple[str, str, str]]:
+    def usable(self, rows: Iterable[Row], bar: Any) -> Iterator[Usable]:
         """The usable rows, cleaned."""
         labels, skipped, sha256 = self.labels, self.skipped, hashlib.sha256
-        for number, (text, raw, identity) in enumerate(rows, 1):
+        for number, (text, raw, identity, *others) in enumerate(rows, 1):
             if not number % _COUNTED_ROWS:
                 bar.update(_COUNTED_ROWS)
             label = labels.get(raw)
@@ -327,12 +370,14 @@ class _Found:
             if clean is None:
                 continue
             if identity is None or identity == "":
-                key = sha256(quoted(clean).encode()).hexdigest()[
-                    :16
-                ]  # as `fingerprint`, but faster
+                # As `fingerprint`, but faster.
+                key = sha256(quoted(clean).encode()).hexdigest()[:16]
             else:
                 key = clean_text(str(identity))
-            yield clean, label, key
+            prompt = _clean_prompt(others[0]) if others else ""
+            if prompt:
+                self.prompted.add(label)
+            yield clean, label, key, prompt
 
     def _clean(self, text: Any, label: str) -> str | None:
         """The cleaned text, or None if it is missing or blank. Counts repairs too."""
@@ -350,6 +395,18 @@ class _Found:
             skipped[label, "blank"] += 1
             return None
         return text
+
+
+def _clean_prompt(prompt: Any) -> str:
+    """The cleaned prompt; empty if it is missing. Raises UserError if it is not a string."""
+    if prompt is None or prompt != prompt:  # NaN
+        return ""
+    if not isinstance(prompt, str):
+        raise UserError(
+            f"a prompt is a value of type {type(prompt).__name__}; name a column of strings",
+            "prompt_column",
+        )
+    return clean_text(prompt)
 
 
 def _check_texts(

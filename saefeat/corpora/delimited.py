@@ -129,19 +129,18 @@ def _unquote(cell: str) -> str:
 def _select(
     path: Path, header: list[str], columns: Columns, rows: Iterable[tuple[int, list[str]]]
 ) -> Iterator[Row]:
-    """Text, label and id of numbered rows. Raises UserError if all labels are numbers.
+    """The values of numbered rows. Raises UserError if all labels are numbers.
 
     All cells are text. As in `datasets`, a column is numeric if every cell is a number; a number
     among names is a name.
     """
-    text, label = header.index(columns.text), header.index(columns.label)
-    identity = header.index(columns.id) if columns.id in header else None
-    labels = set()
+    places = [header.index(name) if name in header else None for name, _ in columns.named]
+    label, labels = header.index(columns.label), set()
     for number, row in rows:
         if len(row) != len(header):
             raise UserError(f"{path}: line {number} has another number of columns than the header")
         labels.add(row[label])
-        yield row[text], row[label], None if identity is None else row[identity]
+        yield tuple(None if place is None else row[place] for place in places)
     names = [name for name in labels if name.strip()]
     if names and all(map(_NUMBER.fullmatch, names)):
         check_label(float(names[0]), f"{columns.label} of {path}")

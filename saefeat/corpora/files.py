@@ -225,7 +225,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
 
 def _heads(names: list[str], columns: Columns) -> list[str] | None:
     """The columns to read; None for all, where one is nested and errors list the fields of all."""
-    keys = [found for column in columns if (found := keys_to(column, names))]
+    keys = [found for column, _ in columns.named if (found := keys_to(column, names))]
     if any(len(found) > 1 for found in keys):
         return None
     return [head for head, *_ in keys]

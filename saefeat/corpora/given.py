@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from saefeat.corpora.columns import (
-    PARAMETERS,
     Columns,
     Row,
     check_columns,
@@ -81,7 +80,7 @@ def given_examples(texts: Any, labels: Any = None) -> tuple[list[str], list[Any]
     """
     if labels is None:
         rows = list(given_rows(texts, Columns()))
-        return given_texts([text for text, _, _ in rows]), [label for _, label, _ in rows]
+        return given_texts([text for text, *_ in rows]), [label for _, label, *_ in rows]
     strings, of = given_texts(texts), listed(labels, "labels")
     check_lengths(strings, of)
     return strings, of
@@ -117,10 +116,10 @@ def _rows(data: Iterable[Any], columns: Columns) -> Iterator[Row]:
     for number, row in enumerate(data.tolist() if isinstance(data, np.ndarray) else data):
         where = f"row {number}"
         if isinstance(row, Mapping):
-            text, label, identity = row_values(where, row, columns)
+            text, label, *others = row_values(where, row, columns)
             label, place = class_name(label, classes), f"{columns.label} ({where})"
         elif isinstance(row, Sequence) and not isinstance(row, str | bytes) and len(row) in (2, 3):
-            text, label, identity = (*row, None)[:3]
+            text, label, *others = (*row, None)[:3]
             place = "(the second of each pair)"
         else:
             shown = " ".join(repr(row).split())
@@ -129,20 +128,22 @@ def _rows(data: Iterable[Any], columns: Columns) -> Iterator[Row]:
                 f"{where} is {shown}; give (text, label) pairs or (text, label, id) triples"
             )
         check_label(label, place, from_column=False)
-        yield text, label, identity
+        yield text, label, *others
 
 
 def table_rows(table: Any, columns: Columns, where: str) -> Iterator[Row]:
     """Rows of a table. Raises UserError, in which `where` names the table, as `given_rows` does."""
     names = _names(table) or []
     check_columns(where, names, columns)
-    found = [
+    texts, labels, *others = (
         _column(table, names, column, parameter, where)
-        for column, parameter in zip(columns, PARAMETERS, strict=True)
         if keys_to(column, names) is not None
-    ]
-    texts, labels, ids = found if len(found) == 3 else (*found, [None] * len(found[1]))
-    if not len(texts) == len(labels) == len(ids):
+        else None  # of the column of ids, which may be missing
+        for column, parameter in columns.named
+    )
+    assert texts is not None and labels is not None
+    others = [[None] * len(labels) if each is None else each for each in others]
+    if any(len(each) != len(labels) for each in (texts, *others)):
         raise UserError(
             f"the columns of {where} have different lengths: {len(texts):,} texts, "
             f"{len(labels):,} labels"
@@ -151,7 +152,7 @@ def table_rows(table: Any, columns: Columns, where: str) -> Iterator[Row]:
     of = [class_name(label, classes) for label in labels]
     for label in of:
         check_label(label, f"{columns.label} of {where}")
-    return iter(zip(texts, of, ids, strict=True))
+    return iter(zip(texts, of, *others, strict=True))
 
 
 def _names(table: Any) -> list[str] | None:

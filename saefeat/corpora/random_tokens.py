@@ -25,7 +25,7 @@ def random_plan(lm: LanguageModel, plan: Plan, number: int) -> Plan:
     Returns:
         A plan of one label, `LABEL`.
     """
-    length = median_low(len(ids) for ids in plan.tokens.values())
+    length = median_low(len(ids) - plan.prompts.get(i, 0) for i, ids in plan.tokens.items())
     generator = torch.Generator().manual_seed(plan.policy["seed"])
     vocabulary = torch.tensor(_ordinary(lm))
     drawn = vocabulary[torch.randint(len(vocabulary), (number, length), generator=generator)]

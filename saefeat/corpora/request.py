@@ -53,10 +53,10 @@ def _from_recipe(
             f"{name}: {recipe.name} has the splits {', '.join(recipe.splits)}; give {recipe.name} "
             f"or {recipe.name}:{recipe.splits[0]}"
         )
-    if columns[1:] != Columns()[1:]:
+    if columns[1:3] != Columns()[1:3]:
         raise UserError(
             f"the recipe {recipe.name} has its own label and id columns; do not name them",
-            *PARAMETERS[1:],
+            *PARAMETERS[1:3],
         )
     if columns.text != Columns().text:
         sources = tuple(replace(source, text=_template(columns.text)) for source in recipe.sources)

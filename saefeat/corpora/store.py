@@ -25,10 +25,13 @@ MANY = 250_000  # examples; more of them are kept in a file
 _MANY_CHARACTERS = 2**28
 _BATCH = 4096  # texts of a record batch, and between two releases of pages
 _BATCH_CHARACTERS = 2**26
-_FIELDS = pa.schema({"text": pa.string(), "label": pa.int32(), "id": pa.string()})
+_FIELDS = pa.schema(
+    {"text": pa.string(), "label": pa.int32(), "id": pa.string(), "prompt": pa.string()}
+)
 _ROWS, _NOTES = "rows.arrow", "notes.json"
 
-Usable = tuple[str, str, str]  # text, label, id
+Usable = tuple[str, str, str, str]  # text, label, id and prompt, which is empty if there is none
+_Part = tuple[list[str], np.ndarray, list[str], list[str]]  # texts, codes, ids, prompts
 
 
 class Rows:
@@ -39,6 +42,7 @@ class Rows:
         codes: int32 [n], the number of each row's label in `names`.
         names: of the labels.
         ids: of the rows.
+        prompts: of the rows.
         notes: what else was found when they were read (JSON values).
         place: directory of the file; None for lists.
     """
@@ -49,22 +53,24 @@ class Rows:
         codes: np.ndarray,
         names: list[str],
         ids: Sequence[str],
+        prompts: Sequence[str],
         notes: dict[str, Any],
         place: Path | None = None,
     ) -> None:
         self.texts, self.codes, self.names, self.ids = texts, codes, names, ids
-        self.notes, self.place = notes, place
+        self.prompts, self.notes, self.place = prompts, notes, place
 
     def where(self, chosen: np.ndarray) -> Rows:
         """The rows at which a mask [n] is set."""
         if chosen.all():
             return self
         rows = np.flatnonzero(chosen)
-        texts, ids = (
+        texts, ids, prompts = (
             column.take(rows) if isinstance(column, Strings) else [column[i] for i in rows.tolist()]
-            for column in (self.texts, self.ids)
+            for column in (self.texts, self.ids, self.prompts)
         )
-        return Rows(texts, self.codes[rows], self.names, ids, self.notes, self.place)
+        codes = self.codes[rows]
+        return Rows(texts, codes, self.names, ids, prompts, self.notes, self.place)
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
         """A JSON value that is made once and kept beside the file."""
@@ -176,10 +182,11 @@ def gather(rows: Iterable[Usable], place: Path | None, notes: Callable[[], Any])
     """
     rows = iter(rows)
     names: dict[str, int] = {}
-    texts, codes, ids = _some(rows, MANY, _MANY_CHARACTERS, names)
+    first = _some(rows, MANY, _MANY_CHARACTERS, names)
     more = next(rows, None)
     if more is None:
-        return Rows(texts, codes, list(names), ids, notes())
+        texts, codes, ids, prompts = first
+        return Rows(texts, codes, list(names), ids, prompts, notes())
     rows = chain([more], rows)
     temporary = None
     if place is None:
@@ -188,7 +195,7 @@ def gather(rows: Iterable[Usable], place: Path | None, notes: Callable[[], Any])
         place = Path(temporary.name)
     with claim(place, wait=True) if temporary is None else nullcontext():
         if not (place / _NOTES).exists():  # another process may have written it meanwhile
-            _write(place / _ROWS, (texts, codes, ids), rows, names)
+            _write(place / _ROWS, first, rows, names)
             write_json(place / _NOTES, {"names": list(names), "notes": notes()})
     return _open(place, temporary)
 
@@ -204,19 +211,18 @@ def open_rows(place: Path) -> Rows | None:
         return None
 
 
-def _some(
-    rows: Iterator[Usable], most: int, characters: int, names: dict[str, int]
-) -> tuple[list[str], np.ndarray, list[str]]:
+def _some(rows: Iterator[Usable], most: int, characters: int, names: dict[str, int]) -> _Part:
     """The next rows: at most so many, of about so many characters."""
-    texts, codes, ids = [], [], []
-    for text, label, identity in islice(rows, most):
+    texts, codes, ids, prompts = [], [], [], []
+    for text, label, identity, prompt in islice(rows, most):
         texts.append(text)
         codes.append(names.setdefault(label, len(names)))
         ids.append(identity)
-        characters -= len(text)
+        prompts.append(prompt)
+        characters -= len(text) + len(prompt)
         if characters <= 0:
             break
-    return texts, np.array(codes, np.int32), ids
+    return texts, np.array(codes, np.int32), ids, prompts
 
 
 def plain_strings(array: Any) -> list[Any]:
@@ -224,14 +230,9 @@ def plain_strings(array: Any) -> list[Any]:
     return array.to_numpy(zero_copy_only=False).tolist()
 
 
-def _write(
-    path: Path,
-    first: tuple[list[str], np.ndarray, list[str]],
-    rows: Iterator[Usable],
-    names: dict[str, int],
-) -> None:
-    """Write the rows that were read `first`, and those that follow."""
-    texts, codes, ids = first
+def _write(path: Path, first: _Part, rows: Iterator[Usable], names: dict[str, int]) -> None:
+    """Write the rows that were read `first`, which are emptied, and those that follow."""
+    texts, codes, ids, prompts = first
     with (
         atomic_path(path) as unfinished,
         pa.OSFile(str(unfinished), "wb") as file,
@@ -239,16 +240,16 @@ def _write(
     ):
         for start in range(0, len(texts), _BATCH):
             some = slice(start, start + _BATCH)
-            writer.write_batch(_batch(texts[some], codes[some], ids[some]))
-        texts.clear()
-        ids.clear()
+            writer.write_batch(_batch(texts[some], codes[some], ids[some], prompts[some]))
+        for column in (texts, ids, prompts):
+            column.clear()
         while (part := _some(rows, _BATCH, _BATCH_CHARACTERS, names))[0]:
             writer.write_batch(_batch(*part))
 
 
-def _batch(texts: list[str], codes: np.ndarray, ids: list[str]) -> Any:
-    columns = [pa.array(texts, pa.string()), pa.array(codes), pa.array(ids, pa.string())]
-    return pa.record_batch(columns, _FIELDS)
+def _batch(texts: list[str], codes: np.ndarray, ids: list[str], prompts: list[str]) -> Any:
+    texts, ids, prompts = (pa.array(column, pa.string()) for column in (texts, ids, prompts))
+    return pa.record_batch([texts, pa.array(codes), ids, prompts], _FIELDS)
 
 
 def _open(place: Path, temporary: Any) -> Rows:
@@ -262,9 +263,11 @@ def _open(place: Path, temporary: Any) -> Rows:
 
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
     batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
-    texts, ids = ([batch.column(name) for batch in batches] for name in ("text", "id"))
+    texts, ids, prompts = (
+        Strings([batch.column(name) for batch in batches], release)
+        for name in ("text", "id", "prompt")
+    )
     codes = np.concatenate([batch.column("label").to_numpy() for batch in batches])
     release()
     where = place if temporary is None else None
-    columns = Strings(texts, release), codes, kept["names"], Strings(ids, release)
-    return Rows(*columns, kept["notes"], where)
+    return Rows(texts, codes, kept["names"], ids, prompts, kept["notes"], where)

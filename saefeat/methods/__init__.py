@@ -53,8 +53,8 @@ class Method:
             same order: a `Table`, or the accumulator.
         control: whether the rule gets, as its last sequence, the statistics of the dictionaries on
             sequences of random tokens.
-        sized: n -> parameters with which the rule chooses n units per label or more, where there
-            are as many. Without such parameters, a rule chooses as many as it does.
+        sized: n -> parameters by which the rule chooses as near to n units per label as it can,
+            or more. `compare` takes the first n. Default: none, for a rule without such parameters.
     """
 
     rank: Callable[..., Selection]

@@ -103,6 +103,34 @@ class LanguageModel:
             rows += [self._embedded(row)[:limit] for row in found["input_ids"]]
         return rows
 
+    def tokenize_prompted(
+        self, prompts: list[str], texts: list[str], limit: int
+    ) -> tuple[list[list[int]], list[int]]:
+        """Return the token ids of each prompt with its text, and how many of them are the prompt's.
+
+        Prompt and text are tokenised as one string, see `tokenize`. A token belongs to the prompt
+        if it ends where the prompt ends, or before. So a token with characters of both belongs to
+        the text. Raises UserError where there is a prompt and the tokenizer does not tell the
+        places of its tokens.
+        """
+        whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        rows, lengths = self.tokenize(whole, limit), [0] * len(whole)
+        asked = [i for i, prompt in enumerate(prompts) if prompt]
+        if not asked:
+            return rows, lengths
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"the tokenizer of {self.name} is not a fast one, which prompts need; leave the "
+                "column of prompts out",
+                "prompt_column",
+            )
+        cut = [whole[i][: _TOKEN_CHARACTERS * limit] for i in asked]
+        found = self.tokenizer(cut, add_special_tokens=False, return_offsets_mapping=True)
+        for i, ids, spans in zip(asked, found["input_ids"], found["offset_mapping"], strict=True):
+            after = (n for n, (_, end) in enumerate(spans) if end > len(prompts[i]))
+            lengths[i] = min(len(self._embedded(ids[: next(after, len(ids))])), limit)
+        return rows, lengths
+
     def _embedded(self, row: list[int]) -> list[int]:
         """Return the ids that have an embedding."""
         rows = self.embedding_rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saefeat.artefacts import RunIndex, SAEConfig, ShownUnit
+from saefeat.artefacts.comparison import Comparison
 from saefeat.artefacts.lid import LIDMetrics
 from saefeat.artefacts.steering import (
     PerplexityMatrix,
@@ -52,6 +53,7 @@ class Parts:
     settings: SteeringSettings | None
     samples: list[SteeringSample] | None
     matrix: PerplexityMatrix | None
+    comparison: Comparison | None
 
 
 def read_parts(run: RunDir) -> Parts:
@@ -75,6 +77,7 @@ def read_parts(run: RunDir) -> Parts:
         settings=_optional(run.settings, run.load_settings),
         samples=_optional(run.samples, run.load_samples),
         matrix=_optional(run.matrix, run.load_matrix),
+        comparison=_optional(run.comparison.metrics, run.comparison.load_metrics),
     )
 
 

@@ -17,6 +17,13 @@ from saefeat.report.identification import OURS, THEIRS
 from saefeat.rundir import RunDir
 
 MEASURES = ("nll_median", "nll_mean", "perplexity_median", "perplexity_mean")
+
+
+def _ends(part: str, *measures: str) -> tuple[str, ...]:
+    """The columns of measures of a part, each with its interval."""
+    return tuple(f"{part}_{name}{end}" for name in measures for end in ("", "_low", "_high"))
+
+
 # fmt: off
 FIELDS: dict[str, tuple[str, ...]] = {
     "lid": ("head", "length", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
@@ -28,6 +35,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
                  "half", "forcing", "perplexity", "distinct3", "score", "score_low", "score_high"),
     "matrix": ("edit", "units", "count", "intervened", "evaluated", *MEASURES,
                *(f"baseline_{measure}" for measure in MEASURES)),
+    "compare": ("pool", "method", "parameters", "units", "distinct",
+                *_ends("stability", "mean"),
+                *(name for length in ("all", "20") for name in (
+                    f"f1_{length}", *(f"f1_{length}_{end}" for end in ("low", "high")),
+                    *_ends(f"f1_{length}", "random"))),
+                *_ends("ablation", "selectivity", "random", "ahead"), "ablation_most_affected",
+                "ablation_random_most_affected", "steering_strength", "steering_sites",
+                *_ends("steering", "score", "random", "ahead")),
+    "compare_overlap": ("pool", "method", "other", "iou", "expected"),
     **SET_FIELDS,
 }
 # fmt: on

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from saefeat.artefacts import RunIndex, SAEConfig
+from saefeat.report.comparison import comparison_rows, comparison_view
 from saefeat.report.formats import as_text, duration
 from saefeat.report.identification import errors_view, lid_rows, lid_view
 from saefeat.report.matrix import matrix_rows, matrix_view
@@ -46,6 +47,7 @@ def page_view(parts: Parts, title: str) -> Values:
         "steering": _optional(lambda found: steering_view(found, parts.settings), parts.steering),
         "samples": _optional(samples_view, parts.samples),
         "matrix": _optional(matrix_view, parts.matrix),
+        "comparison": _optional(comparison_view, parts.comparison),
     }
     return {**view, "tiles": _tiles(view)}
 
@@ -89,6 +91,8 @@ def table_rows(parts: Parts) -> dict[str, Iterable[Mapping[str, Any]]]:
         "overlap": _optional(overlap_rows, parts.spread),
         "steering": _optional(lambda metrics: metrics["rows"], parts.steering),
         "matrix": _optional(matrix_rows, parts.matrix),
+        "compare": _optional(comparison_rows, parts.comparison),
+        "compare_overlap": _optional(lambda found: found["overlap"], parts.comparison),
         **parts.sets,
     }
     return {name: rows for name, rows in found.items() if rows is not None}

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.collection import check_ids
-from saefeat.collection import collect as collect_stats
 from saefeat.config import Decoding, MatrixConfig, RunConfig
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json
 from saefeat.methods import Method, run_methods
 from saefeat.progress import Say, quiet
 from saefeat.report import write_report
 from saefeat.resume import claim, clear_finished
+from saefeat.run.compare import compare_rules, small_comparison
 from saefeat.run.evaluate_heads import evaluate
 from saefeat.run.forecast import forecast
 from saefeat.run.grids import demo_grid, english_prompts, steering_sites
@@ -28,6 +28,7 @@ from saefeat.run.shown import add_activations, add_histograms, shown_units
 from saefeat.run.stages import (
     check_fit,
     collect,
+    collect_requested,
     counted_dictionaries,
     means,
     neurons,
@@ -87,7 +88,11 @@ def run(config: RunConfig, out: Path, *, say: Say = quiet, dry_run: bool = False
         index = _begin_index(opened, threads)
         if fit:
             opened.files.save_fit_check(fit)
-        sizes = {"steering": config.steer_prompts, "matrix": config.matrix_texts}
+        sizes = {
+            "steering": config.steer_prompts,
+            "matrix": config.matrix_texts,
+            "compare": config.compare_labels,
+        }
         for name, stage in _STAGES.items():
             if sizes.get(name) != 0:
                 with _timed(opened, index, name):
@@ -107,10 +112,13 @@ def _train(opened: OpenRun) -> None:
 
 def _collect(opened: OpenRun) -> None:
     lm, plan, files = opened.lm, opened.plan, opened.files
-    dictionaries = counted_dictionaries(lm, opened.saes, plan, neurons(lm, opened.layers))
-    folders = {name: kind.FOLDER for name, kind in run_kinds().items()}
-    places = {name: files.root / folder for name, folder in folders.items() if folder}
-    collect_stats(lm, plan, dictionaries, files.stats, places=places, say=opened.say)
+    dictionaries = counted_dictionaries(lm, opened.saes, plan, opened.neurons)
+    places = {}
+    for name, kind in run_kinds(opened.config.requested).items():
+        if kind.FOLDER:
+            places[name] = (files.root if kind.IN_RUN else files.stats) / kind.FOLDER
+    config, say = opened.config, opened.say
+    collect_requested(lm, plan, dictionaries, files.stats, config, places, say=say)
 
 
 def _rank(opened: OpenRun) -> None:
@@ -120,7 +128,7 @@ def _rank(opened: OpenRun) -> None:
 
 def _methods(opened: OpenRun) -> dict[str, Method]:
     """The methods that can rank what the run has collected."""
-    dictionaries = [*opened.saes, *neurons(opened.lm, opened.layers)]
+    dictionaries = [*opened.saes, *opened.neurons]
     return run_methods([dictionary.identity for dictionary in dictionaries])
 
 
@@ -151,6 +159,14 @@ def _matrix(opened: OpenRun) -> None:
         clear_finished(out, kept_json(out).get("request"))
 
 
+def _compare(opened: OpenRun) -> None:
+    """Compare rules on a few labels and texts. Figures of `saefeat compare` are left alone."""
+    files = opened.files.comparison
+    if not files.metrics.exists():
+        compare_rules(opened, small_comparison(opened))
+    clear_finished(files.metrics, kept_json(files.metrics).get("request"))
+
+
 # Name in `timings` -> what runs, in order. The report comes last.
 _STAGES: dict[str, Callable[[OpenRun], None]] = {
     "train": _train,
@@ -160,6 +176,7 @@ _STAGES: dict[str, Callable[[OpenRun], None]] = {
     "lid evaluate": _evaluate,
     "steering": _steer,
     "matrix": _matrix,
+    "compare": _compare,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Contender:
         selection: its first units of each label; fewer where the rule chooses fewer.
         stability: by label, the intersection over the union of the units that the rule chooses on
             each of two halves of the examples; NaN where it chooses none. None where there are no
-            statistics of halves.
+            statistics of halves, or one has too few examples.
     """
 
     pool: str
@@ -46,11 +47,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Left:
-    """A rule that cannot choose among the dictionaries of a pool, and why."""
+    """A rule that cannot choose among the dictionaries of a pool, why, and what would help."""
 
     pool: str
     method: str
     reason: str
+    command: str  # "" where nothing helps
 
 
 def find_contenders(
@@ -69,16 +71,18 @@ def find_contenders(
         The contenders, pool by pool, and the rules that the statistics do not allow.
 
     Raises:
-        UserError: an unknown method, or no statistics of SAEs or neurons.
+        UserError: an unknown method, one of `methods` that the statistics do not allow, or no
+            statistics of SAEs or neurons.
     """
     headers = [Stats.read_header(path)["dictionary"] for path in list_stats(source).values()]
     found = {name: [h["id"] for h in headers if has(h)] for name, has in POOLS.items()}
     pools = {name: ids for name, ids in found.items() if ids}
     if not pools:
         raise UserError(f"{source} has no statistics of SAEs or hidden neurons; collect them")
-    names = [name for name in METHODS if METHODS[name]] if methods is None else list(methods)
-    for name in names:
-        METHODS[name]  # raises for an unknown one
+    names = list(dict.fromkeys(METHODS if methods is None else methods))
+    if unknown := [name for name in names if name not in METHODS]:
+        known = ", ".join(METHODS)
+        raise UserError(f"unknown method {unknown[0]!r}; choose from {known}", "methods")
     chosen: list[Contender] = []
     left: list[Left] = []
     with track(say, "compare: rank", len(pools) * len(names), "rules") as bar:
@@ -87,32 +91,41 @@ def find_contenders(
                 try:
                     chosen.append(_contend(source, pool, name, ids, units))
                 except UserError as error:
-                    left.append(Left(pool, name, str(error)))
+                    reason = str(error).replace(str(source), "the directory")
+                    left.append(Left(pool, name, reason, error.command))
                 bar.update()
+    for name in methods or ():
+        if name not in {each.method for each in chosen}:
+            first = next(each for each in left if each.method == name)
+            raise UserError(f"{name} cannot be compared: {first.reason}", command=first.command)
     return chosen, left
 
 
 def _contend(source: Path, pool: str, method: str, ids: Sequence[str], units: int) -> Contender:
     parameters = METHODS[method].sized(units)
     selection = rank(source, method, dictionaries=ids, **parameters)
-    halves = list(_rank_halves(source, selection))
-    stable = stability(selection, [each.head(units) for each in halves]) if halves else None
+    stable = None
+    with suppress(UserError):  # no halves, or too few examples in one of them
+        halves = [each.head(units) for each in _rank_halves(source, selection)]
+        stable = stability(selection, halves) if halves else None
     return Contender(pool, method, selection.head(units), stable)
 
 
 def _rank_halves(source: Path, selection: Selection) -> Iterator[Selection]:
-    """The selections by the same rule on two halves; none where halves were not collected."""
+    """The selections by the same rule on two halves.
+
+    There are none for a rule that reads statistics without parts by example.
+
+    Raises UserError where halves were not collected, or one has too few examples.
+    """
     method, parameters = selection.header["method"], selection.header["parameters"]
     rule, names = METHODS[method], sorted(selection.dictionaries)
     paths = [stats_file(source, name) for name in names]
     headers = [Stats.read_header(path) for path in paths]
     tables = [issubclass(ACCUMULATORS[name], ByExample) for name in rule.accumulators]
     if not all(tables):
-        return  # such an accumulator has no parts
-    try:
-        counts = collected_beside(source, "halves", headers)
-    except UserError:
         return
+    counts = collected_beside(source, "halves", headers)
     others = read_beside(source, method, headers)
     for number in (0, 1):
         here = [

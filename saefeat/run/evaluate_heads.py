@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from saefeat.artefacts.lid import LIDMetrics, LIDRequest
@@ -11,13 +11,14 @@ from saefeat.baselines import BASELINES
 from saefeat.baselines.classifier import TextClassifier
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.evaluation import lid_metrics
-from saefeat.io import UserError, file_sha256, fingerprint, read_json
+from saefeat.io import UserError, file_sha256, read_json
 from saefeat.labels import in_codes
 from saefeat.lid.features import featurize
 from saefeat.lid.head import Head
 from saefeat.resume import check_same, claim_file
 from saefeat.run.identify import head_dictionaries, load_baselines, load_heads
 from saefeat.run.opened import OpenRun
+from saefeat.run.request import mark_of
 
 LENGTHS = (10, 20, 50, None)  # characters; None: the whole text
 
@@ -91,7 +92,7 @@ def _request(
         "split": split,
         "max_texts": max_texts,
         "fasttext": mark,
-        "run": fingerprint(asdict(opened.config)),
+        "run": mark_of(opened.config),
         "heads": sorted([*heads, *fitted]),  # metrics of older versions lack some
     }
 

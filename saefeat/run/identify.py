@@ -20,7 +20,6 @@ from saefeat.lid.head import Head
 from saefeat.lid.heads import HEADS, FitData
 from saefeat.resume import claim_file
 from saefeat.run.opened import OpenRun
-from saefeat.run.stages import neurons
 from saefeat.rundir import RunDir
 from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
@@ -35,7 +34,7 @@ def fit_heads(opened: OpenRun, *, force: bool = False) -> None:
     Raises UserError when another process fits them.
     """
     run = opened.files
-    every = [*opened.saes, *neurons(opened.lm, opened.layers)]
+    every = [*opened.saes, *opened.neurons]
     identities = {each.id: each.identity for each in every}
     found = {n: [id for id, of in identities.items() if h.reads(of)] for n, h in HEADS.items()}
     reads = {name: ids for name, ids in found.items() if ids}

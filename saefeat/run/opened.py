@@ -16,7 +16,7 @@ from saefeat.artefacts import RunIndex
 from saefeat.baselines.fasttext import FastText
 from saefeat.config import EvaluateConfig, Inputs, RunConfig, SAEInputs, TrainConfig
 from saefeat.corpora import Corpus, Plan, load_corpus, make_plan, plan_batches
-from saefeat.dictionaries import SAE
+from saefeat.dictionaries import SAE, Identity
 from saefeat.hooks import site_width
 from saefeat.io import UserError, make_dir, visible
 from saefeat.labels import own_label
@@ -26,11 +26,12 @@ from saefeat.models.weights import is_outdated
 from saefeat.progress import Say, quiet
 from saefeat.resume import check_replaceable
 from saefeat.run.request import same_arguments, with_absolute_paths
-from saefeat.run.stages import neuron_layers, set_threads
+from saefeat.run.stages import chosen_neurons, neuron_layers, set_threads
 from saefeat.rundir import RunDir
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import sae_id
+from saefeat.statistics import run_kinds
 
 DEPTHS = (("resid_post", 0.0), ("mlp_out", 0.3), ("resid_post", 0.3))
 _FEW_TOKENS = 1_000_000  # of training; fewer need many small steps
@@ -88,6 +89,11 @@ class OpenRun:
         return []
 
     @cached_property
+    def neurons(self) -> list[Identity]:
+        """The neurons that the run counts."""
+        return chosen_neurons(self.lm, self.config, self.layers)
+
+    @cached_property
     def saes(self) -> list[SAE]:
         """The SAEs of the run, on the CPU: those given, or those that it has trained."""
         return self.given or [load_sae(self.files.sae(sae_id(site))) for site in self.sites]
@@ -111,6 +117,7 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     Raises UserError when the output, the corpus, the model, the SAEs or the sites cannot be used,
     or when `out` holds a run with other arguments.
     """
+    run_kinds(config.requested)  # refuses unknown names
     name, config = config.corpus, with_absolute_paths(config)
     if index := _check_output(out):
         if not same_arguments(index["arguments"], config):
@@ -125,8 +132,13 @@ def prepare_run(config: RunConfig, out: Path, say: Say = quiet) -> OpenRun:
     given = load_given(config, lm)
     sites = [] if given else list(config.sites or default_sites(lm.n_layers))
     opened = OpenRun(config, out, lm, corpus, sites, given, say)
-    used = [*sites, *(sae.site for sae in given)]
-    last_block = bool((given and config.gate) or config.steer_prompts or config.matrix_texts)
+    used = [*sites, *(each.site for each in (*given, *opened.neurons))]
+    last_block = bool(
+        (given and config.gate)
+        or config.steer_prompts
+        or config.matrix_texts
+        or config.compare_labels
+    )
     check_activations(lm, corpus, used, last_block=last_block)
     # The evaluation needs fastText's model: fetch it before the long work.
     FastText(labels=list(corpus.labels), unknown=None).fit()

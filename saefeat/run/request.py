@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from saefeat.config import RunConfig
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.request import find_recipe
-from saefeat.io import absolute_path, existing_path
+from saefeat.io import absolute_path, existing_path, fingerprint
+
+# Arguments that the first runs did not have.
+_LATER = (
+    "with_",
+    "table_examples",
+    "random_tokens",
+    "neuron_site",
+    "prompt_column",
+    "compare_labels",
+)
 
 
 def with_absolute_paths(
@@ -35,3 +45,14 @@ def same_arguments(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations are equal, where paths that lead to the same file are equal."""
     one, other = (with_absolute_paths(each, os.path.realpath) for each in (one, other))
     return one == other
+
+
+def mark_of(config: RunConfig) -> str:
+    """Fingerprint of the arguments of a run, by which metrics know their run.
+
+    Later arguments are left out where they have their default, so that the metrics of runs without
+    them stay valid.
+    """
+    values, defaults = asdict(config), RunConfig(model="", corpus="")
+    same = {name for name in _LATER if values[name] == getattr(defaults, name)}
+    return fingerprint({name: value for name, value in values.items() if name not in same})

@@ -128,8 +128,9 @@ def add_activations(
 ) -> None:
     """Give passages their tokens (`pieces`) and the unit's activation on each (`activations`).
 
-    Each text is run once, for all units and sites together. Rows of other dictionaries than `saes`
-    stay as they are. `n`: passages per row; by default 3, or 1 where there are very many rows.
+    Each text is run once, for all units and sites together, and without a prompt. Rows of other
+    dictionaries than `saes` stay as they are. `n`: passages per row; by default 3, or 1 where there
+    are very many rows.
     """
     n = n or (_PASSAGES if len(rows) <= _MANY else 1)
     mine = [row for row in rows if row["dictionary"] in saes]

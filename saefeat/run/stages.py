@@ -16,7 +16,7 @@ import torch
 from saefeat.activations import norm_limits
 from saefeat.collection import check_ids
 from saefeat.collection import collect as collect_stats
-from saefeat.config import DEFAULT_METHOD, CollectConfig
+from saefeat.config import DEFAULT_METHOD, NEURON_SITES, CollectConfig, OnRequest
 from saefeat.corpora import Corpus, Plan, make_plan
 from saefeat.corpora.random_tokens import random_plan
 from saefeat.dictionaries import SAE, Dictionary, Identity
@@ -158,24 +158,49 @@ def collect(
         raise UserError("nothing to collect: give SAEs, or ask for neurons", "saes", "neurons")
     check_ids(counted_dictionaries(lm, saes, None))
     plan = collection_plan(lm, corpus, config)
-    dictionaries = counted_dictionaries(lm, saes, plan, chosen_neurons(lm, config))
+    dictionaries = counted_dictionaries(lm, saes, plan, collected_neurons(lm, config))
     check_ids(dictionaries)
     make_dir(out)
     if gate:
         new = [sae for sae in saes if not stats_file(out, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    options = {"places": places, "table_examples": config.table_examples}
-    paths = collect_stats(lm, plan, dictionaries, out, shard=(i, n), say=say, **options)
+    return collect_requested(lm, plan, dictionaries, out, config, places, shard=(i, n), say=say)
+
+
+def collect_requested(
+    lm: LanguageModel,
+    plan: Plan,
+    dictionaries: Sequence[Dictionary],
+    out: Path,
+    config: OnRequest,
+    places: Mapping[str, Path],
+    **options: Any,
+) -> list[Path]:
+    """Collect the statistics of texts and, if they are asked for, those of random tokens.
+
+    `places` and `options` are those of `saefeat.collection.collect`. Random tokens have the
+    statistics that are always collected.
+    """
+    limit = {"table_examples": config.table_examples}
+    paths = collect_stats(lm, plan, dictionaries, out, places=places, **limit, **options)
     if config.random_tokens:
         control = random_plan(lm, plan, config.random_tokens)
-        collect_stats(lm, control, dictionaries, out / CONTROL, shard=(i, n), say=say)
+        collect_stats(lm, control, dictionaries, out / CONTROL, **options)
     return paths
 
 
-def chosen_neurons(lm: LanguageModel, config: CollectConfig) -> list[Identity]:
+def chosen_neurons(
+    lm: LanguageModel, config: OnRequest, layers: Sequence[int] | None = None
+) -> list[Identity]:
+    """The neurons of layers at the sites that a configuration asks for; default all known ones."""
+    kinds = NEURON_SITES if config.neuron_site == "both" else (config.neuron_site,)
+    return [each for kind in kinds for each in neurons(lm, layers, kind)]
+
+
+def collected_neurons(lm: LanguageModel, config: CollectConfig) -> list[Identity]:
     """The neurons that a collection counts."""
-    return neurons(lm, kind=config.neuron_site) if config.neurons else []
+    return chosen_neurons(lm, config) if config.neurons else []
 
 
 def check_fit(

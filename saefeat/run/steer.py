@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -163,26 +164,35 @@ class Bench:
             What is measured, one per strength, and the number of units that steered.
         """
         changes, count = self.builder.build(recipe, label)
-        return self.measure_changes(changes, prompts, strengths, recipe.schedule), count
+        (found,) = self.measure_changes([changes], prompts, strengths, recipe.schedule)
+        return found, count
 
     def measure_changes(
         self,
-        changes: Mapping[str, Sequence[Change]],
+        several: Sequence[Mapping[str, Sequence[Change]]],
         prompts: Sequence[Sequence[int]],
         strengths: Sequence[float],
         schedule: Schedule,
-    ) -> list[Measured]:
-        """Steer prompts (token ids) by changes at several strengths, and measure each."""
+    ) -> list[list[Measured]]:
+        """Steer prompts (token ids) by each of several changes at each strength, and measure them.
+
+        As many as fit are decoded in one batch. Each sees the same random numbers.
+        """
         lm, n, rows = self.opened.lm, len(prompts), []
-        # As many strengths as fit are decoded in one batch; each sees the same random numbers.
+        jobs = [(which, strength) for which in range(len(several)) for strength in strengths]
         step = max(1, BATCH // n)
-        for start in range(0, len(strengths), step):
-            some = strengths[start : start + step]
-            each = some[0] if len(some) == 1 else torch.tensor(some).repeat_interleave(n)
-            with apply(lm, changes, each, schedule):
+        for start in range(0, len(jobs), step):
+            some = jobs[start : start + step]
+            with ExitStack() as stack:
+                for which in dict.fromkeys(each for each, _ in some):
+                    # Strength 0 changes no bit of the rows of other changes.
+                    at = [strength if each == which else 0.0 for each, strength in some]
+                    by_row = at[0] if len(at) == 1 else torch.tensor(at).repeat_interleave(n)
+                    stack.enter_context(apply(lm, several[which], by_row, schedule))
                 rows += generate(lm, [*prompts] * len(some), self.decoding, repeat=n)
-        measured = measure(lm, [*prompts] * len(strengths), rows, self.judge)
-        return [measured.take(i * n, (i + 1) * n) for i in range(len(strengths))]
+        measured = measure(lm, [*prompts] * len(jobs), rows, self.judge)
+        each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
+        return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 
     def measure_reference(self, label: str, n: int) -> Reference:
         """Measure unsteered continuations of the first tokens of n of a label's test texts.

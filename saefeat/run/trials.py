@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from statistics import median
+from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from saefeat.config import CONSTANT, CompareConfig, Schedule
 from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary, Identity
-from saefeat.evaluation import head_metrics, percentiles
-from saefeat.forcing import Measured, Reference, compare, score
+from saefeat.evaluation import head_metrics
+from saefeat.forcing import Measured, Reference
 from saefeat.generation import encode_prompts, text_losses
 from saefeat.lid.features import featurize
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
@@ -27,12 +26,12 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, pick_test_texts
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.files import load_stats, stats_header
 from saefeat.steering import CannotSteer, apply
 from saefeat.steering.changes import Collected, Units, build_changes, open_dictionary
 from saefeat.steering.recipes import random_units
 
 LENGTHS = {"all": None, "20": 20}  # characters of the texts that are identified
-RESAMPLES = 1000
 _SEED = 31  # of the random units
 
 Chosen = dict[str, dict[str, list[int]]]  # label -> dictionary -> units
@@ -47,21 +46,31 @@ def chosen_units(selection: Selection) -> Chosen:
     return found
 
 
-def random_twins(rows: Sequence[Chosen], load_stats: Callable[[str], Stats]) -> list[Chosen]:
+def random_twins(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
     """As many random units that fire, label by label and dictionary by dictionary, of each row.
 
-    The units that the row has chosen for the label are not among them.
+    The units that the row has chosen for the label are not among them. Random units are matched in
+    number alone, not in how often they fire.
     """
     twins: list[Chosen] = [{label: {} for label in row} for row in rows]
     names = sorted({name for row in rows for units in row.values() for name in units})
     for name in names:
-        stats = load_stats(name)  # read once: those of wide dictionaries are large
+        stats = read(name)  # once: those of wide dictionaries are large
         for number, (row, twin) in enumerate(zip(rows, twins, strict=True)):
             for label, units in row.items():
                 if name in units:
-                    seed = _SEED + 1000 * number + stats.row(label)
+                    place = stats.row(label) if label else 0
+                    seed = _SEED + 1000 * number + place
                     twin[label][name] = random_units(stats, units[name], seed)
     return twins
+
+
+def random_unions(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
+    """As many random units that fire as all labels of a row have together, by dictionary.
+
+    They stand under one label, because a head reads the units of all labels.
+    """
+    return random_twins([{"": every_unit([row])} for row in rows], read)
 
 
 def every_unit(rows: Sequence[Chosen]) -> dict[str, list[int]]:
@@ -79,12 +88,14 @@ class Trials:
     """Measures units on the test texts of a run.
 
     Attributes:
+        stats: the directory of statistics from which the units were chosen.
         labels: those whose units are ablated and steer.
         bench: None where nothing can be steered.
     """
 
     opened: OpenRun
     config: CompareConfig
+    stats: Path
     labels: Sequence[str]
     bench: Bench | None
 
@@ -100,8 +111,7 @@ class Trials:
 
     def _open(self, name: str) -> Dictionary:
         if name not in self._dictionaries:
-            header = Stats.read_header(self.opened.files.stats_file(name))["dictionary"]
-            self._dictionaries[name] = open_dictionary(header)
+            self._dictionaries[name] = open_dictionary(stats_header(self.stats, name)["dictionary"])
         return self._dictionaries[name]
 
     def _edit(self, name: str) -> Dictionary:
@@ -117,7 +127,7 @@ class Trials:
 
     def identify(self, rows: Sequence[Chosen]) -> list[dict[str, Values]]:
         """Metrics by length of naive Bayes on the units of each row."""
-        opened, load = self.opened, self.opened.files.load_stats
+        opened, load = self.opened, partial(load_stats, self.stats)
         labels, seed = opened.corpus.labels, opened.config.seed
         used = every_unit(rows)
         read = [self._reader(name, units) for name, units in used.items()]
@@ -161,8 +171,7 @@ class Trials:
         """
         changes = {}
         if units:
-            collected = Collected(self.opened.files.load_stats, None, self.opened.lm.device)
-            changes = build_changes("ablate", _at_sites(units, self._edit), "", collected)
+            changes = build_changes("ablate", _at_sites(units, self._edit), "", self.collected)
         flat = [text for some in self.texts.values() for text in some]
         with apply(self.opened.lm, changes, 1.0, CONSTANT):
             found = iter(text_losses(self.opened.lm, flat, TOKEN_LIMIT))
@@ -183,8 +192,9 @@ class Trials:
 
     @cached_property
     def collected(self) -> Collected:
-        assert self.bench
-        return self.bench.builder.collected
+        """The means of the sites. Without steering there is no source label."""
+        source = self.bench.source_label if self.bench else None
+        return Collected(cache(partial(load_stats, self.stats)), source, self.opened.lm.device)
 
     @cached_property
     def steered(self) -> list[str]:
@@ -201,10 +211,16 @@ class Trials:
             self.opened.say(f"note: {label} is not steered: {error}")
             return None
 
-    def steer(self, units: Mapping[str, list[int]], label: str) -> list[Measured]:
-        """Add the difference of means along some units, at each strength and at all their sites."""
+    def steer(self, several: Sequence[tuple[str, dict[str, list[int]]]]) -> list[list[Measured]]:
+        """Add the difference of means along units, at all their sites and at each strength.
+
+        `several`: a label to steer towards, and its units by dictionary.
+        """
         assert self.bench
-        changes = build_changes("add", _at_sites(units, self._open), label, self.collected)
+        changes = [
+            build_changes("add", _at_sites(units, self._open), label, self.collected)
+            for label, units in several
+        ]
         strengths = self.config.strengths
         return self.bench.measure_changes(changes, self.prompts, strengths, Schedule())
 
@@ -218,105 +234,3 @@ def _at_sites(
         dictionary = open_one(name)
         found.setdefault(dictionary.site, []).append(Units(dictionary, some))
     return found
-
-
-# --------------------------------------------------------------------------- summaries
-
-
-def summarize_ablation(
-    before: Mapping[str, Sequence[float | None]],
-    after: Mapping[str, Mapping[str, Sequence[float | None]]],
-    twins: Mapping[str, Mapping[str, Sequence[float | None]]],
-    *,
-    seed: int = 0,
-) -> Values | None:
-    """The content of `saefeat.artefacts.comparison.Ablation`; None where nothing is measured.
-
-    Intervals are percentiles over resampled texts, moved so that their mean is the figure; before
-    and after are resampled together. A label without units does not count.
-
-    Args:
-        before: evaluated label -> loss of each text of the unedited model, in nats per token.
-        after: edited label -> the same with its units set to zero.
-        twins: the same with random units.
-    """
-    known = {x: [i for i, v in enumerate(row) if v is not None] for x, row in before.items()}
-    labels = [label for label, at in known.items() if at]
-    edited = [label for label in after if label in labels]
-    if not edited or len(labels) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    picks = {x: rng.integers(0, len(known[x]), (RESAMPLES, len(known[x]))) for x in labels}
-
-    def rises(of: Mapping[str, Mapping[str, Sequence[float | None]]]) -> tuple[Any, Any]:
-        """Rises of median losses [edited, labels], and those of samples [edited, labels, n]."""
-        rise = np.empty((len(edited), len(labels)))
-        draws = np.empty((len(edited), len(labels), RESAMPLES))
-        for b, label in enumerate(labels):
-            first = np.array([before[label][i] for i in known[label]], float)
-            base = np.median(first[picks[label]], axis=1)
-            for a, name in enumerate(edited):
-                here = np.array([of[name][label][i] for i in known[label]], float)
-                rise[a, b] = median(here) - median(first)
-                draws[a, b] = np.median(here[picks[label]], axis=1) - base
-        return rise, draws
-
-    def split(rise: Any) -> tuple[Any, Any]:
-        """Own rise and the greatest of the others, each [edited, ...]."""
-        own, others = [], []
-        for a, name in enumerate(edited):
-            b = labels.index(name)
-            own.append(rise[a, b])
-            others.append(np.delete(rise[a], b, axis=0).max(0))
-        return np.array(own), np.array(others)
-
-    summary: Values = {}
-    table: dict[str, Values] = {name: {} for name in edited}
-    for of, prefix in ((after, ""), (twins, "random_")):
-        rise, draws = rises(of)
-        (own, others), (own_draws, other_draws) = split(rise), split(draws)
-        value, sampled = float((own - others).mean()), (own_draws - other_draws).mean(0)
-        name = "random" if prefix else "selectivity"
-        summary[name] = value
-        summary[f"{name}_ci"] = percentiles(sampled - sampled.mean() + value)
-        summary[f"{prefix}most_affected"] = int((own > others).sum())
-        for a, label in enumerate(edited):
-            table[label] |= {f"{prefix}own": float(own[a]), f"{prefix}others": float(others[a])}
-    keys = ("selectivity", "selectivity_ci", "random", "random_ci", "most_affected")
-    return {k: summary[k] for k in (*keys, "random_most_affected")} | {"labels": table}
-
-
-def summarize_steering(
-    measured: Mapping[str, Measured],
-    twins: Mapping[str, Measured],
-    references: Mapping[str, Reference],
-    strength: float,
-    *,
-    seed: int = 0,
-) -> Values | None:
-    """The content of `saefeat.artefacts.comparison.SteeringTrial`; None where nothing is measured.
-
-    Labels without units do not count.
-    """
-    labels = [label for label in references if label in measured]
-    if not labels:
-        return None
-    one, other = ({label: each[label] for label in labels} for each in (measured, twins))
-    ours = compare(one, other, references, seed=seed)
-    theirs = compare(other, other, references, seed=seed)
-    table = {}
-    for label in labels:
-        own = score(one[label], label, references[label], seed=seed)
-        twin = score(other[label], label, references[label], seed=seed)
-        kept = {key: own[key] for key in ("forcing", "perplexity", "distinct3", "score")}
-        table[label] = kept | {"random": twin["score"]}
-    return {
-        "strength": strength,
-        "score": ours["score"],
-        "score_ci": ours["score_ci"],
-        "random": theirs["score"],
-        "random_ci": theirs["score_ci"],
-        "ahead": ours["difference"],
-        "ahead_ci": ours["difference_ci"],
-        "labels": table,
-    }

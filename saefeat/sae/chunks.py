@@ -55,7 +55,7 @@ def single_chunk(plan: Plan) -> Chunk:
     return Chunk(tuple(_order(plan)), plan.total, 1)
 
 
-def _order(plan: Plan) -> list[int]:
+def _order(plan: Plan) -> Sequence[int]:
     return sorted(plan.tokens) if plan.order is None else plan.order
 
 

@@ -219,7 +219,7 @@ def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
     split = "test" if policy["split"] == "train" else "all"
     known = {corpus.ids[i] for i in plan.tokens}
     positions = [i for i in corpus.positions(split, policy["seed"]) if corpus.ids[i] not in known]
-    tokens, counts, skipped = fill_budget(
+    tokens, counts, skipped, prompts = fill_budget(
         corpus,
         lm,
         in_hashed_order(corpus, positions, policy["seed"]),
@@ -227,5 +227,6 @@ def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
         policy["token_limit"],
         count_bos=policy["count_bos"],
     )
-    held = Plan(corpus, tokens, counts, {**policy, "split": split}, skipped)
+    policy = {**policy, "split": split}
+    held = Plan(corpus, tokens, counts, policy, skipped, prompts=prompts)
     return held if held.total >= MIN_TOKENS else None

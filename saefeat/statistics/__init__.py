@@ -49,6 +49,11 @@ def collected_kinds(requested: Iterable[str] = ()) -> list[type[Accumulator]]:
     return [kind for kind in ACCUMULATORS.values() if not kind.ON_REQUEST or kind in wanted]
 
 
-def run_kinds() -> dict[str, type[Accumulator]]:
-    """The accumulators that a run collects, by name."""
-    return {name: kind for name, kind in ACCUMULATORS.items() if kind.IN_RUN}
+def run_kinds(requested: Iterable[str] = ()) -> dict[str, type[Accumulator]]:
+    """The accumulators that a run collects, and those that are requested, by name.
+
+    Raises UserError for an unknown name.
+    """
+    wanted = [ACCUMULATORS[name] for name in requested]
+    kinds = ACCUMULATORS.items()
+    return {name: kind for name, kind in kinds if kind.IN_RUN or kind in wanted}

@@ -157,7 +157,8 @@ class Accumulator:
     SUFFIX: ClassVar[str] = ".safetensors"
     ON_REQUEST: ClassVar[bool] = False  # whether it is collected only when it is asked for
     EACH_WINDOW: ClassVar[bool] = False  # whether each window has its own accumulator and file
-    IN_RUN: ClassVar[bool] = True  # whether a run collects it
+    IN_RUN: ClassVar[bool] = True  # whether a run collects it unasked
+    BUFFER: ClassVar[int] = 0  # bytes per unit of dense codes that it holds between batches
     LIMITED: ClassVar[bool] = False  # whether it keeps a limited number of examples per label
     HALVED: ClassVar[bool] = False  # whether it needs to know the first half of the examples
     SIGNED: ClassVar[bool] = True  # whether it is collected where codes may be negative

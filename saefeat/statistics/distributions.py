@@ -40,6 +40,7 @@ class Distributions(Accumulator):
     FOLDER = "distributions"
     ON_REQUEST = True
     IN_RUN = False
+    BUFFER = _BUFFER
     FORMAT: ClassVar = {"sizes": _SIZES.tolist()}
 
     _added: tuple[tuple[Tensor, Tensor], ...] = ()  # bins uint8 [n, width] and labels [n]

@@ -228,6 +228,58 @@ def write_matrix(run: Path) -> None:
     write_json(run / "steering" / "matrix.json", {**found, "interventions": interventions})
 
 
+def write_comparison(run: Path) -> None:
+    """Two rules on features, with all measures, and one on neurons, with none."""
+
+    def figures(name: str, value: float, *, ahead: bool = True) -> dict[str, Any]:
+        found = {name: value, f"{name}_ci": [value - 0.1, value + 0.1], "random": 0.125}
+        found["random_ci"] = [0.05, 0.2]
+        return found | ({"ahead": value - 0.125, "ahead_ci": [0.0, 0.5]} if ahead else {})
+
+    def compared(pool: str, method: str, measured: bool) -> dict[str, Any]:
+        ablated = {"own": 0.5, "others": 0.25, "random_own": 0.125, "random_others": 0.25}
+        steered = {"forcing": 0.5, "perplexity": None, "distinct3": 0.75, "score": 0.5}
+        f1 = figures("f1_macro", 0.75, ahead=False)
+        affected = {"most_affected": 1, "random_most_affected": 0}
+        ablation = {**figures("selectivity", 0.25), **affected, "labels": {"de": ablated}}
+        steering = {"strength": 1.3, "sites": 1.5, **figures("score", 0.5)}
+        steering["labels"] = {EVIL: {**steered, "random": 0.125}}
+        stability = {"mean": 0.625, "ci": [0.5, 0.75], "labels": {"de": 0.625, "ar": None}}
+        return {
+            "pool": pool,
+            "method": method,
+            "parameters": {"top": None, "note": EVIL},
+            "units": {label: 2 * (label != EVIL) for label in LABELS},
+            "distinct": 5,
+            "stability": stability if measured else None,
+            "identification": {"all": f1, "20": f1} if measured else None,
+            "ablation": ablation if measured else None,
+            "steering": steering if measured else None,
+        }
+
+    measured = {"corpus": EVIL, "threads": 1, "labels": ["de", EVIL], "eval_texts": 20}
+    measured |= {"sentences": 2, "prompts": 4, "source": "de", "strengths": [1.3], "seed": 0}
+    pair = {"pool": "features", "method": "sae-lape", "other": "diffmean"}
+    comparison = {
+        "schema": SCHEMA,
+        "request": "r",
+        "units": 50,
+        "labels": list(LABELS),
+        "pools": {"features": ["mlp_out@3"], "neurons": ["mlp_act@3"]},
+        "rows": [
+            compared("features", "sae-lape", True),
+            compared("features", "diffmean", True),
+            compared("neurons", "lape", False),
+        ],
+        "overlap": [{**pair, "iou": 0.375, "expected": 0.25}],
+        "left_out": [
+            {"pool": "neurons", "method": "plnd", "reason": EVIL, "command": "collect --with x"}
+        ],
+        "measured": measured,
+    }
+    write_json(run / "compare" / "metrics.json", comparison)
+
+
 def make_index() -> dict[str, Any]:
     arguments = {"model": "org/tiny", "corpus": EVIL, "labels": list(LABELS), "seed": 7}
     model = {"name": "org/tiny", "revision": None, "fingerprint": "2:a", "dtype": "float32"}
@@ -281,4 +333,5 @@ def run(tmp_path: Path) -> Path:
     write_lid(run)
     write_steering(run)
     write_matrix(run)
+    write_comparison(run)
     return run

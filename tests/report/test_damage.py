@@ -26,6 +26,7 @@ LOADERS = {
     "steering/settings.json": RunDir.load_settings,
     "steering/matrix.json": RunDir.load_matrix,
     "examples/shown.json": RunDir.load_shown,
+    "compare/metrics.json": lambda run: run.comparison.load_metrics(),
     SAMPLES: RunDir.load_samples,
     "gate.json": RunDir.load_fit_check,
 }
@@ -35,6 +36,7 @@ OPTIONAL = {  # keys that a file may lack
     "histogram",
     "features_ahead_by",
     "features_ahead_ci",
+    "measured",
 }
 MAPS = {  # objects whose keys are names, so that others may come and some may go
     "versions",
@@ -55,6 +57,8 @@ MAPS = {  # objects whose keys are names, so that others may come and some may g
     "rows",
     "better",
     "stated",
+    "pools",
+    "units",
 }
 ODD = (
     None,
@@ -186,6 +190,13 @@ DISAGREE = {
     "steering/matrix.json": {
         "the label de is not": lambda m: m["labels"].remove("de"),
         "no count": lambda m: m["interventions"][0]["counts"].pop("de"),
+    },
+    "compare/metrics.json": {
+        "the label de is not": lambda m: m["labels"].remove("de"),
+        "a rule is there twice": lambda m: m["rows"].append(m["rows"][0]),
+        "the pools are others": lambda m: m["pools"].pop("neurons"),
+        "a length is missing": lambda m: m["rows"][0]["identification"].pop("20"),
+        "the rule diffmean is not listed": lambda m: m["rows"].pop(1),
     },
     "examples/shown.json": {"differ in number": lambda m: m[1]["passages"][0]["pieces"].pop()},
     "run.json": {"version 2": lambda m: m.update(schema=2)},

@@ -34,6 +34,7 @@ from saefeat.selection import Selection
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 TABLES = {"lid", "errors", "features", "overlap", "labels", "layers", "steering", "matrix"}
+TABLES |= {"compare", "compare_overlap"}
 
 
 def page_of(run: Path) -> str:
@@ -115,6 +116,21 @@ def test_what_was_run_and_identification_are_there(run: Path) -> None:
     for words in ("whole text", "1.000", "temperature 0.7"):
         assert words in text, words
     assert 'class="absent">' not in page.split("<noscript>")[0]
+
+
+def test_rules_stand_side_by_side(run: Path, evil: str) -> None:
+    section = re.sub(r"\s+", " ", page_of(run).split('<section id="rules">')[1])
+    text = html.unescape(re.sub("<[^>]+>", " ", section.split("</section>")[0]))
+    for words in ("0.625", "0.750", "0.250", "1 / 1", "strength 1.3", "0.38", evil, "4 labels"):
+        assert words in text, words
+    first, *_ = table(run, "compare")
+    assert (first["units"], first["stability_mean"], first["f1_20_random"]) == (
+        "6",
+        "0.625",
+        "0.125",
+    )
+    assert (first["ablation_selectivity_low"], first["steering_ahead_high"]) == ("0.15", "0.5")
+    assert table(run, "compare_overlap")[0]["iou"] == "0.375"
 
 
 def test_the_best_of_a_column_is_bold(run: Path) -> None:

@@ -20,6 +20,10 @@ PAIRS: dict[str, tuple[Callable[[RunDir], Any], Callable[[RunDir, Any], None]]] 
     "steering/settings.json": (RunDir.load_settings, RunDir.save_settings),
     "steering/samples.jsonl": (RunDir.load_samples, RunDir.save_samples),
     "steering/matrix.json": (RunDir.load_matrix, RunDir.save_matrix),
+    "compare/metrics.json": (
+        lambda run: run.comparison.load_metrics(),
+        lambda run, value: run.comparison.save_metrics(value),
+    ),
 }
 
 
