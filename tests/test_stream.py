@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ from saefeat.corpora import (
     reading,
     store,
 )
-from saefeat.corpora.chosen import Retokenized
+from saefeat.corpora.chosen import Counts, Retokenized
 from saefeat.corpora.columns import Columns
 from saefeat.corpora.corpus import hashed
 from saefeat.corpora.failures import StreamBroken
@@ -82,8 +83,16 @@ def both(large, data, **options):
     return small, load_corpus(data, **options)
 
 
+def fingerprint_of(rows):
+    return hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest()[:16]
+
+
 def same_corpus(ours, theirs):
     assert rows_of(ours) == rows_of(theirs)
+    assert ours.prompts == list(theirs.prompts)
+    prompts = [ours.prompts] if any(ours.prompts) else []
+    rows = zip(ours.texts, ours.of, ours.ids, *prompts, strict=True)
+    assert ours.fingerprint == fingerprint_of(rows)
     for name in ("labels", "name", "skipped", "fingerprint"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.codes.tolist() == theirs.codes.tolist()
@@ -96,6 +105,7 @@ def same_plan(ours, theirs):
         assert getattr(ours, name) == getattr(theirs, name)
     assert list(ours.counts.items()) == list(theirs.counts.items())
     assert list(ours.tokens.items()) == list(theirs.tokens.items())
+    assert list(ours.prompts.items()) == list(theirs.prompts.items())
     assert ours.chosen.tolist() == theirs.chosen.tolist() == sorted(ours.tokens)
     assert ours.order is theirs.order is None or list(ours.order) == list(theirs.order)
     for number in range(ours.window_count):
@@ -113,12 +123,14 @@ ROWS = st.lists(
             "text": st.one_of(TEXTS, st.text(string.ascii_letters + " äß\u2028", max_size=12)),
             "label": st.sampled_from(["de", "en", "th ", "", None]),
             "id": st.one_of(st.none(), st.integers(0, 9)),
+            "q": st.sampled_from([None, "", "the cat ", "der", "\ufeffwer?", "nul\0l", "mat " * 6]),
         }
     ),
     max_size=40,
 )
-FIRST = [
-    {"text": f"{label} {n}", "label": label, "id": None}
+PROMPT_COLUMNS = st.sampled_from([None, "q"])
+FIRST = [  # one label has a prompt always, the others have those of further rows
+    {"text": f"{label} {n}", "label": label, "id": None, "q": "wer" if label == "th" else None}
     for label in ["de", "en", "th"]
     for n in range(4)
 ]
@@ -128,15 +140,18 @@ FIRST = [
 
 
 @GENEROUS
-@given(ROWS, st.sampled_from([None, ["th", "de"], ["en", "deu"]]))
-def test_a_corpus_in_a_file_is_the_corpus_in_lists(tmp_path, large, rows, labels):
+@given(ROWS, st.sampled_from([None, ["th", "de"], ["en", "deu"]]), PROMPT_COLUMNS)
+def test_a_corpus_in_a_file_is_the_corpus_in_lists(tmp_path, large, rows, labels, prompts):
     path = written(tmp_path, FIRST + rows)
-    small, stored = both(large, path, labels=labels)
+    options = {"labels": labels, "prompt_column": prompts}
+    small, stored = both(large, path, **options)
     assert isinstance(small.texts, list) and isinstance(stored.texts, Strings)
     same_corpus(small, stored)
-    same_corpus(small, load_corpus(path, labels=labels))  # kept in the cache by now
+    same_corpus(small, load_corpus(path, **options))  # kept in the cache by now
+    some = any(small.prompts)
+    assert bool(small.prompts) is some and (some or not prompts or labels == ["en", "deu"])
     n = len(small)
-    for column in ("texts", "of", "ids"):
+    for column in ("texts", "of", "ids", *["prompts"] * some):
         ours, theirs = getattr(small, column), getattr(stored, column)
         assert ours == [theirs[i] for i in range(n)] == list(theirs)
         assert ours[2:-1] == theirs[2:-1] and ours[-1] == theirs[-1]
@@ -149,13 +164,18 @@ def test_a_corpus_in_a_file_is_the_corpus_in_lists(tmp_path, large, rows, labels
 
 @GENEROUS
 @given(
-    ROWS, st.one_of(st.none(), st.integers(1, 40)), st.booleans(), st.booleans(), st.integers(1, 7)
+    ROWS,
+    PROMPT_COLUMNS,
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 7),
 )
 def test_a_plan_of_a_large_corpus_is_that_of_lists(
-    tmp_path, large, tiny_lm, monkeypatch, rows, budget, mixed, count_bos, size
+    tmp_path, large, tiny_lm, monkeypatch, rows, prompts, budget, mixed, count_bos, size
 ):
     monkeypatch.setattr(corpora, "WINDOW", 5)
-    small, stored = both(large, written(tmp_path, FIRST + rows))
+    small, stored = both(large, written(tmp_path, FIRST + rows), prompt_column=prompts)
     options = {"split": "all", "max_tokens": budget, "mixed": mixed, "count_bos": count_bos}
     large(False)
     ours = make_plan(small, tiny_lm, token_limit=8, **options)
@@ -165,6 +185,8 @@ def test_a_plan_of_a_large_corpus_is_that_of_lists(
     theirs = make_plan(stored, tiny_lm, token_limit=8, **options)
     assert isinstance(theirs.tokens, Retokenized) and isinstance(ours.tokens, dict)
     same_plan(ours, theirs)
+    same_plan(ours, make_plan(stored, tiny_lm, token_limit=8, **options))  # kept by now
+    assert isinstance(theirs.prompts, Counts) and bool(theirs.prompts) is (prompts is not None)
     pairs = [[*plan.batches(tiny_lm, plan.window(0))] for plan in (ours, theirs)]
     for one, other in zip(*pairs, strict=True):
         assert one.positions == other.positions
@@ -216,7 +238,11 @@ def texts(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "WINDOW", 8)
     words = ["cat", "dog", "Haus", "Katze", "sat", "ran", "mat", "the", "der", "die"]
     rows = [
-        {"text": " ".join(words[(n * k) % 10] for k in range(1, 3 + n % 7)), "label": "ab"[n % 2]}
+        {
+            "text": " ".join(words[(n * k) % 10] for k in range(1, 3 + n % 7)),
+            "label": "ab"[n % 2],
+            "q": " ".join(words[n % 10 :][: n % 5]),
+        }
         for n in range(90)
     ]
     return written(tmp_path, rows)
@@ -230,14 +256,16 @@ def files(out):
     return {name: data for name, data in contents(out).items() if not name.startswith(".")}
 
 
-@pytest.mark.parametrize("budget", [None, 60])
-def test_whole_sharded_and_resumed_collections_of_a_large_corpus_write_the_bytes_of_lists(
-    tmp_path, large, tiny_lm, texts, budget
+@pytest.mark.parametrize(("budget", "prompts"), [(None, None), (60, None), (None, "q"), (60, "q")])
+def test_whole_and_sharded_collections_of_a_large_corpus_write_the_bytes_of_lists(
+    tmp_path, large, tiny_lm, texts, budget, prompts
 ):
     def gather(name, on, say=lambda line: None, **options):
         large(on)
-        plan = make_plan(load_corpus(texts), tiny_lm, max_tokens=budget)
+        corpus = load_corpus(texts, prompt_column=prompts)
+        plan = make_plan(corpus, tiny_lm, max_tokens=budget)
         assert isinstance(plan.tokens, Retokenized) is on
+        assert bool(plan.prompts) is (prompts is not None)
         out = tmp_path / name
         places = {kind: out / kind for kind in ("bags", "halves", "responses")}
         collect(tiny_lm, plan, neurons(), out, places=places, say=say, **options)
@@ -297,6 +325,20 @@ def test_a_plan_of_a_large_corpus_is_made_once(tmp_path, large, tiny_lm, texts, 
     same_plan(made[0], make_plan(stored, tiny_lm, **options[0]))
 
 
+def test_plans_of_texts_with_and_without_prompts_are_kept_apart(
+    tmp_path, large, tiny_lm, texts, monkeypatch
+):
+    large(True)
+    named = ({}, {"prompt_column": "q"})
+    made = [make_plan(load_corpus(texts, **some), tiny_lm) for some in named]
+    assert len(list((tmp_path / "cache").rglob("choice.safetensors"))) == 2
+    assert not made[0].prompts and made[1].prompts
+    assert all(made[1].corpus.prompts[i] for i in made[1].prompts)
+    monkeypatch.setattr(corpora, "fill_budget", None)
+    for plan, some in zip(made, named, strict=True):
+        same_plan(plan, make_plan(load_corpus(texts, **some), tiny_lm))
+
+
 # --------------------------------------------------------------------------- files
 
 
@@ -343,6 +385,18 @@ def test_a_bad_line_of_a_later_shard_is_an_error_with_its_number(tmp_path, large
         file.write("{\n")
     with refused(r"1\.jsonl: line 41 is not JSON"):
         load_corpus(tmp_path)
+    assert not [p for p in own_cache.rglob("*") if p.is_file()]
+
+
+def test_prompts_that_are_no_strings_or_missing_are_refused_at_any_size(tmp_path, large, own_cache):
+    large(True)
+    path = written(tmp_path, [*FIRST, {"text": "x", "label": "de", "q": 5}])
+    with refused("a prompt is a value of type int", "prompt_column"):
+        load_corpus(path, prompt_column="q")
+    with refused("no column p", "prompt_column"):
+        load_corpus(path, prompt_column="p")
+    with refused("has no column of prompts", "prompt_column"):
+        load_corpus([(f"text {n}", "ab"[n % 2]) for n in range(20)], prompt_column="q")
     assert not [p for p in own_cache.rglob("*") if p.is_file()]
 
 
