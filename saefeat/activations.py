@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from saefeat.corpora import Batch, Plan
-from saefeat.corpora.corpus import hashed
+from saefeat.corpora import Batch, Plan, hashed_order
 from saefeat.hooks import capture
 from saefeat.models import LanguageModel
 from saefeat.tokens import finite, norms, outlier_limit
@@ -75,7 +74,7 @@ def _sample(plan: Plan) -> list[int]:
     seed = plan.policy["seed"]
     chosen: list[int] = []
     total = 0
-    for i in sorted(plan.tokens, key=lambda i: (hashed(seed, "norms", plan.corpus.ids[i]), i)):
+    for i in map(int, hashed_order(plan.corpus, plan.chosen, seed, "norms")):
         if total >= SAMPLE_TOKENS:
             break
         chosen.append(i)

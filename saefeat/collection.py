@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -46,7 +46,7 @@ def observe(
     batches: Iterable[Batch],
     corpus: Corpus,
     kept: Collection[int] | None = None,
-    half: Collection[int] | None = None,
+    half: Container[int] | None = None,
 ) -> Iterator[tuple[Batch, dict[str, Observed]]]:
     """Run batches of a corpus, and encode their counted tokens in every dictionary.
 
@@ -90,6 +90,17 @@ def request_header(lm: LanguageModel, dictionary: Dictionary, plan: Plan) -> dic
 
 
 @dataclass(frozen=True)
+class _FirstHalf:
+    """The examples of the first half of the texts."""
+
+    corpus: Corpus
+    seed: int
+
+    def __contains__(self, position: int) -> bool:
+        return half_of(self.corpus.ids[position], self.seed) == 0
+
+
+@dataclass(frozen=True)
 class _Job:
     """What a collection is asked for; see `collect`."""
 
@@ -112,17 +123,16 @@ class _Job:
         """The examples that tables by example keep; None where there is no table."""
         if not any(kind.LIMITED for kind in self.places):
             return None
-        plan = self.plan
-        seed, chosen = plan.policy["seed"], sorted(plan.tokens)
-        return frozenset(first_by_hash(plan.corpus, chosen, seed, self.table_examples))
+        plan, seed = self.plan, self.plan.policy["seed"]
+        return frozenset(first_by_hash(plan.corpus, plan.chosen, seed, self.table_examples))
 
     @cached_property
-    def half(self) -> frozenset[int] | None:
+    def half(self) -> Container[int] | None:
         """The examples of the first half of the texts; None where no accumulator needs it."""
         if not any(kind.HALVED for kind in self.places):
             return None
-        ids, seed = self.plan.corpus.ids, self.plan.policy["seed"]
-        return frozenset(i for i in self.plan.tokens if half_of(ids[i], seed) == 0)
+        corpus, seed = self.plan.corpus, self.plan.policy["seed"]
+        return _FirstHalf(corpus, seed)
 
     def header(self, kind: type[Accumulator], dictionary: Dictionary) -> dict[str, Any]:
         limit = {"limit": self.table_examples} if kind.LIMITED else {}
@@ -290,7 +300,7 @@ def _run_windows(
     """Add the windows that are not done. Write the files of each window, and checkpoints."""
     plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
     saved, pause = time.monotonic(), job.pause
-    tokens = sum(plan.counts[i] for w in missing for i in plan.window(w))
+    tokens = sum(int(plan.numbers(plan.window(w)).sum()) for w in missing)
     with track(job.say, "collect", tokens) as bar:
         for w in missing:
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)

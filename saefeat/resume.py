@@ -35,11 +35,14 @@ _claimed: set[tuple[int, Path]] = set()
 
 
 @contextmanager
-def claim(directory: Path) -> Iterator[None]:
+def claim(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing in a directory while the block runs.
 
     Half-written files of killed processes are removed first. A process may claim a directory twice.
     There is no protection on Windows, nor on file systems without locks.
+
+    Args:
+        wait: wait for another process that holds the directory.
 
     Raises UserError when another process holds the directory.
     """
@@ -52,7 +55,7 @@ def claim(directory: Path) -> Iterator[None]:
     _claimed.add(mine)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"another process is writing in {directory}; wait until it ends, or choose another "

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from saefeat.corpora.chosen import Choice, Counts, Retokenized, kept_choice
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.recipes import PAPER_LABELS
+from saefeat.corpora.store import Strings
 from saefeat.corpora.text import clean_text
-from saefeat.io import UserError
+from saefeat.io import UserError, cache_dir, fingerprint
 from saefeat.models import LanguageModel
 from saefeat.tokens import counted_tokens, without_special
 
@@ -32,6 +35,7 @@ __all__ = [
     "first_by_hash",
     "half_of",
     "hashed",
+    "hashed_order",
     "in_hashed_order",
     "load_corpus",
     "make_batch",
@@ -44,6 +48,8 @@ TOKEN_LIMIT = 256
 BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger batches only add padding
 GPU_BATCH_TOKENS = 16_384
 _SLICE = 256  # texts that are tokenised before the budgets are looked at again
+_KEPT_TOKENS = 2**24  # token ids that a plan keeps; of more, it makes those of a window anew
+_BLOCK = 2**16  # positions whose labels are looked up at once
 
 
 @dataclass
@@ -74,7 +80,8 @@ class Plan:
     Attributes:
         corpus: the corpus.
         tokens: position -> token ids of a chosen example, without added special tokens. They begin
-            with those of its prompt.
+            with those of its prompt. A large plan does not keep them, but tokenises a text whenever
+            it is asked for.
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
@@ -84,17 +91,32 @@ class Plan:
     """
 
     corpus: Corpus
-    tokens: dict[int, list[int]]
-    counts: dict[int, int]
+    tokens: Mapping[int, list[int]]
+    counts: Mapping[int, int]
     policy: dict[str, Any]
     skipped: dict[str, int]
-    order: list[int] | None = None
-    prompts: dict[int, int] = field(default_factory=dict)
+    order: Sequence[int] | None = None
+    prompts: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """Number of counted tokens."""
+        if isinstance(self.counts, Counts):
+            return int(self.counts.numbers.sum(dtype=np.int64))
         return sum(self.counts.values())
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Positions of the chosen examples: int64, ascending."""
+        if isinstance(self.counts, Counts):
+            return self.counts.positions
+        return np.array(sorted(self.tokens), np.int64)
+
+    def numbers(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of counted tokens of chosen examples: int32."""
+        if isinstance(self.counts, Counts):
+            return self.counts.of(np.asarray(positions, np.int64))
+        return np.array([self.counts[int(i)] for i in positions], np.int32)
 
     @property
     def window_count(self) -> int:
@@ -106,18 +128,25 @@ class Plan:
         """Positions of the chosen examples of a window."""
         start = number * WINDOW
         if self.order is not None:
-            return self.order[start : start + WINDOW]
-        return [i for i in range(start, min(start + WINDOW, len(self.corpus))) if i in self.tokens]
+            return list(self.order[start : start + WINDOW])
+        stop = min(start + WINDOW, len(self.corpus))
+        if isinstance(self.counts, Counts):
+            first, last = np.searchsorted(self.counts.positions, [start, stop])
+            return self.counts.positions[first:last].tolist()
+        return [i for i in range(start, stop) if i in self.tokens]
 
     def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
         """Batches of these examples."""
-        tokens, count_bos = {i: self.tokens[i] for i in positions}, self.policy["count_bos"]
-        return plan_batches(lm, tokens, count_bos=count_bos, prompts=self.prompts)
+        if isinstance(self.tokens, Retokenized):
+            tokens = self.tokens.several(positions)
+        else:
+            tokens = {i: self.tokens[i] for i in positions}
+        return plan_batches(lm, tokens, count_bos=self.policy["count_bos"], prompts=self.prompts)
 
 
 def plan_batches(
     lm: LanguageModel,
-    tokens: dict[int, list[int]],
+    tokens: Mapping[int, list[int]],
     *,
     count_bos: bool = False,
     prompts: Mapping[int, int] | None = None,
@@ -191,32 +220,44 @@ def make_plan(
     Raises:
         UserError: a label has no usable text in the split.
     """
-    by_hash = in_hashed_order(corpus, corpus.positions(split, seed), seed)
-    tokens, counts, skipped, prompts = fill_budget(
-        corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos
-    )
-    filled = {corpus.of[i] for i in tokens}
-    for label in corpus.labels:
-        if label not in filled:
+    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
+    policy |= {"special": "left out", "count_bos": count_bos}
+
+    def fill() -> Choice:
+        by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
+        return fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
+
+    mark = lm.tokenizer_mark if isinstance(corpus.texts, Strings) else None
+    if mark is None:
+        tokens, counts, skipped, prompts = fill()
+    else:  # processes that share a large corpus plan it once
+        key = fingerprint([corpus.fingerprint, bool(corpus.prompts), policy, mark])
+        place = cache_dir() / "corpora" / "plans" / key
+        tokens, counts, skipped, prompts = kept_choice(
+            place, fill, _tokenizer(corpus, lm, token_limit)
+        )
+    large = isinstance(counts, Counts)
+    order = counts.order if large else np.fromiter(tokens, np.int64, len(tokens))
+    filled = set(np.unique(corpus.codes[order]).tolist())
+    for code, label in enumerate(corpus.labels):
+        if code not in filled:
             raise UserError(
                 f"the label {label} of {corpus.name} has no usable text in the {split} split",
                 "labels",
             )
-    policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
-    policy |= {"special": "left out", "count_bos": count_bos}
-    order = list(tokens) if mixed else None
-    return Plan(corpus, tokens, counts, policy, skipped, order, prompts)
+    mixed_order = (array("q", order.tobytes()) if large else list(tokens)) if mixed else None
+    return Plan(corpus, tokens, counts, policy, skipped, mixed_order, prompts)
 
 
 def fill_budget(
     corpus: Corpus,
     lm: LanguageModel,
-    positions: Iterable[int],
+    positions: Sequence[int] | np.ndarray,
     budget: int | None,
     token_limit: int = TOKEN_LIMIT,
     *,
     count_bos: bool = False,
-) -> tuple[dict[int, list[int]], dict[int, int], dict[str, int], dict[int, int]]:
+) -> Choice:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
 
     No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
@@ -227,47 +268,93 @@ def fill_budget(
         reason -> number of examples that were left out or cut before their label was full;
         position -> number of tokens of the prompt, where there is one.
     """
-    tokens: dict[int, list[int]] = {}
-    counts: dict[int, int] = {}
-    prompts: dict[int, int] = {}
+    tokens: dict[int, list[int]] | None = {}
+    taken, numbers, lengths, kept_tokens = array("q"), array("i"), array("i"), 0
     skipped: Counter[str] = Counter()
-    used: Counter[str] = Counter()
-
-    def open_to(position: int) -> bool:
-        return budget is None or used[corpus.of[position]] < budget
-
+    order = np.asarray(positions, np.int64)
+    used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
+    is_open = np.full(len(used), budget is None or budget > 0)
     special, extra = lm.special_ids, lm.counted_before(count_bos)
-    waiting = filter(open_to, positions)
-    while some := list(islice(waiting, _SLICE)):
-        before = [corpus.prompts[i] if corpus.prompts else "" for i in some]
-        texts = [corpus.texts[i] for i in some]
-        rows, lengths = lm.tokenize_prompted(before, texts, token_limit + 1)
-        for i, row, length in zip(some, rows, lengths, strict=True):
-            if not open_to(i):
+    for some, of in _open_slices(order, corpus.codes, is_open):
+        rows = zip(*_tokenized(corpus, lm, some, token_limit), strict=True)
+        for i, code, (row, length) in zip(some, of, rows, strict=True):
+            if not is_open[code]:
                 continue
             kept = row[:token_limit]
             count = len(without_special(kept[length:], special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
-            if count:
-                tokens[i], counts[i] = kept, count + (0 if length else extra)
-                used[corpus.of[i]] += counts[i]
-                if length:
-                    prompts[i] = length
-    return tokens, counts, {reason: n for reason, n in sorted(skipped.items()) if n}, prompts
+            if not count:
+                continue
+            if tokens is not None:
+                tokens[i] = kept
+                kept_tokens += len(kept)
+                if kept_tokens > _KEPT_TOKENS:
+                    tokens = None
+            taken.append(i)
+            numbers.append(count + (0 if length else extra))
+            lengths.append(length)
+            used[code] += numbers[-1]
+            is_open[code] = budget is None or used[code] < budget
+    reasons = {reason: n for reason, n in sorted(skipped.items()) if n}
+    if tokens is not None:
+        prompts = {i: length for i, length in zip(taken, lengths, strict=True) if length}
+        return tokens, dict(zip(taken, numbers, strict=True)), reasons, prompts
+    at, before = np.frombuffer(taken, np.int64), np.frombuffer(lengths, np.int32)
+    counts = Counts(at, np.frombuffer(numbers, np.int32))
+    prompts = Counts(at[before > 0], before[before > 0])
+    return Retokenized(counts, _tokenizer(corpus, lm, token_limit)), counts, reasons, prompts
+
+
+def _tokenized(
+    corpus: Corpus, lm: LanguageModel, positions: Sequence[int], token_limit: int
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of prompts with texts, one more than the limit, and numbers of those of prompts."""
+    prompts = [corpus.prompts[i] if corpus.prompts else "" for i in positions]
+    return lm.tokenize_prompted(prompts, [corpus.texts[i] for i in positions], token_limit + 1)
+
+
+def _tokenizer(
+    corpus: Corpus, lm: LanguageModel, token_limit: int
+) -> Callable[[Sequence[int]], list[list[int]]]:
+    """A function from positions to the token ids of their prompts and texts."""
+    return lambda positions: [
+        row[:token_limit] for row in _tokenized(corpus, lm, positions, token_limit)[0]
+    ]
+
+
+def _open_slices(
+    order: np.ndarray, codes: np.ndarray, is_open: np.ndarray
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Slices of the positions whose labels are open when the slice is made, with their labels."""
+    for start in range(0, len(order), _BLOCK):
+        if not is_open.any():
+            return
+        block, at = order[start : start + _BLOCK], 0
+        of = codes[block]
+        while len(found := np.flatnonzero(is_open[of[at:]])[:_SLICE] + at):
+            yield block[found].tolist(), of[found].tolist()
+            at = int(found[-1]) + 1
 
 
 def in_hashed_order(corpus: Corpus, positions: Iterable[int], seed: int) -> list[int]:
     """Sort positions by hashed id, the order in which budgets are filled."""
-    return sorted(positions, key=lambda i: (hashed(seed, "budget", corpus.ids[i]), i))
+    return hashed_order(corpus, np.fromiter(positions, np.int64), seed).tolist()
 
 
-def first_by_hash(corpus: Corpus, positions: list[int], seed: int, n: int) -> list[int]:
+def hashed_order(
+    corpus: Corpus, positions: np.ndarray, seed: int, purpose: str = "budget"
+) -> np.ndarray:
+    """Sort positions, int64 [n], by the hashes of their ids, which differ with the purpose."""
+    return positions[np.lexsort((positions, corpus.hashes(seed, purpose, at=positions)))]
+
+
+def first_by_hash(
+    corpus: Corpus, positions: Sequence[int] | np.ndarray, seed: int, n: int
+) -> list[int]:
     """Choose at most n examples per label by hashed id; return them in the corpus's order."""
-    taken: Counter[str] = Counter()
-    chosen = []
-    for i in in_hashed_order(corpus, positions, seed):
-        if taken[corpus.of[i]] < n:
-            taken[corpus.of[i]] += 1
-            chosen.append(i)
-    return sorted(chosen)
+    order = hashed_order(corpus, np.asarray(positions, np.int64), seed)
+    codes = corpus.codes[order]
+    by_label = np.argsort(codes, kind="stable")
+    firsts = np.searchsorted(codes[by_label], codes[by_label])  # of each example's label
+    return np.sort(order[by_label[np.arange(len(order)) - firsts < n]]).tolist()

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saefeat.config import ID, LABEL, TEXT
 from saefeat.corpora.columns import PARAMETERS, Columns, Row
-from saefeat.corpora.fetch import recipe_rows
-from saefeat.corpora.files import local_rows
+from saefeat.corpora.fetch import recipe_rows, recipe_state
+from saefeat.corpora.files import local_rows, local_state
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.request import find_recipe
+from saefeat.corpora.store import Names, Rows, Usable, gather, open_rows
 from saefeat.corpora.text import UNUSABLE, clean_text
-from saefeat.io import UserError, fingerprint
+from saefeat.io import SCHEMA, UserError, cache_dir, fingerprint
 from saefeat.labels import to_labels
 from saefeat.progress import Say, quiet, track
 
 _TEST_SHARE = 20  # per cent
 _COUNTED_ROWS = 1024  # between two updates of the progress
+_HASHED_ROWS = 4096  # whose hashes are made at once
 _LISTED_LABELS = 70  # at most so many in a message
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Labelled examples in their own order.
+
+    The columns are lists. Those of a large corpus stay in a file (see `saefeat.corpora.store`):
+    they are read by position, slice or in order.
 
     Attributes:
         texts: text of each example.
@@ -42,13 +50,13 @@ class Corpus:
             (see `saefeat.tokens`). Empty: no example has a prompt.
     """
 
-    texts: list[str]
-    of: list[str]
-    ids: list[str]
+    texts: Sequence[str]
+    of: Sequence[str]
+    ids: Sequence[str]
     labels: tuple[str, ...]
     name: str
     skipped: dict[str, int] = field(default_factory=dict)
-    prompts: list[str] = field(default_factory=list)
+    prompts: Sequence[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -57,10 +65,22 @@ class Corpus:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the SHA-256 of all texts, labels, ids and prompts in order."""
         digest = hashlib.sha256()
-        prompts = [self.prompts] if self.prompts else []
-        for row in zip(self.texts, self.of, self.ids, *prompts, strict=True):
-            digest.update(json.dumps(row).encode())
+        columns = [self.texts, self.of, self.ids, *([self.prompts] if self.prompts else [])]
+        # As JSON lists; quoting each string is several times faster than encoding the lists.
+        lists = (f"[{', '.join(map(quoted, row))}]" for row in zip(*columns, strict=True))
+        while some := "".join(islice(lists, _HASHED_ROWS)):
+            digest.update(some.encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """The number of each example's label in `labels`: int32 [examples]."""
+        index = {label: k for k, label in enumerate(self.labels)}
+        if isinstance(self.of, Names):
+            return np.array([index.get(name, -1) for name in self.of.names], np.int32)[
+                self.of.codes
+            ]
+        return np.array([index.setdefault(label, len(index)) for label in self.of], np.int32)
 
     def is_test(self, position: int, seed: int) -> bool:
         """Whether an example belongs to the test split.
@@ -71,11 +91,32 @@ class Corpus:
 
     def positions(self, split: str, seed: int) -> list[int]:
         """Positions of the examples of a split: train, test or all."""
+        return self.in_split(split, seed).tolist()
+
+    def in_split(self, split: str, seed: int) -> np.ndarray:
+        """Positions of the examples of a split, train, test or all: int64, ascending."""
         if split == "all":
-            return list(range(len(self)))
+            return np.arange(len(self))
         if split not in ("train", "test"):
             raise UserError(f"unknown split {split}; use train, test or all", "split")
-        return [i for i in range(len(self)) if self.is_test(i, seed) == (split == "test")]
+        test = self.hashes(seed, "split") % 100 < _TEST_SHARE
+        return np.flatnonzero(test if split == "test" else ~test)
+
+    def hashes(self, *parts: Any, at: np.ndarray | None = None) -> np.ndarray:
+        """The hashes of `parts` and the ids of all examples, or of those `at`: uint64.
+
+        Each is `hashed(*parts, id)`.
+        """
+        if at is not None and 4 * len(at) > len(self):  # columns are read in order faster
+            return self.hashes(*parts)[at]
+        where: list[int] = [] if at is None else at.tolist()
+        ids = iter(self.ids) if at is None else (self.ids[i] for i in where)
+        start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
+        found = []
+        while some := list(islice(ids, _HASHED_ROWS)):
+            each = [blake2b((start + i).encode(), digest_size=8).digest() for i in some]
+            found.append(np.frombuffer(b"".join(each), ">u8").astype(np.uint64))
+        return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
 def hashed(*parts: Any) -> int:
@@ -103,14 +144,16 @@ def load_corpus(
 ) -> Corpus:
     """Read labelled text.
 
-    Rows without usable text are skipped and counted. Downloads are kept in the cache.
+    Rows without usable text are skipped and counted. Downloads are kept in the cache. So are the
+    rows of a corpus by name that is too large for lists: it is read once, until its files change.
 
     Args:
         data: one of
 
             - `embedded:eld`;
             - a .jsonl, .csv, .tsv or .parquet file, which may be compressed (.gz, .bz2, .xz, .zst);
-            - a directory of LABEL.txt, or one of `Dataset.save_to_disk`;
+            - a directory of LABEL.txt, one of `Dataset.save_to_disk`, or one of shards: files of
+              the kinds above whose names differ in numbers only;
             - a recipe of `saefeat corpus list`: `NAME[:SPLIT][#N]`, with at most N texts per label;
             - `hub:REPO[@REVISION][:CONFIG[:SPLIT]][#N]`: a data set of the hub that needs no
               script;
@@ -141,31 +184,72 @@ def load_corpus(
     """
     wanted = _check_wanted(labels, min_labels)
     columns = Columns(text_column, label_column, id_column, prompt_column)
-    skipped: Counter[str] = Counter()
     if isinstance(data, Path):
         data = str(data)
     named = isinstance(data, str)
     called = name if name is not None else data if named else "python"
-    rows = []
-    with track(say, "corpus", None, "rows", brief=True) as bar:
-        for text, label, *others in _rows(data, columns, wanted, skipped, say):
-            if prompt_column is not None and len(others) < 2:
-                raise _no_prompts(called)
-            rows.append((text, "" if label is None else clean_text(label).strip(), *others))
-            if not len(rows) % _COUNTED_ROWS:
-                bar.update(_COUNTED_ROWS)
-    present = {label for _, label, *_ in rows}
+    place = _place(data, columns, wanted) if named else None
+    rows = open_rows(place) if place is not None else None
+    if rows is None:
+        rows = _read(data, columns, wanted, called, place, say)
+    present = set(rows.notes["labels"])
     renamed = _rename(present, wanted, called, say)
     for label in wanted or ():
         if label not in renamed.values():
             some = ", ".join(sorted(present)[:_LISTED_LABELS])
             raise UserError(f"the corpus {called} has no label {label}; there are {some}", "labels")
-    usable, types = _usable(rows, renamed, skipped)
-    texts, of, ids, prompts = ([row[n] for row in usable] for n in range(4))
     kept = wanted if wanted is not None else tuple(sorted(present - {""}))
-    _check_texts(called, kept, set(of), types, min_labels, from_column=named)
+    return _select(rows, renamed, kept, called, min_labels, named=named)
+
+
+def _select(
+    rows: Rows,
+    renamed: Mapping[str, str],
+    labels: tuple[str, ...],
+    name: str,
+    min_labels: int,
+    *,
+    named: bool,
+) -> Corpus:
+    """The corpus of the rows whose labels are among `renamed`."""
+    skipped: Counter[str] = Counter(rows.notes["counts"])
+    for label, reason, number in rows.notes["skipped"]:
+        if label in renamed:
+            skipped[reason] += number
+    types = {renamed[label]: t for label, t in rows.notes["types"].items() if label in renamed}
+    rows = rows.where(np.array([label in renamed for label in rows.names], bool)[rows.codes])
+    with_text = {renamed[rows.names[code]] for code in np.unique(rows.codes).tolist()}
+    _check_texts(name, labels, with_text, types, min_labels, from_column=named)
+    names = [renamed.get(label, "") for label in rows.names]
+    large = not isinstance(rows.texts, list)
+    of = Names(rows.codes, names) if large else [names[code] for code in rows.codes.tolist()]
     counts = dict(sorted(skipped.items()))
-    return Corpus(texts, of, ids, kept, called, counts, prompts if any(prompts) else [])
+    prompts = rows.prompts if renamed.keys() & set(rows.notes["prompted"]) else []
+    corpus = Corpus(rows.texts, of, rows.ids, labels, name, counts, prompts)
+    if large:
+        key = fingerprint(sorted(renamed.items()))
+        vars(corpus)["fingerprint"] = rows.remember(
+            f"fingerprint-{key}", lambda: corpus.fingerprint
+        )
+    return corpus
+
+
+def _place(data: str, columns: Columns, wanted: tuple[str, ...] | None) -> Path | None:
+    """The directory in the cache of a corpus by name, if it is large; None if none is kept."""
+    request = find_recipe(data, columns)
+    state = local_state(data) if request is None else recipe_state(request)
+    if state is None:
+        return None
+    key = fingerprint([SCHEMA, data if request else "", state, columns, wanted])
+    return cache_dir() / "corpora" / "large" / key
+
+
+def _with_prompts(rows: Iterator[Row], name: str) -> Iterator[Row]:
+    """The rows. Raises UserError if they have no column of prompts."""
+    for row in rows:
+        if len(row) < len(Columns._fields):
+            raise _no_prompts(name)
+        yield row
 
 
 def _no_prompts(name: str) -> UserError:
@@ -216,24 +300,101 @@ def _rename(
     return renamed
 
 
-def _usable(
-    rows: Iterable[Row], renamed: Mapping[str, str], skipped: Counter[str]
-) -> tuple[list[tuple[str, str, str, str]], dict[str, str]]:
-    """The usable rows, cleaned and renamed; label -> type of a value that is not a string."""
-    found, types = [], {}
-    for text, label, identity, *prompt in rows:
-        if label not in renamed:
-            continue
-        if text is not None and not isinstance(text, str):
-            types[renamed[label]] = type(text).__name__
-        if not label:
-            skipped["no label"] += 1
-            continue
-        clean = _clean(text, skipped)
-        if clean is not None:
-            key = fingerprint(clean) if identity in (None, "") else clean_text(str(identity))
-            found.append((clean, renamed[label], key, *map(_clean_prompt, prompt or [None])))
-    return found, types
+def _read(
+    data: Any,
+    columns: Columns,
+    wanted: tuple[str, ...] | None,
+    name: str,
+    place: Path | None,
+    say: Say,
+) -> Rows:
+    """Read and clean all rows. The notes are counts of what is skipped, by label, and types."""
+    counts: Counter[str] = Counter()
+    found = _Found()
+    with track(say, "corpus", None, "rows", brief=True) as bar:
+        given = _rows(data, columns, wanted, counts, say)
+        if columns.prompt is not None:
+            given = _with_prompts(given, name)
+        return gather(found.usable(given, bar), place, lambda: found.notes(counts))
+
+
+class _Found:
+    """What is found beside usable rows.
+
+    Attributes:
+        labels: label as it is read -> cleaned.
+        skipped: (label, reason) -> number of rows that were skipped or repaired.
+        types: label -> type of a text that is not a string.
+        prompted: labels of rows with a prompt.
+    """
+
+    def __init__(self) -> None:
+        self.labels: dict[str | None, str] = {None: ""}
+        self.skipped: Counter[tuple[str, str]] = Counter()
+        self.types: dict[str, str] = {}
+        self.prompted: set[str] = set()
+
+    def notes(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        present = sorted(set(self.labels.values()) - {""})
+        if self.unlabelled:
+            present = ["", *present]
+        skipped = [[*key, number] for key, number in sorted(self.skipped.items())]
+        return {
+            "labels": present,
+            "skipped": skipped,
+            "types": self.types,
+            "prompted": sorted(self.prompted),
+            "counts": dict(counts),
+        }
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether a row has no label."""
+        return ("", "no label") in self.skipped
+
+    def usable(self, rows: Iterable[Row], bar: Any) -> Iterator[Usable]:
+        """The usable rows, cleaned."""
+        labels, skipped, sha256 = self.labels, self.skipped, hashlib.sha256
+        for number, (text, raw, identity, *others) in enumerate(rows, 1):
+            if not number % _COUNTED_ROWS:
+                bar.update(_COUNTED_ROWS)
+            label = labels.get(raw)
+            if label is None:
+                label = labels[raw] = clean_text(raw).strip()
+            if text is not None and not isinstance(text, str):
+                self.types[label] = type(text).__name__
+            if not label:
+                skipped[label, "no label"] += 1
+                continue
+            clean = self._clean(text, label)
+            if clean is None:
+                continue
+            if identity is None or identity == "":
+                # As `fingerprint`, but faster.
+                key = sha256(quoted(clean).encode()).hexdigest()[:16]
+            else:
+                key = clean_text(str(identity))
+            prompt = _clean_prompt(others[0]) if others else ""
+            if prompt:
+                self.prompted.add(label)
+            yield clean, label, key, prompt
+
+    def _clean(self, text: Any, label: str) -> str | None:
+        """The cleaned text, or None if it is missing or blank. Counts repairs too."""
+        skipped = self.skipped
+        if not isinstance(text, str):
+            skipped[label, "no text"] += 1
+            return None
+        if text.startswith("\ufeff"):
+            skipped[label, "mended: byte-order mark"] += 1
+            text = text.lstrip("\ufeff")
+        if UNUSABLE.search(text):
+            skipped[label, "mended: NUL or lone surrogate"] += 1
+            text = clean_text(text)
+        if not text or text.isspace():
+            skipped[label, "blank"] += 1
+            return None
+        return text
 
 
 def _clean_prompt(prompt: Any) -> str:
@@ -246,22 +407,6 @@ def _clean_prompt(prompt: Any) -> str:
             "prompt_column",
         )
     return clean_text(prompt)
-
-
-def _clean(text: Any, skipped: Counter[str]) -> str | None:
-    """The cleaned text, or None if it is missing or blank. Counts repairs too."""
-    if not isinstance(text, str):
-        skipped["no text"] += 1
-        return None
-    if text.startswith("\ufeff"):
-        skipped["mended: byte-order mark"] += 1
-    if UNUSABLE.search(text):
-        skipped["mended: NUL or lone surrogate"] += 1
-    text = clean_text(text)
-    if not text.strip():
-        skipped["blank"] += 1
-        return None
-    return text
 
 
 def _check_texts(

@@ -6,10 +6,11 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from saefeat.corpora.columns import Columns, Row, check_columns, check_label
-from saefeat.corpora.text import split_lines
+from saefeat.corpora.text import raw_lines, text_lines
 from saefeat.io import UserError
 
 # Names of counts of cells. They are kept among the reasons for skipped and repaired rows.
@@ -20,16 +21,21 @@ _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
-def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
-    """Rows of comma-separated text.
+def csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """Rows of a file of comma-separated text.
 
     Another delimiter is used if the header has more of the text and label columns with it.
     Raises UserError for a row that cannot be parsed, or whose number of columns differs from the
     header's.
     """
     csv.field_size_limit(2**31 - 1)
-    lines = (line + "\n" for line in text.removesuffix("\n").split("\n"))
-    reader = csv.reader(lines, delimiter=_delimiter(text, columns), strict=True)
+    lines = raw_lines(path)
+    first = next(lines, "")
+    reader = csv.reader(
+        (line + "\n" for line in chain([first], lines)),
+        delimiter=_delimiter(first, columns),
+        strict=True,
+    )
     try:
         header = next(reader, [])
         check_columns(str(path), header, columns, flat=True)
@@ -38,9 +44,9 @@ def csv_rows(path: Path, text: str, columns: Columns) -> Iterator[Row]:
         raise UserError(f"{path}: line {reader.line_num} cannot be parsed ({error})") from error
 
 
-def _delimiter(text: str, columns: Columns) -> str:
+def _delimiter(line: str, columns: Columns) -> str:
     """The delimiter with which the header has most of the two columns; the comma is preferred."""
-    line = text.partition("\n")[0].removesuffix("\r")
+    line = line.removesuffix("\r")
 
     def columns_found(delimiter: str) -> int:
         header = next(csv.reader([line], delimiter=delimiter), [])
@@ -49,8 +55,8 @@ def _delimiter(text: str, columns: Columns) -> str:
     return max(_DELIMITERS, key=columns_found)
 
 
-def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
-    """Rows of tab-separated text, one per line.
+def tsv_rows(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
+    """Rows of a file of tab-separated text, one per line.
 
     A quotation mark that is not closed does not affect other lines. If a CSV writer put quotation
     marks around a cell and doubled those inside, they are removed and the cell is counted. A cell
@@ -59,15 +65,15 @@ def tsv_rows(path: Path, text: str, columns: Columns, counts: Counter[str]) -> I
     Raises UserError for a line whose number of columns differs from the header's, such as the first
     line of a quoted cell that spans several lines.
     """
-    lines = split_lines(text)
-    header = lines[0].split("\t")
+    lines = text_lines(path)
+    header = next(lines, "").split("\t")
     all_quoted = all(_QUOTED.fullmatch(cell) for cell in header)
     if all_quoted:
         header = [_unquote(cell) for cell in header]
     check_columns(str(path), header, columns, flat=True)
     rows = (
         (number, _cells(f"{path}: line {number}", line, len(header), all_quoted, counts))
-        for number, line in enumerate(lines[1:], 2)
+        for number, line in enumerate(lines, 2)
         if line
     )
     yield from _select(path, header, columns, rows)

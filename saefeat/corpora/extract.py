@@ -46,7 +46,7 @@ class Part:
         return self.source.name + (f" ({named})" if named else "")
 
 
-def read_part(part: Part, max_texts: int, say: Say = quiet) -> list[Row]:
+def read_part(part: Part, max_texts: int, say: Say = quiet) -> Iterator[Row]:
     """Read at most `max_texts` texts per label.
 
     They are the first texts of each label, or those with the smallest hashes if the source is
@@ -58,14 +58,15 @@ def read_part(part: Part, max_texts: int, say: Say = quiet) -> list[Row]:
     """
     if part.source.spread:
         with track(say, f"read {part}", None, "rows", brief=True) as bar:
-            return heapq.nsmallest(
+            yield from heapq.nsmallest(
                 max_texts,
                 _counted(_examples(part, say), bar),
                 key=lambda row: hashlib.sha256(row[0].encode()).digest(),
             )
+        return
     total = None if part.need is None else sum(part.need.values())
     with track(say, f"read {part}", total, "texts", brief=True) as bar:
-        return _first_texts(part, max_texts, _examples(part, say), bar)
+        yield from _first_texts(part, max_texts, _examples(part, say), bar)
 
 
 def _counted(rows: Iterator[Row], bar: tqdm[Any]) -> Iterator[Row]:
@@ -74,20 +75,21 @@ def _counted(rows: Iterator[Row], bar: tqdm[Any]) -> Iterator[Row]:
         yield row
 
 
-def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: tqdm[Any]) -> list[Row]:
+def _first_texts(
+    part: Part, max_texts: int, examples: Iterator[Row], bar: tqdm[Any]
+) -> Iterator[Row]:
     need = part.need
     counts: Counter[str] = Counter()
-    rows = []
     for number, row in enumerate(examples):
         label = row[1]
-        if need is None and number >= _MAX_ROWS:
+        if need is None and number >= _MAX_ROWS and max_texts <= part.source.max_texts:
             raise UserError(
                 f"hub:{part.source.name} has more than {_MAX_ROWS:,} rows; name the labels",
                 "labels",
             )
         if counts[label] >= (max_texts if need is None else need[label]):
             continue
-        rows.append(row)
+        yield row
         if not row[0].strip():
             continue
         bar.update(1)
@@ -98,7 +100,6 @@ def _first_texts(part: Part, max_texts: int, examples: Iterator[Row], bar: tqdm[
             and all(counts[other] >= n for other, n in need.items())
         ):
             break
-    return rows
 
 
 def _examples(part: Part, say: Say) -> Iterator[Row]:

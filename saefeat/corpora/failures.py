@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from saefeat.corpora.sources import Source
 from saefeat.io import UserError, first_line
 
+PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has its own too
 _NO_ACCESS = (401, 403)
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 # By name, because installations differ in the clients below `datasets` (httpx, httpx2, aiohttp,
@@ -22,6 +23,10 @@ _CONNECTION_ERRORS = {
     "URLError",
     "gaierror",
 }
+
+
+class StreamBroken(Exception):
+    """A stream broke, and did not go on after several attempts; the cause is its last error."""
 
 
 def is_local(error: BaseException) -> bool:

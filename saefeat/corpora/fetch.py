@@ -10,23 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saefeat.corpora.columns import Row
 from saefeat.corpora.extract import Part, read_part
-from saefeat.corpora.failures import is_local, is_temporary, source_error
+from saefeat.corpora.failures import PAUSES, StreamBroken, is_local, is_temporary, source_error
 from saefeat.corpora.reading import hub_revision, is_on_disk
 from saefeat.corpora.request import Request
 from saefeat.corpora.sources import Source
 from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line, make_dir
 from saefeat.progress import Say, quiet
 
-PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; the hub's client has its own too
 _UNANSWERED = 2  # further attempts if the hub has not answered at all, as without a network
 _NOT_IN_KEY = ("labels", "access_url", "alternative", "splits", "max_texts")  # fields of a source
+_BATCH = 4096  # rows that are written or read at once
 _FIELDS = pa.schema({"text": pa.string(), "label": pa.string(), "id": pa.string()})
 
 
@@ -49,6 +51,14 @@ def recipe_rows(
             for row in _cached(part, max_texts, say):
                 left[row[1]] -= bool(row[0].strip())
                 yield row
+
+
+def recipe_state(request: Request) -> list[Any] | None:
+    """What the examples of a request depend on; None if one of its sources is on this disk."""
+    sources = request.recipe.sources
+    if any(is_on_disk(source) for source in sources):
+        return None
+    return [request.split, request.max_texts, [asdict(source) for source in sources]]
 
 
 def _assign(
@@ -96,47 +106,56 @@ def _parts(source: Source, split: str, left: dict[str, int]) -> Iterator[Part]:
 # --------------------------------------------------------------------------- cache
 
 
-def _cached(part: Part, max_texts: int, say: Say) -> list[Row]:
+def _cached(part: Part, max_texts: int, say: Say) -> Iterator[Row]:
     """Rows of a part, from the cache or fetched into it. Local files are not cached."""
     if is_on_disk(part.source) and part.source.read != "hub":
-        return _attempt(part, max_texts, say)[0]
+        try:
+            yield from read_part(part, max_texts, say)
+        except UserError:
+            raise
+        except Exception as error:  # `datasets` passes on the errors of fsspec
+            if is_local(error):
+                raise
+            raise source_error(error, part.source, part.code) from error
+        return
     path = _cache_file(part, max_texts)
-    if path.exists():
-        kept = _read_cache(path, part)
-        if kept is not None:
-            _say_revision(part, kept[1], say)
-            return kept[0]
-        path.unlink()
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        # The constant of huggingface_hub is read only once, when the library is first imported.
-        raise UserError(
-            f"{part} is not in the cache and HF_HUB_OFFLINE is set; run once with a network"
-        )
-    make_dir(path.parent)
-    say(f"fetching {part}")
-    rows, revision = _attempt(part, max_texts, say)
+    revision = _kept_revision(path, part)
+    if revision is None:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            # The constant of huggingface_hub is read only once, when the library is first imported.
+            raise UserError(
+                f"{part} is not in the cache and HF_HUB_OFFLINE is set; run once with a network"
+            )
+        make_dir(path.parent)
+        say(f"fetching {part}")
+        revision = _fetch(part, path, max_texts, say)
     _say_revision(part, revision, say)
-    table = pa.table(list(zip(*rows, strict=True)) or [[], [], []], _FIELDS)
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({"revision": revision}), temporary)
-    return rows
+    for batch in pq.ParquetFile(path).iter_batches(_BATCH):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _read_cache(path: Path, part: Part) -> tuple[list[Row], str] | None:
-    """Cached rows and their revision; None if the file is damaged or may be of another source.
+def _kept_revision(path: Path, part: Part) -> str | None:
+    """The revision of cached rows; None if there are none, or may be of another source.
 
     Earlier versions cached the rows of a local folder that was named like a data set of the hub;
-    such files have no revision.
+    such files have no revision. A file that is of no use is removed.
     """
+    if not path.exists():
+        return None
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        for _ in file.iter_batches(_BATCH):  # reads it once, because it may be damaged anywhere
+            pass
     except (pa.ArrowException, OSError):
+        path.unlink()
         return None
-    revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
+    metadata = file.metadata.metadata or {}
+    revision = metadata.get(b"revision", b"").decode()
     unsure = part.source.read == "hub" and not is_on_disk(part.source) and not revision
-    if unsure or table.column_names != _FIELDS.names:
+    if unsure or file.schema_arrow.names != _FIELDS.names:
+        path.unlink()
         return None
-    return list(zip(*(column.to_pylist() for column in table.columns), strict=True)), revision
+    return revision
 
 
 def _say_revision(part: Part, revision: str, say: Say) -> None:
@@ -157,8 +176,8 @@ def _cache_file(part: Part, max_texts: int) -> Path:
 # --------------------------------------------------------------------------- attempts
 
 
-def _attempt(part: Part, max_texts: int, say: Say) -> tuple[list[Row], str]:
-    """Rows of a part, and the revision of the hub that they come from.
+def _fetch(part: Part, path: Path, max_texts: int, say: Say) -> str:
+    """Write the rows of a part to a file; return the revision of the hub that they come from.
 
     Retries after growing pauses if the network fails. Raises UserError if all attempts fail or the
     source cannot be read.
@@ -170,9 +189,13 @@ def _attempt(part: Part, max_texts: int, say: Say) -> tuple[list[Row], str]:
                 revision = hub_revision(part.source)
                 answered = True
                 source = replace(part.source, revision=revision or part.source.revision)
-                return read_part(replace(part, source=source), max_texts, say), revision
+                rows = iter(read_part(replace(part, source=source), max_texts, say))
+                _write(path, rows, revision)
+                return revision
         except UserError:
             raise
+        except StreamBroken as error:
+            raise _unreachable(part, error.__cause__ or error) from error
         except Exception as error:  # `datasets` passes on the errors of fsspec and its clients
             if is_local(error):
                 raise
@@ -184,7 +207,14 @@ def _attempt(part: Part, max_texts: int, say: Say) -> tuple[list[Row], str]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _unreachable(part: Part, error: Exception) -> UserError:
+def _write(path: Path, rows: Iterator[Row], revision: str) -> None:
+    fields = _FIELDS.with_metadata({"revision": revision})
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, fields) as writer:
+        while some := list(islice(rows, _BATCH)):
+            writer.write_table(pa.table(list(zip(*some, strict=True)), fields))
+
+
+def _unreachable(part: Part, error: BaseException) -> UserError:
     if part.source.read == "hub":  # the user has named it, perhaps wrongly
         advice = "check the name, or run again with a network; complete data sets are kept"
     else:

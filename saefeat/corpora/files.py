@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from saefeat.assets import fetch
-from saefeat.corpora.columns import Columns, Row, check_label, choose_split, row_values
+from saefeat.corpora.columns import (
+    Columns,
+    Row,
+    check_columns,
+    check_label,
+    choose_split,
+    keys_to,
+    row_values,
+)
 from saefeat.corpora.delimited import csv_rows, tsv_rows
 from saefeat.corpora.given import table_rows
 from saefeat.corpora.recipes import RECIPES
-from saefeat.corpora.text import plain_name, read_bytes, read_text, refuse_archive, split_lines
-from saefeat.io import UserError, first_line, user_path
+from saefeat.corpora.text import plain_name, read_bytes, refuse_archive, text_lines
+from saefeat.io import UserError, absolute_path, first_line, user_path, visible
 from saefeat.labels import to_labels
 from saefeat.progress import Say, quiet
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+_BUFFER = 2**22  # bytes of a column of a Parquet file that are read ahead
+_BATCH = 8192  # rows of a table that are read at once
 _NO_LABELS = {"readme", "license", "licence", "notice", "copying", "changelog", "authors"}
 
 
@@ -43,13 +55,38 @@ def local_rows(
         return _embedded(name, say)
     path = user_path(name)
     if os.path.isdir(path):  # `Path.is_dir` raises an error if the name is too long
-        saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
-        return _saved(path, columns) if saved else _directory(path, wanted, counts)
+        if _is_saved(path):
+            return _saved(path, columns)
+        if shards := _shards(path):
+            return (row for shard in shards for row in _file(shard, columns, counts))
+        return _directory(path, wanted, counts)
     if not os.path.exists(path):
         raise UserError(
             f"the corpus {name} does not exist; give a file, a directory of LABEL.txt, "
             f"embedded:eld, hub:REPO, or one of {', '.join(RECIPES)}"
         )
+    return _file(path, columns, counts)
+
+
+def local_state(name: str) -> list[Any] | None:
+    """What changes when the files of a corpus do: their paths, sizes and times.
+
+    None for a corpus that is no file or directory.
+    """
+    if name.startswith("embedded:") or not name.strip():
+        return None
+    path = user_path(name)
+    if not os.path.exists(path):
+        return None
+    files = [path]
+    if os.path.isdir(path):
+        nested = _is_saved(path) and (path / "dataset_dict.json").exists()
+        files = [f for f in visible(path, "*/*" if nested else "*") if f.is_file()]
+    found = [(absolute_path(str(f)), f.stat()) for f in files]
+    return [[f, state.st_size, state.st_mtime_ns] for f, state in found]
+
+
+def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
     refuse_archive(path)
     suffix = plain_name(path).suffix
     if suffix not in _SUFFIXES:
@@ -58,18 +95,37 @@ def local_rows(
         )
     if suffix == ".parquet":
         return _parquet(path, columns)
-    text = read_text(path)
-    if not text:
+    if not os.path.getsize(path):
         raise UserError(f"the corpus {path} is empty")
     if suffix == ".tsv":
-        return tsv_rows(path, text, columns, counts)
-    return (csv_rows if suffix == ".csv" else _jsonl)(path, text, columns)
+        return tsv_rows(path, columns, counts)
+    return (csv_rows if suffix == ".csv" else _jsonl)(path, columns)
+
+
+def _shards(path: Path) -> list[Path]:
+    """The files of a directory that are shards of one corpus: their names differ in numbers only.
+
+    None where a directory has files LABEL.txt.
+    """
+    files = visible(path)
+    if any(
+        plain_name(file).suffix == ".txt" and file.stem.lower() not in _NO_LABELS for file in files
+    ):
+        return []
+    found = [file for file in files if plain_name(file).suffix in _SUFFIXES]
+    names = {re.sub(r"\d+", "0", file.name) for file in found}
+    return found if len(names) == 1 and all(re.search(r"\d", file.name) for file in found) else []
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote a directory."""
+    return any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
 
 
 def _embedded(name: str, say: Say) -> Iterator[Row]:
     if name != "embedded:eld":
         raise UserError(f"unknown embedded corpus {name}; there is embedded:eld")
-    for number, line in enumerate(split_lines(read_text(fetch("eld", say=say))), 1):
+    for number, line in enumerate(text_lines(fetch("eld", say=say)), 1):
         label, tab, text = line.partition("\t")
         if not tab:
             raise UserError(f"{name}: line {number} has no tab")
@@ -103,8 +159,11 @@ def _directory(path: Path, wanted: tuple[str, ...] | None, counts: Counter[str])
     chosen = files if wanted is None else to_labels(files, wanted)
     for label, file in files.items():
         if label in chosen:
-            for line in split_lines(read_text(file)) or [""]:
+            line = None
+            for line in text_lines(file):
                 yield line, label, None
+            if line is None:
+                yield "", label, None
 
 
 def _saved(path: Path, columns: Columns) -> Iterator[Row]:
@@ -119,11 +178,14 @@ def _saved(path: Path, columns: Columns) -> Iterator[Row]:
         ) from error
     if isinstance(found, dict):
         found = found[choose_split([str(name) for name in found], str(path), f"{path}/")]
-    return table_rows(found, columns, str(path))
+    # In parts, because the columns of a part become lists.
+    for start in range(0, max(1, len(found)), _BATCH):
+        some = found.select(range(start, min(start + _BATCH, len(found))))
+        yield from table_rows(some, columns, str(path))
 
 
-def _jsonl(path: Path, text: str, columns: Columns) -> Iterator[Row]:
-    for number, line in enumerate(split_lines(text), 1):
+def _jsonl(path: Path, columns: Columns) -> Iterator[Row]:
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -142,10 +204,28 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    damage = (pa.ArrowException, OSError)
     try:
         packed = plain_name(path) != path
-        table = pq.read_table(pa.BufferReader(read_bytes(path)) if packed else path)
-        table.validate(full=True)  # finds strings that are not UTF-8, among other damage
-    except (pa.ArrowException, OSError) as error:
+        source = pa.BufferReader(read_bytes(path)) if packed else path
+        file = pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER)
+        schema = file.schema_arrow
+        check_columns(str(path), schema.names, columns)
+        batches = file.iter_batches(_BATCH, columns=_heads(schema.names, columns))
+        part = schema.empty_table()
+        if not file.metadata.num_rows:
+            yield from table_rows(part, columns, str(path))
+        while (batch := next(batches, None)) is not None:
+            part = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
+            part.validate(full=True)  # finds strings that are not UTF-8, among other damage
+            yield from table_rows(part, columns, str(path))
+    except damage as error:
         raise UserError(f"{path} is not a readable Parquet file ({first_line(error)})") from error
-    return table_rows(table, columns, str(path))
+
+
+def _heads(names: list[str], columns: Columns) -> list[str] | None:
+    """The columns to read; None for all, where one is nested and errors list the fields of all."""
+    keys = [found for column, _ in columns.named if (found := keys_to(column, names))]
+    if any(len(found) > 1 for found in keys):
+        return None
+    return [head for head, *_ in keys]

@@ -27,6 +27,7 @@ from saefeat.corpora.columns import (
     value_at,
 )
 from saefeat.corpora.examples import check_lengths
+from saefeat.corpora.store import plain_strings
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
 
@@ -184,6 +185,8 @@ def _column(table: Any, names: list[str], column: str, parameter: str, where: st
 
 def _plain(values: Any) -> list[Any]:
     """A list of plain Python values, None for each missing one."""
+    if str(getattr(values, "type", "")) in ("string", "large_string"):  # of Arrow
+        return plain_strings(values)
     methods = [name for name in ("to_pylist", "tolist", "to_list") if hasattr(values, name)]
     plain = getattr(values, methods[0])() if methods else list(values)
     if hasattr(values, "isna"):  # pandas

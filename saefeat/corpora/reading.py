@@ -6,19 +6,23 @@ import fnmatch
 import hashlib
 import os
 import tarfile
+import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from saefeat.corpora.columns import choose_split, class_name, class_names, keys_to, value_at
+from saefeat.corpora.failures import PAUSES, StreamBroken, is_temporary
 from saefeat.corpora.sources import Source
 from saefeat.io import UserError, atomic_path, cache_dir, file_sha256, make_dir
 from saefeat.progress import Say, copy_bytes, quiet, track
 
 _TIMEOUT = 60  # seconds without a byte
+_STATE_ROWS = 1000  # between two notes of the position in a stream
 _REVISION_TIMEOUT = 5  # seconds for the one request before a data set of the hub is read
 
 
@@ -74,7 +78,33 @@ def _stream(builder: str, url: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     # With a named builder, no script, card or configuration of the data set is read.
-    return iter(load_dataset(builder, data_files=url, split="train", streaming=True))
+    return _resuming(load_dataset(builder, data_files=url, split="train", streaming=True))
+
+
+def _resuming(stream: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a stream of `datasets`, which goes on at its position where the network fails.
+
+    Raises StreamBroken if it fails several times without a row between, and what the stream raises
+    before its first row or for other reasons.
+    """
+    state, since, failures = None, 0, 0  # the last position noted, rows since then
+    while True:
+        try:
+            if state is not None:
+                stream.load_state_dict(state)
+            for row in islice(stream, since, None):
+                yield row
+                since, failures = since + 1, 0
+                if since == _STATE_ROWS:
+                    state, since = stream.state_dict(), 0
+            return
+        except Exception as error:  # `datasets` passes on the errors of fsspec and its clients
+            if (state is None and not since) or not is_temporary(error):
+                raise
+            if failures == len(PAUSES):
+                raise StreamBroken from error
+            time.sleep(PAUSES[failures])
+            failures += 1
 
 
 def _tab_separated(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -94,7 +124,7 @@ def _hub(source: Source, split: str) -> Iterator[dict[str, Any]]:
     prefix = f"hub:{source.name}:{source.files or 'default'}:"
     stream = streams[choose_split([str(name) for name in streams], source.name, prefix, split)]
     classes = class_names(stream.features, source.label)
-    for row in stream:
+    for row in _resuming(stream):
         if classes is not None:
             # Under the full name, which is looked up first: the column may be nested.
             keys = keys_to(source.label, row) or ()

@@ -8,19 +8,23 @@ import gzip
 import lzma
 import re
 import zlib
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from saefeat.io import UserError
 
 UNUSABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: no tokenizer takes them
-_UNPACK = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": lambda data: pa.CompressedInputStream(pa.BufferReader(data), "zstd").read(),
+_UNPACK: dict[str, Any] = {  # by suffix, what opens a packed file
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
 }
+_BLOCK = 2**20  # bytes that are read at once
 _UNPACK_COMMANDS = {  # of archives and compressions that are not read
     ".zip": "unzip",
     ".tar": "tar xf",
@@ -58,42 +62,78 @@ def read_bytes(path: Path) -> bytes:
 
     Raises UserError if the file cannot be read or unpacked.
     """
+    return b"".join(_blocks(path))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The content of a file, unpacked, block by block. Raises UserError as `read_bytes` does."""
     refuse_archive(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as plain:
+            if path.suffix not in _UNPACK or not plain.read(1):
+                plain.seek(0)
+                yield from iter(lambda: plain.read(_BLOCK), b"")
+                return
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
-    if path.suffix not in _UNPACK or not data:
-        return data
     try:
-        return _UNPACK[path.suffix](data)
+        with _UNPACK[path.suffix](path) as file:
+            yield from iter(lambda: file.read(_BLOCK), b"")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise UserError(
             f"{path} cannot be unpacked ({error}); it may be truncated or in another format"
         ) from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, unpacked: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
+def raw_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, unpacked: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
+    They are split at line feeds only and come without them; a carriage return before one is kept.
     Raises UserError if the file cannot be read, unpacked or decoded.
     """
-    data = read_bytes(path)
-    encoding = _encoding(data)
+    rest, some = "", None
+    for text in _decoded(path):
+        if some is None:
+            _check_encoding(path, text[:4096])
+        some = (rest + text).split("\n")
+        rest = some.pop()
+        yield from some
+    if rest:
+        yield rest
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """As `raw_lines`, without carriage returns at the ends."""
+    return (line.removesuffix("\r") for line in raw_lines(path))
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """The text of a file, block by block."""
+    blocks = _blocks(path)
+    first = next(blocks, b"")
+    encoding = _encoding(first)
+    decoder, lines = codecs.getincrementaldecoder(encoding)(), 1
     try:
-        text = data.decode(encoding)
+        for block in chain([first], blocks):
+            text = decoder.decode(block)
+            lines += text.count("\n")
+            yield text
+        if last := decoder.decode(b"", final=True):
+            yield last
     except UnicodeDecodeError as error:
         problem = f"begins like {encoding.upper()} text but is not ({error.reason})"
         if encoding.startswith("utf-8"):
-            line = data[: error.start].count(b"\n") + 1
+            line = lines + error.object[: error.start].count(b"\n")
             problem = f"is not UTF-8 text (line {line}); convert it to UTF-8"
         raise UserError(f"{path} {problem}") from error
-    if text[:4096].count("\0") * 4 > len(text[:4096]):
+
+
+def _check_encoding(path: Path, start: str) -> None:
+    if start.count("\0") * 4 > len(start):
         raise UserError(
             f"{path} is not UTF-8 text; it looks like UTF-16 without a byte-order mark; convert it "
             "to UTF-8"
         )
-    return text
 
 
 def decode_anyhow(data: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.models.sites import Site, find_layers, resolve_site
 from saefeat.models.weights import devices, weights_fingerprint
 from saefeat.tokens import special_ids
@@ -51,6 +51,15 @@ class LanguageModel:
         """What artefacts record of the model."""
         names = ("name", "revision", "fingerprint", "dtype")
         return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def tokenizer_mark(self) -> str | None:
+        """What decides the token ids of a text, as a fingerprint; None if it cannot be told."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        around = [self.prefix, self.suffix, sorted(self.special_ids), self.embedding_rows]
+        return fingerprint([backend.to_str(), *around])
 
     def counted_before(self, count_bos: bool) -> int:
         """Number of tokens before each text that count although they are special."""

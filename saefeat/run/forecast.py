@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from saefeat.activations import counted_vectors
@@ -118,7 +119,7 @@ def forecast_collect(
 
 def _table_rows(plan: Plan, config: OnRequest) -> int:
     """The number of examples in tables by example."""
-    examples = Counter(plan.corpus.of[i] for i in plan.tokens).values()
+    examples = np.bincount(plan.corpus.codes[plan.chosen]).tolist()
     return sum(min(count, config.table_examples) for count in examples)
 
 
@@ -164,8 +165,8 @@ def _seconds(job: _Job, speed: float) -> dict[str, float]:
 
 def forward_speed(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> float:
     """Counted tokens/s up to the deepest site, on a batch of the plan after a warm-up."""
-    by_length = sorted(plan.tokens, key=lambda i: len(plan.tokens[i]))
-    batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24]))
+    by_length = plan.chosen[np.argsort(plan.numbers(plan.chosen), kind="stable")]
+    batch = next(plan.batches(lm, by_length[len(by_length) // 2 :][:24].tolist()))
     passes = counted_vectors(lm, [batch, batch], sites)
     next(passes)
     seconds = _seconds_of(lm.device, partial(next, passes))
@@ -188,7 +189,8 @@ def step_seconds(training: TrainConfig, d_ins: Sequence[int], tokens: int, devic
 def _steering_seconds(opened: OpenRun) -> dict[str, float]:
     """The time of steering, of the matrix and of rules, from a few tokens and texts."""
     config, lm, labels = opened.config, opened.lm, len(opened.corpus.labels)
-    texts = [opened.corpus.texts[i] for i in sorted(opened.plan.tokens)[:8]]
+    some: list[int] = opened.plan.chosen[:8].tolist()
+    texts = [opened.corpus.texts[i] for i in some]
     found = {}
     continuation = text = 0.0  # seconds for one
     if config.steer_prompts or config.compare_labels:

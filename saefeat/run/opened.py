@@ -246,7 +246,7 @@ def _check_labels(corpus: Corpus, config: RunConfig) -> None:
         message = f"there is no label {source!r} to steer away from; there are {labels}"
         raise UserError(message, "source")
     for split in ("train", "test"):
-        if not corpus.positions(split, config.seed):
+        if not len(corpus.in_split(split, config.seed)):
             raise UserError(
                 f"{corpus.name} has no text in the {split} split: its {len(corpus):,} texts have "
                 f"{len(set(corpus.ids)):,} different ids in the column {config.id_column}, and "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from saefeat.world import ALONE, World
 class Chunk:
     """Examples whose activations are held in memory together."""
 
-    positions: tuple[int, ...]  # in the corpus
+    positions: Sequence[int]  # in the corpus
     tokens: int  # counted
     steps: int  # of training on them
 
@@ -41,27 +42,26 @@ def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
 
     A last chunk of less than a quarter of that is merged into the one before it.
     """
-    groups: list[list[int]] = [[]]
-    sizes = [0]
-    for position in _order(plan):
-        if sizes[-1] >= config.chunk_tokens:
-            groups.append([])
-            sizes.append(0)
-        groups[-1].append(position)
-        sizes[-1] += plan.counts[position]
-    if len(groups) > 1 and sizes[-1] < config.chunk_tokens / 4:
-        groups[-2:] = [groups[-2] + groups[-1]]
-        sizes[-2:] = [sizes[-2] + sizes[-1]]
+    order = _order(plan)
+    sums = np.cumsum(plan.numbers(order), dtype=np.int64)
+    ends, done = [], 0
+    while done < sums[-1]:
+        ends.append(min(int(np.searchsorted(sums, done + config.chunk_tokens)) + 1, len(sums)))
+        done = int(sums[ends[-1] - 1])
+    sizes = np.diff(sums[np.array(ends) - 1], prepend=0).tolist()
+    if len(ends) > 1 and sizes[-1] < config.chunk_tokens / 4:
+        ends[-2:], sizes[-2:] = ends[-1:], [sum(sizes[-2:])]
     steps = [max(1, round(size * config.passes / config.batch_size)) for size in sizes]
-    return [Chunk(tuple(g), n, s) for g, n, s in zip(groups, sizes, steps, strict=True)]
+    parts = [order[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return [Chunk(*each) for each in zip(parts, sizes, steps, strict=True)]
 
 
 def single_chunk(plan: Plan) -> Chunk:
     """The whole plan in one chunk of one step."""
-    return Chunk(tuple(_order(plan)), plan.total, 1)
+    return Chunk(_order(plan), plan.total, 1)
 
 
-def _order(plan: Plan) -> list[int]:
+def _order(plan: Plan) -> Sequence[int]:
     return sorted(plan.tokens) if plan.order is None else plan.order
 
 

@@ -176,7 +176,7 @@ def _differing_revisions(sae: SAE, lm: LanguageModel) -> list[str]:
 
 def _balanced_batches(lm: LanguageModel, corpus: Corpus, seed: int) -> list[Batch]:
     """Batches of about TOKENS tokens, with equally many texts of each label."""
-    picked = first_by_hash(corpus, list(range(len(corpus))), seed, TOKENS)
+    picked = first_by_hash(corpus, corpus.in_split("all", seed), seed, TOKENS)
     waiting = {label: [i for i in picked if corpus.of[i] == label] for label in corpus.labels}
     chosen: dict[int, list[int]] = {}
     total = 0

@@ -18,11 +18,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from saefeat.config import TrainConfig
-from saefeat.corpora import Plan, fill_budget, in_hashed_order
+from saefeat.corpora import Plan, fill_budget, hashed_order
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
@@ -327,13 +328,15 @@ def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
     one of the plan (translations) are left out.
     """
     corpus, policy = plan.corpus, plan.policy
-    split = "test" if policy["split"] == "train" else "all"
-    known = {corpus.ids[i] for i in plan.tokens}
-    positions = [i for i in corpus.positions(split, policy["seed"]) if corpus.ids[i] not in known]
+    split, seed = ("test" if policy["split"] == "train" else "all"), policy["seed"]
+    positions = corpus.in_split(split, seed)
+    if split == "all":  # else no id is in both splits
+        known = corpus.hashes(seed, "budget", at=plan.chosen)
+        positions = positions[~np.isin(corpus.hashes(seed, "budget", at=positions), known)]
     tokens, counts, skipped, prompts = fill_budget(
         corpus,
         lm,
-        in_hashed_order(corpus, positions, policy["seed"]),
+        hashed_order(corpus, positions, seed),
         max(1, HELD_OUT_TOKENS // len(corpus.labels)),
         policy["token_limit"],
         count_bos=policy["count_bos"],

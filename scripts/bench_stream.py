@@ -1,0 +1,145 @@
+"""Memory and time of loading, planning and collecting corpora of many texts.
+
+    python scripts/bench_stream.py --texts 100000,1000000 --out scripts/results/bench_stream.json
+
+The embedded corpus, repeated with numbers before its texts, is written as Parquet shards. Each
+measurement is a process of its own: it loads the corpus, plans, and, with `--collect`, collects the
+statistics of one layer's neurons. Peaks are those of the process's resident memory, and of the part
+of it that is no page of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import threading
+import time
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from common import by_commas, options, parse, record, run_python, show
+
+_ROWS = 50_000  # of a row group
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--texts", default="100000,1000000", help="numbers of texts, by commas")
+    parser.add_argument("--shards", type=int, default=8, help="Parquet files of each corpus")
+    parser.add_argument("--max-tokens", type=int, help="budget of a label; default none")
+    parser.add_argument("--model", default="embedded:smollm2-135m", help="model")
+    parser.add_argument("--turns", type=int, default=2, help="loads of each corpus")
+    parser.add_argument("--collect", action="store_true", help="collect too")
+    parser.add_argument("--data", type=Path, help="folder of the corpora; default a temporary one")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    arguments = parse(parser)
+    if arguments.one:
+        show(measure(arguments))
+        return
+    folder = arguments.data or Path(tempfile.mkdtemp())
+    rows = []
+    for number in map(int, by_commas(arguments.texts)):
+        corpus = write_corpus(folder / f"{number}-{arguments.shards}", number, arguments.shards)
+        for turn in range(arguments.turns):
+            rows.append({"texts": number, "turn": turn, **in_process(arguments, corpus)})
+            show(rows[-1])
+    if arguments.data is None:
+        shutil.rmtree(folder)
+    record(arguments, {"rows": rows})
+
+
+def write_corpus(folder: Path, number: int, shards: int) -> Path:
+    """Write a corpus of so many texts, if it is not there; a single shard is a file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from saefeat.corpora import load_corpus
+
+    done = folder / ("one.parquet" if shards == 1 else f"{shards - 1:05d}.parquet")
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        base = load_corpus("embedded:eld")
+        texts = (
+            (f"{turn} {text}", label)
+            for turn in count()
+            for text, label in zip(base.texts, base.of, strict=True)
+        )
+        for shard in range(shards):
+            size = number // shards + (shard < number % shards)
+            path = done if shards == 1 else folder / f"{shard:05d}.parquet"
+            schema = pa.schema({"text": pa.string(), "label": pa.string()})
+            with pq.ParquetWriter(path, schema) as writer:
+                for start in range(0, size, _ROWS):
+                    some = list(islice(texts, min(_ROWS, size - start)))
+                    writer.write_table(pa.table(list(zip(*some, strict=True)), schema))
+    return done if shards == 1 else folder
+
+
+def in_process(arguments: argparse.Namespace, corpus: Path) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [str(Path(__file__).resolve()), "--one", str(corpus), "--model", arguments.model]
+    if arguments.max_tokens:
+        command += ["--max-tokens", str(arguments.max_tokens)]
+    done = run_python(*command, *(["--collect"] if arguments.collect else []))
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1:], "code": done.returncode}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load, plan and perhaps collect one corpus; seconds, and peaks in MB."""
+    from saefeat.corpora import load_corpus, make_plan
+    from saefeat.models import load_model
+
+    lm, found, peak = load_model(arguments.model), {}, Peak()
+    found["libraries"] = peak.now()
+    start = time.perf_counter()
+
+    def note(name: str) -> None:
+        nonlocal start
+        found[name] = {"seconds": round(time.perf_counter() - start, 1), **peak.now()}
+        start = time.perf_counter()
+
+    corpus = load_corpus(str(arguments.one))
+    note("load")
+    found["examples"], found["fingerprint"] = len(corpus), corpus.fingerprint
+    note("fingerprint")
+    plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
+    note("plan")
+    found |= {"chosen": len(plan.tokens), "tokens": plan.total}
+    if arguments.collect:
+        from saefeat.collection import collect
+        from saefeat.run.stages import neurons
+
+        with tempfile.TemporaryDirectory() as out:
+            collect(lm, plan, neurons(lm, layers=[0]), Path(out))
+        note("collect")
+    return found
+
+
+class Peak:
+    """Watches the memory of this process."""
+
+    def __init__(self) -> None:
+        self.anonymous = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            sizes = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+            self.anonymous = max(self.anonymous, *sizes)
+            time.sleep(0.05)
+
+    def now(self) -> dict[str, int]:
+        """The peaks until now, in MB."""
+        whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"peak_mb": whole // 1024, "anonymous_mb": self.anonymous // 1024}
+
+
+if __name__ == "__main__":
+    main()
