@@ -148,6 +148,11 @@ class Trainer:
     def dead_share(self) -> float:
         return float((self.idle > self.dead_tokens).float().mean())
 
+    def figures(self) -> dict[str, float]:
+        """fvu, l0 and dead of the last steps, and the learning rate (lr) of the last one."""
+        rate = float(self.adam.param_groups[0]["lr"])
+        return {"fvu": float(self.fvu), "l0": float(self.l0), "dead": self.dead_share, "lr": rate}
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name."""
         tensors = {"idle": self.idle, "fvu": self.fvu, "l0": self.l0}

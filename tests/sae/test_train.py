@@ -17,12 +17,13 @@ from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError, read_header
-from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.sae.chunks import draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
+from saefeat.sae.held_out import HELD_OUT_TOKENS, held_out_plan
 from saefeat.sae.objectives.topk import INITIAL_NORM
 from saefeat.sae.store import load_sae
-from saefeat.sae.train import HELD_OUT_TOKENS, held_out_plan, sae_id, train_saes
+from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer
 
 SITES = ["mlp_out@0", "resid_post@1"]
@@ -110,7 +111,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
         (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens)),
     ):
         chunks = plan_chunks(chosen, config)
-        assert [i for chunk in chunks for i in chunk.positions] == order
+        assert [i for chunk in chunks for i in chunk.positions] == list(order)
         largest = max(plan.counts.values())
         for chunk in chunks:
             assert chunk.tokens == sum(plan.counts[i] for i in chunk.positions)
@@ -118,7 +119,8 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
             assert chunk.tokens < size * 1.25 + largest
         assert all(chunk.tokens >= size for chunk in chunks[:-1])
         assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
-        assert single_chunk(chosen) == Chunk(tuple(order), plan.total, 1)
+        whole = single_chunk(chosen)
+        assert (list(whole.positions), whole.tokens, whole.steps) == (list(order), plan.total, 1)
 
 
 def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
