@@ -915,7 +915,7 @@ def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(
     assert last.endswith("; make room, then run: " + " ".join(map(str, ["saefeat", *words])))
     assert "Traceback" not in err
     left = {path for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert {path.name for path in left} <= {"run.json", "cfg.json"}
+    assert {path.name for path in left} <= {"run.json", "cfg.json", "training.jsonl"}
     assert saefeat(*words)[0] == 0
     assert not [
         path

@@ -8,7 +8,9 @@ network: tensorboard writes files, trackio a local database, wandb an offline ru
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
@@ -49,8 +51,14 @@ def tensorboard(out: Path, name: str, step: int) -> Tracker:
 def trackio(out: Path, name: str, step: int) -> Tracker:
     """The project `saefeat` of trackio's local database (`TRACKIO_DIR`)."""
     options = {"project": "saefeat", "name": name, "resume": "allow", "embed": False}
-    run: Any = import_module("trackio").init(**options)
-    return Tracker(lambda figures, step: run.log(dict(figures), step=step), run.finish)
+    with redirect_stdout(sys.stderr):  # it prints
+        run: Any = import_module("trackio").init(**options)
+
+    def finish() -> None:
+        with redirect_stdout(sys.stderr):
+            run.finish()
+
+    return Tracker(lambda figures, step: run.log(dict(figures), step=step), finish)
 
 
 def wandb(out: Path, name: str, step: int) -> Tracker:

@@ -115,6 +115,7 @@ class _Training:
         if (stop or due) and self.at.steps:
             self.save()
         if stop:
+            self.world.barrier()  # the first rank has written the index
             raise KeyboardInterrupt
 
     @cached_property
