@@ -27,6 +27,7 @@ from saefeat.hooks import Edit, intervene
 from saefeat.models import LanguageModel
 from saefeat.tokens import outliers
 
+_LOGITS = 2**25  # held at once on a CPU, where it takes long to get more memory
 LOSS_TOKENS = 1024  # of the texts on which losses are measured, equally many per label
 
 
@@ -101,8 +102,10 @@ def _replaced(
 
 
 def _sums(lm: LanguageModel, texts: LossTexts, edits: Mapping[str, Edit]) -> list[float]:
+    held = _LOGITS if lm.device == "cpu" else None
     with intervene(lm.model, edits, lm.special_ids):
-        return [math.fsum(losses) for losses in token_losses(lm, texts.rows, texts.counts)]
+        found = token_losses(lm, texts.rows, texts.counts, held)
+    return [math.fsum(losses) for losses in found]
 
 
 def describe_losses(

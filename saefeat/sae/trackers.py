@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.words import in_words
 
 
@@ -50,15 +49,18 @@ def tensorboard(out: Path, name: str, step: int) -> Tracker:
 
 def trackio(out: Path, name: str, step: int) -> Tracker:
     """The project `saefeat` of trackio's local database (`TRACKIO_DIR`)."""
-    options = {"project": "saefeat", "name": name, "resume": "allow", "embed": False}
+    library: Any = import_module("trackio")
+    options = {"name": f"{name}-{_mark(out)[:6]}", "resume": "allow" if step else "never"}
     with redirect_stdout(sys.stderr):  # it prints
-        run: Any = import_module("trackio").init(**options)
+        library.init(
+            project="saefeat", embed=False, auto_log_cpu=False, auto_log_gpu=False, **options
+        )
 
     def finish() -> None:
         with redirect_stdout(sys.stderr):
-            run.finish()
+            library.finish()
 
-    return Tracker(lambda figures, step: run.log(dict(figures), step=step), finish)
+    return Tracker(lambda figures, step: library.log(dict(figures), step=step), finish)
 
 
 def wandb(out: Path, name: str, step: int) -> Tracker:
@@ -68,13 +70,18 @@ def wandb(out: Path, name: str, step: int) -> Tracker:
     run: Any = wandb.init(
         project="saefeat",
         name=name,
-        id=sha256(str(out.resolve()).encode()).hexdigest()[:16],
+        id=_mark(out),
         resume="allow",
         dir=str(out),
         mode="online" if os.environ.get("WANDB_MODE") == "online" else "offline",
         settings=wandb.Settings(console="off", silent=True),
     )
     return Tracker(lambda figures, step: run.log(dict(figures), step=step), run.finish)
+
+
+def _mark(out: Path) -> str:
+    """A name for a directory that no other has."""
+    return fingerprint(str(out.resolve()))
 
 
 TRACKERS: dict[str, Callable[[Path, str, int], Tracker]] = {

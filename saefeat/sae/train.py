@@ -43,9 +43,10 @@ from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
 _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
-# A token whose loss is measured takes as long as training on about 5 tokens of one site does at
-# most; so the evaluations of a training take less than 3 per cent of its time.
-_EVALUATED = 0.006  # tokens whose loss is measured per trained token
+# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large and
+# the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
+# evaluations of a training take less than 3 per cent of its time.
+_EVALUATED = 0.002  # tokens whose loss is measured per trained token
 _EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from importlib.util import find_spec
 from itertools import count
@@ -206,11 +205,11 @@ def test_wandb_writes_an_offline_run(tmp_path, train, whole, no_network, monkeyp
 
 @needs("trackio")
 def test_trackio_writes_its_local_database(tmp_path, train, whole, no_network, monkeypatch):
-    import trackio.utils
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     from trackio.sqlite_storage import SQLiteStorage
 
     train(tmp_path / "out", FollowConfig(FOLLOW.eval_tokens, ("trackio",)))
-    logs = SQLiteStorage.get_logs("saefeat", "out")
+    (name,) = SQLiteStorage.get_runs("saefeat")
+    logs = SQLiteStorage.get_logs("saefeat", name)
     found = [log[f"fvu/{SITES[0]}"] for log in logs if f"fvu/{SITES[0]}" in log]
     assert found == [e["sites"][SITES[0]]["fvu"] for e in lines(whole) if "sites" in e]
-    assert os.path.isdir(trackio.utils.TRACKIO_DIR)
