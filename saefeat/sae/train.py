@@ -43,8 +43,8 @@ from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
 _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
-# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large and
-# the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
+# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large
+# and the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
 # evaluations of a training take less than 3 per cent of its time.
 _EVALUATED = 0.002  # tokens whose loss is measured per trained token
 _EVALUATIONS = 20  # of a training at most
