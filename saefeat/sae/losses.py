@@ -118,12 +118,13 @@ def describe_losses(
 
     Returns:
         tokens: number of predicted tokens; clean, spliced, zero: mean loss in nats per token;
-        recovered: the loss recovered. A figure is None where it is not finite, and the last one
-        where zeros do not raise the loss.
+        recovered: the loss recovered. A figure is None where it is not finite or there is no
+        text, and the last one where zeros do not raise the loss.
     """
     chosen = [i for i, of in enumerate(texts.labels) if label in (None, of)]
     tokens = sum(texts.counts[i] for i in chosen)
-    mean = {name: math.fsum(of[i] for i in chosen) / max(tokens, 1) for name, of in sums.items()}
+    totals = {name: math.fsum(of[i] for i in chosen) for name, of in sums.items()}
+    mean = {name: total / tokens if tokens else math.nan for name, total in totals.items()}
     damage = mean["zero"] - mean["clean"]
     mean["recovered"] = (mean["zero"] - mean["spliced"]) / damage if damage > 0 else math.nan
     finite = {name: value if math.isfinite(value) else None for name, value in mean.items()}

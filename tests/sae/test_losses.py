@@ -106,6 +106,8 @@ def test_where_zeros_do_no_harm_nothing_is_recovered(tiny_lm, tiny_corpus):
     clean = clean_losses(tiny_lm, texts)
     found = describe_losses(texts, {"clean": clean, "spliced": clean, "zero": clean})
     assert found["recovered"] is None and found["clean"] == found["zero"] > 0
+    nothing = describe_losses(texts, {"clean": clean, "spliced": clean, "zero": clean}, "xx")
+    assert nothing.pop("tokens") == 0 and set(nothing.values()) == {None}
 
 
 def test_texts_are_taken_equally_by_label_and_prompts_are_not_predicted(tiny_lm, saes):
