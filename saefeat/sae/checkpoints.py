@@ -17,7 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, fingerprint, load_tensors, replacing, save_tensors
+from saefeat.io import (
+    UserError,
+    fingerprint,
+    load_tensors,
+    replacing,
+    save_tensors,
+    wait_for_disk,
+)
 from saefeat.progress import Say
 from saefeat.resume import STATE, Checkpoint, saved_request
 from saefeat.sae.trainer import Trainer
@@ -89,22 +96,27 @@ class Checkpoints:
             with replacing(self._folder(position) / sae.id) as directory:
                 WRITERS["sae-lens"].write(sae, directory)
                 save_tensors(directory / STATE, tensors, asdict(position))
+                wait_for_disk(directory)
+            wait_for_disk(directory.parent)
         self.world.barrier()
         if self.world.leads:
             self.index.save(asdict(position))
+            wait_for_disk(self.index.path)
             self._remove(self._folders(but=position))
 
     def clear(self) -> None:
-        """Remove the state: the training is done."""
-        self.index.clear()
-        self._remove(self._folders())
+        """Remove the checkpoint of this training, which is done; leave that of another."""
+        if not self.index.path.exists() or saved_request(self.index.path) == self.index.request:
+            self.index.clear()
+            self._remove(self._folders())
 
     def _folder(self, position: Position) -> Path:
         return self.out / f"{_FOLDER}{position.steps}"
 
     def _folders(self, but: Position | None = None) -> Iterable[Path]:
         kept = but and self._folder(but)
-        return [path for path in self.out.glob(f"{_FOLDER}*") if path != kept]
+        found = self.out.glob(f"{_FOLDER}*")
+        return [each for each in found if each.name[len(_FOLDER) :].isdigit() and each != kept]
 
     @staticmethod
     def _remove(folders: Iterable[Path]) -> None:

@@ -131,12 +131,12 @@ class _Training:
             raise KeyboardInterrupt
 
     def check_finite(self) -> None:
-        """Raise RunFailed if the error of an SAE is not finite."""
+        """Raise RunFailed if the error or a weight of an SAE is not finite."""
         for name, trainer in self.trainers.items():
-            if not torch.isfinite(trainer.fvu):
+            if not trainer.is_finite():
                 raise RunFailed(
-                    f"training diverged at {name} before step {self.at.steps}: its error is not "
-                    "finite; lower the learning rate"
+                    f"training diverged at {name} before step {self.at.steps}: its error or a "
+                    "weight is not finite; lower the learning rate"
                 )
 
 
@@ -194,6 +194,7 @@ def train_saes(
         world.barrier()
         if not out.is_dir():
             raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
+        kept = Checkpoints(out, records, lm.threads, world, say)
         if _is_finished(out, records):
             say(f"{out} is complete already")
         else:
@@ -204,16 +205,15 @@ def train_saes(
             trainers = {
                 name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
             }
-            kept = Checkpoints(out, records, lm.threads, world, say)
             training = _Training(
                 *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
                 *(checkpoint_seconds, stop, records),
             )
             _train(training, say)
             _save(training, out)
-            world.barrier()
-            if world.leads:
-                kept.clear()
+        world.barrier()
+        if world.leads:
+            kept.clear()
         world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
 
