@@ -17,14 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from saefeat.dictionaries import SAE
-from saefeat.io import (
-    UserError,
-    fingerprint,
-    load_tensors,
-    replacing,
-    save_tensors,
-    wait_for_disk,
-)
+from saefeat.io import UserError, fingerprint, load_tensors, replacing, save_tensors, wait_for_disk
 from saefeat.progress import Say
 from saefeat.resume import STATE, Checkpoint, saved_request
 from saefeat.sae.trainer import Trainer
@@ -72,7 +65,14 @@ class Checkpoints:
         position = Position(**found[0])
         for name, trainer in trainers.items():
             path = self._folder(position) / name / STATE
-            tensors, header = load_tensors(path)
+            try:
+                tensors, header = load_tensors(path)
+            except UserError as error:
+                raise UserError(
+                    f"the checkpoint is damaged ({error}); remove {self.index.path} to start the "
+                    "training again, or choose another output directory",
+                    "out",
+                ) from error
             if header != asdict(position):
                 raise UserError(f"{path} does not belong to {self.index.path}; remove both", "out")
             trainer.restore(tensors, position.steps)

@@ -172,8 +172,9 @@ def train_saes(
         and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
-        UserError: a site is unknown or named twice, there is no SAE of this width, `out` holds
-            SAEs of another training, or the layout does not fit the number of ranks.
+        UserError: a site is unknown or named twice, there is no SAE of this width, the text is too
+            short for a step, `out` holds SAEs or a checkpoint of another training, or one that
+            cannot be read, or the layout does not fit the number of ranks.
         RunFailed: the activations are constant or not finite, training diverges, or another rank
             has ended.
     """
@@ -185,6 +186,7 @@ def train_saes(
     for width in widths.values():
         sae_width(config, width)
     check_layout(layout, world, len(sites), config)
+    chunks = plan_chunks(plan, config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
@@ -198,7 +200,6 @@ def train_saes(
         if _is_finished(out, records):
             say(f"{out} is complete already")
         else:
-            chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
             mine = owned(list(widths), world) if layout == "sites" else list(widths)
             shared = world if layout == "data" else ALONE
