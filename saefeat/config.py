@@ -206,6 +206,21 @@ class RanksConfig:
     )
 
 
+@dataclass(frozen=True, config=STRICT)
+class FollowConfig:
+    """What is recorded of a training of SAEs while it runs."""
+
+    eval_tokens: int | None = about(
+        "Trained tokens between evaluations on held-out text, which measure the loss recovered; "
+        "default so many that they cost under 3 % of the time, or none; 0: never.",
+        None,
+        ge=0,
+    )
+    log_to: tuple[str, ...] | None = about(
+        "Trackers that get the figures too: tensorboard, trackio, wandb.", None
+    )
+
+
 # What `saefeat demo` asks for: small enough for a laptop.
 DEMO: dict[str, Any] = {
     "model": DEMO_MODEL,

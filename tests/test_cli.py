@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import contents, random_sae
+from helpers import contents, random_sae, trained_files
 
 from saefeat.corpora import load_corpus
 from saefeat.io import load_tensors, save_tensors
@@ -63,7 +63,7 @@ def test_training_by_hand_gives_the_saes_of_the_run(saefeat, on, tiny_run, tmp_p
     options = ["--d-sae", 64, "--k", 4, "--max-tokens", 8000, "--batch-size", 1024]
     code, out, _ = saefeat("train", *on, "--sites", SITES, "--out", tmp_path / "saes", *options)
     assert code == 0
-    assert contents(tmp_path / "saes") == contents(tiny_run / "saes")
+    assert trained_files(tmp_path / "saes") == contents(tiny_run / "saes")
     assert [line.split(": ")[0] for line in out.splitlines()] == [
         str(tmp_path / "saes" / sae_id(site)) for site in SITES.split(",")
     ]
@@ -915,7 +915,7 @@ def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(
     assert last.endswith("; make room, then run: " + " ".join(map(str, ["saefeat", *words])))
     assert "Traceback" not in err
     left = {path for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert {path.name for path in left} <= {"run.json", "cfg.json"}
+    assert {path.name for path in left} <= {"run.json", "cfg.json", "training.jsonl"}
     assert saefeat(*words)[0] == 0
     assert not [
         path
@@ -1124,7 +1124,7 @@ def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     result = go_on(last)
     assert result.returncode == 0, result.stderr
     assert saefeat(*words, "--out", tmp_path / "whole")[0] == 0
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert trained_files(tmp_path / "cut") == trained_files(tmp_path / "whole")
 
 
 def test_the_installed_command_answers_lines_from_a_pipe(tiny_run):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from saefeat.config import RanksConfig, TrainConfig, TrainInputs
+from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.run.training import forecast_job, place_rank, read_job
 from saefeat.world import World
 
@@ -38,6 +38,8 @@ seed = 3
 k = 8
 lr = 1
 layout = "sites"
+eval_tokens = 50
+log_to = ["wandb"]
 """
     job = read_job(file(text))
     assert job.inputs == TrainInputs(
@@ -45,6 +47,7 @@ layout = "sites"
     )
     assert job.training == TrainConfig(8, lr=1.0, seed=3)  # dtype is that of the model
     assert job.ranks == RanksConfig("sites") and job.out == Path.home() / "saes"
+    assert job.follow == FollowConfig(50, ("wandb",))
     least = read_job(file(LEAST, "job.json"))
     assert (least.training, least.ranks) == (TrainConfig(), RanksConfig())
 

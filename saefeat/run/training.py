@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from saefeat.config import RanksConfig, TrainConfig, TrainInputs
+from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.corpora import Plan, make_plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
@@ -26,13 +26,15 @@ from saefeat.run.forecast import forward_speed, step_seconds
 from saefeat.run.opened import check_activations, load_inputs, say_plan
 from saefeat.sae.chunks import owned, plan_chunks
 from saefeat.sae.objectives import check_config, sae_width
+from saefeat.sae.trackers import check_trackers
 from saefeat.sae.train import check_layout, train_saes
 from saefeat.schema import refusal
 from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
 OUT = "out"
-_KINDS = (TrainInputs, TrainConfig, RanksConfig)  # whose fields are the keys of a file
+# The kinds whose fields are the keys of a file.
+_KINDS = (TrainInputs, TrainConfig, RanksConfig, FollowConfig)
 _SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its trainer's state, per weight of the encoder
 
 
@@ -43,6 +45,7 @@ class Job:
     inputs: TrainInputs
     training: TrainConfig
     ranks: RanksConfig
+    follow: FollowConfig
     out: Path
 
 
@@ -78,11 +81,11 @@ def read_job(path: Path) -> Job:
     out = values.pop(OUT)
     if not isinstance(out, str) or not out:
         raise UserError(f"{path}: out should be a directory, not {out!r}", OUT)
-    inputs, training, ranks = (
+    inputs, training, ranks, follow = (
         _part(kind, {name: values[name] for name in values if name in names[kind]}, path)
         for kind in _KINDS
     )
-    return Job(inputs, training, ranks, user_path(out))
+    return Job(inputs, training, ranks, follow, user_path(out))
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -113,6 +116,7 @@ def _part(kind: Any, values: Mapping[str, Any], path: Path) -> Any:
 def prepare_training(
     inputs: TrainInputs,
     config: TrainConfig,
+    follow: FollowConfig,
     say: Say = quiet,
     *,
     processes: int = 1,
@@ -123,6 +127,7 @@ def prepare_training(
     `processes`, `threads`: see `saefeat.run.set_threads`.
     """
     check_config(config)
+    check_trackers(follow.log_to or ())
     lm, corpus = load_inputs(inputs, say, processes=processes, threads=threads)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)
@@ -167,6 +172,7 @@ def train_job(
         say=say,
         world=world,
         layout=ranks.layout,
+        follow=job.follow,
         checkpoint_seconds=ranks.checkpoint_seconds,
         stop=stop,
     )
@@ -174,7 +180,7 @@ def train_job(
 
 def _prepare(job: Job, world: World, say: Say) -> Prepared:
     return prepare_training(
-        *(job.inputs, job.training, say if world.leads else quiet),
+        *(job.inputs, job.training, job.follow, say if world.leads else quiet),
         processes=world.local_size,
         threads=job.ranks.threads,
     )

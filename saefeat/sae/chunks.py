@@ -214,6 +214,15 @@ def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:
     return [batch for window in windows for batch in plan.batches(lm, list(window))]
 
 
+def vector_labels(lm: LanguageModel, plan: Plan, chunk: Chunk) -> Tensor:
+    """By vector of a chunk, the number of its label in the corpus: int64 [chunk.tokens]."""
+    parts = []
+    for batch in _batches(lm, plan, chunk):
+        codes = torch.from_numpy(plan.corpus.codes[batch.positions].astype(np.int64))
+        parts.append(codes.repeat_interleave(batch.counted.sum(1)))
+    return torch.cat(parts).to(lm.device)
+
+
 def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
     """Choose the vectors that one step trains on: int64 [batch_size], taken from `usable`.
 

@@ -12,19 +12,19 @@ exchange activations. The number of steps follows from the plan, and is the same
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from saefeat.config import TrainConfig
-from saefeat.corpora import Plan, fill_budget, hashed_order
+from saefeat.config import FollowConfig, TrainConfig
+from saefeat.corpora import Plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError
@@ -32,16 +32,10 @@ from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim
 from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import (
-    Chunk,
-    draw,
-    gather_sites,
-    owned,
-    plan_chunks,
-    read_chunk,
-    single_chunk,
-)
-from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
+from saefeat.sae.chunks import Chunk, draw, gather_sites, owned, plan_chunks, read_chunk
+from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
+from saefeat.sae.log import TrainingLog
+from saefeat.sae.losses import choose_texts
 from saefeat.sae.objectives import sae_width
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.trainer import Trainer
@@ -49,8 +43,11 @@ from saefeat.tokens import OUTLIER_FACTOR
 from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
-HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
-_FIGURE_STEPS = 50  # between updates of the figures on the progress bar, which wait for the GPU
+_FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
+# A token whose loss is measured takes as long as training on about 5 tokens of one site does at
+# most; so the evaluations of a training take less than 3 per cent of its time.
+_EVALUATED = 0.006  # tokens whose loss is measured per trained token
+_EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 LAYOUTS = ("data", "sites")
@@ -80,6 +77,8 @@ class _Training:
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
     records: dict[str, dict[str, Any]]  # by site: what the files of the SAE record
+    every: int = 0  # steps between evaluations; 0: never
+    log: TrainingLog | None = None  # where this rank writes figures
     at: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)
 
@@ -128,7 +127,69 @@ class _Training:
         if (stop or due) and self.at.steps:
             self.save()
         if stop:
+            self.world.barrier()  # the first rank has written the index
             raise KeyboardInterrupt
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return sum(chunk.steps for chunk in self.chunks)
+
+    @cached_property
+    def held_plan(self) -> Plan | None:
+        """The held-out text; None if there is too little."""
+        return held_out_plan(self.lm, self.plan)
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """The held-out text as the model reads it, which all ranks do together."""
+        plan = self.held_plan
+        return plan and read_held_out(self.lm, plan, self.sites, self.world)
+
+    def report(self, bar: tqdm[Any]) -> None:
+        """Show the figures of the last steps, and write them."""
+        self.check_finite()
+        found = {name: trainer.figures() for name, trainer in self.trainers.items()}
+        sites = self.gather({name: found[name] for name in owned(self.names, self.world)})
+        bar.set_postfix_str(_describe(sites), refresh=False)
+        if self.log:
+            self.log.add_training(self.at.steps, sites, bar)
+
+    def evaluate(self) -> None:
+        """Measure the SAEs on held-out text if it is time, and write the figures."""
+        if self.every and self.at.steps % self.every == 0 and self.at.steps < self.steps:
+            self.check_finite()
+            self.add_evaluation({sae.site: figures for sae, figures in self.measure()})
+
+    def measure(self) -> Iterator[tuple[SAE, dict[str, Any]]]:
+        """The SAEs that this rank owns, as trained so far, with their figures on held-out text.
+
+        The figures are `held_out` (see `HeldOut.fit`), `dead`, and where it is asked for,
+        `evaluation` (see `HeldOut.evaluate`). All ranks go through to the end.
+        """
+        held = self.held_out
+        for name in owned(self.names, self.world):
+            trainer = self.trainers[name]
+            sae = trainer.sae(sae_id(name), name, self.records[name])
+            figures = {"held_out": held.fit(sae) if held else {}, "dead": trainer.dead_share}
+            if held and self.every:
+                figures["evaluation"] = held.evaluate(sae)
+            yield sae, figures
+
+    def add_evaluation(self, own: Mapping[str, Any]) -> None:
+        """Write what `measure` has given on each rank, by site."""
+        sites = self.gather(own)
+        if self.log:
+            lines = {
+                name: {**figures["held_out"], "dead": figures["dead"], **figures["evaluation"]}
+                for name, figures in sites.items()
+            }
+            self.log.add_evaluation(self.at.steps, lines)
+
+    def gather(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures by site, given those of the sites that each rank owns."""
+        parts = self.world.gather_json(own)
+        return {name: part[name] for name in self.names for part in parts if name in part}
 
     def check_finite(self) -> None:
         """Raise RunFailed if the error or a weight of an SAE is not finite."""
@@ -150,6 +211,7 @@ def train_saes(
     say: Say = quiet,
     world: World = ALONE,
     layout: str = "data",
+    follow: FollowConfig | None = None,
     checkpoint_seconds: float = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[SAE]:
@@ -163,13 +225,16 @@ def train_saes(
         say: takes lines for the user.
         world: the ranks that train together.
         layout: what they share out, "data" or "sites".
+        follow: write the figures to `out/training.jsonl` while it runs, and their curves to
+            `out/training.svg` at the end; None: not. No weight depends on it.
         checkpoint_seconds: least time between two checkpoints; 0: one after each chunk.
         stop: asked every few steps; if it says so on a rank, all save and raise KeyboardInterrupt.
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
         corpus that the plan leaves out; empty if there is too little), `training_average` (FVU
-        and L0 in training, averaged over the last steps) and `dead` (share of dead units).
+        and L0 in training, averaged over the last steps) and `dead` (share of dead units). Where
+        losses are measured, it has `evaluation` too (see `HeldOut.evaluate`).
 
     Raises:
         UserError: a site is unknown or named twice, there is no SAE of this width, the text is too
@@ -210,8 +275,13 @@ def train_saes(
                 *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
                 *(checkpoint_seconds, stop, records),
             )
+            training.load()
+            if follow:
+                _follow(training, out, follow)
             _train(training, say)
             _save(training, out)
+            if training.log:
+                training.log.finish()
         world.barrier()
         if world.leads:
             kept.clear()
@@ -260,10 +330,25 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     return len(present) == len(records)
 
 
+def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
+    """Have the figures of a training written, and evaluate it at intervals."""
+    if training.world.leads:
+        names = follow.log_to or ()
+        training.log = TrainingLog(out, training.at.steps, training.config.batch_size, names)
+    if follow.eval_tokens == 0 or not training.held_plan:
+        return
+    if follow.eval_tokens:
+        training.every = max(1, round(follow.eval_tokens / training.config.batch_size))
+        return
+    sites, texts = len(training.sites), choose_texts(training.lm, training.held_plan).total
+    budget = _EVALUATED * training.steps * training.config.batch_size / max(texts, 1)
+    number = min(_EVALUATIONS, int((budget - 1 - sites) / sites))  # once: clean, and zeros by site
+    training.every = -(-training.steps // number) if number > 0 else 0
+
+
 def _train(training: _Training, say: Say) -> None:
-    training.load()
     chunks, begin = training.chunks, training.at.chunk
-    done = training.tokens(chunks[:begin])
+    done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
     with track(say, "train", training.tokens(chunks), done=done) as bar:
         for number in range(begin, len(chunks)):
             _train_chunk(training, number, bar)
@@ -285,7 +370,6 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
     if training.layout == "sites":
         held = gather_sites(held, training.names)
     begin, before = training.at.step, training.at.steps - training.at.step
-    bar.update(begin * config.batch_size)
     with torch.inference_mode():
         usable = {}
         for name, trainer in trainers.items():
@@ -297,64 +381,33 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
                 trainer.step(*held.take(name, draw(usable[name], config, number, step)))
             training.at = Position(number, step + 1, before + step + 1)
             if step % _FIGURE_STEPS == 0 or step == chunk.steps - 1:
-                bar.set_postfix_str(_describe(trainers), refresh=False)
-                training.check_finite()
+                training.report(bar)
+            training.evaluate()
             bar.update(config.batch_size)
             if (step + 1) % _LOOK_STEPS == 0:
                 training.look()
 
 
-def _describe(trainers: dict[str, Trainer]) -> str:
+def _describe(sites: Mapping[str, Any]) -> str:
     return " | ".join(
-        f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}"
-        for name, t in trainers.items()
+        f"{name} FVU {of['fvu']:.3f} L0 {of['l0']:.1f} dead {of['dead']:.1%}"
+        for name, of in sites.items()
     )
 
 
 def _save(training: _Training, out: Path) -> None:
     """Measure the SAEs on held-out text and write them, each by the rank that owns it."""
-    lm, sites, world = training.lm, training.sites, training.world
-    held = held_out_plan(lm, training.plan)
-    buffers = {}
-    if held:
-        part = read_chunk(lm, held, sites, single_chunk(held), world)
-        buffers = gather_sites(part, training.names).buffers
-    for name in owned(training.names, world):
-        trainer = training.trainers[name]
-        sae = trainer.sae(sae_id(name), name, training.records[name])
-        fit = {}
-        if held:
-            fit = {**measure_fit(sae, buffers[name]), "split": held.policy["split"]}
-        record = {**sae.record, "held_out": fit, **_figures(trainer)}
-        save_sae(replace(sae, record=record), out / sae.id)
+    found = {}
+    with torch.inference_mode():
+        for sae, figures in training.measure():
+            record = sae.record | _figures(training.trainers[sae.site]) | figures
+            save_sae(replace(sae, record=record), out / sae.id)
+            found[sae.site] = figures
+    if training.every:
+        training.add_evaluation(found)
 
 
 def _figures(trainer: Trainer) -> dict[str, Any]:
     """The figures of a training that its SAE records."""
     average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
     return {"training_average": average, "dead": trainer.dead_share}
-
-
-def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
-    """Plan about HELD_OUT_TOKENS tokens that `plan` leaves out; None if there are too few.
-
-    They come from the test split if the plan is of the train split. Examples that share an id with
-    one of the plan (translations) are left out.
-    """
-    corpus, policy = plan.corpus, plan.policy
-    split, seed = ("test" if policy["split"] == "train" else "all"), policy["seed"]
-    positions = corpus.in_split(split, seed)
-    if split == "all":  # else no id is in both splits
-        known = corpus.hashes(seed, "budget", at=plan.chosen)
-        positions = positions[~np.isin(corpus.hashes(seed, "budget", at=positions), known)]
-    tokens, counts, skipped, prompts = fill_budget(
-        corpus,
-        lm,
-        hashed_order(corpus, positions, seed),
-        max(1, HELD_OUT_TOKENS // len(corpus.labels)),
-        policy["token_limit"],
-        count_bos=policy["count_bos"],
-    )
-    policy = {**policy, "split": split}
-    held = Plan(corpus, tokens, counts, policy, skipped, prompts=prompts)
-    return held if held.total >= MIN_TOKENS else None

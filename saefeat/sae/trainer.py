@@ -153,6 +153,11 @@ class Trainer:
         ends = [end for value in self.parameters.values() for end in value.aminmax()]
         return all(bool(torch.isfinite(value)) for value in (self.fvu, *ends))
 
+    def figures(self) -> dict[str, float]:
+        """fvu, l0 and dead of the last steps, and the learning rate (lr) of the last one."""
+        rate = float(self.adam.param_groups[0]["lr"])
+        return {"fvu": float(self.fvu), "l0": float(self.l0), "dead": self.dead_share, "lr": rate}
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name."""
         tensors = {"idle": self.idle, "fvu": self.fvu, "l0": self.l0}

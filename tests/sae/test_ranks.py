@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import contents
+from helpers import trained_files, training_lines
 
 from saefeat.io import load_tensors, read_header
 from saefeat.world import ALONE
@@ -64,6 +64,7 @@ def values(tiny_model_dir, tiny_jsonl):
         **{"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "sites": SITES},
         **{"dtype": "float32", "d_sae": 64, "k": 4, "batch_size": 64, "chunk_tokens": 900},
         **{"dead_tokens": 1500, "passes": 8, "checkpoint_seconds": 0, "threads": 1},
+        "eval_tokens": 3000,
     }
 
 
@@ -81,12 +82,12 @@ def config(tmp_path, values):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, values, start):
-    """The SAEs that one process trains."""
+    """The directory of the SAEs that one process trains."""
     out = tmp_path_factory.mktemp("alone")
     path = out / "job.json"
     path.write_text(json.dumps({**values, "out": str(out / "saes")}))
     assert ends(start(0, 1, SCRIPT, path))[0] == [0]
-    return contents(out / "saes")
+    return out / "saes"
 
 
 def test_two_ranks_that_share_batches_train_as_one(tmp_path, start):
@@ -119,7 +120,38 @@ def test_in_the_layout_over_sites_two_ranks_of_torchrun_write_the_bytes_of_one(
     assert done.returncode == 0, done.stderr
     assert "2 processes with 1 threads each, in the layout over sites" in done.stderr
     assert done.stdout.count("sae-") == len(SITES)
-    assert contents(tmp_path / "sites") == alone
+    assert trained_files(tmp_path / "sites") == trained_files(alone)
+    lines = training_lines(tmp_path / "sites")
+    assert lines == training_lines(alone)
+    assert sum("evaluation" in line for line in lines) > 2
+
+
+def numbers(value):
+    """All numbers of a value of JSON, with their places in it."""
+    if isinstance(value, dict):
+        return {
+            f"{key}/{place}": x for key, of in value.items() for place, x in numbers(of).items()
+        }
+    return {} if value is None or isinstance(value, str) else {"": value}
+
+
+def test_in_the_layout_over_data_two_ranks_write_the_figures_of_one(tmp_path, config, start, alone):
+    codes, outputs = ends(*(start(rank, 2, SCRIPT, config("data")) for rank in range(2)))
+    assert codes == [0, 0], outputs
+    found, expected = training_lines(tmp_path / "data"), training_lines(alone)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert numbers(one).keys() == numbers(other).keys()
+    # Sums in another order lead apart slowly: the first figures are equal, the last are alike.
+    assert numbers(found[0]) == pytest.approx(numbers(expected[0]), rel=1e-4)
+    last, wanted = found[-1]["evaluation"], expected[-1]["evaluation"]
+    for site in SITES:
+        for name in ("fvu", "l0"):
+            assert last[site][name] == pytest.approx(wanted[site][name], rel=0.05)
+        for name in ("clean", "zero"):
+            assert last[site]["loss"][name] == wanted[site]["loss"][name]
+        spliced = wanted[site]["loss"]["spliced"]
+        assert last[site]["loss"]["spliced"] == pytest.approx(spliced, rel=0.01)
 
 
 def steps_saved(out):
@@ -186,7 +218,8 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_both_and_the_training_goes_on(
     state.write_bytes(whole)
     codes, outputs = ends(start(0, 1, SCRIPT, path))  # one rank goes on with what two have done
     assert codes == [0], outputs
-    assert contents(out) == alone
+    assert trained_files(out) == trained_files(alone)
+    assert training_lines(out) == training_lines(alone)
 
 
 def test_ranks_that_share_batches_and_are_killed_in_a_step_go_on_to_the_same_bytes(
@@ -206,7 +239,7 @@ def test_ranks_that_share_batches_and_are_killed_in_a_step_go_on_to_the_same_byt
     for name in ("killed", "whole"):
         codes, outputs = ends(*both(name))
         assert codes == [0, 0], outputs
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert trained_files(tmp_path / "killed") == trained_files(tmp_path / "whole")
 
 
 def test_a_training_that_diverges_on_one_rank_ends_both_and_keeps_the_state(

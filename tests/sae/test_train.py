@@ -23,9 +23,10 @@ from saefeat.resume import STATE
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
+from saefeat.sae.held_out import HELD_OUT_TOKENS, held_out_plan
 from saefeat.sae.objectives.topk import INITIAL_NORM
 from saefeat.sae.store import load_sae, load_saes
-from saefeat.sae.train import HELD_OUT_TOKENS, held_out_plan, sae_id, train_saes
+from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer, below
 
 SITES = ["mlp_out@0", "resid_post@1"]
@@ -113,7 +114,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
         (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens)),
     ):
         chunks = plan_chunks(chosen, config)
-        assert [i for chunk in chunks for i in chunk.positions] == order
+        assert [i for chunk in chunks for i in chunk.positions] == list(order)
         largest = max(plan.counts.values())
         for chunk in chunks:
             assert chunk.tokens == sum(plan.counts[i] for i in chunk.positions)
