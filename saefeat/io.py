@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,13 +263,23 @@ def save_tensors(
         temporary.chmod(0o644)  # safetensors gives access to the owner only
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the header that `save_tensors` wrote.
 
-    Raises UserError if the file is missing, damaged or written by another program.
+    `names`: read only these tensors, as far as they are there. Raises UserError if the file is
+    missing, damaged or written by another program.
     """
     with _opened(path) as (file, header):
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        wanted = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in wanted}, header
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a file. Raises UserError as `load_tensors` does."""
+    with _opened(path) as (file, _):
+        return set(file.keys())
 
 
 def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.Tensor:

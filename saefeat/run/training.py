@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
@@ -30,7 +29,7 @@ from saefeat.sae.trackers import check_trackers
 from saefeat.sae.train import check_layout, train_saes
 from saefeat.schema import refusal
 from saefeat.words import in_words
-from saefeat.world import ALONE, World
+from saefeat.world import ALONE, World, own_device
 
 OUT = "out"
 # The kinds whose fields are the keys of a file.
@@ -136,26 +135,14 @@ def prepare_training(
     return Prepared(lm, plan, sites)
 
 
-def place_rank(job: Job, world: World) -> tuple[Job, str]:
+def place_rank(job: Job, world: World) -> Job:
     """Give each process of a machine its own GPU.
 
-    Returns the job, and what connects the processes, "cpu" or "cuda". Raises UserError where there
-    are more processes than GPUs, or the layout does not fit.
+    Raises UserError where there are more processes than GPUs, or the layout does not fit.
     """
     check_layout(job.ranks.layout, world, len(job.inputs.sites), job.training)
-    device = job.inputs.device
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if world.size == 1 or not on_gpu:
-        return job, "cuda" if on_gpu else "cpu"
-    found = torch.cuda.device_count()
-    if world.local_rank >= found:
-        raise UserError(
-            f"there are {world.local_size} processes and {found} GPUs on this machine; start as "
-            "many processes as GPUs",
-            "device",
-        )
-    torch.cuda.set_device(world.local_rank)
-    return replace(job, inputs=replace(job.inputs, device=f"cuda:{world.local_rank}")), "cuda"
+    device = own_device(job.inputs.device, world)
+    return replace(job, inputs=replace(job.inputs, device=device))
 
 
 def train_job(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_same, claim
+from saefeat.resume import check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Position
 from saefeat.sae.chunks import Chunk, draw, gather_sites, owned, plan_chunks, read_chunk
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
@@ -255,12 +254,7 @@ def train_saes(
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
-    with ExitStack() as stack:
-        if world.leads:
-            stack.enter_context(claim(out))
-        world.barrier()
-        if not out.is_dir():
-            raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
+    with claim_together(out, world):
         kept = Checkpoints(out, records, lm.threads, world, say)
         if _is_finished(out, records):
             say(f"{out} is complete already")
@@ -285,7 +279,6 @@ def train_saes(
         world.barrier()
         if world.leads:
             kept.clear()
-        world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
 
 
