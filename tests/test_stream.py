@@ -63,7 +63,9 @@ def large(monkeypatch):
     def switch(on):
         monkeypatch.setattr(store, "MANY", 2 if on else 10**9)
         monkeypatch.setattr(store, "_BATCH", 3)
+        monkeypatch.setattr(corpus, "_CHECKED_ROWS", 2 if on else 256)
         monkeypatch.setattr(corpora, "_KEPT_TOKENS", 0 if on else 10**9)
+        monkeypatch.setattr(corpora, "_SPARSE", 10**9)  # windows of positions
 
     return switch
 
@@ -256,6 +258,33 @@ def files(out):
     return {name: data for name, data in contents(out).items() if not name.startswith(".")}
 
 
+def shards_merged(tmp_path, gather):
+    """Files of three shards, each made by gather(NAME, shard=(i, 3)), that were merged."""
+    for i in range(3):
+        gather(f"shard{i}", shard=(i, 3))
+    merge([tmp_path / f"shard{i}" for i in (2, 0, 1)], tmp_path / "merged")
+    return files(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("prompts", [None, "q"])
+def test_shards_of_a_sparse_plan_merge_to_the_whole(
+    tmp_path, large, tiny_lm, texts, monkeypatch, prompts
+):
+    def gather(name, **options):
+        places = {kind: tmp_path / name / kind for kind in ("bags", "halves", "responses")}
+        collect(tiny_lm, plan, neurons(), tmp_path / name, places=places, **options)
+        return files(tmp_path / name)
+
+    large(True)
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    plan = make_plan(load_corpus(texts, prompt_column=prompts), tiny_lm, max_tokens=180)
+    assert "windows" in plan.policy and plan.window_count > 3
+    whole = gather("whole")
+    assert shards_merged(tmp_path, gather) == {
+        name: data for name, data in whole.items() if name != "run.json"
+    }
+
+
 @pytest.mark.parametrize(("budget", "prompts"), [(None, None), (60, None), (None, "q"), (60, "q")])
 def test_whole_and_sharded_collections_of_a_large_corpus_write_the_bytes_of_lists(
     tmp_path, large, tiny_lm, texts, budget, prompts
@@ -274,18 +303,61 @@ def test_whole_and_sharded_collections_of_a_large_corpus_write_the_bytes_of_list
     small = gather("small", False)
     assert len(small) > 4
     assert gather("large", True) == small
-    for i in range(3):
-        gather(f"shard{i}", True, shard=(i, 3))
-    merge([tmp_path / f"shard{i}" for i in (2, 0, 1)], tmp_path / "merged")
-    merged = files(tmp_path / "merged")
+    merged = shards_merged(tmp_path, lambda name, **options: gather(name, True, **options))
     assert {name: merged[name] for name in small if name in merged} == {
         name: small[name] for name in small if name in merged
     }
     assert {"mlp_act@0.safetensors", "mlp_out@1.safetensors"} <= merged.keys()
 
 
+def sparse_plan(monkeypatch, texts, lm):
+    """A plan of few examples of a large corpus; `large` is on."""
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    return make_plan(load_corpus(texts), lm, max_tokens=180)
+
+
+def test_windows_of_a_sparse_plan_are_cut_from_the_chosen_examples(
+    large, tiny_lm, texts, monkeypatch
+):
+    large(True)
+    plan = sparse_plan(monkeypatch, texts, tiny_lm)
+    chosen = plan.chosen.tolist()
+    assert 32 < len(chosen) < 60 and plan.window_count == -(-len(chosen) // 8)
+    windows = [plan.window(number) for number in range(plan.window_count)]
+    assert windows == [chosen[i : i + 8] for i in range(0, len(chosen), 8)]
+    kept = sparse_plan(monkeypatch, texts, tiny_lm)  # from the cache
+    assert isinstance(kept.counts, Counts) and list(kept.order) == chosen
+    assert kept.policy == plan.policy and plan.policy["windows"] == "of chosen examples"
+    dense = make_plan(plan.corpus, tiny_lm)
+    assert dense.order is None and "windows" not in dense.policy
+    assert list(make_plan(plan.corpus, tiny_lm, max_tokens=180, mixed=True).order) != chosen
+    large(False)
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    small = make_plan(
+        load_corpus(texts.rename(texts.with_name("d.jsonl"))), tiny_lm, max_tokens=180
+    )
+    assert small.order is None and small.chosen.tolist() == chosen and small.window_count == 12
+
+
+def test_statistics_of_windows_of_both_kinds_are_not_merged(
+    tmp_path, large, tiny_lm, texts, monkeypatch
+):
+    large(True)
+    collect(
+        tiny_lm, sparse_plan(monkeypatch, texts, tiny_lm), neurons(), tmp_path / "a", shard=(0, 2)
+    )
+    monkeypatch.setattr(corpora, "_SPARSE", 10**9)
+    plan = make_plan(load_corpus(texts), tiny_lm, max_tokens=180)
+    collect(tiny_lm, plan, neurons(), tmp_path / "b", shard=(1, 2))
+    with refused("cannot merge, its policy differs"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    with refused("statistics of something else", "out"):
+        collect(tiny_lm, plan, neurons(), tmp_path / "a", shard=(0, 2))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
 def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
-    tmp_path, large, tiny_lm, texts, every_line
+    tmp_path, large, tiny_lm, texts, every_line, monkeypatch, sparse
 ):
     class Stop(Exception):
         pass
@@ -294,13 +366,19 @@ def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
         if "window 4" in line:
             raise Stop
 
+    def make():
+        if sparse:
+            return sparse_plan(monkeypatch, texts, tiny_lm)
+        return make_plan(load_corpus(texts), tiny_lm)
+
     large(True)
-    plan = make_plan(load_corpus(texts), tiny_lm)
+    plan = make()
+    assert ("windows" in plan.policy) is sparse and plan.window_count > 4
     collect(tiny_lm, plan, neurons(), tmp_path / "whole")
     with pytest.raises(Stop):
         collect(tiny_lm, plan, neurons(), tmp_path / "o", say=say, checkpoint_seconds=0)
     assert not list((tmp_path / "o").glob("*.safetensors"))
-    again = make_plan(load_corpus(texts), tiny_lm)
+    again = make()
     lines = []
     collect(tiny_lm, again, neurons(), tmp_path / "o", say=lines.append, checkpoint_seconds=0)
     assert not any("window 2" in line for line in lines)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from saefeat.config import RanksConfig, TrainConfig, TrainInputs
 from saefeat.corpora import Plan, make_plan
+from saefeat.corpora.mixing import check_mixing
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, user_path
@@ -123,10 +124,12 @@ def prepare_training(
     `processes`, `threads`: see `saefeat.run.set_threads`.
     """
     check_config(config)
+    check_mixing(inputs.temperature, inputs.max_tokens)
     lm, corpus = load_inputs(inputs, say, processes=processes, threads=threads)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)
-    plan = make_plan(corpus, lm, seed=config.seed, max_tokens=inputs.max_tokens, mixed=True)
+    budget = {"max_tokens": inputs.max_tokens, "temperature": inputs.temperature}
+    plan = make_plan(corpus, lm, seed=config.seed, mixed=True, **budget)
     say_plan(lm, plan, say)
     return Prepared(lm, plan, sites)
 
