@@ -301,11 +301,11 @@ def _run_windows(
     plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
     saved, pause = time.monotonic(), job.pause
     tokens = sum(int(plan.numbers(plan.window(w)).sum()) for w in missing)
+    reading = plan.ahead(list(plan.batches(job.lm, plan.window(w))) for w in missing)
     with track(job.say, "collect", tokens) as bar:
-        for w in missing:
+        for w, batches in zip(missing, reading, strict=True):
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
-            batches = plan.batches(job.lm, plan.window(w))
             of = (batches, plan.corpus, job.kept, job.half)
             for batch, observed in observe(job.lm, dictionaries, *of):
                 for name, one in observed.items():

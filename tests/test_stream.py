@@ -618,3 +618,58 @@ def test_a_data_set_of_the_hub_that_breaks_is_read_whole_at_any_size(
     if named is None:  # a limit that nobody has chosen may take very long
         with refused("has more than 30 rows; name the labels", "labels"):
             load_corpus("here")
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A corpus `remote` of shards, whose stream breaks at the rows in `remote` as often as it says.
+
+    The rows are read by `datasets` as those of the hub are.
+    """
+    words, left = ["the cat sat", "der Hund", "Katze ran", "on the mat"], {}
+    for shard in range(3):
+        numbers = range(50 * shard, 50 * shard + 50)
+        texts = [" ".join(words[(n * k) % 4] for k in range(1, 6 + n % 9)) for n in numbers]
+        rows = [(text, "ab"[n % 2], f"i{n}") for n, text in zip(numbers, texts, strict=True)]
+        (tmp_path / "remote").mkdir(exist_ok=True)
+        write_shard(tmp_path / f"remote/train-{shard:05d}-of-00003.parquet", rows)
+    source = find_recipe("hub:a/b", Columns()).recipe.sources[0]
+    source = replace(source, at=str(tmp_path / "remote"), labels={"a": "a", "b": "b"})
+    monkeypatch.setitem(RECIPES, "remote", Recipe("remote", "", "", (source,)))
+    real = reading._resuming
+
+    def look(row):
+        if left.get(row["id"], 0):
+            left[row["id"]] -= 1
+            raise ConnectionError("the connection was lost")
+        return row
+
+    monkeypatch.setattr(reading, "_resuming", lambda stream: real(stream.map(look)))
+    return left
+
+
+def test_training_and_collection_from_a_stream_that_breaks_write_the_same_files(
+    tmp_path, monkeypatch, large, remote, saefeat, tiny_model_dir
+):
+    def run(name):
+        monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / f"cache-{name}"))
+        of = ("--model", tiny_model_dir, "--corpus", "remote", "--out", tmp_path / name)
+        sizes = ("--d-sae", 64, "--k", 4, "--batch-size", 64, "--chunk-tokens", 512)
+        return saefeat("train", *of, "--sites", "mlp_out@0", *sizes), saefeat(
+            "collect", *of[:-1], tmp_path / f"{name}-stats", "--neurons"
+        )
+
+    large(True)
+    for name, breaks in {"whole": {}, "broken": {"i7": 1, "i60": 2, "i149": 2}}.items():
+        remote.update(breaks)
+        assert [code for code, *_ in run(name)] == [0, 0]
+        assert not any(remote.values())
+    for kind in ("", "-stats"):
+        assert files(tmp_path / f"whole{kind}") == files(tmp_path / f"broken{kind}")
+    remote["i60"] = 10**6
+    for code, _, error in run("never"):
+        assert code == 2 and "(the connection was lost); check the name, or run again" in error
+    assert not list(tmp_path.glob("never*"))
+    del remote["i60"]
+    assert [code for code, *_ in run("never")] == [0, 0]
+    assert files(tmp_path / "whole-stats") == files(tmp_path / "never-stats")

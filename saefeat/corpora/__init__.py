@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saefeat.corpora.ahead import ahead
 from saefeat.corpora.chosen import Choice, Counts, Retokenized, kept_choice
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
 from saefeat.corpora.mixing import check_mixing, label_budgets
@@ -147,6 +148,10 @@ class Plan:
         else:
             tokens = {i: self.tokens[i] for i in positions}
         return plan_batches(lm, tokens, count_bos=self.policy["count_bos"], prompts=self.prompts)
+
+    def ahead(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same lists of this plan's batches. A large plan makes the next one meanwhile."""
+        return ahead(batches) if isinstance(self.tokens, Retokenized) else iter(batches)
 
 
 def plan_batches(

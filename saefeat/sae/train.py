@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from saefeat.config import TrainConfig
-from saefeat.corpora import Plan, fill_budget, hashed_order
+from saefeat.corpora import Batch, Plan, fill_budget, hashed_order
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
@@ -33,6 +33,7 @@ from saefeat.resume import check_same, claim
 from saefeat.sae.checkpoints import Checkpoints, Position
 from saefeat.sae.chunks import (
     Chunk,
+    batches_by_chunk,
     draw,
     gather_sites,
     owned,
@@ -252,16 +253,17 @@ def _train(training: _Training, say: Say) -> None:
     training.load()
     chunks, begin = training.chunks, training.at.chunk
     done = training.tokens(chunks[:begin])
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
     with track(say, "train", training.tokens(chunks), done=done) as bar:
-        for number in range(begin, len(chunks)):
-            _train_chunk(training, number, bar)
+        for number, batches in enumerate(reading, begin):
+            _train_chunk(training, number, batches, bar)
             training.check_finite()
             training.at = Position(number + 1, 0, training.at.steps)
             if number + 1 < len(chunks):
                 training.look() if training.pause else training.save()
 
 
-def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
+def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tqdm[Any]) -> None:
     """Read a chunk and train on it, from the step on where the training is."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
 
@@ -269,7 +271,8 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
         bar.update(tokens)
         training.look()
 
-    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
+    of = (training.lm, training.plan, training.sites, chunk, training.world)
+    held = read_chunk(*of, advance, batches)
     if training.layout == "sites":
         held = gather_sites(held, training.names)
     begin, before = training.at.step, training.at.steps - training.at.step

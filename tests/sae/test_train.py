@@ -118,7 +118,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
             assert chunk.tokens < size * 1.25 + largest
         assert all(chunk.tokens >= size for chunk in chunks[:-1])
         assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
-        assert single_chunk(chosen) == Chunk(tuple(order), plan.total, 1)
+        assert single_chunk(chosen) == Chunk(order, plan.total, 1)
 
 
 def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
