@@ -345,13 +345,13 @@ def _run_windows(
     sizes = {w: int(plan.numbers(plan.window(w)).sum()) for w in missing}
     mine = deal(missing, sizes, job.world)
     saved, pause = time.monotonic(), job.pause
+    reading = plan.ahead(list(plan.batches(job.lm, plan.window(w))) for w in mine)
     with track(job.say, "collect", sum(sizes[w] for w in mine)) as bar:
-        for w in mine:
+        for w, batches in zip(mine, reading, strict=True):
             if job.stop():
                 return False
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
-            batches = plan.batches(job.lm, plan.window(w))
             of = (batches, plan.corpus, job.kept, job.half)
             for batch, observed in observe(job.lm, dictionaries, *of):
                 for name, one in observed.items():

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.corpora import Plan, make_plan
+from saefeat.corpora.mixing import check_mixing
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, user_path
@@ -127,10 +128,12 @@ def prepare_training(
     """
     check_config(config)
     check_trackers(follow.log_to or ())
+    check_mixing(inputs.temperature, inputs.max_tokens)
     lm, corpus = load_inputs(inputs, say, processes=processes, threads=threads)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)
-    plan = make_plan(corpus, lm, seed=config.seed, max_tokens=inputs.max_tokens, mixed=True)
+    budget = {"max_tokens": inputs.max_tokens, "temperature": inputs.temperature}
+    plan = make_plan(corpus, lm, seed=config.seed, mixed=True, **budget)
     say_plan(lm, plan, say)
     return Prepared(lm, plan, sites)
 

@@ -11,7 +11,7 @@ vectors stays that of the batches, so that every rank draws the same batches for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -133,13 +133,14 @@ def read_chunk(
     chunk: Chunk,
     world: World,
     advance: Callable[[int], object] = lambda n: None,
+    batches: list[Batch] | None = None,
 ) -> Activations:
     """Run this rank's part of the examples of a chunk.
 
     `advance` is called with the number of counted tokens of each round of batches, one per rank.
-    All ranks call it equally often.
+    All ranks call it equally often. `batches`: those of the chunk, if they are made already.
     """
-    batches = _batches(lm, plan, chunk)
+    batches = _batches(lm, plan, chunk) if batches is None else batches
     counts = [int(batch.counted.sum()) for batch in batches]
     rounds = [sum(counts[i : i + world.size]) for i in range(0, len(counts), world.size)]
     mine, own = batches[world.rank :: world.size], sum(counts[world.rank :: world.size])
@@ -206,6 +207,11 @@ def gather_sites(part: Activations, sites: Sequence[str]) -> Activations:
 def owned(sites: Sequence[str], world: World) -> list[str]:
     """The sites whose SAEs this rank writes; in the layout over sites it alone trains them."""
     return list(sites[world.rank :: world.size])
+
+
+def batches_by_chunk(lm: LanguageModel, plan: Plan, chunks: list[Chunk]) -> Iterator[list[Batch]]:
+    """The batches of each chunk, for `read_chunk`."""
+    return plan.ahead(_batches(lm, plan, chunk) for chunk in chunks)
 
 
 def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saefeat.config import FollowConfig, TrainConfig
-from saefeat.corpora import Plan
+from saefeat.corpora import Batch, Plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError
@@ -31,7 +31,15 @@ from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import Chunk, draw, gather_sites, owned, plan_chunks, read_chunk
+from saefeat.sae.chunks import (
+    Chunk,
+    batches_by_chunk,
+    draw,
+    gather_sites,
+    owned,
+    plan_chunks,
+    read_chunk,
+)
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
 from saefeat.sae.log import TrainingLog
 from saefeat.sae.losses import choose_texts
@@ -342,16 +350,17 @@ def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
 def _train(training: _Training, say: Say) -> None:
     chunks, begin = training.chunks, training.at.chunk
     done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
     with track(say, "train", training.tokens(chunks), done=done) as bar:
-        for number in range(begin, len(chunks)):
-            _train_chunk(training, number, bar)
+        for number, batches in enumerate(reading, begin):
+            _train_chunk(training, number, batches, bar)
             training.check_finite()
             training.at = Position(number + 1, 0, training.at.steps)
             if number + 1 < len(chunks):
                 training.look() if training.pause else training.save()
 
 
-def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
+def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tqdm[Any]) -> None:
     """Read a chunk and train on it, from the step on where the training is."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
 
@@ -359,7 +368,8 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
         bar.update(tokens)
         training.look()
 
-    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
+    of = (training.lm, training.plan, training.sites, chunk, training.world)
+    held = read_chunk(*of, advance, batches)
     if training.layout == "sites":
         held = gather_sites(held, training.names)
     begin, before = training.at.step, training.at.steps - training.at.step
