@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,28 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def wait_for_disk(path: Path) -> None:
+    """Wait until a file, or the files in a directory and their names, are on the disk.
+
+    So they outlast the end of the machine, not of the process alone. On Windows it does nothing.
+    """
+    if os.name == "nt":
+        return
+    folder = path if path.is_dir() else path.parent
+    for each in [path] if path.is_file() else filter(Path.is_file, visible(folder)):
+        _sync(each)
+    with suppress(OSError):  # some file systems cannot do this with a directory
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically."""
     with atomic_path(path) as temporary:
@@ -241,13 +263,23 @@ def save_tensors(
         temporary.chmod(0o644)  # safetensors gives access to the owner only
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the header that `save_tensors` wrote.
 
-    Raises UserError if the file is missing, damaged or written by another program.
+    `names`: read only these tensors, as far as they are there. Raises UserError if the file is
+    missing, damaged or written by another program.
     """
     with _opened(path) as (file, header):
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        wanted = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in wanted}, header
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a file. Raises UserError as `load_tensors` does."""
+    with _opened(path) as (file, _):
+        return set(file.keys())
 
 
 def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.Tensor:

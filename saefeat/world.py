@@ -22,6 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from saefeat.io import RunFailed, UserError
 
+CONNECTING = timedelta(minutes=30)  # after which a rank that does not connect fails the others
+
 
 class LostRank(RunFailed):
     """Another rank has ended or does not answer."""
@@ -91,6 +93,10 @@ class World:
         found = self.concat(torch.frombuffer(bytearray(line), dtype=torch.uint8))
         return [json.loads(each) for each in bytes(found.tolist()).splitlines()]
 
+    def share(self, value: Any) -> Any:
+        """Return the JSON value of the first rank; those of the others are ignored."""
+        return self.gather_json(value if self.leads else None)[0]
+
     def exchange(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         """Send `parts[r]` to rank r, and return what each rank has sent here.
 
@@ -142,16 +148,39 @@ def world_of_environment() -> World:
     return World(rank, size, local_rank, local_size)
 
 
+def own_device(device: str, world: World) -> str:
+    """The device of this rank: each process of a machine has its own GPU.
+
+    Args:
+        device: that of one process: "auto", "cpu", "cuda", "cuda:1", ...
+
+    Returns `device` if alone or on a CPU. Raises UserError if there are more processes than GPUs.
+    """
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if world.size == 1 or not on_gpu:
+        return device
+    found = torch.cuda.device_count()
+    if world.local_rank >= found:
+        raise UserError(
+            f"there are {world.local_size} processes and {found} GPUs on this machine; start as "
+            "many processes as GPUs",
+            "device",
+        )
+    torch.cuda.set_device(world.local_rank)
+    return f"cuda:{world.local_rank}"
+
+
 def join(world: World, device: str, timeout: float) -> Any:
     """Connect the ranks: gloo between CPUs, NCCL between GPUs. Return their store; None if alone.
 
-    `timeout`: seconds after which a rank that does not answer fails the others.
+    `device`: that of this rank. `timeout`: seconds after which a rank that does not answer fails
+    the others. One that does not connect does so after half an hour at most.
     """
     if world.size == 1:
         return None
     wait = timedelta(seconds=timeout)
-    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    store: Any = next(rendezvous("env://", timeout=wait))[0]
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    store: Any = next(rendezvous("env://", timeout=min(wait, CONNECTING)))[0]
     kept = PrefixStore("ranks", store.clone())  # with a connection of its own
     dist.init_process_group(
         backend, store=store, rank=world.rank, world_size=world.size, timeout=wait

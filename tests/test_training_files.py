@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_parsed_is_a_user_error(file, text, name, message)
 
 def test_more_ranks_than_the_layout_has_parts_are_refused(file):
     job = read_job(file(LEAST | {"layout": "sites", "device": "cpu"}, "job.json"))
-    assert place_rank(job, World(0, 1)) == (job, "cpu")
+    assert place_rank(job, World(0, 1)) == job
     with refused("2 processes cannot share out 1 sites", "layout"):
         place_rank(job, World(0, 2))
 

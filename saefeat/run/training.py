@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.corpora import Plan, make_plan
+from saefeat.corpora.mixing import check_mixing
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, user_path
@@ -30,16 +30,12 @@ from saefeat.sae.trackers import check_trackers
 from saefeat.sae.train import check_layout, train_saes
 from saefeat.schema import refusal
 from saefeat.words import in_words
-from saefeat.world import ALONE, World
+from saefeat.world import ALONE, World, own_device
 
 OUT = "out"
-_KINDS = (
-    TrainInputs,
-    TrainConfig,
-    RanksConfig,
-    FollowConfig,
-)  # whose fields are the keys of a file
-_SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its checkpoint, per weight of the encoder
+# The kinds whose fields are the keys of a file.
+_KINDS = (TrainInputs, TrainConfig, RanksConfig, FollowConfig)
+_SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its trainer's state, per weight of the encoder
 
 
 @dataclass(frozen=True)
@@ -132,34 +128,24 @@ def prepare_training(
     """
     check_config(config)
     check_trackers(follow.log_to or ())
+    check_mixing(inputs.temperature, inputs.max_tokens)
     lm, corpus = load_inputs(inputs, say, processes=processes, threads=threads)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)
-    plan = make_plan(corpus, lm, seed=config.seed, max_tokens=inputs.max_tokens, mixed=True)
+    budget = {"max_tokens": inputs.max_tokens, "temperature": inputs.temperature}
+    plan = make_plan(corpus, lm, seed=config.seed, mixed=True, **budget)
     say_plan(lm, plan, say)
     return Prepared(lm, plan, sites)
 
 
-def place_rank(job: Job, world: World) -> tuple[Job, str]:
+def place_rank(job: Job, world: World) -> Job:
     """Give each process of a machine its own GPU.
 
-    Returns the job, and what connects the processes, "cpu" or "cuda". Raises UserError where there
-    are more processes than GPUs, or the layout does not fit.
+    Raises UserError where there are more processes than GPUs, or the layout does not fit.
     """
     check_layout(job.ranks.layout, world, len(job.inputs.sites), job.training)
-    device = job.inputs.device
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if world.size == 1 or not on_gpu:
-        return job, "cuda" if on_gpu else "cpu"
-    found = torch.cuda.device_count()
-    if world.local_rank >= found:
-        raise UserError(
-            f"there are {world.local_size} processes and {found} GPUs on this machine; start as "
-            "many processes as GPUs",
-            "device",
-        )
-    torch.cuda.set_device(world.local_rank)
-    return replace(job, inputs=replace(job.inputs, device=f"cuda:{world.local_rank}")), "cuda"
+    device = own_device(job.inputs.device, world)
+    return replace(job, inputs=replace(job.inputs, device=device))
 
 
 def train_job(
@@ -242,7 +228,7 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
         rows = chunk if layout == "sites" and size > 1 else 0
         need = model + held + training_bytes(rows, trained, widths)
         weights = sum(d_in * sae_width(config, d_in) for d_in in mine)
-        on_disk = weights * (_SAE_BYTES + 2 * _STATE_BYTES)
+        on_disk = weights * (_SAE_BYTES + 2 * (_SAE_BYTES + _STATE_BYTES))
         say(
             f"rank {rank}: {describe_memory(lm.device, need, LIBRARIES, 0)}, "
             f"{on_disk / 1e9:,.1f} GB on disk, {reading + times[key]:,.0f} s "

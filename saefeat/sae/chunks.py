@@ -11,7 +11,7 @@ vectors stays that of the batches, so that every rank draws the same batches for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from saefeat.activations import counted_vectors
 from saefeat.config import TrainConfig
 from saefeat.corpora import WINDOW, Batch, Plan
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, fingerprint
+from saefeat.io import RunFailed, UserError, fingerprint
 from saefeat.models import LanguageModel, Site
 from saefeat.world import ALONE, World
 
@@ -40,8 +40,15 @@ class Chunk:
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
     """Cut the examples of a plan into chunks of about `chunk_tokens`; no example is split.
 
-    A last chunk of less than a quarter of that is merged into the one before it.
+    A last chunk of less than a quarter of that is merged into the one before it. Raises UserError
+    if all tokens together are too few for a step.
     """
+    if plan.total * config.passes < config.batch_size:
+        raise UserError(
+            f"{plan.total} counted tokens, used {config.passes} times, are fewer than the "
+            f"{config.batch_size} of a step; give more text or a smaller batch_size",
+            *("max_tokens", "batch_size"),
+        )
     order = _order(plan)
     sums = np.cumsum(plan.numbers(order), dtype=np.int64)
     ends, done = [], 0
@@ -126,13 +133,14 @@ def read_chunk(
     chunk: Chunk,
     world: World,
     advance: Callable[[int], object] = lambda n: None,
+    batches: list[Batch] | None = None,
 ) -> Activations:
     """Run this rank's part of the examples of a chunk.
 
     `advance` is called with the number of counted tokens of each round of batches, one per rank.
-    All ranks call it equally often.
+    All ranks call it equally often. `batches`: those of the chunk, if they are made already.
     """
-    batches = _batches(lm, plan, chunk)
+    batches = _batches(lm, plan, chunk) if batches is None else batches
     counts = [int(batch.counted.sum()) for batch in batches]
     rounds = [sum(counts[i : i + world.size]) for i in range(0, len(counts), world.size)]
     mine, own = batches[world.rank :: world.size], sum(counts[world.rank :: world.size])
@@ -199,6 +207,11 @@ def gather_sites(part: Activations, sites: Sequence[str]) -> Activations:
 def owned(sites: Sequence[str], world: World) -> list[str]:
     """The sites whose SAEs this rank writes; in the layout over sites it alone trains them."""
     return list(sites[world.rank :: world.size])
+
+
+def batches_by_chunk(lm: LanguageModel, plan: Plan, chunks: list[Chunk]) -> Iterator[list[Batch]]:
+    """The batches of each chunk, for `read_chunk`."""
+    return plan.ahead(_batches(lm, plan, chunk) for chunk in chunks)
 
 
 def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:

@@ -13,25 +13,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from saefeat.config import FollowConfig, TrainConfig
-from saefeat.corpora import Plan
+from saefeat.corpora import Batch, Plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, UserError, fingerprint
+from saefeat.io import RunFailed, UserError
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_same, claim
+from saefeat.resume import check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import Chunk, draw, gather_sites, owned, plan_chunks, read_chunk
+from saefeat.sae.chunks import (
+    Chunk,
+    batches_by_chunk,
+    draw,
+    gather_sites,
+    owned,
+    plan_chunks,
+    read_chunk,
+)
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
 from saefeat.sae.log import TrainingLog
 from saefeat.sae.losses import choose_texts
@@ -76,7 +84,7 @@ class _Training:
     checkpoints: Checkpoints
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
-    records: dict[str, dict[str, Any]]  # by site: what its SAE records
+    records: dict[str, dict[str, Any]]  # by site: what the files of the SAE record
     every: int = 0  # steps between evaluations; 0: never
     log: TrainingLog | None = None  # where this rank writes figures
     at: Position = field(default_factory=Position)
@@ -100,11 +108,22 @@ class _Training:
         """Write a checkpoint. Raises RunFailed, and keeps the last one, if an SAE has diverged."""
         begun = time.monotonic()
         self.check_finite()
-        mine = owned(self.names, self.world)
-        self.checkpoints.save(self.at, {sae_id(name): self.trainers[name] for name in mine})
+        self.checkpoints.save(self.at, self._unfinished())
         self.saved = time.monotonic()
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
+
+    def _unfinished(self) -> Iterator[tuple[SAE, dict[str, Tensor]]]:
+        """The SAEs that this rank writes, as trained so far, and the states of their trainers."""
+        done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
+        for name in owned(self.names, self.world):
+            trainer = self.trainers[name]
+            found = {
+                **_figures(trainer),
+                "unfinished": {"steps": done, "of": total},
+                "doubt": f"its training is not finished ({done:,} of {total:,} steps)",
+            }
+            yield trainer.sae(sae_id(name), name, self.records[name] | found), trainer.state()
 
     def look(self) -> None:
         """Save if it is time, or if this process is to stop, on which all ranks agree.
@@ -181,12 +200,12 @@ class _Training:
         return {name: part[name] for name in self.names for part in parts if name in part}
 
     def check_finite(self) -> None:
-        """Raise RunFailed if the error of an SAE is not finite."""
+        """Raise RunFailed if the error or a weight of an SAE is not finite."""
         for name, trainer in self.trainers.items():
-            if not torch.isfinite(trainer.fvu):
+            if not trainer.is_finite():
                 raise RunFailed(
-                    f"training diverged at {name} before step {self.at.steps}: its error is not "
-                    "finite; lower the learning rate"
+                    f"training diverged at {name} before step {self.at.steps}: its error or a "
+                    "weight is not finite; lower the learning rate"
                 )
 
 
@@ -226,8 +245,9 @@ def train_saes(
         losses are measured, it has `evaluation` too (see `HeldOut.evaluate`).
 
     Raises:
-        UserError: a site is unknown or named twice, there is no SAE of this width, `out` holds
-            SAEs of another training, or the layout does not fit the number of ranks.
+        UserError: a site is unknown or named twice, there is no SAE of this width, the text is too
+            short for a step, `out` holds SAEs or a checkpoint of another training, or one that
+            cannot be read, or the layout does not fit the number of ranks.
         RunFailed: the activations are constant or not finite, training diverges, or another rank
             has ended.
     """
@@ -239,28 +259,21 @@ def train_saes(
     for width in widths.values():
         sae_width(config, width)
     check_layout(layout, world, len(sites), config)
+    chunks = plan_chunks(plan, config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
-    with ExitStack() as stack:
-        if world.leads:
-            stack.enter_context(claim(out))
-        world.barrier()
-        if not out.is_dir():
-            raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
+    with claim_together(out, world):
+        kept = Checkpoints(out, records, lm.threads, world, say)
         if _is_finished(out, records):
             say(f"{out} is complete already")
         else:
-            chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
             mine = owned(list(widths), world) if layout == "sites" else list(widths)
             shared = world if layout == "data" else ALONE
             trainers = {
                 name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
             }
-            # The number says how the state is kept.
-            request = fingerprint([2, records])
-            kept = Checkpoints(out, request, lm.threads, world, say)
             training = _Training(
                 *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
                 *(checkpoint_seconds, stop, records),
@@ -270,12 +283,11 @@ def train_saes(
                 _follow(training, out, follow)
             _train(training, say)
             _save(training, out)
-            world.barrier()
             if training.log:
                 training.log.finish()
-            if world.leads:
-                kept.clear()
         world.barrier()
+        if world.leads:
+            kept.clear()
     return [load_sae(out / sae_id(site)) for site in sites]
 
 
@@ -339,16 +351,17 @@ def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
 def _train(training: _Training, say: Say) -> None:
     chunks, begin = training.chunks, training.at.chunk
     done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
     with track(say, "train", training.tokens(chunks), done=done) as bar:
-        for number in range(begin, len(chunks)):
-            _train_chunk(training, number, bar)
+        for number, batches in enumerate(reading, begin):
+            _train_chunk(training, number, batches, bar)
             training.check_finite()
             training.at = Position(number + 1, 0, training.at.steps)
             if number + 1 < len(chunks):
                 training.look() if training.pause else training.save()
 
 
-def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
+def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tqdm[Any]) -> None:
     """Read a chunk and train on it, from the step on where the training is."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
 
@@ -356,7 +369,8 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
         bar.update(tokens)
         training.look()
 
-    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
+    of = (training.lm, training.plan, training.sites, chunk, training.world)
+    held = read_chunk(*of, advance, batches)
     if training.layout == "sites":
         held = gather_sites(held, training.names)
     begin, before = training.at.step, training.at.steps - training.at.step
@@ -390,10 +404,14 @@ def _save(training: _Training, out: Path) -> None:
     found = {}
     with torch.inference_mode():
         for sae, figures in training.measure():
-            trainer = training.trainers[sae.site]
-            average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
-            record = sae.record | {"held_out": {}, "training_average": average} | figures
+            record = sae.record | _figures(training.trainers[sae.site]) | figures
             save_sae(replace(sae, record=record), out / sae.id)
             found[sae.site] = figures
     if training.every:
         training.add_evaluation(found)
+
+
+def _figures(trainer: Trainer) -> dict[str, Any]:
+    """The figures of a training that its SAE records."""
+    average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
+    return {"training_average": average, "dead": trainer.dead_share}

@@ -148,6 +148,11 @@ class Trainer:
     def dead_share(self) -> float:
         return float((self.idle > self.dead_tokens).float().mean())
 
+    def is_finite(self) -> bool:
+        """Whether the error and all parameters are finite."""
+        ends = [end for value in self.parameters.values() for end in value.aminmax()]
+        return all(bool(torch.isfinite(value)) for value in (self.fvu, *ends))
+
     def figures(self) -> dict[str, float]:
         """fvu, l0 and dead of the last steps, and the learning rate (lr) of the last one."""
         rate = float(self.adam.param_groups[0]["lr"])

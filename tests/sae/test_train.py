@@ -5,26 +5,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import count as count_up
 
 import pytest
 import torch
+from helpers import contents, refused
 from pydantic import ValidationError
 
 from saefeat import progress
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
-from saefeat.io import RunFailed, UserError, read_header
-from saefeat.sae.chunks import draw, fill, plan_chunks, single_chunk
+from saefeat.io import RunFailed, UserError, load_tensors, read_header, save_tensors
+from saefeat.resume import STATE
+from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.held_out import HELD_OUT_TOKENS, held_out_plan
 from saefeat.sae.objectives.topk import INITIAL_NORM
-from saefeat.sae.store import load_sae
+from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import sae_id, train_saes
-from saefeat.sae.trainer import Trainer
+from saefeat.sae.trainer import Trainer, below
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(
@@ -119,8 +122,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
             assert chunk.tokens < size * 1.25 + largest
         assert all(chunk.tokens >= size for chunk in chunks[:-1])
         assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
-        whole = single_chunk(chosen)
-        assert (list(whole.positions), whole.tokens, whole.steps) == (list(order), plan.total, 1)
+        assert single_chunk(chosen) == Chunk(order, plan.total, 1)
 
 
 def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
@@ -212,6 +214,17 @@ def test_the_saved_sae_reconstructs_raw_activations_as_the_trainer_reports(train
         assert fvu(sae, x + 1.0) > 2 * fvu(sae, x)  # a wrong mean would be seen
 
 
+def in_training(x, frame, p, k):
+    """Sorted values [n, d_sae] of a trainer's codes in raw units, and its reconstruction of x."""
+    inside = (x - frame["mean"]) / frame["scale"]
+    norms = p["decoder"].norm(dim=1)
+    pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
+    chosen = (pre * norms).topk(k, dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
+    reconstruction = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
+    return (codes * norms * frame["scale"]).sort(1).values, reconstruction
+
+
 def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_trainer():
     g = torch.Generator().manual_seed(0)
     x = 40 * torch.randn(512, 16, generator=g) + 300 * torch.randn(16, generator=g)
@@ -225,19 +238,10 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     inside = (x - frame["mean"]) / frame["scale"]
     torch.testing.assert_close(inside.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
     torch.testing.assert_close(inside.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
-    pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
-    chosen = (pre * p["decoder"].norm(dim=1)).topk(3, dim=1).indices
-    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
-    expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
+    values, expected = in_training(x, frame, p, 3)
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
-    norms = p["decoder"].norm(dim=1)
-    found, wanted = (
-        sae.encode(x).dense().sort(1).values,
-        (codes * norms * frame["scale"]).sort(1).values,
-    )
-    torch.testing.assert_close(
-        found, wanted, rtol=1e-3, atol=1e-2
-    )  # the same values, units in another order
+    found = sae.encode(x).dense().sort(1).values  # units are in another order
+    torch.testing.assert_close(found, values, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     assert sae.max_norm == pytest.approx(8 * float(x.norm(dim=1).median()))
 
@@ -270,6 +274,118 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
             trained[0] / sae_id(site) / "cfg.json"
         ).read_bytes()
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
+
+
+@pytest.mark.filterwarnings("ignore:the SAE in .*its training is not finished")
+def test_a_checkpoint_opens_as_saes_that_give_the_codes_of_the_trainers(tmp_path, plan, tiny_lm):
+    chunks = plan_chunks(plan, CONFIG)
+    done, total = (sum(chunk.steps for chunk in some) for some in (chunks[:2], chunks))
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[1] + 100))
+    kept = tmp_path / f"training-{done}"
+    with refused(f"unfinished training; run it again to finish it, or give .* such as {kept}$"):
+        load_saes(str(tmp_path))
+    saes = load_saes(str(kept), tiny_lm)
+    assert [sae.site for sae in saes] == SITES
+    for sae in saes:
+        assert sae.record["unfinished"] == {"steps": done, "of": total}
+        with pytest.warns(UserWarning, match=rf"not finished \({done} of {total} steps\)"):
+            assert load_sae(kept / sae.id).id == sae_id(sae.site)
+        state, _ = load_tensors(kept / sae.id / STATE)
+        x = activations(tiny_lm, plan, sae.site)
+        expected = in_training(x, below("scaler.", state), below("parameter.", state), CONFIG.k)
+        found = sae.encode(x).dense()
+        torch.testing.assert_close(found.sort(1).values, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae.reconstruct(x), expected[1], rtol=1e-4, atol=1e-4)
+        theirs = pytest.importorskip("sae_lens").SAE.load_from_disk(kept / sae.id)
+        torch.testing.assert_close(theirs.encode(x), found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def stopped(tmp_path, plan, tiny_lm):
+    """A training that was stopped in its second chunk: its directory, and its checkpoint."""
+    cut, out = Interrupted(counts(plan)[0] + 100), tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG, say=cut)
+    (kept,) = out.glob("training-*")
+    return out, kept
+
+
+def test_a_training_that_diverges_after_a_checkpoint_keeps_it(stopped, trained, plan, tiny_lm):
+    out, kept = stopped
+    path = kept / sae_id(SITES[1]) / STATE
+    good, steps = path.read_bytes(), plan_chunks(plan, CONFIG)[0].steps
+    tensors, header = load_tensors(path)
+    tensors["parameter.b_enc"][3] = torch.nan
+    save_tensors(path, tensors, header)
+    before = contents(out)
+    with pytest.raises(
+        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: .* lower"
+    ):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == before
+    path.write_bytes(good)
+    train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == contents(trained[0])
+
+
+def test_a_weight_that_is_not_finite_is_seen_before_the_error_is():
+    trainer = Trainer(16, CONFIG, 10, "cpu")
+    assert trainer.is_finite()
+    trainer.parameters["decoder"][3, 5] = torch.inf
+    assert not trainer.is_finite() and torch.isfinite(trainer.fvu)
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def renumber(path):
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, header | {"request": [99, *header["request"][1:]]})
+
+
+@pytest.mark.parametrize(
+    ("damage", "place", "message"),
+    [
+        (shorten, STATE, "is not a readable safetensors file"),
+        (lambda path: path.unlink(), STATE, "does not exist"),
+        (lambda path: path.write_bytes(b""), "index", "is not a readable safetensors file"),
+        (renumber, "index", "was written by another version of saefeat; finish the training with"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_refused_and_left(
+    stopped, plan, tiny_lm, damage, place, message
+):
+    out, kept = stopped
+    damage(out / "training.safetensors" if place == "index" else kept / sae_id(SITES[0]) / STATE)
+    before = contents(out)
+    with pytest.raises(UserError, match=message):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped, plan, make_lm):
+    other = make_lm("llama", 1)
+    with refused("holds the state of the training of something else", "out"):
+        train_saes(other, plan, SITES, stopped[0], CONFIG)
+
+
+def test_what_a_finished_training_has_left_over_is_removed(
+    tmp_path, stopped, trained, plan, tiny_lm
+):
+    """A process was killed after it had written the SAEs, and before it removed the checkpoint."""
+    out, kept = stopped
+    for each in trained[0].iterdir():
+        shutil.copytree(each, out / each.name)
+    shutil.copytree(out, tmp_path / "other")
+    train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == contents(trained[0])
+    (other := tmp_path / "other" / kept.name).rename(other.with_name("training-data"))
+    before = contents(tmp_path / "other")
+    renumber(tmp_path / "other" / "training.safetensors")  # it is of another training
+    train_saes(tiny_lm, plan, SITES, tmp_path / "other", CONFIG)
+    assert contents(tmp_path / "other").keys() == before.keys()
 
 
 @pytest.mark.parametrize("after", [1, 4, 11, 14])
@@ -340,6 +456,11 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
         (["mlp_out@0", "model.layers.0.mlp"], CONFIG, "named twice"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=72), "d_sae 72 must be a multiple of 16"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
+        (
+            ["mlp_out@0"],
+            dataclasses.replace(CONFIG, batch_size=10_000),
+            "4752 counted tokens, used 2 times, are fewer than the 10000 of a step; give more text",
+        ),
         (
             ["mlp_out@0"],
             dataclasses.replace(CONFIG, architecture="tree"),
