@@ -732,6 +732,8 @@ def test_a_second_process_on_the_same_output_exits_with_2(saefeat, on, saes, tmp
             4,
             "--max-tokens",
             100,
+            "--batch-size",
+            64,
         ],
         "collect": ["collect", *on, *saes, "--max-tokens", 100],
         "run": ["run", *on, *saes, "--max-tokens", 100, "--steer-prompts", 0, "--matrix-texts", 0],
@@ -1115,11 +1117,13 @@ def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     code, last = cut_short([*words, "--out", tmp_path / "cut"], mark, how)
     assert code == 130
     assert last.startswith("saefeat: interrupted after ")
-    left = [path.name for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    left = [path.relative_to(tmp_path / "cut") for path in (tmp_path / "cut").rglob("*")]
     assert not [
-        name
-        for name in left
-        if name.startswith(".") or name in ("cfg.json", "mlp_act@0.safetensors")
+        path
+        for path in left
+        if path.name.startswith(".")
+        or path.name == "mlp_act@0.safetensors"
+        or (path.name == "cfg.json" and not path.parts[0].startswith("training-"))
     ]
     result = go_on(last)
     assert result.returncode == 0, result.stderr
