@@ -6,7 +6,7 @@ For each layout and number of GPUs: tokens/s per rank, the share of time in exch
 rank. A chunk of activations is read (the forward passes are shared out over all ranks), exchanged,
 and used in steps. Nothing overlaps. These are counted per weight of the encoder and per token:
 
-- the encoder product, 2 flops per weight and token, and the forward pass, 2 per weight of the model;
+- the encoder product, 2 flops per weight and token; the forward pass, 2 per weight of the model;
 - traffic of memory: `WEIGHT_BYTES` per weight of the encoder and step, for casts, gradients,
   clipping and Adam; `UNIT_BYTES` per pre-activation; `ACTIVE_BYTES` per active unit and dimension;
 - sums over n ranks: 2 (n - 1) / n times their bytes; gatherings: (n - 1) times those of each rank.
@@ -16,8 +16,9 @@ of a node are one copy of the SAEs; the copies share each batch and sum gradient
 
 Rates are options. Their defaults are of the data sheet of NVIDIA's H100 SXM: 989 TFLOP/s (bfloat16,
 dense), 3.35 TB/s of memory, NVLink of 900 GB/s, which is 450 GB/s in each direction; the network is
-one link of 400 Gbit/s per GPU (50 GB/s). Of each, the share `--reached` is taken for reached. The
-revival of dead units, evaluation and checkpoints are not counted.
+one link of 400 Gbit/s per GPU (50 GB/s), and ranks of a node that sum together use their links
+together. Of each rate, the share `--reached` is taken for reached. The revival of dead units,
+evaluation and checkpoints are not counted.
 
 The check trains random vectors in one process and in two by gloo. The rates of matrix products,
 memory and connection are measured first, and the same formulas predict the steps from them.
@@ -70,10 +71,10 @@ class Shape:
     passes: int
 
 
+_LLAMA = Shape(0.973e9, 2.47e9, 2048, 131_072, 16, 32, 8192, 1_048_576, 1)
 SHAPES = {
-    "Llama-3.2-1B, 131k, 16 sites": Shape(
-        0.973e9, 2.47e9, 2048, 131_072, 16, 32, 8192, 1_048_576, 1
-    ),
+    "Llama-3.2-1B, 131k, 16 sites": _LLAMA,
+    "Llama-3.2-1B, 131k, 16 sites, large batches": replace(_LLAMA, batch=65_536),
     "Gemma-3-270m, 2,560, 4 sites": Shape(72e6, 0.54e9, 640, 2560, 4, 32, 1024, 65_536, 2),
 }
 
@@ -135,9 +136,10 @@ def step_exchange(shape: Shape, parts: Split, rates: Rates) -> tuple[float, floa
     total, seconds = 0.0, 0.0
     if parts.copies > 1:  # gradients of encoder and decoder, and the counts of the batch
         sent = summed(4 * (2 * weights + 2 * shape.d_sae / among + 2 * shape.d_in), parts.copies)
-        far = parts.size > NODE
+        links = max(1, NODE // parts.parts)  # of the node, that the ranks of a sum use together
+        rate = min(rates.near, links * rates.far) if parts.size > NODE else rates.near
         total += sent
-        seconds += sent / (rates.far if far else rates.near) + waits(5, parts.copies, rates)
+        seconds += sent / rate + waits(5, parts.copies, rates)
     if among > 1:  # candidates of the selection, reconstructions, which units fired
         sent = (among - 1) * 4 * (tokens * shape.k + shape.d_sae / among)
         sent += summed(4 * (tokens + 1) * shape.d_in, among)
@@ -243,11 +245,8 @@ def check_rank() -> None:
 
 def matrix_rate() -> float:
     dtype = Trainer(16, TrainConfig(d_sae=256, k=4), 1, "cpu").dtype
-    x, w = (
-        torch.ones(512, CHECK.d_in, dtype=dtype),
-        torch.ones(CHECK.d_sae, CHECK.d_in, dtype=dtype),
-    )
-    return rate_of(lambda: x @ w.t(), 2 * x.numel() * len(w))
+    x, weight = (torch.ones(n, CHECK.d_in, dtype=dtype) for n in (512, CHECK.d_sae))
+    return rate_of(lambda: x @ weight.t(), 2 * x.numel() * len(weight))
 
 
 def trained(shape: Shape, world: World) -> float:
