@@ -365,8 +365,9 @@ def test_torchrun_writes_the_bytes_of_one_process(
     monkeypatch.setattr("saefeat.corpora.WINDOW", 1024)
     texts = [f"{text} {i}" for i in range(10) for text in tiny_corpus.texts]  # in three windows
     rows = zip(texts, [*tiny_corpus.of] * 10, strict=True)
-    corpus = tmp_path / "c.csv"
-    corpus.write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in rows))
+    corpus = tmp_path / "c.jsonl"
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    corpus.write_text("\n".join(lines))
     words = ["collect", "--model", tiny_model_dir, "--corpus", corpus, "--dtype", "float32"]
     words += ["--neurons", "--with", "responses", "--out"]
     code, _, error = saefeat(*words, tmp_path / "one")
