@@ -173,8 +173,10 @@ def own_device(device: str, world: World) -> str:
 def join(world: World, device: str, timeout: float) -> Any:
     """Connect the ranks: gloo between CPUs, NCCL between GPUs. Return their store; None if alone.
 
-    `device`: that of this rank. `timeout`: seconds after which a rank that does not answer fails
-    the others. One that does not connect does so after half an hour at most.
+    Args:
+        device: that of this rank.
+        timeout: seconds after which a rank that does not answer fails the others. One that does not
+            connect does so after half an hour at most.
     """
     if world.size == 1:
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from saefeat.run.training import forecast_job, place_rank, read_job
 from saefeat.world import World
 
 LEAST = {"model": "m", "corpus": "c", "sites": ["mlp_out@0"], "out": "o"}
-CONFIGS = sorted((Path(__file__).parents[1] / "train/configs").glob("*.toml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "train/configs").glob("*.toml"))
 
 
 @pytest.fixture
@@ -105,3 +108,71 @@ def test_a_forecast_has_a_line_for_each_rank(file, tiny_model_dir, tiny_jsonl):
 def test_the_configurations_of_the_repository_can_be_read(path):
     job = read_job(path)
     assert job.out == Path("saes") / path.stem
+
+
+# --------------------------------------------------------------------------- job scripts
+
+# Starts the command once for each task, as srun does; the options before it are not needed.
+SRUN = """#!/usr/bin/env bash
+while [ "${1:0:2}" = -- ]; do shift; done
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$((task % SLURM_NTASKS_PER_NODE)) "$@" || exit
+done
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$1 $2" = "show hostnames" ] && echo "node-of-$3" && echo other || echo "$@" >> "$SAID"
+"""
+PYTHON = """#!/usr/bin/env bash
+place="$RANK/$WORLD_SIZE|$LOCAL_RANK/$LOCAL_WORLD_SIZE|$MASTER_ADDR:$MASTER_PORT"
+(printf '%s|' "$place" "$@" && echo) >> "$SAID"
+exit "$ENDS"
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """job(script, *words, ends=0, **variables): the exit code, and what the script has started."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": PYTHON}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script, *words, ends=0, **variables):
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        slurm = {"JOB_ID": 40123, "JOB_NODELIST": "list", "NTASKS": 2, "NTASKS_PER_NODE": 1}
+        values = {f"SLURM_{name}": value for name, value in slurm.items()} | variables
+        values |= {"ENDS": ends, "SAID": said, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        environment = os.environ | {name: str(value) for name, value in values.items()}
+        command = ["bash", str(ROOT / "train" / script), *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, said.read_text().splitlines() if said.exists() else done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "started"),
+    [
+        ("slurm.sh", ["job.toml"], "train/sae.py|job.toml|"),
+        ("collect.sh", ["o", "--saes", "a b"], "-m|saefeat|collect|--out|o|--saes|a b|"),
+    ],
+)
+def test_a_job_starts_a_process_per_task_and_is_queued_again_after_a_signal(
+    job, script, words, started
+):
+    ranks = [f"{rank}/2|0/1|node-of-list:20123|{started}" for rank in range(2)]
+    assert job(script, *words) == (0, ranks)
+    assert job(script, *words, ends=130) == (130, [ranks[0], "requeue 40123"])
+    assert job(script, *words, ends=2) == (2, ranks[:1])
+    code, error = job(script)
+    assert code and "give a" in error
+
+
+def test_a_job_of_an_array_collects_its_shard(job):
+    variables = {"SLURM_ARRAY_TASK_ID": 3, "SLURM_NTASKS": 1, "SHARDS": 16}
+    code, (line,) = job("collect.sh", "shards", "--model", "m", **variables)
+    assert code == 0
+    assert line.endswith("|collect|--out|shards/shard-3|--shard|3/16|--model|m|")
+    del variables["SHARDS"]
+    code, error = job("collect.sh", "shards", **variables)
+    assert code and "set SHARDS to the number of shards" in error
