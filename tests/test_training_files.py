@@ -12,6 +12,7 @@ from helpers import refused
 
 from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.run.training import forecast_job, place_rank, read_job
+from saefeat.sae.store import load_sae
 from saefeat.world import World
 
 LEAST = {"model": "m", "corpus": "c", "sites": ["mlp_out@0"], "out": "o"}
@@ -62,6 +63,7 @@ log_to = ["wandb"]
         ({"xyz": 3}, "unknown key 'xyz'; choose from out, ", ()),
         ({"model": ...}, "lacks model$", ()),
         ({"k": 0}, "the k should be greater than or equal to 1, not 0", ("k",)),
+        ({"temperature": 0.5}, "the temperature should be greater than or equal", ("temperature",)),
         ({"k": "3"}, "the k should be a valid integer, not 3", ("k",)),
         ({"layout": "rows"}, "the layout should be 'data' or 'sites', not rows", ("layout",)),
         ({"out": 3}, "out should be a directory, not 3", ("out",)),
@@ -108,6 +110,21 @@ def test_a_forecast_has_a_line_for_each_rank(file, tiny_model_dir, tiny_jsonl):
 def test_the_configurations_of_the_repository_can_be_read(path):
     job = read_job(path)
     assert job.out == Path("saes") / path.stem
+
+
+def test_a_temperature_is_an_option_is_recorded_and_is_checked_on_resumption(
+    tmp_path, saefeat, tiny_model_dir, tiny_jsonl
+):
+    of = ("--model", tiny_model_dir, "--corpus", tiny_jsonl, "--sites", "mlp_out@0")
+    train = ("train", *of, "--out", tmp_path / "saes", "--d-sae", 64, "--k", 4, "--batch-size", 64)
+    code, _, error = saefeat(*train, "--temperature", 3)
+    assert code == 2 and "give the budget of the largest one (--max-tokens)" in error
+    assert saefeat(*train, "--temperature", 3, "--max-tokens", 100)[0] == 0
+    record = load_sae(tmp_path / "saes" / "sae-mlp_out@0").record
+    assert record["policy"]["temperature"] == 3
+    code, _, error = saefeat(*train, "--temperature", 2, "--max-tokens", 100)
+    assert code == 2 and "an SAE of something else" in error
+    assert saefeat(*train, "--temperature", 3, "--max-tokens", 100)[0] == 0
 
 
 # --------------------------------------------------------------------------- job scripts
