@@ -33,7 +33,7 @@ from saefeat.world import ALONE, World
 
 OUT = "out"
 _KINDS = (TrainInputs, TrainConfig, RanksConfig)  # whose fields are the keys of a file
-_SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its checkpoint, per weight of the encoder
+_SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its trainer's state, per weight of the encoder
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
         rows = chunk if layout == "sites" and size > 1 else 0
         need = model + held + training_bytes(rows, trained, widths)
         weights = sum(d_in * sae_width(config, d_in) for d_in in mine)
-        on_disk = weights * (_SAE_BYTES + 2 * _STATE_BYTES)
+        on_disk = weights * (_SAE_BYTES + 2 * (_SAE_BYTES + _STATE_BYTES))
         say(
             f"rank {rank}: {describe_memory(lm.device, need, LIBRARIES, 0)}, "
             f"{on_disk / 1e9:,.1f} GB on disk, {reading + times[key]:,.0f} s "

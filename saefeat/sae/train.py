@@ -12,7 +12,7 @@ exchange activations. The number of steps follows from the plan, and is the same
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from saefeat.config import TrainConfig
 from saefeat.corpora import Plan, fill_budget, hashed_order
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, UserError, fingerprint
+from saefeat.io import RunFailed, UserError
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim
@@ -78,6 +79,7 @@ class _Training:
     checkpoints: Checkpoints
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
+    records: dict[str, dict[str, Any]]  # by site: what the files of the SAE record
     at: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)
 
@@ -99,11 +101,22 @@ class _Training:
         """Write a checkpoint. Raises RunFailed, and keeps the last one, if an SAE has diverged."""
         begun = time.monotonic()
         self.check_finite()
-        mine = owned(self.names, self.world)
-        self.checkpoints.save(self.at, {sae_id(name): self.trainers[name] for name in mine})
+        self.checkpoints.save(self.at, self._unfinished())
         self.saved = time.monotonic()
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
+
+    def _unfinished(self) -> Iterator[tuple[SAE, dict[str, Tensor]]]:
+        """The SAEs that this rank writes, as trained so far, and the states of their trainers."""
+        done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
+        for name in owned(self.names, self.world):
+            trainer = self.trainers[name]
+            found = {
+                **_figures(trainer),
+                "unfinished": {"steps": done, "of": total},
+                "doubt": f"its training is not finished ({done:,} of {total:,} steps)",
+            }
+            yield trainer.sae(sae_id(name), name, self.records[name] | found), trainer.state()
 
     def look(self) -> None:
         """Save if it is time, or if this process is to stop, on which all ranks agree.
@@ -191,15 +204,13 @@ def train_saes(
             trainers = {
                 name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
             }
-            # The number says how the state is kept.
-            request = fingerprint([2, records])
-            kept = Checkpoints(out, request, lm.threads, world, say)
+            kept = Checkpoints(out, records, lm.threads, world, say)
             training = _Training(
                 *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
-                *(checkpoint_seconds, stop),
+                *(checkpoint_seconds, stop, records),
             )
             _train(training, say)
-            _save(training, out, records)
+            _save(training, out)
             world.barrier()
             if world.leads:
                 kept.clear()
@@ -299,7 +310,7 @@ def _describe(trainers: dict[str, Trainer]) -> str:
     )
 
 
-def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) -> None:
+def _save(training: _Training, out: Path) -> None:
     """Measure the SAEs on held-out text and write them, each by the rank that owns it."""
     lm, sites, world = training.lm, training.sites, training.world
     held = held_out_plan(lm, training.plan)
@@ -309,16 +320,18 @@ def _save(training: _Training, out: Path, records: dict[str, dict[str, Any]]) ->
         buffers = gather_sites(part, training.names).buffers
     for name in owned(training.names, world):
         trainer = training.trainers[name]
-        sae = trainer.sae(sae_id(name), name, records[name])
+        sae = trainer.sae(sae_id(name), name, training.records[name])
         fit = {}
         if held:
             fit = {**measure_fit(sae, buffers[name]), "split": held.policy["split"]}
-        figures = {
-            "held_out": fit,
-            "training_average": {"fvu": float(trainer.fvu), "l0": float(trainer.l0)},
-            "dead": trainer.dead_share,
-        }
-        save_sae(replace(sae, record={**sae.record, **figures}), out / sae.id)
+        record = {**sae.record, "held_out": fit, **_figures(trainer)}
+        save_sae(replace(sae, record=record), out / sae.id)
+
+
+def _figures(trainer: Trainer) -> dict[str, Any]:
+    """The figures of a training that its SAE records."""
+    average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
+    return {"training_average": average, "dead": trainer.dead_share}
 
 
 def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:

@@ -10,20 +10,22 @@ from itertools import count as count_up
 
 import pytest
 import torch
+from helpers import refused
 from pydantic import ValidationError
 
 from saefeat import progress
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
-from saefeat.io import RunFailed, UserError, read_header
+from saefeat.io import RunFailed, UserError, load_tensors, read_header
+from saefeat.resume import STATE
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.objectives.topk import INITIAL_NORM
-from saefeat.sae.store import load_sae
+from saefeat.sae.store import load_sae, load_saes
 from saefeat.sae.train import HELD_OUT_TOKENS, held_out_plan, sae_id, train_saes
-from saefeat.sae.trainer import Trainer
+from saefeat.sae.trainer import Trainer, below
 
 SITES = ["mlp_out@0", "resid_post@1"]
 CONFIG = TrainConfig(
@@ -118,7 +120,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
             assert chunk.tokens < size * 1.25 + largest
         assert all(chunk.tokens >= size for chunk in chunks[:-1])
         assert len(chunks) == 1 or chunks[-1].tokens >= size / 4
-        assert single_chunk(chosen) == Chunk(tuple(order), plan.total, 1)
+        assert single_chunk(chosen) == Chunk(order, plan.total, 1)
 
 
 def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
@@ -210,6 +212,17 @@ def test_the_saved_sae_reconstructs_raw_activations_as_the_trainer_reports(train
         assert fvu(sae, x + 1.0) > 2 * fvu(sae, x)  # a wrong mean would be seen
 
 
+def in_training(x, frame, p, k):
+    """Sorted values [n, d_sae] of a trainer's codes in raw units, and its reconstruction of x."""
+    inside = (x - frame["mean"]) / frame["scale"]
+    norms = p["decoder"].norm(dim=1)
+    pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
+    chosen = (pre * norms).topk(k, dim=1).indices
+    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
+    reconstruction = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
+    return (codes * norms * frame["scale"]).sort(1).values, reconstruction
+
+
 def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_trainer():
     g = torch.Generator().manual_seed(0)
     x = 40 * torch.randn(512, 16, generator=g) + 300 * torch.randn(16, generator=g)
@@ -223,19 +236,10 @@ def test_folding_mean_and_scale_gives_the_codes_and_reconstructions_of_the_train
     inside = (x - frame["mean"]) / frame["scale"]
     torch.testing.assert_close(inside.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
     torch.testing.assert_close(inside.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
-    pre = ((inside - p["b_dec"]) @ p["encoder"].t() + p["b_enc"]).relu()
-    chosen = (pre * p["decoder"].norm(dim=1)).topk(3, dim=1).indices
-    codes = torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen))
-    expected = (codes @ p["decoder"] + p["b_dec"]) * frame["scale"] + frame["mean"]
+    values, expected = in_training(x, frame, p, 3)
     torch.testing.assert_close(sae.decode(sae.encode(x)), expected, rtol=1e-3, atol=1e-2)
-    norms = p["decoder"].norm(dim=1)
-    found, wanted = (
-        sae.encode(x).dense().sort(1).values,
-        (codes * norms * frame["scale"]).sort(1).values,
-    )
-    torch.testing.assert_close(
-        found, wanted, rtol=1e-3, atol=1e-2
-    )  # the same values, units in another order
+    found = sae.encode(x).dense().sort(1).values  # units are in another order
+    torch.testing.assert_close(found, values, rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
     assert sae.max_norm == pytest.approx(8 * float(x.norm(dim=1).median()))
 
@@ -268,6 +272,31 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
             trained[0] / sae_id(site) / "cfg.json"
         ).read_bytes()
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
+
+
+@pytest.mark.filterwarnings("ignore:the SAE in .*its training is not finished")
+def test_a_checkpoint_opens_as_saes_that_give_the_codes_of_the_trainers(tmp_path, plan, tiny_lm):
+    chunks = plan_chunks(plan, CONFIG)
+    done, total = (sum(chunk.steps for chunk in some) for some in (chunks[:2], chunks))
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[1] + 100))
+    kept = tmp_path / f"training-{done}"
+    with refused(f"unfinished training; run it again to finish it, or give .* such as {kept}$"):
+        load_saes(str(tmp_path))
+    saes = load_saes(str(kept), tiny_lm)
+    assert [sae.site for sae in saes] == SITES
+    for sae in saes:
+        assert sae.record["unfinished"] == {"steps": done, "of": total}
+        with pytest.warns(UserWarning, match=rf"not finished \({done} of {total} steps\)"):
+            assert load_sae(kept / sae.id).id == sae_id(sae.site)
+        state, _ = load_tensors(kept / sae.id / STATE)
+        x = activations(tiny_lm, plan, sae.site)
+        expected = in_training(x, below("scaler.", state), below("parameter.", state), CONFIG.k)
+        found = sae.encode(x).dense()
+        torch.testing.assert_close(found.sort(1).values, expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae.reconstruct(x), expected[1], rtol=1e-4, atol=1e-4)
+        theirs = pytest.importorskip("sae_lens").SAE.load_from_disk(kept / sae.id)
+        torch.testing.assert_close(theirs.encode(x), found, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("after", [1, 4, 11, 14])

@@ -12,6 +12,7 @@ from pathlib import Path
 from saefeat.dictionaries import SAE
 from saefeat.io import UserError, absolute_path
 from saefeat.models import KINDS
+from saefeat.resume import STATE
 from saefeat.sae.formats import FORMATS, Format
 from saefeat.words import in_words, natural
 
@@ -31,7 +32,8 @@ def find(root: Path) -> list[Path]:
     Numbers in names are sorted by value. Hidden directories and those inside an SAE are not
     searched. A link is followed if it leads out of `root`; else its target is found anyway.
 
-    Raises UserError for broken links and unreadable directories, because they may be SAEs.
+    Raises UserError for broken links and unreadable directories, because they may be SAEs, and for
+    an unfinished training below `root`; its checkpoint is found where `root` is the checkpoint.
     """
     if root.is_file():
         return [root] if detect_format(root) else []
@@ -43,6 +45,7 @@ def find(root: Path) -> list[Path]:
         shared = (here / name for name in files if is_shared_file(name))
         found += filter(detect_format, shared)
         if is_sae := detect_format(here) is not None:
+            _refuse_unfinished(here, root)
             found.append(here)
         if is_sae or len(here.relative_to(root).parts) == _DEPTH:
             folders.clear()
@@ -65,6 +68,14 @@ def _refuse_unreadable(error: OSError) -> None:
         f"the folder {error.filename} cannot be read ({error.strerror}); change its permissions, "
         "or name the SAEs one by one"
     ) from error
+
+
+def _refuse_unfinished(path: Path, root: Path) -> None:
+    if (path / STATE).is_file() and len(path.relative_to(root).parts) > 1:
+        raise UserError(
+            f"{path.parent.parent} is an unfinished training; run it again to finish it, or give a "
+            f"checkpoint of it, such as {path.parent}"
+        )
 
 
 def _check_links(folder: Path, names: list[str]) -> None:
