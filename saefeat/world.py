@@ -107,13 +107,20 @@ class World:
         """Return the tensors of all ranks [size, *shape]; all have one shape and dtype."""
         if self.size == 1:
             return x[None]
-        found = x.new_empty(self.size, *x.shape)
-        sent, received = x.contiguous().view(-1), found.view(-1)  # every backend sends bytes
+        sent = x.reshape(-1).view(torch.uint8)  # every backend sends bytes
+        found = sent.new_empty(self.size, len(sent))
         with self._answers():
-            dist.all_gather_into_tensor(
-                received.view(torch.uint8), sent.view(torch.uint8), group=self.group
-            )
-        return found
+            dist.all_gather(list(found), sent, group=self.group)
+        return found.view(-1).view(x.dtype).view(self.size, *x.shape)
+
+    def collect(self, x: Tensor, to: int) -> Tensor | None:
+        """Return on the rank `to` what `gather` does, and None on the others."""
+        if self.size == 1:
+            return x[None]
+        wanted = self.rank == to
+        parts = [x if rank == to else x[:0] for rank in range(self.size)]
+        found = self.exchange(parts, [x.numel() if wanted else 0] * self.size)
+        return torch.stack(found).view(self.size, *x.shape) if wanted else None
 
     def divide(self, size: int) -> tuple[World, World]:
         """Divide all connected ranks into groups of `size` that follow each other.
@@ -122,7 +129,9 @@ class World:
         ranks and size 2, rank 3 is in (2, 3) and in (1, 3, 5).
         """
         groups = [list(range(start, start + size)) for start in range(0, self.size, size)]
-        return self._one_of(groups), self._one_of([list(ranks) for ranks in zip(*groups)])
+        return self._one_of(groups), self._one_of(
+            [list(each) for each in zip(*groups, strict=True)]
+        )
 
     def _one_of(self, groups: list[list[int]]) -> World:
         """Make groups of ranks, and return that of this rank."""

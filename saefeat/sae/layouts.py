@@ -52,6 +52,18 @@ class Mesh:
             return [[site] * size for site in sites]
         return [list(sites[start : start + size]) for start in range(0, len(sites), size)]
 
+    def step_bytes(self, d_in: int, width: int, config: TrainConfig) -> float:
+        """Bytes that this rank sends for one step of an SAE, without the revival of dead units.
+
+        A sum over n ranks sends each value 2 (n - 1) / n times, a gathering n - 1 times.
+        """
+        copies, split = self.copies.size, self.split.size
+        tokens, own = config.batch_size / copies, width / split
+        gradients = 2 * (copies - 1) / copies * (2 * own * d_in + own + d_in)
+        rebuilt = 2 * (split - 1) / split * (tokens + 1) * d_in
+        gathered = (split - 1) * (tokens * min(config.k, own) + own)
+        return 4 * (gradients + rebuilt + gathered)
+
     def writers(self, sites: Sequence[str]) -> dict[str, int]:
         """The SAEs that this rank helps to write -> the number in `split` of the rank that does.
 
@@ -66,6 +78,13 @@ def make_mesh(world: World, layout: str = "data", replicas: int = 1) -> Mesh:
     """Connect the ranks of each copy, and those that train the same. All ranks call it."""
     shares, copies = world.divide(_share_count(world, layout, replicas))
     return Mesh(world, layout, shares, copies)
+
+
+def planned_mesh(world: World, layout: str = "data", replicas: int = 1) -> Mesh:
+    """The same for a rank that is not connected, for forecasts."""
+    size = _share_count(world, layout, replicas)
+    shares = World(world.rank % size, size)
+    return Mesh(world, layout, shares, World(world.rank // size, world.size // size))
 
 
 def by_site(world: World) -> Mesh:
@@ -83,9 +102,9 @@ def _share_count(world: World, layout: str, replicas: int) -> int:
 
 
 def check_layout(
-    layout: str, world: World, sites: int, config: TrainConfig, replicas: int = 1
+    layout: str, world: World, config: TrainConfig, widths: Sequence[int], replicas: int = 1
 ) -> None:
-    """Raise UserError if so many ranks cannot train in this layout."""
+    """Raise UserError if so many ranks cannot train SAEs of these widths in this layout."""
     if layout not in LAYOUTS:
         raise UserError(f"there is no layout {layout!r}; choose from {in_words(LAYOUTS)}", "layout")
     if layout == "data":
@@ -99,26 +118,22 @@ def check_layout(
     if world.size % replicas:
         raise UserError(
             f"{world.size} processes cannot form {replicas} replicas of one size; start a multiple "
-            "of them, or change the replicas",
+            f"of {replicas}, or change it",
             "replicas",
         )
     shares = _share_count(world, layout, replicas)
     if layout == "sites":
-        _check_parts(shares, sites, "sites", layout)
-    if layout == "features" and config.d_sae:
-        check_split(config.d_sae, config, shares)
+        _check_parts(shares, len(widths), "sites", layout)
+    if layout == "features":
+        multiple = OBJECTIVES[config.architecture].TABLE * shares
+        for width in widths:
+            if width % multiple:
+                raise UserError(
+                    f"{shares} processes cannot share out {width} units in the layout over "
+                    f"features; d_sae has to be a multiple of {multiple}, or choose another layout",
+                    *("layout", "d_sae"),
+                )
     _check_parts(replicas, config.batch_size, "tokens per step", "data")
-
-
-def check_split(width: int, config: TrainConfig, size: int) -> None:
-    """Raise UserError if an SAE of this width cannot be split among so many ranks."""
-    table = OBJECTIVES[config.architecture].TABLE
-    if width % (table * size):
-        raise UserError(
-            f"{width} units cannot be split among {size} processes in the layout over features; "
-            f"d_sae must be a multiple of {table * size}, or choose another layout",
-            *("layout", "d_sae"),
-        )
 
 
 def _check_parts(ranks: int, parts: int, what: str, layout: str) -> None:

@@ -3,10 +3,11 @@
 A checkpoint says how many steps of which chunk (`saefeat.sae.chunks`) are done. The chunk is read
 again then, so that a training that was killed and resumed gives the same bytes as one that was not.
 
-Several ranks (`saefeat.world`) train together in one of two layouts. Both share the forward passes.
-In the layout over data every rank trains every SAE on its part of each batch, and gradients are
-summed. In the layout over sites every rank trains some of the SAEs on whole batches, and the ranks
-exchange activations. The number of steps follows from the plan, and is the same on every rank.
+Several ranks (`saefeat.world`) train together in one of the layouts (`saefeat.sae.layouts`). All
+share the forward passes. In the layout over data every rank trains every SAE on its part of each
+batch, and gradients are summed. In the layout over sites every rank trains some of the SAEs on
+whole batches, and in that over features some units of every SAE; the ranks exchange activations.
+The number of steps follows from the plan, and is the same on every rank.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from saefeat.config import TrainConfig
@@ -31,29 +31,20 @@ from saefeat.io import RunFailed, UserError
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim
-from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import (
-    Chunk,
-    draw,
-    gather_sites,
-    owned,
-    plan_chunks,
-    read_chunk,
-    single_chunk,
-)
+from saefeat.sae.checkpoints import Checkpoints, Part, Position
+from saefeat.sae.chunks import Chunk, draw, gather_sites, plan_chunks, read_chunk, single_chunk
 from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
-from saefeat.sae.objectives import sae_width
+from saefeat.sae.layouts import Mesh, by_site, check_layout, make_mesh
+from saefeat.sae.objectives import Parameters, sae_width
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.trainer import Trainer
 from saefeat.tokens import OUTLIER_FACTOR
-from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
 HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
 _FIGURE_STEPS = 50  # between updates of the figures on the progress bar, which wait for the GPU
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
-LAYOUTS = ("data", "sites")
 
 
 def sae_id(site: str) -> str:
@@ -74,8 +65,7 @@ class _Training:
     sites: list[Site]
     chunks: list[Chunk]
     trainers: dict[str, Trainer]  # by site: those of this rank
-    world: World
-    layout: str
+    mesh: Mesh
     checkpoints: Checkpoints
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
@@ -106,17 +96,27 @@ class _Training:
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
 
-    def _unfinished(self) -> Iterator[tuple[SAE, dict[str, Tensor]]]:
-        """The SAEs that this rank writes, as trained so far, and the states of their trainers."""
+    def written(self) -> Iterator[tuple[str, int, Parameters]]:
+        """Yield the sites whose SAEs this rank helps to write, and the rank that does (`writers`).
+
+        That rank gets the parameters of all units with them.
+        """
+        for name, writer in self.mesh.writers(self.names).items():
+            yield name, writer, self.trainers[name].collect(writer)
+
+    def _unfinished(self) -> Iterator[Part]:
+        """The SAEs as trained so far."""
         done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
-        for name in owned(self.names, self.world):
+        for name, writer, parameters in self.written():
             trainer = self.trainers[name]
             found = {
                 **_figures(trainer),
                 "unfinished": {"steps": done, "of": total},
                 "doubt": f"its training is not finished ({done:,} of {total:,} steps)",
             }
-            yield trainer.sae(sae_id(name), name, self.records[name] | found), trainer.state()
+            record = self.records[name] | found
+            sae = trainer.sae(sae_id(name), name, record, parameters) if parameters else None
+            yield Part(sae_id(name), sae, trainer, writer)
 
     def look(self) -> None:
         """Save if it is time, or if this process is to stop, on which all ranks agree.
@@ -124,7 +124,7 @@ class _Training:
         Raises KeyboardInterrupt in the second case.
         """
         due = self.pause > 0 and time.monotonic() - self.saved >= self.pause
-        stop, due = self.world.any(self.stop(), self.world.leads and due)
+        stop, due = self.mesh.world.any(self.stop(), self.mesh.world.leads and due)
         if (stop or due) and self.at.steps:
             self.save()
         if stop:
@@ -150,6 +150,7 @@ def train_saes(
     say: Say = quiet,
     world: World = ALONE,
     layout: str = "data",
+    replicas: int = 1,
     checkpoint_seconds: float = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[SAE]:
@@ -162,7 +163,9 @@ def train_saes(
         sites: names of different sites.
         say: takes lines for the user.
         world: the ranks that train together.
-        layout: what they share out, "data" or "sites".
+        layout: what they share out, "data", "sites" or "features" (see `saefeat.sae.layouts`).
+        replicas: number of copies of the SAEs, each of which takes a part of every batch; the ranks
+            of a copy share out sites or features.
         checkpoint_seconds: least time between two checkpoints; 0: one after each chunk.
         stop: asked every few steps; if it says so on a rank, all save and raise KeyboardInterrupt.
 
@@ -182,9 +185,7 @@ def train_saes(
     if len({site.path for site in resolved}) < len(resolved):
         raise UserError(f"a site is named twice in {','.join(sites)}", "sites")
     widths = {site.name: site_width(lm, site) for site in resolved}
-    for width in widths.values():
-        sae_width(config, width)
-    check_layout(layout, world, len(sites), config)
+    check_layout(layout, world, config, [sae_width(config, d) for d in widths.values()], replicas)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
@@ -199,14 +200,14 @@ def train_saes(
         else:
             chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
-            mine = owned(list(widths), world) if layout == "sites" else list(widths)
-            shared = world if layout == "data" else ALONE
+            mesh = make_mesh(world, layout, replicas)
             trainers = {
-                name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
+                name: Trainer(widths[name], config, steps, lm.device, mesh.copies, mesh.split)
+                for name in mesh.trained(list(widths))
             }
             kept = Checkpoints(out, records, lm.threads, world, say)
             training = _Training(
-                *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
+                *(lm, plan, config, resolved, chunks, trainers, mesh, kept),
                 *(checkpoint_seconds, stop, records),
             )
             _train(training, say)
@@ -216,19 +217,6 @@ def train_saes(
                 kept.clear()
         world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
-
-
-def check_layout(layout: str, world: World, sites: int, config: TrainConfig) -> None:
-    """Raise UserError if so many ranks cannot train in this layout."""
-    if layout not in LAYOUTS:
-        raise UserError(f"there is no layout {layout!r}; choose from {in_words(LAYOUTS)}", "layout")
-    most, what = (sites, "sites") if layout == "sites" else (config.batch_size, "tokens per step")
-    if world.size > most:
-        raise UserError(
-            f"{world.size} processes cannot share out {most} {what} in the layout over {layout}; "
-            "start fewer, or choose the other layout",
-            "layout",
-        )
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -280,9 +268,9 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
         bar.update(tokens)
         training.look()
 
-    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
-    if training.layout == "sites":
-        held = gather_sites(held, training.names)
+    mesh = training.mesh
+    part = read_chunk(training.lm, training.plan, training.sites, chunk, mesh.world, advance)
+    held = gather_sites(part, training.names, mesh)
     begin, before = training.at.step, training.at.steps - training.at.step
     bar.update(begin * config.batch_size)
     with torch.inference_mode():
@@ -312,15 +300,17 @@ def _describe(trainers: dict[str, Trainer]) -> str:
 
 def _save(training: _Training, out: Path) -> None:
     """Measure the SAEs on held-out text and write them, each by the rank that owns it."""
-    lm, sites, world = training.lm, training.sites, training.world
+    lm, sites, world = training.lm, training.sites, training.mesh.world
     held = held_out_plan(lm, training.plan)
     buffers = {}
     if held:
         part = read_chunk(lm, held, sites, single_chunk(held), world)
-        buffers = gather_sites(part, training.names).buffers
-    for name in owned(training.names, world):
+        buffers = gather_sites(part, training.names, by_site(world)).buffers
+    for name, _, parameters in training.written():
+        if not parameters:
+            continue
         trainer = training.trainers[name]
-        sae = trainer.sae(sae_id(name), name, training.records[name])
+        sae = trainer.sae(sae_id(name), name, training.records[name], parameters)
         fit = {}
         if held:
             fit = {**measure_fit(sae, buffers[name]), "split": held.policy["split"]}

@@ -63,11 +63,17 @@ class Objective(ABC):
         table = rows.unflatten(0, (self.TABLE, -1))
         return table.chunk(self.split.size, 1)[self.split.rank].flatten(0, 1)
 
-    def own_places(self, rows: Tensor) -> Tensor:
-        """Of some rows of all units, int64 [m], those of this rank, as places in its rows."""
+    def own_places(self, rows: Tensor, count: int) -> Tensor:
+        """Of some rows of all units, int64 [m], those among the `count` rows of this rank.
+
+        They are numbered as this rank's rows.
+        """
         if self.split.size == 1:
             return rows
-        ...
+        columns = count // self.TABLE
+        row, column = rows // (columns * self.split.size), rows % (columns * self.split.size)
+        column = column - self.split.rank * columns
+        return (row * columns + column)[(column >= 0) & (column < columns)]
 
     def all_rows(self, parts: Tensor) -> Tensor:
         """The rows of all units [width, ...], given those of each rank [ranks, n, ...]."""
@@ -95,15 +101,16 @@ class Objective(ABC):
     ) -> None:
         """Add gradients to a step that make dead units fire again.
 
-        `dead`: their rows among those of all ranks, int64 [m]. All ranks call it together, with the loss of the whole batch in `step`. `first`: number of
-        the vectors of x that are in the first quarter of the batch.
+        All ranks call it together, with the loss of the whole batch in `step`. `dead`: rows of
+        the dead units of all ranks, int64 [m]. `first`: number of the vectors of x that are in the
+        first quarter of the batch.
         """
 
     @abstractmethod
     def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
         """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
 
-        The parameters are those of all units. The units may be in another order than in the parameters.
+        The parameters are those of all units, which may be in another order there.
         """
 
 

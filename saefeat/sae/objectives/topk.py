@@ -80,8 +80,8 @@ class TopK(Objective):
             rows = _rows(units, len(weight))
         if self.split.size > 1:
             values = values * are_greatest(values, self.config.k, self.split)
-            used = int((values > 0).sum(1).max())
-            values, rows = values[:, :used], rows[:, :used]
+            used = max(1, int((values > 0).sum(1).max()))
+            values, rows = values[:, :used].contiguous(), rows[:, :used].contiguous()
         return values / norms[rows].clamp(min=_TINY), rows
 
     def step(self, x: Tensor, parameters: Parameters, tokens: int) -> Step:
@@ -125,7 +125,8 @@ class TopK(Objective):
     def revive(
         self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor, first: int
     ) -> None:
-        p, gradients, mine = parameters, step.gradients, self.own_places(dead)
+        p, gradients = parameters, step.gradients
+        mine = self.own_places(dead, len(p["encoder"]))
         error = step.error[:first]  # a quarter of the batch is enough to revive them
         energy = error.square().sum()
         self.world.add(energy)
