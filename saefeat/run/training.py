@@ -163,8 +163,9 @@ def train_job(
     prepared = _prepare(job, world, say)
     lm, ranks = prepared.lm, job.ranks
     if world.leads and world.size > 1:
+        copies = f" with {ranks.replicas} replicas" if ranks.replicas > 1 else ""
         on = f"{lm.threads} threads each" if lm.threads else "a GPU each"
-        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}")
+        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}{copies}")
     return train_saes(
         *(lm, prepared.plan, prepared.sites, job.out, job.training),
         say=say,

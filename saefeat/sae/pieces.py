@@ -39,7 +39,8 @@ def read_pieces(directory: Path, trainer: Trainer, header: Mapping[str, Any]) ->
     Raises UserError when a piece is missing, damaged, or not of this checkpoint.
     """
     first = read_header(directory / STATE)
-    paths = [_path(directory, number, first["piece"]) for number in range(first["pieces"])]
+    here, pieces = first.get("piece", 0), first.get("pieces", 1)
+    paths = [_path(directory, number, here) for number in range(pieces)]
     with ExitStack() as stack:
         files = []
         for number, path in enumerate(paths):

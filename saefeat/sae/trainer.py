@@ -152,11 +152,12 @@ class Trainer:
     def _norm(self, gradients: Parameters) -> Tensor:
         """The norm of all gradients together []."""
         if self.split.size == 1:
-            return get_total_norm(gradients.values())
+            return get_total_norm([gradients[name] for name in self.parameters])
         unsplit = self.objective.UNSPLIT
-        square = get_total_norm([g for n, g in gradients.items() if n not in unsplit]).square()
+        rows = [gradient for name, gradient in gradients.items() if name not in unsplit]
+        square = get_total_norm(rows).square()
         self.split.add(square)
-        return (square + get_total_norm([gradients[n] for n in unsplit]).square()).sqrt()
+        return (square + get_total_norm([gradients[name] for name in unsplit]).square()).sqrt()
 
     def _rate(self) -> float:
         """Factor of the learning rate: linear warm-up, constant, linear decay."""

@@ -19,6 +19,8 @@ from helpers import contents
 from saefeat.config import TrainConfig
 from saefeat.io import load_tensors, read_header
 from saefeat.sae.layouts import Mesh
+from saefeat.sae.store import load_saes
+from saefeat.sae.train import sae_id
 from saefeat.sae.trainer import Trainer
 from saefeat.world import ALONE, World
 
@@ -83,13 +85,18 @@ def config(tmp_path, values):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, values, start):
+def alone_dir(tmp_path_factory, values, start):
     """The SAEs that one process trains."""
     out = tmp_path_factory.mktemp("alone")
     path = out / "job.json"
     path.write_text(json.dumps({**values, "out": str(out / "saes")}))
     assert ends(start(0, 1, SCRIPT, path))[0] == [0]
-    return contents(out / "saes")
+    return out / "saes"
+
+
+@pytest.fixture(scope="module")
+def alone(alone_dir):
+    return contents(alone_dir)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +200,7 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_both_and_the_training_goes_on(
 
 
 def test_a_training_over_features_goes_on_at_another_size_and_in_another_layout(
-    tmp_path, config, start, alone
+    tmp_path, config, start, alone_dir
 ):
     out = tmp_path / "out"
 
@@ -207,19 +214,25 @@ def test_a_training_over_features_goes_on_at_another_size_and_in_another_layout(
     codes, outputs = ends(*both)
     assert codes == [1, -signal.SIGKILL], outputs
     kept = steps_saved(out)
-    rows = sorted(path.name for path in out.glob(f"training-{kept}/*rows*"))
-    assert rows == [f"{sae_id(SITES[i])}.rows-{1 - i % 2}.safetensors" for i in (0, 2, 1)]
-    assert all(sae.record["unfinished"]["steps"] == kept for sae in load_saes(f"{out}/training-{kept}"))
+    rows = {path.name for path in out.glob(f"training-{kept}/*rows*")}
+    assert rows == {f"{sae_id(SITES[i])}.rows-{1 - i % 2}.safetensors" for i in range(3)}
+    saes = load_saes(f"{out}/training-{kept}")
+    assert [sae.record["unfinished"]["steps"] for sae in saes] == [kept] * 3
     [one] = begin(1, layout="data")  # all rows of the pieces
     wait_for(lambda: steps_saved(out) > kept, one)
     one.send_signal(signal.SIGTERM)
     assert ends(one)[0] == [130]
     codes, outputs = ends(*begin(4, layout="features", replicas=2))
     assert codes == [0] * 4, outputs
-    assert "4 processes" in "".join(outputs) and "2 replicas" in "".join(outputs)
-    assert contents(out).keys() == alone.keys()
-    for site in SITES:
-        ...
+    assert "4 processes" in "".join(outputs) and "with 2 replicas" in "".join(outputs)
+    assert contents(out).keys() == contents(alone_dir).keys()
+    before = load_saes(str(alone_dir))
+    for found, expected in zip(load_saes(str(out)), before, strict=True):
+        for name in ("fvu", "l0"):
+            print(found.record, expected.record)
+            assert found.record["held_out"][name] == pytest.approx(
+                expected.record["held_out"][name], rel=0.02
+            )
 
 
 def test_a_training_that_diverges_on_one_rank_ends_both_and_keeps_the_state(

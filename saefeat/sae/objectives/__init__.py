@@ -61,7 +61,8 @@ class Objective(ABC):
     def own_rows(self, rows: Tensor) -> Tensor:
         """This rank's rows [width / ranks, ...] of those of all units [width, ...]."""
         table = rows.unflatten(0, (self.TABLE, -1))
-        return table.chunk(self.split.size, 1)[self.split.rank].flatten(0, 1)
+        # Contiguous, because the fused Adam takes any parameter for that.
+        return table.chunk(self.split.size, 1)[self.split.rank].flatten(0, 1).contiguous()
 
     def own_places(self, rows: Tensor, count: int) -> Tensor:
         """Of some rows of all units, int64 [m], those among the `count` rows of this rank.

@@ -130,6 +130,8 @@ class TopK(Objective):
         error = step.error[:first]  # a quarter of the batch is enough to revive them
         energy = error.square().sum()
         self.world.add(energy)
+        if not first:
+            return
         found = aux_gradients(
             x[:first] - p["b_dec"],
             error,
