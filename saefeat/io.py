@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,28 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def wait_for_disk(path: Path) -> None:
+    """Wait until a file, or the files in a directory and their names, are on the disk.
+
+    So they outlast the end of the machine, not of the process alone. On Windows it does nothing.
+    """
+    if os.name == "nt":
+        return
+    folder = path if path.is_dir() else path.parent
+    for each in [path] if path.is_file() else filter(Path.is_file, visible(folder)):
+        _sync(each)
+    with suppress(OSError):  # some file systems cannot do this with a directory
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""`saefeat` in forks of this process: killed at a moment, counted, or copied before each stage.
+"""Programs in forks of this process: killed at a moment, counted, or copied before each stage.
 
 Everything is imported before the fork, so that a start costs little; yet what is killed is a real
 process.
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +126,30 @@ def call(
     return child.wait(min(after or timeout, timeout))
 
 
-def start(argv: list[str], watch: Watch | None = None, *, stdin: str = "") -> Child:
-    """Start `saefeat ARGV` in a fork."""
+def start(
+    argv: list[str],
+    watch: Watch | None = None,
+    *,
+    stdin: str = "",
+    program: Callable[[], object] = cli.main,
+    environment: Mapping[str, str] | None = None,
+) -> Child:
+    """Start `saefeat ARGV`, or another program, in a fork.
+
+    `environment`: variables that the fork has besides those of this process.
+    """
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     (folder / "in").write_text(stdin)
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        _run(argv, folder, watch)
+        os.environ.update(environment or {})
+        _run(argv, folder, watch, program)
     return Child(pid, folder, time.monotonic())
 
 
-def _run(argv: list[str], folder: Path, watch: Watch | None) -> None:
-    """Run the command line in the fork; never returns."""
+def _run(argv: list[str], folder: Path, watch: Watch | None, program: Callable[[], object]) -> None:
+    """Run a program in the fork; never returns."""
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
@@ -149,7 +160,7 @@ def _run(argv: list[str], folder: Path, watch: Watch | None) -> None:
             _take_snapshots(watch)
         sys.argv = ["saefeat", *argv]
         try:
-            cli.main()
+            program()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

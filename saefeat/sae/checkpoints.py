@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, fingerprint, replacing
+from saefeat.io import UserError, fingerprint, replacing, wait_for_disk
 from saefeat.progress import Say
 from saefeat.resume import Checkpoint, saved_request
 from saefeat.sae.pieces import read_pieces, write_piece
@@ -75,7 +75,14 @@ class Checkpoints:
             return Position()
         position = Position(**found[0])
         for name, trainer in trainers.items():
-            found = read_pieces(self._folder(position) / name, trainer, asdict(position))
+            try:
+                found = read_pieces(self._folder(position) / name, trainer, asdict(position))
+            except UserError as error:
+                raise UserError(
+                    f"the checkpoint is damaged ({error}); remove {self.index.path} to start the "
+                    "training again, or choose another output directory",
+                    "out",
+                ) from error
             trainer.restore(found, position.steps)
         return position
 
@@ -96,26 +103,31 @@ class Checkpoints:
             place, header = self._folder(position) / part.name, asdict(position)
             if part.sae is None:
                 write_piece(place, part.trainer, header, part.writer)
-                continue
-            with replacing(place) as directory:
-                WRITERS["sae-lens"].write(part.sae, directory)
-                write_piece(directory, part.trainer, header, part.writer)
+            else:
+                with replacing(place) as directory:
+                    WRITERS["sae-lens"].write(part.sae, directory)
+                    write_piece(directory, part.trainer, header, part.writer)
+                    wait_for_disk(directory)
+            wait_for_disk(place.parent)
         self.world.barrier()
         if self.world.leads:
             self.index.save(asdict(position))
+            wait_for_disk(self.index.path)
             self._remove(self._folders(but=position))
 
     def clear(self) -> None:
-        """Remove the state: the training is done."""
-        self.index.clear()
-        self._remove(self._folders())
+        """Remove the checkpoint of this training, which is done; leave that of another."""
+        if not self.index.path.exists() or saved_request(self.index.path) == self.index.request:
+            self.index.clear()
+            self._remove(self._folders())
 
     def _folder(self, position: Position) -> Path:
         return self.out / f"{_FOLDER}{position.steps}"
 
     def _folders(self, but: Position | None = None) -> Iterable[Path]:
         kept = but and self._folder(but)
-        return [path for path in self.out.glob(f"{_FOLDER}*") if path != kept]
+        found = self.out.glob(f"{_FOLDER}*")
+        return [each for each in found if each.name[len(_FOLDER) :].isdigit() and each != kept]
 
     @staticmethod
     def _remove(folders: Iterable[Path]) -> None:

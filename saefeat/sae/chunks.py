@@ -23,7 +23,7 @@ from saefeat.activations import counted_vectors
 from saefeat.config import TrainConfig
 from saefeat.corpora import WINDOW, Batch, Plan
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, fingerprint
+from saefeat.io import RunFailed, UserError, fingerprint
 from saefeat.models import LanguageModel, Site
 from saefeat.sae.layouts import Mesh
 from saefeat.world import ALONE, World
@@ -41,8 +41,15 @@ class Chunk:
 def plan_chunks(plan: Plan, config: TrainConfig) -> list[Chunk]:
     """Cut the examples of a plan into chunks of about `chunk_tokens`; no example is split.
 
-    A last chunk of less than a quarter of that is merged into the one before it.
+    A last chunk of less than a quarter of that is merged into the one before it. Raises UserError
+    if all tokens together are too few for a step.
     """
+    if plan.total * config.passes < config.batch_size:
+        raise UserError(
+            f"{plan.total} counted tokens, used {config.passes} times, are fewer than the "
+            f"{config.batch_size} of a step; give more text or a smaller batch_size",
+            *("max_tokens", "batch_size"),
+        )
     order = _order(plan)
     sums = np.cumsum(plan.numbers(order), dtype=np.int64)
     ends, done = [], 0

@@ -46,7 +46,7 @@ def read_pieces(directory: Path, trainer: Trainer, header: Mapping[str, Any]) ->
         for number, path in enumerate(paths):
             file, found = stack.enter_context(open_tensors(path))
             if found != {**header, "piece": number, "pieces": len(paths)}:
-                raise UserError(f"{path} is of another checkpoint; remove {directory}", "out")
+                raise UserError(f"{path} is of another checkpoint")
             files.append(file)
         return {name: _read(files, name, trainer) for name in files[0].keys()}  # noqa: SIM118
 

@@ -131,12 +131,12 @@ class _Training:
             raise KeyboardInterrupt
 
     def check_finite(self) -> None:
-        """Raise RunFailed if the error of an SAE is not finite."""
+        """Raise RunFailed if the error or a weight of an SAE is not finite."""
         for name, trainer in self.trainers.items():
-            if not torch.isfinite(trainer.fvu):
+            if not trainer.is_finite():
                 raise RunFailed(
-                    f"training diverged at {name} before step {self.at.steps}: its error is not "
-                    "finite; lower the learning rate"
+                    f"training diverged at {name} before step {self.at.steps}: its error or a "
+                    "weight is not finite; lower the learning rate"
                 )
 
 
@@ -175,8 +175,9 @@ def train_saes(
         and L0 in training, averaged over the last steps) and `dead` (share of dead units).
 
     Raises:
-        UserError: a site is unknown or named twice, there is no SAE of this width, `out` holds
-            SAEs of another training, or the layout does not fit the number of ranks.
+        UserError: a site is unknown or named twice, there is no SAE of this width, the text is too
+            short for a step, `out` holds SAEs or a checkpoint of another training, or one that
+            cannot be read, or the layout does not fit the number of ranks.
         RunFailed: the activations are constant or not finite, training diverges, or another rank
             has ended.
     """
@@ -186,6 +187,7 @@ def train_saes(
         raise UserError(f"a site is named twice in {','.join(sites)}", "sites")
     widths = {site.name: site_width(lm, site) for site in resolved}
     check_layout(layout, world, config, [sae_width(config, d) for d in widths.values()], replicas)
+    chunks = plan_chunks(plan, config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
@@ -195,26 +197,25 @@ def train_saes(
         world.barrier()
         if not out.is_dir():
             raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
+        kept = Checkpoints(out, records, lm.threads, world, say)
         if _is_finished(out, records):
             say(f"{out} is complete already")
         else:
-            chunks = plan_chunks(plan, config)
             steps = sum(chunk.steps for chunk in chunks)
             mesh = make_mesh(world, layout, replicas)
             trainers = {
                 name: Trainer(widths[name], config, steps, lm.device, mesh.copies, mesh.split)
                 for name in mesh.trained(list(widths))
             }
-            kept = Checkpoints(out, records, lm.threads, world, say)
             training = _Training(
                 *(lm, plan, config, resolved, chunks, trainers, mesh, kept),
                 *(checkpoint_seconds, stop, records),
             )
             _train(training, say)
             _save(training, out)
-            world.barrier()
-            if world.leads:
-                kept.clear()
+        world.barrier()
+        if world.leads:
+            kept.clear()
         world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
 

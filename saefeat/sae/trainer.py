@@ -170,6 +170,11 @@ class Trainer:
     def dead_share(self) -> float:
         return float((self.idle > self.dead_tokens).float().mean())
 
+    def is_finite(self) -> bool:
+        """Whether the error and all parameters are finite."""
+        ends = [end for value in self.parameters.values() for end in value.aminmax()]
+        return all(bool(torch.isfinite(value)) for value in (self.fvu, *ends))
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name."""
         tensors = {"idle": self.idle, "fvu": self.fvu, "l0": self.l0}

@@ -41,8 +41,14 @@ def held(mesh: Mesh) -> Activations:
     return gather_sites(Activations(buffers, places, world), SITES, mesh)
 
 
-def train(mesh: Mesh, site: str, config: TrainConfig, steps: int) -> tuple[Trainer, torch.Tensor]:
-    """Steps on batches that are the same for any number of ranks. Returns the FVU of each too."""
+def train(
+    mesh: Mesh, site: str, config: TrainConfig
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Train on batches that are the same for any number of ranks.
+
+    Returns the state at the end, and what was seen: the gradients of the first step, the FVU and
+    the share of dead units after each.
+    """
     part = held(mesh)
     trainer = Trainer(D_IN, config, STEPS, "cpu", mesh.copies, mesh.split)
     first = torch.arange(config.d_sae or 0) < 16  # rows of units that AuxK revives
@@ -50,14 +56,17 @@ def train(mesh: Mesh, site: str, config: TrainConfig, steps: int) -> tuple[Train
     trainer.fit_scaler(part.buffers[site])
     usable = part.places_of(trainer.usable(part.buffers[site]))
     assert len(usable) == TOKENS - 1
-    g, curve = torch.Generator().manual_seed(1), []
-    for step in range(steps):
+    g, figures, seen = torch.Generator().manual_seed(1), [], {}
+    for step in range(STEPS):
         drawn = usable[torch.randint(len(usable), (config.batch_size,), generator=g)]
-        if step in (7, 20):  # a batch of vectors that the first rank has
+        if step in (7, 12):  # a batch of vectors that the first rank has
             drawn = usable[torch.arange(config.batch_size) % 30]
         trainer.step(*part.take(site, drawn))
-        curve.append(trainer.fvu)
-    return trainer, torch.stack(curve)
+        figures.append([float(trainer.fvu), trainer.dead_share])
+        if step == 0:
+            seen = {f"first.{name}": p.grad for name, p in trainer.parameters.items()}
+    seen["curve"], seen["dead"] = torch.tensor(figures).T.contiguous()
+    return trainer.state(), seen
 
 
 def results(mesh: Mesh) -> dict[str, torch.Tensor]:
@@ -66,14 +75,11 @@ def results(mesh: Mesh) -> dict[str, torch.Tensor]:
     found = {}
     with torch.inference_mode():
         for site in mesh.trained(SITES):
-            trainer, _ = train(mesh, site, CONFIG, STEPS)
-            first, _ = train(mesh, site, single, 1)
-            grads = {n: p.grad for n, p in first.parameters.items() if p.grad is not None}
-            revived = train(mesh, site, CONFIG, 12)[0].dead_share
-            curve = train(mesh, site, single, STEPS)[1]
-            found |= {f"{site}:{name}": value for name, value in trainer.state().items()}
-            found |= {f"{site}:first.{name}": value for name, value in grads.items()}
-            found |= {f"{site}:dead": torch.tensor(revived), f"{site}:curve": curve}
+            last, double = train(mesh, site, CONFIG)
+            _, curves = train(mesh, site, single)
+            found |= {f"{site}:{name}": value for name, value in last.items()}
+            seen = {**curves, "dead": double["dead"]}
+            found |= {f"{site}:{name}": value for name, value in seen.items()}
     return found
 
 

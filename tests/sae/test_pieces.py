@@ -66,7 +66,7 @@ def test_a_piece_that_is_missing_or_of_another_checkpoint_is_a_user_error(tmp_pa
         trainer, rows = part(state, rank, 2)
         trainer.restore(rows, 3)
         write_piece(tmp_path / "sae", trainer, {"steps": 3 + rank}, here=0)
-    with refused("rows-1.safetensors is of another checkpoint", "out"):
+    with refused("rows-1.safetensors is of another checkpoint"):
         read_pieces(tmp_path / "sae", trainer, HEADER)
     (tmp_path / "sae.rows-1.safetensors").unlink()
     with refused("rows-1.safetensors does not exist"):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import count as count_up
 
 import pytest
 import torch
-from helpers import refused
+from helpers import contents, refused
 from pydantic import ValidationError
 
 from saefeat import progress
 from saefeat.config import TrainConfig
 from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
-from saefeat.io import RunFailed, UserError, load_tensors, read_header
+from saefeat.io import RunFailed, UserError, load_tensors, read_header, save_tensors
 from saefeat.resume import STATE
 from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
@@ -299,6 +300,93 @@ def test_a_checkpoint_opens_as_saes_that_give_the_codes_of_the_trainers(tmp_path
         torch.testing.assert_close(theirs.encode(x), found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture
+def stopped(tmp_path, plan, tiny_lm):
+    """A training that was stopped in its second chunk: its directory, and its checkpoint."""
+    cut, out = Interrupted(counts(plan)[0] + 100), tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG, say=cut)
+    (kept,) = out.glob("training-*")
+    return out, kept
+
+
+def test_a_training_that_diverges_after_a_checkpoint_keeps_it(stopped, trained, plan, tiny_lm):
+    out, kept = stopped
+    path = kept / sae_id(SITES[1]) / STATE
+    good, steps = path.read_bytes(), plan_chunks(plan, CONFIG)[0].steps
+    tensors, header = load_tensors(path)
+    tensors["parameter.b_enc"][3] = torch.nan
+    save_tensors(path, tensors, header)
+    before = contents(out)
+    with pytest.raises(
+        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: .* lower"
+    ):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == before
+    path.write_bytes(good)
+    train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == contents(trained[0])
+
+
+def test_a_weight_that_is_not_finite_is_seen_before_the_error_is():
+    trainer = Trainer(16, CONFIG, 10, "cpu")
+    assert trainer.is_finite()
+    trainer.parameters["decoder"][3, 5] = torch.inf
+    assert not trainer.is_finite() and torch.isfinite(trainer.fvu)
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def renumber(path):
+    tensors, header = load_tensors(path)
+    save_tensors(path, tensors, header | {"request": [99, *header["request"][1:]]})
+
+
+@pytest.mark.parametrize(
+    ("damage", "place", "message"),
+    [
+        (shorten, STATE, "is not a readable safetensors file"),
+        (lambda path: path.unlink(), STATE, "does not exist"),
+        (lambda path: path.write_bytes(b""), "index", "is not a readable safetensors file"),
+        (renumber, "index", "was written by another version of saefeat; finish the training with"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_refused_and_left(
+    stopped, plan, tiny_lm, damage, place, message
+):
+    out, kept = stopped
+    damage(out / "training.safetensors" if place == "index" else kept / sae_id(SITES[0]) / STATE)
+    before = contents(out)
+    with pytest.raises(UserError, match=message):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped, plan, make_lm):
+    other = make_lm("llama", 1)
+    with refused("holds the state of the training of something else", "out"):
+        train_saes(other, plan, SITES, stopped[0], CONFIG)
+
+
+def test_what_a_finished_training_has_left_over_is_removed(
+    tmp_path, stopped, trained, plan, tiny_lm
+):
+    """A process was killed after it had written the SAEs, and before it removed the checkpoint."""
+    out, kept = stopped
+    for each in trained[0].iterdir():
+        shutil.copytree(each, out / each.name)
+    shutil.copytree(out, tmp_path / "other")
+    train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == contents(trained[0])
+    (other := tmp_path / "other" / kept.name).rename(other.with_name("training-data"))
+    before = contents(tmp_path / "other")
+    renumber(tmp_path / "other" / "training.safetensors")  # it is of another training
+    train_saes(tiny_lm, plan, SITES, tmp_path / "other", CONFIG)
+    assert contents(tmp_path / "other").keys() == before.keys()
+
+
 @pytest.mark.parametrize("after", [1, 4, 11, 14])
 def test_a_training_that_is_told_to_stop_saves_within_a_chunk(
     tmp_path, trained, plan, tiny_lm, after
@@ -367,6 +455,11 @@ def test_out_of_another_training_is_a_user_error(tmp_path, trained, plan, tiny_l
         (["mlp_out@0", "model.layers.0.mlp"], CONFIG, "named twice"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=72), "d_sae 72 must be a multiple of 16"),
         (["mlp_out@0"], dataclasses.replace(CONFIG, d_sae=64, k=17), "d_sae 64 must be"),
+        (
+            ["mlp_out@0"],
+            dataclasses.replace(CONFIG, batch_size=10_000),
+            "4752 counted tokens, used 2 times, are fewer than the 10000 of a step; give more text",
+        ),
         (
             ["mlp_out@0"],
             dataclasses.replace(CONFIG, architecture="tree"),
