@@ -42,7 +42,8 @@ import torch
 from common import by_commas, options, record, show
 
 from saefeat.config import TrainConfig
-from saefeat.sae.chunks import Activations, gather_sites, owned
+from saefeat.sae.chunks import Activations, gather_sites
+from saefeat.sae.layouts import by_site, owned
 from saefeat.sae.trainer import Trainer
 from saefeat.world import ALONE, World, join, world_of_environment
 
@@ -276,7 +277,7 @@ def exchanged(world: World) -> float:
         held = {site: torch.ones(rows, CHECK.d_in, dtype=torch.bfloat16) for site in sites}
         world.barrier()
         begun = time.perf_counter()
-        whole = gather_sites(Activations(held, places, world), sites)
+        whole = gather_sites(Activations(held, places, world), sites, by_site(world))
         times.append(time.perf_counter() - begun)
         assert list(whole.buffers) == owned(sites, world)
     return sorted(times)[len(times) // 2]

@@ -65,7 +65,11 @@ log_to = ["wandb"]
         ({"k": 0}, "the k should be greater than or equal to 1, not 0", ("k",)),
         ({"temperature": 0.5}, "the temperature should be greater than or equal", ("temperature",)),
         ({"k": "3"}, "the k should be a valid integer, not 3", ("k",)),
-        ({"layout": "rows"}, "the layout should be 'data' or 'sites', not rows", ("layout",)),
+        (
+            {"layout": "rows"},
+            "the layout should be 'data', 'sites' or 'features', not rows",
+            ("layout",),
+        ),
         ({"out": 3}, "out should be a directory, not 3", ("out",)),
     ],
 )
@@ -90,20 +94,49 @@ def test_a_file_that_cannot_be_parsed_is_a_user_error(file, text, name, message)
         read_job(file(text, name).with_name("other.toml"))
 
 
-def test_more_ranks_than_the_layout_has_parts_are_refused(file):
-    job = read_job(file(LEAST | {"layout": "sites", "device": "cpu"}, "job.json"))
-    assert place_rank(job, World(0, 1)) == job
-    with refused("2 processes cannot share out 1 sites", "layout"):
-        place_rank(job, World(0, 2))
+@pytest.mark.parametrize(
+    ("values", "size", "message", "options"),
+    [
+        ({"layout": "sites"}, 2, "2 processes cannot share out 1 sites", ("layout",)),
+        (
+            {"layout": "features", "d_sae": 160},
+            4,
+            "160 units.* multiple of 64",
+            ("layout", "d_sae"),
+        ),
+        (
+            {"layout": "sites", "replicas": 3},
+            4,
+            "4 processes cannot form 3 replicas",
+            ("replicas",),
+        ),
+        ({"replicas": 2}, 4, "each of 4 processes is a replica, not 2", ("replicas", "layout")),
+        ({"batch_size": 16}, 17, "17 processes cannot share out 16 tokens per step", ("layout",)),
+    ],
+)
+def test_ranks_that_do_not_fit_the_layout_are_refused(file, values, size, message, options):
+    job = read_job(file(LEAST | values | {"device": "cpu"}, "job.json"))
+    assert place_rank(job, World(0, values.get("replicas", 1))) == job
+    with refused(message, *options):
+        place_rank(job, World(0, size))
 
 
-def test_a_forecast_has_a_line_for_each_rank(file, tiny_model_dir, tiny_jsonl):
+@pytest.mark.parametrize("layout", ["data", "sites", "features"])
+def test_a_forecast_has_a_line_for_each_rank(file, tiny_model_dir, tiny_jsonl, layout):
     values = {"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "out": "o", "d_sae": 64}
-    values |= {"sites": ["mlp_out@0", "mlp_act@0", "mlp_out@1"], "k": 4, "layout": "sites"}
+    values |= {"sites": ["mlp_out@0", "mlp_act@0", "mlp_out@1"], "k": 4, "layout": layout}
     lines = []
     forecast_job(read_job(file(values, "job.json")), 2, lines.append)
     assert [line.partition(":")[0] for line in lines[-2:]] == ["rank 0", "rank 1"]
     assert all("GB of memory" in line and "on disk" in line for line in lines[-2:])
+    assert all((" 0.0 MB sent" in line) == (layout == "sites") for line in lines[-2:])
+
+
+def test_a_forecast_refuses_what_the_training_would(file, tiny_model_dir, tiny_jsonl):
+    values = {"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "out": "o"}
+    values |= {"sites": ["mlp_out@0"], "k": 4, "layout": "features"}
+    with refused("9 processes cannot share out", "layout", "d_sae"):
+        forecast_job(read_job(file(values, "job.json")), 9, lambda line: None)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
