@@ -199,22 +199,27 @@ def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) 
 
 
 def check_tests(report: Report) -> None:
-    """Run `tests/test_cuda.py`; on a CPU its tests are collected and skipped."""
-    done = run_python("-m", "pytest", "-p", "no:cacheprovider", "tests/test_cuda.py")
+    """Run `tests/test_cuda.py`, which is skipped on a CPU, and the layouts of several ranks.
+
+    The ranks share the device, and exchange through the CPU: NCCL wants a GPU for each.
+    """
+    _run_tests(report, "tests/test_cuda.py", "skipped" if report.small else "passed")
+    layouts = "tests/sae/test_ranks.py::test_ranks_train_as_one_in_every_layout"
+    _run_tests(report, layouts, "passed")
+
+
+def _run_tests(report: Report, tests: str, wanted: str) -> None:
+    environment = {**os.environ, "DEVICE": report.device}
+    options = ("-p", "no:cacheprovider", "-rN")
+    done = run_python("-m", "pytest", *options, tests, environment=environment)
     counts = {
         word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)
     }
-    wanted = "skipped" if report.small else "passed"
     if done.returncode or set(counts) != {wanted}:
         print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
     outcome = ", ".join(f"{n} {word}" for word, n in counts.items())
-    report.add(
-        "tests",
-        "tests/test_cuda.py",
-        outcome,
-        f"all {wanted}",
-        set(counts) == {wanted} and not done.returncode,
-    )
+    ok = set(counts) == {wanted} and not done.returncode
+    report.add("tests", tests, outcome, f"all {wanted}", ok)
 
 
 def measure_matrix_rate(report: Report) -> float:
