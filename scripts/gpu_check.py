@@ -494,7 +494,7 @@ def check_groups(report: Report, work: Path) -> None:
     held: list[int] = []
 
     def note(line: str) -> None:
-        if "pass" in line:
+        if "group" in line:
             _free(lm.device)
             held.append(torch.cuda.memory_allocated() if lm.device.startswith("cuda") else 0)
 
