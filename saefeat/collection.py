@@ -1,8 +1,8 @@
 """Stream a corpus through a model and its dictionaries into accumulators.
 
 The corpus is cut into windows of 1,024 examples. A window is the unit of work: a shard takes some
-windows, as does each of several processes that collect together (ranks), a resumed collection takes
-those that are missing, and the header of the statistics lists those that were counted. The
+windows, and so does each of several processes that collect together (ranks). A resumed collection
+takes those that are missing, and the header of the statistics lists those that were counted. The
 accumulators come from `saefeat.statistics.ACCUMULATORS`.
 """
 
@@ -205,8 +205,8 @@ def collect(
 
     The same call resumes a collection that was stopped. All ranks of a world make the same call,
     with an output directory that all of them see; the files are those of one process. Any number
-    of ranks may resume. Dictionaries that do not fit in memory
-    together form groups, with one pass over the corpus each (see `memory.group_to_fit`).
+    of ranks may resume. Dictionaries that do not fit in memory together form groups, with one pass
+    over the corpus each (see `memory.group_to_fit`).
 
     Args:
         places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`.
@@ -282,7 +282,7 @@ def _groups(job: _Job, dictionaries: Sequence[Dictionary]) -> list[list[str]]:
     begun = (begun_request(unfinished) or {"headers": {}})["headers"]
     # The group that was stopped stays together, whatever fits in memory now. The others follow.
     stopped = [d for d in dictionaries if d.id in begun]
-    if len(stopped) == len(begun) and all(map(job.is_done, stopped)):
+    if stopped and len(stopped) == len(begun) and all(map(job.is_done, stopped)):
         clear_shares(unfinished)  # killed after its last write
         stopped = []
     going_on = {d.id for d in stopped}

@@ -199,8 +199,16 @@ class TrainConfig:
 class RanksConfig:
     """How several processes train SAEs together (`train/sae.py`)."""
 
-    layout: Literal["data", "sites"] = about(
-        "What the processes share out: data (the tokens of each step) or sites (the SAEs).", "data"
+    layout: Literal["data", "sites", "features"] = about(
+        "What the processes share out: data (the tokens of each step), sites (the SAEs) or "
+        "features (the units of every SAE).",
+        "data",
+    )
+    replicas: int = about(
+        "Copies of the SAEs, which share out the tokens of each step. The processes of a copy "
+        "share out sites or features.",
+        1,
+        ge=1,
     )
     threads: int | None = about(
         "CPU threads per process; default the cores of the machine over its processes.", None, ge=1

@@ -271,14 +271,14 @@ def load_tensors(
     `names`: read only these tensors, as far as they are there. Raises UserError if the file is
     missing, damaged or written by another program.
     """
-    with _opened(path) as (file, header):
+    with open_tensors(path) as (file, header):
         wanted = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in wanted}, header
 
 
 def tensor_names(path: Path) -> set[str]:
     """The names of the tensors in a file. Raises UserError as `load_tensors` does."""
-    with _opened(path) as (file, _):
+    with open_tensors(path) as (file, _):
         return set(file.keys())
 
 
@@ -287,7 +287,7 @@ def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.T
 
     Raises UserError as `load_tensors` does, and where there is no such tensor.
     """
-    with _opened(path) as (file, _):
+    with open_tensors(path) as (file, _):
         if name not in file.keys():  # noqa: SIM118
             raise UserError(f"{path} has no tensor {name}; write it again")
         part = file.get_slice(name)
@@ -296,12 +296,16 @@ def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.T
 
 def read_header(path: Path) -> dict[str, Any]:
     """Read the header that `save_tensors` wrote. Raises UserError as `load_tensors` does."""
-    with _opened(path) as (_, header):
+    with open_tensors(path) as (_, header):
         return header
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def open_tensors(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a file that `save_tensors` wrote, to read some of it: the file, and its header.
+
+    Raises UserError as `load_tensors` does, also for what goes wrong in the block.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -121,7 +121,7 @@ def measure(path: Path) -> None:
         def timed(*given: Any, **named: Any) -> Any:
             begun = time.perf_counter()
             found = call(*given, **named)
-            spent[name.strip("_")] += time.perf_counter() - begun
+            spent[{"_save": "end"}.get(name, name)] += time.perf_counter() - begun
             return found
 
         setattr(owner, name, timed)
@@ -151,6 +151,7 @@ def measure(path: Path) -> None:
             "tokens": tokens,
             "seconds": round(took, 2),
             "tokens_per_s": round(tokens / took, 1),
+            "load": os.getloadavg()[0],
             "parts": {name: round(seconds, 2) for name, seconds in spent.items()},
         }
     )

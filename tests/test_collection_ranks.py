@@ -7,17 +7,19 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from functools import partial
+from pathlib import Path
 
 import pytest
 from helpers import contents, random_sae, refused
 
 from saefeat import cli, collection, watch
 from saefeat.collection import collect as collect_stats
-from saefeat.corpora import load_corpus
+from saefeat.corpora import load_corpus, store
 from saefeat.io import UserError, read_header
 from saefeat.resume import claim_together
 from saefeat.run import collect
@@ -344,6 +346,41 @@ def test_the_command_on_ranks_writes_the_bytes_of_one_process(tmp_path, command,
     assert contents(tmp_path / "stats") == collected
     assert "2 processes of 1 threads" in said[0] and "mlp_act@1.safetensors" in said[0]
     assert said[1] == ""  # the first speaks
+
+
+def test_a_large_corpus_is_converted_once(tmp_path, command, collected, start, monkeypatch):
+    monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "MANY", 50)
+    write = store._write
+    monkeypatch.setattr(store, "_write", lambda *of: (print("converts"), write(*of)))
+    codes, said = start(3, command).ends()
+    assert codes == [0] * 3, said
+    assert "".join(said).count("converts") == 1
+    assert contents(tmp_path / "stats") == collected
+
+
+def test_torchrun_writes_the_bytes_of_one_process(
+    tmp_path, tiny_corpus, tiny_model_dir, saefeat, monkeypatch, one_core
+):
+    monkeypatch.setattr("saefeat.corpora.WINDOW", 1024)
+    texts = [f"{text} {i}" for i in range(10) for text in tiny_corpus.texts]  # in three windows
+    rows = zip(texts, [*tiny_corpus.of] * 10, strict=True)
+    corpus = tmp_path / "c.jsonl"
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    corpus.write_text("\n".join(lines))
+    words = ["collect", "--model", tiny_model_dir, "--corpus", corpus, "--dtype", "float32"]
+    words += ["--neurons", "--with", "responses", "--out"]
+    code, _, error = saefeat(*words, tmp_path / "one")
+    assert code == 0, error
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "saefeat", *words, tmp_path / "two"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        [*map(str, torchrun)], capture_output=True, text=True, timeout=LIMIT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes of 1 threads" in done.stderr and done.stdout.count("mlp_act@") == 2
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def test_a_rank_that_is_killed_is_named_and_one_that_is_told_to_stop_stops_all(

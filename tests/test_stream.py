@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import Dataset, load_dataset
-from helpers import contents, refused, rows_of
+from helpers import refused, rows_of, trained_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -255,7 +255,7 @@ def neurons():
 
 
 def files(out):
-    return {name: data for name, data in contents(out).items() if not name.startswith(".")}
+    return {name: data for name, data in trained_files(out).items() if not name.startswith(".")}
 
 
 def shards_merged(tmp_path, gather):

@@ -21,7 +21,8 @@ export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nodes often have no network: fetc
 export config="$1"
 
 # --kill-on-bad-exit: when one process ends with an error, Slurm ends the others.
-srun --kill-on-bad-exit=1 bash -c '
+# --cpu-bind=none: the processes of a node share out its cores themselves.
+srun --kill-on-bad-exit=1 --cpu-bind=none bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     exec python train/sae.py "$config"'

@@ -301,10 +301,9 @@ def fill_budget(
     skipped: Counter[str] = Counter()
     order = np.asarray(positions, np.int64)
     used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
-    budgets = [inf if budget is None else budget] * len(used)
-    if isinstance(budget, Sequence):
-        budgets[: len(budget)] = budget
-    is_open = np.array(budgets) > 0
+    most = np.array(inf if budget is None else budget, float)
+    budgets = np.pad(most, (0, len(used) - len(most))) if most.ndim else np.full(len(used), most)
+    is_open, budgets = budgets > 0, budgets.tolist()
     special, extra = lm.special_ids, lm.counted_before(count_bos)
     for some, of in _open_slices(order, corpus.codes, is_open):
         rows = zip(*_tokenized(corpus, lm, some, token_limit), strict=True)

@@ -363,22 +363,21 @@ class _Found:
         rows = iter(rows)
         while block := list(islice(rows, _CHECKED_ROWS)):
             bar.update(len(block))
-            texts, raw, ids, *prompts = map(list, zip(*block, strict=True))
-            labels = [self.labels.get(label) or self._label(label) for label in raw]
+            columns: list[list[Any]] = list(map(list, zip(*block, strict=True)))
+            texts, raw, ids, *prompts = columns
+            labels: list[str] = [self.labels.get(label) or self._label(label) for label in raw]
             if not (all(labels) and _are_clean(texts)):
-                texts = list(map(self._clean, texts, labels))
-                kept = [text is not None for text in texts]
-                texts, labels, ids, *prompts = (
-                    list(compress(column, kept)) for column in (texts, labels, ids, *prompts)
-                )
+                columns = [list(map(self._clean, texts, labels)), labels, ids, *prompts]
+                kept = [text is not None for text in columns[0]]
+                texts, labels, ids, *prompts = (list(compress(each, kept)) for each in columns)
             if not texts:
                 continue
             quotes = list(map(quoted, texts))
             keys = list(map(_key, ids, quotes))
             prompts = list(map(_clean_prompt, prompts[0])) if prompts else [""] * len(texts)
             self.prompted.update(compress(labels, prompts))
-            columns = (quotes, map(quoted, labels), map(quoted, keys))
-            self.digest.update(_as_lists(zip(*columns, strict=True)))
+            in_json = (quotes, map(quoted, labels), map(quoted, keys))
+            self.digest.update(_as_lists(zip(*in_json, strict=True)))
             yield texts, labels, keys, prompts
 
     def _label(self, raw: str | None) -> str:

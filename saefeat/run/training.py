@@ -24,10 +24,11 @@ from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet
 from saefeat.run.forecast import forward_speed, step_seconds
 from saefeat.run.opened import check_activations, load_inputs, say_plan
-from saefeat.sae.chunks import owned, plan_chunks
+from saefeat.sae.chunks import plan_chunks
+from saefeat.sae.layouts import check_layout, owned, planned_mesh
 from saefeat.sae.objectives import check_config, sae_width
 from saefeat.sae.trackers import check_trackers
-from saefeat.sae.train import check_layout, train_saes
+from saefeat.sae.train import train_saes
 from saefeat.schema import refusal
 from saefeat.words import in_words
 from saefeat.world import ALONE, World, own_device
@@ -36,6 +37,7 @@ OUT = "out"
 # The kinds whose fields are the keys of a file.
 _KINDS = (TrainInputs, TrainConfig, RanksConfig, FollowConfig)
 _SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its trainer's state, per weight of the encoder
+_GATHERED_BYTES = 20  # of an SAE that a rank gathers to write it, and of its parts
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def place_rank(job: Job, world: World) -> Job:
 
     Raises UserError where there are more processes than GPUs, or the layout does not fit.
     """
-    check_layout(job.ranks.layout, world, len(job.inputs.sites), job.training)
+    widths = [job.training.d_sae or 0] * len(job.inputs.sites)  # 0: it needs the model
+    check_layout(job.ranks.layout, world, job.training, widths, job.ranks.replicas)
     device = own_device(job.inputs.device, world)
     return replace(job, inputs=replace(job.inputs, device=device))
 
@@ -155,13 +158,15 @@ def train_job(
     prepared = _prepare(job, world, say)
     lm, ranks = prepared.lm, job.ranks
     if world.leads and world.size > 1:
+        copies = f" with {ranks.replicas} replicas" if ranks.replicas > 1 else ""
         on = f"{lm.threads} threads each" if lm.threads else "a GPU each"
-        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}")
+        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}{copies}")
     return train_saes(
         *(lm, prepared.plan, prepared.sites, job.out, job.training),
         say=say,
         world=world,
         layout=ranks.layout,
+        replicas=ranks.replicas,
         follow=job.follow,
         checkpoint_seconds=ranks.checkpoint_seconds,
         stop=stop,
@@ -208,29 +213,37 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
 
     The speed is that of this machine. Exchange between the ranks is not counted.
     """
-    prepared, config, layout = _prepare(job, World(0, size), say), job.training, job.ranks.layout
+    prepared, config, ranks = _prepare(job, World(0, size), say), job.training, job.ranks
     lm, plan = prepared.lm, prepared.plan
     say(describe_steps(prepared, config))
     d_ins = {name: site_width(lm, lm.site(name)) for name in prepared.sites}
+    widths = {name: sae_width(config, d_in) for name, d_in in d_ins.items()}
+    check_layout(ranks.layout, World(0, size), config, list(widths.values()), ranks.replicas)
     chunks = plan_chunks(plan, config)
     chunk, steps = max(c.tokens for c in chunks), sum(c.steps for c in chunks)
     reading = plan.total / forward_speed(lm, plan, prepared.sites) / size
     model = lm.model.get_memory_footprint(return_buffers=False)
-    tokens = config.batch_size if layout == "sites" else max(16, config.batch_size // size)
     times: dict[tuple[int, ...], float] = {}
     for rank in range(size):
-        mine = [d_ins[name] for name in owned(prepared.sites, World(rank, size))]
-        trained = mine if layout == "sites" else list(d_ins.values())
+        mesh = planned_mesh(World(rank, size), ranks.layout, ranks.replicas)
+        copies, split = mesh.copies.size, mesh.split.size
+        names = mesh.trained(prepared.sites)
+        trained = [d_ins[name] for name in names]
         if (key := tuple(trained)) not in times:
-            times[key] = steps * step_seconds(config, trained, tokens, lm.device)
-        held = 2 * chunk / size * sum(d_ins.values())  # this rank's part of the activations
-        widths = [sae_width(config, d_in) for d_in in trained]
-        rows = chunk if layout == "sites" and size > 1 else 0
-        need = model + held + training_bytes(rows, trained, widths)
-        weights = sum(d_in * sae_width(config, d_in) for d_in in mine)
-        on_disk = weights * (_SAE_BYTES + 2 * (_SAE_BYTES + _STATE_BYTES))
+            tokens = max(16, config.batch_size // copies)
+            times[key] = steps * step_seconds(config, trained, tokens, lm.device) / split
+        need = model + 2 * chunk / size * sum(d_ins.values())  # what this rank reads
+        rows = chunk / copies if mesh.shares.size > 1 else 0  # what it gets
+        need += training_bytes(rows, trained, [widths[name] // split for name in names])
+        weights = {name: d_ins[name] * widths[name] for name in prepared.sites}
+        mine = [weights[name] for name in owned(prepared.sites, mesh.world)]
+        if split > 1:
+            need += _GATHERED_BYTES * max(mine, default=0)
+        states = sum(weights[name] for name in mesh.writers(prepared.sites)) / split
+        on_disk = 3 * _SAE_BYTES * sum(mine) + 2 * _STATE_BYTES * states
+        sent = sum(mesh.step_bytes(d_ins[name], widths[name], config) for name in names)
         say(
             f"rank {rank}: {describe_memory(lm.device, need, LIBRARIES, 0)}, "
-            f"{on_disk / 1e9:,.1f} GB on disk, {reading + times[key]:,.0f} s "
-            f"(read {reading:,.0f}, train {times[key]:,.0f})"
+            f"{on_disk / 1e9:,.1f} GB on disk, {sent / 1e6:,.1f} MB sent per step, "
+            f"{reading + times[key]:,.0f} s (read {reading:,.0f}, train {times[key]:,.0f})"
         )

@@ -25,6 +25,7 @@ from saefeat.corpora import WINDOW, Batch, Plan
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
 from saefeat.models import LanguageModel, Site
+from saefeat.sae.layouts import Mesh
 from saefeat.world import ALONE, World
 
 
@@ -179,34 +180,34 @@ def _places(counts: Sequence[int], size: int) -> list[Tensor]:
     return [(rank == each).nonzero().squeeze(-1) for each in range(size)]
 
 
-def gather_sites(part: Activations, sites: Sequence[str]) -> Activations:
-    """Send the vectors of each site to the rank that owns it (see `owned`).
+def gather_sites(part: Activations, sites: Sequence[str], mesh: Mesh) -> Activations:
+    """Send the vectors of each site to the ranks that train on it.
 
-    Every rank gives its part of a chunk, whose buffers are used up, and gets the whole chunk of
-    the sites that it owns.
+    Every rank gives its part of a chunk, whose buffers are used up, and gets its copy's part of the
+    sites that it trains. In the layout over data this is what it has.
     """
-    world = part.world
-    if world.size == 1:
+    shares, copies = mesh.shares, mesh.copies
+    if shares.size == 1:
         return part
+    starts = range(0, len(part.places), shares.size)
+    places = [torch.cat([*part.places[i : i + shares.size]]).sort().values for i in starts]
+    given = part.places[copies.rank * shares.size :][: shares.size]
+    rows = [torch.searchsorted(places[copies.rank], each) for each in given]
     whole: dict[str, Tensor] = {}
-    for start in range(0, len(sites), world.size):
-        group = sites[start : start + world.size]  # one site for each rank
-        sent = [part.buffers.pop(name) for name in group]
-        nothing = [sent[0][:0]] * (world.size - len(group))
-        own = world.rank < len(group)
-        d_in = sent[world.rank].shape[1] if own else 0
-        found = world.exchange(sent + nothing, [len(rows) * d_in for rows in part.places])
+    for turn in mesh.turns(sites):  # one site for each rank
+        sent = [part.buffers[name] for name in turn]
+        for name in set(turn):
+            del part.buffers[name]
+        nothing = [sent[0][:0]] * (shares.size - len(turn))
+        own = shares.rank < len(turn)
+        d_in = sent[shares.rank].shape[1] if own else 0
+        found = shares.exchange(sent + nothing, [len(each) * d_in for each in rows])
         if own:
-            x = _buffer(sum(map(len, part.places)), d_in, sent[0].device)
-            for rows, values in zip(part.places, found, strict=True):
-                x[rows] = values.view(-1, d_in)
-            whole[group[world.rank]] = x
-    return Activations(whole)
-
-
-def owned(sites: Sequence[str], world: World) -> list[str]:
-    """The sites whose SAEs this rank writes; in the layout over sites it alone trains them."""
-    return list(sites[world.rank :: world.size])
+            x = _buffer(sum(map(len, rows)), d_in, sent[0].device)
+            for each, values in zip(rows, found, strict=True):
+                x[each] = values.view(-1, d_in)
+            whole[turn[shares.rank]] = x
+    return Activations(whole, places, copies)
 
 
 def batches_by_chunk(lm: LanguageModel, plan: Plan, chunks: list[Chunk]) -> Iterator[list[Batch]]:

@@ -19,6 +19,7 @@ from saefeat.dictionaries import SAE
 from saefeat.models import LanguageModel, Site
 from saefeat.sae.chunks import gather_sites, read_chunk, single_chunk, vector_labels
 from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
+from saefeat.sae.layouts import by_site
 from saefeat.sae.losses import (
     LossTexts,
     choose_texts,
@@ -85,7 +86,7 @@ def read_held_out(lm: LanguageModel, plan: Plan, sites: Sequence[Site], world: W
     chunk = single_chunk(plan)
     with torch.inference_mode():
         part = read_chunk(lm, plan, sites, chunk, world)
-        buffers = gather_sites(part, [site.name for site in sites]).buffers
+        buffers = gather_sites(part, [site.name for site in sites], by_site(world)).buffers
     return HeldOut(lm, plan, buffers, vector_labels(lm, plan, chunk))
 
 

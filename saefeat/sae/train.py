@@ -3,10 +3,11 @@
 A checkpoint says how many steps of which chunk (`saefeat.sae.chunks`) are done. The chunk is read
 again then, so that a training that was killed and resumed gives the same bytes as one that was not.
 
-Several ranks (`saefeat.world`) train together in one of two layouts. Both share the forward passes.
-In the layout over data every rank trains every SAE on its part of each batch, and gradients are
-summed. In the layout over sites every rank trains some of the SAEs on whole batches, and the ranks
-exchange activations. The number of steps follows from the plan, and is the same on every rank.
+Several ranks (`saefeat.world`) train together in one of the layouts (`saefeat.sae.layouts`). All
+share the forward passes. In the layout over data every rank trains every SAE on its part of each
+batch, and gradients are summed. In the layout over sites every rank trains some of the SAEs on
+whole batches, and in that over features some units of every SAE; the ranks exchange activations.
+The number of steps follows from the plan, and is the same on every rank.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from saefeat.config import FollowConfig, TrainConfig
@@ -30,24 +30,16 @@ from saefeat.io import RunFailed, UserError
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim_together
-from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import (
-    Chunk,
-    batches_by_chunk,
-    draw,
-    gather_sites,
-    owned,
-    plan_chunks,
-    read_chunk,
-)
+from saefeat.sae.checkpoints import Checkpoints, Part, Position
+from saefeat.sae.chunks import Chunk, batches_by_chunk, draw, gather_sites, plan_chunks, read_chunk
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
+from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
 from saefeat.sae.log import TrainingLog
 from saefeat.sae.losses import choose_texts
-from saefeat.sae.objectives import sae_width
+from saefeat.sae.objectives import Parameters, sae_width
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.trainer import Trainer
 from saefeat.tokens import OUTLIER_FACTOR
-from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
 _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
@@ -58,7 +50,6 @@ _EVALUATED = 0.002  # tokens whose loss is measured per trained token
 _EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
-LAYOUTS = ("data", "sites")
 
 
 def sae_id(site: str) -> str:
@@ -79,8 +70,7 @@ class _Training:
     sites: list[Site]
     chunks: list[Chunk]
     trainers: dict[str, Trainer]  # by site: those of this rank
-    world: World
-    layout: str
+    mesh: Mesh
     checkpoints: Checkpoints
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
@@ -113,17 +103,27 @@ class _Training:
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
 
-    def _unfinished(self) -> Iterator[tuple[SAE, dict[str, Tensor]]]:
-        """The SAEs that this rank writes, as trained so far, and the states of their trainers."""
+    def written(self) -> Iterator[tuple[str, int, Parameters]]:
+        """Yield the sites whose SAEs this rank helps to write, and the rank that does (`writers`).
+
+        That rank gets the parameters of all units with them.
+        """
+        for name, writer in self.mesh.writers(self.names).items():
+            yield name, writer, self.trainers[name].collect(writer)
+
+    def _unfinished(self) -> Iterator[Part]:
+        """The SAEs as trained so far."""
         done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
-        for name in owned(self.names, self.world):
+        for name, writer, parameters in self.written():
             trainer = self.trainers[name]
             found = {
                 **_figures(trainer),
                 "unfinished": {"steps": done, "of": total},
                 "doubt": f"its training is not finished ({done:,} of {total:,} steps)",
             }
-            yield trainer.sae(sae_id(name), name, self.records[name] | found), trainer.state()
+            record = self.records[name] | found
+            sae = trainer.sae(sae_id(name), name, record, parameters) if parameters else None
+            yield Part(sae_id(name), sae, trainer, writer)
 
     def look(self) -> None:
         """Save if it is time, or if this process is to stop, on which all ranks agree.
@@ -131,11 +131,11 @@ class _Training:
         Raises KeyboardInterrupt in the second case.
         """
         due = self.pause > 0 and time.monotonic() - self.saved >= self.pause
-        stop, due = self.world.any(self.stop(), self.world.leads and due)
+        stop, due = self.mesh.world.any(self.stop(), self.mesh.world.leads and due)
         if (stop or due) and self.at.steps:
             self.save()
         if stop:
-            self.world.barrier()  # the first rank has written the index
+            self.mesh.world.barrier()  # the first rank has written the index
             raise KeyboardInterrupt
 
     @cached_property
@@ -152,13 +152,13 @@ class _Training:
     def held_out(self) -> HeldOut | None:
         """The held-out text as the model reads it, which all ranks do together."""
         plan = self.held_plan
-        return plan and read_held_out(self.lm, plan, self.sites, self.world)
+        return plan and read_held_out(self.lm, plan, self.sites, self.mesh.world)
 
     def report(self, bar: tqdm[Any]) -> None:
         """Show the figures of the last steps, and write them."""
         self.check_finite()
         found = {name: trainer.figures() for name, trainer in self.trainers.items()}
-        sites = self.gather({name: found[name] for name in owned(self.names, self.world)})
+        sites = self.gather({name: found[name] for name in owned(self.names, self.mesh.world)})
         bar.set_postfix_str(_describe(sites), refresh=False)
         if self.log:
             self.log.add_training(self.at.steps, sites, bar)
@@ -176,9 +176,11 @@ class _Training:
         `evaluation` (see `HeldOut.evaluate`). All ranks go through to the end.
         """
         held = self.held_out
-        for name in owned(self.names, self.world):
+        for name, _, parameters in self.written():
+            if not parameters:  # another rank has them
+                continue
             trainer = self.trainers[name]
-            sae = trainer.sae(sae_id(name), name, self.records[name])
+            sae = trainer.sae(sae_id(name), name, self.records[name], parameters)
             figures = {"held_out": held.fit(sae) if held else {}, "dead": trainer.dead_share}
             if held and self.every:
                 figures["evaluation"] = held.evaluate(sae)
@@ -196,7 +198,7 @@ class _Training:
 
     def gather(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Figures by site, given those of the sites that each rank owns."""
-        parts = self.world.gather_json(own)
+        parts = self.mesh.world.gather_json(own)
         return {name: part[name] for name in self.names for part in parts if name in part}
 
     def check_finite(self) -> None:
@@ -219,6 +221,7 @@ def train_saes(
     say: Say = quiet,
     world: World = ALONE,
     layout: str = "data",
+    replicas: int = 1,
     follow: FollowConfig | None = None,
     checkpoint_seconds: float = 0,
     stop: Callable[[], bool] = lambda: False,
@@ -232,7 +235,9 @@ def train_saes(
         sites: names of different sites.
         say: takes lines for the user.
         world: the ranks that train together.
-        layout: what they share out, "data" or "sites".
+        layout: what they share out, "data", "sites" or "features" (see `saefeat.sae.layouts`).
+        replicas: number of copies of the SAEs, each of which takes a part of every batch; the ranks
+            of a copy share out sites or features.
         follow: write the figures to `out/training.jsonl` while it runs, and their curves to
             `out/training.svg` at the end; None: not. No weight depends on it.
         checkpoint_seconds: least time between two checkpoints; 0: one after each chunk.
@@ -256,9 +261,7 @@ def train_saes(
     if len({site.path for site in resolved}) < len(resolved):
         raise UserError(f"a site is named twice in {','.join(sites)}", "sites")
     widths = {site.name: site_width(lm, site) for site in resolved}
-    for width in widths.values():
-        sae_width(config, width)
-    check_layout(layout, world, len(sites), config)
+    check_layout(layout, world, config, [sae_width(config, d) for d in widths.values()], replicas)
     chunks = plan_chunks(plan, config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
@@ -269,13 +272,13 @@ def train_saes(
             say(f"{out} is complete already")
         else:
             steps = sum(chunk.steps for chunk in chunks)
-            mine = owned(list(widths), world) if layout == "sites" else list(widths)
-            shared = world if layout == "data" else ALONE
+            mesh = make_mesh(world, layout, replicas)
             trainers = {
-                name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
+                name: Trainer(widths[name], config, steps, lm.device, mesh.copies, mesh.split)
+                for name in mesh.trained(list(widths))
             }
             training = _Training(
-                *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
+                *(lm, plan, config, resolved, chunks, trainers, mesh, kept),
                 *(checkpoint_seconds, stop, records),
             )
             training.load()
@@ -289,19 +292,6 @@ def train_saes(
         if world.leads:
             kept.clear()
     return [load_sae(out / sae_id(site)) for site in sites]
-
-
-def check_layout(layout: str, world: World, sites: int, config: TrainConfig) -> None:
-    """Raise UserError if so many ranks cannot train in this layout."""
-    if layout not in LAYOUTS:
-        raise UserError(f"there is no layout {layout!r}; choose from {in_words(LAYOUTS)}", "layout")
-    most, what = (sites, "sites") if layout == "sites" else (config.batch_size, "tokens per step")
-    if world.size > most:
-        raise UserError(
-            f"{world.size} processes cannot share out {most} {what} in the layout over {layout}; "
-            "start fewer, or choose the other layout",
-            "layout",
-        )
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -334,7 +324,7 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
 
 def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
     """Have the figures of a training written, and evaluate it at intervals."""
-    if training.world.leads:
+    if training.mesh.world.leads:
         names = follow.log_to or ()
         training.log = TrainingLog(out, training.at.steps, training.config.batch_size, names)
     if follow.eval_tokens == 0 or not training.held_plan:
@@ -369,10 +359,8 @@ def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tq
         bar.update(tokens)
         training.look()
 
-    of = (training.lm, training.plan, training.sites, chunk, training.world)
-    held = read_chunk(*of, advance, batches)
-    if training.layout == "sites":
-        held = gather_sites(held, training.names)
+    of = (training.lm, training.plan, training.sites, chunk, training.mesh.world)
+    held = gather_sites(read_chunk(*of, advance, batches), training.names, training.mesh)
     begin, before = training.at.step, training.at.steps - training.at.step
     with torch.inference_mode():
         usable = {}

@@ -16,8 +16,13 @@ import pytest
 import torch
 from helpers import trained_files, training_lines
 
+from saefeat.config import TrainConfig
 from saefeat.io import load_tensors, read_header
-from saefeat.world import ALONE
+from saefeat.sae.layouts import Mesh
+from saefeat.sae.store import load_saes
+from saefeat.sae.train import sae_id
+from saefeat.sae.trainer import Trainer
+from saefeat.world import ALONE, World
 
 ROOT = Path(__file__).parents[2]
 SCRIPT, WORKER = ROOT / "train/sae.py", Path(__file__).with_name("ranks.py")
@@ -90,23 +95,52 @@ def alone(tmp_path_factory, values, start):
     return out / "saes"
 
 
-def test_two_ranks_that_share_batches_train_as_one(tmp_path, start):
-    codes, outputs = ends(*(start(rank, 2, WORKER, tmp_path) for rank in range(2)))
-    assert codes == [0, 0], outputs
+@pytest.fixture(scope="module")
+def ranks():
+    """The module that the processes run, and what one process computes."""
     spec = util.spec_from_file_location("ranks", WORKER)
     ranks = util.module_from_spec(spec)
     spec.loader.exec_module(ranks)
-    expected = ranks.results(ALONE)
-    assert expected["dead"] > 0.1  # so that AuxK is compared too
-    assert expected["parameter.encoder"].dtype == torch.float64
-    for rank in range(2):
-        found, _ = load_tensors(tmp_path / f"{rank}.safetensors")
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            tolerance = 1e-6 if name.startswith("first.") else 1e-9
-            torch.testing.assert_close(
-                found[name], value, rtol=0, atol=tolerance, msg=f"{name} of rank {rank}"
-            )
+    return ranks, ranks.results(Mesh()) | ranks.codes(ALONE)
+
+
+@pytest.mark.parametrize(
+    ("size", "layouts"),
+    [(2, ["data:1", "features:1"]), (4, ["features:1", "features:2", "sites:2"])],
+)
+def test_ranks_train_as_one_in_every_layout(tmp_path, start, ranks, size, layouts):
+    ranks, expected = ranks
+    exits, outputs = ends(*(start(rank, size, WORKER, tmp_path, *layouts) for rank in range(size)))
+    assert exits == [0] * size, outputs
+    assert expected["one:dead"][12] > 0.2  # more than d_in / 2, so that AuxK is compared too
+    assert expected["one:parameter.encoder"].dtype == torch.float64
+    for layout in layouts:
+        files = [load_tensors(tmp_path / f"{layout}-{rank}.safetensors") for rank in range(size)]
+        together = set().union(*(found for found, _ in files))
+        assert together >= {name for name in expected if not name.startswith("codes")}
+        same = [found["one:parameter.b_dec"] for found, _ in files if "one:curve" in found]
+        assert all(torch.equal(each, same[0]) for each in same)
+        for found, place in files:
+            compare(found, expected, World(**place), f"{layout}, {place}")
+
+
+def compare(found, expected, split, where):
+    """Compare what a rank has computed with its part of what one process has."""
+    trainer = Trainer(16, TrainConfig(k=4, d_sae=64), 1, "cpu", split=split)
+    for name, value in found.items():
+        kind = name.partition(":")[2] or name
+        wanted, tolerance = expected[name], 1e-9
+        if kind.startswith("first"):
+            kind, tolerance = kind.replace("first", "parameter"), 1e-6
+        elif kind == "curve":
+            tolerance = 1e-3
+        elif kind.startswith("codes"):
+            tolerance = 0 if "64" not in kind else tolerance
+        if kind.startswith("codes") or trainer.has_rows(kind):
+            wanted = trainer.objective.own_rows(wanted)
+        torch.testing.assert_close(
+            value, wanted, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}, {where}: {m}"
+        )
 
 
 def test_in_the_layout_over_sites_two_ranks_of_torchrun_write_the_bytes_of_one(
@@ -220,6 +254,41 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_both_and_the_training_goes_on(
     assert codes == [0], outputs
     assert trained_files(out) == trained_files(alone)
     assert training_lines(out) == training_lines(alone)
+
+
+def test_a_training_over_features_goes_on_at_another_size_and_in_another_layout(
+    tmp_path, config, start, alone
+):
+    out = tmp_path / "out"
+
+    def begin(size, **ranks):
+        path = config("out", **ranks)
+        return [start(rank, size, SCRIPT, path) for rank in range(size)]
+
+    both = begin(2, layout="features")
+    wait_for(lambda: steps_saved(out) > 0, *both)
+    both[1].kill()
+    codes, outputs = ends(*both)
+    assert codes == [1, -signal.SIGKILL], outputs
+    kept = steps_saved(out)
+    rows = {path.name for path in out.glob(f"training-{kept}/*rows*")}
+    assert rows == {f"{sae_id(SITES[i])}.rows-{1 - i % 2}.safetensors" for i in range(3)}
+    saes = load_saes(f"{out}/training-{kept}")
+    assert [sae.record["unfinished"]["steps"] for sae in saes] == [kept] * 3
+    [one] = begin(1, layout="data")  # all rows of the pieces
+    wait_for(lambda: steps_saved(out) > max(kept, 450), one)
+    one.send_signal(signal.SIGTERM)
+    assert ends(one)[0] == [130]
+    codes, outputs = ends(*begin(4, layout="features", replicas=2))
+    assert codes == [0] * 4, outputs
+    assert "4 processes" in "".join(outputs) and "with 2 replicas" in "".join(outputs)
+    assert trained_files(out).keys() == trained_files(alone).keys()
+    before = load_saes(str(alone))
+    for found, expected in zip(load_saes(str(out)), before, strict=True):
+        for name in ("fvu", "l0"):
+            assert found.record["held_out"][name] == pytest.approx(
+                expected.record["held_out"][name], rel=0.02
+            )
 
 
 def test_ranks_that_share_batches_and_are_killed_in_a_step_go_on_to_the_same_bytes(
