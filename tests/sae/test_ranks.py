@@ -169,10 +169,14 @@ def numbers(value):
     return {} if value is None or isinstance(value, str) else {"": value}
 
 
-def test_in_the_layout_over_data_two_ranks_write_the_figures_of_one(tmp_path, config, start, alone):
-    codes, outputs = ends(*(start(rank, 2, SCRIPT, config("data")) for rank in range(2)))
+@pytest.mark.parametrize("layout", ["data", "features"])
+def test_two_ranks_that_share_batches_or_units_write_the_figures_of_one(
+    tmp_path, config, start, alone, layout
+):
+    path = config("out", layout=layout)
+    codes, outputs = ends(*(start(rank, 2, SCRIPT, path) for rank in range(2)))
     assert codes == [0, 0], outputs
-    found, expected = training_lines(tmp_path / "data"), training_lines(alone)
+    found, expected = training_lines(tmp_path / "out"), training_lines(alone)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         assert numbers(one).keys() == numbers(other).keys()
