@@ -20,7 +20,7 @@ from saefeat.corpora.fetch import recipe_rows, recipe_state
 from saefeat.corpora.files import local_rows, local_state
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.request import find_recipe
-from saefeat.corpora.store import Names, Rows, Usable, gather, open_rows
+from saefeat.corpora.store import Names, Rows, Strings, Usable, gather, open_rows
 from saefeat.corpora.text import UNUSABLE, clean_text, is_usable
 from saefeat.io import SCHEMA, UserError, cache_dir, fingerprint
 from saefeat.labels import to_labels
@@ -107,10 +107,14 @@ class Corpus:
 
         Each is `hashed(*parts, id)`.
         """
-        if at is not None and 4 * len(at) > len(self):  # columns are read in order faster
+        if at is None:
+            ids = iter(self.ids)
+        elif isinstance(self.ids, Strings) and (np.diff(at) > 0).all():
+            ids = iter(self.ids.take(at))  # columns are read in order faster
+        elif 4 * len(at) > len(self):
             return self.hashes(*parts)[at]
-        where: list[int] = [] if at is None else at.tolist()
-        ids = iter(self.ids) if at is None else (self.ids[i] for i in where)
+        else:
+            ids = (self.ids[i] for i in at.tolist())
         start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
         found = []
         while some := list(islice(ids, _HASHED_ROWS)):
@@ -218,7 +222,7 @@ def _select(
             skipped[reason] += number
     types = {renamed[label]: t for label, t in rows.notes["types"].items() if label in renamed}
     rows = rows.where(np.array([label in renamed for label in rows.names], bool)[rows.codes])
-    with_text = {renamed[rows.names[code]] for code in np.unique(rows.codes).tolist()}
+    with_text = {renamed[rows.names[code]] for code in np.flatnonzero(np.bincount(rows.codes))}
     _check_texts(name, labels, with_text, types, min_labels, from_column=named)
     names = [renamed.get(label, "") for label in rows.names]
     large = not isinstance(rows.texts, list)

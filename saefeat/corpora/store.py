@@ -165,10 +165,12 @@ class Names(Sequence[str]):
     def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
         """The first position of a label, as that of a list."""
         codes = [code for code, name in enumerate(self.names) if name == value]
-        found = np.flatnonzero(np.isin(self.codes[start:stop], codes))
-        if not len(found):
-            raise ValueError(value)
-        return int(found[0]) + start
+        start, stop, _ = slice(start, stop).indices(len(self))
+        for begin in range(start, stop, _BATCH):  # most labels occur soon
+            found = np.flatnonzero(np.isin(self.codes[begin : min(begin + _BATCH, stop)], codes))
+            if len(found):
+                return int(found[0]) + begin
+        raise ValueError(value)
 
 
 # --------------------------------------------------------------------------- reading and writing
