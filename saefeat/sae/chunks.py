@@ -230,24 +230,42 @@ def vector_labels(lm: LanguageModel, plan: Plan, chunk: Chunk) -> Tensor:
     return torch.cat(parts).to(lm.device)
 
 
-def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
-    """Choose the vectors that one step trains on: int64 [batch_size], taken from `usable`.
+class Draws:
+    """Choice of the vectors that each step on a chunk trains on.
 
-    The usable indices are repeated in passes, and every pass has a new random order. Each step
+    The usable vectors are repeated in passes, and every pass has a new random order. Each step
     takes the next `batch_size` of them; a step may begin in one pass and end in the next.
+
+    Args:
+        usable: their places in the chunk, int64 [n].
+        chunk: number of the chunk.
 
     Raises RunFailed when no vector is usable.
     """
-    n, size = len(usable), config.batch_size
-    if not n:
-        raise RunFailed(
-            f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
-        )
-    parts, start, end = [], step * size, (step + 1) * size
-    while start < end:
-        turn, offset = divmod(start, n)
-        seed = int(fingerprint([config.seed, chunk, turn]), 16) % 2**63
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        parts.append(order[offset : offset + end - start])
-        start += len(parts[-1])
-    return usable[torch.cat(parts).to(usable.device)]
+
+    def __init__(self, usable: Tensor, config: TrainConfig, chunk: int) -> None:
+        if not len(usable):
+            raise RunFailed(
+                f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
+            )
+        self.usable, self.config, self.chunk = usable, config, chunk
+        self._pass, self._order = -1, usable
+
+    def draw(self, step: int) -> Tensor:
+        """The places in the chunk of the vectors of a step: int64 [batch_size]."""
+        n, size = len(self.usable), self.config.batch_size
+        parts, start, end = [], step * size, (step + 1) * size
+        while start < end:
+            turn, offset = divmod(start, n)
+            parts.append(self._ordered(turn)[offset : offset + end - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+    def _ordered(self, turn: int) -> Tensor:
+        """The usable places in the order of a pass; the last one is kept for the next steps."""
+        if turn != self._pass:
+            seed = int(fingerprint([self.config.seed, self.chunk, turn]), 16) % 2**63
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.usable), generator=generator)
+            self._pass, self._order = turn, self.usable[order.to(self.usable.device)]
+        return self._order

@@ -31,7 +31,7 @@ from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
-from saefeat.sae.chunks import Chunk, batches_by_chunk, draw, gather_sites, plan_chunks, read_chunk
+from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
 from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
 from saefeat.sae.log import TrainingLog
@@ -363,14 +363,15 @@ def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tq
     held = gather_sites(read_chunk(*of, advance, batches), training.names, training.mesh)
     begin, before = training.at.step, training.at.steps - training.at.step
     with torch.inference_mode():
-        usable = {}
+        draws = {}
         for name, trainer in trainers.items():
             if not trainer.scaler:
                 trainer.fit_scaler(held.buffers[name])
-            usable[name] = held.places_of(trainer.usable(held.buffers[name]))
+            usable = held.places_of(trainer.usable(held.buffers[name]))
+            draws[name] = Draws(usable, config, number)
         for step in range(begin, chunk.steps):
             for name, trainer in trainers.items():
-                trainer.step(*held.take(name, draw(usable[name], config, number, step)))
+                trainer.step(*held.take(name, draws[name].draw(step)))
             training.at = Position(number, step + 1, before + step + 1)
             if step % _FIGURE_STEPS == 0 or step == chunk.steps - 1:
                 training.report(bar)

@@ -40,7 +40,8 @@ def start():
 
     def begin(rank, size, *words):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         running.append(
             subprocess.Popen(
                 [sys.executable, *map(str, words)],

@@ -20,7 +20,7 @@ from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError, load_tensors, read_header, save_tensors
 from saefeat.resume import STATE
-from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.sae.chunks import Chunk, Draws, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
 from saefeat.sae.held_out import HELD_OUT_TOKENS, held_out_plan
@@ -143,7 +143,7 @@ def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
 
 def test_a_chunk_without_a_usable_token_fails_the_run():
     with pytest.raises(RunFailed, match="chunk 3 has no usable token"):
-        draw(torch.zeros(0, dtype=torch.int64), CONFIG, 3, 0)
+        Draws(torch.zeros(0, dtype=torch.int64), CONFIG, 3)
 
 
 def test_the_loss_falls_and_the_progress_line_says_so(trained):
