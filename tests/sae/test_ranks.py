@@ -118,7 +118,8 @@ def test_ranks_train_as_one_in_every_layout(tmp_path, start, ranks, size, layout
     for layout in layouts:
         files = [load_tensors(tmp_path / f"{layout}-{rank}.safetensors") for rank in range(size)]
         together = set().union(*(found for found, _ in files))
-        assert together >= {name for name in expected if not name.startswith("codes")}
+        trained = ("one:", "two:") if layout.startswith("sites") else ("one:",)
+        assert together >= {name for name in expected if name.startswith(trained)}
         same = [found["one:parameter.b_dec"] for found, _ in files if "one:curve" in found]
         assert all(torch.equal(each, same[0]) for each in same)
         for found, place in files:
@@ -278,10 +279,11 @@ def test_a_training_over_features_goes_on_at_another_size_and_in_another_layout(
     kept = steps_saved(out)
     rows = {path.name for path in out.glob(f"training-{kept}/*rows*")}
     assert rows == {f"{sae_id(SITES[i])}.rows-{1 - i % 2}.safetensors" for i in range(3)}
-    saes = load_saes(f"{out}/training-{kept}")
+    with pytest.warns(UserWarning, match="its training is not finished"):
+        saes = load_saes(f"{out}/training-{kept}")
     assert [sae.record["unfinished"]["steps"] for sae in saes] == [kept] * 3
     [one] = begin(1, layout="data")  # all rows of the pieces
-    wait_for(lambda: steps_saved(out) > max(kept, 450), one)
+    wait_for(lambda: steps_saved(out) > max(kept, 400), one)
     one.send_signal(signal.SIGTERM)
     assert ends(one)[0] == [130]
     codes, outputs = ends(*begin(4, layout="features", replicas=2))
