@@ -28,12 +28,12 @@ from typing import Any
 
 from common import ROOT, by_commas, in_turns, options, record, show
 
-CONFIG = ROOT / "train/configs/gemma-3-270m.toml"
+CONFIG = Path("train/configs/gemma-3-270m.toml")
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="what is trained")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="what is trained, in TOML")
     parser.add_argument("--max-tokens", type=int, default=1200, help="counted tokens per label")
     parser.add_argument("--chunk-tokens", type=int, default=32_768)
     parser.add_argument("--ranks", type=int, default=2)
@@ -44,6 +44,7 @@ def main() -> None:
     if arguments.one:
         measure(arguments.one)
         return
+    del arguments.one
     work = Path(tempfile.mkdtemp(prefix="bench-ranks-"))
     try:
         record(arguments, compare(arguments, work))
@@ -78,7 +79,7 @@ def compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace, work: Path, name: str, ranks: int) -> dict[str, Any]:
     """Train once in so many processes; what the first of them has measured."""
-    job = tomllib.loads(arguments.config.read_text())
+    job = tomllib.loads((ROOT / arguments.config).read_text())
     out, path = work / "out", work / "job.json"
     changes = {"max_tokens": arguments.max_tokens, "chunk_tokens": arguments.chunk_tokens}
     changes |= {"out": str(out), "threads": arguments.ranks // ranks, "device": "cpu"}

@@ -1,11 +1,12 @@
 """Kill ranks of a training at random moments, resume it, and count hangs and lost checkpoints.
 
-    python scripts/kill_training.py --out scripts/results/kill_training.json    # half an hour
-    python scripts/kill_training.py --kills 10                          # a quick look
+    python scripts/kill_training.py --out scripts/results/kill_training.json    # 15 minutes
+    python scripts/kill_training.py --kills 10                                  # a quick look
 
 Ranks train SAEs at four sites of SmolLM2 cut to two blocks (`train/sae.py`, gloo). One rank or all
 get SIGKILL or SIGTERM at a random moment of a random phase: loading, reading a chunk, steps, saving
-a checkpoint, or saving the SAEs at the end. Then all ranks are started again. These are faults:
+a checkpoint, or saving the SAEs at the end; reading, steps and saving for the first, second or
+third time. Then all ranks are started again. These are faults:
 
 - hang: a process is alive a minute after the signal;
 - lost: the checkpoint does not load as SAEs with states, or has fewer steps than the one before;
@@ -61,19 +62,26 @@ JOB = {
 
 
 class Board:
-    """Memory that the ranks share with this process: the phase of each."""
+    """Memory that the ranks share with this process: the phase of each, and how often it came."""
 
     def __init__(self, size: int) -> None:
-        self.size, self._cells = size, mmap.mmap(-1, size)
+        self._cells = mmap.mmap(-1, size * (1 + len(PHASES)))
 
     def clear(self) -> None:
-        self._cells[:] = bytes(self.size)
+        self._cells[:] = bytes(len(self._cells))
 
     def __getitem__(self, rank: int) -> str:
-        return PHASES[self._cells[rank]]
+        return PHASES[self._cells[rank * (1 + len(PHASES))]]
 
-    def enter(self, phase: str) -> None:
-        self._cells[int(os.environ["RANK"])] = PHASES.index(phase)
+    def times(self, rank: int, phase: str) -> int:
+        """How often a rank has come to a phase since `clear`."""
+        return self._cells[rank * (1 + len(PHASES)) + 1 + PHASES.index(phase)]
+
+    def enter(self, phase: str, again: bool = False) -> None:
+        """Note the phase of this rank; `again`: it goes on with one that it was in before."""
+        start = int(os.environ["RANK"]) * (1 + len(PHASES))
+        self._cells[start + 1 + PHASES.index(phase)] += not again
+        self._cells[start] = PHASES.index(phase)
 
     def note(self, owner: Any, name: str, during: str, after: str | None = None) -> None:
         """Let a function enter a phase when it is called, and another one when it returns."""
@@ -85,7 +93,7 @@ class Board:
                 self.enter(during)
             found = call(*given, **named)
             if before != "end":
-                self.enter(after or before)
+                self.enter(after or before, again=after is None)
             return found
 
         setattr(owner, name, noting)
@@ -101,6 +109,7 @@ class Campaign:
         draw: generator of all random choices.
         board: the phases of the ranks.
         lasts: phase -> its mean seconds in undisturbed trainings.
+        resumed: how many trainings began at a checkpoint.
         faults: what was found.
     """
 
@@ -109,8 +118,8 @@ class Campaign:
     draw: Random
     board: Board
     lasts: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
-    port: int = 0
 
     def out(self, name: str) -> Path:
         return self.work / name
@@ -121,6 +130,7 @@ class Campaign:
         inputs = {"model": str(self.work / "model"), "corpus": str(self.work / "corpus.jsonl")}
         job = {**JOB, **inputs, "out": str(out), "sites": SITES, "layout": layout}
         path.write_text(json.dumps({**job, "checkpoint_seconds": pause}))
+        self.resumed += steps_saved(out) > 0
         main = runpy.run_path(str(ROOT / "train/sae.py"))["main"]
         shared = {"WORLD_SIZE": self.size, "LOCAL_WORLD_SIZE": self.size}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
@@ -199,9 +209,10 @@ def is_alive(child: Child) -> bool:
 
 @dataclass(frozen=True)
 class Kill:
-    """Which ranks get which signal, in which phase of the first of them."""
+    """Which ranks get which signal, when the first of them is in a phase for the n-th time."""
 
     phase: str
+    time: int
     ranks: tuple[int, ...]
     signal: str
 
@@ -209,13 +220,15 @@ class Kill:
     def drawn(cls, draw: Random, size: int) -> Kill:
         all_of_them, number = draw.random() < 0.3, draw.randrange(size)
         ranks = tuple(range(size)) if all_of_them else (number,)
-        return cls(draw.choice(PHASES), ranks, draw.choice(("SIGKILL", "SIGTERM")))
+        phase, time = draw.choice(PHASES), draw.randint(1, 3)
+        time = {"loading": 0, "end": 1}.get(phase, time)
+        return cls(phase, time, ranks, draw.choice(("SIGKILL", "SIGTERM")))
 
 
 def kill(campaign: Campaign, ranks: Sequence[Child], chosen: Kill) -> str:
     """Send the signal in the phase; returns the phase of each rank then, "" if all have ended."""
     first, board = chosen.ranks[0], campaign.board
-    while board[first] != chosen.phase:
+    while board[first] != chosen.phase or board.times(first, chosen.phase) < chosen.time:
         if not is_alive(ranks[first]):
             return ""
         time.sleep(0.0002)
@@ -281,9 +294,9 @@ def steps_kept(out: Path) -> float:
     """
     if all((out / train.sae_id(site)).exists() for site in SITES):
         return float("inf")
-    if not (out / INDEX).exists():
+    steps = steps_saved(out)
+    if not steps:
         return 0
-    steps = json.loads(read_header(out / INDEX)["values"])["steps"]
     folder = out / f"training-{steps}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they say that the training is not finished
@@ -293,6 +306,12 @@ def steps_kept(out: Path) -> float:
     for sae in found:
         load_tensors(folder / sae.id / STATE)
     return steps
+
+
+def steps_saved(out: Path) -> int:
+    """Steps of the checkpoint that the index names; 0 without one."""
+    path = out / INDEX
+    return json.loads(read_header(path)["values"])["steps"] if path.exists() else 0
 
 
 def complete(campaign: Campaign, name: str, layout: str, pause: int) -> None:
@@ -330,6 +349,7 @@ def measure(campaign: Campaign, kills: int, layouts: Sequence[str]) -> dict[str,
         "undisturbed_seconds": seconds,
         "kills": done,
         **{f"by_{name}": dict(counter) for name, counter in by.items()},
+        "resumed_at_a_checkpoint": campaign.resumed,
         "outputs_compared": outputs,
         "slowest_end_seconds": round(slowest, 1),
         "hangs": kinds["hang"],

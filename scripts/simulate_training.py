@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from common import by_commas, options, record, show
+from common import by_commas, median_seconds, options, record, show
 
 from saefeat.config import TrainConfig
 from saefeat.sae.chunks import Activations, gather_sites
@@ -156,10 +156,10 @@ def chunk_exchange(shape: Shape, parts: Split, rates: Rates) -> tuple[float, flo
     sites = math.ceil(shape.sites / parts.parts) if parts.layout == "sites" else shape.sites
     rows = shape.chunk / parts.copies
     got = 2 * rows * shape.d_in * sites * (parts.parts - 1) / parts.parts
-    near = parts.parts <= NODE
-    rate = rates.near if near else rates.far
+    copied = 4 * got * parts.parts / (parts.parts - 1)  # into one message, and out of it
+    rate = rates.near if parts.parts <= NODE else rates.far
     turns = math.ceil(shape.sites / parts.parts) if parts.layout == "sites" else shape.sites
-    return got, got / rate + waits(turns, parts.parts, rates)
+    return got, got / rate + copied / rates.memory + waits(turns, parts.parts, rates)
 
 
 def summed(size: float, ranks: int) -> float:
@@ -213,14 +213,8 @@ STEPS = 12
 
 
 def rate_of(call: Callable[[], object], amount: float, rounds: int = 5) -> float:
-    """Amount per second of a call, of its fastest round."""
-    call()
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return amount / min(times)
+    """Amount per second of a call, in the median of some rounds."""
+    return amount / median_seconds(call, rounds)
 
 
 def check_rank() -> None:
@@ -234,9 +228,10 @@ def check_rank() -> None:
             found = {"batch": {n: trained(replace(CHECK, batch=n), ALONE) for n in (1024, 512)}}
             found["matrix"] = matrix_rate()
         else:
-            x = torch.zeros(2 * CHECK.d_in * CHECK.d_sae)
-            found["near"] = rate_of(lambda: world.add(x), summed(4 * len(x), world.size))
-            found["wait"] = 1 / rate_of(lambda: world.add(x[:1]), 1, 50)
+            count = CHECK.d_in * CHECK.d_sae  # new values each time, as gradients are
+            added = rate_of(lambda: world.add(torch.zeros(count)), summed(4 * count, world.size))
+            found["near"] = added
+            found["wait"] = 1 / rate_of(world.barrier, 1, 50)
             found["data"] = trained(CHECK, world)
             found["exchange"] = exchanged(world)
             found["sites"] = trained(replace(CHECK, sites=1), ALONE)
