@@ -341,8 +341,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def simulated(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    given = (arguments.matrix, arguments.memory, arguments.near, arguments.far)
-    rates = Rates(*(arguments.reached * rate for rate in given), arguments.wait)
+    reached = arguments.reached
+    rates = Rates(
+        *(reached * arguments.matrix, reached * arguments.memory),
+        *(reached * arguments.near, reached * arguments.far, arguments.wait),
+    )
     sizes = [int(size) for size in by_commas(arguments.gpus)]
     found = {}
     for name, shape in SHAPES.items():

@@ -108,13 +108,14 @@ class Corpus:
         Each is `hashed(*parts, id)`.
         """
         if at is None:
-            ids = iter(self.ids)
+            ids: Iterator[str] = iter(self.ids)
         elif isinstance(self.ids, Strings) and (np.diff(at) > 0).all():
             ids = iter(self.ids.take(at))  # columns are read in order faster
         elif 4 * len(at) > len(self):
             return self.hashes(*parts)[at]
         else:
-            ids = (self.ids[i] for i in at.tolist())
+            where: list[int] = at.tolist()
+            ids = (self.ids[i] for i in where)
         start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
         found = []
         while some := list(islice(ids, _HASHED_ROWS)):
