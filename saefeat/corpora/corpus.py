@@ -114,7 +114,8 @@ class Corpus:
         elif 4 * len(at) > len(self):
             return self.hashes(*parts)[at]
         else:
-            ids = (self.ids[i] for i in at.tolist())
+            where: list[int] = at.tolist()
+            ids = (self.ids[i] for i in where)
         start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
         found = []
         while some := list(islice(ids, _HASHED_ROWS)):
