@@ -24,11 +24,11 @@ from saefeat.activations import counted_vectors
 from saefeat.config import TABLE_EXAMPLES
 from saefeat.corpora import Batch, Corpus, Plan, first_by_hash, half_of
 from saefeat.dictionaries import Dictionary
-from saefeat.io import UserError, fingerprint, make_dir
+from saefeat.io import UserError, make_dir
 from saefeat.memory import dictionary_budget, group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_same, claim_together
+from saefeat.resume import check_alike, check_same, claim_together
 from saefeat.shares import Shares, States, begun_request, clear_shares, deal
 from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, collected_kinds, comparable
 from saefeat.statistics.files import UNFINISHED, stats_file, stats_header
@@ -235,7 +235,8 @@ def collect(
         *(checkpoint_seconds, table_examples, world, stop),
     )
     with claim_together(out, world):
-        _check_alike(job)
+        alike = {name: comparable(header) for name, header in headers.items()}
+        check_alike(world, [alike, [kind.__name__ for kind in wanted], shard, table_examples])
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
 
@@ -247,18 +248,6 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
             raise UserError(
                 f"two dictionaries are named {name}; rename the directory of one of them"
             )
-
-
-def _check_alike(job: _Job) -> None:
-    """Raise UserError if this rank collects something else than the first."""
-    headers = {name: comparable(header) for name, header in job.headers.items()}
-    kinds = [kind.__name__ for kind in job.places]
-    mark = fingerprint([headers, kinds, job.shard, job.table_examples])
-    if job.world.share(mark) != mark:
-        raise UserError(
-            f"rank {job.world.rank} has loaded another model, corpus or SAE than the first; give "
-            "all machines the same files"
-        )
 
 
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:

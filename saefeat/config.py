@@ -122,7 +122,9 @@ class OnRequest:
 class TrainInputs(Inputs):
     """A model, a corpus and the sites where SAEs are trained."""
 
-    sites: tuple[str, ...] = about("mlp_out@13, resid_post@5, ... or module paths.", kw_only=True)
+    sites: tuple[str, ...] = about(
+        "mlp_out@13, resid_post@5, ... or module paths.", min_length=1, kw_only=True
+    )
     temperature: float | None = about(
         "Mix labels by size: the largest has max_tokens, one of n examples that times "
         "(n / largest)^(1/T); default the same for all.",

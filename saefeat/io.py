@@ -40,7 +40,14 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run itself failed (NaN, a full disk). State is kept; the command line exits with 1."""
+    """The run itself failed (NaN, a full disk). State is kept; the command line exits with 1.
+
+    `remedy`: what helps, where the same command would fail again.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def cache_dir() -> Path:

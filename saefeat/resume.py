@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saefeat.io import TEMPORARY, UserError, load_tensors, make_dir, read_header, save_tensors
+from saefeat.io import (
+    TEMPORARY,
+    UserError,
+    fingerprint,
+    load_tensors,
+    make_dir,
+    read_header,
+    save_tensors,
+)
 from saefeat.progress import Say, quiet
 
 if TYPE_CHECKING:
@@ -86,6 +94,16 @@ def claim_together(directory: Path, world: World) -> Iterator[None]:
             raise UserError(f"rank {world.rank} does not see {directory}; all ranks need it", "out")
         yield
         world.barrier()
+
+
+def check_alike(world: World, value: Any) -> None:
+    """Raise UserError if a JSON value, of what this rank works on, is not that of the first."""
+    mark = fingerprint(value)
+    if world.share(mark) != mark:
+        raise UserError(
+            f"rank {world.rank} has another model, corpus, SAE or setting than the first; give all "
+            "machines the same files"
+        )
 
 
 @contextmanager

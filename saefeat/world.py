@@ -112,10 +112,9 @@ class World:
         sent = [part.reshape(-1).view(torch.uint8) for part in parts]  # every backend sends bytes
         sizes = [length * kind.itemsize for length in lengths]
         found = sent[0].new_empty(sum(sizes))
+        given, lengths = torch.cat(sent), [len(part) for part in sent]
         with self._answers():
-            dist.all_to_all_single(
-                found, torch.cat(sent), sizes, [len(part) for part in sent], group=self.group
-            )
+            dist.all_to_all_single(found, given, sizes, lengths, group=self.group)
         return [part.view(kind) for part in found.split(sizes)]
 
     def gather(self, x: Tensor) -> Tensor:
@@ -166,6 +165,8 @@ class World:
     def _answers(self) -> Any:
         try:
             yield
+        except (torch.OutOfMemoryError, NotImplementedError):
+            raise
         except RuntimeError as error:  # of the backend
             raise LostRank("another rank has ended or does not answer") from error
 
@@ -181,7 +182,7 @@ def world_of_environment() -> World:
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     given = {name: os.environ[name] for name in names if name in os.environ}
-    if "WORLD_SIZE" not in given:
+    if given.get("WORLD_SIZE", "1") == "1":
         return ALONE
     try:
         size, rank = int(given["WORLD_SIZE"]), int(given["RANK"])

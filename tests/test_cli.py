@@ -955,7 +955,7 @@ def test_non_finite_activations_in_later_texts_exit_with_1(
     assert code == 1
     last = err.splitlines()[-1]
     assert (
-        "finished parts are kept; remove the cause (another --dtype, intact weights), then run: "
+        "finished parts are kept; remove the cause (another dtype, intact weights), then run: "
         "saefeat collect " in last
     )
     assert not list((tmp_path / "out").glob("*.safetensors"))

@@ -285,7 +285,7 @@ def test_ranks_that_have_loaded_different_things_are_refused(tmp_path, start, co
 
     codes, said = start(2, work).ends()
     assert codes == [1, 2], said
-    assert said[1].startswith("rank 1 has loaded another model, corpus or SAE than the first;")
+    assert said[1].startswith("rank 1 has another model, corpus, SAE or setting than the first;")
 
 
 def test_an_output_that_a_rank_does_not_see_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from saefeat.cli.common import say
-from saefeat.cli.ranks import Ranks
+from saefeat.cli.ranks import Ranks, launcher
 from saefeat.run.training import describe_training, forecast_job, place_rank, read_job, train_job
 from saefeat.world import world_of_environment
 
@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the forecast and stop")
     parser.add_argument("--ranks", type=int, help="processes of the forecast")
     words = parser.parse_args()
+    if words.ranks is not None and words.ranks < 1:
+        parser.error("--ranks should be at least 1")
     ranks = Ranks("sae.py")
     try:
         world = world_of_environment()
@@ -37,9 +39,12 @@ def main() -> None:
         for sae in train_job(job, world, say, stop):
             if world.leads:
                 print(f"{job.out / sae.id}: {describe_training(sae)}")
+        world.barrier()  # all have read the SAEs
         ranks.finish()
     except (Exception, KeyboardInterrupt) as error:
-        ranks.fail(error, _keys(error), sys.argv[1:], ["python", sys.argv[0]])
+        ranks.fail(
+            error, _keys(error), sys.argv[1:], launcher(["python", sys.argv[0]], [sys.argv[0]])
+        )
 
 
 def _keys(error: BaseException) -> Any:

@@ -88,7 +88,12 @@ def main() -> None:
             if leads():
                 show()
             sys.exit(2)
-        ranks.fail(error, typer.main.get_command(app), sys.argv[1:], launcher())
+        ranks.fail(
+            error,
+            typer.main.get_command(app),
+            sys.argv[1:],
+            launcher(["saefeat"], ["-m", "saefeat"]),
+        )
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_options: Any) -> None:

@@ -55,12 +55,15 @@ def leads() -> bool:
     return not started_together() or os.environ["RANK"] == "0"
 
 
-def launcher() -> list[str]:
-    """The words that start saefeat as this process was started, if it was on one machine."""
+def launcher(alone: Sequence[str], together: Sequence[str]) -> list[str]:
+    """The words that start this process as it was started, if it was on one machine.
+
+    `alone`: those for one process. `together`: those for torchrun, after its options.
+    """
     size = os.environ.get("WORLD_SIZE", "")
     if not started_together() or os.environ.get("LOCAL_WORLD_SIZE") != size:
-        return ["saefeat"]
-    return ["torchrun", "--nproc-per-node", size, "-m", "saefeat"]
+        return [*alone]
+    return ["torchrun", "--nproc-per-node", size, *together]
 
 
 class Ranks:
@@ -110,7 +113,9 @@ class Ranks:
             self._fail_together(self._watch, error, failure)
         if failure is None:
             raise error
-        say(f"{self.name}: {failure.message}")
+        # All have read the same input; but a process may lack a GPU that the first one has.
+        if leads() or "device" in getattr(error, "options", ()):
+            say(f"{self.name}: {failure.message}")
         sys.exit(failure.code)
 
     def _fail_together(

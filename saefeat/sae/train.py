@@ -26,10 +26,10 @@ from saefeat.config import FollowConfig, TrainConfig
 from saefeat.corpora import Batch, Plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, UserError
+from saefeat.io import RunFailed, UserError, wait_for_disk
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_same, claim_together
+from saefeat.resume import check_alike, check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
 from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
@@ -79,6 +79,7 @@ class _Training:
     log: TrainingLog | None = None  # where this rank writes figures
     at: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)
+    kept: int = 0  # steps of the last checkpoint
 
     def tokens(self, chunks: list[Chunk]) -> int:
         """What the progress bar counts: tokens that are read, and tokens that steps use."""
@@ -93,13 +94,20 @@ class _Training:
         """Go on where the last checkpoint was written."""
         files = {sae_id(name): trainer for name, trainer in self.trainers.items()}
         self.at = self.checkpoints.load(files)
+        self.kept = self.at.steps
 
     def save(self) -> None:
-        """Write a checkpoint. Raises RunFailed, and keeps the last one, if an SAE has diverged."""
-        begun = time.monotonic()
+        """Write a checkpoint, if a step was done since the last one.
+
+        Raises RunFailed, and keeps the last one, if an SAE has diverged.
+        """
+        begun = self.saved = time.monotonic()
+        # Without a step no weight has changed, and writing again could damage what is there.
+        if self.at.steps == self.kept:
+            return
         self.check_finite()
         self.checkpoints.save(self.at, self._unfinished())
-        self.saved = time.monotonic()
+        self.saved, self.kept = time.monotonic(), self.at.steps
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
 
@@ -132,7 +140,7 @@ class _Training:
         """
         due = self.pause > 0 and time.monotonic() - self.saved >= self.pause
         stop, due = self.mesh.world.any(self.stop(), self.mesh.world.leads and due)
-        if (stop or due) and self.at.steps:
+        if stop or due:
             self.save()
         if stop:
             self.mesh.world.barrier()  # the first rank has written the index
@@ -207,7 +215,8 @@ class _Training:
             if not trainer.is_finite():
                 raise RunFailed(
                     f"training diverged at {name} before step {self.at.steps}: its error or a "
-                    "weight is not finite; lower the learning rate"
+                    "weight is not finite",
+                    "lower the learning rate, in another output directory",
                 )
 
 
@@ -266,12 +275,15 @@ def train_saes(
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
+    steps = sum(chunk.steps for chunk in chunks)
     with claim_together(out, world):
+        check_alike(
+            world, [records, layout, replicas, len(chunks), steps, follow and asdict(follow)]
+        )
         kept = Checkpoints(out, records, lm.threads, world, say)
-        if _is_finished(out, records):
+        if world.share(_is_finished(out, records) if world.leads else None):
             say(f"{out} is complete already")
         else:
-            steps = sum(chunk.steps for chunk in chunks)
             mesh = make_mesh(world, layout, replicas)
             trainers = {
                 name: Trainer(widths[name], config, steps, lm.device, mesh.copies, mesh.split)
@@ -395,7 +407,9 @@ def _save(training: _Training, out: Path) -> None:
         for sae, figures in training.measure():
             record = sae.record | _figures(training.trainers[sae.site]) | figures
             save_sae(replace(sae, record=record), out / sae.id)
+            wait_for_disk(out / sae.id)
             found[sae.site] = figures
+    wait_for_disk(out)  # the checkpoint is removed after this
     if training.every:
         training.add_evaluation(found)
 

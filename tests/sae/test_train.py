@@ -276,6 +276,22 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
 
 
+def test_a_stop_before_a_step_leaves_the_checkpoint_as_it_is(tmp_path, plan, tiny_lm):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[0] + 100))
+    leftover = tmp_path / "training-9999" / "sae"  # of a save that was killed
+    leftover.mkdir(parents=True)
+
+    def files():
+        return {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, stop=lambda: True)
+    assert files() == before and len(before) > 2 * len(SITES)
+    assert not leftover.parent.exists()
+
+
 @pytest.mark.filterwarnings("ignore:the SAE in .*its training is not finished")
 def test_a_checkpoint_opens_as_saes_that_give_the_codes_of_the_trainers(tmp_path, plan, tiny_lm):
     chunks = plan_chunks(plan, CONFIG)
@@ -320,7 +336,7 @@ def test_a_training_that_diverges_after_a_checkpoint_keeps_it(stopped, trained, 
     save_tensors(path, tensors, header)
     before = contents(out)
     with pytest.raises(
-        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: .* lower"
+        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: its error"
     ):
         train_saes(tiny_lm, plan, SITES, out, CONFIG)
     assert contents(out) == before
