@@ -405,7 +405,7 @@ def _save(training: _Training, out: Path) -> None:
     found = {}
     with torch.inference_mode():
         for sae, figures in training.measure():
-            record = sae.record | _figures(training.trainers[sae.site]) | figures
+            record = sae.record | {"held_out": {}} | _figures(training.trainers[sae.site]) | figures
             save_sae(replace(sae, record=record), out / sae.id)
             wait_for_disk(out / sae.id)
             found[sae.site] = figures
