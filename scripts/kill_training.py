@@ -32,6 +32,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -247,7 +248,9 @@ def disturb(campaign: Campaign, name: str, layout: str, pause: int) -> tuple[Kil
     Returns the kill, the phases at that moment ("": the training ended first) and the seconds until
     all had ended.
     """
-    before = steps_kept(campaign.out(name))
+    before = 0.0
+    with suppress(UserError):  # a fault that is known already
+        before = steps_kept(campaign.out(name))
     chosen = Kill.drawn(campaign.draw, campaign.size)
     ranks = campaign.start(name, layout, pause)
     phases = kill(campaign, ranks, chosen)
