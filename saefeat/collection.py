@@ -1,8 +1,9 @@
 """Stream a corpus through a model and its dictionaries into accumulators.
 
 The corpus is cut into windows of 1,024 examples. A window is the unit of work: a shard takes some
-windows, a resumed collection takes those that are missing, and the header of the statistics lists
-those that were counted. The accumulators come from `saefeat.statistics.ACCUMULATORS`.
+windows, and so does each of several processes that collect together (ranks). A resumed collection
+takes those that are missing, and the header of the statistics lists those that were counted. The
+accumulators come from `saefeat.statistics.ACCUMULATORS`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -18,24 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from saefeat.activations import counted_vectors
 from saefeat.config import TABLE_EXAMPLES
 from saefeat.corpora import Batch, Corpus, Plan, first_by_hash, half_of
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, make_dir
-from saefeat.memory import group_to_fit
+from saefeat.memory import dictionary_budget, group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import STATE, Checkpoint, check_same, claim, saved_request
+from saefeat.resume import check_alike, check_same, claim_together
+from saefeat.shares import Shares, States, begun_request, clear_shares, deal
 from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, collected_kinds, comparable
 from saefeat.statistics.files import UNFINISHED, stats_file, stats_header
+from saefeat.world import ALONE, World
 
 CHECKPOINT_SECONDS = 30.0
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
-
-States = dict[str, list[Accumulator]]  # by dictionary
 
 # --------------------------------------------------------------------------- batches
 
@@ -113,6 +113,8 @@ class _Job:
     say: Say
     pause: float  # seconds between checkpoints
     table_examples: int
+    world: World
+    stop: Callable[[], bool]
 
     @cached_property
     def windows(self) -> list[int]:
@@ -138,10 +140,12 @@ class _Job:
         limit = {"limit": self.table_examples} if kind.LIMITED else {}
         return self.headers[dictionary.id] | limit
 
-    def zeros(self, dictionaries: Sequence[Dictionary], *, each_window: bool) -> States:
+    def zeros(
+        self, dictionaries: Sequence[Dictionary], *, each_window: bool, device: str | None = None
+    ) -> States:
         """Empty accumulators: those of one window, or those of all windows."""
         kinds = [kind for kind in self.places if kind.EACH_WINDOW is each_window]
-        labels, device = self.plan.corpus.labels, self.lm.device
+        labels, device = self.plan.corpus.labels, device or self.lm.device
         return {
             d.id: [
                 kind.zeros(labels, d.width, signed=d.signed, device=device, **self.header(kind, d))
@@ -194,11 +198,15 @@ def collect(
     say: Say = quiet,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     table_examples: int = TABLE_EXAMPLES,
+    world: World = ALONE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
     """Write the statistics of every dictionary to `out/<id>.safetensors`.
 
-    The same call resumes a collection that was stopped. Dictionaries that do not fit in memory
-    together form groups, with one pass over the corpus each (see `memory.group_to_fit`).
+    The same call resumes a collection that was stopped. All ranks of a world make the same call,
+    with an output directory that all of them see; the files are those of one process. Any number
+    of ranks may resume. Dictionaries that do not fit in memory together form groups, with one pass
+    over the corpus each (see `memory.group_to_fit`).
 
     Args:
         places: name of an accumulator -> the directory of its files: `{"bags": out / "bags"}`.
@@ -206,19 +214,29 @@ def collect(
         shard: (i, n) takes the windows w with w mod n = i.
         checkpoint_seconds: least time between two checkpoints.
         table_examples: greatest number of examples per label in tables by example.
+        world: the ranks that collect together. Each takes some of the windows.
+        stop: asked before each window; if it says so on a rank, that rank saves what is done and
+            waits for the others, and all raise KeyboardInterrupt. It should say so on all ranks.
 
     Returns the paths of the statistics.
 
     Raises:
-        UserError: `out` holds statistics of something else, or another process writes there.
-        RunFailed: an activation is not finite, or a sum leaves the exact range.
+        UserError: `out` holds statistics of something else, another process writes there, or the
+            ranks have not loaded the same.
+        RunFailed: an activation is not finite, a sum leaves the exact range, or another rank has
+            ended.
     """
     check_ids(dictionaries)
     wanted = {kind: out / kind.FOLDER for kind in collected_kinds()}
     wanted |= {ACCUMULATORS[name]: place for name, place in (places or {}).items()}
     headers = {d.id: request_header(lm, d, plan) for d in dictionaries}
-    job = _Job(lm, plan, headers, out, wanted, shard, say, checkpoint_seconds, table_examples)
-    with claim(out):
+    job = _Job(
+        *(lm, plan, headers, out, wanted, shard, say if world.leads else quiet),
+        *(checkpoint_seconds, table_examples, world, stop),
+    )
+    with claim_together(out, world):
+        alike = {name: comparable(header) for name, header in headers.items()}
+        check_alike(world, [alike, [kind.__name__ for kind in wanted], shard, table_examples])
         _collect(job, dictionaries)
     return [stats_file(out, d.id) for d in dictionaries]
 
@@ -233,79 +251,96 @@ def check_ids(dictionaries: Sequence[Dictionary]) -> None:
 
 
 def _collect(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
-    unfinished = job.out / UNFINISHED
-    begun = (saved_request(unfinished / STATE) or {"headers": {}})["headers"]
-    # The group that was stopped stays together, whatever fits in memory now. The others follow.
-    stopped = [d for d in dictionaries if d.id in begun]
-    missing = [d for d in dictionaries if d.id not in begun and not job.is_done(d)]
-    groups = [stopped] if stopped else []
-    if missing:
-        labels = len(job.plan.corpus.labels)
-        groups += group_to_fit(missing, job.lm.device, labels, kinds=[*job.places])
-    if not groups:
-        # Still there if the process was killed between its last write and the removal.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        job.say(f"{job.out} is complete already")
-        return
-    make_dir(unfinished)  # as long as it is there, nobody takes the statistics for complete
+    unfinished, world = job.out / UNFINISHED, job.world
+    by_id = {d.id: d for d in dictionaries}
+    groups = world.share(_groups(job, dictionaries) if world.leads else None)
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
-            names = ", ".join(d.id for d in group)
-            job.say(f"collect: group {number} of {len(groups)}, {names}")
-        _collect_group(job, [d.to(job.lm.device) for d in group])
-    shutil.rmtree(unfinished)
+            job.say(f"collect: group {number} of {len(groups)}, {', '.join(group)}")
+        _collect_group(job, [by_id[name].to(job.lm.device) for name in group])
+    if world.leads:
+        if not groups:
+            job.say(f"{job.out} is complete already")
+        # Without groups it is there if the process was killed between its last write and this.
+        shutil.rmtree(unfinished, ignore_errors=not groups)
+
+
+def _groups(job: _Job, dictionaries: Sequence[Dictionary]) -> list[list[str]]:
+    """The ids of the dictionaries that are collected together, one pass over the corpus each."""
+    unfinished = job.out / UNFINISHED
+    begun = (begun_request(unfinished) or {"headers": {}})["headers"]
+    # The group that was stopped stays together, whatever fits in memory now. The others follow.
+    stopped = [d for d in dictionaries if d.id in begun]
+    if stopped and len(stopped) == len(begun) and all(map(job.is_done, stopped)):
+        clear_shares(unfinished)  # killed after its last write
+        stopped = []
+    going_on = {d.id for d in stopped}
+    missing = [d for d in dictionaries if d.id not in going_on and not job.is_done(d)]
+    groups = [stopped] if stopped else []
+    if missing:
+        device, labels = job.lm.device, len(job.plan.corpus.labels)
+        budget = dictionary_budget(device) // (job.world.local_size if device == "cpu" else 1)
+        groups += group_to_fit(missing, device, labels, budget, [*job.places])
+    if groups:
+        make_dir(unfinished)  # as long as it is there, nobody takes the statistics for complete
+    return [[d.id for d in group] for group in groups]
 
 
 def _collect_group(job: _Job, dictionaries: Sequence[Dictionary]) -> None:
     """Collect dictionaries in one pass over the corpus."""
+    world, folder = job.world, job.out / UNFINISHED
     headers = {d.id: comparable(job.headers[d.id]) for d in dictionaries}
     request = {"headers": headers, "shard": list(job.shard)}
-    state = job.out / UNFINISHED / STATE
-    checkpoint = Checkpoint(state, request, "the collection", job.lm.threads, say=job.say)
-    states, done = job.zeros(dictionaries, each_window=False), []
-    tensors = _tensors(states)
-    if kept := checkpoint.load():
-        windows, found = kept[0]["windows"], kept[1]
-        # The checkpoint is ignored where it lacks an accumulator that is asked for now.
-        if tensors.keys() <= found.keys() and all(
-            job.has_files(d, windows, finished=False) for d in dictionaries
-        ):
-            done = windows
-            for name, tensor in tensors.items():
-                tensor.copy_(found[name])
-    _run_windows(job, dictionaries, states, done, checkpoint)
+    shares = Shares(folder, request, job.lm.threads, world, job.say)
+    states = job.zeros(dictionaries, each_window=False)
+
+    def is_whole(windows: list[int]) -> bool:
+        return all(job.has_files(d, windows, finished=False) for d in dictionaries)
+
+    kept = world.share(shares.find(states, is_whole) if world.leads else None)
+    done = shares.take(states, kept)
+    missing = set(job.windows).difference(*(windows for _, windows in kept))
+    finished = _run_windows(job, dictionaries, states, shares, done, missing)
+    if world.size > 1 or not finished:
+        shares.save(states, done)
+    if world.any(not finished)[0]:
+        raise KeyboardInterrupt
+    if world.size > 1:
+        states.clear()
+        mine = dictionaries[world.rank :: world.size]
+        states = shares.merge(job.zeros(mine, each_window=False, device="cpu"), job.windows)
     for accumulator in chain.from_iterable(states.values()):
         accumulator.header["windows"] = job.windows
     job.save(states)
-    checkpoint.clear()
-
-
-def _tensors(states: States) -> dict[str, Tensor]:
-    """Every tensor of the states, by its name in a checkpoint."""
-    return {
-        f"{type(state).__name__}|{field}|{dictionary}": tensor
-        for dictionary, accumulators in states.items()
-        for state in accumulators
-        for field, tensor in state.tensors.items()
-    }
+    world.barrier()
+    if world.leads:
+        clear_shares(folder)
 
 
 def _run_windows(
     job: _Job,
     dictionaries: Sequence[Dictionary],
     states: States,
+    shares: Shares,
     done: list[int],
-    checkpoint: Checkpoint,
-) -> None:
-    """Add the windows that are not done. Write the files of each window, and checkpoints."""
-    plan, missing = job.plan, [w for w in job.windows if w not in set(done)]
+    missing: Collection[int],
+) -> bool:
+    """Add this rank's part of the missing windows to the states, and their numbers to `done`.
+
+    The files of each window are written, and checkpoints. Returns whether all is done; it is not
+    if the process was to stop.
+    """
+    plan = job.plan
+    sizes = {w: int(plan.numbers(plan.window(w)).sum()) for w in missing}
+    mine = deal(missing, sizes, job.world)
     saved, pause = time.monotonic(), job.pause
-    tokens = sum(int(plan.numbers(plan.window(w)).sum()) for w in missing)
-    with track(job.say, "collect", tokens) as bar:
-        for w in missing:
+    reading = plan.ahead(list(plan.batches(job.lm, plan.window(w))) for w in mine)
+    with track(job.say, "collect", sum(sizes[w] for w in mine)) as bar:
+        for w, batches in zip(mine, reading, strict=True):
+            if job.stop():
+                return False
             bar.set_postfix_str(f"window {len(done) + 1}", refresh=False)
             written = job.zeros(dictionaries, each_window=True)
-            batches = plan.batches(job.lm, plan.window(w))
             of = (batches, plan.corpus, job.kept, job.half)
             for batch, observed in observe(job.lm, dictionaries, *of):
                 for name, one in observed.items():
@@ -314,10 +349,10 @@ def _run_windows(
                 bar.update(int(batch.counted.sum()))
             job.save(written, w)
             done.append(w)
-            if (begun := time.monotonic()) - saved >= pause and w != missing[-1]:
-                tensors = {name: tensor.cpu() for name, tensor in _tensors(states).items()}
-                checkpoint.save({"windows": done}, tensors)
+            if (begun := time.monotonic()) - saved >= pause and w != mine[-1]:
+                shares.save(states, done)
                 saved = time.monotonic()
                 # States of wide dictionaries are gigabytes.
                 if job.pause:
                     pause = max(job.pause, _WRITING * (saved - begun))
+    return True

@@ -122,7 +122,16 @@ class OnRequest:
 class TrainInputs(Inputs):
     """A model, a corpus and the sites where SAEs are trained."""
 
-    sites: tuple[str, ...] = about("mlp_out@13, resid_post@5, ... or module paths.", kw_only=True)
+    sites: tuple[str, ...] = about(
+        "mlp_out@13, resid_post@5, ... or module paths.", min_length=1, kw_only=True
+    )
+    temperature: float | None = about(
+        "Mix labels by size: the largest has max_tokens, one of n examples that times "
+        "(n / largest)^(1/T); default the same for all.",
+        None,
+        ge=1,
+        kw_only=True,
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -192,8 +201,16 @@ class TrainConfig:
 class RanksConfig:
     """How several processes train SAEs together (`train/sae.py`)."""
 
-    layout: Literal["data", "sites"] = about(
-        "What the processes share out: data (the tokens of each step) or sites (the SAEs).", "data"
+    layout: Literal["data", "sites", "features"] = about(
+        "What the processes share out: data (the tokens of each step), sites (the SAEs) or "
+        "features (the units of every SAE).",
+        "data",
+    )
+    replicas: int = about(
+        "Copies of the SAEs, which share out the tokens of each step. The processes of a copy "
+        "share out sites or features.",
+        1,
+        ge=1,
     )
     threads: int | None = about(
         "CPU threads per process; default the cores of the machine over its processes.", None, ge=1
@@ -203,6 +220,21 @@ class RanksConfig:
     )
     timeout_seconds: int = about(
         "Time after which a process that does not answer fails the others.", 1800, ge=10
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class FollowConfig:
+    """What is recorded of a training of SAEs while it runs."""
+
+    eval_tokens: int | None = about(
+        "Trained tokens between evaluations on held-out text, which measure the loss recovered; "
+        "default so many that they cost under 3 % of the time, or none; 0: never.",
+        None,
+        ge=0,
+    )
+    log_to: tuple[str, ...] | None = about(
+        "Trackers that get the figures too: tensorboard, trackio, wandb.", None
     )
 
 

@@ -179,11 +179,18 @@ def _mean_losses(
 
 
 def token_losses(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], counts: Sequence[int]
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    counts: Sequence[int],
+    logits_held: int | None = None,
 ) -> list[list[float]]:
-    """Negative log-likelihoods (nats) of the last `counts[i]` tokens of each row."""
+    """Negative log-likelihoods (nats) of the last `counts[i]` tokens of each row.
+
+    `logits_held`: greatest number of logits held at once; default LOGITS. A row is never split.
+    """
     found: list[list[float]] = [[] for _ in rows]
-    for group in _group_by_length(rows, counts, lm.unembedding().shape[0]):
+    most = (logits_held or LOGITS) // lm.unembedding().shape[0]
+    for group in _group_by_length(rows, counts, most):
         ids, mask = _pad_left(lm, [rows[i] for i in group])
         wanted = max(counts[i] for i in group)
         with torch.inference_mode():
@@ -197,13 +204,13 @@ def token_losses(
 
 
 def _group_by_length(
-    rows: Sequence[Sequence[int]], counts: Sequence[int], vocabulary: int
+    rows: Sequence[Sequence[int]], counts: Sequence[int], most: int
 ) -> Iterator[list[int]]:
-    """Group rows of similar length so that the logits of a group fit in memory; yields indices."""
+    """Group rows of similar length, with logits at `most` places; yields indices."""
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         longest = max(counts[j] for j in [*group, i]) + 1
-        if group and (len(group) + 1) * longest * vocabulary > LOGITS:
+        if group and (len(group) + 1) * longest > most:
             yield group
             group = []
         group.append(i)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,14 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run itself failed (NaN, a full disk). State is kept; the command line exits with 1."""
+    """The run itself failed (NaN, a full disk). State is kept; the command line exits with 1.
+
+    `remedy`: what helps, where the same command would fail again.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 def cache_dir() -> Path:
@@ -263,13 +270,23 @@ def save_tensors(
         temporary.chmod(0o644)  # safetensors gives access to the owner only
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: Path, names: Collection[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and the header that `save_tensors` wrote.
 
-    Raises UserError if the file is missing, damaged or written by another program.
+    `names`: read only these tensors, as far as they are there. Raises UserError if the file is
+    missing, damaged or written by another program.
     """
-    with _opened(path) as (file, header):
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    with open_tensors(path) as (file, header):
+        wanted = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in wanted}, header
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The names of the tensors in a file. Raises UserError as `load_tensors` does."""
+    with open_tensors(path) as (file, _):
+        return set(file.keys())
 
 
 def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.Tensor:
@@ -277,7 +294,7 @@ def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.T
 
     Raises UserError as `load_tensors` does, and where there is no such tensor.
     """
-    with _opened(path) as (file, _):
+    with open_tensors(path) as (file, _):
         if name not in file.keys():  # noqa: SIM118
             raise UserError(f"{path} has no tensor {name}; write it again")
         part = file.get_slice(name)
@@ -286,12 +303,16 @@ def read_columns(path: Path, name: str, columns: slice = slice(None)) -> torch.T
 
 def read_header(path: Path) -> dict[str, Any]:
     """Read the header that `save_tensors` wrote. Raises UserError as `load_tensors` does."""
-    with _opened(path) as (_, header):
+    with open_tensors(path) as (_, header):
         return header
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def open_tensors(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a file that `save_tensors` wrote, to read some of it: the file, and its header.
+
+    Raises UserError as `load_tensors` does, also for what goes wrong in the block.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -11,17 +11,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saefeat.io import TEMPORARY, UserError, load_tensors, make_dir, read_header, save_tensors
+from saefeat.io import (
+    TEMPORARY,
+    UserError,
+    fingerprint,
+    load_tensors,
+    make_dir,
+    read_header,
+    save_tensors,
+)
 from saefeat.progress import Say, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from saefeat.world import World
 
 try:
     import fcntl
@@ -70,6 +80,30 @@ def claim(directory: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         _claimed.discard(mine)
         os.close(handle)  # releases the lock, as the end of the process does
+
+
+@contextmanager
+def claim_together(directory: Path, world: World) -> Iterator[None]:
+    """Claim a directory for all ranks of a world, by its first. All leave the block together.
+
+    Raises UserError on a rank that does not see the directory, and as `claim`.
+    """
+    with claim(directory) if world.leads else nullcontext():
+        world.barrier()
+        if not directory.is_dir():
+            raise UserError(f"rank {world.rank} does not see {directory}; all ranks need it", "out")
+        yield
+        world.barrier()
+
+
+def check_alike(world: World, value: Any) -> None:
+    """Raise UserError if a JSON value, of what this rank works on, is not that of the first."""
+    mark = fingerprint(value)
+    if world.share(mark) != mark:
+        raise UserError(
+            f"rank {world.rank} has another model, corpus, SAE or setting than the first; give all "
+            "machines the same files"
+        )
 
 
 @contextmanager
@@ -170,15 +204,18 @@ class Checkpoint:
     restart: bool = False
     say: Say = quiet
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def load(
+        self, names: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The values and tensors of the last `save`; None to start at the beginning.
 
-        Raises UserError when the state is damaged or belongs to something else.
+        `names`: read only these tensors. Raises UserError when the state is damaged or belongs to
+        something else.
         """
         if not self.path.exists():
             return None
         try:
-            tensors, header = load_tensors(self.path)
+            tensors, header = load_tensors(self.path, names)
             check_same(self.path, _request(header), self.request, f"the state of {self.what}")
         except UserError:
             if self.restart:

@@ -13,14 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from saefeat.world import World
 
 BEAT_SECONDS = 1.0  # between two signs of life
 SILENT_SECONDS = 40.0  # without a sign, after which a rank is taken for dead
+_LEAVING_SECONDS = 3.0  # for which a first rank that has failed waits for the others to see it
 _LOST_BEATS = 5  # after which a rank that answers no more is named
-_FAILED = "failed"
+_FAILED, _STOP = "failed", "stop"
 
 
 class Watch:
@@ -30,10 +33,13 @@ class Watch:
         world: this process.
         store: of the ranks, from `saefeat.world.join`; None if alone.
         say: takes the line that says why.
+        stop: if it is asked to stop on one rank, it is so on all. It has an attribute `asked`.
     """
 
-    def __init__(self, world: World, store: Any, say: Callable[[str], None]) -> None:
-        self.world, self.store, self.say = world, store, say
+    def __init__(
+        self, world: World, store: Any, say: Callable[[str], None], stop: Any = None
+    ) -> None:
+        self.world, self.store, self.say, self.stop = world, store, say, stop
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         if store is not None:
@@ -43,8 +49,20 @@ class Watch:
     def finish(self) -> None:
         """Stop watching: all ranks are done (after a barrier)."""
         self._over.set()
-        if self.store is not None:
-            self._thread.join()
+        if self.store is None:
+            return
+        self._thread.join()
+        self._leave(SILENT_SECONDS)
+
+    def _leave(self, seconds: float) -> None:
+        """Say that this rank ends. The first, with which the store ends, waits for the others."""
+        if self.store is None:
+            return
+        with suppress(RuntimeError):  # a rank is dead
+            self.store.set(f"left/{self.world.rank}", "")
+            if self.world.leads:
+                keys = [f"left/{rank}" for rank in range(self.world.size)]
+                self.store.wait(keys, timedelta(seconds=seconds))
 
     def find_lost(self) -> str:
         """Wait a little, and say which ranks have ended. The process ends if one has said why."""
@@ -53,8 +71,7 @@ class Watch:
             before = {rank: self._sign(rank) for rank in ranks}
             for _ in range(_LOST_BEATS):
                 time.sleep(BEAT_SECONDS)
-                if self.store.check([_FAILED]):
-                    self._exit(1)
+                self._end_if_failed()
             silent = [rank for rank in ranks if self._sign(rank) == before[rank]]
         except RuntimeError:  # the store has ended with its process
             return "the first rank or its machine has ended"
@@ -72,15 +89,18 @@ class Watch:
     def fail(self, message: str, code: int) -> NoReturn:
         """End all ranks: say why, unless another rank was first, and exit at once."""
         text = f"{message}{self._suffix()}"
-        first = True
+        first, note = True, f"{code} {text}"
         if self.store is not None:
-            try:
-                first = self.store.compare_set(_FAILED, "", text).decode() == text
-            except RuntimeError:  # the store has ended with its process
-                pass
+            with suppress(RuntimeError):  # the store has ended with its process
+                first = self.store.compare_set(_FAILED, "", note).decode() == note
         if first:
             self.say(text)
         self._exit(code)
+
+    def _end_if_failed(self) -> None:
+        """End as the rank that has failed, and has said why."""
+        if self.store.check([_FAILED]):
+            self._exit(int(self.store.get(_FAILED).split()[0]))
 
     def _suffix(self) -> str:
         world = self.world
@@ -92,6 +112,7 @@ class Watch:
         self._over.set()
         sys.stdout.flush()
         sys.stderr.flush()
+        self._leave(_LEAVING_SECONDS)
         os._exit(code)
 
     def _set_sign(self, number: int) -> None:
@@ -105,13 +126,21 @@ class Watch:
             number += 1
             try:
                 self._set_sign(number)
-                if self.store.check([_FAILED]):
-                    self._exit(1)  # the rank that failed has said why
+                self._end_if_failed()
+                self._pass_on_stop()
                 for rank in watched:
                     self._look(rank, seen)
             except RuntimeError as error:
                 if not self._over.is_set():
                     self.fail(f"the first rank or its machine has ended ({error})", 1)
+
+    def _pass_on_stop(self) -> None:
+        if self.stop is None:
+            return
+        if self.stop.asked:
+            self.store.set(_STOP, "")
+        elif self.store.check([_STOP]):
+            self.stop.asked = True
 
     def _look(self, rank: int, seen: dict[int, tuple[str, float]]) -> None:
         now, sign = time.monotonic(), self._sign(rank)

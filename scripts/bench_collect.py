@@ -2,6 +2,11 @@
 
     python scripts/bench_collect.py --out scripts/results/bench_collect.json
 
+With `--whole` it is the tokens per second of a whole collection of six sites and all neurons, by
+one process or by several:
+
+    torchrun --nproc-per-node 2 scripts/bench_collect.py --whole
+
 Bare and full passes alternate batch by batch, so that a slow phase of the machine affects both. The
 bare pass stops at the deepest site too. The SAEs have random weights.
 """
@@ -10,17 +15,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from common import by_commas, options, parse, random_sae, record
 
-from saefeat.collection import observe
-from saefeat.corpora import PAPER_LABELS, Batch, Corpus, load_corpus, make_plan
+from saefeat.activations import counted_vectors
+from saefeat.collection import collect, observe
+from saefeat.corpora import PAPER_LABELS, Batch, Corpus, Plan, load_corpus, make_plan
 from saefeat.dictionaries import SAE, Dictionary
 from saefeat.hooks import capture, site_width
 from saefeat.models import LanguageModel, load_model, native_bf16
-from saefeat.run import neurons
+from saefeat.run import neurons, set_threads
 from saefeat.statistics import collected_kinds
+from saefeat.world import join, world_of_environment
 
 
 def make_sae(lm: LanguageModel, site: str, expansion: int) -> SAE:
@@ -61,8 +70,26 @@ def compare(
     return bare / full
 
 
+def collect_whole(lm: LanguageModel, dictionaries: Sequence[Dictionary], plan: Plan) -> float:
+    """Tokens per second of a collection by this process and those that were started with it."""
+    world = world_of_environment()
+    join(world, "cpu", 600)
+    set_threads(world.local_size)
+    for _ in counted_vectors(lm, plan.batches(lm, plan.window(0)[:64]), [dictionaries[-1].site]):
+        pass  # warms up
+    with TemporaryDirectory() as folder:
+        out = Path(str(world.share(folder)))
+        world.barrier()
+        start = time.perf_counter()
+        collect(lm, plan, dictionaries, out, world=world)
+        seconds = time.perf_counter() - start
+        world.barrier()
+    return plan.total / seconds
+
+
 def main() -> None:
     parser = options(__doc__)
+    parser.add_argument("--whole", action="store_true", help="the speed of a whole collection")
     parser.add_argument("--model", default="embedded:gemma-3-270m")
     parser.add_argument(
         "--sites", default="resid_post@5,mlp_out@5,resid_post@8,mlp_out@8,resid_post@11,mlp_out@11"
@@ -79,6 +106,13 @@ def main() -> None:
     saes: list[Dictionary] = [
         make_sae(lm, site, arguments.expansion) for site in by_commas(arguments.sites)
     ]
+    if arguments.whole:
+        speed = collect_whole(lm, [*saes, *neurons(lm)], plan)
+        world = world_of_environment()
+        result = {"tokens": plan.total, "processes": world.size, "tokens_per_second": speed}
+        if world.leads:
+            record(arguments, result)
+        return
     cases: dict[str, list[Dictionary]] = {
         "six sites": saes,
         "three sites": saes[:3],

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.one:
         measure(arguments.one)
         return
-    del arguments.one
+    delattr(arguments, "one")
     work = Path(tempfile.mkdtemp(prefix="bench-ranks-"))
     try:
         record(arguments, compare(arguments, work))
@@ -114,7 +114,8 @@ def measure(path: Path) -> None:
     from saefeat.sae.checkpoints import Checkpoints
     from saefeat.world import World, join, world_of_environment
 
-    job, world, spent = read_job(path), world_of_environment(), Counter()
+    job, world = read_job(path), world_of_environment()
+    spent: defaultdict[str, float] = defaultdict(float)
 
     def time_calls(owner: Any, name: str) -> None:
         call = getattr(owner, name)
@@ -134,7 +135,7 @@ def measure(path: Path) -> None:
         time_calls(owner, name)
     join(world, "cpu", job.ranks.timeout_seconds)
     prepared = prepare_training(
-        *(job.inputs, job.training), processes=world.size, threads=job.ranks.threads
+        *(job.inputs, job.training, job.follow), processes=world.size, threads=job.ranks.threads
     )
     world.barrier()
     spent.clear()

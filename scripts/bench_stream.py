@@ -1,17 +1,19 @@
-"""Memory and time of loading, planning and collecting corpora of many texts.
+"""Memory and time of loading, planning, training on and collecting corpora of many texts.
 
     python scripts/bench_stream.py --texts 100000,1000000 --out scripts/results/bench_stream.json
 
 The embedded corpus, repeated with numbers before its texts, is written as Parquet shards. Each
-measurement is a process of its own: it loads the corpus, plans, and, with `--collect`, collects the
-statistics of one layer's neurons. Peaks are those of the process's resident memory, and of the part
-of it that is no page of a file.
+measurement is a process of its own: it loads the corpus, plans, with `--train` trains an SAE, and
+with `--collect` collects the statistics of one layer's neurons. Peaks are those of the process's
+resident memory, and of the part of it that is no page of a file. The time to the first step is
+counted from the start of the process, that is with imports and the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import tempfile
@@ -33,6 +35,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, help="budget of a label; default none")
     parser.add_argument("--model", default="embedded:smollm2-135m", help="model")
     parser.add_argument("--turns", type=int, default=2, help="loads of each corpus")
+    parser.add_argument("--train", action="store_true", help="train an SAE at mlp_out@5 too")
+    parser.add_argument("--chunk-tokens", type=int, default=16_384, help="of the training")
     parser.add_argument("--collect", action="store_true", help="collect too")
     parser.add_argument("--data", type=Path, help="folder of the corpora; default a temporary one")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
@@ -82,35 +86,47 @@ def write_corpus(folder: Path, number: int, shards: int) -> Path:
 def in_process(arguments: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     """Measure in a process of its own."""
     command = [str(Path(__file__).resolve()), "--one", str(corpus), "--model", arguments.model]
+    command += ["--chunk-tokens", str(arguments.chunk_tokens)]
     if arguments.max_tokens:
         command += ["--max-tokens", str(arguments.max_tokens)]
-    done = run_python(*command, *(["--collect"] if arguments.collect else []))
+    command += [f"--{name}" for name in ("train", "collect") if getattr(arguments, name)]
+    done = run_python(*command)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1:], "code": done.returncode}
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load, plan and perhaps collect one corpus; seconds, and peaks in MB."""
+    """Load, plan, and perhaps train on and collect one corpus; seconds, and peaks in MB.
+
+    Where other work shares the cores, compare the seconds of the processor.
+    """
     from saefeat.corpora import load_corpus, make_plan
     from saefeat.models import load_model
 
     lm, found, peak = load_model(arguments.model), {}, Peak()
     found["libraries"] = peak.now()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
 
     def note(name: str) -> None:
-        nonlocal start
-        found[name] = {"seconds": round(time.perf_counter() - start, 1), **peak.now()}
-        start = time.perf_counter()
+        nonlocal start, cpu
+        seconds, used = time.perf_counter() - start, time.process_time() - cpu
+        found[name] = {"seconds": round(seconds, 1), "cpu_seconds": round(used, 1), **peak.now()}
+        start, cpu = time.perf_counter(), time.process_time()
 
     corpus = load_corpus(str(arguments.one))
     note("load")
     found["examples"], found["fingerprint"] = len(corpus), corpus.fingerprint
     note("fingerprint")
-    plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
+    plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens, mixed=True)
     note("plan")
     found |= {"chosen": len(plan.tokens), "tokens": plan.total}
+    if arguments.train:
+        found["first_step"] = train(lm, plan, arguments.chunk_tokens)
+        note("train")
+    plan = make_plan(corpus, lm, max_tokens=arguments.max_tokens)
+    found["windows"] = plan.window_count
+    note("plan again")
     if arguments.collect:
         from saefeat.collection import collect
         from saefeat.run.stages import neurons
@@ -119,6 +135,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             collect(lm, plan, neurons(lm, layers=[0]), Path(out))
         note("collect")
     return found
+
+
+def train(lm: Any, plan: Any, chunk_tokens: int) -> float:
+    """Train an SAE; return the seconds from the start of the process to the end of the first step.
+
+    /proc/self/stat has the start in ticks of the clock of the system.
+    """
+    from saefeat.config import TrainConfig
+    from saefeat.sae.train import train_saes
+    from saefeat.sae.trainer import Trainer
+
+    step, ends = Trainer.step, []
+
+    def noted(*given: Any) -> None:
+        step(*given)
+        ends.append(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+    setattr(Trainer, "step", noted)  # noqa: B010
+    config = TrainConfig(d_sae=2560, batch_size=1024, chunk_tokens=chunk_tokens)
+    with tempfile.TemporaryDirectory() as out:
+        train_saes(lm, plan, ["mlp_out@5"], Path(out) / "saes", config)
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return round(ends[0] - ticks / os.sysconf("SC_CLK_TCK"), 1)
 
 
 class Peak:

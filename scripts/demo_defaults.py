@@ -31,7 +31,7 @@ from saefeat.lid.heads.sae_count import count_head
 from saefeat.lid.heads.sae_min_max import min_max_head
 from saefeat.methods import METHODS
 from saefeat.models import LanguageModel, load_model
-from saefeat.sae.chunks import draw, fill, single_chunk
+from saefeat.sae.chunks import Draws, fill, single_chunk
 from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
@@ -69,9 +69,9 @@ def train(x: torch.Tensor, row: Row, name: str, site: str) -> SAE:
     with torch.inference_mode():
         trainer = Trainer(x.shape[1], config, steps, "cpu")
         trainer.fit_scaler(x)
-        usable = trainer.usable(x)
+        draws = Draws(trainer.usable(x), config, 0)
         for step in range(steps):
-            trainer.step(x[draw(usable, config, 0, step)])
+            trainer.step(x[draws.draw(step)])
         return trainer.sae(name, site, {"fvu": float(trainer.fvu)})
 
 

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -182,7 +182,7 @@ def undisturbed(campaign: Campaign, layout: str) -> float:
     """Train without a kill. Returns its seconds; keeps those of each phase."""
     begun = time.monotonic()
     ranks = campaign.start(f"undisturbed-{layout}", layout, 0)
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     times: Counter[str] = Counter()
     last, phase = begun, ""
     while is_alive(ranks[0]):

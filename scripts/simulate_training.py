@@ -42,7 +42,8 @@ import torch
 from common import by_commas, median_seconds, options, record, show
 
 from saefeat.config import TrainConfig
-from saefeat.sae.chunks import Activations, gather_sites, owned
+from saefeat.sae.chunks import Activations, gather_sites
+from saefeat.sae.layouts import by_site, owned
 from saefeat.sae.trainer import Trainer
 from saefeat.world import ALONE, World, join, world_of_environment
 
@@ -271,7 +272,7 @@ def exchanged(world: World) -> float:
         held = {site: torch.ones(rows, CHECK.d_in, dtype=torch.bfloat16) for site in sites}
         world.barrier()
         begun = time.perf_counter()
-        whole = gather_sites(Activations(held, places, world), sites)
+        whole = gather_sites(Activations(held, places, world), sites, by_site(world))
         times.append(time.perf_counter() - begun)
         assert list(whole.buffers) == owned(sites, world)
     return sorted(times)[len(times) // 2]
@@ -340,8 +341,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def simulated(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    given = (arguments.matrix, arguments.memory, arguments.near, arguments.far)
-    rates = Rates(*(arguments.reached * rate for rate in given), arguments.wait)
+    reached = arguments.reached
+    rates = Rates(
+        *(reached * arguments.matrix, reached * arguments.memory),
+        *(reached * arguments.near, reached * arguments.far, arguments.wait),
+    )
     sizes = [int(size) for size in by_commas(arguments.gpus)]
     found = {}
     for name, shape in SHAPES.items():

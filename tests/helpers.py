@@ -71,6 +71,19 @@ def contents(directory: Path | str) -> dict[str, bytes]:
     }
 
 
+def trained_files(directory: Path | str) -> dict[str, bytes]:
+    """Relative path -> bytes of the SAEs of a training; its figures hold times."""
+    found = contents(directory).items()
+    return {name: data for name, data in found if not name.startswith("training.")}
+
+
+def training_lines(directory: Path) -> list[dict[str, Any]]:
+    """The figures of a training, without times."""
+    times = ("seconds", "tokens_per_second", "seconds_left")
+    found = [json.loads(line) for line in (directory / "training.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in times} for line in found]
+
+
 def names(directory: Path) -> list[str]:
     """Names of what a directory holds, sorted."""
     return sorted(path.name for path in directory.iterdir())

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import contents, random_sae
+from helpers import contents, random_sae, trained_files
 
 from saefeat.corpora import load_corpus
 from saefeat.io import load_tensors, save_tensors
@@ -63,7 +63,7 @@ def test_training_by_hand_gives_the_saes_of_the_run(saefeat, on, tiny_run, tmp_p
     options = ["--d-sae", 64, "--k", 4, "--max-tokens", 8000, "--batch-size", 1024]
     code, out, _ = saefeat("train", *on, "--sites", SITES, "--out", tmp_path / "saes", *options)
     assert code == 0
-    assert contents(tmp_path / "saes") == contents(tiny_run / "saes")
+    assert trained_files(tmp_path / "saes") == contents(tiny_run / "saes")
     assert [line.split(": ")[0] for line in out.splitlines()] == [
         str(tmp_path / "saes" / sae_id(site)) for site in SITES.split(",")
     ]
@@ -732,6 +732,8 @@ def test_a_second_process_on_the_same_output_exits_with_2(saefeat, on, saes, tmp
             4,
             "--max-tokens",
             100,
+            "--batch-size",
+            64,
         ],
         "collect": ["collect", *on, *saes, "--max-tokens", 100],
         "run": ["run", *on, *saes, "--max-tokens", 100, "--steer-prompts", 0, "--matrix-texts", 0],
@@ -915,7 +917,7 @@ def test_a_full_disk_exits_with_1_and_leaves_nothing_half_written(
     assert last.endswith("; make room, then run: " + " ".join(map(str, ["saefeat", *words])))
     assert "Traceback" not in err
     left = {path for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert {path.name for path in left} <= {"run.json", "cfg.json"}
+    assert {path.name for path in left} <= {"run.json", "cfg.json", "training.jsonl"}
     assert saefeat(*words)[0] == 0
     assert not [
         path
@@ -953,7 +955,7 @@ def test_non_finite_activations_in_later_texts_exit_with_1(
     assert code == 1
     last = err.splitlines()[-1]
     assert (
-        "finished parts are kept; remove the cause (another --dtype, intact weights), then run: "
+        "finished parts are kept; remove the cause (another dtype, intact weights), then run: "
         "saefeat collect " in last
     )
     assert not list((tmp_path / "out").glob("*.safetensors"))
@@ -1115,16 +1117,18 @@ def test_a_command_that_was_interrupted_goes_on_to_the_same_bytes(
     code, last = cut_short([*words, "--out", tmp_path / "cut"], mark, how)
     assert code == 130
     assert last.startswith("saefeat: interrupted after ")
-    left = [path.name for path in (tmp_path / "cut").rglob("*") if path.is_file()]
+    left = [path.relative_to(tmp_path / "cut") for path in (tmp_path / "cut").rglob("*")]
     assert not [
-        name
-        for name in left
-        if name.startswith(".") or name in ("cfg.json", "mlp_act@0.safetensors")
+        path
+        for path in left
+        if path.name.startswith(".")
+        or path.name == "mlp_act@0.safetensors"
+        or (path.name == "cfg.json" and not path.parts[0].startswith("training-"))
     ]
     result = go_on(last)
     assert result.returncode == 0, result.stderr
     assert saefeat(*words, "--out", tmp_path / "whole")[0] == 0
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    assert trained_files(tmp_path / "cut") == trained_files(tmp_path / "whole")
 
 
 def test_the_installed_command_answers_lines_from_a_pipe(tiny_run):

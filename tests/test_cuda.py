@@ -1,4 +1,7 @@
-"""On a GPU: counts as on the CPU, and training that resumes. Skipped without a GPU."""
+"""On a GPU: counts as on the CPU, training that resumes, and NCCL. Skipped without a GPU.
+
+`DEVICE=cuda pytest tests/sae/test_ranks.py -k every_layout` trains on ranks that share a GPU.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import Interrupt, random_sae
 
 from saefeat import progress
@@ -23,6 +27,7 @@ from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 from saefeat.statistics.files import collected_beside
 from saefeat.statistics.histograms import Histograms
+from saefeat.world import World
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = "cuda"
@@ -140,3 +145,26 @@ def test_a_restored_trainer_is_on_the_device():
         )
         assert {value.device.type for value in second.state().values()} == {DEVICE}
         second.step(x[64:128])
+
+
+@pytest.fixture
+def nccl():
+    """One process that is connected to itself, because NCCL wants a GPU for each."""
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int64", "int32"])
+def test_nccl_takes_what_ranks_exchange(nccl, dtype):
+    world = World(0, 2)  # as if there were another, which adds nothing
+    x = torch.arange(6, device=DEVICE).to(getattr(torch, dtype))
+    total = x.clone()
+    world.add(total)
+    assert torch.equal(total, x) and torch.equal(world.concat(x), x)
+    (sent,) = world.exchange([x], [len(x)])
+    assert torch.equal(sent, x) and sent.dtype == x.dtype
+    assert world.any(True, False) == (True, False)
+    found = x.new_empty(1, 6)
+    dist.all_gather(list(found.view(torch.uint8)), x.view(torch.uint8))  # as in `World.gather`
+    assert torch.equal(found[0], x)

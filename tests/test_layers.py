@@ -28,7 +28,7 @@ ROOMS = [
     ["ranking"],
     ["collection"],
     ["sae"],
-    ["memory"],
+    ["memory", "shares"],
     ["dictionaries", "statistics", "codes", "encoders"],
     ["activations"],
     ["hooks", "generation"],

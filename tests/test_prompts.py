@@ -22,7 +22,7 @@ from saefeat.resume import STATE
 from saefeat.run import open_run, run
 from saefeat.run.opened import other_corpus
 from saefeat.sae.chunks import fill, single_chunk
-from saefeat.sae.train import held_out_plan
+from saefeat.sae.held_out import held_out_plan
 from saefeat.statistics import Stats
 from saefeat.statistics.merging import merge
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from datasets import Dataset, load_dataset
-from helpers import contents, refused, rows_of
+from helpers import refused, rows_of, trained_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +63,9 @@ def large(monkeypatch):
     def switch(on):
         monkeypatch.setattr(store, "MANY", 2 if on else 10**9)
         monkeypatch.setattr(store, "_BATCH", 3)
+        monkeypatch.setattr(corpus, "_CHECKED_ROWS", 2 if on else 256)
         monkeypatch.setattr(corpora, "_KEPT_TOKENS", 0 if on else 10**9)
+        monkeypatch.setattr(corpora, "_SPARSE", 10**9)  # windows of positions
 
     return switch
 
@@ -253,7 +255,34 @@ def neurons():
 
 
 def files(out):
-    return {name: data for name, data in contents(out).items() if not name.startswith(".")}
+    return {name: data for name, data in trained_files(out).items() if not name.startswith(".")}
+
+
+def shards_merged(tmp_path, gather):
+    """Files of three shards, each made by gather(NAME, shard=(i, 3)), that were merged."""
+    for i in range(3):
+        gather(f"shard{i}", shard=(i, 3))
+    merge([tmp_path / f"shard{i}" for i in (2, 0, 1)], tmp_path / "merged")
+    return files(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("prompts", [None, "q"])
+def test_shards_of_a_sparse_plan_merge_to_the_whole(
+    tmp_path, large, tiny_lm, texts, monkeypatch, prompts
+):
+    def gather(name, **options):
+        places = {kind: tmp_path / name / kind for kind in ("bags", "halves", "responses")}
+        collect(tiny_lm, plan, neurons(), tmp_path / name, places=places, **options)
+        return files(tmp_path / name)
+
+    large(True)
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    plan = make_plan(load_corpus(texts, prompt_column=prompts), tiny_lm, max_tokens=180)
+    assert "windows" in plan.policy and plan.window_count > 3
+    whole = gather("whole")
+    assert shards_merged(tmp_path, gather) == {
+        name: data for name, data in whole.items() if name != "run.json"
+    }
 
 
 @pytest.mark.parametrize(("budget", "prompts"), [(None, None), (60, None), (None, "q"), (60, "q")])
@@ -274,18 +303,61 @@ def test_whole_and_sharded_collections_of_a_large_corpus_write_the_bytes_of_list
     small = gather("small", False)
     assert len(small) > 4
     assert gather("large", True) == small
-    for i in range(3):
-        gather(f"shard{i}", True, shard=(i, 3))
-    merge([tmp_path / f"shard{i}" for i in (2, 0, 1)], tmp_path / "merged")
-    merged = files(tmp_path / "merged")
+    merged = shards_merged(tmp_path, lambda name, **options: gather(name, True, **options))
     assert {name: merged[name] for name in small if name in merged} == {
         name: small[name] for name in small if name in merged
     }
     assert {"mlp_act@0.safetensors", "mlp_out@1.safetensors"} <= merged.keys()
 
 
+def sparse_plan(monkeypatch, texts, lm):
+    """A plan of few examples of a large corpus; `large` is on."""
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    return make_plan(load_corpus(texts), lm, max_tokens=180)
+
+
+def test_windows_of_a_sparse_plan_are_cut_from_the_chosen_examples(
+    large, tiny_lm, texts, monkeypatch
+):
+    large(True)
+    plan = sparse_plan(monkeypatch, texts, tiny_lm)
+    chosen = plan.chosen.tolist()
+    assert 32 < len(chosen) < 60 and plan.window_count == -(-len(chosen) // 8)
+    windows = [plan.window(number) for number in range(plan.window_count)]
+    assert windows == [chosen[i : i + 8] for i in range(0, len(chosen), 8)]
+    kept = sparse_plan(monkeypatch, texts, tiny_lm)  # from the cache
+    assert isinstance(kept.counts, Counts) and list(kept.order) == chosen
+    assert kept.policy == plan.policy and plan.policy["windows"] == "of chosen examples"
+    dense = make_plan(plan.corpus, tiny_lm)
+    assert dense.order is None and "windows" not in dense.policy
+    assert list(make_plan(plan.corpus, tiny_lm, max_tokens=180, mixed=True).order) != chosen
+    large(False)
+    monkeypatch.setattr(corpora, "_SPARSE", 1.5)
+    small = make_plan(
+        load_corpus(texts.rename(texts.with_name("d.jsonl"))), tiny_lm, max_tokens=180
+    )
+    assert small.order is None and small.chosen.tolist() == chosen and small.window_count == 12
+
+
+def test_statistics_of_windows_of_both_kinds_are_not_merged(
+    tmp_path, large, tiny_lm, texts, monkeypatch
+):
+    large(True)
+    collect(
+        tiny_lm, sparse_plan(monkeypatch, texts, tiny_lm), neurons(), tmp_path / "a", shard=(0, 2)
+    )
+    monkeypatch.setattr(corpora, "_SPARSE", 10**9)
+    plan = make_plan(load_corpus(texts), tiny_lm, max_tokens=180)
+    collect(tiny_lm, plan, neurons(), tmp_path / "b", shard=(1, 2))
+    with refused("cannot merge, its policy differs"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    with refused("statistics of something else", "out"):
+        collect(tiny_lm, plan, neurons(), tmp_path / "a", shard=(0, 2))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
 def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
-    tmp_path, large, tiny_lm, texts, every_line
+    tmp_path, large, tiny_lm, texts, every_line, monkeypatch, sparse
 ):
     class Stop(Exception):
         pass
@@ -294,13 +366,19 @@ def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
         if "window 4" in line:
             raise Stop
 
+    def make():
+        if sparse:
+            return sparse_plan(monkeypatch, texts, tiny_lm)
+        return make_plan(load_corpus(texts), tiny_lm)
+
     large(True)
-    plan = make_plan(load_corpus(texts), tiny_lm)
+    plan = make()
+    assert ("windows" in plan.policy) is sparse and plan.window_count > 4
     collect(tiny_lm, plan, neurons(), tmp_path / "whole")
     with pytest.raises(Stop):
         collect(tiny_lm, plan, neurons(), tmp_path / "o", say=say, checkpoint_seconds=0)
     assert not list((tmp_path / "o").glob("*.safetensors"))
-    again = make_plan(load_corpus(texts), tiny_lm)
+    again = make()
     lines = []
     collect(tiny_lm, again, neurons(), tmp_path / "o", say=lines.append, checkpoint_seconds=0)
     assert not any("window 2" in line for line in lines)
@@ -540,3 +618,58 @@ def test_a_data_set_of_the_hub_that_breaks_is_read_whole_at_any_size(
     if named is None:  # a limit that nobody has chosen may take very long
         with refused("has more than 30 rows; name the labels", "labels"):
             load_corpus("here")
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A corpus `remote` of shards, whose stream breaks at the rows in `remote` as often as it says.
+
+    The rows are read by `datasets` as those of the hub are.
+    """
+    words, left = ["the cat sat", "der Hund", "Katze ran", "on the mat"], {}
+    for shard in range(3):
+        numbers = range(50 * shard, 50 * shard + 50)
+        texts = [" ".join(words[(n * k) % 4] for k in range(1, 6 + n % 9)) for n in numbers]
+        rows = [(text, "ab"[n % 2], f"i{n}") for n, text in zip(numbers, texts, strict=True)]
+        (tmp_path / "remote").mkdir(exist_ok=True)
+        write_shard(tmp_path / f"remote/train-{shard:05d}-of-00003.parquet", rows)
+    source = find_recipe("hub:a/b", Columns()).recipe.sources[0]
+    source = replace(source, at=str(tmp_path / "remote"), labels={"a": "a", "b": "b"})
+    monkeypatch.setitem(RECIPES, "remote", Recipe("remote", "", "", (source,)))
+    real = reading._resuming
+
+    def look(row):
+        if left.get(row["id"], 0):
+            left[row["id"]] -= 1
+            raise ConnectionError("the connection was lost")
+        return row
+
+    monkeypatch.setattr(reading, "_resuming", lambda stream: real(stream.map(look)))
+    return left
+
+
+def test_training_and_collection_from_a_stream_that_breaks_write_the_same_files(
+    tmp_path, monkeypatch, large, remote, saefeat, tiny_model_dir
+):
+    def run(name):
+        monkeypatch.setenv("SAEFEAT_CACHE", str(tmp_path / f"cache-{name}"))
+        of = ("--model", tiny_model_dir, "--corpus", "remote", "--out", tmp_path / name)
+        sizes = ("--d-sae", 64, "--k", 4, "--batch-size", 64, "--chunk-tokens", 512)
+        return saefeat("train", *of, "--sites", "mlp_out@0", *sizes), saefeat(
+            "collect", *of[:-1], tmp_path / f"{name}-stats", "--neurons"
+        )
+
+    large(True)
+    for name, breaks in {"whole": {}, "broken": {"i7": 1, "i60": 2, "i149": 2}}.items():
+        remote.update(breaks)
+        assert [code for code, *_ in run(name)] == [0, 0]
+        assert not any(remote.values())
+    for kind in ("", "-stats"):
+        assert files(tmp_path / f"whole{kind}") == files(tmp_path / f"broken{kind}")
+    remote["i60"] = 10**6
+    for code, _, error in run("never"):
+        assert code == 2 and "(the connection was lost); check the name, or run again" in error
+    assert not list(tmp_path.glob("never*"))
+    del remote["i60"]
+    assert [code for code, *_ in run("never")] == [0, 0]
+    assert files(tmp_path / "whole-stats") == files(tmp_path / "never-stats")

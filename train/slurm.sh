@@ -20,8 +20,9 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nodes often have no network: fetch ahead of time
 export config="$1"
 
-# --kill-on-bad-exit: when one process ends with an error, Slurm ends the others.
-srun --kill-on-bad-exit=1 bash -c '
+# The processes end each other, and the first one after the others: Slurm must not end them earlier.
+# --cpu-bind=none: the processes of a node share out its cores themselves.
+srun --kill-on-bad-exit=0 --wait=120 --cpu-bind=none bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
     exec python train/sae.py "$config"'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -28,7 +27,8 @@ from saefeat.cli import (
     train,
 )
 from saefeat.cli.common import say
-from saefeat.cli.failures import describe_failure
+from saefeat.cli.ranks import STOPS, Ranks, launcher, leads, started_together
+from saefeat.io import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,29 +55,47 @@ app.add_typer(lid.app, name="lid")
 app.add_typer(steer.app, name="steer")
 
 
+TOGETHER = ("collect",)  # commands that run on several processes
+
+
+@app.callback()
+def check_alone(context: typer.Context) -> None:
+    """Refuse several processes of a command that runs on one; they would write over each other."""
+    if started_together() and context.invoked_subcommand not in TOGETHER:
+        if leads():
+            raise UserError(
+                f"`saefeat {context.invoked_subcommand}` runs on one process, without torchrun; "
+                "`saefeat collect` and train/sae.py run on several"
+            )
+        sys.exit(2)
+
+
 def main() -> None:
     """Run the command that `sys.argv` names. Failures become the exit codes of the contract."""
-    # A cluster stops jobs with SIGTERM: treat it as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started = time.monotonic()
+    # A cluster stops jobs with signals: treat them as Ctrl-C.
+    for number in STOPS:
+        signal.signal(number, signal.default_int_handler)
+    ranks = Ranks("saefeat")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            if app(standalone_mode=False) == 130:  # what typer makes of Ctrl-C
+            if app(standalone_mode=False, obj=ranks) == 130:  # what typer makes of Ctrl-C
                 raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, typer.Exit):
             sys.exit(error.exit_code)
         if show := getattr(error, "show", None):  # an error of typer in parsing
-            show()
+            if leads():
+                show()
             sys.exit(2)
-        command = typer.main.get_command(app)
-        failure = describe_failure(error, command, sys.argv[1:], time.monotonic() - started)
-        if failure is None:
-            raise
-        say(f"saefeat: {failure.message}")
-        sys.exit(failure.code)
+        ranks.fail(
+            error,
+            typer.main.get_command(app),
+            sys.argv[1:],
+            launcher(["saefeat"], ["-m", "saefeat"]),
+        )
 
 
 def _show_warning(message: Warning | str, *_args: Any, **_options: Any) -> None:
-    say(f"warning: {message}")
+    if leads():
+        say(f"warning: {message}")

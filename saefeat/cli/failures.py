@@ -44,8 +44,8 @@ def describe_failure(
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(f"out of memory; give it more, or less to do at once, then {resume}", 1)
     if isinstance(error, RunFailed):
-        remedy = "remove the cause (another --dtype, intact weights)"
-        return Failure(f"{error}; finished parts are kept; {remedy}, then {resume}", 1)
+        remedy = f"remove the cause (another dtype, intact weights), then {resume}"
+        return Failure(f"{error}; finished parts are kept; {error.remedy or remedy}", 1)
     if _is_full(error):
         reason = getattr(error, "strerror", None) or error
         return Failure(f"cannot write ({reason}); make room, then {resume}", 1)

@@ -6,14 +6,17 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saefeat.corpora.ahead import ahead
 from saefeat.corpora.chosen import Choice, Counts, Retokenized, kept_choice
 from saefeat.corpora.corpus import Corpus, half_of, hashed, load_corpus
+from saefeat.corpora.mixing import check_mixing, label_budgets
 from saefeat.corpora.recipes import PAPER_LABELS
 from saefeat.corpora.store import Strings
 from saefeat.corpora.text import clean_text
@@ -49,6 +52,7 @@ BATCH_TOKENS = 512  # padded tokens of a batch on a CPU, where larger batches on
 GPU_BATCH_TOKENS = 16_384
 _SLICE = 256  # texts that are tokenised before the budgets are looked at again
 _KEPT_TOKENS = 2**24  # token ids that a plan keeps; of more, it makes those of a window anew
+_SPARSE = 4  # windows of a large corpus hold chosen examples only if fewer than 1 in 4 are chosen
 _BLOCK = 2**16  # positions whose labels are looked up at once
 
 
@@ -75,7 +79,9 @@ class Plan:
     """Which examples are run, and in which windows and batches.
 
     It is made before any forward pass, so that it is the same in every shard. A window is WINDOW
-    consecutive examples of the corpus, and the unit of work of shards and resumes.
+    consecutive examples of the corpus, and the unit of work of shards and resumes. Where a plan
+    takes few of the examples of a large corpus, a window is WINDOW consecutive chosen examples:
+    else each would hold a few texts. The policy says so then, under "windows".
 
     Attributes:
         corpus: the corpus.
@@ -85,8 +91,8 @@ class Plan:
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
-        order: positions in the order of the windows; None for the corpus's own order. SAE
-            training orders examples by hashed id.
+        order: chosen positions in the order of the windows; None where windows are cut from all
+            positions of the corpus. SAE training orders examples by hashed id.
         prompts: position -> number of tokens of the prompt, of the examples that have one.
     """
 
@@ -142,6 +148,10 @@ class Plan:
         else:
             tokens = {i: self.tokens[i] for i in positions}
         return plan_batches(lm, tokens, count_bos=self.policy["count_bos"], prompts=self.prompts)
+
+    def ahead(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same lists of this plan's batches. A large plan makes the next one meanwhile."""
+        return ahead(batches) if isinstance(self.tokens, Retokenized) else iter(batches)
 
 
 def plan_batches(
@@ -205,6 +215,7 @@ def make_plan(
     token_limit: int = TOKEN_LIMIT,
     mixed: bool = False,
     count_bos: bool = False,
+    temperature: float | None = None,
 ) -> Plan:
     """Choose the examples of a split that are run.
 
@@ -216,16 +227,26 @@ def make_plan(
         mixed: order the examples by hashed id instead of the corpus's order, for SAE training.
         count_bos: count the tokens that the tokenizer puts before a text, as SAE-LAPE was
             published.
+        temperature: at least 1. It makes `max_tokens` the budget of the label with the most
+            examples in the split, and the budgets of the others smaller (see
+            `saefeat.corpora.mixing`). None: all labels have the same budget.
 
     Raises:
-        UserError: a label has no usable text in the split.
+        UserError: a label has no usable text in the split, or there is a temperature and no budget.
     """
+    check_mixing(temperature, max_tokens)
     policy = {"split": split, "seed": seed, "max_tokens": max_tokens, "token_limit": token_limit}
     policy |= {"special": "left out", "count_bos": count_bos}
+    if temperature is not None:
+        policy["temperature"] = float(temperature)
 
     def fill() -> Choice:
         by_hash = hashed_order(corpus, corpus.in_split(split, seed), seed)
-        return fill_budget(corpus, lm, by_hash, max_tokens, token_limit, count_bos=count_bos)
+        budget: int | list[int] | None = max_tokens
+        if temperature is not None and max_tokens is not None:
+            sizes = np.bincount(corpus.codes[by_hash], minlength=len(corpus.labels))
+            budget = label_budgets(sizes.tolist(), max_tokens, temperature)
+        return fill_budget(corpus, lm, by_hash, budget, token_limit, count_bos=count_bos)
 
     mark = lm.tokenizer_mark if isinstance(corpus.texts, Strings) else None
     if mark is None:
@@ -245,20 +266,27 @@ def make_plan(
                 f"the label {label} of {corpus.name} has no usable text in the {split} split",
                 "labels",
             )
-    mixed_order = (array("q", order.tobytes()) if large else list(tokens)) if mixed else None
-    return Plan(corpus, tokens, counts, policy, skipped, mixed_order, prompts)
+    plan = Plan(corpus, tokens, counts, policy, skipped, prompts=prompts)
+    if mixed:
+        plan.order = array("q", order.tobytes()) if large else list(tokens)
+    elif isinstance(corpus.texts, Strings) and len(order) * _SPARSE < len(corpus):
+        plan.order = array("q", plan.chosen.tobytes())
+        policy["windows"] = "of chosen examples"
+    return plan
 
 
 def fill_budget(
     corpus: Corpus,
     lm: LanguageModel,
     positions: Sequence[int] | np.ndarray,
-    budget: int | None,
+    budget: int | Sequence[int] | None,
     token_limit: int = TOKEN_LIMIT,
     *,
     count_bos: bool = False,
 ) -> Choice:
     """Take examples in this order until each label has `budget` counted tokens (None: no limit).
+
+    The budget of each label, in the order of `corpus.labels`, may be given instead of one for all.
 
     No more texts are tokenised than needed, so that a small budget costs the same for a corpus of
     any size.
@@ -273,7 +301,9 @@ def fill_budget(
     skipped: Counter[str] = Counter()
     order = np.asarray(positions, np.int64)
     used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
-    is_open = np.full(len(used), budget is None or budget > 0)
+    most = np.array(inf if budget is None else budget, float)
+    budgets = np.pad(most, (0, len(used) - len(most))) if most.ndim else np.full(len(used), most)
+    is_open, budgets = budgets > 0, budgets.tolist()
     special, extra = lm.special_ids, lm.counted_before(count_bos)
     for some, of in _open_slices(order, corpus.codes, is_open):
         rows = zip(*_tokenized(corpus, lm, some, token_limit), strict=True)
@@ -295,7 +325,7 @@ def fill_budget(
             numbers.append(count + (0 if length else extra))
             lengths.append(length)
             used[code] += numbers[-1]
-            is_open[code] = budget is None or used[code] < budget
+            is_open[code] = used[code] < budgets[code]
     reasons = {reason: n for reason, n in sorted(skipped.items()) if n}
     if tokens is not None:
         prompts = {i: length for i, length in zip(taken, lengths, strict=True) if length}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import compress, islice
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from saefeat.corpora.fetch import recipe_rows, recipe_state
 from saefeat.corpora.files import local_rows, local_state
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.request import find_recipe
-from saefeat.corpora.store import Names, Rows, Usable, gather, open_rows
-from saefeat.corpora.text import UNUSABLE, clean_text
+from saefeat.corpora.store import Names, Rows, Strings, Usable, gather, open_rows
+from saefeat.corpora.text import UNUSABLE, clean_text, is_usable
 from saefeat.io import SCHEMA, UserError, cache_dir, fingerprint
 from saefeat.labels import to_labels
 from saefeat.progress import Say, quiet, track
 
 _TEST_SHARE = 20  # per cent
-_COUNTED_ROWS = 1024  # between two updates of the progress
+_CHECKED_ROWS = 256  # that are cleaned at once
 _HASHED_ROWS = 4096  # whose hashes are made at once
 _LISTED_LABELS = 70  # at most so many in a message
 
@@ -67,9 +67,9 @@ class Corpus:
         digest = hashlib.sha256()
         columns = [self.texts, self.of, self.ids, *([self.prompts] if self.prompts else [])]
         # As JSON lists; quoting each string is several times faster than encoding the lists.
-        lists = (f"[{', '.join(map(quoted, row))}]" for row in zip(*columns, strict=True))
-        while some := "".join(islice(lists, _HASHED_ROWS)):
-            digest.update(some.encode())
+        rows = zip(*(map(quoted, column) for column in columns), strict=True)
+        while some := list(islice(rows, _HASHED_ROWS)):
+            digest.update(_as_lists(some))
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -107,10 +107,15 @@ class Corpus:
 
         Each is `hashed(*parts, id)`.
         """
-        if at is not None and 4 * len(at) > len(self):  # columns are read in order faster
+        if at is None:
+            ids: Iterator[str] = iter(self.ids)
+        elif isinstance(self.ids, Strings) and (np.diff(at) > 0).all():
+            ids = iter(self.ids.take(at))  # columns are read in order faster
+        elif 4 * len(at) > len(self):
             return self.hashes(*parts)[at]
-        where: list[int] = [] if at is None else at.tolist()
-        ids = iter(self.ids) if at is None else (self.ids[i] for i in where)
+        else:
+            where: list[int] = at.tolist()
+            ids = (self.ids[i] for i in where)
         start, blake2b = "".join(f"{part}\x1f" for part in parts), hashlib.blake2b
         found = []
         while some := list(islice(ids, _HASHED_ROWS)):
@@ -218,7 +223,7 @@ def _select(
             skipped[reason] += number
     types = {renamed[label]: t for label, t in rows.notes["types"].items() if label in renamed}
     rows = rows.where(np.array([label in renamed for label in rows.names], bool)[rows.codes])
-    with_text = {renamed[rows.names[code]] for code in np.unique(rows.codes).tolist()}
+    with_text = {renamed[rows.names[code]] for code in np.flatnonzero(np.bincount(rows.codes))}
     _check_texts(name, labels, with_text, types, min_labels, from_column=named)
     names = [renamed.get(label, "") for label in rows.names]
     large = not isinstance(rows.texts, list)
@@ -226,7 +231,10 @@ def _select(
     counts = dict(sorted(skipped.items()))
     prompts = rows.prompts if renamed.keys() & set(rows.notes["prompted"]) else []
     corpus = Corpus(rows.texts, of, rows.ids, labels, name, counts, prompts)
-    if large:
+    whole = not prompts and all(renamed.get(label) == label for label in rows.names)
+    if whole and "fingerprint" in rows.notes:
+        vars(corpus)["fingerprint"] = rows.notes["fingerprint"]
+    elif large:
         key = fingerprint(sorted(renamed.items()))
         vars(corpus)["fingerprint"] = rows.remember(
             f"fingerprint-{key}", lambda: corpus.fingerprint
@@ -326,6 +334,7 @@ class _Found:
         skipped: (label, reason) -> number of rows that were skipped or repaired.
         types: label -> type of a text that is not a string.
         prompted: labels of rows with a prompt.
+        digest: of all rows, without prompts, as that of `Corpus.fingerprint`.
     """
 
     def __init__(self) -> None:
@@ -333,6 +342,7 @@ class _Found:
         self.skipped: Counter[tuple[str, str]] = Counter()
         self.types: dict[str, str] = {}
         self.prompted: set[str] = set()
+        self.digest = hashlib.sha256()
 
     def notes(self, counts: Mapping[str, int]) -> dict[str, Any]:
         present = sorted(set(self.labels.values()) - {""})
@@ -345,6 +355,7 @@ class _Found:
             "types": self.types,
             "prompted": sorted(self.prompted),
             "counts": dict(counts),
+            "fingerprint": self.digest.hexdigest()[:16],
         }
 
     @property
@@ -353,35 +364,41 @@ class _Found:
         return ("", "no label") in self.skipped
 
     def usable(self, rows: Iterable[Row], bar: Any) -> Iterator[Usable]:
-        """The usable rows, cleaned."""
-        labels, skipped, sha256 = self.labels, self.skipped, hashlib.sha256
-        for number, (text, raw, identity, *others) in enumerate(rows, 1):
-            if not number % _COUNTED_ROWS:
-                bar.update(_COUNTED_ROWS)
-            label = labels.get(raw)
-            if label is None:
-                label = labels[raw] = clean_text(raw).strip()
-            if text is not None and not isinstance(text, str):
-                self.types[label] = type(text).__name__
-            if not label:
-                skipped[label, "no label"] += 1
+        """The usable rows, cleaned, in blocks."""
+        rows = iter(rows)
+        while block := list(islice(rows, _CHECKED_ROWS)):
+            bar.update(len(block))
+            columns: list[list[Any]] = list(map(list, zip(*block, strict=True)))
+            texts, raw, ids, *prompts = columns
+            labels: list[str] = [self.labels.get(label) or self._label(label) for label in raw]
+            if not (all(labels) and _are_clean(texts)):
+                columns = [list(map(self._clean, texts, labels)), labels, ids, *prompts]
+                kept = [text is not None for text in columns[0]]
+                texts, labels, ids, *prompts = (list(compress(each, kept)) for each in columns)
+            if not texts:
                 continue
-            clean = self._clean(text, label)
-            if clean is None:
-                continue
-            if identity is None or identity == "":
-                # As `fingerprint`, but faster.
-                key = sha256(quoted(clean).encode()).hexdigest()[:16]
-            else:
-                key = clean_text(str(identity))
-            prompt = _clean_prompt(others[0]) if others else ""
-            if prompt:
-                self.prompted.add(label)
-            yield clean, label, key, prompt
+            quotes = list(map(quoted, texts))
+            keys = list(map(_key, ids, quotes))
+            prompts = list(map(_clean_prompt, prompts[0])) if prompts else [""] * len(texts)
+            self.prompted.update(compress(labels, prompts))
+            in_json = (quotes, map(quoted, labels), map(quoted, keys))
+            self.digest.update(_as_lists(zip(*in_json, strict=True)))
+            yield texts, labels, keys, prompts
+
+    def _label(self, raw: str | None) -> str:
+        """The cleaned label; empty if it is missing or blank."""
+        if raw not in self.labels:
+            self.labels[raw] = clean_text(raw or "").strip()
+        return self.labels[raw]
 
     def _clean(self, text: Any, label: str) -> str | None:
-        """The cleaned text, or None if it is missing or blank. Counts repairs too."""
+        """The cleaned text; None if the row cannot be used. Counts repairs too."""
         skipped = self.skipped
+        if text is not None and not isinstance(text, str):
+            self.types[label] = type(text).__name__
+        if not label:
+            skipped[label, "no label"] += 1
+            return None
         if not isinstance(text, str):
             skipped[label, "no text"] += 1
             return None
@@ -395,6 +412,29 @@ class _Found:
             skipped[label, "blank"] += 1
             return None
         return text
+
+
+def _are_clean(texts: list[Any]) -> bool:
+    """Whether all texts can be used as they are. False where it takes a closer look."""
+    if set(map(type, texts)) != {str} or not all(texts) or any(map(str.isspace, texts)):
+        return False
+    joined = "".join(texts)
+    return "\ufeff" not in joined and is_usable(joined)
+
+
+def _key(identity: Any, quote: str) -> str:
+    """The id of an example: the one given, or else the hash of its text in JSON.
+
+    The hash is that of `saefeat.io.fingerprint`, but faster.
+    """
+    if identity is None or identity == "":
+        return hashlib.sha256(quote.encode()).hexdigest()[:16]
+    return clean_text(str(identity))
+
+
+def _as_lists(rows: Iterable[tuple[str, ...]]) -> bytes:
+    """Rows of strings in JSON as JSON lists."""
+    return f"[{']['.join(map(', '.join, rows))}]".encode()
 
 
 def _clean_prompt(prompt: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.assets import fetch
+from saefeat.corpora.ahead import ahead
 from saefeat.corpora.columns import (
     Columns,
     Row,
@@ -211,16 +212,22 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
         file = pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER)
         schema = file.schema_arrow
         check_columns(str(path), schema.names, columns)
-        batches = file.iter_batches(_BATCH, columns=_heads(schema.names, columns))
-        part = schema.empty_table()
         if not file.metadata.num_rows:
-            yield from table_rows(part, columns, str(path))
-        while (batch := next(batches, None)) is not None:
-            part = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
-            part.validate(full=True)  # finds strings that are not UTF-8, among other damage
+            yield from table_rows(schema.empty_table(), columns, str(path))
+        for part in ahead(_parts(file, schema, columns)):
             yield from table_rows(part, columns, str(path))
     except damage as error:
         raise UserError(f"{path} is not a readable Parquet file ({first_line(error)})") from error
+
+
+def _parts(file: Any, schema: Any, columns: Columns) -> Iterator[Any]:
+    """The rows of a Parquet file as tables, whose strings are checked."""
+    import pyarrow as pa
+
+    for batch in file.iter_batches(_BATCH, columns=_heads(schema.names, columns)):
+        part = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
+        part.validate(full=True)  # finds strings that are not UTF-8, among other damage
+        yield part
 
 
 def _heads(names: list[str], columns: Columns) -> list[str] | None:

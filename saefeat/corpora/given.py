@@ -149,9 +149,10 @@ def table_rows(table: Any, columns: Columns, where: str) -> Iterator[Row]:
             f"{len(labels):,} labels"
         )
     classes = class_names(_features(table), columns.label)
-    of = [class_name(label, classes) for label in labels]
-    for label in of:
-        check_label(label, f"{columns.label} of {where}")
+    of = labels if classes is None else [class_name(label, classes) for label in labels]
+    if not set(map(type, of)) <= {str, type(None)}:
+        for label in of:
+            check_label(label, f"{columns.label} of {where}")
     return iter(zip(texts, of, *others, strict=True))
 
 

@@ -11,7 +11,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,7 +30,8 @@ _FIELDS = pa.schema(
 )
 _ROWS, _NOTES = "rows.arrow", "notes.json"
 
-Usable = tuple[str, str, str, str]  # text, label, id and prompt, which is empty if there is none
+# Texts, labels, ids and prompts of some usable rows. A prompt is empty if there is none.
+Usable = tuple[list[str], list[str], list[str], list[str]]
 _Part = tuple[list[str], np.ndarray, list[str], list[str]]  # texts, codes, ids, prompts
 
 
@@ -164,30 +165,33 @@ class Names(Sequence[str]):
     def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
         """The first position of a label, as that of a list."""
         codes = [code for code, name in enumerate(self.names) if name == value]
-        found = np.flatnonzero(np.isin(self.codes[start:stop], codes))
-        if not len(found):
-            raise ValueError(value)
-        return int(found[0]) + start
+        start, stop, _ = slice(start, stop).indices(len(self))
+        for begin in range(start, stop, _BATCH):  # most labels occur soon
+            found = np.flatnonzero(np.isin(self.codes[begin : min(begin + _BATCH, stop)], codes))
+            if len(found):
+                return int(found[0]) + begin
+        raise ValueError(value)
 
 
 # --------------------------------------------------------------------------- reading and writing
 
 
-def gather(rows: Iterable[Usable], place: Path | None, notes: Callable[[], Any]) -> Rows:
+def gather(blocks: Iterable[Usable], place: Path | None, notes: Callable[[], Any]) -> Rows:
     """Keep rows in lists, or in a file if there are more than MANY.
 
     Args:
+        blocks: some rows each.
         place: directory of the file, which is kept; None for a file that lasts as long as the rows.
         notes: called at the end.
     """
-    rows = iter(rows)
+    blocks = iter(blocks)
     names: dict[str, int] = {}
-    first = _some(rows, MANY, _MANY_CHARACTERS, names)
-    more = next(rows, None)
-    if more is None:
+    first = _some(blocks, MANY, _MANY_CHARACTERS, names)
+    more = next(blocks, None)
+    if more is None and len(first[0]) <= MANY:
         texts, codes, ids, prompts = first
         return Rows(texts, codes, list(names), ids, prompts, notes())
-    rows = chain([more], rows)
+    blocks = blocks if more is None else chain([more], blocks)
     temporary = None
     if place is None:
         base = make_dir(cache_dir() / "corpora")
@@ -195,7 +199,7 @@ def gather(rows: Iterable[Usable], place: Path | None, notes: Callable[[], Any])
         place = Path(temporary.name)
     with claim(place, wait=True) if temporary is None else nullcontext():
         if not (place / _NOTES).exists():  # another process may have written it meanwhile
-            _write(place / _ROWS, first, rows, names)
+            _write(place / _ROWS, first, blocks, names)
             write_json(place / _NOTES, {"names": list(names), "notes": notes()})
     return _open(place, temporary)
 
@@ -211,18 +215,20 @@ def open_rows(place: Path) -> Rows | None:
         return None
 
 
-def _some(rows: Iterator[Usable], most: int, characters: int, names: dict[str, int]) -> _Part:
-    """The next rows: at most so many, of about so many characters."""
-    texts, codes, ids, prompts = [], [], [], []
-    for text, label, identity, prompt in islice(rows, most):
-        texts.append(text)
-        codes.append(names.setdefault(label, len(names)))
-        ids.append(identity)
-        prompts.append(prompt)
-        characters -= len(text) + len(prompt)
-        if characters <= 0:
+def _some(blocks: Iterator[Usable], most: int, characters: int, names: dict[str, int]) -> _Part:
+    """The rows of the next blocks: until there are so many, or about so many characters."""
+    texts, ids, prompts = [], [], []
+    codes = [np.empty(0, np.int32)]
+    for block in blocks:
+        for label in dict.fromkeys(block[1]):
+            names.setdefault(label, len(names))
+        codes.append(np.array([names[label] for label in block[1]], np.int32))
+        for column, more in zip((texts, ids, prompts), (block[0], *block[2:]), strict=True):
+            column += more
+        characters -= sum(map(len, block[0])) + sum(map(len, block[3]))
+        if len(texts) >= most or characters <= 0:
             break
-    return texts, np.array(codes, np.int32), ids, prompts
+    return texts, np.concatenate(codes), ids, prompts
 
 
 def plain_strings(array: Any) -> list[Any]:
@@ -230,7 +236,7 @@ def plain_strings(array: Any) -> list[Any]:
     return array.to_numpy(zero_copy_only=False).tolist()
 
 
-def _write(path: Path, first: _Part, rows: Iterator[Usable], names: dict[str, int]) -> None:
+def _write(path: Path, first: _Part, blocks: Iterator[Usable], names: dict[str, int]) -> None:
     """Write the rows that were read `first`, which are emptied, and those that follow."""
     texts, codes, ids, prompts = first
     with (
@@ -243,7 +249,7 @@ def _write(path: Path, first: _Part, rows: Iterator[Usable], names: dict[str, in
             writer.write_batch(_batch(texts[some], codes[some], ids[some], prompts[some]))
         for column in (texts, ids, prompts):
             column.clear()
-        while (part := _some(rows, _BATCH, _BATCH_CHARACTERS, names))[0]:
+        while (part := _some(blocks, _BATCH, _BATCH_CHARACTERS, names))[0]:
             writer.write_batch(_batch(*part))
 
 

@@ -154,3 +154,12 @@ def split_lines(text: str) -> list[str]:
 def clean_text(text: str) -> str:
     """Drop a leading byte-order mark; replace each NUL and lone surrogate by a space."""
     return UNUSABLE.sub(" ", text.lstrip("\ufeff"))
+
+
+def is_usable(text: str) -> bool:
+    """Whether UNUSABLE finds nothing; faster than the search in long texts."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

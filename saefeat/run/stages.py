@@ -40,6 +40,7 @@ from saefeat.statistics.files import (
     stats_file,
 )
 from saefeat.steering.changes import norm_limit
+from saefeat.world import ALONE, World
 
 
 def set_threads(processes: int = 1, threads: int | None = None) -> int:
@@ -138,6 +139,8 @@ def collect(
     out: str | Path,
     gate: bool = False,
     say: Say = quiet,
+    world: World = ALONE,
+    stop: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> list[Path]:
     """Collect statistics of SAEs and neurons over a corpus. The same call resumes after a kill.
@@ -147,6 +150,7 @@ def collect(
         out: directory of the statistics; each other accumulator has a folder there.
         gate: try the SAEs without statistics in `out` on a little text first.
         say: takes progress lines.
+        world, stop: see `saefeat.collection.collect`. The first rank tries the SAEs for all.
         options: fields of `saefeat.config.CollectConfig`, such as `max_tokens=1000`,
             `neurons=True` or `with_=("histograms",)`.
 
@@ -166,11 +170,12 @@ def collect(
     dictionaries = counted_dictionaries(lm, saes, plan, collected_neurons(lm, config))
     check_ids(dictionaries)
     make_dir(out)
-    if gate:
+    if gate and world.leads:
         new = [sae for sae in saes if not stats_file(out, sae.id).exists()]
         check_fit(lm, new, corpus, config.seed, say)
     i, n = map(int, config.shard.split("/"))
-    return collect_requested(lm, plan, dictionaries, out, config, places, shard=(i, n), say=say)
+    shared = {"shard": (i, n), "say": say, "world": world, "stop": stop}
+    return collect_requested(lm, plan, dictionaries, out, config, places, **shared)
 
 
 def collect_requested(

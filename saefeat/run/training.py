@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
-from saefeat.config import RanksConfig, TrainConfig, TrainInputs
+from saefeat.config import FollowConfig, RanksConfig, TrainConfig, TrainInputs
 from saefeat.corpora import Plan, make_plan
+from saefeat.corpora.mixing import check_mixing
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, user_path
@@ -24,16 +24,20 @@ from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet
 from saefeat.run.forecast import forward_speed, step_seconds
 from saefeat.run.opened import check_activations, load_inputs, say_plan
-from saefeat.sae.chunks import owned, plan_chunks
+from saefeat.sae.chunks import plan_chunks
+from saefeat.sae.layouts import check_layout, owned, planned_mesh
 from saefeat.sae.objectives import check_config, sae_width
-from saefeat.sae.train import check_layout, train_saes
+from saefeat.sae.trackers import check_trackers
+from saefeat.sae.train import train_saes
 from saefeat.schema import refusal
 from saefeat.words import in_words
-from saefeat.world import ALONE, World
+from saefeat.world import ALONE, World, own_device
 
 OUT = "out"
-_KINDS = (TrainInputs, TrainConfig, RanksConfig)  # whose fields are the keys of a file
+# The kinds whose fields are the keys of a file.
+_KINDS = (TrainInputs, TrainConfig, RanksConfig, FollowConfig)
 _SAE_BYTES, _STATE_BYTES = 8, 24  # of an SAE and its trainer's state, per weight of the encoder
+_GATHERED_BYTES = 20  # of an SAE that a rank gathers to write it, and of its parts
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Job:
     inputs: TrainInputs
     training: TrainConfig
     ranks: RanksConfig
+    follow: FollowConfig
     out: Path
 
 
@@ -78,11 +83,11 @@ def read_job(path: Path) -> Job:
     out = values.pop(OUT)
     if not isinstance(out, str) or not out:
         raise UserError(f"{path}: out should be a directory, not {out!r}", OUT)
-    inputs, training, ranks = (
+    inputs, training, ranks, follow = (
         _part(kind, {name: values[name] for name in values if name in names[kind]}, path)
         for kind in _KINDS
     )
-    return Job(inputs, training, ranks, user_path(out))
+    return Job(inputs, training, ranks, follow, user_path(out))
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -113,6 +118,7 @@ def _part(kind: Any, values: Mapping[str, Any], path: Path) -> Any:
 def prepare_training(
     inputs: TrainInputs,
     config: TrainConfig,
+    follow: FollowConfig,
     say: Say = quiet,
     *,
     processes: int = 1,
@@ -123,34 +129,26 @@ def prepare_training(
     `processes`, `threads`: see `saefeat.run.set_threads`.
     """
     check_config(config)
+    check_trackers(follow.log_to or ())
+    check_mixing(inputs.temperature, inputs.max_tokens)
     lm, corpus = load_inputs(inputs, say, processes=processes, threads=threads)
     sites = list(inputs.sites)
     check_activations(lm, corpus, sites)
-    plan = make_plan(corpus, lm, seed=config.seed, max_tokens=inputs.max_tokens, mixed=True)
+    budget = {"max_tokens": inputs.max_tokens, "temperature": inputs.temperature}
+    plan = make_plan(corpus, lm, seed=config.seed, mixed=True, **budget)
     say_plan(lm, plan, say)
     return Prepared(lm, plan, sites)
 
 
-def place_rank(job: Job, world: World) -> tuple[Job, str]:
+def place_rank(job: Job, world: World) -> Job:
     """Give each process of a machine its own GPU.
 
-    Returns the job, and what connects the processes, "cpu" or "cuda". Raises UserError where there
-    are more processes than GPUs, or the layout does not fit.
+    Raises UserError where there are more processes than GPUs, or the layout does not fit.
     """
-    check_layout(job.ranks.layout, world, len(job.inputs.sites), job.training)
-    device = job.inputs.device
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if world.size == 1 or not on_gpu:
-        return job, "cuda" if on_gpu else "cpu"
-    found = torch.cuda.device_count()
-    if world.local_rank >= found:
-        raise UserError(
-            f"there are {world.local_size} processes and {found} GPUs on this machine; start as "
-            "many processes as GPUs",
-            "device",
-        )
-    torch.cuda.set_device(world.local_rank)
-    return replace(job, inputs=replace(job.inputs, device=f"cuda:{world.local_rank}")), "cuda"
+    widths = [job.training.d_sae or 0] * len(job.inputs.sites)  # 0: it needs the model
+    check_layout(job.ranks.layout, world, job.training, widths, job.ranks.replicas)
+    device = own_device(job.inputs.device, world)
+    return replace(job, inputs=replace(job.inputs, device=device))
 
 
 def train_job(
@@ -160,13 +158,16 @@ def train_job(
     prepared = _prepare(job, world, say)
     lm, ranks = prepared.lm, job.ranks
     if world.leads and world.size > 1:
+        copies = f" with {ranks.replicas} replicas" if ranks.replicas > 1 else ""
         on = f"{lm.threads} threads each" if lm.threads else "a GPU each"
-        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}")
+        say(f"{world.size} processes with {on}, in the layout over {ranks.layout}{copies}")
     return train_saes(
         *(lm, prepared.plan, prepared.sites, job.out, job.training),
         say=say,
         world=world,
         layout=ranks.layout,
+        replicas=ranks.replicas,
+        follow=job.follow,
         checkpoint_seconds=ranks.checkpoint_seconds,
         stop=stop,
     )
@@ -174,7 +175,7 @@ def train_job(
 
 def _prepare(job: Job, world: World, say: Say) -> Prepared:
     return prepare_training(
-        *(job.inputs, job.training, say if world.leads else quiet),
+        *(job.inputs, job.training, job.follow, say if world.leads else quiet),
         processes=world.local_size,
         threads=job.ranks.threads,
     )
@@ -212,29 +213,37 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
 
     The speed is that of this machine. Exchange between the ranks is not counted.
     """
-    prepared, config, layout = _prepare(job, World(0, size), say), job.training, job.ranks.layout
+    prepared, config, ranks = _prepare(job, World(0, size), say), job.training, job.ranks
     lm, plan = prepared.lm, prepared.plan
     say(describe_steps(prepared, config))
     d_ins = {name: site_width(lm, lm.site(name)) for name in prepared.sites}
+    widths = {name: sae_width(config, d_in) for name, d_in in d_ins.items()}
+    check_layout(ranks.layout, World(0, size), config, list(widths.values()), ranks.replicas)
     chunks = plan_chunks(plan, config)
     chunk, steps = max(c.tokens for c in chunks), sum(c.steps for c in chunks)
     reading = plan.total / forward_speed(lm, plan, prepared.sites) / size
     model = lm.model.get_memory_footprint(return_buffers=False)
-    tokens = config.batch_size if layout == "sites" else max(16, config.batch_size // size)
     times: dict[tuple[int, ...], float] = {}
     for rank in range(size):
-        mine = [d_ins[name] for name in owned(prepared.sites, World(rank, size))]
-        trained = mine if layout == "sites" else list(d_ins.values())
+        mesh = planned_mesh(World(rank, size), ranks.layout, ranks.replicas)
+        copies, split = mesh.copies.size, mesh.split.size
+        names = mesh.trained(prepared.sites)
+        trained = [d_ins[name] for name in names]
         if (key := tuple(trained)) not in times:
-            times[key] = steps * step_seconds(config, trained, tokens, lm.device)
-        held = 2 * chunk / size * sum(d_ins.values())  # this rank's part of the activations
-        widths = [sae_width(config, d_in) for d_in in trained]
-        rows = chunk if layout == "sites" and size > 1 else 0
-        need = model + held + training_bytes(rows, trained, widths)
-        weights = sum(d_in * sae_width(config, d_in) for d_in in mine)
-        on_disk = weights * (_SAE_BYTES + 2 * (_SAE_BYTES + _STATE_BYTES))
+            tokens = max(16, config.batch_size // copies)
+            times[key] = steps * step_seconds(config, trained, tokens, lm.device) / split
+        need = model + 2 * chunk / size * sum(d_ins.values())  # what this rank reads
+        rows = chunk / copies if mesh.shares.size > 1 else 0  # what it gets
+        need += training_bytes(rows, trained, [widths[name] // split for name in names])
+        weights = {name: d_ins[name] * widths[name] for name in prepared.sites}
+        mine = [weights[name] for name in owned(prepared.sites, mesh.world)]
+        if split > 1:
+            need += _GATHERED_BYTES * max(mine, default=0)
+        states = sum(weights[name] for name in mesh.writers(prepared.sites)) / split
+        on_disk = 3 * _SAE_BYTES * sum(mine) + 2 * _STATE_BYTES * states
+        sent = sum(mesh.step_bytes(d_ins[name], widths[name], config) for name in names)
         say(
             f"rank {rank}: {describe_memory(lm.device, need, LIBRARIES, 0)}, "
-            f"{on_disk / 1e9:,.1f} GB on disk, {reading + times[key]:,.0f} s "
-            f"(read {reading:,.0f}, train {times[key]:,.0f})"
+            f"{on_disk / 1e9:,.1f} GB on disk, {sent / 1e6:,.1f} MB sent per step, "
+            f"{reading + times[key]:,.0f} s (read {reading:,.0f}, train {times[key]:,.0f})"
         )

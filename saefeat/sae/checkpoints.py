@@ -2,8 +2,10 @@
 
 The index is replaced when all ranks have written their files, and what it named before is removed
 after that. So a process that is killed at any moment leaves a whole checkpoint behind. The files do
-not depend on the number of ranks. The weights are there twice: folded into an SAE that can be
-loaded, and as the trainer has them, because folding cannot be undone to the last digit.
+not depend on the number of ranks, but for one thing: where the units of an SAE are split among
+ranks, each of them writes its rows of the state, which any number of ranks can read. The weights
+are there twice: folded into an SAE that can be loaded, and as the trainer has them, because folding
+cannot be undone to the last digit.
 """
 
 from __future__ import annotations
@@ -14,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError, fingerprint, load_tensors, replacing, save_tensors, wait_for_disk
+from saefeat.io import UserError, fingerprint, replacing, wait_for_disk
 from saefeat.progress import Say
-from saefeat.resume import STATE, Checkpoint, saved_request
+from saefeat.resume import Checkpoint, saved_request
+from saefeat.sae.pieces import read_pieces, write_piece
 from saefeat.sae.trainer import Trainer
 from saefeat.sae.writers import WRITERS
 from saefeat.world import World
@@ -36,6 +37,16 @@ class Position:
     chunk: int = 0  # the one in use
     step: int = 0  # steps on this chunk that are done
     steps: int = 0  # that are done in all
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a rank writes of an SAE and its state."""
+
+    name: str  # directory of the SAE
+    sae: SAE | None  # on the rank that writes it
+    trainer: Trainer
+    writer: int  # number of that rank among those that split the units
 
 
 class Checkpoints:
@@ -58,24 +69,26 @@ class Checkpoints:
 
         Raises UserError when it is damaged, belongs to something else, or is of another version.
         """
-        self._check_version()
-        found = self.index.load()
-        if found is None:
+        kept = None
+        if self.world.leads:
+            self._check_version()
+            kept = self.index.load()
+        kept = self.world.share(kept and kept[0])
+        position = Position(**kept) if kept else None
+        if self.world.leads:
+            self._remove(self._folders(but=position))  # of a save that was killed
+        if position is None:
             return Position()
-        position = Position(**found[0])
         for name, trainer in trainers.items():
-            path = self._folder(position) / name / STATE
             try:
-                tensors, header = load_tensors(path)
+                found = read_pieces(self._folder(position) / name, trainer, asdict(position))
             except UserError as error:
                 raise UserError(
                     f"the checkpoint is damaged ({error}); remove {self.index.path} to start the "
                     "training again, or choose another output directory",
                     "out",
                 ) from error
-            if header != asdict(position):
-                raise UserError(f"{path} does not belong to {self.index.path}; remove both", "out")
-            trainer.restore(tensors, position.steps)
+            trainer.restore(found, position.steps)
         return position
 
     def _check_version(self) -> None:
@@ -89,15 +102,18 @@ class Checkpoints:
                 "out",
             )
 
-    def save(self, position: Position, saes: Iterable[tuple[SAE, Mapping[str, Tensor]]]) -> None:
-        """Replace the checkpoint. Each rank gives some of the SAEs, with the states of trainers."""
-        for sae, state in saes:
-            tensors = {name: value.cpu() for name, value in state.items()}
-            with replacing(self._folder(position) / sae.id) as directory:
-                WRITERS["sae-lens"].write(sae, directory)
-                save_tensors(directory / STATE, tensors, asdict(position))
-                wait_for_disk(directory)
-            wait_for_disk(directory.parent)
+    def save(self, position: Position, parts: Iterable[Part]) -> None:
+        """Replace the checkpoint. Each rank gives what it writes of it."""
+        for part in parts:
+            place, header = self._folder(position) / part.name, asdict(position)
+            if part.sae is None:
+                write_piece(place, part.trainer, header, part.writer)
+            else:
+                with replacing(place) as directory:
+                    WRITERS["sae-lens"].write(part.sae, directory)
+                    write_piece(directory, part.trainer, header, part.writer)
+                    wait_for_disk(directory)
+            wait_for_disk(place.parent)
         self.world.barrier()
         if self.world.leads:
             self.index.save(asdict(position))

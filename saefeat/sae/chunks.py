@@ -11,7 +11,7 @@ vectors stays that of the batches, so that every rank draws the same batches for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,7 @@ from saefeat.corpora import WINDOW, Batch, Plan
 from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, fingerprint
 from saefeat.models import LanguageModel, Site
+from saefeat.sae.layouts import Mesh
 from saefeat.world import ALONE, World
 
 
@@ -133,13 +134,14 @@ def read_chunk(
     chunk: Chunk,
     world: World,
     advance: Callable[[int], object] = lambda n: None,
+    batches: list[Batch] | None = None,
 ) -> Activations:
     """Run this rank's part of the examples of a chunk.
 
     `advance` is called with the number of counted tokens of each round of batches, one per rank.
-    All ranks call it equally often.
+    All ranks call it equally often. `batches`: those of the chunk, if they are made already.
     """
-    batches = _batches(lm, plan, chunk)
+    batches = _batches(lm, plan, chunk) if batches is None else batches
     counts = [int(batch.counted.sum()) for batch in batches]
     rounds = [sum(counts[i : i + world.size]) for i in range(0, len(counts), world.size)]
     mine, own = batches[world.rank :: world.size], sum(counts[world.rank :: world.size])
@@ -178,34 +180,39 @@ def _places(counts: Sequence[int], size: int) -> list[Tensor]:
     return [(rank == each).nonzero().squeeze(-1) for each in range(size)]
 
 
-def gather_sites(part: Activations, sites: Sequence[str]) -> Activations:
-    """Send the vectors of each site to the rank that owns it (see `owned`).
+def gather_sites(part: Activations, sites: Sequence[str], mesh: Mesh) -> Activations:
+    """Send the vectors of each site to the ranks that train on it.
 
-    Every rank gives its part of a chunk, whose buffers are used up, and gets the whole chunk of
-    the sites that it owns.
+    Every rank gives its part of a chunk, whose buffers are used up, and gets its copy's part of the
+    sites that it trains. In the layout over data this is what it has.
     """
-    world = part.world
-    if world.size == 1:
+    shares, copies = mesh.shares, mesh.copies
+    if shares.size == 1:
         return part
+    starts = range(0, len(part.places), shares.size)
+    places = [torch.cat([*part.places[i : i + shares.size]]).sort().values for i in starts]
+    given = part.places[copies.rank * shares.size :][: shares.size]
+    rows = [torch.searchsorted(places[copies.rank], each) for each in given]
     whole: dict[str, Tensor] = {}
-    for start in range(0, len(sites), world.size):
-        group = sites[start : start + world.size]  # one site for each rank
-        sent = [part.buffers.pop(name) for name in group]
-        nothing = [sent[0][:0]] * (world.size - len(group))
-        own = world.rank < len(group)
-        d_in = sent[world.rank].shape[1] if own else 0
-        found = world.exchange(sent + nothing, [len(rows) * d_in for rows in part.places])
+    for turn in mesh.turns(sites):  # one site for each rank
+        sent = [part.buffers[name] for name in turn]
+        for name in set(turn):
+            del part.buffers[name]
+        nothing = [sent[0][:0]] * (shares.size - len(turn))
+        own = shares.rank < len(turn)
+        d_in = sent[shares.rank].shape[1] if own else 0
+        found = shares.exchange(sent + nothing, [len(each) * d_in for each in rows])
         if own:
-            x = _buffer(sum(map(len, part.places)), d_in, sent[0].device)
-            for rows, values in zip(part.places, found, strict=True):
-                x[rows] = values.view(-1, d_in)
-            whole[group[world.rank]] = x
-    return Activations(whole)
+            x = _buffer(sum(map(len, rows)), d_in, sent[0].device)
+            for each, values in zip(rows, found, strict=True):
+                x[each] = values.view(-1, d_in)
+            whole[turn[shares.rank]] = x
+    return Activations(whole, places, copies)
 
 
-def owned(sites: Sequence[str], world: World) -> list[str]:
-    """The sites whose SAEs this rank writes; in the layout over sites it alone trains them."""
-    return list(sites[world.rank :: world.size])
+def batches_by_chunk(lm: LanguageModel, plan: Plan, chunks: list[Chunk]) -> Iterator[list[Batch]]:
+    """The batches of each chunk, for `read_chunk`."""
+    return plan.ahead(_batches(lm, plan, chunk) for chunk in chunks)
 
 
 def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:
@@ -214,24 +221,51 @@ def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:
     return [batch for window in windows for batch in plan.batches(lm, list(window))]
 
 
-def draw(usable: Tensor, config: TrainConfig, chunk: int, step: int) -> Tensor:
-    """Choose the vectors that one step trains on: int64 [batch_size], taken from `usable`.
+def vector_labels(lm: LanguageModel, plan: Plan, chunk: Chunk) -> Tensor:
+    """By vector of a chunk, the number of its label in the corpus: int64 [chunk.tokens]."""
+    parts = []
+    for batch in _batches(lm, plan, chunk):
+        codes = torch.from_numpy(plan.corpus.codes[batch.positions].astype(np.int64))
+        parts.append(codes.repeat_interleave(batch.counted.sum(1)))
+    return torch.cat(parts).to(lm.device)
 
-    The usable indices are repeated in passes, and every pass has a new random order. Each step
+
+class Draws:
+    """Choice of the vectors that each step on a chunk trains on.
+
+    The usable vectors are repeated in passes, and every pass has a new random order. Each step
     takes the next `batch_size` of them; a step may begin in one pass and end in the next.
+
+    Args:
+        usable: their places in the chunk, int64 [n].
+        chunk: number of the chunk.
 
     Raises RunFailed when no vector is usable.
     """
-    n, size = len(usable), config.batch_size
-    if not n:
-        raise RunFailed(
-            f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
-        )
-    parts, start, end = [], step * size, (step + 1) * size
-    while start < end:
-        turn, offset = divmod(start, n)
-        seed = int(fingerprint([config.seed, chunk, turn]), 16) % 2**63
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        parts.append(order[offset : offset + end - start])
-        start += len(parts[-1])
-    return usable[torch.cat(parts).to(usable.device)]
+
+    def __init__(self, usable: Tensor, config: TrainConfig, chunk: int) -> None:
+        if not len(usable):
+            raise RunFailed(
+                f"chunk {chunk} has no usable token: each is an outlier to those of the first chunk"
+            )
+        self.usable, self.config, self.chunk = usable, config, chunk
+        self._pass, self._order = -1, usable
+
+    def draw(self, step: int) -> Tensor:
+        """The places in the chunk of the vectors of a step: int64 [batch_size]."""
+        n, size = len(self.usable), self.config.batch_size
+        parts, start, end = [], step * size, (step + 1) * size
+        while start < end:
+            turn, offset = divmod(start, n)
+            parts.append(self._ordered(turn)[offset : offset + end - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+    def _ordered(self, turn: int) -> Tensor:
+        """The usable places in the order of a pass; the last one is kept for the next steps."""
+        if turn != self._pass:
+            seed = int(fingerprint([self.config.seed, self.chunk, turn]), 16) % 2**63
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(len(self.usable), generator=generator)
+            self._pass, self._order = turn, self.usable[order.to(self.usable.device)]
+        return self._order

@@ -3,57 +3,53 @@
 A checkpoint says how many steps of which chunk (`saefeat.sae.chunks`) are done. The chunk is read
 again then, so that a training that was killed and resumed gives the same bytes as one that was not.
 
-Several ranks (`saefeat.world`) train together in one of two layouts. Both share the forward passes.
-In the layout over data every rank trains every SAE on its part of each batch, and gradients are
-summed. In the layout over sites every rank trains some of the SAEs on whole batches, and the ranks
-exchange activations. The number of steps follows from the plan, and is the same on every rank.
+Several ranks (`saefeat.world`) train together in one of the layouts (`saefeat.sae.layouts`). All
+share the forward passes. In the layout over data every rank trains every SAE on its part of each
+batch, and gradients are summed. In the layout over sites every rank trains some of the SAEs on
+whole batches, and in that over features some units of every SAE; the ranks exchange activations.
+The number of steps follows from the plan, and is the same on every rank.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from saefeat.config import TrainConfig
-from saefeat.corpora import Plan, fill_budget, hashed_order
+from saefeat.config import FollowConfig, TrainConfig
+from saefeat.corpora import Batch, Plan
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
-from saefeat.io import RunFailed, UserError
+from saefeat.io import RunFailed, UserError, wait_for_disk
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_same, claim
-from saefeat.sae.checkpoints import Checkpoints, Position
-from saefeat.sae.chunks import (
-    Chunk,
-    draw,
-    gather_sites,
-    owned,
-    plan_chunks,
-    read_chunk,
-    single_chunk,
-)
-from saefeat.sae.fit_check import MIN_TOKENS, measure_fit
-from saefeat.sae.objectives import sae_width
+from saefeat.resume import check_alike, check_same, claim_together
+from saefeat.sae.checkpoints import Checkpoints, Part, Position
+from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
+from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
+from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
+from saefeat.sae.log import TrainingLog
+from saefeat.sae.losses import choose_texts
+from saefeat.sae.objectives import Parameters, sae_width
 from saefeat.sae.store import load_sae, save_sae
 from saefeat.sae.trainer import Trainer
 from saefeat.tokens import OUTLIER_FACTOR
-from saefeat.words import in_words
 from saefeat.world import ALONE, World
 
-HELD_OUT_TOKENS = 4096  # counted tokens of the held-out text, equally many per label
-_FIGURE_STEPS = 50  # between updates of the figures on the progress bar, which wait for the GPU
+_FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
+# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large
+# and the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
+# evaluations of a training take less than 3 per cent of its time.
+_EVALUATED = 0.002  # tokens whose loss is measured per trained token
+_EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 _WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
-LAYOUTS = ("data", "sites")
 
 
 def sae_id(site: str) -> str:
@@ -74,14 +70,16 @@ class _Training:
     sites: list[Site]
     chunks: list[Chunk]
     trainers: dict[str, Trainer]  # by site: those of this rank
-    world: World
-    layout: str
+    mesh: Mesh
     checkpoints: Checkpoints
     pause: float  # seconds between checkpoints; 0: one after each chunk
     stop: Callable[[], bool]
     records: dict[str, dict[str, Any]]  # by site: what the files of the SAE record
+    every: int = 0  # steps between evaluations; 0: never
+    log: TrainingLog | None = None  # where this rank writes figures
     at: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)
+    kept: int = 0  # steps of the last checkpoint
 
     def tokens(self, chunks: list[Chunk]) -> int:
         """What the progress bar counts: tokens that are read, and tokens that steps use."""
@@ -96,27 +94,44 @@ class _Training:
         """Go on where the last checkpoint was written."""
         files = {sae_id(name): trainer for name, trainer in self.trainers.items()}
         self.at = self.checkpoints.load(files)
+        self.kept = self.at.steps
 
     def save(self) -> None:
-        """Write a checkpoint. Raises RunFailed, and keeps the last one, if an SAE has diverged."""
-        begun = time.monotonic()
+        """Write a checkpoint, if a step was done since the last one.
+
+        Raises RunFailed, and keeps the last one, if an SAE has diverged.
+        """
+        begun = self.saved = time.monotonic()
+        # Without a step no weight has changed, and writing again could damage what is there.
+        if self.at.steps == self.kept:
+            return
         self.check_finite()
         self.checkpoints.save(self.at, self._unfinished())
-        self.saved = time.monotonic()
+        self.saved, self.kept = time.monotonic(), self.at.steps
         if self.pause:
             self.pause = max(self.pause, _WRITING * (self.saved - begun))
 
-    def _unfinished(self) -> Iterator[tuple[SAE, dict[str, Tensor]]]:
-        """The SAEs that this rank writes, as trained so far, and the states of their trainers."""
+    def written(self) -> Iterator[tuple[str, int, Parameters]]:
+        """Yield the sites whose SAEs this rank helps to write, and the rank that does (`writers`).
+
+        That rank gets the parameters of all units with them.
+        """
+        for name, writer in self.mesh.writers(self.names).items():
+            yield name, writer, self.trainers[name].collect(writer)
+
+    def _unfinished(self) -> Iterator[Part]:
+        """The SAEs as trained so far."""
         done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
-        for name in owned(self.names, self.world):
+        for name, writer, parameters in self.written():
             trainer = self.trainers[name]
             found = {
                 **_figures(trainer),
                 "unfinished": {"steps": done, "of": total},
                 "doubt": f"its training is not finished ({done:,} of {total:,} steps)",
             }
-            yield trainer.sae(sae_id(name), name, self.records[name] | found), trainer.state()
+            record = self.records[name] | found
+            sae = trainer.sae(sae_id(name), name, record, parameters) if parameters else None
+            yield Part(sae_id(name), sae, trainer, writer)
 
     def look(self) -> None:
         """Save if it is time, or if this process is to stop, on which all ranks agree.
@@ -124,11 +139,75 @@ class _Training:
         Raises KeyboardInterrupt in the second case.
         """
         due = self.pause > 0 and time.monotonic() - self.saved >= self.pause
-        stop, due = self.world.any(self.stop(), self.world.leads and due)
-        if (stop or due) and self.at.steps:
+        stop, due = self.mesh.world.any(self.stop(), self.mesh.world.leads and due)
+        if stop or due:
             self.save()
         if stop:
+            self.mesh.world.barrier()  # the first rank has written the index
             raise KeyboardInterrupt
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return sum(chunk.steps for chunk in self.chunks)
+
+    @cached_property
+    def held_plan(self) -> Plan | None:
+        """The held-out text; None if there is too little."""
+        return held_out_plan(self.lm, self.plan)
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """The held-out text as the model reads it, which all ranks do together."""
+        plan = self.held_plan
+        return plan and read_held_out(self.lm, plan, self.sites, self.mesh.world)
+
+    def report(self, bar: tqdm[Any]) -> None:
+        """Show the figures of the last steps, and write them."""
+        self.check_finite()
+        found = {name: trainer.figures() for name, trainer in self.trainers.items()}
+        sites = self.gather({name: found[name] for name in owned(self.names, self.mesh.world)})
+        bar.set_postfix_str(_describe(sites), refresh=False)
+        if self.log:
+            self.log.add_training(self.at.steps, sites, bar)
+
+    def evaluate(self) -> None:
+        """Measure the SAEs on held-out text if it is time, and write the figures."""
+        if self.every and self.at.steps % self.every == 0 and self.at.steps < self.steps:
+            self.check_finite()
+            self.add_evaluation({sae.site: figures for sae, figures in self.measure()})
+
+    def measure(self) -> Iterator[tuple[SAE, dict[str, Any]]]:
+        """The SAEs that this rank owns, as trained so far, with their figures on held-out text.
+
+        The figures are `held_out` (see `HeldOut.fit`), `dead`, and where it is asked for,
+        `evaluation` (see `HeldOut.evaluate`). All ranks go through to the end.
+        """
+        held = self.held_out
+        for name, _, parameters in self.written():
+            if not parameters:  # another rank has them
+                continue
+            trainer = self.trainers[name]
+            sae = trainer.sae(sae_id(name), name, self.records[name], parameters)
+            figures = {"held_out": held.fit(sae) if held else {}, "dead": trainer.dead_share}
+            if held and self.every:
+                figures["evaluation"] = held.evaluate(sae)
+            yield sae, figures
+
+    def add_evaluation(self, own: Mapping[str, Any]) -> None:
+        """Write what `measure` has given on each rank, by site."""
+        sites = self.gather(own)
+        if self.log:
+            lines = {
+                name: {**figures["held_out"], "dead": figures["dead"], **figures["evaluation"]}
+                for name, figures in sites.items()
+            }
+            self.log.add_evaluation(self.at.steps, lines)
+
+    def gather(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures by site, given those of the sites that each rank owns."""
+        parts = self.mesh.world.gather_json(own)
+        return {name: part[name] for name in self.names for part in parts if name in part}
 
     def check_finite(self) -> None:
         """Raise RunFailed if the error or a weight of an SAE is not finite."""
@@ -136,7 +215,8 @@ class _Training:
             if not trainer.is_finite():
                 raise RunFailed(
                     f"training diverged at {name} before step {self.at.steps}: its error or a "
-                    "weight is not finite; lower the learning rate"
+                    "weight is not finite",
+                    "lower the learning rate, in another output directory",
                 )
 
 
@@ -150,6 +230,8 @@ def train_saes(
     say: Say = quiet,
     world: World = ALONE,
     layout: str = "data",
+    replicas: int = 1,
+    follow: FollowConfig | None = None,
     checkpoint_seconds: float = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[SAE]:
@@ -162,14 +244,19 @@ def train_saes(
         sites: names of different sites.
         say: takes lines for the user.
         world: the ranks that train together.
-        layout: what they share out, "data" or "sites".
+        layout: what they share out, "data", "sites" or "features" (see `saefeat.sae.layouts`).
+        replicas: number of copies of the SAEs, each of which takes a part of every batch; the ranks
+            of a copy share out sites or features.
+        follow: write the figures to `out/training.jsonl` while it runs, and their curves to
+            `out/training.svg` at the end; None: not. No weight depends on it.
         checkpoint_seconds: least time between two checkpoints; 0: one after each chunk.
         stop: asked every few steps; if it says so on a rank, all save and raise KeyboardInterrupt.
 
     Returns:
         The SAEs, in the order of `sites`. The record of each has `held_out` (its fit to text of the
         corpus that the plan leaves out; empty if there is too little), `training_average` (FVU
-        and L0 in training, averaged over the last steps) and `dead` (share of dead units).
+        and L0 in training, averaged over the last steps) and `dead` (share of dead units). Where
+        losses are measured, it has `evaluation` too (see `HeldOut.evaluate`).
 
     Raises:
         UserError: a site is unknown or named twice, there is no SAE of this width, the text is too
@@ -183,53 +270,40 @@ def train_saes(
     if len({site.path for site in resolved}) < len(resolved):
         raise UserError(f"a site is named twice in {','.join(sites)}", "sites")
     widths = {site.name: site_width(lm, site) for site in resolved}
-    for width in widths.values():
-        sae_width(config, width)
-    check_layout(layout, world, len(sites), config)
+    check_layout(layout, world, config, [sae_width(config, d) for d in widths.values()], replicas)
     chunks = plan_chunks(plan, config)
     records = {site.name: _record(lm, plan, site, config) for site in resolved}
     if not world.leads:
         say = quiet
-    with ExitStack() as stack:
-        if world.leads:
-            stack.enter_context(claim(out))
-        world.barrier()
-        if not out.is_dir():
-            raise UserError(f"rank {world.rank} does not see {out}; all ranks need it", "out")
+    steps = sum(chunk.steps for chunk in chunks)
+    with claim_together(out, world):
+        check_alike(
+            world, [records, layout, replicas, len(chunks), steps, follow and asdict(follow)]
+        )
         kept = Checkpoints(out, records, lm.threads, world, say)
-        if _is_finished(out, records):
+        if world.share(_is_finished(out, records) if world.leads else None):
             say(f"{out} is complete already")
         else:
-            steps = sum(chunk.steps for chunk in chunks)
-            mine = owned(list(widths), world) if layout == "sites" else list(widths)
-            shared = world if layout == "data" else ALONE
+            mesh = make_mesh(world, layout, replicas)
             trainers = {
-                name: Trainer(widths[name], config, steps, lm.device, shared) for name in mine
+                name: Trainer(widths[name], config, steps, lm.device, mesh.copies, mesh.split)
+                for name in mesh.trained(list(widths))
             }
             training = _Training(
-                *(lm, plan, config, resolved, chunks, trainers, world, layout, kept),
+                *(lm, plan, config, resolved, chunks, trainers, mesh, kept),
                 *(checkpoint_seconds, stop, records),
             )
+            training.load()
+            if follow:
+                _follow(training, out, follow)
             _train(training, say)
             _save(training, out)
+            if training.log:
+                training.log.finish()
         world.barrier()
         if world.leads:
             kept.clear()
-        world.barrier()
     return [load_sae(out / sae_id(site)) for site in sites]
-
-
-def check_layout(layout: str, world: World, sites: int, config: TrainConfig) -> None:
-    """Raise UserError if so many ranks cannot train in this layout."""
-    if layout not in LAYOUTS:
-        raise UserError(f"there is no layout {layout!r}; choose from {in_words(LAYOUTS)}", "layout")
-    most, what = (sites, "sites") if layout == "sites" else (config.batch_size, "tokens per step")
-    if world.size > most:
-        raise UserError(
-            f"{world.size} processes cannot share out {most} {what} in the layout over {layout}; "
-            "start fewer, or choose the other layout",
-            "layout",
-        )
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -260,20 +334,36 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     return len(present) == len(records)
 
 
+def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
+    """Have the figures of a training written, and evaluate it at intervals."""
+    if training.mesh.world.leads:
+        names = follow.log_to or ()
+        training.log = TrainingLog(out, training.at.steps, training.config.batch_size, names)
+    if follow.eval_tokens == 0 or not training.held_plan:
+        return
+    if follow.eval_tokens:
+        training.every = max(1, round(follow.eval_tokens / training.config.batch_size))
+        return
+    sites, texts = len(training.sites), choose_texts(training.lm, training.held_plan).total
+    budget = _EVALUATED * training.steps * training.config.batch_size / max(texts, 1)
+    number = min(_EVALUATIONS, int((budget - 1 - sites) / sites))  # once: clean, and zeros by site
+    training.every = -(-training.steps // number) if number > 0 else 0
+
+
 def _train(training: _Training, say: Say) -> None:
-    training.load()
     chunks, begin = training.chunks, training.at.chunk
-    done = training.tokens(chunks[:begin])
+    done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
     with track(say, "train", training.tokens(chunks), done=done) as bar:
-        for number in range(begin, len(chunks)):
-            _train_chunk(training, number, bar)
+        for number, batches in enumerate(reading, begin):
+            _train_chunk(training, number, batches, bar)
             training.check_finite()
             training.at = Position(number + 1, 0, training.at.steps)
             if number + 1 < len(chunks):
                 training.look() if training.pause else training.save()
 
 
-def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
+def _train_chunk(training: _Training, number: int, batches: list[Batch], bar: tqdm[Any]) -> None:
     """Read a chunk and train on it, from the step on where the training is."""
     chunk, config, trainers = training.chunks[number], training.config, training.trainers
 
@@ -281,80 +371,50 @@ def _train_chunk(training: _Training, number: int, bar: tqdm[Any]) -> None:
         bar.update(tokens)
         training.look()
 
-    held = read_chunk(training.lm, training.plan, training.sites, chunk, training.world, advance)
-    if training.layout == "sites":
-        held = gather_sites(held, training.names)
+    of = (training.lm, training.plan, training.sites, chunk, training.mesh.world)
+    held = gather_sites(read_chunk(*of, advance, batches), training.names, training.mesh)
     begin, before = training.at.step, training.at.steps - training.at.step
-    bar.update(begin * config.batch_size)
     with torch.inference_mode():
-        usable = {}
+        draws = {}
         for name, trainer in trainers.items():
             if not trainer.scaler:
                 trainer.fit_scaler(held.buffers[name])
-            usable[name] = held.places_of(trainer.usable(held.buffers[name]))
+            usable = held.places_of(trainer.usable(held.buffers[name]))
+            draws[name] = Draws(usable, config, number)
         for step in range(begin, chunk.steps):
             for name, trainer in trainers.items():
-                trainer.step(*held.take(name, draw(usable[name], config, number, step)))
+                trainer.step(*held.take(name, draws[name].draw(step)))
             training.at = Position(number, step + 1, before + step + 1)
             if step % _FIGURE_STEPS == 0 or step == chunk.steps - 1:
-                bar.set_postfix_str(_describe(trainers), refresh=False)
-                training.check_finite()
+                training.report(bar)
+            training.evaluate()
             bar.update(config.batch_size)
             if (step + 1) % _LOOK_STEPS == 0:
                 training.look()
 
 
-def _describe(trainers: dict[str, Trainer]) -> str:
+def _describe(sites: Mapping[str, Any]) -> str:
     return " | ".join(
-        f"{name} FVU {t.fvu:.3f} L0 {t.l0:.1f} dead {t.dead_share:.1%}"
-        for name, t in trainers.items()
+        f"{name} FVU {of['fvu']:.3f} L0 {of['l0']:.1f} dead {of['dead']:.1%}"
+        for name, of in sites.items()
     )
 
 
 def _save(training: _Training, out: Path) -> None:
     """Measure the SAEs on held-out text and write them, each by the rank that owns it."""
-    lm, sites, world = training.lm, training.sites, training.world
-    held = held_out_plan(lm, training.plan)
-    buffers = {}
-    if held:
-        part = read_chunk(lm, held, sites, single_chunk(held), world)
-        buffers = gather_sites(part, training.names).buffers
-    for name in owned(training.names, world):
-        trainer = training.trainers[name]
-        sae = trainer.sae(sae_id(name), name, training.records[name])
-        fit = {}
-        if held:
-            fit = {**measure_fit(sae, buffers[name]), "split": held.policy["split"]}
-        record = {**sae.record, "held_out": fit, **_figures(trainer)}
-        save_sae(replace(sae, record=record), out / sae.id)
+    found = {}
+    with torch.inference_mode():
+        for sae, figures in training.measure():
+            record = sae.record | _figures(training.trainers[sae.site]) | figures
+            save_sae(replace(sae, record=record), out / sae.id)
+            wait_for_disk(out / sae.id)
+            found[sae.site] = figures
+    wait_for_disk(out)  # the checkpoint is removed after this
+    if training.every:
+        training.add_evaluation(found)
 
 
 def _figures(trainer: Trainer) -> dict[str, Any]:
     """The figures of a training that its SAE records."""
     average = {"fvu": float(trainer.fvu), "l0": float(trainer.l0)}
     return {"training_average": average, "dead": trainer.dead_share}
-
-
-def held_out_plan(lm: LanguageModel, plan: Plan) -> Plan | None:
-    """Plan about HELD_OUT_TOKENS tokens that `plan` leaves out; None if there are too few.
-
-    They come from the test split if the plan is of the train split. Examples that share an id with
-    one of the plan (translations) are left out.
-    """
-    corpus, policy = plan.corpus, plan.policy
-    split, seed = ("test" if policy["split"] == "train" else "all"), policy["seed"]
-    positions = corpus.in_split(split, seed)
-    if split == "all":  # else no id is in both splits
-        known = corpus.hashes(seed, "budget", at=plan.chosen)
-        positions = positions[~np.isin(corpus.hashes(seed, "budget", at=positions), known)]
-    tokens, counts, skipped, prompts = fill_budget(
-        corpus,
-        lm,
-        hashed_order(corpus, positions, seed),
-        max(1, HELD_OUT_TOKENS // len(corpus.labels)),
-        policy["token_limit"],
-        count_bos=policy["count_bos"],
-    )
-    policy = {**policy, "split": split}
-    held = Plan(corpus, tokens, counts, policy, skipped, prompts=prompts)
-    return held if held.total >= MIN_TOKENS else None

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from saefeat.config import TrainConfig
 from saefeat.dictionaries import SAE
 from saefeat.io import RunFailed
 from saefeat.models import native_bf16
-from saefeat.sae.objectives import OBJECTIVES, Step, sae_width
+from saefeat.sae.objectives import OBJECTIVES, Parameters, Step, sae_width
 from saefeat.tokens import inliers, norms, outlier_limit
 from saefeat.world import ALONE, World
 
@@ -25,30 +26,38 @@ class Trainer:
     """One SAE in training, on inputs that are scaled to mean 0 and variance 1.
 
     Only the objective knows the architecture (`saefeat.sae.objectives`). Several ranks may train it
-    together: each has a part of every batch, and all of them hold the same state.
+    together. Those of `world` each have a part of every batch, and all of them hold the same state.
+    Those of `split` have the same vectors, and each holds the parameters of its units.
 
     Args:
         d_in: width of the site.
         total_steps: of the whole training, for the schedule of the learning rate.
         world: the ranks that share each batch.
+        split: the ranks among which the units are split.
 
     Attributes:
         parameters: tensors by name, float32 (float64 if the encoder product is).
         scaler: mean [d_in], scale [] and max_norm [] of the training sample; empty before
             `fit_scaler`.
-        idle: tokens of all ranks since each unit fired, int64 [d_sae].
+        idle: tokens of all ranks since each unit fired, of the units of all ranks, int64 [d_sae].
         fvu, l0: averages over the last steps, [].
     """
 
     def __init__(
-        self, d_in: int, config: TrainConfig, total_steps: int, device: str, world: World = ALONE
+        self,
+        d_in: int,
+        config: TrainConfig,
+        total_steps: int,
+        device: str,
+        world: World = ALONE,
+        split: World = ALONE,
     ) -> None:
-        self.world = world
+        self.world, self.split = world, split
         self.config, self.total_steps, self.device = config, max(total_steps, 1), device
         auto = torch.bfloat16 if native_bf16(device) else torch.float32
         self.dtype = auto if config.dtype == "auto" else getattr(torch, config.dtype)
         self.precision = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.objective = OBJECTIVES[config.architecture](config, self.dtype, world)
+        self.objective = OBJECTIVES[config.architecture](config, self.dtype, world, split)
         width = sae_width(config, d_in)
         initial = self.objective.initialize(d_in, width, torch.Generator().manual_seed(config.seed))
         self.parameters = {
@@ -106,7 +115,7 @@ class Trainer:
         if len(x):
             found = self.objective.step(x, self.parameters, tokens)
         else:
-            found = Step.zeros(x, self.parameters, len(self.idle))
+            found = Step.zeros(x, self.parameters, len(self.idle) // self.split.size)
         variance = self._gather(found, x, tokens)
         weight = 0.1 if self.completed else 1.0
         self.fvu = torch.lerp(self.fvu, (found.loss / variance).float(), weight)
@@ -121,13 +130,16 @@ class Trainer:
         self.world.add(*found.gradients.values())
         for name, parameter in self.parameters.items():
             parameter.grad = found.gradients[name]
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), MAX_GRADIENT)
+        clip_grads_with_norm_(self.parameters.values(), MAX_GRADIENT, self._norm(found.gradients))
         self.adam.param_groups[0]["lr"] = self.lr * self._rate()
         self.adam.step()
         self.completed += 1
 
     def _gather(self, found: Step, x: Tensor, tokens: int) -> Tensor:
         """Make loss, l0 and fired those of all ranks, and return the variance of the batch []."""
+        if self.split.size > 1:
+            parts = self.split.gather(torch.cat([found.l0[None], found.fired.to(found.l0.dtype)]))
+            found.l0, found.fired = parts[:, 0].sum(), self.objective.all_rows(parts[:, 1:]) > 0
         if self.world.size == 1:
             return (x - x.mean(0)).square().sum() / len(x)
         sums = torch.stack([found.loss, found.l0.to(x.dtype), x.square().sum()])
@@ -136,6 +148,16 @@ class Trainer:
         sums, mean, fired = counts.split([3, x.shape[1], len(found.fired)])
         found.loss, found.l0, found.fired = sums[0], sums[1], fired > 0
         return (sums[2] - mean.square().sum() / tokens) / tokens
+
+    def _norm(self, gradients: Parameters) -> Tensor:
+        """The norm of all gradients together []."""
+        if self.split.size == 1:
+            return get_total_norm([gradients[name] for name in self.parameters])
+        unsplit = self.objective.UNSPLIT
+        rows = [gradient for name, gradient in gradients.items() if name not in unsplit]
+        square = get_total_norm(rows).square()
+        self.split.add(square)
+        return (square + get_total_norm([gradients[name] for name in unsplit]).square()).sqrt()
 
     def _rate(self) -> float:
         """Factor of the learning rate: linear warm-up, constant, linear decay."""
@@ -153,6 +175,11 @@ class Trainer:
         ends = [end for value in self.parameters.values() for end in value.aminmax()]
         return all(bool(torch.isfinite(value)) for value in (self.fvu, *ends))
 
+    def figures(self) -> dict[str, float]:
+        """fvu, l0 and dead of the last steps, and the learning rate (lr) of the last one."""
+        rate = float(self.adam.param_groups[0]["lr"])
+        return {"fvu": float(self.fvu), "l0": float(self.l0), "dead": self.dead_share, "lr": rate}
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `restore` needs, by name."""
         tensors = {"idle": self.idle, "fvu": self.fvu, "l0": self.l0}
@@ -162,6 +189,13 @@ class Trainer:
             for key, value in self.adam.state[parameter].items():
                 tensors[f"adam.{name}.{key}"] = value
         return tensors
+
+    def has_rows(self, name: str) -> bool:
+        """Whether a tensor of `state` has one row for each unit of this rank."""
+        kind, _, rest = name.partition(".")
+        parameter, _, key = rest.partition(".")
+        split = parameter in self.parameters and parameter not in self.objective.UNSPLIT
+        return kind in ("parameter", "adam") and split and key != "step"
 
     def restore(self, tensors: dict[str, Tensor], completed: int) -> None:
         """Continue from a `state` that was taken after `completed` steps."""
@@ -173,10 +207,31 @@ class Trainer:
         self.scaler = below("scaler.", tensors)
         self.idle, self.fvu, self.l0 = (tensors[name] for name in ("idle", "fvu", "l0"))
 
-    def sae(self, identity: str, site: str, record: dict[str, Any]) -> SAE:
-        """The SAE as trained so far, in the model's raw units."""
+    def collect(self, to: int = 0) -> Parameters:
+        """The parameters of all units on the rank `to` of those that split them; {} elsewhere.
+
+        All of them call it.
+        """
+        split, unsplit = self.split, self.objective.UNSPLIT
+        if split.size == 1:
+            return self.parameters
+        found = {name: self.parameters[name] for name in unsplit}
+        for name, own in self.parameters.items():
+            if name not in unsplit:
+                parts = split.collect(own, to)
+                if parts is not None:
+                    found[name] = self.objective.all_rows(parts)
+        return found if split.rank == to else {}
+
+    def sae(
+        self, identity: str, site: str, record: dict[str, Any], parameters: Parameters | None = None
+    ) -> SAE:
+        """The SAE as trained so far, in the model's raw units.
+
+        `parameters`: see `collect`; by default those of this rank, which has all units.
+        """
         folded: dict[str, Any] = self.objective.fold(
-            self.parameters, self.scaler["mean"], self.scaler["scale"]
+            parameters or self.parameters, self.scaler["mean"], self.scaler["scale"]
         )
         dtype = self.dtype
         if dtype == torch.float64:

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import contents
+from helpers import trained_files, training_lines
 
+from saefeat.config import TrainConfig
 from saefeat.io import load_tensors, read_header
-from saefeat.world import ALONE
+from saefeat.sae.layouts import Mesh
+from saefeat.sae.store import load_saes
+from saefeat.sae.train import sae_id
+from saefeat.sae.trainer import Trainer
+from saefeat.world import ALONE, World
 
 ROOT = Path(__file__).parents[2]
 SCRIPT, WORKER = ROOT / "train/sae.py", Path(__file__).with_name("ranks.py")
@@ -35,7 +40,8 @@ def start():
 
     def begin(rank, size, *words):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         running.append(
             subprocess.Popen(
                 [sys.executable, *map(str, words)],
@@ -64,6 +70,7 @@ def values(tiny_model_dir, tiny_jsonl):
         **{"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "sites": SITES},
         **{"dtype": "float32", "d_sae": 64, "k": 4, "batch_size": 64, "chunk_tokens": 900},
         **{"dead_tokens": 1500, "passes": 8, "checkpoint_seconds": 0, "threads": 1},
+        "eval_tokens": 3000,
     }
 
 
@@ -81,31 +88,61 @@ def config(tmp_path, values):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, values, start):
-    """The SAEs that one process trains."""
+    """The directory of the SAEs that one process trains."""
     out = tmp_path_factory.mktemp("alone")
     path = out / "job.json"
     path.write_text(json.dumps({**values, "out": str(out / "saes")}))
     assert ends(start(0, 1, SCRIPT, path))[0] == [0]
-    return contents(out / "saes")
+    return out / "saes"
 
 
-def test_two_ranks_that_share_batches_train_as_one(tmp_path, start):
-    codes, outputs = ends(*(start(rank, 2, WORKER, tmp_path) for rank in range(2)))
-    assert codes == [0, 0], outputs
+@pytest.fixture(scope="module")
+def ranks():
+    """The module that the processes run, and what one process computes."""
     spec = util.spec_from_file_location("ranks", WORKER)
     ranks = util.module_from_spec(spec)
     spec.loader.exec_module(ranks)
-    expected = ranks.results(ALONE)
-    assert expected["dead"] > 0.1  # so that AuxK is compared too
-    assert expected["parameter.encoder"].dtype == torch.float64
-    for rank in range(2):
-        found, _ = load_tensors(tmp_path / f"{rank}.safetensors")
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            tolerance = 1e-6 if name.startswith("first.") else 1e-9
-            torch.testing.assert_close(
-                found[name], value, rtol=0, atol=tolerance, msg=f"{name} of rank {rank}"
-            )
+    return ranks, ranks.results(Mesh()) | ranks.codes(ALONE)
+
+
+@pytest.mark.parametrize(
+    ("size", "layouts"),
+    [(2, ["data:1", "features:1"]), (4, ["features:1", "features:2", "sites:2"])],
+)
+def test_ranks_train_as_one_in_every_layout(tmp_path, start, ranks, size, layouts):
+    ranks, expected = ranks
+    exits, outputs = ends(*(start(rank, size, WORKER, tmp_path, *layouts) for rank in range(size)))
+    assert exits == [0] * size, outputs
+    assert expected["one:dead"][12] > 0.2  # more than d_in / 2, so that AuxK is compared too
+    assert expected["one:parameter.encoder"].dtype == torch.float64
+    for layout in layouts:
+        files = [load_tensors(tmp_path / f"{layout}-{rank}.safetensors") for rank in range(size)]
+        together = set().union(*(found for found, _ in files))
+        trained = ("one:", "two:") if layout.startswith("sites") else ("one:",)
+        assert together >= {name for name in expected if name.startswith(trained)}
+        same = [found["one:parameter.b_dec"] for found, _ in files if "one:curve" in found]
+        assert all(torch.equal(each, same[0]) for each in same)
+        for found, place in files:
+            compare(found, expected, World(**place), f"{layout}, {place}")
+
+
+def compare(found, expected, split, where):
+    """Compare what a rank has computed with its part of what one process has."""
+    trainer = Trainer(16, TrainConfig(k=4, d_sae=64), 1, "cpu", split=split)
+    for name, value in found.items():
+        kind = name.partition(":")[2] or name
+        wanted, tolerance = expected[name], 1e-9
+        if kind.startswith("first"):
+            kind, tolerance = kind.replace("first", "parameter"), 1e-6
+        elif kind == "curve":
+            tolerance = 1e-3
+        elif kind.startswith("codes"):
+            tolerance = 0 if "64" not in kind else tolerance
+        if kind.startswith("codes") or trainer.has_rows(kind):
+            wanted = trainer.objective.own_rows(wanted)
+        torch.testing.assert_close(
+            value, wanted, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}, {where}: {m}"
+        )
 
 
 def test_in_the_layout_over_sites_two_ranks_of_torchrun_write_the_bytes_of_one(
@@ -119,7 +156,42 @@ def test_in_the_layout_over_sites_two_ranks_of_torchrun_write_the_bytes_of_one(
     assert done.returncode == 0, done.stderr
     assert "2 processes with 1 threads each, in the layout over sites" in done.stderr
     assert done.stdout.count("sae-") == len(SITES)
-    assert contents(tmp_path / "sites") == alone
+    assert trained_files(tmp_path / "sites") == trained_files(alone)
+    lines = training_lines(tmp_path / "sites")
+    assert lines == training_lines(alone)
+    assert sum("evaluation" in line for line in lines) > 2
+
+
+def numbers(value):
+    """All numbers of a value of JSON, with their places in it."""
+    if isinstance(value, dict):
+        return {
+            f"{key}/{place}": x for key, of in value.items() for place, x in numbers(of).items()
+        }
+    return {} if value is None or isinstance(value, str) else {"": value}
+
+
+@pytest.mark.parametrize("layout", ["data", "features"])
+def test_two_ranks_that_share_batches_or_units_write_the_figures_of_one(
+    tmp_path, config, start, alone, layout
+):
+    path = config("out", layout=layout)
+    codes, outputs = ends(*(start(rank, 2, SCRIPT, path) for rank in range(2)))
+    assert codes == [0, 0], outputs
+    found, expected = training_lines(tmp_path / "out"), training_lines(alone)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert numbers(one).keys() == numbers(other).keys()
+    # Sums in another order lead apart slowly: the first figures are equal, the last are alike.
+    assert numbers(found[0]) == pytest.approx(numbers(expected[0]), rel=1e-4)
+    last, wanted = found[-1]["evaluation"], expected[-1]["evaluation"]
+    for site in SITES:
+        for name in ("fvu", "l0"):
+            assert last[site][name] == pytest.approx(wanted[site][name], rel=0.05)
+        for name in ("clean", "zero"):
+            assert last[site]["loss"][name] == wanted[site]["loss"][name]
+        spliced = wanted[site]["loss"]["spliced"]
+        assert last[site]["loss"]["spliced"] == pytest.approx(spliced, rel=0.01)
 
 
 def steps_saved(out):
@@ -186,7 +258,44 @@ def test_a_rank_that_dies_or_is_told_to_stop_ends_both_and_the_training_goes_on(
     state.write_bytes(whole)
     codes, outputs = ends(start(0, 1, SCRIPT, path))  # one rank goes on with what two have done
     assert codes == [0], outputs
-    assert contents(out) == alone
+    assert trained_files(out) == trained_files(alone)
+    assert training_lines(out) == training_lines(alone)
+
+
+def test_a_training_over_features_goes_on_at_another_size_and_in_another_layout(
+    tmp_path, config, start, alone
+):
+    out = tmp_path / "out"
+
+    def begin(size, **ranks):
+        path = config("out", **ranks)
+        return [start(rank, size, SCRIPT, path) for rank in range(size)]
+
+    both = begin(2, layout="features")
+    wait_for(lambda: steps_saved(out) > 0, *both)
+    both[1].kill()
+    codes, outputs = ends(*both)
+    assert codes == [1, -signal.SIGKILL], outputs
+    kept = steps_saved(out)
+    rows = {path.name for path in out.glob(f"training-{kept}/*rows*")}
+    assert rows == {f"{sae_id(SITES[i])}.rows-{1 - i % 2}.safetensors" for i in range(3)}
+    with pytest.warns(UserWarning, match="its training is not finished"):
+        saes = load_saes(f"{out}/training-{kept}")
+    assert [sae.record["unfinished"]["steps"] for sae in saes] == [kept] * 3
+    [one] = begin(1, layout="data")  # all rows of the pieces
+    wait_for(lambda: steps_saved(out) > max(kept, 400), one)
+    one.send_signal(signal.SIGTERM)
+    assert ends(one)[0] == [130]
+    codes, outputs = ends(*begin(4, layout="features", replicas=2))
+    assert codes == [0] * 4, outputs
+    assert "4 processes" in "".join(outputs) and "with 2 replicas" in "".join(outputs)
+    assert trained_files(out).keys() == trained_files(alone).keys()
+    before = load_saes(str(alone))
+    for found, expected in zip(load_saes(str(out)), before, strict=True):
+        for name in ("fvu", "l0"):
+            assert found.record["held_out"][name] == pytest.approx(
+                expected.record["held_out"][name], rel=0.02
+            )
 
 
 def test_ranks_that_share_batches_and_are_killed_in_a_step_go_on_to_the_same_bytes(
@@ -206,7 +315,7 @@ def test_ranks_that_share_batches_and_are_killed_in_a_step_go_on_to_the_same_byt
     for name in ("killed", "whole"):
         codes, outputs = ends(*both(name))
         assert codes == [0, 0], outputs
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert trained_files(tmp_path / "killed") == trained_files(tmp_path / "whole")
 
 
 def test_a_training_that_diverges_on_one_rank_ends_both_and_keeps_the_state(

@@ -20,12 +20,13 @@ from saefeat.corpora import load_corpus, make_plan
 from saefeat.hooks import capture
 from saefeat.io import RunFailed, UserError, load_tensors, read_header, save_tensors
 from saefeat.resume import STATE
-from saefeat.sae.chunks import Chunk, draw, fill, plan_chunks, single_chunk
+from saefeat.sae.chunks import Chunk, Draws, fill, plan_chunks, single_chunk
 from saefeat.sae.formats.sae_lens import WEIGHTS
 from saefeat.sae.formats.values import stated
+from saefeat.sae.held_out import HELD_OUT_TOKENS, held_out_plan
 from saefeat.sae.objectives.topk import INITIAL_NORM
 from saefeat.sae.store import load_sae, load_saes
-from saefeat.sae.train import HELD_OUT_TOKENS, held_out_plan, sae_id, train_saes
+from saefeat.sae.train import sae_id, train_saes
 from saefeat.sae.trainer import Trainer, below
 
 SITES = ["mlp_out@0", "resid_post@1"]
@@ -113,7 +114,7 @@ def test_chunks_cover_the_plan_in_its_order_and_are_as_large_as_was_asked(
         (make_plan(tiny_corpus, tiny_lm), sorted(plan.tokens)),
     ):
         chunks = plan_chunks(chosen, config)
-        assert [i for chunk in chunks for i in chunk.positions] == order
+        assert [i for chunk in chunks for i in chunk.positions] == list(order)
         largest = max(plan.counts.values())
         for chunk in chunks:
             assert chunk.tokens == sum(plan.counts[i] for i in chunk.positions)
@@ -142,7 +143,7 @@ def test_filled_activations_are_those_of_the_examples_in_mixed_order_by_group(
 
 def test_a_chunk_without_a_usable_token_fails_the_run():
     with pytest.raises(RunFailed, match="chunk 3 has no usable token"):
-        draw(torch.zeros(0, dtype=torch.int64), CONFIG, 3, 0)
+        Draws(torch.zeros(0, dtype=torch.int64), CONFIG, 3)
 
 
 def test_the_loss_falls_and_the_progress_line_says_so(trained):
@@ -275,6 +276,22 @@ def test_a_run_that_was_interrupted_ends_bit_identical(tmp_path, trained, plan, 
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == sorted(map(sae_id, SITES))
 
 
+def test_a_stop_before_a_step_leaves_the_checkpoint_as_it_is(tmp_path, plan, tiny_lm):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, say=Interrupted(counts(plan)[0] + 100))
+    leftover = tmp_path / "training-9999" / "sae"  # of a save that was killed
+    leftover.mkdir(parents=True)
+
+    def files():
+        return {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(tiny_lm, plan, SITES, tmp_path, CONFIG, stop=lambda: True)
+    assert files() == before and len(before) > 2 * len(SITES)
+    assert not leftover.parent.exists()
+
+
 @pytest.mark.filterwarnings("ignore:the SAE in .*its training is not finished")
 def test_a_checkpoint_opens_as_saes_that_give_the_codes_of_the_trainers(tmp_path, plan, tiny_lm):
     chunks = plan_chunks(plan, CONFIG)
@@ -319,7 +336,7 @@ def test_a_training_that_diverges_after_a_checkpoint_keeps_it(stopped, trained, 
     save_tensors(path, tensors, header)
     before = contents(out)
     with pytest.raises(
-        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: .* lower"
+        RunFailed, match=rf"diverged at {SITES[1]} before step {steps + 1}: its error"
     ):
         train_saes(tiny_lm, plan, SITES, out, CONFIG)
     assert contents(out) == before

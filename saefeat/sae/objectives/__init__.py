@@ -23,14 +23,15 @@ Parameters = dict[str, Tensor]
 class Step:
     """Results of one step on a batch, or on a rank's part of it, x [n, d].
 
-    Those of the whole batch are the sums of those of its parts.
+    Those of the whole batch are the sums of those of its parts. Of units that are split among
+    ranks, gradients of rows, `fired` and `l0` are those of this rank; the rest is that of all.
     """
 
     loss: Tensor  # squared error of a reconstruction, over the tokens of the batch: []
     gradients: Parameters  # of the loss, by parameter
     error: Tensor  # reconstruction minus input [n, d]
-    fired: Tensor  # which units fired on the vectors, bool [d_sae]
-    l0: Tensor  # number of active units, over the tokens of the batch: []
+    fired: Tensor  # which units of this rank fired on the vectors, bool [rows]
+    l0: Tensor  # number of active units of this rank, over the tokens of the batch: []
 
     @classmethod
     def zeros(cls, x: Tensor, parameters: Parameters, width: int) -> Step:
@@ -45,10 +46,39 @@ class Objective(ABC):
 
     dtype: of the encoder product.
     world: the ranks that share each batch.
+    split: the ranks among which the units are split. Their vectors are the same; each has the rows
+        of its units of the parameters, and adds to a reconstruction what its units give.
     """
 
-    def __init__(self, config: TrainConfig, dtype: torch.dtype, world: World = ALONE) -> None:
-        self.config, self.dtype, self.world = config, dtype, world
+    TABLE = 1  # the rows are in the order of a table [TABLE, n], of which a rank has some columns
+    UNSPLIT: tuple[str, ...] = ("b_dec",)  # parameters that are not one row per unit
+
+    def __init__(
+        self, config: TrainConfig, dtype: torch.dtype, world: World = ALONE, split: World = ALONE
+    ) -> None:
+        self.config, self.dtype, self.world, self.split = config, dtype, world, split
+
+    def own_rows(self, rows: Tensor) -> Tensor:
+        """This rank's rows [width / ranks, ...] of those of all units [width, ...]."""
+        table = rows.unflatten(0, (self.TABLE, -1))
+        # Contiguous, because the fused Adam takes any parameter for that.
+        return table.chunk(self.split.size, 1)[self.split.rank].flatten(0, 1).contiguous()
+
+    def own_places(self, rows: Tensor, count: int) -> Tensor:
+        """Of some rows of all units, int64 [m], those among the `count` rows of this rank.
+
+        They are numbered as this rank's rows.
+        """
+        if self.split.size == 1:
+            return rows
+        columns = count // self.TABLE
+        row, column = rows // (columns * self.split.size), rows % (columns * self.split.size)
+        column = column - self.split.rank * columns
+        return (row * columns + column)[(column >= 0) & (column < columns)]
+
+    def all_rows(self, parts: Tensor) -> Tensor:
+        """The rows of all units [width, ...], given those of each rank [ranks, n, ...]."""
+        return parts.unflatten(1, (self.TABLE, -1)).transpose(0, 1).flatten(0, 2)
 
     @staticmethod
     @abstractmethod
@@ -57,7 +87,10 @@ class Objective(ABC):
 
     @abstractmethod
     def initialize(self, d_in: int, width: int, generator: torch.Generator) -> Parameters:
-        """Initial values of the parameters, float32 on the CPU."""
+        """Initial values of this rank's parameters, float32 on the CPU.
+
+        `width` is that of the SAE. Its units are the same for any number of ranks.
+        """
 
     @abstractmethod
     def step(self, x: Tensor, parameters: Parameters, tokens: int) -> Step:
@@ -67,17 +100,18 @@ class Objective(ABC):
     def revive(
         self, x: Tensor, parameters: Parameters, step: Step, dead: Tensor, first: int
     ) -> None:
-        """Add gradients to a step that make dead units (int64 [m]) fire again.
+        """Add gradients to a step that make dead units fire again.
 
-        All ranks call it together, with the loss of the whole batch in `step`. `first`: number of
-        the vectors of x that are in the first quarter of the batch.
+        All ranks call it together, with the loss of the whole batch in `step`. `dead`: rows of
+        the dead units of all ranks, int64 [m]. `first`: number of the vectors of x that are in the
+        first quarter of the batch.
         """
 
     @abstractmethod
     def fold(self, parameters: Parameters, mean: Tensor, scale: Tensor) -> dict[str, Any]:
         """Arguments of `dictionaries.SAE` in raw units: raw = mean [d_in] + scale [] * input.
 
-        The units may be in another order than in the parameters.
+        The parameters are those of all units, which may be in another order there.
         """
 
 
