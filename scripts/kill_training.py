@@ -285,7 +285,8 @@ def check_ends(chosen: Kill, phases: str, ended: Sequence[Ended]) -> str:
             return f"rank {rank} ended with {end.code}"
         if end.traceback:
             return f"rank {rank} wrote a traceback"
-    named = any("has ended" in end.err or "does not answer" in end.err for end in ended)
+    said = ("has ended", "does not answer", "cannot connect")
+    named = any(words in end.err for end in ended for words in said)
     one_of_them = len(chosen.ranks) < len(ended) and any(end.code == 1 for end in ended)
     return "no rank says which has ended" if one_of_them and not named else ""
 
