@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from saefeat.io import RunFailed, UserError
+from saefeat.io import RunFailed, UserError, first_line
 
 CONNECTING = timedelta(minutes=30)  # after which a rank that does not connect fails the others
 
@@ -227,15 +227,26 @@ def join(world: World, device: str, timeout: float) -> Any:
         device: that of this rank.
         timeout: seconds after which a rank that does not answer fails the others. One that does not
             connect does so after half an hour at most.
+
+    Raises LostRank when the ranks do not connect, and UserError when the environment does not say
+    where they meet.
     """
     if world.size == 1:
         return None
     global _wait
     wait = _wait = timedelta(seconds=timeout)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    store: Any = next(rendezvous("env://", timeout=min(wait, CONNECTING)))[0]
-    kept = PrefixStore("ranks", store.clone())  # with a connection of its own
-    dist.init_process_group(
-        backend, store=store, rank=world.rank, world_size=world.size, timeout=wait
-    )
+    try:
+        store: Any = next(rendezvous("env://", timeout=min(wait, CONNECTING)))[0]
+        kept = PrefixStore("ranks", store.clone())  # with a connection of its own
+        dist.init_process_group(
+            backend, store=store, rank=world.rank, world_size=world.size, timeout=wait
+        )
+    except ValueError as error:  # of a variable
+        raise UserError(f"{first_line(error)}; start the processes by torchrun") from error
+    except RuntimeError as error:
+        raise LostRank(
+            f"rank {world.rank} cannot connect with the others ({first_line(error)}); start all "
+            "ranks again"
+        ) from error
     return kept

@@ -32,6 +32,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -247,7 +248,9 @@ def disturb(campaign: Campaign, name: str, layout: str, pause: int) -> tuple[Kil
     Returns the kill, the phases at that moment ("": the training ended first) and the seconds until
     all had ended.
     """
-    before = steps_kept(campaign.out(name))
+    before = 0.0
+    with suppress(UserError):  # a fault that is known already
+        before = steps_kept(campaign.out(name))
     chosen = Kill.drawn(campaign.draw, campaign.size)
     ranks = campaign.start(name, layout, pause)
     phases = kill(campaign, ranks, chosen)
@@ -282,7 +285,8 @@ def check_ends(chosen: Kill, phases: str, ended: Sequence[Ended]) -> str:
             return f"rank {rank} ended with {end.code}"
         if end.traceback:
             return f"rank {rank} wrote a traceback"
-    named = any("has ended" in end.err or "does not answer" in end.err for end in ended)
+    said = ("has ended", "does not answer", "cannot connect")
+    named = any(words in end.err for end in ended for words in said)
     one_of_them = len(chosen.ranks) < len(ended) and any(end.code == 1 for end in ended)
     return "no rank says which has ended" if one_of_them and not named else ""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from helpers import refused
 
-from saefeat.world import ALONE, World, world_of_environment
+from saefeat.world import ALONE, LostRank, World, join, world_of_environment
 
 
 @pytest.fixture
@@ -49,3 +51,16 @@ def test_an_environment_that_does_not_fit_is_a_user_error(environment, values, m
     environment(**values)
     with refused(message):
         world_of_environment()
+
+
+def test_a_rank_that_finds_no_other_says_so(environment, monkeypatch):
+    monkeypatch.setattr("saefeat.world._wait", None)
+    with socket.socket() as free:  # nobody listens here
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    environment(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    with pytest.raises(LostRank, match=r"rank 1 cannot connect with the others \(.*\); start all"):
+        join(World(1, 2), "cpu", 1)
+    monkeypatch.delenv("MASTER_ADDR")
+    with refused("MASTER_ADDR expected, but not set; start the processes by torchrun"):
+        join(World(1, 2), "cpu", 1)

@@ -107,14 +107,17 @@ class Ranks:
         See `describe_failure` for `command`, `words` and `program`. Raises the error if it is a bug
         of a process alone.
         """
+        from saefeat.world import LostRank
+
         seconds = time.monotonic() - self.started
         failure = describe_failure(error, command, words, seconds, program)
         if self._watch:
             self._fail_together(self._watch, error, failure)
         if failure is None:
             raise error
-        # All have read the same input; but a process may lack a GPU that the first one has.
-        if leads() or "device" in getattr(error, "options", ()):
+        # All have read the same input; but a process may lack a GPU that the first one has, or the
+        # first one itself.
+        if leads() or "device" in getattr(error, "options", ()) or isinstance(error, LostRank):
             say(f"{self.name}: {failure.message}")
         sys.exit(failure.code)
 
