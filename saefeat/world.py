@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -220,13 +220,16 @@ def own_device(device: str, world: World) -> str:
     return f"cuda:{world.local_rank}"
 
 
-def join(world: World, device: str, timeout: float) -> Any:
+def join(
+    world: World, device: str, timeout: float, met: Callable[[Any], object] = lambda store: None
+) -> Any:
     """Connect the ranks: gloo between CPUs, NCCL between GPUs. Return their store; None if alone.
 
     Args:
         device: that of this rank.
         timeout: seconds after which a rank that does not answer fails the others. One that does not
             connect does so after half an hour at most.
+        met: called with the store when all ranks have met there, before they connect.
 
     Raises LostRank when the ranks do not connect, and UserError when the environment does not say
     where they meet.
@@ -239,6 +242,7 @@ def join(world: World, device: str, timeout: float) -> Any:
     try:
         store: Any = next(rendezvous("env://", timeout=min(wait, CONNECTING)))[0]
         kept = PrefixStore("ranks", store.clone())  # with a connection of its own
+        met(kept)
         dist.init_process_group(
             backend, store=store, rank=world.rank, world_size=world.size, timeout=wait
         )

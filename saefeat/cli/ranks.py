@@ -76,6 +76,7 @@ class Ranks:
     def __init__(self, name: str) -> None:
         self.name, self.started = name, time.monotonic()
         self._watch: Watch | None = None
+        self._stop: Stop
 
     def connect(self, world: World, device: str, timeout: float) -> Stop:
         """Connect this process with the others, and end it when another fails.
@@ -90,9 +91,15 @@ class Ranks:
         from saefeat.watch import Watch
         from saefeat.world import join
 
-        store, stop = join(world, device, timeout), Stop()
-        self._watch = Watch(world, store, say, stop)
-        return stop
+        def watch(store: Any) -> None:
+            self._stop = Stop()
+            self._watch = Watch(world, store, say, self._stop)
+
+        if world.size == 1:
+            watch(None)
+        else:  # a rank that dies while they connect is noticed too
+            join(world, device, timeout, watch)
+        return self._stop
 
     def finish(self) -> None:
         """All processes are done, after something that they left together."""
