@@ -254,3 +254,12 @@ def join(
             "ranks again"
         ) from error
     return kept
+
+
+def leave() -> None:
+    """Close the connections between the ranks, after something that they left together.
+
+    Their threads could abort a process that ends with open connections.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -104,7 +104,10 @@ class Ranks:
     def finish(self) -> None:
         """All processes are done, after something that they left together."""
         if self._watch:
+            from saefeat.world import leave
+
             self._watch.finish()
+            leave()
 
     def fail(
         self, error: BaseException, command: Any, words: Sequence[str], program: Sequence[str]

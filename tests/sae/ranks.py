@@ -20,7 +20,7 @@ from saefeat.sae.chunks import Activations, gather_sites
 from saefeat.sae.layouts import Mesh, make_mesh
 from saefeat.sae.objectives.topk import INITIAL_NORM, TopK
 from saefeat.sae.trainer import Trainer
-from saefeat.world import ALONE, World, join, world_of_environment
+from saefeat.world import ALONE, World, join, leave, world_of_environment
 
 D_IN, TOKENS, STEPS = 16, 1024, 50
 CONFIG = TrainConfig(k=4, d_sae=64, batch_size=64, dead_tokens=512, lr=1e-2, dtype="float64")
@@ -135,3 +135,4 @@ if __name__ == "__main__":
         place = {"rank": mesh.split.rank, "size": mesh.split.size}
         save_tensors(Path(sys.argv[1]) / f"{word}-{world.rank}.safetensors", found, place)
     world.barrier()
+    leave()
