@@ -49,6 +49,7 @@ from saefeat.io import UserError, load_tensors, read_header
 from saefeat.resume import STATE
 from saefeat.sae import train
 from saefeat.sae.checkpoints import INDEX, Checkpoints
+from saefeat.sae.log import CURVES, LINES
 from saefeat.sae.store import load_saes
 
 PHASES = ("loading", "reading", "steps", "saving", "end")
@@ -326,8 +327,8 @@ def complete(campaign: Campaign, name: str, layout: str, pause: int) -> None:
         return
     places = [campaign.out(f"undisturbed-{layout}"), campaign.out(name)]
     for place in places:
-        for figures in place.glob("training.*"):  # they have times
-            figures.unlink()
+        for figures in (LINES, CURVES):  # they have times
+            (place / figures).unlink(missing_ok=True)
     if found := differences(*places):
         campaign.fault("bytes", name, found, ended)
 
