@@ -121,7 +121,7 @@ class _Training:
 
     def _unfinished(self) -> Iterator[Part]:
         """The SAEs as trained so far."""
-        done, total = self.at.steps, sum(chunk.steps for chunk in self.chunks)
+        done, total = self.at.steps, self.steps
         for name, writer, parameters in self.written():
             trainer = self.trainers[name]
             found = {
