@@ -420,6 +420,36 @@ class MatrixConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ExperimentUnits:
+    """Which units an experiment edits. Random units stand beside each."""
+
+    units: tuple[str, ...] = about(
+        "features (of low entropy, higher in the label), neurons (by LAPE, of all layers), other "
+        "rules of `saefeat rank`, or files of selections.",
+        ("neurons", "features"),
+        min_length=1,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ArithmeticConfig(ExperimentUnits):
+    """What `saefeat steer arithmetic` swaps (arXiv 2507.22608)."""
+
+    from_: tuple[str, ...] | None = about("Labels of the prompts; default all.", None)
+    to: tuple[str, ...] | None = about("Labels to steer towards; default all.", None)
+    activate: Literal["additive", "replacement", "diffmean", "none"] = about(
+        "What the target's units get: their mean in the label is added or put in their place, or "
+        "its difference to the mean of other labels is added.",
+        "additive",
+    )
+    deactivate: float = about("Constant that the source's units are set to.", 0.0)
+    keep_source: bool = about("Leave the source's units as they are.", False)
+    alpha: float = about("Factor of the means.", 1.0)
+    prompts: int = about("Prompts per label: beginnings of its test texts.", 6, ge=1, le=128)
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

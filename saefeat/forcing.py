@@ -40,6 +40,11 @@ class Measured:
     perplexity: list[float | None]
     distinct3: list[float | None]
 
+    def summary(self, label: str) -> dict[str, float | None]:
+        """Forcing of a label, median perplexity and mean distinct3, as values of JSON."""
+        found = _summarize(self, label, _all_prompts(self))
+        return {name: finite_or_none(value[0]) for name, value in found.items()}
+
     def take(self, start: int, end: int) -> Measured:
         """The prompts from start to before end."""
         return Measured(**{name: values[start:end] for name, values in vars(self).items()})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saefeat import schema
 from saefeat.artefacts import FitCheck, RunIndex, SAEConfig, ShownUnit
 from saefeat.artefacts.comparison import Comparison
+from saefeat.artefacts.experiments import Experiment
 from saefeat.artefacts.lid import LIDMetrics, is_length
 from saefeat.artefacts.steering import (
     PerplexityMatrix,
@@ -96,6 +97,7 @@ class RunDir:
         self.matrix = self.steering / "matrix.json"
 
         self.comparison = ComparisonDir(root / "compare")  # of rules
+        self.experiments = root / "experiments"
 
     # ----------------------------------------------------------------------- the run
 
@@ -251,6 +253,22 @@ class RunDir:
 
     def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(PerplexityMatrix, path or self.matrix, matrix)
+
+    # ----------------------------------------------------------------------- experiments
+
+    def experiment_file(self, name: str) -> Path:
+        """What an experiment has measured."""
+        return self.experiments / f"{name}.json"
+
+    def load_experiments(self) -> list[Experiment]:
+        """What all experiments of the run have measured, by name."""
+        return [self.load_experiment(path) for path in visible(self.experiments, "*.json")]
+
+    def load_experiment(self, path: Path) -> Experiment:
+        return schema.read(Experiment, path, help="run the experiment again")
+
+    def save_experiment(self, experiment: Mapping[str, Any], path: Path) -> None:
+        schema.write(Experiment, path, experiment)
 
 
 def _prediction_fields(*, required: bool) -> pa.Schema:

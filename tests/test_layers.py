@@ -13,6 +13,7 @@ ROOT = Path(saefeat.__file__).parent
 ROOMS = [
     ["__main__"],
     ["cli"],
+    ["experiments"],
     ["run"],
     ["report", "export"],
     ["rundir"],

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
+from saefeat.cli.common import (
+    Fields,
+    Result,
+    Run,
+    input_lines,
+    load_run,
+    print_experiment,
+    with_options,
+)
 from saefeat.config import (
     FEATURES,
     MATRIX_EDITS,
     UNSTEERED,
+    ArithmeticConfig,
     Decoding,
     GenerateConfig,
     MatrixConfig,
@@ -175,6 +184,17 @@ def steer_matrix(
             f"{edit}: the median NLL of a label's own text rises most for {len(own)} of "
             f"{len(result['labels'])} labels"
         )
+
+
+@app.command("arithmetic")
+@with_options
+def steer_arithmetic(
+    run: Run, config: ArithmeticConfig, decoding: Sampling, out: Result = None
+) -> None:
+    """Switch one label's units off and another's on; the table is source by target."""
+    from saefeat.experiments.arithmetic import arithmetic
+
+    print_experiment(arithmetic(load_run(run), config, decoding, out))
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

@@ -67,6 +67,23 @@ def pick_test_texts(opened: OpenRun, label: str, n: int) -> list[str]:
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
+def collect_sites(opened: OpenRun, sites: Iterable[str]) -> None:
+    """Collect the statistics of the identities of sites, if the run does not have them.
+
+    They are collected into `RUN/steering/stats`.
+    """
+    lm, run, say = opened.lm, opened.files, opened.say
+    sites = [site for site in dict.fromkeys(sites) if not run.has_stats(site)]
+    if not sites:
+        return
+    missing = means(lm, [sae for sae in opened.saes if sae.site in sites], opened.plan, sites)
+    say("steering: collecting " + ", ".join(d.id for d in missing))
+    # Each collection has a directory of its own, where it resumes after a kill.
+    directory = run.steering_stats / missing[0].id
+    collect(lm, opened.plan, missing, directory, say=say)
+    run.take_steering_stats(directory)
+
+
 @dataclass
 class Bench:
     """Steers a run and measures what comes out. The model, statistics and judge are loaded once.
@@ -117,11 +134,11 @@ class Bench:
             )
         return found
 
-    def judged_labels(self) -> list[str]:
-        """List all labels but the source that fastText can judge. The others are reported."""
+    def judged_labels(self, *, with_source: bool = False) -> list[str]:
+        """List the labels that fastText can judge, but the source. The others are reported."""
         labels = self.opened.corpus.labels
         known = set(to_labels(LID176, labels).values())
-        others = [label for label in labels if label != self.source_label]
+        others = [label for label in labels if with_source or label != self.source_label]
         if unknown := [label for label in others if label not in known]:
             self.opened.say(f"note: fastText cannot judge {', '.join(unknown)}; they are skipped")
         return [label for label in others if label in known]
@@ -139,17 +156,7 @@ class Bench:
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
-        lm, plan, say = self.opened.lm, self.opened.plan, self.opened.say
-        steered = dict.fromkeys(site for recipe in recipes for site in recipe.sites)
-        sites = [site for site in steered if not self.run.has_stats(site)]
-        if not sites:
-            return
-        missing = means(lm, [sae for sae in self.opened.saes if sae.site in sites], plan, sites)
-        say("steering: collecting " + ", ".join(d.id for d in missing))
-        # Each collection has a directory of its own, where it resumes after a kill.
-        directory = self.run.steering_stats / missing[0].id
-        collect(lm, plan, missing, directory, say=say)
-        self.run.take_steering_stats(directory)
+        collect_sites(self.opened, [site for recipe in recipes for site in recipe.sites])
 
     def measure(
         self,
@@ -173,10 +180,13 @@ class Bench:
         prompts: Sequence[Sequence[int]],
         strengths: Sequence[float],
         schedule: Schedule,
+        before: Mapping[str, Sequence[Change]] | None = None,
     ) -> list[list[Measured]]:
         """Steer prompts (token ids) by each of several changes at each strength, and measure them.
 
         As many as fit are decoded in one batch. Each sees the same random numbers.
+
+        `before`: changes at strength 1 that are made before each of the several.
         """
         lm, n, rows = self.opened.lm, len(prompts), []
         jobs = [(which, strength) for which in range(len(several)) for strength in strengths]
@@ -184,6 +194,8 @@ class Bench:
         for start in range(0, len(jobs), step):
             some = jobs[start : start + step]
             with ExitStack() as stack:
+                if before:
+                    stack.enter_context(apply(lm, before, 1.0))
                 for which in dict.fromkeys(each for each, _ in some):
                     # Strength 0 changes no bit of the rows of other changes.
                     at = [strength if each == which else 0.0 for each, strength in some]
@@ -194,10 +206,10 @@ class Bench:
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
         return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 
-    def measure_reference(self, label: str, n: int) -> Reference:
-        """Measure unsteered continuations of the first tokens of n of a label's test texts.
+    def beginnings(self, label: str, n: int) -> list[list[int]]:
+        """The first tokens, BOS included, of at most n of a label's test texts.
 
-        Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
+        Raises CannotSteer when there is no text to continue.
         """
         lm = self.opened.lm
         rows = lm.tokenize(pick_test_texts(self.opened, label, 4 * n), BEGINNING)
@@ -206,7 +218,15 @@ class Bench:
             raise CannotSteer(
                 f"{label} has no test text of {BEGINNING} tokens that the model could continue"
             )
-        found = measure_reference(lm, label, begun, self.decoding, self.judge)
+        return begun
+
+    def measure_reference(self, label: str, n: int) -> Reference:
+        """Measure unsteered continuations of the first tokens of n of a label's test texts.
+
+        Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
+        """
+        begun = self.beginnings(label, n)
+        found = measure_reference(self.opened.lm, label, begun, self.decoding, self.judge)
         if not math.isfinite(found.perplexity):
             raise CannotSteer(
                 f"the model's own text in {label} is too short to measure; allow more new tokens",

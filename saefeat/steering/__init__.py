@@ -1,8 +1,8 @@
 """Steer generation: edits of a site's vectors, with a schedule, on an unmodified model.
 
 Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
-`clamp`, `ablate`). Strength 1 is one force for all methods: the length of the difference of means
-at the site for `add`, the mean of the label for `clamp` and `replace`.
+`clamp`, `ablate`, `shift`, `contrast`). Strength 1 is one force for all methods: the length of the
+difference of means at the site for `add`, the mean of the label for `clamp` and `replace`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,18 @@ from saefeat.steering.changes import (
     build_changes,
     open_dictionary,
 )
-from saefeat.steering.edits import Change, ablate, add, apply, check_strength, clamp, replace, scale
+from saefeat.steering.edits import (
+    Change,
+    ablate,
+    add,
+    apply,
+    check_strength,
+    clamp,
+    hold,
+    replace,
+    scale,
+    shift,
+)
 
 __all__ = [
     "CONSTANT",
@@ -46,8 +57,10 @@ __all__ = [
     "changes_of",
     "check_strength",
     "clamp",
+    "hold",
     "replace",
     "scale",
+    "shift",
     "steer",
 ]
 
@@ -71,7 +84,9 @@ def steer(
         label: a label of the selection, in any code system of `saefeat.labels`; so is `source`.
         strength: 1 is the length of the difference of means (`add`) or the mean of the label
             (`clamp`, `replace`); negative suppresses; 0 changes no bit.
-        edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate or replace.
+        edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate, replace, shift (add
+            the means of the label to the units), or contrast (add their differences to the means of
+            the source).
         source: the label that is steered away from; None: the mean of all others.
         schedule: default `Schedule()` for `add`: full strength on the prompt and the first tokens,
             little after. Other edits are constant by default, because a weak clamp would hold the

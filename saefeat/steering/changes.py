@@ -20,9 +20,9 @@ from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.sae.store import load_sae
 from saefeat.statistics import Stats
-from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale
+from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale, shift
 
-EDITS = ("add", "scale", "clamp", "raise", "ablate", "replace")
+EDITS = ("add", "scale", "clamp", "raise", "ablate", "replace", "shift", "contrast")
 
 
 class CannotSteer(UserError):
@@ -98,7 +98,7 @@ def build_changes(
     Args:
         edit: one of `EDITS`.
         chosen: site -> units of the dictionaries there. `scale`, `ablate`, `clamp` and `raise`
-            encode: their SAEs have to be on the model's device.
+            encode, as `shift` and `contrast` do: their SAEs have to be on the model's device.
         label: of the statistics; the label that is steered towards.
 
     Returns:
@@ -120,6 +120,8 @@ def _build_at(
         return [make(one.dictionary, one.units) for one in here]
     if edit in ("clamp", "raise"):
         return [_clamp(one, label, collected, only_raise=edit == "raise") for one in here]
+    if edit in ("shift", "contrast"):
+        return [_shift(one, label, collected, contrast=edit == "contrast") for one in here]
     means = collected.read(site)
     limit = limit_of(means, [one.dictionary for one in here])
     if edit == "replace":
@@ -134,6 +136,18 @@ def _clamp(one: Units, label: str, collected: Collected, *, only_raise: bool) ->
     values = label_mean(collected.stats(one.dictionary), label)[list(one.units)].float()
     values = torch.cat([values, torch.zeros(len(one.silenced))]).to(collected.device)
     return clamp(one.dictionary, [*one.units, *one.silenced], values, only_raise=only_raise)
+
+
+def _shift(one: Units, label: str, collected: Collected, *, contrast: bool) -> Change:
+    """Add the means of the label to units, or their differences to the source label's means."""
+    stats = collected.stats(one.dictionary)
+    check_counted(stats, label, collected.source_label)
+    if contrast:
+        values = mean_difference(stats, label, collected.source_label)
+    else:
+        values = label_mean(stats, label)
+    values = values[list(one.units)].float().to(collected.device)
+    return shift(one.dictionary, one.units, values)
 
 
 def project_onto_units(

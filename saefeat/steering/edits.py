@@ -66,6 +66,19 @@ def clamp(
     return _edit_units(dictionary, units, rule)
 
 
+def shift(dictionary: Dictionary, units: Sequence[int], values: Tensor) -> Change:
+    """Add strength * values to the units' values; float32 [m], on the model's device.
+
+    Language arithmetics (arXiv 2507.22608) adds the means of a label so.
+    """
+    return _edit_units(dictionary, units, lambda z, strength: z + strength * values)
+
+
+def hold(dictionary: Dictionary, units: Sequence[int], value: float) -> Change:
+    """Set the units' values to a constant, whatever the strength; strength 0 leaves them."""
+    return _edit_units(dictionary, units, lambda z, _: torch.full_like(z, value))
+
+
 def _edit_units(
     dictionary: Dictionary, units: Sequence[int], rule: Callable[[Tensor, Tensor], Tensor]
 ) -> Change:
