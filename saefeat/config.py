@@ -450,6 +450,32 @@ class ArithmeticConfig(ExperimentUnits):
 
 
 @dataclass(frozen=True, config=STRICT)
+class FallbackConfig(ExperimentUnits):
+    """What `saefeat steer fallback` switches off, label after label (arXiv 2507.22608)."""
+
+    order: tuple[str, ...] | None = about(
+        "Labels, in the order in which their units are switched off; default that of the paper.",
+        None,
+    )
+    deactivate: float = about("Constant that the units are set to.", -1.5)
+    source: str | None = about("Label of the prompts, in place of the English ones.", None)
+    prompts: int = about("Prompts.", 16, ge=1, le=128)
+
+
+@dataclass(frozen=True, config=STRICT)
+class AblateConfig(ExperimentUnits, Columns):
+    """What `saefeat steer ablate` sets to zero, and on which texts the loss is measured."""
+
+    apart_from: str | None = about(
+        "A file of a selection, such as languages: selections that are given get a set without its "
+        "units (pure) and one of the units of both (compound).",
+        None,
+    )
+    texts: str | None = about("A second corpus on whose texts the loss is measured too.", None)
+    sentences: int = about("Test texts per label.", 20, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

@@ -539,7 +539,7 @@ def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, m
     setting = open_run(out)
     needed = sum(memory.working_bytes(sae, "cpu", 0) for sae in setting.saes)
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed - 2)
-    with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
+    with pytest.raises(UserError, match="edits all 2 dictionaries together, whose encoders take"):
         matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, top=5))
     assert not list(tmp_path.glob("m*.json"))
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)

@@ -21,8 +21,10 @@ from saefeat.config import (
     FEATURES,
     MATRIX_EDITS,
     UNSTEERED,
+    AblateConfig,
     ArithmeticConfig,
     Decoding,
+    FallbackConfig,
     GenerateConfig,
     MatrixConfig,
     SweepConfig,
@@ -195,6 +197,26 @@ def steer_arithmetic(
     from saefeat.experiments.arithmetic import arithmetic
 
     print_experiment(arithmetic(load_run(run), config, decoding, out))
+
+
+@app.command("fallback")
+@with_options
+def steer_fallback(
+    run: Run, config: FallbackConfig, decoding: Sampling, out: Result = None
+) -> None:
+    """Switch off the units of one label after the other, and see which language comes next."""
+    from saefeat.experiments.fallback import fallback
+
+    print_experiment(fallback(load_run(run), config, decoding, out))
+
+
+@app.command("ablate")
+@with_options
+def steer_ablate(run: Run, config: AblateConfig, out: Result = None) -> None:
+    """Set units of each label to zero, and measure the loss of every label's text."""
+    from saefeat.experiments.ablation import ablate_sets
+
+    print_experiment(ablate_sets(load_run(run), config, out))
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

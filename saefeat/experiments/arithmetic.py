@@ -47,7 +47,9 @@ def arithmetic(
     prompts = {source: bench.beginnings(source, config.prompts) for source in sources}
     units = UnitBench(opened)
     sets = units.find(config.units)
-    _check_units(sets, sources, targets, config)
+    named = list(sources) if config.from_ and not config.keep_source else []
+    named += targets if config.to and config.activate != "none" else []
+    _check_units(sets, named)
     experiment = _Arithmetic(bench, units, config, prompts, targets)
     question = Question(
         NAME,
@@ -86,18 +88,11 @@ def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
     return found
 
 
-def _check_units(
-    sets: Sequence[UnitSet],
-    sources: Sequence[str],
-    targets: Sequence[str],
-    config: ArithmeticConfig,
-) -> None:
-    """Raise UserError where an edit would have nothing to edit in any set."""
-    own = [each for each in sets if each.control is None]
-    wanted = [*([] if config.keep_source else sources), *targets[: config.activate != "none"]]
-    for label in wanted if len(wanted) <= 2 else []:
-        if not any(each.count(label) for each in own):
-            names = ", ".join(each.name for each in own)
+def _check_units(sets: Sequence[UnitSet], labels: Sequence[str]) -> None:
+    """Raise UserError for a label without units in all sets."""
+    for label in labels:
+        if not any(each.count(label) for each in sets):
+            names = ", ".join(each.name for each in sets if each.control is None)
             raise UserError(f"{label} has no units by {names}; choose other units", "units")
 
 

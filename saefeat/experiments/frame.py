@@ -70,7 +70,7 @@ def carry_out(
         kept, _ = checkpoint.load() or ({}, {})
         done: dict[str, list[Row]] = kept.get("rows", {})
         left = [part for part in parts if part not in done]
-        with track(opened.say, name, len(left), "parts") as bar:
+        with track(opened.say, name, len(parts), "parts", done=len(parts) - len(left)) as bar:
             for number, part in enumerate(left):
                 begun = time.monotonic()
                 done[part] = measure(part)

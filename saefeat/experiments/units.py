@@ -12,7 +12,7 @@ from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, fingerprint
 from saefeat.methods import METHODS
 from saefeat.methods.lape import lape
-from saefeat.run.chosen import Chosen, Opened, at_sites, chosen_units, random_twins
+from saefeat.run.chosen import Chosen, Opened, at_sites, chosen_units, every_unit, random_twins
 from saefeat.run.matrix import own_features
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers, rank
@@ -66,19 +66,28 @@ class UnitBench:
     def _header(self, name: str) -> Mapping[str, Any]:
         return self.read(name).header["dictionary"]
 
-    def find(self, names: Sequence[str], *, random: bool = True) -> list[UnitSet]:
-        """Find sets of units, each with a random twin after it.
+    def find(self, names: Sequence[str]) -> list[UnitSet]:
+        """Find sets of units by name, each with its twin (see `with_twins`).
+
+        Raises UserError for a name that is no rule and no file of a selection, and for two sets of
+        one name.
+        """
+        return self.with_twins(self.named(names))
+
+    def named(self, names: Sequence[str]) -> list[UnitSet]:
+        """Find sets of units by name, without twins."""
+        return [UnitSet(set_name(name), self._choose(name)) for name in names]
+
+    def with_twins(self, found: Sequence[UnitSet]) -> list[UnitSet]:
+        """Put a random twin after each set.
 
         A twin has as many units of every label and dictionary, and so the same profile of layers.
         They are other units that fire.
-
-        Raises UserError for a name that is no rule and no file of a selection.
         """
-        found = [UnitSet(_name(name), self._choose(name)) for name in names]
         if len({each.name for each in found}) < len(found):
             raise UserError("two sets of units have the same name", "units")
-        if not random:
-            return found
+        names = every_unit([each.chosen for each in found])
+        self.dictionaries.check_room(names, "the experiment")
         twins = random_twins([each.chosen for each in found], self.read)
         pairs = zip(found, twins, strict=True)
         return [
@@ -100,7 +109,10 @@ class UnitBench:
                 f"({', '.join(METHODS)}) or a file of a selection",
                 "units",
             )
-        selection = Selection.load(Path(name))
+        return self.chosen(Selection.load(Path(name)), name)
+
+    def chosen(self, selection: Selection, name: str) -> Chosen:
+        """The units of a selection. Raises UserError unless it is of dictionaries of this run."""
         self._check(selection, name)
         return chosen_units(selection)
 
@@ -161,6 +173,7 @@ def describe(sets: Sequence[UnitSet]) -> dict[str, Any]:
     }
 
 
-def _name(name: str) -> str:
+def set_name(name: str) -> str:
+    """What a set is called in tables: a rule by its name, a file without its folder."""
     known = name in METHODS or name in (FEATURES, NEURONS)
     return name if known else Path(name).stem

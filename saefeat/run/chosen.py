@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from saefeat.dictionaries import Dictionary
-from saefeat.memory import encoders_fit
+from saefeat.memory import dictionary_budget, encoders_fit, working_bytes
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.steering.changes import Units, open_dictionary
+from saefeat.steering.changes import CannotSteer, Units, open_dictionary
 from saefeat.steering.recipes import random_units
 
 _SEED = 31  # of the random units
@@ -103,3 +103,15 @@ class Opened:
     def fit(self, names: Iterable[str]) -> bool:
         """Whether the encoders of some dictionaries fit in memory together."""
         return encoders_fit([self.read(name) for name in names], self.device)
+
+    def check_room(self, names: Iterable[str], what: str) -> None:
+        """Raise CannotSteer unless the encoders fit in memory together. `what` edits them."""
+        some = [self.read(name) for name in names]
+        if not encoders_fit(some, self.device):
+            needed = sum(working_bytes(each, self.device) for each in some)
+            there = dictionary_budget(self.device)
+            raise CannotSteer(
+                f"{what} edits all {len(some)} dictionaries together, whose encoders take "
+                f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
+                "Choose fewer or narrower SAEs"
+            )

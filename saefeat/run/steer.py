@@ -14,7 +14,7 @@ import torch
 from saefeat.baselines.fasttext import FastText
 from saefeat.collection import collect
 from saefeat.config import FEATURES, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
-from saefeat.corpora import first_by_hash
+from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
@@ -62,8 +62,12 @@ def find_label(opened: OpenRun, label: str) -> str:
 
 def pick_test_texts(opened: OpenRun, label: str, n: int) -> list[str]:
     """Pick at most n texts of a label's test split, by hashed id."""
-    corpus, seed = opened.corpus, opened.config.seed
-    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
+    return pick_texts(opened.corpus, label, n, opened.config.seed)
+
+
+def pick_texts(corpus: Corpus, label: str, n: int, seed: int, split: str = "test") -> list[str]:
+    """Pick at most n texts of a label in a split, by hashed id."""
+    positions = [i for i in corpus.positions(split, seed) if corpus.of[i] == label]
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
