@@ -283,3 +283,30 @@ def test_pure_and_compound_units_stand_beside_both_selections(saefeat, run_copy,
         "steer", "ablate", "--run", run_copy, "--units", "neurons", "--apart-from", language
     )
     assert code == 2 and "units are taken apart from others where they are files" in err
+
+
+# --------------------------------------------------------------------------- plots
+
+
+def test_plots_show_every_value_and_escape_names():
+    import xml.etree.ElementTree as ElementTree
+
+    from saefeat.report.plots import draw_plots
+
+    rows = [
+        {"layer": x, "label": y, "share": x + 0.5 * i, "set": s}
+        for x in range(3)
+        for i, y in enumerate(("a<b", "c&d"))
+        for s in ("one", "two")
+    ]
+    rows.append({"layer": 3, "label": "c&d", "share": None, "set": "two"})
+    lines = {"kind": "lines", "x": "layer", "y": "label", "value": "share", "panels": ["set"]}
+    heat = {"kind": "heat", "x": "layer", "y": "label", "value": "share", "panels": ["set"]}
+    root = ElementTree.fromstring(draw_plots("title", rows, [lines, heat]))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f".//{svg}circle")) == 12  # lines have a dot for each value
+    texts = [each.text for each in root.iter(f"{svg}text")]
+    assert {"a<b", "c&d", "share, one over layer", "share, two: label by layer"} <= {*texts}
+    cells = [e for e in root.iter(f"{svg}text") if e.get("class") == "cell"]
+    assert sorted(float(e.text) for e in cells) == sorted(r["share"] for r in rows[:-1])
+    assert draw_plots("title", rows, []) is None

@@ -38,7 +38,7 @@ ROOMS = [
     ["config", "artefacts"],
     ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet", "watch"],
     ["world"],
-    ["progress", "io", "words"],
+    ["progress", "io", "words", "drawing"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

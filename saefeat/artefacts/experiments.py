@@ -34,10 +34,15 @@ class Plot(TypedDict):
 def _check(experiment: Mapping[str, Any]) -> None:
     for name in ("rows", "summary"):
         _check_columns(experiment[name], name)
-    for plot in experiment["plots"]:
+    for plot in experiment["plots"] if experiment["rows"] else ():
         columns = {*plot["panels"], plot["x"], plot["y"], plot["value"]}
-        known = set(experiment["rows"][0]) if experiment["rows"] else columns
+        known = set(experiment["rows"][0])
         require(columns <= known, f"a plot is of columns that are not there: {columns - known}")
+        numbers = [plot["value"], *([plot["x"]] if plot["kind"] == "lines" else [])]
+        for row in experiment["rows"]:
+            drawn = row[plot["value"]] is not None
+            fine = all(type(row[name]) in (int, float) for name in numbers)
+            require(not drawn or fine, f"the columns {', '.join(numbers)} are not numbers")
 
 
 def _check_columns(rows: Sequence[Mapping[str, Any]], name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Plot, Row
-from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
+from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir, write_bytes, write_text
 from saefeat.progress import track
+from saefeat.report.plots import draw_plots
 from saefeat.resume import check_replaceable, clear_finished, resume
 from saefeat.run.opened import OpenRun
 
@@ -94,8 +97,22 @@ def carry_out(
             "plots": list(question.plots),
             "notes": list(question.notes),
         }
-        opened.files.save_experiment(result, out)
+        _write_beside(out, result)
+        opened.files.save_experiment(result, out)  # last: it says that the work is done
     return result
+
+
+def _write_beside(out: Path, result: Experiment) -> None:
+    """Write the rows as CSV and the plots as SVG, with the name of the result."""
+    text = io.StringIO(newline="")
+    if result["rows"]:
+        writer = csv.DictWriter(text, list(result["rows"][0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["rows"])
+    write_bytes(out.with_suffix(".csv"), text.getvalue().encode("utf-8", "replace"))
+    drawn = draw_plots(result["title"], result["rows"], result["plots"])
+    if drawn is not None:
+        write_text(out.with_suffix(".svg"), drawn)
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:

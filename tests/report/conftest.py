@@ -228,6 +228,30 @@ def write_matrix(run: Path) -> None:
     write_json(run / "steering" / "matrix.json", {**found, "interventions": interventions})
 
 
+def write_experiment(run: Path) -> None:
+    rows = [
+        {"layer": layer, "label": label, "share": None if layer == 1 else 0.25 * layer}
+        for layer in range(4)
+        for label in LABELS
+    ]
+    lines = {"kind": "lines", "x": "layer", "y": "label", "value": "share", "panels": []}
+    heat = {"kind": "heat", "x": "layer", "y": "label", "value": "share", "panels": ["layer"]}
+    experiment = {
+        "schema": SCHEMA,
+        "request": "r",
+        "threads": 1,
+        "experiment": "lens",
+        "title": f"Share by layer of {EVIL}",
+        "corpus": EVIL,
+        "settings": {"top": 3},
+        "rows": rows,
+        "summary": [{"label": EVIL, "share": 0.1875, "n": None}],
+        "plots": [lines, heat],
+        "notes": [f"a note on {EVIL}"],
+    }
+    write_json(run / "experiments" / "lens.json", experiment)
+
+
 def write_comparison(run: Path) -> None:
     """Two rules on features, with all measures, and one on neurons, with none."""
 
@@ -334,4 +358,5 @@ def run(tmp_path: Path) -> Path:
     write_steering(run)
     write_matrix(run)
     write_comparison(run)
+    write_experiment(run)
     return run

@@ -1,0 +1,32 @@
+"""Experiments on the page: the summary as a table, and the plots."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from saefeat.artefacts.experiments import Experiment
+from saefeat.report.plots import draw_plots
+
+
+def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """What the page shows of each: name, title, columns, rows, image (a data URL) and notes."""
+    return [
+        {
+            "name": each["experiment"],
+            "title": each["title"],
+            "columns": list(each["summary"][0]) if each["summary"] else [],
+            "rows": [list(row.values()) for row in each["summary"]],
+            "image": _image(each),
+            "notes": each["notes"],
+        }
+        for each in experiments
+    ]
+
+
+def _image(each: Experiment) -> str | None:
+    drawn = draw_plots(each["title"], each["rows"], each["plots"])
+    if drawn is None:
+        return None
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
