@@ -476,6 +476,23 @@ class AblateConfig(ExperimentUnits, Columns):
 
 
 @dataclass(frozen=True, config=STRICT)
+class MixConfig(ExperimentUnits):
+    """Which texts `saefeat mix` mixes word by word (arXiv 2507.20279)."""
+
+    base: tuple[str, ...] | None = about("Labels of the texts; default the first two.", None)
+    with_: tuple[str, ...] | None = about("Labels that are mixed in; default all.", None)
+    rates: tuple[int, ...] = about("Per cent of the words that are replaced.", (0, 25, 50, 75, 100))
+    dictionary: str | None = about(
+        "A table (.csv, .tsv, .jsonl, .parquet) with a column for each label and the words of one "
+        "meaning in a row. Default: the words of parallel texts (examples of one id), or else of "
+        "other texts.",
+        None,
+    )
+    texts: int = about("Test texts per label.", 30, ge=1)
+    seed: int = _SEED
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

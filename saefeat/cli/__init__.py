@@ -18,6 +18,7 @@ from saefeat.cli import (
     export,
     labels,
     lid,
+    mix,
     rank,
     run,
     sets,
@@ -47,6 +48,7 @@ app.command()(rank.rank)
 app.command()(sets.select)
 app.command()(sets.overlap)
 app.command()(compare.compare)
+app.command()(mix.mix)
 app.command()(sites.sites)
 app.command()(labels.labels)
 app.command()(export.export)
