@@ -20,6 +20,7 @@ from saefeat.cli import (
     lid,
     mix,
     rank,
+    reproduce,
     run,
     sets,
     sites,
@@ -49,6 +50,7 @@ app.command()(sets.select)
 app.command()(sets.overlap)
 app.command()(compare.compare)
 app.command()(mix.mix)
+app.command()(reproduce.reproduce)
 app.command()(sites.sites)
 app.command()(labels.labels)
 app.command()(export.export)
