@@ -35,8 +35,8 @@ def reproduce(
     from saefeat.experiments.papers import PAPERS
 
     if paper is None:
-        rows = [["paper", "arXiv", "title"]]
-        print_table([*rows, *([name, each.arxiv, each.title] for name, each in PAPERS.items())])
+        rows = [["paper", "arXiv", "about"]]
+        print_table([*rows, *([name, each.arxiv, each.subject] for name, each in PAPERS.items())])
         return
     if paper not in PAPERS:
         raise UserError(f"there is no paper {paper!r}; choose from {', '.join(PAPERS)}")
@@ -45,7 +45,7 @@ def reproduce(
         raise UserError("give the directory of a run to run them on", "run")
     if run is not None and not (run / "run.json").exists():
         raise UserError(f"{run} is not a run directory; make one with `saefeat run`", "run")
-    typer.echo(f"{found.title} (arXiv {found.arxiv})\npublished with: {found.used}")
+    typer.echo(f"{found.subject} (arXiv {found.arxiv})\npublished with: {found.used}")
     failed = []
     for step in found.steps:
         typer.echo(f"\n{step.name}: {step.what}")

@@ -48,10 +48,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper: arXiv number, title, the models and data it used, and its experiments."""
+    """A paper: arXiv number, what it is about, its models and data, and its experiments."""
 
     arxiv: str
-    title: str
+    subject: str
     used: str
     steps: Sequence[Step]
 
