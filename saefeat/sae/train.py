@@ -353,7 +353,7 @@ def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
 def _train(training: _Training, say: Say) -> None:
     chunks, begin = training.chunks, training.at.chunk
     done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
-    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:], training.mesh.world)
     with track(say, "train", training.tokens(chunks), done=done) as bar:
         for number, batches in enumerate(reading, begin):
             _train_chunk(training, number, batches, bar)
