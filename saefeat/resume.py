@@ -26,7 +26,7 @@ from saefeat.io import (
     read_header,
     save_tensors,
 )
-from saefeat.progress import Say, quiet
+from saefeat.progress import Say, quiet, waiting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,8 @@ def claim(directory: Path, *, wait: bool = False) -> Iterator[None]:
     _claimed.add(mine)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with waiting():
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"another process is writing in {directory}; wait until it ends, or choose another "
