@@ -32,9 +32,10 @@ from saefeat.progress import Say, quiet, track
 from saefeat.resume import check_alike, check_same, claim_together
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
 from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
+from saefeat.sae.formats.sae_lens import read_record
 from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
 from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
-from saefeat.sae.log import TrainingLog
+from saefeat.sae.log import CURVES, TrainingLog, draw_lines
 from saefeat.sae.losses import choose_texts
 from saefeat.sae.objectives import Parameters, sae_width
 from saefeat.sae.store import load_sae, save_sae
@@ -283,6 +284,8 @@ def train_saes(
         kept = Checkpoints(out, records, lm.threads, world, say)
         if world.share(_is_finished(out, records) if world.leads else None):
             say(f"{out} is complete already")
+            if follow and world.leads and not (out / CURVES).exists():
+                draw_lines(out)  # the process was killed after its last SAE
         else:
             mesh = make_mesh(world, layout, replicas)
             trainers = {
@@ -301,9 +304,11 @@ def train_saes(
             if training.log:
                 training.log.finish()
         world.barrier()
+        saes = [load_sae(out / sae_id(site)) for site in sites]
+        world.barrier()  # the checkpoint goes when all SAEs can be read
         if world.leads:
             kept.clear()
-    return [load_sae(out / sae_id(site)) for site in sites]
+    return saes
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -328,7 +333,7 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     """Whether all SAEs are written. Raises UserError if one is of another training."""
     present = [name for name in records if (out / sae_id(name)).exists()]
     for name in present:
-        made = load_sae(out / sae_id(name)).record
+        made = read_record(out / sae_id(name))
         found = {key: made.get(key) for key in records[name]}
         check_same(out / sae_id(name), found, records[name], "an SAE")
     return len(present) == len(records)
