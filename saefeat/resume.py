@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from saefeat.io import (
     TEMPORARY,
     UserError,
     fingerprint,
+    host_mark,
     load_tensors,
     make_dir,
     read_header,
@@ -39,6 +42,12 @@ except ImportError:  # Windows
     fcntl = None
 
 STATE = "state.safetensors"  # of unfinished work, in a directory of its own
+
+_ABANDONED = 3600.0  # seconds; a process that writes changes its files all the time
+# Names of temporary files and directories, see `saefeat.io.atomic_path` and `replacing`.
+_OURS = re.compile(
+    rf"\.(?P<name>.+)\.(?P<host>[0-9a-f]{{8}})-\w+(?P<before>-before)?{re.escape(TEMPORARY)}.*"
+)
 
 # (process, directory). A forked process inherits this set, but it does not hold the locks.
 _claimed: set[tuple[int, Path]] = set()
@@ -136,18 +145,30 @@ def _remove_empty(directory: Path) -> None:
 def _clear(directory: Path) -> None:
     """Remove the temporary files of killed processes.
 
-    A directory that was being replaced gets its old content back if the new one is not there (see
-    `saefeat.io.replacing`).
+    Locks of some file systems do not reach other hosts. So what another host has written stays
+    until it was not changed for `_ABANDONED` seconds. A directory that was being replaced gets its
+    old content back if the new one is not there (see `saefeat.io.replacing`).
     """
     for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
+        found = _OURS.fullmatch(path.name)
+        if not found or (found["host"] != host_mark() and not _is_abandoned(path)):
+            continue
         if path.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif path.is_dir():
-            name = path.stem.removeprefix(".").removesuffix("-before").rpartition("-")[0]
-            if path.stem.endswith("-before") and not path.with_name(name).exists():
-                path.rename(path.with_name(name))
+            if found["before"] and not path.with_name(found["name"]).exists():
+                path.rename(path.with_name(found["name"]))
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        # Not the time of the content: renaming a directory does not change that.
+        changed = max(each.stat().st_ctime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:  # its process is at work
+        return False
+    return time.time() - changed > _ABANDONED
 
 
 def check_replaceable(out: Path, kind: str, ours: Callable[[Path], bool]) -> None:
