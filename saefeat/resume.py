@@ -41,6 +41,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_WORK = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 STATE = "state.safetensors"  # of unfinished work, in a directory of its own
 
 _ABANDONED = 3600.0  # seconds; a process that writes changes its files all the time
@@ -267,6 +268,14 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove the state: the work is done."""
         self.path.unlink(missing_ok=True)
+
+
+def pause_after(pause: float, seconds: float) -> float:
+    """Seconds to the next checkpoint after one that took `seconds`, at least `pause`.
+
+    At most a twentieth of the time goes to checkpoints. No pause (0) stays none.
+    """
+    return max(pause, _WORK * seconds) if pause else 0.0
 
 
 @contextmanager

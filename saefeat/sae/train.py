@@ -29,7 +29,7 @@ from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, wait_for_disk
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_alike, check_same, claim_together
+from saefeat.resume import check_alike, check_same, claim_together, pause_after
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
 from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
 from saefeat.sae.formats.sae_lens import read_record
@@ -50,7 +50,6 @@ _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
 _EVALUATED = 0.002  # tokens whose loss is measured per trained token
 _EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
-_WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 
 
 def sae_id(site: str) -> str:
@@ -109,8 +108,7 @@ class _Training:
         self.check_finite()
         self.checkpoints.save(self.at, self._unfinished())
         self.saved, self.kept = time.monotonic(), self.at.steps
-        if self.pause:
-            self.pause = max(self.pause, _WRITING * (self.saved - begun))
+        self.pause = pause_after(self.pause, self.saved - begun)
 
     def written(self) -> Iterator[tuple[str, int, Parameters]]:
         """Yield the sites whose SAEs this rank helps to write, and the rank that does (`writers`).

@@ -405,7 +405,7 @@ def test_what_a_finished_training_has_left_over_is_removed(
 
 
 def test_a_checkpoint_is_kept_as_long_as_an_sae_cannot_be_read(stopped, trained, plan, tiny_lm):
-    out, kept = stopped
+    out, _ = stopped
     for each in trained[0].iterdir():
         shutil.copytree(each, out / each.name)
     path = out / sae_id(SITES[1]) / WEIGHTS
