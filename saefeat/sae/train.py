@@ -33,7 +33,7 @@ from saefeat.resume import check_alike, check_same, claim_together, pause_after
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
 from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
 from saefeat.sae.formats.sae_lens import read_record
-from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
+from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out, steps_between
 from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
 from saefeat.sae.log import CURVES, TrainingLog, draw_lines
 from saefeat.sae.losses import choose_texts
@@ -44,11 +44,6 @@ from saefeat.tokens import OUTLIER_FACTOR
 from saefeat.world import ALONE, World
 
 _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
-# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large
-# and the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
-# evaluations of a training take less than 3 per cent of its time.
-_EVALUATED = 0.002  # tokens whose loss is measured per trained token
-_EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
 
 
@@ -342,15 +337,12 @@ def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
     if training.mesh.world.leads:
         names = follow.log_to or ()
         training.log = TrainingLog(out, training.at.steps, training.config.batch_size, names)
-    if follow.eval_tokens == 0 or not training.held_plan:
-        return
+    size, held = training.config.batch_size, training.held_plan
     if follow.eval_tokens:
-        training.every = max(1, round(follow.eval_tokens / training.config.batch_size))
-        return
-    sites, texts = len(training.sites), choose_texts(training.lm, training.held_plan).total
-    budget = _EVALUATED * training.steps * training.config.batch_size / max(texts, 1)
-    number = min(_EVALUATIONS, int((budget - 1 - sites) / sites))  # once: clean, and zeros by site
-    training.every = -(-training.steps // number) if number > 0 else 0
+        training.every = max(1, round(follow.eval_tokens / size)) if held else 0
+    elif follow.eval_tokens is None and held:
+        texts = choose_texts(training.lm, held)
+        training.every = steps_between(training.steps, size, len(training.sites), texts)
 
 
 def _train(training: _Training, say: Say) -> None:
