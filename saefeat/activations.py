@@ -14,6 +14,7 @@ from torch import Tensor
 from saefeat.corpora import Batch, Plan, hashed_order
 from saefeat.hooks import capture
 from saefeat.models import LanguageModel
+from saefeat.progress import beat
 from saefeat.tokens import finite, norms, outlier_limit
 
 SAMPLE_TOKENS = 4096  # their median norm gives the outlier limit where no SAE has one
@@ -51,6 +52,7 @@ def counted_vectors(
                 )
                 counted = batch.counted.to(lm.device)
                 vectors = {path: tensor[counted] for path, tensor in tensors.items()}
+            beat()
             yield batch, {site: vectors[path] for site, path in paths.items()}
 
 

@@ -28,14 +28,13 @@ from saefeat.io import UserError, make_dir
 from saefeat.memory import dictionary_budget, group_to_fit
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_alike, check_same, claim_together
+from saefeat.resume import check_alike, check_same, claim_together, pause_after
 from saefeat.shares import Shares, States, begun_request, clear_shares, deal
 from saefeat.statistics import ACCUMULATORS, Accumulator, Observed, collected_kinds, comparable
 from saefeat.statistics.files import UNFINISHED, stats_file, stats_header
 from saefeat.world import ALONE, World
 
 CHECKPOINT_SECONDS = 30.0
-_WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 
 # --------------------------------------------------------------------------- batches
 
@@ -353,6 +352,5 @@ def _run_windows(
                 shares.save(states, done)
                 saved = time.monotonic()
                 # States of wide dictionaries are gigabytes.
-                if job.pause:
-                    pause = max(job.pause, _WRITING * (saved - begun))
+                pause = pause_after(job.pause, saved - begun)
     return True

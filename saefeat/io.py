@@ -6,10 +6,13 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +110,19 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
+@cache
+def host_mark() -> str:
+    """Eight hex digits that stand for this machine in the names of temporary files."""
+    return fingerprint(socket.gethostname())[:8]
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that is renamed to `path` on success and removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, because some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+    unique = f"{host_mark()}-{secrets.token_hex(4)}"  # processes of two hosts may have one number
+    temporary = path.with_name(f".{path.stem}.{unique}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -129,9 +139,8 @@ def replacing(directory: Path) -> Iterator[Path]:
     """
     directory = directory.resolve()  # a link is kept, and its target is replaced
     make_dir(directory.parent)
-    temporary = Path(
-        tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-", suffix=TEMPORARY)
-    )
+    prefix = f".{directory.name}.{host_mark()}-"
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=prefix, suffix=TEMPORARY))
     temporary.chmod(0o755)  # mkdtemp gives access to the owner only
     before = temporary.with_name(f"{temporary.stem}-before{TEMPORARY}")
     try:

@@ -1,4 +1,8 @@
-"""Progress of long work: a bar with the time left on a terminal, lines elsewhere (by tqdm)."""
+"""Progress of long work: a bar with the time left on a terminal, lines elsewhere (by tqdm).
+
+What is done is counted too, so that another thread can tell work that goes on from a process that
+hangs (`saefeat.watch`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
 from tqdm import tqdm
@@ -23,6 +28,38 @@ _FORMATS = {
     (False, True): "{desc}: {n:,} of {total:,} {unit}, {speed}, {remaining} left{postfix}",
     (False, False): "{desc}: {n:,} {unit}, {speed}{postfix}",
 }
+
+
+@dataclass
+class Pulse:
+    """Whether the work of this process goes on.
+
+    Attributes:
+        beats: pieces of work that are done.
+        waiting: number of blocks that wait for something else now.
+    """
+
+    beats: int = 0
+    waiting: int = 0
+
+
+PULSE = Pulse()
+
+
+def beat() -> None:
+    """Count a piece of work as done, where no bar does."""
+    PULSE.beats += 1
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """The block waits for other processes or for the network, as long as they take."""
+    PULSE.waiting += 1
+    try:
+        yield
+    finally:
+        PULSE.waiting -= 1
+        beat()
 
 
 def quiet(_: str) -> None:
@@ -97,6 +134,11 @@ def copy_bytes(source: IO[bytes], target: IO[bytes], bar: tqdm[Any]) -> None:
 
 class _Bar(tqdm):
     monitor_interval = 0  # without tqdm's thread: every update looks at the clock
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """As tqdm does. Every update is a sign that the work goes on."""
+        beat()
+        return super().update(n)
 
     def refresh(self, nolock: bool = False, lock_args: Any = None) -> bool:
         """As tqdm does, but the lock is released when `say` raises: others would wait for ever."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -21,12 +23,13 @@ from saefeat.io import (
     TEMPORARY,
     UserError,
     fingerprint,
+    host_mark,
     load_tensors,
     make_dir,
     read_header,
     save_tensors,
 )
-from saefeat.progress import Say, quiet
+from saefeat.progress import Say, quiet, waiting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +41,14 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_WORK = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 STATE = "state.safetensors"  # of unfinished work, in a directory of its own
+
+_ABANDONED = 3600.0  # seconds; a process that writes changes its files all the time
+# Names of temporary files and directories, see `saefeat.io.atomic_path` and `replacing`.
+_OURS = re.compile(
+    rf"\.(?P<name>.+)\.(?P<host>[0-9a-f]{{8}})-\w+(?P<before>-before)?{re.escape(TEMPORARY)}.*"
+)
 
 # (process, directory). A forked process inherits this set, but it does not hold the locks.
 _claimed: set[tuple[int, Path]] = set()
@@ -65,7 +75,8 @@ def claim(directory: Path, *, wait: bool = False) -> Iterator[None]:
     _claimed.add(mine)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with waiting():
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(
                 f"another process is writing in {directory}; wait until it ends, or choose another "
@@ -135,18 +146,30 @@ def _remove_empty(directory: Path) -> None:
 def _clear(directory: Path) -> None:
     """Remove the temporary files of killed processes.
 
-    A directory that was being replaced gets its old content back if the new one is not there (see
-    `saefeat.io.replacing`).
+    Locks of some file systems do not reach other hosts. So what another host has written stays
+    until it was not changed for `_ABANDONED` seconds. A directory that was being replaced gets its
+    old content back if the new one is not there (see `saefeat.io.replacing`).
     """
     for path in sorted(directory.rglob(f".*{TEMPORARY}*"), reverse=True):
+        found = _OURS.fullmatch(path.name)
+        if not found or (found["host"] != host_mark() and not _is_abandoned(path)):
+            continue
         if path.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif path.is_dir():
-            name = path.stem.removeprefix(".").removesuffix("-before").rpartition("-")[0]
-            if path.stem.endswith("-before") and not path.with_name(name).exists():
-                path.rename(path.with_name(name))
+            if found["before"] and not path.with_name(found["name"]).exists():
+                path.rename(path.with_name(found["name"]))
             else:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        # Not the time of the content: renaming a directory does not change that.
+        changed = max(each.stat().st_ctime for each in (path, *path.rglob("*")))
+    except FileNotFoundError:  # its process is at work
+        return False
+    return time.time() - changed > _ABANDONED
 
 
 def check_replaceable(out: Path, kind: str, ours: Callable[[Path], bool]) -> None:
@@ -245,6 +268,14 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove the state: the work is done."""
         self.path.unlink(missing_ok=True)
+
+
+def pause_after(pause: float, seconds: float) -> float:
+    """Seconds to the next checkpoint after one that took `seconds`, at least `pause`.
+
+    At most a twentieth of the time goes to checkpoints. No pause (0) stays none.
+    """
+    return max(pause, _WORK * seconds) if pause else 0.0
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from saefeat.io import RunFailed, tensor_names
-from saefeat.progress import Say, quiet
+from saefeat.progress import Say, beat, quiet
 from saefeat.resume import STATE, Checkpoint, saved_request
 from saefeat.statistics import Accumulator
 from saefeat.world import World
@@ -101,6 +101,7 @@ class Shares:
         values, tensors = self._file(number).load(_tensors(states).keys()) or ({"windows": []}, {})
         for dictionary, accumulators in states.items():
             for state in accumulators if tensors else []:
+                beat()
                 _add(state, {f: tensors[_name(state, f, dictionary)] for f in state.tensors})
         return values["windows"]
 

@@ -21,6 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from saefeat.io import RunFailed, UserError, first_line
+from saefeat.progress import waiting
 
 CONNECTING = timedelta(minutes=30)  # after which a rank that does not connect fails the others
 
@@ -164,7 +165,8 @@ class World:
     @contextmanager
     def _answers(self) -> Any:
         try:
-            yield
+            with waiting():
+                yield
         except (torch.OutOfMemoryError, NotImplementedError):
             raise
         except RuntimeError as error:  # of the backend

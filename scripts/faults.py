@@ -45,7 +45,7 @@ from typing import Any
 import sklearn.linear_model  # noqa: F401  (imported before the forks)
 import torch
 from common import choose_parts, flags, options, record
-from gpu_check import cut_model
+from gpu_pack import cut_model
 from malformed import Inputs, try_inputs
 from processes import TIMEOUT, Ended, Watch, call, start
 

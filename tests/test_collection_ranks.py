@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +26,8 @@ from saefeat.resume import claim_together
 from saefeat.run import collect
 from saefeat.sae.store import save_sae
 from saefeat.shares import deal, numbers, share_file
-from saefeat.world import World, join
+from saefeat.watch import Watch
+from saefeat.world import LostRank, World, join
 
 LIMIT = 60  # seconds in which every process has to end
 EVERYTHING = {
@@ -413,6 +415,71 @@ def test_a_rank_that_is_killed_is_named_and_one_that_is_told_to_stop_stops_all(
     codes, said = start(1, command).ends()
     assert codes == [0], said
     assert contents(out) == collected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_named_and_the_others_keep_what_is_done(
+    tmp_path, command, collected, start, monkeypatch, rank
+):
+    """A read that never ends, as on a dead disk; the other rank waits for it and is not named."""
+    monkeypatch.setattr("saefeat.cli.statistics.PATIENCE", 3)
+    os.mkfifo(tmp_path / "dead")
+    out, observe = tmp_path / "stats", collection.observe
+
+    def work(world):
+        windows = iter(range(3))
+
+        def read(*of):
+            if world.rank == rank and next(windows, None) is None:
+                os.close(os.open(tmp_path / "dead", os.O_RDONLY))
+            return observe(*of)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(collection, "observe", read)
+            command(world)
+
+    begun = time.monotonic()
+    codes, said = start(2, work).ends()
+    assert codes == [1, 1] and time.monotonic() - begun < 30, said
+    message = f"rank {rank} on {socket.gethostname()} has done nothing for 4 s"
+    assert message in said[1 - rank] and message not in said[rank]
+    assert len(windows_in(out / "partial")[rank]) == 3
+    codes, said = start(1, command).ends()
+    assert codes == [0], said
+    assert contents(out) == collected
+
+
+def test_where_an_exchange_takes_too_long_the_rank_that_hangs_is_named(
+    tmp_path, start, monkeypatch
+):
+    monkeypatch.setattr(watch, "_LOST_BEATS", 1)
+    os.mkfifo(tmp_path / "dead")
+
+    def work(world):
+        watches = []
+        join(world, "cpu", 4, lambda store: watches.append(Watch(world, store, print)))
+        if world.rank == 1:
+            os.close(os.open(tmp_path / "dead", os.O_RDONLY))
+        try:
+            world.barrier()
+        except LostRank:
+            watches[0].fail(watches[0].find_lost(), 1)
+
+    codes, said = start(2, work).ends()
+    assert codes == [1, 1] and said[1] == "", said
+    assert re.match(f"rank 1 on {socket.gethostname()} has done nothing for [3-9] s", said[0])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_is_named(tmp_path, command, start, rank):
+    running = start(2, partial(command, slow=0.6))
+    folder = tmp_path / "stats" / "partial"
+    running.wait_for(lambda: sum(map(len, windows_in(folder).values())) >= 4)  # after two looks
+    os.kill(running.pids[rank], signal.SIGSTOP)
+    begun = time.monotonic()
+    assert _wait(running.pids.pop(1 - rank)) == 1 and time.monotonic() - begun < 20
+    said = running.files[1 - rank].read_text()
+    assert f"rank {rank} on {socket.gethostname()} has given no sign for 2 s" in said
 
 
 def test_bad_input_of_one_rank_ends_all_with_one_sentence(tmp_path, command, start, tiny_lm):

@@ -15,7 +15,7 @@ from saefeat.io import UserError, cache_dir, replacing, user_path
 def test_a_directory_appears_complete_and_readable(tmp_path):
     with replacing(tmp_path / "deep" / "a") as made:
         (made / "x").write_text("new")
-        assert made.parent == tmp_path / "deep" and made.name.startswith(".a-")
+        assert made.parent == tmp_path / "deep" and made.name.startswith(".a.")
         assert not (tmp_path / "deep/a").exists()
     assert names(tmp_path / "deep") == ["a"] and names(tmp_path / "deep/a") == ["x"]
     assert stat.S_IMODE((tmp_path / "deep/a").stat().st_mode) == 0o755

@@ -83,6 +83,34 @@ def test_a_claim_clears_what_a_kill_left_and_nothing_else(tmp_path):
     assert names(tmp_path / "deep") == [] and set(names(tmp_path)) == kept | {"deep"}
 
 
+def test_files_of_another_host_stay_as_long_as_they_may_be_written(tmp_path, monkeypatch):
+    """Locks of some file systems do not reach other hosts."""
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "old").touch()
+    rename = os.rename
+
+    def killed_while_replacing():
+        monkeypatch.setattr(os, "rename", lambda *names: (rename(*names), die()))
+        with replacing(tmp_path / "c") as made:
+            (made / "new").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saefeat.io.host_mark", lambda: "0123abcd")
+        assert in_another_process(killed_while_replacing) == -signal.SIGKILL
+        with atomic_path(tmp_path / "a.json") as written, atomic_path(tmp_path / "a.json") as other:
+            assert written != other
+            written.write_text("whole")
+            other.touch()
+            with claim(tmp_path):
+                assert len(names(tmp_path)) == 4
+    assert (tmp_path / "a.json").read_text() == "whole"
+    with claim(tmp_path):
+        assert len(names(tmp_path)) == 3
+    monkeypatch.setattr("saefeat.resume._ABANDONED", -1)
+    with claim(tmp_path):
+        assert names(tmp_path) == ["a.json", "c"] and names(tmp_path / "c") == ["old"]
+
+
 def test_a_directory_that_was_being_replaced_at_a_kill_comes_back(tmp_path, monkeypatch):
     (tmp_path / "b-c").mkdir()
     (tmp_path / "b-c" / "old").touch()

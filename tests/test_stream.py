@@ -22,12 +22,14 @@ from hypothesis import strategies as st
 from saefeat import corpora
 from saefeat.collection import collect
 from saefeat.corpora import (
+    chosen,
     corpus,
     extract,
     fetch,
     first_by_hash,
     in_hashed_order,
     load_corpus,
+    make_batch,
     make_plan,
     reading,
     store,
@@ -41,7 +43,10 @@ from saefeat.corpora.request import find_recipe
 from saefeat.corpora.sources import Recipe
 from saefeat.corpora.store import Strings
 from saefeat.dictionaries import Identity
+from saefeat.io import load_tensors, save_tensors
+from saefeat.sae import chunks
 from saefeat.statistics.merging import merge
+from saefeat.world import World
 
 GENEROUS = settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -383,6 +388,75 @@ def test_a_large_collection_that_was_stopped_resumes_to_the_same_bytes(
     collect(tiny_lm, again, neurons(), tmp_path / "o", say=lines.append, checkpoint_seconds=0)
     assert not any("window 2" in line for line in lines)
     assert files(tmp_path / "o") == files(tmp_path / "whole")
+
+
+# --------------------------------------------------------------------------- ranks
+
+
+def batches_of_tokens(lm, plan, positions):
+    """The batches of a chunk, made from the token ids of all its texts."""
+    for start in range(0, len(positions), 8):
+        rows = sorted((len(plan.tokens[i]), i, plan.tokens[i]) for i in positions[start:][:8])
+        while rows:
+            n = 1
+            while n < len(rows) and (n + 1) * (rows[n][0] + len(lm.prefix + lm.suffix)) <= 24:
+                n += 1
+            (_, batch, tokens), rows = zip(*rows[:n], strict=True), rows[n:]
+            prompts = [plan.prompts.get(i, 0) for i in batch]
+            yield make_batch(lm, [*batch], [*tokens], prompts=prompts)
+
+
+@pytest.mark.parametrize("prompts", [None, "q"])
+@pytest.mark.parametrize("on", [False, True])
+def test_a_rank_tokenises_the_texts_of_its_own_batches_alone(
+    large, tiny_lm, texts, monkeypatch, on, prompts
+):
+    monkeypatch.setattr(chunks, "WINDOW", 8)
+    monkeypatch.setattr(corpora, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(chosen, "_TEXTS", 7)
+    large(on)
+    corpus = load_corpus(texts, prompt_column=prompts)
+    plan = make_plan(corpus, tiny_lm, mixed=True, token_limit=6)
+    chunk, site = chunks.single_chunk(plan), tiny_lm.site("mlp_out@0")
+    expected = list(batches_of_tokens(tiny_lm, plan, list(chunk.positions)))
+    whole = chunks.fill(tiny_lm, plan, [site], chunk)[site.name]
+    assert isinstance(plan.tokens, Retokenized) is on
+    assert len(expected) > 20 and len(whole) == plan.total == chunk.tokens
+    read = []
+    if on:
+        real = plan.tokens.tokenize
+        plan.tokens.tokenize = lambda positions: read.extend(positions) or real(positions)
+    for world in (World(rank, size) for size in (1, 2, 3) for rank in range(size)):
+        read.clear()
+        (own,) = chunks.batches_by_chunk(tiny_lm, plan, [chunk], world)
+        mine = expected[world.rank :: world.size]
+        assert read == [i for batch in mine for i in batch.positions] * on
+        for one, other in zip(own, mine, strict=True):
+            assert one.positions == other.positions
+            for name in ("input_ids", "attention_mask", "counted"):
+                assert getattr(one, name).equal(getattr(other, name))
+        part = chunks.read_chunk(tiny_lm, plan, [site], chunk, world, batches=own)
+        places = part.places[world.rank] if part.places else slice(None)
+        assert part.buffers[site.name].equal(whole[places])
+    read.clear()
+    labels = chunks.vector_labels(tiny_lm, plan, chunk)
+    rows = [(i, n) for b in expected for i, n in zip(b.positions, b.counted.sum(1), strict=True)]
+    assert labels.tolist() == [corpus.codes[i] for i, n in rows for _ in range(n)] and not read
+
+
+def test_a_kept_plan_without_row_lengths_is_made_again(
+    large, tiny_lm, texts, own_cache, monkeypatch
+):
+    large(True)
+    plan = make_plan(load_corpus(texts), tiny_lm)
+    (path,) = own_cache.rglob("choice.safetensors")
+    whole = path.read_bytes()
+    kept, header = load_tensors(path)
+    del kept["row_lengths"]  # as older versions kept it
+    save_tensors(path, kept, header)
+    assert path.read_bytes() != whole
+    same_plan(plan, make_plan(load_corpus(texts), tiny_lm))
+    assert path.read_bytes() == whole
 
 
 def test_a_plan_of_a_large_corpus_is_made_once(tmp_path, large, tiny_lm, texts, monkeypatch):

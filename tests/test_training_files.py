@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -121,15 +122,25 @@ def test_ranks_that_do_not_fit_the_layout_are_refused(file, values, size, messag
         place_rank(job, World(0, size))
 
 
+def gigabytes(line):
+    return float(re.search(r"([\d.]+) GB of memory", line)[1])
+
+
 @pytest.mark.parametrize("layout", ["data", "sites", "features"])
 def test_a_forecast_has_a_line_for_each_rank(file, tiny_model_dir, tiny_jsonl, layout):
     values = {"model": str(tiny_model_dir), "corpus": str(tiny_jsonl), "out": "o", "d_sae": 64}
     values |= {"sites": ["mlp_out@0", "mlp_act@0", "mlp_out@1"], "k": 4, "layout": layout}
-    lines = []
+    lines, apart = [], []
     forecast_job(read_job(file(values, "job.json")), 2, lines.append)
-    assert [line.partition(":")[0] for line in lines[-2:]] == ["rank 0", "rank 1"]
-    assert all("GB of memory" in line and "on disk" in line for line in lines[-2:])
-    assert all((" 0.0 MB sent" in line) == (layout == "sites") for line in lines[-2:])
+    *_, first, second, together = lines
+    assert [line.partition(":")[0] for line in (first, second)] == ["rank 0", "rank 1"]
+    assert all("GB of memory" in line and "on disk" in line for line in (first, second))
+    assert all((" 0.0 MB sent" in line) == (layout == "sites") for line in (first, second))
+    one, two, both = (gigabytes(line) for line in (first, second, together))
+    assert together.startswith("2 processes on this machine: ") and "which has" in together
+    assert both == pytest.approx(one + two, abs=0.16) and both > 1.3  # of libraries alone 1.4
+    forecast_job(read_job(file(values, "job.json")), 2, apart.append, local_size=1)
+    assert apart[-1].startswith("rank 1") and not any("on this machine" in line for line in apart)
 
 
 def test_a_forecast_refuses_what_the_training_would(file, tiny_model_dir, tiny_jsonl):

@@ -24,20 +24,4 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
     set -- --shard "$SLURM_ARRAY_TASK_ID/$SHARDS" "$@"
     out="$out/shard-$SLURM_ARRAY_TASK_ID"
 fi
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" # nodes often have no network: fetch ahead of time
-
-# The processes end each other, and the first one after the others: Slurm must not end them earlier.
-# --cpu-bind=none: the processes of a node share out its cores themselves.
-srun --kill-on-bad-exit=0 --wait=120 --cpu-bind=none bash -c '
-    export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-    export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
-    exec python -m saefeat collect "$@"' collect --out "$out" "$@"
-code=$?
-
-# 130: stopped by a signal, everything is saved. The job goes on from there when it runs again.
-if [ "$code" -eq 130 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+exec bash train/srun.sh python -m saefeat collect --out "$out" "$@"

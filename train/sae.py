@@ -6,6 +6,7 @@ CONFIG is a TOML or JSON file with the options of `saefeat train` as keys; see `
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,10 @@ def main() -> None:
         job = read_job(words.config)
         if words.dry_run:
             if world.leads:
-                forecast_job(job, words.ranks or world.size, say)
+                local = os.environ.get("LOCAL_WORLD_SIZE", "")
+                forecast_job(
+                    job, words.ranks or world.size, say, int(local) if local.isdigit() else None
+                )
             return
         job = place_rank(job, world)
         stop = ranks.connect(world, job.inputs.device, job.ranks.timeout_seconds)

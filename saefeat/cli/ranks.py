@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from saefeat.cli.common import say
@@ -78,12 +79,13 @@ class Ranks:
         self._watch: Watch | None = None
         self._stop: Stop
 
-    def connect(self, world: World, device: str, timeout: float) -> Stop:
+    def connect(self, world: World, device: str, timeout: float, patience: float = inf) -> Stop:
         """Connect this process with the others, and end it when another fails.
 
         Args:
             device: where this process computes.
             timeout: seconds after which a process that does not answer fails the others.
+            patience: seconds after which one that does nothing, and does not wait for others, does.
 
         Returns whether they are to save and end. From now on a signal asks for that, and no longer
         ends this process at once.
@@ -93,7 +95,7 @@ class Ranks:
 
         def watch(store: Any) -> None:
             self._stop = Stop()
-            self._watch = Watch(world, store, say, self._stop)
+            self._watch = Watch(world, store, say, self._stop, patience)
 
         if world.size == 1:
             watch(None)

@@ -13,9 +13,12 @@ from saefeat.config import CollectConfig, SAEInputs
 from saefeat.io import UserError
 from saefeat.progress import Say, quiet
 
-# Seconds for which a process that has counted its windows waits for the others. One that dies ends
-# it sooner.
+# Seconds for which a process that has counted its windows waits for the others. One that dies or
+# does nothing ends it sooner.
 WAITING = 7 * 86_400
+# Seconds after which a process that does nothing ends all. A batch takes seconds, and no file that
+# is read or written as a whole takes so long.
+PATIENCE = 2 * 3600
 
 
 @with_options
@@ -42,7 +45,7 @@ def collect(
     if dry_run and not world.leads:
         return
     if world.size > 1 and not dry_run:
-        stop = context.obj.connect(world, "cpu", WAITING)
+        stop = context.obj.connect(world, "cpu", WAITING, PATIENCE)
         together = {"world": world, "stop": stop}
     speak = say if world.leads else quiet
     lm, corpus, saes = _load(inputs, config, world.local_size, speak)

@@ -86,8 +86,8 @@ class Plan:
     Attributes:
         corpus: the corpus.
         tokens: position -> token ids of a chosen example, without added special tokens. They begin
-            with those of its prompt. A large plan does not keep them, but tokenises a text whenever
-            it is asked for.
+            with those of its prompt. A large plan keeps their numbers alone, and tokenises a text
+            whenever it is asked for.
         counts: position -> number of counted tokens.
         policy: how the examples were chosen, as artefacts record it.
         skipped: reason -> number of examples that were left out or cut.
@@ -124,6 +124,12 @@ class Plan:
             return self.counts.of(np.asarray(positions, np.int64))
         return np.array([self.counts[int(i)] for i in positions], np.int32)
 
+    def lengths(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Numbers of token ids of chosen examples, without added special tokens: int32."""
+        if isinstance(self.tokens, Retokenized):
+            return self.tokens.lengths.of(np.asarray(positions, np.int64))
+        return np.array([len(self.tokens[int(i)]) for i in positions], np.int32)
+
     @property
     def window_count(self) -> int:
         """Number of windows, including those without chosen examples."""
@@ -141,13 +147,22 @@ class Plan:
             return self.counts.positions[first:last].tolist()
         return [i for i in range(start, stop) if i in self.tokens]
 
-    def batches(self, lm: LanguageModel, positions: list[int]) -> Iterator[Batch]:
+    def batches(self, lm: LanguageModel, positions: Sequence[int]) -> Iterator[Batch]:
         """Batches of these examples."""
+        return self.make_batches(lm, self.cut(lm, positions))
+
+    def cut(self, lm: LanguageModel, positions: Sequence[int]) -> list[list[int]]:
+        """The positions of each batch of these examples. No text is tokenised for it."""
+        return list(_cut(lm, dict(zip(positions, self.lengths(positions).tolist(), strict=True))))
+
+    def make_batches(self, lm: LanguageModel, parts: Sequence[list[int]]) -> Iterator[Batch]:
+        """Make batches, given the positions of each (see `cut`). Only these are tokenised."""
+        positions = [i for part in parts for i in part]
         if isinstance(self.tokens, Retokenized):
             tokens = self.tokens.several(positions)
         else:
             tokens = {i: self.tokens[i] for i in positions}
-        return plan_batches(lm, tokens, count_bos=self.policy["count_bos"], prompts=self.prompts)
+        return _batches(lm, parts, tokens, self.policy["count_bos"], self.prompts)
 
     def ahead(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
         """The same lists of this plan's batches. A large plan makes the next one meanwhile."""
@@ -167,21 +182,34 @@ def plan_batches(
     prompt to the number of its tokens. `count_bos`: count the tokens that the tokenizer puts before
     a text.
     """
+    parts = _cut(lm, {i: len(row) for i, row in tokens.items()})
+    return _batches(lm, parts, tokens, count_bos, prompts or {})
+
+
+def _cut(lm: LanguageModel, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+    """The positions of each batch, given their numbers of token ids."""
     budget = BATCH_TOKENS if lm.device == "cpu" else GPU_BATCH_TOKENS
     extra = len(lm.prefix) + len(lm.suffix)
     rows: list[int] = []
-
-    def batch() -> Batch:
-        before = [(prompts or {}).get(i, 0) for i in rows]
-        return make_batch(lm, rows, [tokens[i] for i in rows], count_bos=count_bos, prompts=before)
-
-    for position in sorted(tokens, key=lambda i: (len(tokens[i]), i)):
-        if rows and (len(rows) + 1) * (len(tokens[position]) + extra) > budget:
-            yield batch()
+    for position in sorted(lengths, key=lambda i: (lengths[i], i)):
+        if rows and (len(rows) + 1) * (lengths[position] + extra) > budget:
+            yield rows
             rows = []
         rows.append(position)
     if rows:
-        yield batch()
+        yield rows
+
+
+def _batches(
+    lm: LanguageModel,
+    parts: Iterable[list[int]],
+    tokens: Mapping[int, list[int]],
+    count_bos: bool,
+    prompts: Mapping[int, int],
+) -> Iterator[Batch]:
+    for part in parts:
+        rows, before = [tokens[i] for i in part], [prompts.get(i, 0) for i in part]
+        yield make_batch(lm, part, rows, count_bos=count_bos, prompts=before)
 
 
 def make_batch(
@@ -297,7 +325,8 @@ def fill_budget(
         position -> number of tokens of the prompt, where there is one.
     """
     tokens: dict[int, list[int]] | None = {}
-    taken, numbers, lengths, kept_tokens = array("q"), array("i"), array("i"), 0
+    taken, kept_tokens = array("q"), 0
+    numbers, lengths, before = array("i"), array("i"), array("i")
     skipped: Counter[str] = Counter()
     order = np.asarray(positions, np.int64)
     used = [0] * (max(len(corpus.labels), int(corpus.codes.max(initial=0)) + 1))
@@ -307,11 +336,11 @@ def fill_budget(
     special, extra = lm.special_ids, lm.counted_before(count_bos)
     for some, of in _open_slices(order, corpus.codes, is_open):
         rows = zip(*_tokenized(corpus, lm, some, token_limit), strict=True)
-        for i, code, (row, length) in zip(some, of, rows, strict=True):
+        for i, code, (row, prompt) in zip(some, of, rows, strict=True):
             if not is_open[code]:
                 continue
             kept = row[:token_limit]
-            count = len(without_special(kept[length:], special))
+            count = len(without_special(kept[prompt:], special))
             skipped["cut at the token limit"] += len(row) > token_limit
             skipped["no tokens"] += not count
             if not count:
@@ -322,18 +351,20 @@ def fill_budget(
                 if kept_tokens > _KEPT_TOKENS:
                     tokens = None
             taken.append(i)
-            numbers.append(count + (0 if length else extra))
-            lengths.append(length)
+            numbers.append(count + (0 if prompt else extra))
+            lengths.append(len(kept))
+            before.append(prompt)
             used[code] += numbers[-1]
             is_open[code] = used[code] < budgets[code]
     reasons = {reason: n for reason, n in sorted(skipped.items()) if n}
     if tokens is not None:
-        prompts = {i: length for i, length in zip(taken, lengths, strict=True) if length}
+        prompts = {i: prompt for i, prompt in zip(taken, before, strict=True) if prompt}
         return tokens, dict(zip(taken, numbers, strict=True)), reasons, prompts
-    at, before = np.frombuffer(taken, np.int64), np.frombuffer(lengths, np.int32)
+    at, ends = np.frombuffer(taken, np.int64), np.frombuffer(before, np.int32)
+    sizes = Counts(at, np.frombuffer(lengths, np.int32))
     counts = Counts(at, np.frombuffer(numbers, np.int32))
-    prompts = Counts(at[before > 0], before[before > 0])
-    return Retokenized(counts, _tokenizer(corpus, lm, token_limit)), counts, reasons, prompts
+    prompts = Counts(at[ends > 0], ends[ends > 0])
+    return Retokenized(sizes, _tokenizer(corpus, lm, token_limit)), counts, reasons, prompts
 
 
 def _tokenized(

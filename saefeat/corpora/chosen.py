@@ -15,7 +15,7 @@ Tokenize = Callable[[Sequence[int]], list[list[int]]]
 # tokens, counts, skipped and prompts, as in `Plan`
 Choice = tuple[Mapping[int, list[int]], Mapping[int, int], dict[str, int], Mapping[int, int]]
 
-_TEXTS = 1024  # that are tokenised at once where all are asked for
+_TEXTS = 1024  # that are tokenised at once
 
 
 class Counts(Mapping[int, int]):
@@ -58,21 +58,21 @@ class Retokenized(Mapping[int, list[int]]):
     """position -> token ids, made from the text whenever they are asked for.
 
     Args:
-        counts: of the same examples.
+        lengths: numbers of token ids.
         tokenize: positions -> token ids of each.
     """
 
-    def __init__(self, counts: Counts, tokenize: Tokenize) -> None:
-        self.counts, self.tokenize = counts, tokenize
+    def __init__(self, lengths: Counts, tokenize: Tokenize) -> None:
+        self.lengths, self.tokenize = lengths, tokenize
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.counts)
+        return iter(self.lengths)
 
     def __contains__(self, position: object) -> bool:
-        return position in self.counts
+        return position in self.lengths
 
     def __getitem__(self, position: int) -> list[int]:
         if position not in self:
@@ -80,8 +80,10 @@ class Retokenized(Mapping[int, list[int]]):
         return self.tokenize([position])[0]
 
     def several(self, positions: Sequence[int]) -> dict[int, list[int]]:
-        """The token ids of some positions, tokenised together."""
-        return dict(zip(positions, self.tokenize(positions), strict=True))
+        """The token ids of some positions, many of which are tokenised together."""
+        starts = range(0, len(positions), _TEXTS)
+        rows = (row for start in starts for row in self.tokenize(positions[start : start + _TEXTS]))
+        return dict(zip(positions, rows, strict=True))
 
 
 def kept_choice(place: Path, make: Callable[[], Choice], tokenize: Tokenize) -> Choice:
@@ -94,13 +96,14 @@ def kept_choice(place: Path, make: Callable[[], Choice], tokenize: Tokenize) -> 
         try:
             kept, header = load_tensors(path)
             counts = Counts(kept["order"].numpy(), kept["numbers"].numpy())
+            lengths = Counts(kept["order"].numpy(), kept["row_lengths"].numpy())
             prompts = Counts(kept["prompted"].numpy(), kept["lengths"].numpy())
-            return Retokenized(counts, tokenize), counts, header["skipped"], prompts
-        except (UserError, KeyError):  # missing or damaged
+            return Retokenized(lengths, tokenize), counts, header["skipped"], prompts
+        except (UserError, KeyError):  # missing, damaged, or of a version without row lengths
             made = make()
-        _, counts, skipped, prompts = made
-        names = ("order", "numbers", "prompted", "lengths")
-        arrays = map(torch.tensor, (*_arrays(counts), *_arrays(prompts)))
+        tokens, counts, skipped, prompts = made
+        names = ("order", "numbers", "row_lengths", "prompted", "lengths")
+        arrays = map(torch.tensor, (*_arrays(counts), _lengths(tokens), *_arrays(prompts)))
         save_tensors(path, dict(zip(names, arrays, strict=True)), {"skipped": skipped})
         return made
 
@@ -111,3 +114,10 @@ def _arrays(counts: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
         return counts.order, counts.of(counts.order)
     size = len(counts)
     return np.fromiter(counts, np.int64, size), np.fromiter(counts.values(), np.int32, size)
+
+
+def _lengths(tokens: Mapping[int, list[int]]) -> np.ndarray:
+    """Numbers of token ids, int32 [n], in the order of the mapping."""
+    if isinstance(tokens, Retokenized):
+        return _arrays(tokens.lengths)[1]
+    return np.fromiter(map(len, tokens.values()), np.int32, len(tokens))

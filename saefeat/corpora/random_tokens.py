@@ -25,7 +25,8 @@ def random_plan(lm: LanguageModel, plan: Plan, number: int) -> Plan:
     Returns:
         A plan of one label, `LABEL`.
     """
-    length = median_low(len(ids) - plan.prompts.get(i, 0) for i, ids in plan.tokens.items())
+    lengths = zip(plan.chosen.tolist(), plan.lengths(plan.chosen).tolist(), strict=True)
+    length = median_low(number - plan.prompts.get(i, 0) for i, number in lengths)
     generator = torch.Generator().manual_seed(plan.policy["seed"])
     vocabulary = torch.tensor(_ordinary(lm))
     drawn = vocabulary[torch.randint(len(vocabulary), (number, length), generator=generator)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from saefeat.io import UserError, fingerprint
 from saefeat.models.sites import Site, find_layers, resolve_site
 from saefeat.models.weights import devices, weights_fingerprint
+from saefeat.progress import beat
 from saefeat.tokens import special_ids
 
 _TEXTS = 1024  # texts tokenised in one call, whose result is many times their size
@@ -101,6 +102,7 @@ class LanguageModel:
             cut = [text[: _TOKEN_CHARACTERS * limit] for text in texts[start : start + _TEXTS]]
             found = self.tokenizer(cut, add_special_tokens=False, return_attention_mask=False)
             rows += [self._embedded(row)[:limit] for row in found["input_ids"]]
+            beat()
         return rows
 
     def tokenize_prompted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from saefeat.assets import ASSETS, fetch
 from saefeat.io import UserError, first_line, user_path
 from saefeat.models.conversion import check_complete, convert, silence_transformers
 from saefeat.models.language_model import LanguageModel, wrap
-from saefeat.progress import Say, quiet
+from saefeat.progress import Say, quiet, waiting
 
 EMBEDDED = {f"embedded:{asset.name}": asset for asset in ASSETS.values() if asset.hub}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -131,8 +131,10 @@ def _located(name: str, say: Say) -> Iterator[tuple[str, bool]]:
     place = _find_model(name, say)
     silence_transformers()
     unreachable = _unreachable(place)
+    local = unreachable or os.path.isdir(place)
     try:
-        yield place, bool(unreachable)
+        with nullcontext() if local else waiting():  # it may fetch the files, in an unknown time
+            yield place, bool(unreachable)
     except (*_LOADING, SafetensorError) as error:
         if unreachable and "couldn't connect" in str(error):
             raise UserError(

@@ -19,7 +19,7 @@ from saefeat.corpora.mixing import check_mixing
 from saefeat.dictionaries import SAE
 from saefeat.hooks import site_width
 from saefeat.io import UserError, user_path
-from saefeat.memory import LIBRARIES, describe_memory, training_bytes
+from saefeat.memory import LIBRARIES, describe_memory, memory_limit, training_bytes
 from saefeat.models import LanguageModel
 from saefeat.progress import Say, quiet
 from saefeat.run.forecast import forward_speed, step_seconds
@@ -208,22 +208,26 @@ def describe_steps(prepared: Prepared, config: TrainConfig) -> str:
     return f"d_sae {widths}, {len(chunks)} chunks, {steps} steps"
 
 
-def forecast_job(job: Job, size: int, say: Say) -> None:
+def forecast_job(job: Job, size: int, say: Say, local_size: int | None = None) -> None:
     """Say what the training takes of memory, disk and time on each of `size` ranks.
 
-    The speed is that of this machine. Exchange between the ranks is not counted.
+    The speed is that of this machine, of which `local_size` ranks (default all) share cores and
+    memory. Exchange between the ranks is not counted.
     """
-    prepared, config, ranks = _prepare(job, World(0, size), say), job.training, job.ranks
+    local_size = min(size, local_size or size)
+    world, config, ranks = World(0, size, 0, local_size), job.training, job.ranks
+    prepared = _prepare(job, world, say)
     lm, plan = prepared.lm, prepared.plan
     say(describe_steps(prepared, config))
     d_ins = {name: site_width(lm, lm.site(name)) for name in prepared.sites}
     widths = {name: sae_width(config, d_in) for name, d_in in d_ins.items()}
-    check_layout(ranks.layout, World(0, size), config, list(widths.values()), ranks.replicas)
+    check_layout(ranks.layout, world, config, list(widths.values()), ranks.replicas)
     chunks = plan_chunks(plan, config)
     chunk, steps = max(c.tokens for c in chunks), sum(c.steps for c in chunks)
     reading = plan.total / forward_speed(lm, plan, prepared.sites) / size
     model = lm.model.get_memory_footprint(return_buffers=False)
     times: dict[tuple[int, ...], float] = {}
+    here = 0.0  # bytes on the devices of this machine
     for rank in range(size):
         mesh = planned_mesh(World(rank, size), ranks.layout, ranks.replicas)
         copies, split = mesh.copies.size, mesh.split.size
@@ -239,6 +243,7 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
         mine = [weights[name] for name in owned(prepared.sites, mesh.world)]
         if split > 1:
             need += _GATHERED_BYTES * max(mine, default=0)
+        here += need if rank < local_size else 0
         states = sum(weights[name] for name in mesh.writers(prepared.sites)) / split
         on_disk = 3 * _SAE_BYTES * sum(mine) + 2 * _STATE_BYTES * states
         sent = sum(mesh.step_bytes(d_ins[name], widths[name], config) for name in names)
@@ -247,3 +252,7 @@ def forecast_job(job: Job, size: int, say: Say) -> None:
             f"{on_disk / 1e9:,.1f} GB on disk, {sent / 1e6:,.1f} MB sent per step, "
             f"{reading + times[key]:,.0f} s (read {reading:,.0f}, train {times[key]:,.0f})"
         )
+    if local_size > 1:
+        together = describe_memory(lm.device, here, local_size * LIBRARIES, 0)
+        room = f", which has {memory_limit() / 1e9:,.1f} GB" if lm.device == "cpu" else ""
+        say(f"{local_size} processes on this machine: {together}{room}")

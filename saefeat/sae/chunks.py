@@ -5,8 +5,9 @@ computing them again. So one chunk at a time is held, and its vectors are used i
 that depends on the seed, the number of the chunk and the pass alone. A checkpoint at the end of a
 chunk is therefore enough to resume with the same bytes.
 
-Several ranks share the forward passes of a chunk: each takes every n-th batch. The order of its
-vectors stays that of the batches, so that every rank draws the same batches for the steps.
+Several ranks share the forward passes of a chunk: each takes every n-th batch, and tokenises only
+the texts of its own. The order of its vectors stays that of the batches, so that every rank draws
+the same batches for the steps.
 """
 
 from __future__ import annotations
@@ -139,12 +140,12 @@ def read_chunk(
     """Run this rank's part of the examples of a chunk.
 
     `advance` is called with the number of counted tokens of each round of batches, one per rank.
-    All ranks call it equally often. `batches`: those of the chunk, if they are made already.
+    All ranks call it equally often. `batches`: this rank's, if they are made already.
     """
-    batches = _batches(lm, plan, chunk) if batches is None else batches
-    counts = [int(batch.counted.sum()) for batch in batches]
+    mine = _own_batches(lm, plan, chunk, world) if batches is None else batches
+    counts = [int(plan.numbers(part).sum()) for part in _cut(lm, plan, chunk)]
     rounds = [sum(counts[i : i + world.size]) for i in range(0, len(counts), world.size)]
-    mine, own = batches[world.rank :: world.size], sum(counts[world.rank :: world.size])
+    own = sum(counts[world.rank :: world.size])
     buffers: dict[str, Tensor] = {}
     filled = 0
     vectors = counted_vectors(lm, mine, [site.path for site in sites])
@@ -210,24 +211,29 @@ def gather_sites(part: Activations, sites: Sequence[str], mesh: Mesh) -> Activat
     return Activations(whole, places, copies)
 
 
-def batches_by_chunk(lm: LanguageModel, plan: Plan, chunks: list[Chunk]) -> Iterator[list[Batch]]:
-    """The batches of each chunk, for `read_chunk`."""
-    return plan.ahead(_batches(lm, plan, chunk) for chunk in chunks)
+def batches_by_chunk(
+    lm: LanguageModel, plan: Plan, chunks: list[Chunk], world: World
+) -> Iterator[list[Batch]]:
+    """This rank's batches of each chunk, for `read_chunk`."""
+    return plan.ahead(_own_batches(lm, plan, chunk, world) for chunk in chunks)
 
 
-def _batches(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[Batch]:
-    # Batches are made window by window: sorting by length, which saves padding, stays local.
+def _own_batches(lm: LanguageModel, plan: Plan, chunk: Chunk, world: World) -> list[Batch]:
+    return list(plan.make_batches(lm, _cut(lm, plan, chunk)[world.rank :: world.size]))
+
+
+def _cut(lm: LanguageModel, plan: Plan, chunk: Chunk) -> list[list[int]]:
+    """The positions of each batch of a chunk."""
+    # Batches are cut window by window: sorting by length, which saves padding, stays local.
     windows = (chunk.positions[i : i + WINDOW] for i in range(0, len(chunk.positions), WINDOW))
-    return [batch for window in windows for batch in plan.batches(lm, list(window))]
+    return [part for window in windows for part in plan.cut(lm, window)]
 
 
 def vector_labels(lm: LanguageModel, plan: Plan, chunk: Chunk) -> Tensor:
     """By vector of a chunk, the number of its label in the corpus: int64 [chunk.tokens]."""
-    parts = []
-    for batch in _batches(lm, plan, chunk):
-        codes = torch.from_numpy(plan.corpus.codes[batch.positions].astype(np.int64))
-        parts.append(codes.repeat_interleave(batch.counted.sum(1)))
-    return torch.cat(parts).to(lm.device)
+    positions = [i for part in _cut(lm, plan, chunk) for i in part]
+    codes, numbers = plan.corpus.codes[positions].astype(np.int64), plan.numbers(positions)
+    return torch.from_numpy(codes.repeat(numbers)).to(lm.device)
 
 
 class Draws:

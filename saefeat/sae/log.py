@@ -59,7 +59,7 @@ class TrainingLog:
 
     def finish(self) -> None:
         """Draw the curves, and end the trackers: the training is done."""
-        write_text(self.out / CURVES, draw_curves(list(read_lines(self.out / LINES))))
+        draw_lines(self.out)
         for tracker in self.trackers:
             tracker.finish()
 
@@ -87,6 +87,12 @@ def _by_figure(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, fl
             if isinstance(value, int | float):
                 found.setdefault(name, {})[site] = value
     return found
+
+
+def draw_lines(out: Path) -> None:
+    """Draw the curves of the lines in an output directory, if it has lines."""
+    if (out / LINES).exists():
+        write_text(out / CURVES, draw_curves(list(read_lines(out / LINES))))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

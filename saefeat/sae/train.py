@@ -29,12 +29,13 @@ from saefeat.hooks import site_width
 from saefeat.io import RunFailed, UserError, wait_for_disk
 from saefeat.models import LanguageModel, Site
 from saefeat.progress import Say, quiet, track
-from saefeat.resume import check_alike, check_same, claim_together
+from saefeat.resume import check_alike, check_same, claim_together, pause_after
 from saefeat.sae.checkpoints import Checkpoints, Part, Position
 from saefeat.sae.chunks import Chunk, Draws, batches_by_chunk, gather_sites, plan_chunks, read_chunk
-from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out
+from saefeat.sae.formats.sae_lens import read_record
+from saefeat.sae.held_out import HeldOut, held_out_plan, read_held_out, steps_between
 from saefeat.sae.layouts import Mesh, check_layout, make_mesh, owned
-from saefeat.sae.log import TrainingLog
+from saefeat.sae.log import CURVES, TrainingLog, draw_lines
 from saefeat.sae.losses import choose_texts
 from saefeat.sae.objectives import Parameters, sae_width
 from saefeat.sae.store import load_sae, save_sae
@@ -43,13 +44,7 @@ from saefeat.tokens import OUTLIER_FACTOR
 from saefeat.world import ALONE, World
 
 _FIGURE_STEPS = 50  # between figures of the steps, which wait for the GPU
-# A token whose loss is measured takes as long as 15 trained tokens where the vocabulary is large
-# and the SAEs are small (262k and 2,560 units at two sites, on a CPU); elsewhere far less. So the
-# evaluations of a training take less than 3 per cent of its time.
-_EVALUATED = 0.002  # tokens whose loss is measured per trained token
-_EVALUATIONS = 20  # of a training at most
 _LOOK_STEPS = 10  # between looks at whether to save or to stop, on which all ranks agree
-_WRITING = 20  # a checkpoint that takes a second is followed by at least 20 seconds of work
 
 
 def sae_id(site: str) -> str:
@@ -108,8 +103,7 @@ class _Training:
         self.check_finite()
         self.checkpoints.save(self.at, self._unfinished())
         self.saved, self.kept = time.monotonic(), self.at.steps
-        if self.pause:
-            self.pause = max(self.pause, _WRITING * (self.saved - begun))
+        self.pause = pause_after(self.pause, self.saved - begun)
 
     def written(self) -> Iterator[tuple[str, int, Parameters]]:
         """Yield the sites whose SAEs this rank helps to write, and the rank that does (`writers`).
@@ -283,6 +277,8 @@ def train_saes(
         kept = Checkpoints(out, records, lm.threads, world, say)
         if world.share(_is_finished(out, records) if world.leads else None):
             say(f"{out} is complete already")
+            if follow and world.leads and not (out / CURVES).exists():
+                draw_lines(out)  # the process was killed after its last SAE
         else:
             mesh = make_mesh(world, layout, replicas)
             trainers = {
@@ -301,9 +297,11 @@ def train_saes(
             if training.log:
                 training.log.finish()
         world.barrier()
+        saes = [load_sae(out / sae_id(site)) for site in sites]
+        world.barrier()  # the checkpoint goes when all SAEs can be read
         if world.leads:
             kept.clear()
-    return [load_sae(out / sae_id(site)) for site in sites]
+    return saes
 
 
 def _record(lm: LanguageModel, plan: Plan, site: Site, config: TrainConfig) -> dict[str, Any]:
@@ -328,7 +326,7 @@ def _is_finished(out: Path, records: dict[str, dict[str, Any]]) -> bool:
     """Whether all SAEs are written. Raises UserError if one is of another training."""
     present = [name for name in records if (out / sae_id(name)).exists()]
     for name in present:
-        made = load_sae(out / sae_id(name)).record
+        made = read_record(out / sae_id(name))
         found = {key: made.get(key) for key in records[name]}
         check_same(out / sae_id(name), found, records[name], "an SAE")
     return len(present) == len(records)
@@ -339,21 +337,18 @@ def _follow(training: _Training, out: Path, follow: FollowConfig) -> None:
     if training.mesh.world.leads:
         names = follow.log_to or ()
         training.log = TrainingLog(out, training.at.steps, training.config.batch_size, names)
-    if follow.eval_tokens == 0 or not training.held_plan:
-        return
+    size, held = training.config.batch_size, training.held_plan
     if follow.eval_tokens:
-        training.every = max(1, round(follow.eval_tokens / training.config.batch_size))
-        return
-    sites, texts = len(training.sites), choose_texts(training.lm, training.held_plan).total
-    budget = _EVALUATED * training.steps * training.config.batch_size / max(texts, 1)
-    number = min(_EVALUATIONS, int((budget - 1 - sites) / sites))  # once: clean, and zeros by site
-    training.every = -(-training.steps // number) if number > 0 else 0
+        training.every = max(1, round(follow.eval_tokens / size)) if held else 0
+    elif follow.eval_tokens is None and held:
+        texts = choose_texts(training.lm, held)
+        training.every = steps_between(training.steps, size, len(training.sites), texts)
 
 
 def _train(training: _Training, say: Say) -> None:
     chunks, begin = training.chunks, training.at.chunk
     done = training.tokens(chunks[:begin]) + training.at.step * training.config.batch_size
-    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:])
+    reading = batches_by_chunk(training.lm, training.plan, chunks[begin:], training.mesh.world)
     with track(say, "train", training.tokens(chunks), done=done) as bar:
         for number, batches in enumerate(reading, begin):
             _train_chunk(training, number, batches, bar)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from importlib.util import find_spec
 from itertools import count
 from xml.etree import ElementTree
 
 import pytest
-from helpers import refused
+from helpers import contents, refused
 from helpers import training_lines as lines
 
 from saefeat.config import FollowConfig, TrainConfig
@@ -134,6 +135,17 @@ def test_the_curves_are_drawn_by_site(whole):
     recovered = sum(of["loss"]["recovered"] is not None for of in last)
     assert len(curves) == (2 * 2 + 1) * len(SITES) + recovered  # FVU and L0 also on held-out text
     assert recovered > 0
+
+
+def test_curves_that_a_killed_process_did_not_draw_are_drawn_by_the_same_command(
+    tmp_path, train, whole
+):
+    shutil.copytree(whole, tmp_path / "o")
+    (tmp_path / "o" / CURVES).unlink()
+    train(tmp_path / "o", None)
+    assert not (tmp_path / "o" / CURVES).exists()
+    train(tmp_path / "o")
+    assert contents(tmp_path / "o") == contents(whole)
 
 
 def test_curves_of_nothing_and_of_equal_values_are_drawn():

@@ -404,6 +404,21 @@ def test_what_a_finished_training_has_left_over_is_removed(
     assert contents(tmp_path / "other").keys() == before.keys()
 
 
+def test_a_checkpoint_is_kept_as_long_as_an_sae_cannot_be_read(stopped, trained, plan, tiny_lm):
+    out, _ = stopped
+    for each in trained[0].iterdir():
+        shutil.copytree(each, out / each.name)
+    path = out / sae_id(SITES[1]) / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-3])
+    before = contents(out)
+    with refused(f"{path} cannot be read"):
+        train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == before
+    shutil.rmtree(path.parent)
+    train_saes(tiny_lm, plan, SITES, out, CONFIG)
+    assert contents(out) == contents(trained[0])
+
+
 @pytest.mark.parametrize("after", [1, 4, 11, 14])
 def test_a_training_that_is_told_to_stop_saves_within_a_chunk(
     tmp_path, trained, plan, tiny_lm, after

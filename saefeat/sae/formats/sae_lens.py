@@ -64,6 +64,13 @@ def read(
     return replace(sae, record={**sae.record, "doubt": doubt})
 
 
+def read_record(directory: Path) -> dict[str, Any]:
+    """The record of an SAE, without its weights. Raises UserError if it cannot be read."""
+    where = directory / CFG
+    cfg = flatten(read_object(where), where)
+    return _record(cfg, own_entry(cfg, where))
+
+
 def convert(identity: str, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
     """The SAE of a configuration and a state dict of sae-lens. Raises UserError as `read` does."""
     return _build(identity, flatten(cfg, identity), tensors, (identity, identity), None)
