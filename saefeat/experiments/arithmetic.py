@@ -15,7 +15,7 @@ from typing import Any
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, ArithmeticConfig, Decoding
 from saefeat.experiments.frame import Question, carry_out, mean_of
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet, check_units, describe
 from saefeat.forcing import Measured
 from saefeat.io import UserError
 from saefeat.run.opened import OpenRun
@@ -93,12 +93,8 @@ def _check_units(
     config: ArithmeticConfig,
 ) -> None:
     """Raise UserError where an edit would have nothing to edit in any set."""
-    own = [each for each in sets if each.control is None]
     wanted = [*([] if config.keep_source else sources), *targets[: config.activate != "none"]]
-    for label in wanted if len(wanted) <= 2 else []:
-        if not any(each.count(label) for each in own):
-            names = ", ".join(each.name for each in own)
-            raise UserError(f"{label} has no units by {names}; choose other units", "units")
+    check_units(sets, wanted if len(wanted) <= 2 else [])
 
 
 class _Arithmetic:

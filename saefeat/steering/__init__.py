@@ -1,8 +1,9 @@
 """Steer generation: edits of a site's vectors, with a schedule, on an unmodified model.
 
 Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
-`clamp`, `ablate`, `shift`, `contrast`, and the amplifications of arXiv 2507.22581). Strength 1 is one force for all methods: the length of the
-difference of means at the site for `add`, the mean of the label for `clamp` and `replace`.
+`clamp`, `ablate`, `shift`, `contrast`, and the amplifications of arXiv 2507.22581). Strength 1 is
+one force for all methods: the length of the difference of means at the site for `add`, the mean of
+the label for `clamp` and `replace`.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _build_at(
         return [make(one.dictionary, one.units) for one in here]
     name, _, quantile = edit.partition(":")
     if name in _FOLLOWING:
-        how = _FOLLOWING[name] | ({"quantile": float(quantile)} if quantile else {})
+        how: dict[str, Any] = _FOLLOWING[name] | ({"quantile": float(quantile)} if quantile else {})
         return [follow(one.dictionary, one.units, **how) for one in here]
     if edit == "times":
         return [times(one.dictionary, one.units) for one in here]
