@@ -70,8 +70,9 @@ def read_facts(path: Path, columns: FactColumns) -> list[Fact]:
     for number, row in enumerate(local_rows(str(path), asked, None, Counter()), 1):
         for cell, (column, _) in zip(row, asked.named, strict=True):
             if not isinstance(cell, str) or not cell.strip():
-                raise UserError(f"{path}: row {number} has no text in the column {column}")
+                message = f"{path}: row {number} has no text in the column {column}"
+                raise UserError(message, "facts")
         facts.append(Fact(*(clean_text(cell).strip() for cell in row)))
     if not facts:
-        raise UserError(f"{path} holds no facts; write one per row")
+        raise UserError(f"{path} holds no facts; write one per row", "facts")
     return facts

@@ -27,6 +27,7 @@ from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code, own_label
 from saefeat.models import LanguageModel
 from saefeat.run.opened import OpenRun
+from saefeat.run.steer import find_label
 from saefeat.steering import apply
 
 NAME = "lss"
@@ -75,7 +76,10 @@ def lss(
                 "panels": ["units", "edit", "base"],
             }
         ],
-        ["A fact whose difference does not change counts as no shift."],
+        [
+            "Edits that favour no language shift about half of the facts; compare with random "
+            "units. A difference that does not change at all counts as no shift."
+        ],
     )
     by_name = {each.name: each for each in sets}
     of: dict[str, tuple[UnitSet | None, str, float]] = {"none": (None, "none", 0.0)}
@@ -98,18 +102,21 @@ def _choose_facts(opened: OpenRun, config: LSSConfig, table: Path | None) -> lis
         return own_label(label, labels) or label
 
     facts = [fact._replace(base=own(fact.base), target=own(fact.target)) for fact in read]
-    bases, targets = {own(x) for x in config.from_ or ()}, {own(x) for x in config.to or labels}
+    bases = {own(label) for label in config.from_ or ()}
+    asked = {find_label(opened, label) for label in config.to or ()}
     if table is None and config.from_ is None:  # English; where there is none, all
         bases = {fact.base for fact in facts if fasttext_code(fact.base) == "en"}
     found: list[Fact] = []
     seen: dict[tuple[str, str], int] = {}
     for fact in facts:
         pair = fact.base, fact.target
-        if (fact.base in bases or not bases) and fact.target in targets:
+        if (fact.base in bases or not bases) and fact.target in (asked or labels):
             seen[pair] = seen.get(pair, 0) + 1
             if config.max_facts is None or seen[pair] <= config.max_facts:
                 found.append(fact)
-    missing = set(map(own, config.to or ())) - {fact.target for fact in found}
+    if unknown := {fact.target for fact in facts} - {*labels}:
+        opened.say(f"note: the run has no label {', '.join(sorted(unknown))}; its facts are unused")
+    missing = asked - {fact.target for fact in found}
     if missing or not found:
         where = "embedded facts" if table is None else str(table)
         into = ", ".join(sorted(missing)) or "the labels of the run"
@@ -136,8 +143,9 @@ def _encode(lm: LanguageModel, facts: Sequence[Fact]) -> list[_Encoded]:
         texts = [f"{fact.prompt} {each}" for each in (fact.target_object, fact.base_object)]
         target, base = encode_prompts(lm, texts, 0)
         counts = len(target) - len(prompt), len(base) - len(prompt)
-        if min(counts) < 1:
-            raise UserError(f"the object of {texts[counts[0] > 0]!r} adds no token to its prompt")
+        for text, count in zip(texts, counts, strict=True):
+            if count < 1:
+                raise UserError(f"the object of {text!r} adds no token to its prompt")
         found.append(_Encoded(fact.base, (target, base), counts))
     return found
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from saefeat.artefacts.experiments import Cell, Row
 from saefeat.config import SweptEdits
-from saefeat.steering import check_strength
 from saefeat.steering.changes import check_edit
 
 _COLUMNS = ("units", "edit", "factor")
@@ -14,11 +13,9 @@ Setting = tuple[Cell, ...]  # the values of these columns
 
 
 def edits_and_factors(config: SweptEdits) -> list[tuple[str, float]]:
-    """The edits at each factor. Raises UserError for an unknown edit or a factor like nan."""
+    """The edits at each factor. Raises UserError for an unknown edit."""
     for edit in config.edits:
         check_edit(edit, "edits")
-    for factor in config.factors:
-        check_strength(factor)
     edits, factors = dict.fromkeys(config.edits), dict.fromkeys(config.factors)
     return [(edit, factor) for edit in edits for factor in factors]
 
