@@ -493,6 +493,67 @@ class MixConfig(ExperimentUnits):
 
 
 @dataclass(frozen=True, config=STRICT)
+class SweptEdits(ExperimentUnits):
+    """Which edits amplify units, and by what factors (arXiv 2507.22581)."""
+
+    edits: tuple[str, ...] = about(
+        "Edits: pmax, pmedian (patched with the label's sentences), max, add-max, quantile, "
+        "quantile:0.5 (of the values of the token; with pass- before, of all tokens), constant, "
+        "times, and all others of steering.",
+        ("pmax", "pmedian", "max"),
+        min_length=1,
+        kw_only=True,
+    )
+    factors: tuple[float, ...] = about(
+        "What the value of an edit is multiplied by; of constant it is the value, of times the "
+        "factor of the present value. 0 edits nothing.",
+        (1.0, 2.0),
+        min_length=1,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AmplifyConfig(SweptEdits):
+    """What `saefeat steer amplify` amplifies and measures."""
+
+    labels: tuple[str, ...] | None = about("Amplify units of these labels; default all.", None)
+    sentences: int = about("Test texts per label.", 4, ge=1)
+    edits: tuple[str, ...] = about(
+        "Edits, as in steer lss.", ("pmax", "pmedian"), min_length=1, kw_only=True
+    )
+    factors: tuple[float, ...] = about(
+        "Factors, as in steer lss.", (1.0,), min_length=1, kw_only=True
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class FactColumns:
+    """Names of the columns of a table of facts."""
+
+    prompt_column: str = about("Column with the prompt, in base.", "prompt", kw_only=True)
+    base_column: str = about("Column with the label of the prompt.", "base", kw_only=True)
+    target_column: str = about("Column with the label that is amplified.", "target", kw_only=True)
+    base_object_column: str = about(
+        "Column with the object in base, what follows the prompt.", "base_object", kw_only=True
+    )
+    target_object_column: str = about(
+        "Column with the same object in target.", "target_object", kw_only=True
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class LSSConfig(SweptEdits, FactColumns):
+    """What `saefeat steer lss` amplifies and scores."""
+
+    from_: tuple[str, ...] | None = about(
+        "Labels of the prompts; default all of a table, and English of the embedded facts.", None
+    )
+    to: tuple[str, ...] | None = about("Amplify units of these labels; default all.", None)
+    max_facts: int | None = about("Facts per pair of labels; default all.", None, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

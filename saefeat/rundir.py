@@ -30,6 +30,7 @@ from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import TopExamples
 from saefeat.statistics.files import list_stats, load_stats, stats_file
 from saefeat.statistics.histograms import Histograms
+from saefeat.statistics.responses import Responses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,6 +81,7 @@ class RunDir:
         self.saes = root / "saes"  # those that the run has trained
         self.stats = root / "stats"
         self.bags = root / Bags.FOLDER
+        self.responses = root / Responses.FOLDER  # of units to examples
         self.histograms = root / Histograms.FOLDER  # of the firing values of units
         self.examples = root / TopExamples.FOLDER  # highest-activating passages
         self.shown = self.examples / "shown.json"  # what the report shows of ranked units

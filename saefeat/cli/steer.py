@@ -22,10 +22,12 @@ from saefeat.config import (
     MATRIX_EDITS,
     UNSTEERED,
     AblateConfig,
+    AmplifyConfig,
     ArithmeticConfig,
     Decoding,
     FallbackConfig,
     GenerateConfig,
+    LSSConfig,
     MatrixConfig,
     SweepConfig,
 )
@@ -217,6 +219,32 @@ def steer_ablate(run: Run, config: AblateConfig, out: Result = None) -> None:
     from saefeat.experiments.ablation import ablate_sets
 
     print_experiment(ablate_sets(load_run(run), config, out))
+
+
+@app.command("lss")
+@with_options
+def steer_lss(
+    run: Run,
+    config: LSSConfig,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="Facts (.csv, .tsv, .jsonl, .parquet); default embedded capitals."),
+    ] = None,
+    out: Result = None,
+) -> None:
+    """Amplify units, and count how often the model then prefers the target's word (LSS)."""
+    from saefeat.experiments.lss import lss
+
+    print_experiment(lss(load_run(run), config, facts, out))
+
+
+@app.command("amplify")
+@with_options
+def steer_amplify(run: Run, config: AmplifyConfig, out: Result = None) -> None:
+    """Amplify the units of each label, and measure the likelihood of all labels' text."""
+    from saefeat.experiments.amplification import amplify
+
+    print_experiment(amplify(load_run(run), config, out))
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

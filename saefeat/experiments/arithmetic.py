@@ -15,7 +15,7 @@ from typing import Any
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, ArithmeticConfig, Decoding
 from saefeat.experiments.frame import Question, carry_out, mean_of
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet, check_units, describe
 from saefeat.forcing import Measured
 from saefeat.io import UserError
 from saefeat.run.opened import OpenRun
@@ -49,7 +49,7 @@ def arithmetic(
     sets = units.find(config.units)
     named = list(sources) if config.from_ and not config.keep_source else []
     named += targets if config.to and config.activate != "none" else []
-    _check_units(sets, named)
+    check_units(sets, named)
     experiment = _Arithmetic(bench, units, config, prompts, targets)
     question = Question(
         NAME,
@@ -86,14 +86,6 @@ def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
     if unknown := [label for label in found if label not in judged]:
         raise UserError(f"fastText cannot judge {unknown[0]}; choose another label", name)
     return found
-
-
-def _check_units(sets: Sequence[UnitSet], labels: Sequence[str]) -> None:
-    """Raise UserError for a label without units in all sets."""
-    for label in labels:
-        if not any(each.count(label) for each in sets):
-            names = ", ".join(each.name for each in sets if each.control is None)
-            raise UserError(f"{label} has no units by {names}; choose other units", "units")
 
 
 class _Arithmetic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from saefeat.run.chosen import Chosen, Opened, at_sites, chosen_units, every_uni
 from saefeat.run.matrix import own_features
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers, rank
-from saefeat.run.steer import collect_sites
+from saefeat.run.steer import collect_sites, find_label
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.steering import Change
-from saefeat.steering.changes import Collected, Units, build_changes
+from saefeat.steering.changes import Collected, NoUnits, Units, build_changes
+from saefeat.steering.patches import Patches, collect_patches, read_patches
 
 NEURONS, FEATURES = "neurons", "features"
 _TOP_RATE = 0.05  # of LAPE: between 1 and 5 % in the experiments on steering
@@ -49,6 +50,8 @@ class UnitBench:
 
     opened: OpenRun
     source_label: str | None = None
+    _found: set[str] = field(default_factory=set, repr=False)  # dictionaries of all sets
+    _patches: dict[str, dict[str, Patches]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def read(self) -> Callable[[str], Stats]:
@@ -57,7 +60,20 @@ class UnitBench:
 
     @cached_property
     def collected(self) -> Collected:
-        return Collected(self.read, self.source_label, self.opened.lm.device)
+        return Collected(self.read, self.source_label, self.opened.lm.device, self._patch)
+
+    def _patch(self, dictionary: Dictionary, label: str) -> Patches:
+        """Values of the patched edits, from collected responses or from the texts of the label."""
+        files, known = self.opened.files, self._patches.setdefault(label, {})
+        if dictionary.id not in known:
+            if (files.responses / dictionary.id).is_dir():
+                header = self.read(dictionary.id).header
+                known[dictionary.id] = read_patches(files.stats, header, label)
+            else:  # one pass for all dictionaries that may be asked for
+                names = sorted({*self._found, dictionary.id} - known.keys())
+                every = [self.dictionaries.edit(name) for name in names]
+                known |= collect_patches(self.opened.lm, self.opened.plan, every, label)
+        return known[dictionary.id]
 
     @cached_property
     def dictionaries(self) -> Opened:
@@ -86,8 +102,8 @@ class UnitBench:
         """
         if len({each.name for each in found}) < len(found):
             raise UserError("two sets of units have the same name", "units")
-        names = every_unit([each.chosen for each in found])
-        self.dictionaries.check_room(names, "the experiment")
+        self._found.update(every_unit([each.chosen for each in found]))
+        self.dictionaries.check_room(sorted(self._found), "the experiment")
         twins = random_twins([each.chosen for each in found], self.read)
         pairs = zip(found, twins, strict=True)
         return [
@@ -159,6 +175,35 @@ def merge_changes(*several: Mapping[str, Sequence[Change]]) -> dict[str, list[Ch
     for changes in several:
         for site, here in changes.items():
             found.setdefault(site, []).extend(here)
+    return found
+
+
+def check_units(sets: Sequence[UnitSet], labels: Sequence[str]) -> None:
+    """Raise UserError for a label that has no units in any set but random ones."""
+    own = [each for each in sets if each.control is None]
+    for label in labels:
+        if not any(each.count(label) for each in own):
+            names = ", ".join(each.name for each in own)
+            raise UserError(f"{label} has no units by {names}; choose other units", "units")
+
+
+def with_units(
+    opened: OpenRun, sets: Sequence[UnitSet], asked: Sequence[str] | None, labels: Sequence[str]
+) -> list[str]:
+    """The labels asked for, or those of `labels` that have units; labels without are reported.
+
+    Raises UserError for an unknown label and for one that is asked for and has no units, NoUnits
+    where no label has any.
+    """
+    if asked is not None:
+        found = list(dict.fromkeys(find_label(opened, label) for label in asked))
+        check_units(sets, found)
+        return found
+    found = [label for label in labels if any(each.count(label) for each in sets)]
+    if not found:
+        raise NoUnits("no label has units; choose other units", "units")
+    if without := [label for label in labels if label not in found]:
+        opened.say(f"note: {', '.join(without)} have no units; they are left out")
     return found
 
 

@@ -19,6 +19,7 @@ from saefeat.forcing import Measured, Reference
 from saefeat.generation import encode_prompts, text_losses
 from saefeat.lid.features import featurize
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
+from saefeat.models import LanguageModel
 from saefeat.run.chosen import Chosen, Opened, at_sites, every_unit
 from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.grids import english_prompts
@@ -31,6 +32,18 @@ from saefeat.steering.changes import Collected, build_changes
 LENGTHS = {"all": None, "20": 20}  # characters of the texts that are identified
 
 Values = dict[str, Any]
+
+
+def losses_by_label(
+    lm: LanguageModel, texts: Mapping[str, Sequence[str]]
+) -> dict[str, list[float | None]]:
+    """Mean NLL of each text under the model as it is now, by label; None where there is none."""
+    flat = [text for some in texts.values() for text in some]
+    found = iter(text_losses(lm, flat, TOKEN_LIMIT))
+    return {
+        label: [None if math.isnan(loss := next(found)) else loss for _ in some]
+        for label, some in texts.items()
+    }
 
 
 @dataclass
@@ -108,13 +121,8 @@ class Trials:
             changes = build_changes(
                 "ablate", at_sites(units, self.dictionaries.edit), "", self.collected
             )
-        flat = [text for some in self.texts.values() for text in some]
         with apply(self.opened.lm, changes, 1.0, CONSTANT):
-            found = iter(text_losses(self.opened.lm, flat, TOKEN_LIMIT))
-        return {
-            label: [None if math.isnan(loss := next(found)) else loss for _ in some]
-            for label, some in self.texts.items()
-        }
+            return losses_by_label(self.opened.lm, self.texts)
 
     # ----------------------------------------------------------------- steering
 
