@@ -69,9 +69,9 @@ class Prompt:
         """The vectors of the last token at sites: float32 [1, d]."""
         paths = {site: self.lm.site(site).path for site in sites}
         inputs = self.inputs(1)
-        with capture(self.lm.model, tuple(dict.fromkeys(paths.values()))) as captured:
-            with torch.no_grad():
-                found = captured.run(self.lm.model, **inputs)
+        several = tuple(dict.fromkeys(paths.values()))
+        with capture(self.lm.model, several) as captured, torch.no_grad():
+            found = captured.run(self.lm.model, **inputs)
         return {site: found[path][:, -1].float() for site, path in paths.items()}
 
 
@@ -217,15 +217,18 @@ class Scorer:
             )
         if normed := dictionary.site.startswith(_NEURONS) and self._normed(dictionary.site):
             out = Identity(normed[0], v.shape[1])
-            every = torch.arange(out.width, device=v.device)
-            whole = integrated_gradients(prompt, answer, out, every, self.steps)
+            whole_width = torch.arange(out.width, device=v.device)
+            whole = integrated_gradients(prompt, answer, out, whole_width, self.steps)
             attribution = m * (v @ whole.gradient)
         else:
             whole = integrated_gradients(prompt, answer, dictionary, units, self.steps)
             attribution = whole.attribution
         parts = (m.abs() * v.norm(dim=1), m * (v @ e), attribution)
-        spread = [torch.zeros_like(values).index_copy_(0, units, part).cpu() for part in parts]
-        return Scores(values.cpu(), *spread, whole.probability, whole.zeroed)
+        contribution, effective, attributed = (
+            torch.zeros_like(values).index_copy_(0, units, part).cpu() for part in parts
+        )
+        ends = whole.probability, whole.zeroed
+        return Scores(values.cpu(), contribution, effective, attributed, *ends)
 
     def _written(
         self, dictionary: Dictionary, units: Tensor, values: Tensor, vectors: Mapping[str, Tensor]

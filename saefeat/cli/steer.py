@@ -22,6 +22,8 @@ from saefeat.config import (
     MATRIX_EDITS,
     UNSTEERED,
     ArithmeticConfig,
+    AttributionConfig,
+    CategoriesConfig,
     Decoding,
     GenerateConfig,
     MatrixConfig,
@@ -195,6 +197,24 @@ def steer_arithmetic(
     from saefeat.experiments.arithmetic import arithmetic
 
     print_experiment(arithmetic(load_run(run), config, decoding, out))
+
+
+@app.command("attribute")
+@with_options
+def steer_attribute(run: Run, config: AttributionConfig, out: Result = None) -> None:
+    """Attribute the next token to classes of units, layer by layer."""
+    from saefeat.experiments.attribution import attribute
+
+    print_experiment(attribute(load_run(run), config, out))
+
+
+@app.command("categories")
+@with_options
+def steer_categories(run: Run, config: CategoriesConfig, out: Result = None) -> None:
+    """Switch off classes of units; measure the loss of every label, and answers."""
+    from saefeat.experiments.categories import categories
+
+    print_experiment(categories(load_run(run), config, out))
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

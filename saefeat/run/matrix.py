@@ -57,7 +57,7 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
         clear_finished(out, request)
         opened.say(f"{out} is complete already")
         return opened.files.load_matrix(out)
-    _check_room(opened)
+    check_room(opened)
     with resume(out, request, "the matrix", lm.threads, opened.say) as checkpoint:
         done = _measure_rows(opened, texts, config, checkpoint)
         result: PerplexityMatrix = {
@@ -109,14 +109,15 @@ def _measure_rows(
     return done
 
 
-def _check_room(opened: OpenRun) -> None:
+def check_room(opened: OpenRun) -> None:
+    """Raise CannotSteer when the encoders of all SAEs together do not fit in memory."""
     saes, device = opened.saes, opened.lm.device
     if not encoders_fit(saes, device):
         needed, there = sum(working_bytes(x, device) for x in saes), dictionary_budget(device)
         raise CannotSteer(
-            f"the matrix edits all {len(saes)} SAEs together, whose encoders take "
+            f"the experiment edits all {len(saes)} SAEs together, whose encoders take "
             f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
-            "Measure it over a run with fewer or narrower SAEs"
+            "Make it over a run with fewer or narrower SAEs"
         )
 
 
