@@ -554,6 +554,53 @@ class LSSConfig(SweptEdits, FactColumns):
 
 
 @dataclass(frozen=True, config=STRICT)
+class UnitClasses:
+    """How the units of a run are sorted into classes, and a table of prompts with answers."""
+
+    pools: tuple[str, ...] = about(
+        "Units: neurons (of all layers), features (of all SAEs).",
+        ("neurons", "features"),
+        min_length=1,
+        kw_only=True,
+    )
+    classes: str | None = about(
+        "Classes of units: inputs (all-shared, partial-shared, specific, non-activated on each "
+        "parallel input), sharing (the one of these that a unit has on most inputs), ternary "
+        "(specific, related, general), owners (one, several, all labels by LAPE), or the owners "
+        "by a rule or a file of a selection. Default inputs where texts are parallel, else "
+        "ternary.",
+        None,
+        kw_only=True,
+    )
+    threshold: float = about("A unit is active above it; by inputs or sharing.", 0.0, kw_only=True)
+    table: str | None = about(
+        "Table (.csv, .tsv, .jsonl) with prompt, answer, label and, if there are some, id (shared "
+        "by translations) and options (separated by |).",
+        None,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AttributionConfig(UnitClasses):
+    """What `saefeat steer attribute` attributes to units (arXiv 2406.09265)."""
+
+    prompts: int = about("Prompts per label.", 8, ge=1)
+    tokens: int = about(
+        "Tokens of a test text that are a prompt; the next is the answer.", 16, ge=1
+    )
+    steps: int = about("Steps of integrated gradients.", 20, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CategoriesConfig(UnitClasses):
+    """What `saefeat steer categories` switches off and measures (2406.09265, 2505.21505)."""
+
+    only: tuple[str, ...] | None = about("Classes to switch off; default all.", None, kw_only=True)
+    sentences: int = about("Test texts per label; 0 for none.", 30, ge=0)
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

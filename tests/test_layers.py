@@ -20,6 +20,7 @@ ROOMS = [
     ["lid", "baselines"],
     ["certainty"],
     ["steering"],
+    ["attribution"],
     ["lens"],
     ["evaluation", "forcing"],
     ["methods", "overlap"],

@@ -24,6 +24,8 @@ from saefeat.config import (
     AblateConfig,
     AmplifyConfig,
     ArithmeticConfig,
+    AttributionConfig,
+    CategoriesConfig,
     Decoding,
     FallbackConfig,
     GenerateConfig,
@@ -245,6 +247,24 @@ def steer_amplify(run: Run, config: AmplifyConfig, out: Result = None) -> None:
     from saefeat.experiments.amplification import amplify
 
     print_experiment(amplify(load_run(run), config, out))
+
+
+@app.command("attribute")
+@with_options
+def steer_attribute(run: Run, config: AttributionConfig, out: Result = None) -> None:
+    """Attribute the next token to classes of units, layer by layer."""
+    from saefeat.experiments.attribution import attribute
+
+    print_experiment(attribute(load_run(run), config, out))
+
+
+@app.command("categories")
+@with_options
+def steer_categories(run: Run, config: CategoriesConfig, out: Result = None) -> None:
+    """Switch off classes of units; measure the loss of every label, and answers."""
+    from saefeat.experiments.categories import categories
+
+    print_experiment(categories(load_run(run), config, out))
 
 
 def print_steering(metrics: SteeringMetrics) -> None:

@@ -24,7 +24,7 @@ from saefeat.steering.changes import Collected, NoUnits, Units, build_changes
 from saefeat.steering.patches import Patches, collect_patches, read_patches
 
 NEURONS, FEATURES = "neurons", "features"
-_TOP_RATE = 0.05  # of LAPE: between 1 and 5 % in the experiments on steering
+TOP_RATE = 0.05  # of LAPE: between 1 and 5 % in the experiments on steering
 _TOP = 100  # features per label and SAE
 
 
@@ -116,7 +116,7 @@ class UnitBench:
         if name == FEATURES:
             return own_features(self.collected, self.opened.saes, _TOP)
         if name == NEURONS:
-            return chosen_units(lape(self._neuron_stats(), top_rate=_TOP_RATE))
+            return chosen_units(lape(self._neuron_stats(), top_rate=TOP_RATE))
         if name in METHODS:
             return chosen_units(rank(self.opened.files.stats, name))
         if not Path(name).exists():
