@@ -518,7 +518,7 @@ class AmplifyConfig(SweptEdits):
     """What `saefeat steer amplify` amplifies and measures."""
 
     labels: tuple[str, ...] | None = about("Amplify units of these labels; default all.", None)
-    sentences: int = about("Test texts per label.", 4, ge=1)
+    sentences: int = about("Test texts per label.", 3, ge=1)
     edits: tuple[str, ...] = about(
         "Edits, as in steer lss.", ("pmax", "pmedian"), min_length=1, kw_only=True
     )
