@@ -78,9 +78,9 @@ def carry_out(
                 begun = time.monotonic()
                 done[part] = measure(part)
                 checkpoint.save({"rows": done})
-                if number == 0 and len(left) > 1:
-                    minutes = (time.monotonic() - begun) * (len(left) - 1) / 60
-                    opened.say(f"{name}: {len(left) - 1} more parts, about {minutes:.1f} minutes")
+                if number == 1 and len(left) > 2:  # the first is often the unedited model
+                    minutes = (time.monotonic() - begun) * (len(left) - 2) / 60
+                    opened.say(f"{name}: {len(left) - 2} more parts, about {minutes:.1f} minutes")
                 bar.set_postfix_str(part, refresh=False)
                 bar.update()
         rows = [row for part in parts for row in done[part]]
