@@ -601,6 +601,66 @@ class CategoriesConfig(UnitClasses):
 
 
 @dataclass(frozen=True, config=STRICT)
+class ScoreConfig:
+    """How `saefeat steer score` reads a table of texts, and who judges their quality."""
+
+    text_column: str = about("Column with the texts.", TEXT)
+    label_column: str = about("Column with the label that each text should be in.", LABEL)
+    rating_column: str | None = about("Column with ratings of quality: 0, 1 or 2.", None)
+    judge_command: str | None = about(
+        "Shell command that rates quality: it reads a JSON object a line (prompt, text, label) and "
+        "prints 0, 1, 2 or an empty line for each.",
+        None,
+    )
+    model: str | None = about(
+        "Model that measures the perplexity of texts and twins; the table has the columns prompt "
+        "and twin.",
+        None,
+    )
+    judge_model: str | None = about(
+        "Model of fastText that judges the language; default the embedded lid.176.ftz.", None
+    )
+    words: str | None = about(
+        "File with English words, one a line: errors in text of other scripts; default all words "
+        "in Latin letters.",
+        None,
+    )
+    device: str = about("auto, cpu, cuda, cuda:1, ...", "auto")
+    dtype: str = about("Of the model: auto, float32, bfloat16, float16.", "auto")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TranslateConfig(SteeringSource):
+    """What `saefeat steer translate` translates (arXiv 2510.07213)."""
+
+    table: str = about(
+        "File with sentences to translate: .jsonl, .csv, .tsv or .parquet.", kw_only=True
+    )
+    source_column: str = about("Column with the sentence in the source language.", "source")
+    reference_column: str = about("Column with its translation.", "reference")
+    label_column: str = about("Column with the label of the translation.", LABEL)
+    labels: tuple[str, ...] | None = about("Translate into these labels only.", None)
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
+    strength: float | None = about("Default the best of each label's sweep.", None)
+    sentences: int = about("Sentences per label.", 24, ge=1)
+    repetition_penalty: float = about("Divides the logits of tokens that occurred.", 1.1, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class HarnessConfig(SteeringSource):
+    """What `saefeat steer lm-eval` measures with lm-evaluation-harness."""
+
+    label: str = about("Label to steer towards.", kw_only=True)
+    tasks: tuple[str, ...] = about("Tasks of lm-eval.", min_length=1, kw_only=True)
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
+    strength: float | None = about("Default the best of the label's sweep.", None)
+    include_path: str | None = about("Directory with further tasks.", None)
+    few_shot: int | None = about("Examples before each item; default as in the task.", None, ge=0)
+    limit: int | None = about("Items per task; default all.", None, ge=1)
+    batch_size: int = about("Items that are run together.", 8, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
 class CompareConfig(SteeringSource):
     """What `saefeat compare` measures of each rule that chooses units."""
 

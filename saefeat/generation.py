@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ def generate(
     decoding: Decoding,
     *,
     repeat: int | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | None = None,
 ) -> list[list[int]]:
     """Generate the new tokens of each prompt, cut at the first end-of-text token.
 
@@ -75,8 +78,11 @@ def generate(
         prompts: token ids, BOS included.
         repeat: prompts i and i + repeat are the same prompt under different edits, and share their
             random numbers; None: all prompts differ.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens that
+            the prompt or the text so far has.
+        stop: a text ends with the first token whose own text has this; the token is kept.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     ends = _end_tokens(lm)
     generator = torch.Generator().manual_seed(decoding.seed)
@@ -92,7 +98,11 @@ def generate(
     rows: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         ids, mask = _pad_left(lm, prompts[start : start + BATCH])
-        processors = []
+        processors, criteria = [], StoppingCriteriaList()
+        if repetition_penalty != 1:
+            processors.append(_Penalty(repetition_penalty, mask))
+        if stop is not None:
+            criteria.append(_StopAfter(lm, stop))
         if decoding.temperature > 0:
             numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
             gumbel = -(-numbers.log()).log().to(ids.device)
@@ -103,6 +113,7 @@ def generate(
                 attention_mask=mask,
                 generation_config=options,
                 logits_processor=processors,
+                stopping_criteria=criteria,
                 **_keep_logits(lm, 1),
             )
         rows += out[:, ids.shape[1] :].tolist()
@@ -129,6 +140,38 @@ class _Sampler:
         noise = self.noise[:, ids.shape[1] - self.start, : best.values.shape[1]]
         pick = (best.values.float() / self.decoding.temperature + noise).argmax(1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(1, best.indices.gather(1, pick), 0.0)
+
+
+class _Penalty:
+    """Repetition penalty (arXiv 1909.05858) as a logits processor. Padding is not penalised.
+
+    `mask`: int64 [rows, tokens], 0 on the padding of the prompts.
+    """
+
+    def __init__(self, penalty: float, mask: Tensor) -> None:
+        self.penalty, self.padding = penalty, mask == 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        seen = ids.clone()
+        start = self.padding.shape[1]
+        seen[:, :start] = torch.where(self.padding, ids[:, start - 1, None], ids[:, :start])
+        old = scores.gather(1, seen)
+        new = torch.where(old > 0, old / self.penalty, old * self.penalty)
+        return scores.scatter(1, seen, new)
+
+
+class _StopAfter:
+    """Stops a text after a token whose own text has a string."""
+
+    def __init__(self, lm: LanguageModel, string: str) -> None:
+        self.lm, self.string = lm, string
+        self.known: dict[int, bool] = {}
+
+    def __call__(self, ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
+        last = ids[:, -1].tolist()
+        for token in set(last) - self.known.keys():
+            self.known[token] = self.string in self.lm.tokenizer.decode([token])
+        return torch.tensor([self.known[token] for token in last], device=ids.device)
 
 
 def texts_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -218,7 +261,7 @@ def _group_by_length(
         yield group
 
 
-def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
+def distinct_trigrams(rows: Iterable[Sequence[int] | Sequence[str]]) -> float:
     """Share of distinct trigrams of tokens per row, mean over rows of at least 3 tokens."""
     trigrams = [list(zip(row, row[1:], row[2:], strict=False)) for row in rows]
     shares = [len(set(found)) / len(found) for found in trigrams if found]

@@ -19,6 +19,7 @@ import torch
 from helpers import Interrupt
 
 from saefeat import memory
+from saefeat.cli.steer import print_steering
 from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
@@ -179,10 +180,17 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     )
     assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
     assert set(metrics["own"]) == {"de", "th"}
-    assert set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
+    assert set(metrics["own"]["de"]) == {
+        "forcing",
+        "perplexity",
+        "distinct3",
+        "perplexity_in_context",
+    }
     names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half"}
     names |= {"forcing", "perplexity"}
-    assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
+    names |= {"distinct3", "score", "score_ci", "score_in_context", "score_in_context_ci"}
+    assert all(names | {"lpr", "wpr", "lcpr"} <= set(row) for row in metrics["rows"])
+    assert all("score_in_context_ci" in row for row in metrics["summary"])
     methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
         for half in ("tune", "report"):
@@ -219,6 +227,32 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
     assert not list(out.rglob("*-partial"))
+
+
+def test_a_sweep_of_an_earlier_version_is_readable_and_not_complete(bench, out, saefeat):
+    target, grid = out / "steering" / "metrics.json", small_grid(bench)[:1]
+    sweep(bench, grid, PROMPTS, target, labels=["de"])
+    metrics = json.loads(target.read_text())
+    for row in (*metrics["rows"], *metrics["summary"], *metrics["own"].values()):
+        for name in [name for name in row if "in_context" in name or name.endswith("pr")]:
+            del row[name]
+    old = {**metrics, "request": "of another version"}
+    target.write_text(json.dumps(old))
+    found = RunDir(out).load_steering_metrics()
+    assert found["rows"][0]["score"] == metrics["rows"][0]["score"]
+    print_steering(found)
+    assert saefeat("report", out)[0] == 0
+    sweep(bench, grid, PROMPTS, target, labels=["de"])
+    assert "score_in_context" in json.loads(target.read_text())["summary"][0]
+
+
+def test_continuations_say_whether_their_lines_and_words_pass(bench):
+    rows = continue_prompts(bench, "de", PROMPTS, load_recipe(bench, "de"))
+    texts = [row["text"] for row in rows]
+    lines, words = bench.passes(texts, "de")
+    assert [row["line_pass"] for row in rows] == lines
+    assert [row["word_pass"] for row in rows] == words
+    assert all(0 < row[name] <= 1 for row in rows for name in ("distinct3", "distinct3_twin"))
 
 
 def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):

@@ -180,14 +180,18 @@ def print_table(
 def print_experiment(result: Mapping[str, Any]) -> None:
     """Print the summary of an experiment."""
     typer.echo(result["title"])
-    rows = result["summary"]
+    print_rows(result["summary"])
+    for note in result["notes"]:
+        typer.echo(note)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same columns, under their names."""
     names = list(rows[0]) if rows else []
     cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
     numbers = [i for i, name in enumerate(names) if not isinstance(rows[0][name], str)]
     if names:
         print_table(cells, right=numbers)
-    for note in result["notes"]:
-        typer.echo(note)
 
 
 def _cell(value: Any) -> str:

@@ -1,9 +1,10 @@
-"""`saefeat steer`: generate, sweep, matrix."""
+"""`saefeat steer`: generation, its measures, and experiments with edited units."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,8 @@ from saefeat.cli.common import (
     input_lines,
     load_run,
     print_experiment,
+    print_rows,
+    say,
     with_options,
 )
 from saefeat.config import (
@@ -29,9 +32,12 @@ from saefeat.config import (
     Decoding,
     FallbackConfig,
     GenerateConfig,
+    HarnessConfig,
     LSSConfig,
     MatrixConfig,
+    ScoreConfig,
     SweepConfig,
+    TranslateConfig,
 )
 from saefeat.io import UserError
 
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
 Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
-_WIDTHS = "{:10}{:>7}{:>16}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
+_WIDTHS = "{:10}{:>7}{:>16}{:>12}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
 
 
 @app.command("generate")
@@ -267,13 +273,81 @@ def steer_categories(run: Run, config: CategoriesConfig, out: Result = None) -> 
     print_experiment(categories(load_run(run), config, out))
 
 
+@app.command("score")
+@with_options
+def steer_score(
+    file: Annotated[Path, typer.Argument(help="Table: .jsonl, .csv, .tsv or .parquet.")],
+    config: ScoreConfig,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line.")
+    ] = False,
+) -> None:
+    """Score texts that should be in a label: forcing, language confusion, CLaS-Bench's score."""
+    from saefeat.scoring import score_file
+
+    rows = score_file(file, config, say)
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    shown = [{**row, "label": row["label"] or "all"} for row in rows]
+    print_rows(shown)
+    if not rows[-1]["rated"]:
+        typer.echo(
+            "no text has a rating of its quality, so there is no score; give --rating-column, "
+            "--judge-command or --model"
+        )
+
+
+@app.command("translate")
+@with_options
+def steer_translate(
+    run: Run,
+    config: TranslateConfig,
+    decoding: Annotated[
+        Decoding,
+        Fields(
+            "max_new_tokens",
+            "temperature",
+            "seed",
+            preset={"max_new_tokens": 128, "temperature": 0.0},
+        ),
+    ],
+    out: Result = None,
+) -> None:
+    """Translate a table, steered and unsteered: share in the language, BLEU, chrF."""
+    from saefeat.experiments.translate import translate
+
+    print_experiment(translate(load_run(run), config, decoding, out))
+
+
+@app.command("lm-eval")
+@with_options
+def steer_lm_eval(run: Run, config: HarnessConfig, out: Result = None) -> None:
+    """Measure tasks of lm-evaluation-harness, steered and unsteered."""
+    from saefeat.experiments.harness import lm_eval
+
+    print_experiment(lm_eval(load_run(run), config, out))
+
+
 def print_steering(metrics: SteeringMetrics) -> None:
     """Print the summary of each method."""
-    typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    columns = ("", "score", "95 %", "forcing", "perplexity", "distinct3", "reached")
+    own = metrics["own"].values()
+    alone = fmean(one["perplexity"] for one in own)
+    after = [known for one in own if (known := one.get("perplexity_in_context"))]
+    words = f", after the prompts {fmean(after):.1f}" if after else ""
+    typer.echo(
+        f"{metrics['prompts']} prompts, mean over {len(own)} labels; perplexity of the model's own "
+        f"text {alone:.1f}{words}"
+    )
+    columns = ("", "score", "95 %", "in context", "forcing", "perplexity", "distinct3", "reached")
     typer.echo(_WIDTHS.format(*columns))
     for row in metrics["summary"]:
         low, high = row["score_ci"]
         cells = [row["method"], f"{row['score']:.3f}", f"{low:.3f} - {high:.3f}"]
-        cells += [f"{row['forcing']:.3f}", _number(row["perplexity"], 1)]
+        cells += [
+            _number(row.get("score_in_context"), 3),
+            f"{row['forcing']:.3f}",
+            _number(row["perplexity"], 1),
+        ]
         typer.echo(_WIDTHS.format(*cells, _number(row["distinct3"], 3), row["reached"]))

@@ -79,12 +79,10 @@ def arithmetic(
 
 def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
     """The labels asked for, or all that can be judged."""
-    judged = bench.judged_labels(with_source=True)
     if asked is None:
-        return judged
+        return bench.judged_labels(with_source=True)
     found = list(dict.fromkeys(find_label(bench.opened, label) for label in asked))
-    if unknown := [label for label in found if label not in judged]:
-        raise UserError(f"fastText cannot judge {unknown[0]}; choose another label", name)
+    bench.judge.check(found, name)
     return found
 
 

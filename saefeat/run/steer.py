@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from saefeat.baselines.fasttext import FastText
+from saefeat.baselines.judge import LanguageJudge
 from saefeat.collection import collect
 from saefeat.config import FEATURES, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
+from saefeat.confusion import line_passes, word_passes
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
-from saefeat.labels import LID176, fasttext_code, own_label, to_labels
+from saefeat.labels import fasttext_code, own_label
 from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
@@ -141,22 +142,21 @@ class Bench:
     def judged_labels(self, *, with_source: bool = False) -> list[str]:
         """List the labels that fastText can judge, but the source. The others are reported."""
         labels = self.opened.corpus.labels
-        known = set(to_labels(LID176, labels).values())
         others = [label for label in labels if with_source or label != self.source_label]
-        if unknown := [label for label in others if label not in known]:
+        if unknown := self.judge.unknown(others):
             self.opened.say(f"note: fastText cannot judge {', '.join(unknown)}; they are skipped")
-        return [label for label in others if label in known]
-
-    def judge(self, texts: Sequence[str]) -> list[str | None]:
-        """fastText's best label of 176 for each text, in the run's codes where they meet."""
-        best = [found[0] if found else None for found in self._fasttext.judge(texts)]
-        # By the labels of the run, not by those that occur in these texts.
-        names = to_labels(LID176, self.opened.corpus.labels)
-        return [None if code is None else names.get(code, code) for code in best]
+        return [label for label in others if label not in unknown]
 
     @cached_property
-    def _fasttext(self) -> FastText:
-        return FastText(labels=list(self.opened.corpus.labels), unknown=None).fit()
+    def judge(self) -> LanguageJudge:
+        """fastText's best label of 176 for each text, in the run's codes where they meet."""
+        return LanguageJudge(self.opened.corpus.labels)
+
+    def passes(
+        self, texts: Sequence[str], label: str
+    ) -> tuple[list[bool | None], list[bool | None]]:
+        """Whether all lines, and all words, of each text are in a label (`saefeat.confusion`)."""
+        return line_passes(texts, label, self.judge.judge), word_passes(texts, label)
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
@@ -224,13 +224,16 @@ class Bench:
             )
         return begun
 
-    def measure_reference(self, label: str, n: int) -> Reference:
+    def measure_reference(
+        self, label: str, n: int, prompts: Sequence[Sequence[int]] | None = None
+    ) -> Reference:
         """Measure unsteered continuations of the first tokens of n of a label's test texts.
 
+        `prompts` (token ids): the same continuations are measured after these as well.
         Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
         """
         begun = self.beginnings(label, n)
-        found = measure_reference(self.opened.lm, label, begun, self.decoding, self.judge)
+        found = measure_reference(self.opened.lm, label, begun, self.decoding, self.judge, prompts)
         if not math.isfinite(found.perplexity):
             raise CannotSteer(
                 f"the model's own text in {label} is too short to measure; allow more new tokens",
@@ -274,7 +277,9 @@ def continue_prompts(
     """Continue prompts, steered and unsteered.
 
     Returns:
-        One object per prompt: prompt, label, strength, and the values of `pair_twins`.
+        One object per prompt: prompt, label, strength, the values of `pair_twins`, distinct3 and
+        distinct3_twin, line_pass and word_pass (see `saefeat.confusion`; None for a text that is
+        too short).
     """
     label = bench.find_target(label)
     ids = encode_prompts(bench.opened.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
@@ -287,8 +292,19 @@ def continue_prompts(
         bench.measure(one, label, ids, [one.strength]) for one in (recipe, NONE)
     )
     head = {"label": label, "strength": recipe.strength}
-    rows = zip(prompts, pair_twins(steered, twin), strict=True)
-    return [{"prompt": prompt, **head, **row} for prompt, row in rows]
+    lines, words = bench.passes(steered.texts, label)
+    return [
+        {
+            "prompt": prompt,
+            **head,
+            **row,
+            "distinct3": steered.distinct3[i],
+            "distinct3_twin": twin.distinct3[i],
+            "line_pass": lines[i],
+            "word_pass": words[i],
+        }
+        for i, (prompt, row) in enumerate(zip(prompts, pair_twins(steered, twin), strict=True))
+    ]
 
 
 def pair_twins(steered: Measured, unsteered: Measured) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.config import FEATURES, STEERING_METHODS, UNSTEERED, SteeringRecipe
+from saefeat.confusion import pass_rates
 from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
-from saefeat.run.steer import Bench, load_recipes, pair_twins
+from saefeat.run.steer import BEGINNING, Bench, load_recipes, pair_twins
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
@@ -32,10 +33,17 @@ class _Swept:
     measured: dict[str, Measured]
 
     def add(
-        self, recipe: SteeringRecipe, label: str, units: int, half: str, measured: Measured
+        self,
+        recipe: SteeringRecipe,
+        label: str,
+        units: int,
+        half: str,
+        measured: Measured,
+        bench: Bench,
     ) -> dict[str, Any]:
         head = {"label": label, "units": units, "half": half, "chosen": False}
-        row = {**asdict(recipe), **head, **score(measured, label, self.reference)}
+        rates = pass_rates(*bench.passes(measured.texts, label))
+        row = {**asdict(recipe), **head, **score(measured, label, self.reference), **rates}
         self.rows.append(row)
         return row
 
@@ -72,7 +80,8 @@ def sweep(
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
-    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request])
+    # The last word: a sweep of an earlier version, without this reference, is not complete.
+    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request, "in context"])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
         clear_finished(run.settings, grid_mark)
@@ -83,7 +92,8 @@ def sweep(
     before = load_recipes(run) if run.settings.exists() else (None, {})
     with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
         bench.collect_missing(grid)
-        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens)
+        # The model's own text stands after a prompt and its beginning.
+        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens + BEGINNING)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
         found = _sweep_labels(bench, grid, wanted, parts, checkpoint)
         if not found:
@@ -142,7 +152,8 @@ def _sweep_label(
 ) -> _Swept:
     """Try every recipe on the first part of the prompts, and each method's best on the last."""
     first, last = next(iter(parts)), list(parts)[-1]
-    reference = bench.measure_reference(label, sum(map(len, parts.values())))
+    ids = [prompt for part in parts.values() for prompt in part]
+    reference = bench.measure_reference(label, len(ids), ids)
     swept = _Swept([], reference, {}, {})
     _tune(swept, bench, grid, label, first, parts[first])
     if not any(STEERING_METHODS[method].basic for method in swept.recipes):
@@ -150,7 +161,7 @@ def _sweep_label(
     if last != first:
         for recipe in list(swept.recipes.values()):
             (measured,), units = bench.measure(recipe, label, parts[last], [recipe.strength])
-            swept.add(recipe, label, units, last, measured)["chosen"] = True
+            swept.add(recipe, label, units, last, measured, bench)["chosen"] = True
             swept.choose(recipe, measured)
     order = sorted(swept.recipes, key=lambda method: method == FEATURES)
     swept.rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
@@ -184,7 +195,7 @@ def _tune(
             bench.opened.say(f"note: {method} is skipped for {label}: {error}")
             continue
         for recipe, measured in zip(recipes, found, strict=True):
-            row = swept.add(recipe, label, units, half, measured)
+            row = swept.add(recipe, label, units, half, measured, bench)
             if method not in best or rank(row) > rank(best[method]):
                 best[method] = row
                 swept.choose(recipe, measured)
@@ -246,6 +257,10 @@ def _summarize(method: str, found: Mapping[str, _Swept]) -> dict[str, Any]:
         "score": scored["score"],
         "score_ci": scored["score_ci"],
     }
+    in_context = {x: after for x, one in references.items() if (after := one.in_context)}
+    if len(in_context) == len(references):
+        scored = compare(measured, measured, in_context)
+        summary |= {f"score_in_context{end}": scored[f"score{end}"] for end in ("", "_ci")}
     both = {x: one.measured[FEATURES] for x, one in having.items() if FEATURES in one.recipes}
     if method != FEATURES and both:
         ahead = compare(both, {label: measured[label] for label in both}, references)

@@ -305,7 +305,9 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     assert steering["methods"] == ["none", "random", "diffmean", "neurons", "features"]
     cell = steering["chosen"]["features"]["de"]
     assert (cell["half"], cell["forcing"], cell["perplexity"]) == ("report", 1, 40)
-    assert "strength 3 " in cell["setting"] and len(cell["ci"]) == 2
+    assert "strength 3 " in cell["setting"] and len(cell["ci"]["score"]) == 2
+    assert cell["score_in_context"] == pytest.approx(cell["score"] + 0.05)
+    assert steering["own"]["de"]["perplexity_in_context"] == 14
     assert steering["mean"]["features"]["perplexity"] == 40
     means = {row["method"]: row["features_ahead_by"] for row in steering["summary"]}
     assert list(means) == steering["methods"]
