@@ -28,14 +28,13 @@ _PUBLISHED: dict[str, Sequence[tuple[str, Schedule, Sequence[float]]]] = {
     "one-sided": [("clamp", CONSTANT, _STRONG), (f"clamp{BOUNDARY}", CONSTANT, STRENGTHS)],
     "ablation": [("erase", CONSTANT, (1.0, 2.0)), ("erase, orthogonal", CONSTANT, (1.0, 2.0))],
     "gated": [("add", CONSTANT, STRENGTHS), ("add", Schedule(), STRENGTHS)],
-    "pca": [(edit, CONSTANT, (1.0,)) for edit in STEERING_METHODS["pca"].edits],
     "codes": [(edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["codes"].edits],
     "langfir": [("add", Schedule(), STRENGTHS)],
     "output-score": [
         (edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["output-score"].edits
     ],
 }
-_STEPS = {"step": (0.1, 0.2, 0.4), "step, relative": (0.05, 0.1, 0.2), "step, absolute": (1.0,)}
+_STEPS = {"step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05), "step, absolute": (1.0,)}
 _LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
 _OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
 
@@ -96,10 +95,16 @@ def _published(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe
             for edit, strengths in _STEPS.items()
             for strength in strengths
         ]
+        # Where the stream tells languages apart most simply.
         middle, few = (stream[lm.n_layers // 2],), {"top": round(_OVERWRITTEN * width)}
         last = {**few, "layer": lm.n_layers - 1}
-        tried += [("overwrite", "clamp", middle, CONSTANT, s, few) for s in (0.5, 1.0, 1.5)]
-        tried += [("overwrite", "clamp", middle, CONSTANT, s, last) for s in (0.2, 0.4, 0.8)]
+        tried += [
+            ("pca", edit, middle, CONSTANT, strength, {})
+            for edit in STEERING_METHODS["pca"].edits
+            for strength in (0.7, 1.0, 1.3)
+        ]
+        tried += [("overwrite", "clamp", middle, CONSTANT, s, few) for s in (0.7, 1.0, 1.3)]
+        tried += [("overwrite", "clamp", middle, CONSTANT, s, last) for s in (0.05, 0.1, 0.2)]
     return [
         SteeringRecipe(m, edit, at, schedule, s, {**STEERING_METHODS[m].parameters, **more})
         for m, edit, at, schedule, s, more in tried
