@@ -325,7 +325,8 @@ class SteeringMethod:
     Attributes:
         parameters: those that a recipe needs, with usual values.
         optional: further parameters.
-        of_saes: whether it edits features of SAEs.
+        edits: what `SteeringRecipe.edit` may be.
+        of_saes: whether it reads features of SAEs.
         by_site: whether it adds a vector at any group of sites.
         basic: whether it has a recipe before any sweep. A sweep over a label needs such a method.
         remedy: what helps where it finds no units.
@@ -333,20 +334,58 @@ class SteeringMethod:
 
     parameters: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ("add",)
     of_saes: bool = False
-    by_site: bool = True
+    by_site: bool = False
     basic: bool = False
     remedy: str = "use diffmean"
 
 
 UNSTEERED, FEATURES = "none", "features"
-# From the least to the most specific, as tables show them; a sweep begins with the last.
+SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
+BOUNDARY = ", boundary"  # of an edit: the axis and the limit are those of a logistic regression
+_ENTROPY = ("entropy_ratio",)
+_TOP = {"top": 100}
+# From the least to the most specific, as tables show them; a sweep begins with the last. Those with
+# `by_site` add a vector and are tried at each group of sites.
 STEERING_METHODS = {
-    UNSTEERED: SteeringMethod(by_site=False),
-    "random": SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True),
-    "diffmean": SteeringMethod(basic=True),
-    "neurons": SteeringMethod({"top_rate": 0.05}, by_site=False, remedy="raise top_rate"),
-    FEATURES: SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True, basic=True),
+    UNSTEERED: SteeringMethod(edits=(UNSTEERED,)),
+    "random": SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True),
+    "log-odds": SteeringMethod(remedy="give texts of it"),
+    "boost": SteeringMethod({"amount": 5}, edits=("boost",), remedy="give texts of it"),
+    "boost-adaptive": SteeringMethod(
+        {"amount": 5, "certain": 0.8}, edits=("boost",), remedy="give texts of it"
+    ),
+    "diffmean": SteeringMethod(by_site=True, basic=True),
+    "clamp": SteeringMethod(edits=("clamp",)),
+    "one-sided": SteeringMethod(edits=("clamp", f"clamp{BOUNDARY}")),
+    "pca": SteeringMethod(
+        edits=("stretch", "stretch, source side", "stretch, pair", "stretch, pair, source side")
+    ),
+    "recover": SteeringMethod({"beta": 1}, edits=("step", "step, relative", "step, absolute")),
+    "overwrite": SteeringMethod(
+        {"top": 400}, ("layer", "outlier_factor"), ("clamp",), remedy="raise outlier_factor"
+    ),
+    "ablation": SteeringMethod(
+        {"top": 2}, edits=("erase", "erase, orthogonal"), of_saes=True, remedy="raise top"
+    ),
+    "gated": SteeringMethod({"top": 2}, of_saes=True, remedy="raise top"),
+    "neurons": SteeringMethod(
+        {"top_rate": 0.05}, edits=("clamp", f"clamp{SOURCE_OFF}"), remedy="raise top_rate"
+    ),
+    "codes": SteeringMethod(edits=("add", "add, from source", "add, block before"), of_saes=True),
+    "langfir": SteeringMethod(
+        {"top": 5, "example_rate": 0.5, "other_rate": 0.01},
+        of_saes=True,
+        remedy="lower example_rate",
+    ),
+    "output-score": SteeringMethod(
+        {"top": 100, "score": 0.01},
+        edits=("add", "add, by language"),
+        of_saes=True,
+        remedy="lower score",
+    ),
+    FEATURES: SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True, basic=True),
 }
 
 
@@ -357,10 +396,11 @@ class SteeringRecipe:
     Attributes:
         method: what steers, of `STEERING_METHODS`: features (those of a label, by feature
             difference of means), random (as many other features), neurons (by LAPE), diffmean (the
-            whole difference of means).
-        edit: add, or (neurons) clamp; `clamp, source off` also sets the neurons of the source
+            whole difference of means), and those of `saefeat.steering.makers`.
+        edit: one of the method's. `clamp, source off` (neurons) also sets the neurons of the source
             label alone to zero.
-        sites: each is steered with the force of its own means.
+        sites: each is steered with the force of its own means. Methods that change the logits have
+            the site `logits`.
         parameters: of the choice of units.
     """
 
@@ -380,6 +420,8 @@ class SteeringRecipe:
         allowed = needed | set(method.optional)
         if not needed <= self.parameters.keys() <= allowed:
             raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
+        if self.edit not in method.edits:
+            raise ValueError(f"edits of {self.method} are {', '.join(method.edits)}")
         return self
 
 
@@ -405,6 +447,13 @@ class SweepConfig(SteeringSource):
     strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
     methods: tuple[str, ...] | None = about("Methods besides features; default all.", None)
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
+    loss_budget: float | None = about(
+        "Give each setting the strength at which the loss of source texts rises by so many nats "
+        "(0.7 doubles their perplexity), instead of trying strengths.",
+        None,
+        gt=0,
+        allow_inf_nan=False,
+    )
 
 
 MATRIX_EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`

@@ -1,13 +1,16 @@
 """Generate from prompts, and measure text: perplexity, distinct trigrams, likelihood.
 
-Nothing here knows of steering: inside `steering.apply` the same functions run an edited model.
+Nothing here knows of steering: inside `steering.apply` the same functions run an edited model, and
+edit its logits.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -24,6 +27,27 @@ from saefeat.models import LanguageModel
 SKIPPED = 5  # new tokens that perplexity leaves out: the switch of language is not judged
 BATCH = 128  # prompts decoded together
 LOGITS = 2**28  # greatest number of logits held at once
+
+LogitEdit = Callable[[Tensor, Tensor], Tensor]
+"""(logits float32 [rows, places, vocabulary], steps int64 [rows, places]) -> the edited logits.
+
+The step of a place is 0 on the prompt and n at the n-th new token, as in `saefeat.hooks.Edit`.
+"""
+_EDITS: ContextVar[tuple[tuple[Any, LogitEdit], ...]] = ContextVar("logit edits", default=())
+
+
+@contextmanager
+def edited_logits(lm: LanguageModel, edits: Sequence[LogitEdit]) -> Iterator[None]:
+    """Edit the logits of `generate`, `token_losses` and what is made of them, in the block."""
+    token = _EDITS.set((*_EDITS.get(), *((lm.model, edit) for edit in edits)))
+    try:
+        yield
+    finally:
+        _EDITS.reset(token)
+
+
+def _edits_of(lm: LanguageModel) -> list[LogitEdit]:
+    return [edit for model, edit in _EDITS.get() if model is lm.model]
 
 
 def encode_prompts(
@@ -84,7 +108,7 @@ def generate(
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    ends = _end_tokens(lm)
+    ends = end_tokens(lm)
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
     uniform = torch.rand(shape, generator=generator).clamp(min=1e-20)
@@ -98,9 +122,12 @@ def generate(
     rows: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         ids, mask = _pad_left(lm, prompts[start : start + BATCH])
-        processors, criteria = [], StoppingCriteriaList()
+        processors: list[Any] = []
+        criteria = StoppingCriteriaList()
         if repetition_penalty != 1:
             processors.append(_Penalty(repetition_penalty, mask))
+        if edits := _edits_of(lm):
+            processors.append(_Edited(edits, ids.shape[1]))
         if stop is not None:
             criteria.append(_StopAfter(lm, stop))
         if decoding.temperature > 0:
@@ -118,6 +145,24 @@ def generate(
             )
         rows += out[:, ids.shape[1] :].tolist()
     return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+
+
+class _Edited:
+    """Edits of the logits as a logits processor.
+
+    Args:
+        start: tokens of the prompts in the batch, padding included.
+    """
+
+    def __init__(self, edits: Sequence[LogitEdit], start: int) -> None:
+        self.edits, self.start = edits, start
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        steps = torch.full((len(ids), 1), ids.shape[1] - self.start, device=ids.device)
+        logits = scores.float()[:, None]
+        for edit in self.edits:
+            logits = edit(logits, steps)
+        return logits[:, 0]
 
 
 class _Sampler:
@@ -232,6 +277,7 @@ def token_losses(
     `logits_held`: greatest number of logits held at once; default LOGITS. A row is never split.
     """
     found: list[list[float]] = [[] for _ in rows]
+    edits = _edits_of(lm)
     most = (logits_held or LOGITS) // lm.unembedding().shape[0]
     for group in _group_by_length(rows, counts, most):
         ids, mask = _pad_left(lm, [rows[i] for i in group])
@@ -241,6 +287,8 @@ def token_losses(
             logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
                 last = logits[place, -counts[i] - 1 : -1].float()
+                for edit in edits:  # of a text, all tokens are the prompt
+                    last = edit(last[None], ids.new_zeros(1, len(last)))[0]
                 loss = cross_entropy(last, ids[place, -counts[i] :], reduction="none")
                 found[i] = loss.tolist()
     return found
@@ -294,8 +342,8 @@ def _keep_logits(lm: LanguageModel, n: int) -> dict[str, Tensor]:
     return {"logits_to_keep": torch.arange(-n, 0, device=lm.device)}
 
 
-def _end_tokens(lm: LanguageModel) -> set[int]:
-    """End-of-text tokens of the model and of the tokenizer; each has one, several or none."""
+def end_tokens(lm: LanguageModel) -> set[int]:
+    """Return the end-of-text tokens of model and tokenizer; each has one, several or none."""
     found = (lm.model.generation_config.eos_token_id, lm.tokenizer.eos_token_id)
     lists = [ends if isinstance(ends, list) else [ends] for ends in found]
     return {token for ends in lists for token in ends if token is not None}

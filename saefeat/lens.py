@@ -22,7 +22,13 @@ class NoDirection(UserError):
 
 
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
-    """Return the n tokens of greatest logit for each direction [m, d], best first.
+    """Return the n tokens of greatest logit for each direction [m, d], best first, as text."""
+    rows = promoted_ids(lm, directions, n)
+    return [[lm.tokenizer.decode([token]) for token in row] for row in rows]
+
+
+def promoted_ids(lm: LanguageModel, directions: Tensor, n: int) -> list[list[int]]:
+    """Return the ids of the n tokens of greatest logit for each direction [m, d], best first.
 
     A direction goes through the model's final norm and output projection, as if it were the whole
     residual stream.
@@ -31,8 +37,7 @@ def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[l
     with torch.inference_mode():
         vectors = _final_norm(lm)(directions.to(lm.device, weight.dtype))
         parts = [(part @ weight.t()).float().topk(n).indices for part in vectors.split(_DIRECTIONS)]
-    rows = [row for part in parts for row in part.tolist()]
-    return [[lm.tokenizer.decode([token]) for token in row] for row in rows]
+    return [row for part in parts for row in part.tolist()]
 
 
 def _final_norm(lm: LanguageModel) -> nn.Module:

@@ -105,6 +105,7 @@ class SteeringMetrics(TypedDict):
     threads: Count | None
     source: Label
     decoding: Annotated[Decoding, Complete]
+    loss_budget: NotRequired[float]
     own: dict[Label, UnsteeredText]
     rows: list[SteeringRow]
     summary: list[SteeringSummary]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
 Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
-_WIDTHS = "{:10}{:>7}{:>16}{:>12}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
+_WIDTHS = "{:15}{:>7}{:>16}{:>12}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
 
 
 @app.command("generate")
@@ -138,7 +138,8 @@ def steer_sweep(
             "--prompts FILE"
         )
     labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
-    path = sweep(bench, _grid(bench, config), lines, out, labels=labels)
+    budget = config.loss_budget
+    path = sweep(bench, _grid(bench, config), lines, out, labels=labels, loss_budget=budget)
     print_steering(bench.run.load_steering_metrics(path))
 
 

@@ -26,7 +26,8 @@ from saefeat.run.stages import means
 from saefeat.rundir import RunDir
 from saefeat.steering import CannotSteer, Change, NoUnits, apply
 from saefeat.steering.changes import Collected
-from saefeat.steering.recipes import NONE, RecipeBuilder
+from saefeat.steering.evidence import Evidence
+from saefeat.steering.recipes import NONE, RecipeBuilder, sites_read
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
 
@@ -122,8 +123,9 @@ class Bench:
 
     @cached_property
     def builder(self) -> RecipeBuilder:
-        collected = Collected(cache(self.run.load_stats), self.source_label, self.opened.lm.device)
-        return RecipeBuilder(collected, self.opened.saes)
+        opened = self.opened
+        collected = Collected(cache(self.run.load_stats), self.source_label, opened.lm.device)
+        return RecipeBuilder(collected, opened.saes, Evidence(opened.lm, lambda: opened.plan))
 
     def find_target(self, label: str) -> str:
         """Find the run's own label for one of any code system.
@@ -160,7 +162,7 @@ class Bench:
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
-        collect_sites(self.opened, [site for recipe in recipes for site in recipe.sites])
+        collect_sites(self.opened, [site for recipe in recipes for site in sites_read(recipe)])
 
     def measure(
         self,
@@ -246,10 +248,10 @@ class Bench:
 
 
 def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
-    """Load the recipe that the last sweep chose for a label; a default one if there was no sweep.
+    """Load the recipe that the last sweep chose for a label; a default one if none has tried it.
 
-    Raises UserError when the sweep steered away from another label or did not try the method, and
-    NoUnits when it has nothing for the label.
+    Raises UserError when the sweep steered away from another label or there is no such method, and
+    NoUnits when the sweep has nothing for the label.
     """
     path, label = bench.run.settings, bench.find_target(label)
     if not path.exists():
@@ -259,7 +261,7 @@ def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRec
         message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
         raise UserError(message, command="steer sweep")
     if method not in recipes:
-        raise UserError(f"{path} has no settings for {method}; sweep again", command="steer sweep")
+        return default_recipe(bench.opened, method)
     if label not in recipes[method]:
         raise NoUnits(f"{path} has no setting for {label}; sweep again", command="steer sweep")
     return recipes[method][label]

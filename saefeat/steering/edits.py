@@ -18,6 +18,7 @@ from torch import Tensor
 from saefeat.codes import Codes
 from saefeat.config import CONSTANT, Schedule
 from saefeat.dictionaries import Dictionary
+from saefeat.generation import edited_logits
 from saefeat.hooks import Edit, intervene
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
@@ -27,16 +28,17 @@ _CELLS = 2**24  # values of units of several tokens held at once
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
+LOGITS = "logits"  # in place of a site: the logits of `saefeat.generation`
 
 
 def add(vector: Tensor, max_norm: float | None = None) -> Change:
     """Add strength * vector, float32 [d]. Vectors whose norm exceeds `max_norm` are kept."""
-    return _edit_inliers(max_norm, lambda x, strength: x + strength * vector)
+    return edit_inliers(max_norm, lambda x, strength: x + strength * vector)
 
 
 def replace(mean: Tensor, max_norm: float | None = None) -> Change:
     """Replace the whole vector by strength * mean, float32 [d]. For `max_norm` see `add`."""
-    return _edit_inliers(max_norm, lambda x, strength: (strength * mean).expand_as(x))
+    return edit_inliers(max_norm, lambda x, strength: (strength * mean).expand_as(x))
 
 
 def scale(dictionary: Dictionary, units: Sequence[int]) -> Change:
@@ -123,7 +125,7 @@ def follow(
             x, index.to(x.device), lambda z: z + target if added else target.expand_as(z)
         )
 
-    return _edit_inliers(dictionary.max_norm, change)
+    return edit_inliers(dictionary.max_norm, change)
 
 
 def _counted(dictionary: Dictionary, x: Tensor, strength: Tensor) -> Tensor:
@@ -171,10 +173,10 @@ def _edit_units(
     def edit(x: Tensor, strength: Tensor) -> Tensor:
         return dictionary.edit_units(x, index.to(x.device), lambda z: rule(z, strength))
 
-    return _edit_inliers(dictionary.max_norm, edit)
+    return edit_inliers(dictionary.max_norm, edit)
 
 
-def _edit_inliers(max_norm: float | None, change: Change) -> Change:
+def edit_inliers(max_norm: float | None, change: Change) -> Change:
     """Make a change leave out the tokens that statistics leave out (see `saefeat.tokens`)."""
     if max_norm is None:
         return change
@@ -233,17 +235,21 @@ def apply(
     """Edit the sites of an unmodified model while the block runs.
 
     Args:
-        changes: site -> changes, made in this order.
+        changes: site -> changes, made in this order. At the site `LOGITS` they change the logits
+            of `saefeat.generation`; a call of the model itself does not see them.
         strength: one number, or float32 [batch], one per row.
 
     Raises UserError when a strength is not finite.
     """
     check_strength(strength)
     by_path: dict[str, list[Edit]] = {}  # one module may have two names
+    logits: list[Edit] = []
     for site, here in changes.items():
         edits = [schedule_change(change, strength, schedule) for change in here]
-        by_path.setdefault(lm.site(site).path, []).extend(edits)
+        at = logits if site == LOGITS else by_path.setdefault(lm.site(site).path, [])
+        at.extend(edits)
     with ExitStack() as stack:
+        stack.enter_context(edited_logits(lm, logits))
         # `intervene` takes one edit per module: first the first edits of all, then the second ones.
         for edits in zip_longest(*by_path.values()):
             layer = {path: edit for path, edit in zip(by_path, edits, strict=True) if edit}
