@@ -19,7 +19,7 @@ from typing import Any
 from saefeat.baselines.judge import LanguageJudge
 from saefeat.config import ScoreConfig
 from saefeat.confusion import harmonic_mean, line_passes, pass_rates, split_words, word_passes
-from saefeat.corpora.tables import column_of, read_table
+from saefeat.corpora.tables import read_table
 from saefeat.corpora.text import text_lines
 from saefeat.generation import distinct_trigrams, perplexities
 from saefeat.io import UserError
@@ -43,21 +43,17 @@ def score_file(path: Path, config: ScoreConfig, say: Say = quiet) -> list[dict[s
     if rating and config.judge_command:
         raise UserError("quality has two judges; choose one", "rating_column", "judge_command")
     needed = {text: "text_column", label: "label_column"}
-    if rating:
-        needed[rating] = "rating_column"
     if config.model:
         needed |= {"prompt": "model", "twin": "model"}
-    rows = read_table(path, needed)
-    texts, labels = column_of(rows, text), column_of(rows, label)
+    rows = read_table(path, needed, others={rating: "rating_column"} if rating else {})
+    texts, labels = [row[text] for row in rows], [row[label] for row in rows]
     judge = LanguageJudge(list(dict.fromkeys(labels)), config.judge_model)
     judge.check(judge.labels, "label_column")
     words = None if config.words is None else set(text_lines(Path(config.words)))
     if config.model:
         from saefeat.models import load_model
 
-        prompts, twins = column_of(rows, "prompt"), column_of(rows, "twin")
-        given = zip(prompts, texts, twins, strict=True)
-        some = [{"prompt": p, "text": x, "twin": twin} for p, x, twin in given]
+        some = [{"prompt": r["prompt"], "text": r[text], "twin": r["twin"]} for r in rows]
         lm = load_model(config.model, dtype=config.dtype, device=config.device, say=say)
         rows = [{**row, **more} for row, more in zip(rows, measure_twins(lm, some), strict=True)]
     quality = None

@@ -9,42 +9,52 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.corpora.columns import no_column
-from saefeat.corpora.text import plain_name, raw_lines, refuse_archive, text_lines
+from saefeat.corpora.text import clean_text, plain_name, raw_lines, refuse_archive, text_lines
 from saefeat.io import UserError, first_line
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_table(path: Path, needed: Mapping[str, str]) -> list[dict[str, Any]]:
+def read_table(
+    path: Path,
+    texts: Mapping[str, str],
+    parameter: str = "",
+    *,
+    others: Mapping[str, str] | None = None,
+    blank: bool = True,
+) -> list[dict[str, Any]]:
     """Read the rows of a file as dicts from column to value; cells of .csv and .tsv are strings.
 
-    `needed`: column that each row must have -> the parameter that names it.
+    Args:
+        texts: column that each row must have, with a string -> the parameter that names it.
+        parameter: the one that names the file.
+        others: the same for columns of any values.
+        blank: whether the strings may be blank.
 
-    Raises UserError where the file is missing, has no row, cannot be parsed, or lacks a column.
+    Raises UserError where the file is missing, has no row, cannot be parsed, or lacks a column, or
+    where a cell is no string, or blank.
     """
+    hint = [parameter] if parameter else []
     if not path.is_file():
-        raise UserError(f"the table {path} does not exist or is not a file")
+        raise UserError(f"the table {path} does not exist or is not a file", *hint)
     refuse_archive(path)
     kind = plain_name(path).suffix
     if kind not in (".jsonl", ".parquet", *_DELIMITERS):
-        raise UserError(f"the table {path} must end in .jsonl, .csv, .tsv or .parquet")
+        raise UserError(f"the table {path} must end in .jsonl, .csv, .tsv or .parquet", *hint)
     read = {".jsonl": _jsonl, ".parquet": _parquet}.get(kind, _delimited)
     rows = list(read(path))
     if not rows:
-        raise UserError(f"the table {path} has no rows")
+        raise UserError(f"the table {path} has no rows", *hint)
     for number, row in enumerate(rows, 1):
-        for column, parameter in needed.items():
+        for column, name in {**texts, **(others or {})}.items():
             if column not in row:
-                raise no_column(f"{path}: row {number}", column, row, parameter)
+                raise no_column(f"{path}: row {number}", column, row, name)
+        for column in texts:
+            cell = row[column]
+            if not isinstance(cell, str) or not (blank or cell.strip()):
+                raise UserError(f"{path}: row {number} has no text in the column {column}", *hint)
+            row[column] = clean_text(cell)
     return rows
-
-
-def column_of(rows: list[dict[str, Any]], column: str) -> list[str]:
-    """A column of strings. Raises UserError with the number of the first row that has none."""
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row[column], str):
-            raise UserError(f"row {number}: the column {column} holds no text; give a string")
-    return [row[column] for row in rows]
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import MixConfig
 from saefeat.corpora import Corpus, first_by_hash, hashed
-from saefeat.corpora.tables import column_of, read_table
+from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.units import UnitBench, UnitSet, describe
 from saefeat.io import UserError, fingerprint
@@ -164,8 +164,8 @@ class _Texts:
     def _read(self) -> dict[str, list[str]]:
         """Label -> words, row by row."""
         path = Path(str(self.config.dictionary))
-        rows = read_table(path, dict.fromkeys(self.labels, "dictionary"))
-        return {label: column_of(rows, label) for label in sorted(self.labels)}
+        rows = read_table(path, dict.fromkeys(self.labels, "dictionary"), "dictionary")
+        return {label: [row[label] for row in rows] for label in sorted(self.labels)}
 
     def mixed(self, base: str, other: str, rates: Sequence[int]) -> dict[int, list[str]]:
         """Rate -> mixed texts. Raises CannotSteer where the base has no text to mix."""

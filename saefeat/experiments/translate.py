@@ -18,7 +18,7 @@ from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import STEERING_METHODS, Decoding, SteeringRecipe, TranslateConfig
-from saefeat.corpora.tables import column_of, read_table
+from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.generation import encode_prompts, generate, texts_of
 from saefeat.io import UserError
@@ -85,8 +85,9 @@ def translate(
 def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
     """Label of the run -> the first sentences of the table with their translations."""
     names = ("source_column", "reference_column", "label_column")
-    rows = read_table(Path(config.table), {getattr(config, name): name for name in names})
-    columns = [column_of(rows, getattr(config, name)) for name in names]
+    of = {getattr(config, name): name for name in names}
+    rows = read_table(Path(config.table), of, "table")
+    columns = [[row[getattr(config, name)] for row in rows] for name in names]
     own = {label: own_label(label, bench.opened.corpus.labels) for label in columns[2]}
     chosen = [bench.find_target(label) for label in config.labels or own]
     pairs: dict[str | None, Pairs] = {label: [] for label in dict.fromkeys(chosen)}

@@ -100,13 +100,15 @@ def test_a_table_of_facts_is_read_from_every_format(tmp_path, suffix):
         target_object_column="in_target",
     )
     assert read_facts(renamed, columns) == FACTS
-    with refused(r"no column prompt; there are p, b, t, in_base, in_target", "prompt_column"):
+    with refused(
+        r"row 1: no column prompt; there are p, b, t, in_base, in_target", "prompt_column"
+    ):
         read_facts(renamed, FactColumns())
 
 
 def test_a_table_of_facts_that_cannot_be_used_is_refused(tmp_path):
     columns = FactColumns()
-    with refused("gone.csv is not a file", "facts"):
+    with refused("gone.csv does not exist", "facts"):
         read_facts(tmp_path / "gone.csv", columns)
     for cell in ("", "  "):
         blank = write_table(tmp_path / "blank.csv", [*FACTS, FACTS[0]._replace(base_object=cell)])
@@ -115,10 +117,10 @@ def test_a_table_of_facts_that_cannot_be_used_is_refused(tmp_path):
     number = [f._replace(target_object=3) for f in FACTS]
     with refused("row 1 has no text in the column target_object", "facts"):
         read_facts(write_table(tmp_path / "number.jsonl", number), columns)
-    with refused("empty.csv holds no facts", "facts"):
+    with refused("empty.csv has no rows", "facts"):
         read_facts(write_table(tmp_path / "empty.csv", []), columns)
     (tmp_path / "some.txt").write_text("x")
-    with refused("some.txt must end in"):
+    with refused("some.txt must end in", "facts"):
         read_facts(tmp_path / "some.txt", columns)
 
 
