@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saefeat.config import Decoding
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
-from saefeat.corpora.columns import no_column
-from saefeat.corpora.text import clean_text, plain_name, raw_lines, text_lines
+from saefeat.corpora.tables import read_table
 from saefeat.generation import generate, token_losses
 from saefeat.io import UserError
 from saefeat.labels import own_label
 from saefeat.models import LanguageModel
 from saefeat.run.opened import OpenRun
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NEEDED = ("prompt", "answer", "label")
 _BETWEEN = "|"  # options in one cell
 
@@ -49,7 +45,7 @@ class Case:
 
 
 def load_cases(opened: OpenRun, path: Path) -> list[Case]:
-    """Load a table (.csv, .tsv or .jsonl) with the columns prompt, answer and label.
+    """Load a table (.csv, .tsv, .jsonl or .parquet) with the columns prompt, answer and label.
 
     The column `id`, which translations share, and the column `options`, the answers to choose from
     (separated by `|`, or a list in .jsonl), may be missing. An answer is written as it follows the
@@ -58,13 +54,14 @@ def load_cases(opened: OpenRun, path: Path) -> list[Case]:
     Raises UserError for a table that cannot be read or lacks a column, for an empty prompt, an
     answer without tokens or not among its options, and where no row is left.
     """
-    rows = list(_rows(path))
-    if not rows:
-        raise UserError(f"{path} has no rows; give prompts with answers", "table")
+    rows = read_table(path, dict.fromkeys(_NEEDED, "table"), "table")
     found, others = [], set()
     for number, row in enumerate(rows, 1):
         where = f"{path}: row {number}"
-        values = {name: _text(where, row, name) for name in _NEEDED}
+        values = {name: row[name] for name in _NEEDED}
+        for name in ("prompt", "label"):
+            if not values[name].strip():
+                raise UserError(f"{where}: the {name} is empty", "table")
         label = own_label(values["label"], opened.corpus.labels)
         if label is None:
             others.add(values["label"])
@@ -78,49 +75,6 @@ def load_cases(opened: OpenRun, path: Path) -> list[Case]:
     if not found:
         raise UserError(f"{path} has no row of a label of the run", "table")
     return found
-
-
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    suffix = plain_name(path).suffix
-    if suffix == ".jsonl":
-        for number, line in enumerate(text_lines(path), 1):
-            if line.strip():
-                yield _json_row(f"{path}: line {number}", line)
-        return
-    if suffix not in _DELIMITERS:
-        raise UserError(f"the table {path} must end in .csv, .tsv or .jsonl", "table")
-    lines = (line + "\n" for line in raw_lines(path))
-    reader = csv.DictReader(lines, delimiter=_DELIMITERS[suffix], strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(
-                    f"{path}: line {reader.line_num} has another number of cells than the header"
-                )
-            yield row
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} cannot be parsed ({error})") from error
-
-
-def _json_row(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is not a JSON object")
-    return row
-
-
-def _text(where: str, row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        raise no_column(where, name, row)
-    value = row[name]
-    if not isinstance(value, str):
-        raise UserError(f"{where}: the {name} is {value!r}, not text")
-    if name != "answer" and not value.strip():
-        raise UserError(f"{where}: the {name} is empty")
-    return clean_text(value)
 
 
 def _options(where: str, row: Mapping[str, Any]) -> list[str]:

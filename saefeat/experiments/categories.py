@@ -31,10 +31,10 @@ from saefeat.experiments.cases import (
 )
 from saefeat.experiments.classes import (
     INPUTS,
-    UNSORTED,
     Classified,
     Pool,
     choose_rule,
+    class_names,
     classify,
     open_pools,
 )
@@ -79,6 +79,7 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
     units = UnitBench(opened)
     units.dictionaries.check_room([sae.id for sae in opened.saes], "the experiment")
     rule, groups, inputs = _groups(opened, config)
+    _check_only(config.only, rule)
     classified = {
         pool.name: classify(units, rule, pool, inputs, config.threshold) for pool in pools
     }
@@ -114,32 +115,34 @@ def _jobs(
 ) -> dict[str, Job]:
     """What is measured, by the name of its part. Classes without units are left out and reported.
 
-    Raises UserError for a class that does not exist, or that is asked for and has no units.
+    Raises UserError for a class that is asked for and has no units, or where no class has units.
     """
     found: dict[str, Job] = {UNEDITED: (None, UNEDITED, False)}
-    known = [
-        name for each in experiment.classified.values() for name in each.names if name != UNSORTED
-    ]
-    for name in config.only or ():
-        if name not in known:
-            names = ", ".join(dict.fromkeys(known))
-            raise UserError(f"there is no class {name!r} by {rule}; there are {names}", "only")
-    asked, empty = dict.fromkeys(config.only or known), []
-    for pool in experiment.pools:
-        for name in asked:
-            if experiment.count(pool, name):
+    names, empty = config.only or class_names(rule), []
+    for name in dict.fromkeys(names):
+        pools = [pool for pool in experiment.pools if experiment.count(pool, name)]
+        if config.only and not pools:
+            raise UserError(f"the class {name} has no units by {rule}; choose another", "only")
+        for pool in experiment.pools:
+            if pool in pools:
                 found[f"{pool.name} {name}"] = pool, name, False
                 found[f"{pool.name} random {name}"] = pool, name, True
             else:
-                empty.append((pool.name, name))
-    for name in config.only or ():
-        if all((pool.name, name) in empty for pool in experiment.pools):
-            raise UserError(f"the class {name} has no units by {rule}; choose another", "only")
+                empty.append(f"{name} ({pool.name})")
     if len(found) == 1:
         raise UserError(f"no class has units by {rule}; choose other classes", "classes")
-    for pool, name in empty:
-        opened.say(f"note: {name} has no {pool} by {rule}; it is left out")
+    if empty:
+        opened.say(f"note: no units by {rule}, left out: {', '.join(empty)}")
     return found
+
+
+def _check_only(only: Sequence[str] | None, rule: str) -> None:
+    """Raise UserError for a class that the rule does not make."""
+    known = class_names(rule)
+    if unknown := [name for name in only or () if name not in known]:
+        raise UserError(
+            f"there is no class {unknown[0]!r} by {rule}; there are {', '.join(known)}", "only"
+        )
 
 
 def _groups(

@@ -18,6 +18,7 @@ from saefeat.io import UserError
 from saefeat.methods import METHODS
 from saefeat.methods.lape import lape
 from saefeat.methods.sharing import SHARING, sharing_classes, sharing_units
+from saefeat.methods.ternary import CLASSES as TERNARY_CLASSES
 from saefeat.methods.ternary import ternary_units
 from saefeat.partition import ALL, ONE, SEVERAL
 from saefeat.run.chosen import Chosen, chosen_units
@@ -30,7 +31,6 @@ from saefeat.statistics.files import StatsFiles, collected_beside
 INPUTS, OVER_TEXTS, TERNARY, OWNERS = "inputs", "sharing", "ternary", "owners"
 UNSORTED = "no class"
 _RULES = (INPUTS, OVER_TEXTS, TERNARY, OWNERS)
-_BY_OWNERS = (ONE, SEVERAL, ALL)
 
 Classes = dict[str, dict[str, list[int]]]  # class -> dictionary -> units
 
@@ -83,6 +83,13 @@ def choose_rule(asked: str | None, parallel: bool, what: str) -> str:
             "classes",
         )
     return asked
+
+
+def class_names(rule: str) -> tuple[str, ...]:
+    """The classes that a rule makes."""
+    if rule in (INPUTS, OVER_TEXTS):
+        return SHARING
+    return TERNARY_CLASSES if rule == TERNARY else (ONE, SEVERAL, ALL)
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def _by_owners(chosen: Chosen, names: Sequence[str]) -> Classes:
         for name in names:
             for unit in units.get(name, ()):
                 owners[name, unit] = owners.get((name, unit), 0) + 1
-    found: Classes = {each: {} for each in _BY_OWNERS}
+    found: Classes = {each: {} for each in (ONE, SEVERAL, ALL)}
     for (name, unit), count in sorted(owners.items()):
         of = ONE if count == 1 else ALL if count == len(chosen) else SEVERAL
         found[of].setdefault(name, []).append(unit)

@@ -17,6 +17,7 @@ from saefeat.methods.lape import Pool, entropy, quantile
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
+CLASSES = ("specific", "related", "general")
 Penalty = Annotated[float, Field(ge=0)]
 GREATEST_PENALTY, TOLERANCE = 0.2, 1e-3  # of the search, in units of the normalised score
 
@@ -72,7 +73,7 @@ def ternary_units(stats: Sequence[Stats]) -> dict[str, dict[str, list[int]]]:
     """
     found = _sort(stats, 0.01, 0.95, None, False)
     classes = found.classes()
-    classes["general"] = classes.pop("general-all")
+    classes["general"] = classes.pop("general-all")  # keeps the order of CLASSES
     return {of: found.pool.units(mask) for of, mask in classes.items()}
 
 
