@@ -375,10 +375,10 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
     whole = Bench.measure_reference
     error = CannotSteer("th has no test text")
 
-    def none_for_thai(self, label, n):
+    def none_for_thai(self, label, n, prompts=None):
         if label == "th":
             raise error
-        return whole(self, label, n)
+        return whole(self, label, n, prompts)
 
     monkeypatch.setattr(Bench, "measure_reference", none_for_thai)
     lines = []
@@ -627,7 +627,8 @@ def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
     code, text, _ = saefeat(*ask, "--json", "--prompt", "Water is", "--max-new-tokens", 8)
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
-    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin"
+    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin "
+    names += "distinct3 distinct3_twin line_pass word_pass"
     assert set(rows[0]) == set(names.split())
     code, text, _ = saefeat(*ask)
     assert code == 0 and "unsteered" in text and "  de  " in text

@@ -38,6 +38,12 @@ OPTIONAL = {  # keys that a file may lack
     "features_ahead_by",
     "features_ahead_ci",
     "measured",
+    "perplexity_in_context",
+    "score_in_context",
+    "score_in_context_ci",
+    "lpr",
+    "wpr",
+    "lcpr",
 }
 MAPS = {  # objects whose keys are names, so that others may come and some may go
     "versions",
