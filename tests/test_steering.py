@@ -40,6 +40,7 @@ from saefeat.steering import (
     steer,
     times,
 )
+from saefeat.steering.along import add_where_firing, clamp_projection, erase, step, stretch
 from saefeat.steering.changes import OF_PASS, label_mean, project_onto_units, rescale
 from saefeat.steering.edits import quantile_of, schedule_change, token_strengths
 
@@ -72,6 +73,11 @@ def make_sae(site=SITE, k=6, width=64, seed=0, **options):
     )
 
 
+def unit(seed):
+    """A vector of length 1."""
+    return random(HIDDEN, seed=seed) / random(HIDDEN, seed=seed).norm()
+
+
 UNITS = [5, 2, 33, 60]
 NEURONS = [40, 3, 17]
 
@@ -82,6 +88,11 @@ def kinds():
     made = {
         "add": (SITE, add(2 * random(HIDDEN))),
         "replace": (SITE, replace(random(HIDDEN, seed=3))),
+        "clamp projection": ("resid_post@1", clamp_projection(unit(5), -0.5, 3.0)),
+        "erase": (SITE, erase(random(3, HIDDEN, seed=6))),
+        "add where firing": (SITE, add_where_firing(2 * random(HIDDEN), [(sae, UNITS)])),
+        "step": ("resid_post@0", step(unit(7), 3.0)),
+        "stretch": ("resid_post@1", stretch(unit(8), random(HIDDEN, seed=9), -2.5)),
     }
     for name, dictionary, units in (("features", sae, UNITS), ("neurons", neurons, NEURONS)):
         values = 2 + random(len(units), seed=4).abs()

@@ -95,7 +95,6 @@ def _published(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe
             for edit, strengths in _STEPS.items()
             for strength in strengths
         ]
-        # Where the stream tells languages apart most simply.
         middle, few = (stream[lm.n_layers // 2],), {"top": round(_OVERWRITTEN * width)}
         last = {**few, "layer": lm.n_layers - 1}
         tried += [
