@@ -445,7 +445,9 @@ class SweepConfig(SteeringSource):
 
     sites: tuple[str, ...] | None = about("Sites where features steer; default by depth.", None)
     strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
-    methods: tuple[str, ...] | None = about("Methods besides features; default all.", None)
+    methods: tuple[str, ...] = about(
+        "Methods besides features, or all.", ("neurons", "diffmean", "random"), min_length=1
+    )
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
     loss_budget: float | None = about(
         "Give each setting the strength at which the loss of source texts rises by so many nats "

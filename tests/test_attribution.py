@@ -362,7 +362,7 @@ def changed(**values):
         (column_removed("prompt"), "row 1: no column prompt"),
         (column_removed("label"), "row 1: no column label"),
         (changed(answer="", options=""), "row 2: the answer '' has no tokens"),
-        (changed(answer=3), "row 2: the answer is 3, not text"),
+        (changed(answer=3), "row 2 has no text in the column answer"),
         (changed(prompt=" "), "row 2: the prompt is empty"),
         (changed(answer="y"), "row 2: the answer 'y' is not among its options"),
         ([{**ROWS[0], "label": "fr"}], "has no row of a label of the run"),
@@ -380,7 +380,7 @@ def test_bad_csv(saefeat, tiny_run, tmp_path):
     path = tmp_path / "bad.csv"
     path.write_text("prompt,answer,label\na,b,en\na,b\n")
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", path)
-    assert code == 2 and "line 3 has another number of cells than the header" in err
+    assert code == 2 and "line 3 has 2 cells, the header 3" in err
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", tmp_path / "no.csv")
     assert code == 2 and "cannot read" in err
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", tmp_path / "no.txt")

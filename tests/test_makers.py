@@ -453,7 +453,7 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     recipes = json.loads((run_copy / "steering/settings.json").read_text())["methods"]
     assert set(recipes) >= set(methods.split(","))
     code, _, err = saefeat(*ask, "--methods", "magic")
-    assert code == 2 and "there is no method magic; the methods are ablation, boost" in err
+    assert code == 2 and "there is no method magic; the methods are all, ablation, boost" in err
 
 
 def test_a_loss_budget_gives_each_setting_its_strength(bench):

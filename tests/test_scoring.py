@@ -237,7 +237,11 @@ BAD = {
         [],
         "row 2: no column label",
     ),
-    "a text that is a number": ([{"text": 5, "label": "de"}], [], "row 1: the column text holds"),
+    "a text that is a number": (
+        [{"text": 5, "label": "de"}],
+        [],
+        "row 1 has no text in the column text",
+    ),
     "no rating column": (
         [{"text": "x", "label": "de"}],
         ["--rating-column", "stars"],

@@ -20,7 +20,7 @@ from helpers import Interrupt
 
 from saefeat import memory
 from saefeat.cli.steer import print_steering
-from saefeat.config import Decoding, MatrixConfig
+from saefeat.config import Decoding, MatrixConfig, SweepConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
@@ -57,7 +57,9 @@ def bench(out):
 
 def small_grid(bench):
     grid = [
-        recipe for recipe in full_grid(bench.opened.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
+        recipe
+        for recipe in full_grid(bench.opened.lm, [[SITE]])
+        if recipe.strength in (1.0, 2.0) and recipe.method in ("features", *SweepConfig().methods)
     ]
     return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 

@@ -126,7 +126,11 @@ def test_an_output_has_to_be_in_the_language_for_sure(run_copy, table, monkeypat
 BAD = {
     "a label of another run": ({"label": "fr"}, [], "no label 'fr' in this run"),
     "the source": ({"label": "en"}, [], "en is the source that is steered away from"),
-    "a reference that is missing": ({"reference": None}, [], "row 1: the column reference holds"),
+    "a reference that is missing": (
+        {"reference": None},
+        [],
+        "row 1 has no text in the column reference",
+    ),
     "a column that is missing": ({}, ["--source-column", "english"], "no column english"),
     "no sentence of a label": ({"label": "de"}, ["--labels", "th"], "no sentence for th"),
     "an unknown method": ({}, ["--method", "magic"], "no setting for magic"),

@@ -167,12 +167,12 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
     grid = full_grid(bench.opened.lm, groups, config.strengths)
-    if config.methods is None:
+    if config.methods == ("all",):
         return grid
     known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})
     for name in config.methods:
         if name not in known:
-            raise UserError(f"there is no method {name}; the methods are {', '.join(known)}")
+            raise UserError(f"there is no method {name}; the methods are all, {', '.join(known)}")
     return [recipe for recipe in grid if recipe.method in {FEATURES, *config.methods}]
 
 

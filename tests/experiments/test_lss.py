@@ -289,7 +289,7 @@ def test_the_command_prints_the_summary_and_writes_the_result(saefeat, run_copy,
         (["--to", "en"], "have no fact with an object in en"),
         (["--units", "nothing"], "there are no units 'nothing'"),
         (["--facts", "FACTS", "--target-column", "goal"], "no column goal; there are prompt"),
-        (["--facts", "gone.csv"], "the table of facts gone.csv is not a file"),
+        (["--facts", "gone.csv"], "the table gone.csv does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(saefeat, run_copy, tmp_path, options, message):
