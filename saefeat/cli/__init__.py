@@ -17,6 +17,7 @@ from saefeat.cli import (
     corpus,
     export,
     labels,
+    lens,
     lid,
     rank,
     run,
@@ -49,6 +50,7 @@ app.command()(sets.overlap)
 app.command()(compare.compare)
 app.command()(sites.sites)
 app.command()(labels.labels)
+app.command()(lens.lens)
 app.command()(export.export)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(lid.app, name="lid")
