@@ -62,6 +62,7 @@ def lens(
             each.parts,
             each.measure,
             each.summarize,
+            each.begin,
         )
         for each in prepared
     ]
@@ -70,7 +71,7 @@ def lens(
 def _prepare(bench: LensBench, kinds: list[str]) -> list[Prepared]:
     """Check the input of all kinds."""
     _ = bench.sites  # a layer that does not exist is refused first
-    top, found = TopTokens(bench), []
+    top, found, notes = TopTokens(bench), [], []
     for kind in kinds:
         try:
             if kind in _OTHERS:
@@ -80,5 +81,7 @@ def _prepare(bench: LensBench, kinds: list[str]) -> list[Prepared]:
         except NotApplicable as reason:
             if bench.config.kinds:
                 raise
-            bench.opened.say(f"note: no lens for {kind}: {reason}")
+            notes.append(f"note: no lens for {kind}: {reason}")
+    for note in notes:
+        bench.opened.say(note)
     return found

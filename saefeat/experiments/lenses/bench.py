@@ -37,6 +37,7 @@ class Prepared:
     parts: Sequence[str]
     measure: Callable[[str], list[Row]]
     summarize: Callable[[list[Row]], list[Row]]
+    begin: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

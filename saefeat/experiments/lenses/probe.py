@@ -24,6 +24,7 @@ from saefeat.evaluation import head_metrics
 from saefeat.experiments.frame import Question
 from saefeat.experiments.lenses.bench import LAYERS, Examples, LensBench, Prepared, stage_means
 from saefeat.lens.stream import read_means
+from saefeat.progress import track
 
 PROBE, SHUFFLED, TOKENS = "probe", "shuffled labels", "token-naive-bayes"
 _STEPS = 500  # of the optimiser
@@ -52,7 +53,13 @@ def probe(bench: LensBench) -> Prepared:
         return stage_means(rows, ("classifier",), columns, list(bench.sites))
 
     parts = [str(layer) for layer in bench.sites]
-    return Prepared(question, parts, lambda part: probes.measure(int(part)), summarize)
+    return Prepared(
+        question,
+        parts,
+        lambda part: probes.measure(int(part)),
+        summarize,
+        begin=lambda: probes.means,
+    )
 
 
 class _Probes:
@@ -71,14 +78,16 @@ class _Probes:
         lm, sites = self.bench.lm, self.bench.sites
         tokens = [*self.train.tokens, *self.test.tokens]
         found: np.ndarray | None = None
-        for number, vectors in read_means(lm, dict(enumerate(tokens)), sites.values()):
-            if found is None:
-                width = next(iter(vectors.values())).shape[0]
-                with tempfile.TemporaryFile(dir=self.bench.opened.out) as file:
-                    shape = (len(sites), len(tokens), width)
-                    found = np.memmap(file, np.float32, "w+", shape=shape)
-            for place, site in enumerate(sites.values()):
-                found[place, number] = vectors[site].numpy()
+        with track(self.bench.opened.say, "lens-probe", len(tokens), "texts") as bar:
+            for number, vectors in read_means(lm, dict(enumerate(tokens)), sites.values()):
+                if found is None:
+                    width = next(iter(vectors.values())).shape[0]
+                    with tempfile.TemporaryFile(dir=self.bench.opened.out) as file:
+                        shape = (len(sites), len(tokens), width)
+                        found = np.memmap(file, np.float32, "w+", shape=shape)
+                for place, site in enumerate(sites.values()):
+                    found[place, number] = vectors[site].numpy()
+                bar.update()
         assert found is not None
         return found
 

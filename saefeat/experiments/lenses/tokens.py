@@ -27,7 +27,8 @@ from saefeat.lens.keywords import PROGRAMMING, languages_of, pygments_keywords
 from saefeat.models import LanguageModel
 
 _SAMPLE = 20_000  # tokens of the vocabulary that are attributed for comparison
-_SETTINGS = ("norm", "texts", "positions", "generated", "top", "pivot")
+_SETTINGS = ("norm", "texts", "positions", "generated", "top")
+_OTHER = "other"  # scripts that none of the run's labels has
 
 
 @dataclass
@@ -71,14 +72,17 @@ def languages(bench: LensBench) -> Attribution:
 
 
 def scripts(bench: LensBench) -> Attribution:
-    """By the script of most letters of a string."""
-    if not any(map(scripts_of_label, bench.opened.corpus.labels)):
+    """By the script of most letters of a string: one of the run's labels, Latin, or another."""
+    own = {script for label in bench.opened.corpus.labels for script in scripts_of_label(label)}
+    if not own:
         raise NotApplicable("none of the labels of the run is a language with a script", "kinds")
+    classes = [script for script in known_scripts() if script in own | {"Latn"}]
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:
-        return [(script,) if script else () for script in map(script_of, strings)]
+        found = map(script_of, strings)
+        return [(x if x in classes else _OTHER,) if x else () for x in found]
 
-    return Attribution("scripts", "scripts", known_scripts(), read, scripts_of_label)
+    return Attribution("scripts", "scripts", [*classes, _OTHER], read, scripts_of_label)
 
 
 def keywords(bench: LensBench) -> Attribution:
@@ -104,7 +108,7 @@ def keywords(bench: LensBench) -> Attribution:
 
 def _programming(labels: Sequence[str], asked: bool) -> list[str]:
     """The labels that are programming languages; if it was asked for and there are none, ten."""
-    found = [label for label in labels if label in PROGRAMMING]
+    found = [label for label in labels if label.lower() in PROGRAMMING]
     if not found and not asked:
         raise NotApplicable("none of the labels of the run is a programming language", "kinds")
     return found or [*PROGRAMMING]
@@ -141,6 +145,7 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
         f"Logit lens: {attribution.title} of the decoded tokens by layer",
         {
             **bench.settings(*_SETTINGS),
+            "pivot": bench.pivot,
             **attribution.settings,
             **({"decoding": vars(bench.decoding)} if config.generated else {}),
         },

@@ -152,7 +152,7 @@ def word_probabilities(bench: LensBench) -> Prepared:
     for cloze in clozes:
         groups.setdefault(cloze.target or _ALL, []).append(cloze)
     languages = list(clozes[0].words)
-    pivot = own_label(config.pivot, languages) if config.pivot else _english(languages)
+    pivot = _pivot(languages, config.pivot)
     sets = {name: _token_sets(bench, some) for name, some in groups.items()}
     question = Question(
         "lens-words",
@@ -184,8 +184,13 @@ def word_probabilities(bench: LensBench) -> Prepared:
     return Prepared(question, list(groups), measure, summarize)
 
 
-def _english(languages: Sequence[str]) -> str | None:
-    return next((name for name in languages if fasttext_code(name) == "en"), None)
+def _pivot(languages: Sequence[str], asked: str | None) -> str | None:
+    """The language that was asked for, or English, or None."""
+    if asked is None:
+        return next((name for name in languages if fasttext_code(name) == "en"), None)
+    if (found := own_label(asked, languages)) is None:
+        raise UserError(f"there are no words in {asked}; name another language", "pivot")
+    return found
 
 
 def _token_sets(bench: LensBench, clozes: Sequence[Cloze]) -> list[list[set[int]]]:
