@@ -730,3 +730,51 @@ class CompareConfig(SteeringSource):
         min_length=1,
     )
     seed: int = _SEED
+
+
+LENSES = ("languages", "scripts", "keywords", "words", "alignment", "probe")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LensConfig:
+    """What `saefeat lens` looks for in the residual stream, layer by layer."""
+
+    kinds: tuple[str, ...] | None = about(
+        f"{', '.join(LENSES)}; default those that the run allows.", None, min_length=1
+    )
+    layers: tuple[int, ...] | None = about(
+        "Layers, -1 for the embeddings; default all.", None, min_length=1
+    )
+    norm: Literal["both", "with", "without"] = about(
+        "Decode with the model's final norm, without it, or both.", "both"
+    )
+    texts: int = about("Test texts per label that are decoded.", 10, ge=1)
+    positions: int = about("Positions per text; 1 is its last token.", 16, ge=1)
+    generated: bool = about(
+        "Decode where the model generates after the beginning of a text, not in the text.", False
+    )
+    top: int = about("Tokens decoded at a position.", 10, ge=1)
+    reliable: float = about("Least probability of fastText for a token's language.", 0.5, ge=0)
+    words: str | None = about(
+        "Table (.csv) with the column prompt and one column per language, which has the expected "
+        "word; the column group is optional; default a table of nouns.",
+        None,
+    )
+    prefixes: bool = about(
+        "Count all tokens with which a word may begin, not the first token only.", False
+    )
+    keywords: str | None = about(
+        "Table (.csv) with the columns label and keyword; default the keywords of Pygments.", None
+    )
+    programming: tuple[str, ...] | None = about(
+        "Programming languages as Pygments names them; default those of the run's labels, or ten.",
+        None,
+        min_length=1,
+    )
+    parallel: str | None = about(
+        "Corpus whose translations share an id; default the run's own.", None
+    )
+    pivot: str | None = about("Label that others are compared with; default English.", None)
+    pairs: int = about("Pairs of translations per label.", 100, ge=2)
+    train_texts: int = about("Train texts per label for the probe.", 100, ge=2)
+    test_texts: int = about("Test texts per label for the probe.", 50, ge=1)

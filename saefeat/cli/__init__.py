@@ -17,6 +17,7 @@ from saefeat.cli import (
     corpus,
     export,
     labels,
+    lens,
     lid,
     mix,
     rank,
@@ -53,6 +54,7 @@ app.command()(mix.mix)
 app.command()(reproduce.reproduce)
 app.command()(sites.sites)
 app.command()(labels.labels)
+app.command()(lens.lens)
 app.command()(export.export)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(lid.app, name="lid")

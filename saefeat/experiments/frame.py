@@ -44,6 +44,7 @@ def carry_out(
     parts: Sequence[str],
     measure: Callable[[str], list[Row]],
     summarize: Callable[[list[Row]], list[Row]],
+    begin: Callable[[], object] = lambda: None,
 ) -> Experiment:
     """Measure an experiment part by part, write it to `out`, and return what is written.
 
@@ -54,6 +55,7 @@ def carry_out(
         parts: names of different parts, in the order of their rows.
         measure: part -> its rows. All rows have the same columns.
         summarize: all rows -> the rows of the summary.
+        begin: what all parts need, done before the first that is left; the forecast leaves it out.
 
     Raises UserError when `out` is something else than this kind of experiment.
     """
@@ -73,6 +75,8 @@ def carry_out(
         kept, _ = checkpoint.load() or ({}, {})
         done: dict[str, list[Row]] = kept.get("rows", {})
         left = [part for part in parts if part not in done]
+        if left:
+            begin()
         with track(opened.say, name, len(parts), "parts", done=len(parts) - len(left)) as bar:
             for number, part in enumerate(left):
                 begun = time.monotonic()

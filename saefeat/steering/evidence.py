@@ -16,7 +16,7 @@ from saefeat.corpora import Plan
 from saefeat.dictionaries import SAE
 from saefeat.generation import end_tokens
 from saefeat.hooks import intervene
-from saefeat.lens import promoted_ids
+from saefeat.lens.logits import top_tokens
 from saefeat.models import LanguageModel
 from saefeat.tokens import outliers
 
@@ -185,7 +185,7 @@ class Evidence:
 def _scores(p: Tensor, lm: LanguageModel, directions: Tensor, tokens: Tensor | None) -> list[float]:
     if tokens is not None:
         return p[:, tokens].sum(1).tolist()
-    promoted = torch.tensor(promoted_ids(lm, directions, _PROMOTED))
+    promoted = top_tokens(lm, directions, _PROMOTED)
     best = p.gather(1, promoted).amax(1, keepdim=True)
     ranks = (p > best).sum(1)
     return ((1 - ranks / p.shape[1]) * best[:, 0]).tolist()
