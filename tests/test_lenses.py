@@ -361,18 +361,18 @@ def test_bad_input_is_one_sentence(saefeat, tiny_run, tmp_path, name):
 
 
 TABLES = {
-    "empty": ("words", "", "has no column prompt; it has none"),
-    "no rows": ("words", "prompt,en\n", "has no rows below its header"),
+    "empty": ("words", "", "has no rows"),
+    "no rows": ("words", "prompt,en\n", "has no rows"),
     "no language": ("words", "prompt\nhello\n", "has no column of a language"),
     "no word": ("words", "prompt,en,de\nhello,x,y\nhello,, \n", "row 2 has no word in en"),
     "no synonym": ("words", "prompt,en\nhello,x|\n", "row 1 has no word in en"),
     "no prompt": ("words", "prompt,en\n ,x\n", "row 1 has no prompt"),
     "target": ("words", "prompt,en,target\nhello,x,de\n", "row 1 has the target de"),
-    "short row": ("words", "prompt,en\nhello\n", "row 1 has 1 cells, but the header has 2"),
+    "short row": ("words", "prompt,en\nhello\n", "line 2 has 1 cells, the header 2"),
     "twice": ("words", "prompt,en,en\nhello,x,y\n", "names a column twice"),
     "quote": ("words", 'prompt,en\n"hello,x\n', "cannot be parsed"),
     "keyword": ("keywords", "label,keyword\npython,if else\n", "row 1 needs a label and a keyword"),
-    "keyword column": ("keywords", "label,word\npython,if\n", "has no column keyword"),
+    "keyword column": ("keywords", "label,word\npython,if\n", "no column keyword"),
 }
 
 

@@ -76,6 +76,8 @@ def _delimited(path: Path) -> Iterator[dict[str, Any]]:
     reader = csv.reader(lines, delimiter=_DELIMITERS[plain_name(path).suffix], strict=True)
     try:
         header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{path} names a column twice")
         for cells in reader:
             if cells and len(cells) != len(header):
                 raise UserError(

@@ -23,7 +23,7 @@ def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[l
     A direction goes through the model's final norm and output projection, as if it were the whole
     residual stream.
     """
-    rows = top_tokens(lm, directions, n).tolist()
+    rows = top_tokens(lm, directions, n, bias=False).tolist()
     return [[lm.tokenizer.decode([token]) for token in row] for row in rows]
 
 

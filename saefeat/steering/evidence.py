@@ -185,7 +185,7 @@ class Evidence:
 def _scores(p: Tensor, lm: LanguageModel, directions: Tensor, tokens: Tensor | None) -> list[float]:
     if tokens is not None:
         return p[:, tokens].sum(1).tolist()
-    promoted = top_tokens(lm, directions, _PROMOTED)
+    promoted = top_tokens(lm, directions, _PROMOTED, bias=False)
     best = p.gather(1, promoted).amax(1, keepdim=True)
     ranks = (p > best).sum(1)
     return ((1 - ranks / p.shape[1]) * best[:, 0]).tolist()

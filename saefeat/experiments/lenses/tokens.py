@@ -16,7 +16,7 @@ import numpy as np
 
 from saefeat.artefacts.experiments import Row
 from saefeat.baselines.fasttext import FastText
-from saefeat.corpora.table import read_cells
+from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared, stage_means
 from saefeat.experiments.lenses.top import TopTokens
@@ -117,10 +117,11 @@ def _programming(labels: Sequence[str], asked: bool) -> list[str]:
 def keyword_table(path: Path) -> dict[str, set[str]]:
     """Read a table of keywords: programming language -> words.
 
-    Raises UserError for a table that `read_cells` refuses, or a cell that is empty or has a space.
+    Raises UserError for a table that `read_table` refuses, or a cell that is empty or has a space.
     """
     found: dict[str, set[str]] = {}
-    for number, row in enumerate(read_cells(path, ("label", "keyword"), "keywords"), 1):
+    rows = read_table(path, {"label": "keywords", "keyword": "keywords"}, "keywords")
+    for number, row in enumerate(rows, 1):
         label, word = row["label"].strip(), row["keyword"].strip()
         if not label or len(word.split()) != 1:
             raise UserError(f"{path}: row {number} needs a label and a keyword without spaces")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from saefeat.artefacts.experiments import Row
-from saefeat.corpora.table import read_cells
+from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared, stage_means
 from saefeat.generation import encode_prompts
@@ -47,19 +47,19 @@ def read_clozes(path: Path) -> list[Cloze]:
     A cell may have several words, with | between them. The column target is optional; it has the
     language (the name of a column) in which the answer is asked for.
 
-    Raises UserError for a table that `read_cells` refuses, that has no language, or whose target is
+    Raises UserError for a table that `read_table` refuses, that has no language, or whose target is
     none; or for an empty cell.
     """
-    rows = read_cells(path, ("prompt",), "words")
+    rows = read_table(path, {"prompt": "words"}, "words")
     languages = [name for name in rows[0] if name not in ("prompt", "target")]
     if not languages:
         raise UserError(f"{path} has no column of a language beside the prompt", "words")
     found = []
     for number, row in enumerate(rows, 1):
-        target = row.get("target", "").strip() or None
+        target = str(row.get("target") or "").strip() or None
         if target is not None and target not in languages:
             raise UserError(f"{path}: row {number} has the target {target}, which is no column")
-        words = {name: _words(row[name]) for name in languages}
+        words = {name: _words(str(row.get(name) or "")) for name in languages}
         if empty := [name for name, some in words.items() if not all(some)]:
             raise UserError(f"{path}: row {number} has no word in {empty[0]}; give one", "words")
         if not row["prompt"].strip():
@@ -79,7 +79,7 @@ def noun_clozes(labels: Sequence[str]) -> list[Cloze]:
 
     Raises NotApplicable where the table has fewer than three of the languages.
     """
-    names, *rows = read_cells(_TABLE, (), "words")
+    names, *rows = read_table(_TABLE, {}, "words")
     codes = in_codes(labels, names)
     table = [{label: _words(row[code]) for label, code in codes.items()} for row in rows]
     if len(codes) < 3 or len(set(codes.values())) < len(codes):
