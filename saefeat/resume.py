@@ -118,16 +118,16 @@ def check_alike(world: World, value: Any) -> None:
 
 
 @contextmanager
-def claim_file(out: Path) -> Iterator[Path]:
+def claim_file(out: Path, *, wait: bool = False) -> Iterator[Path]:
     """Keep other processes from writing a file while the block runs.
 
     What is claimed is a directory beside it, which the block may use; it is removed if it is empty
     at the end. A claim of the parent would remove the temporary files of other outputs.
 
-    Raises as `claim`.
+    `wait` and what is raised are those of `claim`.
     """
     place = _partial(out)
-    with claim(place):
+    with claim(place, wait=wait):
         try:
             yield place
         finally:

@@ -218,19 +218,21 @@ def test_the_error_without_pip_says_how_to_install_it(
     assert "\n" not in str(caught.value)
 
 
-def test_two_processes_at_once(fake: Path) -> None:
+def test_of_two_processes_at_once_one_fetches(fake: Path) -> None:
     asset = assets.ASSETS["fake"]
     code = "from saefeat import assets; from saefeat.assets import Asset\n"
     code += f"assets.ASSETS['fake'] = {asset!r}\n"
-    code += "print(assets.fetch('fake'))"
+    code += "print(assets.fetch('fake', say=print))"
     root = Path(assets.__file__).parents[2]
     command = [sys.executable, "-c", code]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)
     ]
-    paths = {process.communicate()[0].strip() for process in running}
+    lines = [process.communicate()[0].splitlines() for process in running]
     assert all(process.returncode == 0 for process in running)
-    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == CONTENT
+    assert sum(line.startswith("fetching") for said in lines for line in said) == 1
+    (path,) = {said[-1] for said in lines}
+    assert Path(path).read_bytes() == CONTENT
 
 
 def test_a_cache_that_cannot_be_written(

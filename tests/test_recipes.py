@@ -6,6 +6,7 @@ import gzip
 import http.server
 import io
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from saefeat.corpora.reading import hub_revision
 from saefeat.corpora.recipes import RECIPES
 from saefeat.corpora.sources import Recipe, Source
 from saefeat.io import UserError, file_sha256
+from saefeat.progress import PULSE
 
 
 @pytest.fixture(autouse=True)
@@ -591,6 +593,44 @@ def test_a_server_that_fails_twice_is_asked_again_and_the_texts_are_kept(
     assert load_corpus("tatoeba", labels=["de", "fr"]).fingerprint == corpus.fingerprint
     assert server.asked == []
     assert not [path for path in own_cache.rglob("*") if path.name.startswith(".")]
+
+
+def test_processes_that_want_the_same_texts_at_once_wait_for_the_first(
+    tmp_path, server, lies_at, own_cache, monkeypatch
+):
+    serve_tatoeba(tmp_path / "www", deu="eins\n", fra="un\n")
+    lies_at("tatoeba", server.url)
+    server.fails["/tatoeba.deu-eng.deu"] = 1  # the first is still busy when the others come
+    monkeypatch.setattr(fetch, "PAUSES", (0.5,))
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+
+    def load():
+        told = []
+        found.put((load_corpus("tatoeba", labels=["de", "fr"], say=told.append).texts, told))
+
+    workers = [fork.Process(target=load) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    texts, told = zip(*(found.get(timeout=60) for _ in workers), strict=True)
+    for worker in workers:
+        worker.join()
+    assert texts == (["eins", "un"],) * 3
+    lines = [line for said in told for line in said]
+    assert sorted(lines) == ["fetching tatoeba (de)", "fetching tatoeba (fr)"]
+    assert Counter(server.asked) == {"/tatoeba.deu-eng.deu": 2, "/tatoeba.fra-eng.fra": 1}
+    assert {path.suffix for path in (own_cache / "corpora/tatoeba").iterdir()} == {".parquet"}
+
+
+def test_rows_that_are_left_out_are_a_sign_of_life(tmp_path, lies_at):
+    """Rows of a rare label may be hours apart, and a rank that does nothing is ended."""
+    lines = ["text\ttag", *["hola\tspa"] * 1000, "eins\tdeu", "one\teng"]
+    with gzip.open(tmp_path / "commonlid_20251209.tsv.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    lies_at("commonlid", tmp_path)
+    before = PULSE.beats
+    assert load_corpus("commonlid", labels=["de", "en"]).texts == ["eins", "one"]
+    assert PULSE.beats - before > 1000
 
 
 def test_progress_is_reported_while_files_are_fetched_and_read(

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from saefeat.cli.common import say
-from saefeat.cli.ranks import Ranks, launcher
+from saefeat.cli.ranks import PATIENCE, Ranks, launcher
 from saefeat.run.training import describe_training, forecast_job, place_rank, read_job, train_job
 from saefeat.world import world_of_environment
 
@@ -39,7 +39,9 @@ def main() -> None:
                 )
             return
         job = place_rank(job, world)
-        stop = ranks.connect(world, job.inputs.device, job.ranks.timeout_seconds)
+        timeout = job.ranks.timeout_seconds
+        # An exchange on GPUs, which waits in the driver, ends sooner than a wait counts as a hang.
+        stop = ranks.connect(world, job.inputs.device, timeout, timeout + PATIENCE)
         for sae in train_job(job, world, say, stop):
             if world.leads:
                 print(f"{job.out / sae.id}: {describe_training(sae)}")

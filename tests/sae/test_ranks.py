@@ -327,3 +327,25 @@ def test_a_training_that_diverges_on_one_rank_ends_both_and_keeps_the_state(
     assert "training diverged at" in "".join(outputs) and "before step" in "".join(outputs)
     assert "Traceback" not in "".join(outputs)
     assert not list((tmp_path / "out").glob("sae-*"))
+
+
+HANGING = """
+import sys
+from runpy import run_path
+from saefeat.cli import ranks
+from saefeat.run import training
+script, dead, *sys.argv[1:] = sys.argv[1:]
+training.make_plan = lambda *of, **how: open(dead)
+ranks.PATIENCE = -8  # two seconds after timeout_seconds
+run_path(script, run_name="__main__")
+"""
+
+
+def test_where_all_ranks_hang_at_once_they_end_and_one_is_named(tmp_path, config, start):
+    """They read a dead disk. None waits for another, so no exchange runs out of time."""
+    os.mkfifo(tmp_path / "dead")
+    path = config("out", timeout_seconds=10)
+    words = ("-c", HANGING, SCRIPT, tmp_path / "dead", path)
+    codes, outputs = ends(*(start(rank, 2, *words) for rank in range(2)))
+    assert codes == [1, 1], outputs
+    assert f"on {socket.gethostname()} has done nothing for 3 s" in "".join(outputs)
