@@ -636,7 +636,7 @@ class UnitClasses:
 class AttributionConfig(UnitClasses):
     """What `saefeat steer attribute` attributes to units (arXiv 2406.09265)."""
 
-    prompts: int = about("Prompts per label.", 8, ge=1)
+    prompts: int = about("Prompts per label.", 6, ge=1)
     tokens: int = about(
         "Tokens of a test text that are a prompt; the next is the answer.", 16, ge=1
     )

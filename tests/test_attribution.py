@@ -204,7 +204,7 @@ def test_units_of_classes_over_inputs(tmp_path):
 
 def test_units_of_ternary_classes():
     """Units above the bar for one, two and three labels of three, and their numbers by the rule."""
-    fired = torch.randint(0, 40, (3, 600), generator=torch.Generator().manual_seed(3))
+    fired = torch.randint(20, 40, (3, 600), generator=torch.Generator().manual_seed(3))
     fired[:, :12] = 90
     fired[:, 20:23] = torch.tensor([[95], [0], [0]])
     fired[:, 30:33] = torch.tensor([[93], [94], [0]])

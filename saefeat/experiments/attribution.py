@@ -18,10 +18,18 @@ from saefeat.attribution import Prompt, Scorer, Scores
 from saefeat.config import AttributionConfig
 from saefeat.dictionaries import Dictionary
 from saefeat.experiments.cases import Case, load_cases, parallel_keys, test_keys, text_cases
-from saefeat.experiments.classes import INPUTS, Classified, Pool, choose_rule, classify, open_pools
+from saefeat.experiments.classes import (
+    INPUTS,
+    Classified,
+    Pool,
+    choose_rule,
+    classify,
+    open_pools,
+    texts_of_inputs,
+)
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.units import UnitBench
-from saefeat.io import fingerprint, user_path
+from saefeat.io import UserError, fingerprint, user_path
 from saefeat.partition import layer_of
 from saefeat.run.opened import OpenRun
 
@@ -48,9 +56,7 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
     pools = open_pools(opened, config.pools)
     cases, rule = _cases(opened, config)
     units = UnitBench(opened)
-    inputs: dict[str, list[Any]] = {}
-    for case in cases:
-        inputs.setdefault(case.key, []).append(case.prompt)
+    inputs = texts_of_inputs((case.key, case.label, case.prompt) for case in cases)
     classified = {
         pool.name: classify(units, rule, pool, inputs, config.threshold) for pool in pools
     }
@@ -92,6 +98,8 @@ def _cases(opened: OpenRun, config: AttributionConfig) -> tuple[list[Case], str]
         rule = choose_rule(config.classes, bool(keys), f"the rows of {config.table}")
     if rule == INPUTS:
         kept = set(parallel_keys((case.label, case.key) for case in cases)[: config.prompts])
+        if not kept:
+            raise UserError("no parallel texts have two tokens in every label", "classes")
         return [case for case in cases if case.key in kept], rule
     seen: dict[str, list[Case]] = {}
     for case in cases:

@@ -37,6 +37,7 @@ from saefeat.experiments.classes import (
     class_names,
     classify,
     open_pools,
+    texts_of_inputs,
 )
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.units import UnitBench
@@ -151,31 +152,35 @@ def _groups(
     """The rule that classifies units, what is measured, and the token ids of each input."""
     cases = load_cases(opened, user_path(config.table)) if config.table else []
     of_texts, of_cases = test_keys(opened), parallel_keys((each.label, each.key) for each in cases)
-    used = of_texts if config.sentences else of_cases
-    rule = choose_rule(config.classes, bool(used), "the texts of the run")
+    used = [("the test texts of the run", of_texts)] if config.sentences else []
+    used += [(f"the rows of {config.table}", of_cases)] if cases else []
+    if not used:
+        raise UserError("there is nothing to measure; give texts or a table", "sentences", "table")
+    what = next((what for what, keys in used if not keys), "")
+    rule = choose_rule(config.classes, not what, what)
     parallel = rule == INPUTS
     texts = [
         (f"text {opened.corpus.ids[i]}", label, opened.corpus.texts[i])
         for label in (opened.corpus.labels if config.sentences else ())
         for i in test_positions(opened, label, config.sentences, of_texts if parallel else None)
     ]
-    if not texts and not cases:
-        raise UserError("there is nothing to measure; give texts or a table", "sentences", "table")
     if not parallel:
         return rule, [Group("", [(label, text) for _, label, text in texts], cases)], {}
-    if cases and not of_cases:
-        choose_rule(INPUTS, False, f"the rows of {config.table}")
-    ids, inputs, groups = opened.lm, {}, []
-    for key in dict.fromkeys(key for key, _, _ in texts):
-        some = [(label, text) for of, label, text in texts if of == key]
-        rows = ids.tokenize([text for _, text in some], TOKEN_LIMIT)
-        inputs[key] = [(*ids.prefix, *row) for row in rows if row]
-        groups.append(Group(key, some))
-    for key in of_cases:
-        found = [case for case in cases if case.key == key]
-        inputs[f"case {key}"] = [case.prompt for case in found]
-        groups.append(Group(f"case {key}", (), found))
-    return rule, groups, inputs
+    lm, of = opened.lm, [text for _, _, text in texts]
+    rows = zip(texts, lm.tokenize(of, TOKEN_LIMIT), strict=True)
+    inputs = [(key, label, (*lm.prefix, *row)) for (key, label, _), row in rows if row]
+    # Ids of the table may be those of texts, and are other inputs.
+    inputs += [(f"case {case.key}", case.label, case.prompt) for case in cases]
+    found = texts_of_inputs(inputs)
+    groups = [
+        Group(key, [(label, text) for at, label, text in texts if at == key])
+        for key in dict.fromkeys(key for key, _, _ in texts)
+        if key in found
+    ]
+    groups += [
+        Group(f"case {key}", (), [case for case in cases if case.key == key]) for key in of_cases
+    ]
+    return rule, groups, found
 
 
 class _Categories:

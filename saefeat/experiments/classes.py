@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,6 +112,17 @@ class Classified:
             if units := (classes == place).nonzero().flatten().tolist():
                 found[dictionary] = units
         return found
+
+
+def texts_of_inputs(rows: Iterable[tuple[str, str, Tokens]]) -> dict[str, list[Tokens]]:
+    """Key -> token ids of its parallel texts, of (key, label, token ids).
+
+    Of several texts of one key and label the first counts.
+    """
+    found: dict[str, dict[str, Tokens]] = {}
+    for key, label, ids in rows:
+        found.setdefault(key, {}).setdefault(label, ids)
+    return {key: list(some.values()) for key, some in found.items()}
 
 
 def classify(
