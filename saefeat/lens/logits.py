@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from saefeat.hooks import capture
 from saefeat.io import UserError
@@ -19,33 +20,42 @@ _VECTORS = 64  # decoded at once; each gives as many logits as the vocabulary ha
 _TOLERANCE = 0.1  # of the standard deviation of logits; bfloat16 rounds those of 20 to .1
 
 
-def logits(lm: LanguageModel, vectors: Tensor, *, norm: bool = True) -> Tensor:
+def logits(lm: LanguageModel, vectors: Tensor, *, norm: bool = True, bias: bool = True) -> Tensor:
     """Decode vectors [n, d] of the residual stream: float32 [n, vocabulary].
 
-    `norm`: put them through the model's final norm. So the vectors after the last block give the
-    model's own logits. Without it, papers decode earlier layers (arXiv 2402.18815).
+    Args:
+        norm: put them through the model's final norm. So the vectors after the last block give the
+            model's own logits. Without it, papers decode earlier layers (arXiv 2402.18815).
+        bias: add that of the output projection, if it has one. No vector of the stream gives it.
     """
     head: Any = lm.model.get_output_embeddings()
     with torch.inference_mode():
         x = vectors.to(lm.device, lm.unembedding().dtype)
         for module in [*_final_norm(lm)] * norm + _narrowing(lm):
             x = module(x)
-        return _scaled(lm, head(x).float())
+        found = head(x) if bias else linear(x, lm.unembedding())
+        return _scaled(lm, found.float())
 
 
 def decoded(
-    lm: LanguageModel, vectors: Tensor, *, norm: bool = True
+    lm: LanguageModel, vectors: Tensor, *, norm: bool = True, bias: bool = True
 ) -> Iterator[tuple[slice, Tensor]]:
     """As `logits`, for any number of vectors: yields the rows of a part and its logits."""
     for start in range(0, len(vectors), _VECTORS):
         rows = slice(start, start + _VECTORS)
-        yield rows, logits(lm, vectors[rows], norm=norm)
+        yield rows, logits(lm, vectors[rows], norm=norm, bias=bias)
 
 
-def top_tokens(lm: LanguageModel, vectors: Tensor, n: int, *, norm: bool = True) -> Tensor:
-    """Find the n tokens of greatest logit for each vector [m, d], best first: int64 [m, n]."""
+def top_tokens(
+    lm: LanguageModel, vectors: Tensor, n: int, *, norm: bool = True, bias: bool = True
+) -> Tensor:
+    """Find the n tokens of greatest logit for each vector [m, d], best first: int64 [m, n].
+
+    `norm`, `bias`: see `logits`.
+    """
     n = min(n, lm.unembedding().shape[0])
-    parts = [part.topk(n).indices.cpu() for _, part in decoded(lm, vectors, norm=norm)]
+    found = decoded(lm, vectors, norm=norm, bias=bias)
+    parts = [part.topk(n).indices.cpu() for _, part in found]
     return torch.cat(parts) if parts else torch.empty(0, n, dtype=torch.int64)
 
 
