@@ -20,8 +20,8 @@ class NoDirection(UserError):
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
     """Return the n tokens of greatest logit for each direction [m, d], best first.
 
-    A direction goes through the model's final norm and output projection, as if it were the whole
-    residual stream.
+    A direction goes through the model's final norm and output projection (without its bias), as if
+    it were the whole residual stream.
     """
     rows = top_tokens(lm, directions, n, bias=False).tolist()
     return [[lm.tokenizer.decode([token]) for token in row] for row in rows]

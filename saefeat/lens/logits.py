@@ -26,7 +26,7 @@ def logits(lm: LanguageModel, vectors: Tensor, *, norm: bool = True, bias: bool 
     Args:
         norm: put them through the model's final norm. So the vectors after the last block give the
             model's own logits. Without it, papers decode earlier layers (arXiv 2402.18815).
-        bias: add that of the projection (of Phi), which is no part of what a direction says.
+        bias: add that of the output projection, if it has one. No vector of the stream gives it.
     """
     head: Any = lm.model.get_output_embeddings()
     with torch.inference_mode():
@@ -49,9 +49,13 @@ def decoded(
 def top_tokens(
     lm: LanguageModel, vectors: Tensor, n: int, *, norm: bool = True, bias: bool = True
 ) -> Tensor:
-    """Find the n tokens of greatest logit for each vector [m, d], best first: int64 [m, n]."""
+    """Find the n tokens of greatest logit for each vector [m, d], best first: int64 [m, n].
+
+    `norm`, `bias`: see `logits`.
+    """
     n = min(n, lm.unembedding().shape[0])
-    parts = [part.topk(n).indices.cpu() for _, part in decoded(lm, vectors, norm=norm, bias=bias)]
+    found = decoded(lm, vectors, norm=norm, bias=bias)
+    parts = [part.topk(n).indices.cpu() for _, part in found]
     return torch.cat(parts) if parts else torch.empty(0, n, dtype=torch.int64)
 
 
