@@ -327,7 +327,7 @@ def test_the_steering_table_shows_the_chosen_measure(page: Page) -> None:
     page.choose("measure", "perplexity")
     assert page.texts("#steering-table thead th")[1] == "own text"
     assert page.texts("#steering-table tbody tr:first-child td")[:2] == [
-        "10.014.0 in context",
+        "10.0\n14.0 in context",
         "10.0",
     ]
     page.choose("measure", "score_in_context")
