@@ -229,7 +229,7 @@ PAPERS: Mapping[str, Paper] = {
             Step(
                 "lens",
                 "Does the model think in English between input and output?",
-                "lens --run {run} --kinds languages,scripts --generated --norm without --out {out}",
+                "lens --run {run} --kinds languages --generated --norm without --out {out}",
                 "English in the middle layers",
             ),
             Step(
