@@ -11,6 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Where commands write in a run; all others are experiments.
+_FOLDERS = {
+    "rank": "selections",
+    "lid": "lid",
+    "steer sweep": "steering",
+    "steer matrix": "steering",
+}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -41,7 +49,8 @@ class Step:
 
     def result(self, paper: str, run: Path) -> Path:
         """Where the result is."""
-        folder = "selections" if self.command.startswith("rank ") else "experiments"
+        found = (folder for begin, folder in _FOLDERS.items() if self.command.startswith(begin))
+        folder = next(found, "experiments")
         kind = "parquet" if folder == "selections" else "json"
         return run / folder / f"{paper}-{self.name}.{kind}"
 
