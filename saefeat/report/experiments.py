@@ -10,8 +10,11 @@ from saefeat.artefacts.experiments import Experiment
 from saefeat.report.plots import draw_plots
 
 
+_LARGEST = 400_000  # bytes of a drawing in the page; a larger one is a file beside the result
+
+
 def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
-    """What the page shows of each: name, title, columns, rows, image (a data URL) and notes."""
+    """What the page shows of each: name, title, columns, rows, image (a data URL), whether there is a drawing, and notes."""
     return [
         {
             "name": each["experiment"],
@@ -19,6 +22,7 @@ def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
             "columns": list(each["summary"][0]) if each["summary"] else [],
             "rows": [list(row.values()) for row in each["summary"]],
             "image": _image(each),
+            "drawn": bool(each["plots"]),
             "notes": each["notes"],
         }
         for each in experiments
@@ -27,6 +31,6 @@ def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
 
 def _image(each: Experiment) -> str | None:
     drawn = draw_plots(each["title"], each["rows"], each["plots"])
-    if drawn is None:
+    if drawn is None or len(drawn) > _LARGEST:
         return None
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
