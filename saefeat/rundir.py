@@ -262,9 +262,10 @@ class RunDir:
         """What an experiment has measured."""
         return self.experiments / f"{name}.json"
 
-    def load_experiments(self) -> list[Experiment]:
-        """What all experiments of the run have measured, by name."""
-        return [self.load_experiment(path) for path in visible(self.experiments, "*.json")]
+    def load_experiments(self) -> dict[str, Experiment]:
+        """What all experiments of the run have measured, by the names of their files."""
+        paths = visible(self.experiments, "*.json")
+        return {path.stem: self.load_experiment(path) for path in paths}
 
     def load_experiment(self, path: Path) -> Experiment:
         return schema.read(Experiment, path, help="run the experiment again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment
@@ -13,11 +13,11 @@ from saefeat.report.plots import draw_plots
 _LARGEST = 400_000  # bytes of a drawing in the page; a larger one is a file beside the result
 
 
-def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
-    """What the page shows of each: name, title, columns, rows, image (a data URL), whether there is a drawing, and notes."""
+def experiment_views(experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
+    """What the page shows of each: file (its name without an ending), title, columns, rows, image (a data URL), whether there is a drawing, and notes."""
     return [
         {
-            "name": each["experiment"],
+            "file": file,
             "title": each["title"],
             "columns": list(each["summary"][0]) if each["summary"] else [],
             "rows": [list(row.values()) for row in each["summary"]],
@@ -25,7 +25,7 @@ def experiment_views(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
             "drawn": bool(each["plots"]),
             "notes": each["notes"],
         }
-        for each in experiments
+        for file, each in experiments.items()
     ]
 
 

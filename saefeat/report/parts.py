@@ -55,7 +55,7 @@ class Parts:
     samples: list[SteeringSample] | None
     matrix: PerplexityMatrix | None
     comparison: Comparison | None
-    experiments: list[Experiment]
+    experiments: dict[str, Experiment]
 
 
 def read_parts(run: RunDir) -> Parts:
