@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def arithmetic(
         return experiment.measure(*of[part])
 
     out = out or opened.files.experiment_file(NAME)
-    return carry_out(opened, out, question, parts, measure, partial(_summarize, sources))
+    return carry_out(opened, out, question, parts, measure, _summarize)
 
 
 def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
@@ -143,7 +142,7 @@ class _Arithmetic:
         }
 
 
-def _summarize(sources: Sequence[str], rows: list[Row]) -> list[Row]:
+def _summarize(rows: list[Row]) -> list[Row]:
     """Means over pairs of different labels, by set of units."""
     found: list[Row] = []
     for name in dict.fromkeys(row["units"] for row in rows):
