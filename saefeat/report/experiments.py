@@ -9,7 +9,6 @@ from typing import Any
 from saefeat.artefacts.experiments import Experiment
 from saefeat.report.plots import draw_plots
 
-
 _LARGEST = 400_000  # bytes of a drawing in the page; a larger one is a file beside the result
 
 
