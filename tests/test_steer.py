@@ -39,6 +39,7 @@ from saefeat.steering.changes import Collected
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
+METHODS = {"none", "features", "neurons", "diffmean", "random"}  # others: test_makers.py
 
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
@@ -55,10 +56,13 @@ def bench(out):
 
 
 def small_grid(bench):
-    grid = [
-        recipe for recipe in full_grid(bench.opened.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
+    return [
+        recipe
+        for recipe in full_grid(bench.opened.lm, [[SITE]])
+        if recipe.method in METHODS
+        and recipe.strength in (1.0, 2.0)
+        and recipe.parameters.get("top_rate", 0.05) == 0.05
     ]
-    return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
 
 # --------------------------------------------------------------------------- prompts and recipes
@@ -183,11 +187,10 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half"}
     names |= {"forcing", "perplexity"}
     assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
-    methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
         for half in ("tune", "report"):
             rows = [row for row in metrics["rows"] if row["label"] == label and row["half"] == half]
-            assert {row["method"] for row in rows} == methods
+            assert {row["method"] for row in rows} == METHODS
             if half == "report":
                 assert len(rows) == 5  # one setting each
     assert metrics["summary"][0]["method"] == "none"
