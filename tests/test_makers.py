@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import close
+from hypothesis import given
+from hypothesis import strategies as st
 
 from saefeat.codes import Codes
 from saefeat.config import CONSTANT, STEERING_METHODS, Decoding
@@ -62,9 +64,9 @@ def vectors(n=40, seed=0):
     return torch.randn(1, n, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def change_of(bench, given, label="de", site=SITE):
+def change_of(bench, chosen, label="de", site=SITE):
     """The one change of a recipe at a site, as a function of vectors and a strength."""
-    changes, count = bench.builder.build(given, label)
+    changes, count = bench.builder.build(chosen, label)
     (change,) = changes[site]
     return (lambda x, strength=1.0: change(x, torch.full((*x.shape[:2], 1), strength))), count
 
@@ -179,8 +181,8 @@ def test_the_block_before_gets_the_vector_of_its_successor(bench, monkeypatch):
 @pytest.mark.parametrize("beta", [1, 0.4])
 @pytest.mark.parametrize("edit", STEERING_METHODS["recover"].edits)
 def test_recover_takes_a_step_of_kept_norm_at_every_layer(bench, edit, beta):
-    given = recipe("recover", edit, (SITE, LAST), beta=beta)
-    changes, _ = bench.builder.build(given, "de")
+    chosen = recipe("recover", edit, (SITE, LAST), beta=beta)
+    changes, _ = bench.builder.build(chosen, "de")
     assert changes.keys() == {SITE, LAST}
     for site in (SITE, LAST):
         de, en, th = means(bench, site, "de", "en", "th")
@@ -191,14 +193,14 @@ def test_recover_takes_a_step_of_kept_norm_at_every_layer(bench, edit, beta):
         size = h.norm(dim=-1, keepdim=True) if length is None else length
         moved = h + 0.3 * size * (v / v.norm())
         wanted = (moved * h.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)).float()
-        close(change_of(bench, given, site=site)[0](h, 0.3), wanted, 1e-5)
+        close(change_of(bench, chosen, site=site)[0](h, 0.3), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("layer", [None, 1])
 def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
     more = {} if layer is None else {"layer": layer}
     read = SITE if layer is None else LAST
-    given = recipe("overwrite", top=5, outlier_factor=4, **more)
+    chosen = recipe("overwrite", top=5, outlier_factor=4, **more)
     de, en = means(bench, read, "de", "en")
     stats = bench.builder.collected.read(read)
     every = (stats.total.double() / 2**20).sum(0) / stats.tokens.sum()
@@ -208,7 +210,7 @@ def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
     x = vectors()
     wanted = x.clone()
     wanted[..., units] = (0.4 * de[units]).float()
-    change, count = change_of(bench, given)
+    change, count = change_of(bench, chosen)
     close(change(x, 0.4), wanted, 1e-6)
     assert count == 5
     every_one, _ = change_of(bench, recipe("overwrite", top=5, outlier_factor=0.0001 + 1e9, **more))
@@ -217,9 +219,9 @@ def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
 
 @pytest.mark.parametrize("edit", STEERING_METHODS["pca"].edits)
 def test_the_stretch_is_along_the_first_principal_component(bench, edit):
-    given = recipe("pca", edit, (LAST,))
+    chosen = recipe("pca", edit, (LAST,))
     try:
-        change, _ = change_of(bench, given, "th", LAST)
+        change, _ = change_of(bench, chosen, "th", LAST)
     except NoUnits as error:
         pytest.fail(str(error))
     labels = ("en", "th") if "pair" in edit else ("de", "en", "th")
@@ -252,7 +254,7 @@ def test_samples_have_tokens_of_every_label_without_outliers(bench):
 def test_langfir_adds_few_features_of_the_label_alone(bench):
     (sae,) = bench.builder.saes_at(SITE)
     stats = bench.builder.collected.stats(sae)
-    given = recipe("langfir", top=2, example_rate=0.05, other_rate=0.3)
+    chosen = recipe("langfir", top=2, example_rate=0.05, other_rate=0.3)
     row, others = stats.labels.index("th"), [0, 1]
     assert stats.labels == ("de", "en", "th")
     active = stats.fired_examples[row] / stats.examples[row]
@@ -262,7 +264,7 @@ def test_langfir_adds_few_features_of_the_label_alone(bench):
     th, en = (stats.mean()[k] for k in (2, 1))
     v = ((th - en)[units][:, None] * sae.W_dec[units]).sum(0)
     a, b = means(bench, SITE, "th", "en")
-    change, count = change_of(bench, given, "th")
+    change, count = change_of(bench, chosen, "th")
     close(change(torch.zeros(1, 1, 32))[0, 0], (v / v.norm() * (a - b).norm()).float(), 1e-4)
     assert count == 2
 
@@ -375,16 +377,16 @@ def case(method, edit):
 
 @pytest.mark.parametrize(("method", "edit"), CASES)
 def test_each_row_has_its_own_strength_and_strength_0_none(bench, method, edit):
-    lm, given = bench.opened.lm, case(method, edit)
-    changes, _ = bench.builder.build(given, "th")
+    lm, chosen = bench.opened.lm, case(method, edit)
+    changes, _ = bench.builder.build(chosen, "th")
     plain, strengths = generate(lm, ROWS, DECODING, repeat=1), [0.0, 1.5, -0.7]
-    with apply(lm, changes, torch.tensor(strengths), given.schedule):
+    with apply(lm, changes, torch.tensor(strengths), chosen.schedule):
         together = generate(lm, ROWS, DECODING, repeat=1)
     assert together[0] == plain[0]
     for row, strength, tokens in zip(ROWS, strengths, together, strict=True):
-        with apply(lm, changes, strength, given.schedule):
+        with apply(lm, changes, strength, chosen.schedule):
             assert generate(lm, [row], DECODING) == [tokens]
-    with apply(lm, changes, 0.0, given.schedule):
+    with apply(lm, changes, 0.0, chosen.schedule):
         assert generate(lm, ROWS, DECODING, repeat=1) == plain
     before = text_losses(lm, PROMPTS, 32)
     with apply(lm, changes, 2.0):
@@ -404,7 +406,7 @@ def test_methods_that_read_the_source_need_one(bench, method):
 
 @pytest.mark.parametrize(("method", "edit"), CASES)
 def test_a_label_without_tokens_has_nothing_to_be_steered_with(tiny_run, bench, method, edit):
-    given = case(method, edit)
+    chosen = case(method, edit)
     fresh = Bench(open_run(bench.opened.out), "en", DECODING)
     for name in (SITE, LAST, "sae-resid_post@0"):
         stats = fresh.builder.collected.read(name)
@@ -413,7 +415,7 @@ def test_a_label_without_tokens_has_nothing_to_be_steered_with(tiny_run, bench, 
     counts[fresh.opened.corpus.labels.index("th")] = 0
     fresh.builder.evidence.counts = counts
     with pytest.raises(NoUnits):
-        fresh.builder.build(given, "th")
+        fresh.builder.build(chosen, "th")
 
 
 def test_equal_means_cannot_be_clamped(bench):
@@ -456,31 +458,57 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     assert code == 2 and "there is no method magic; the methods are all, ablation, boost" in err
 
 
-def test_a_loss_budget_gives_each_setting_its_strength(bench):
-    budget = LossBudget(bench, 0.2)
-    for given in (recipe("diffmean"), recipe("log-odds", sites=(LOGITS,)), recipe("gated")):
-        fitted = budget.fit(given, "th")
-        changes, _ = bench.builder.build(given, "th")
-        with apply(bench.opened.lm, changes, fitted.strength):
-            losses = text_losses(bench.opened.lm, budget.texts, 32)
-        rise = np.mean(losses) - np.mean(text_losses(bench.opened.lm, budget.texts, 32))
-        assert rise == pytest.approx(0.2, abs=0.03) and fitted.strength > 0
-        assert replace(fitted, strength=1.0) == given
-    with pytest.raises(NoUnits, match="no strength of erase raises the loss of en texts by 200"):
+@pytest.mark.parametrize(("method", "nats"), [("log-odds", 0.2), ("log-odds", 3.0), ("boost", 1.0)])
+def test_a_loss_budget_gives_a_setting_its_strength(bench, method, nats):
+    budget, chosen = LossBudget(bench, nats), recipe(method, sites=(LOGITS,))
+    fitted, lm = budget.fit(chosen, "th"), bench.opened.lm
+    changes, _ = bench.builder.build(chosen, "th")
+    plain = text_losses(lm, budget.texts, 32)
+    with apply(lm, changes, fitted.strength):
+        edited = text_losses(lm, budget.texts, 32)
+    assert np.mean(edited) - np.mean(plain) == pytest.approx(nats, abs=0.03)
+    assert replace(fitted, strength=1.0) == chosen and fitted.strength > 0
+    with pytest.raises(NoUnits, match=r"no strength of ablation \(erase\) raises the loss of en"):
         LossBudget(bench, 200.0).fit(recipe("ablation"), "th")
 
 
-def test_a_sweep_under_a_budget_has_one_strength_per_setting(bench, tmp_path):
-    grid = [r for r in demo_grid([SITE]) if r.method in ("features", "diffmean")]
+@given(st.floats(0.05, 60), st.floats(0.5, 3), st.floats(0.02, 2))
+def test_the_strength_of_a_budget_is_found_wherever_the_loss_rises_to_it(
+    module_bench, answer, power, begin
+):
+    class Rising(LossBudget):
+        def loss(self, changes, strength):
+            return 4.0 + self.nats * (strength / answer) ** power
+
+    found = Rising(module_bench, 0.7)._bisect({}, begin)
+    if found is None:  # the greatest strength that is doubled to stays below it
+        assert answer > 32  # half of the greatest
+    else:
+        assert 0.7 * (found / answer) ** power == pytest.approx(0.7, abs=0.0301)
+
+
+def test_a_loss_that_jumps_over_the_budget_has_no_strength(bench):
+    class Jumping(LossBudget):
+        def loss(self, changes, strength):
+            return 4.0 if strength < 1e-9 else 6.0
+
+    assert Jumping(bench, 0.7)._bisect({}, 1.0) is None
+
+
+def test_a_sweep_under_a_budget_has_one_strength_per_setting(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(LossBudget, "loss", lambda _self, _changes, strength: 4.0 + strength)
+    grid = demo_grid([SITE])
     path = sweep(
-        bench, grid, PROMPTS, tmp_path / "m.json", halves=False, labels=["th"], loss_budget=0.2
+        bench, grid, PROMPTS, tmp_path / "m.json", halves=False, labels=["th"], loss_budget=0.75
     )
     found = json.loads(path.read_text())
-    assert found["loss_budget"] == 0.2
-    assert [row["method"] for row in found["rows"]] == ["none", "diffmean", "features"]
+    assert found["loss_budget"] == 0.75
+    rows = {row["method"]: row["strength"] for row in found["rows"]}
+    assert len(found["rows"]) == len(rows) == 3
+    assert rows == pytest.approx({"none": 0, "diffmean": 0.75, "features": 0.75}, abs=0.03)
     other = sweep(bench, grid, PROMPTS, tmp_path / "o.json", halves=False, labels=["th"])
     assert json.loads(other.read_text())["grid"] != found["grid"]
-    assert load_recipe(bench, "th").strength in {r.strength for r in grid}
+    assert load_recipe(bench, "th").strength in {each.strength for each in grid}
 
 
 @pytest.mark.parametrize("budget", [0, -1, "nan"])

@@ -20,7 +20,7 @@ from helpers import Interrupt
 
 from saefeat import memory
 from saefeat.cli.steer import print_steering
-from saefeat.config import Decoding, MatrixConfig, SweepConfig
+from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
@@ -40,6 +40,7 @@ from saefeat.steering.changes import Collected
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
+METHODS = {"none", "features", "neurons", "diffmean", "random"}  # others: test_makers.py
 
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
@@ -56,12 +57,13 @@ def bench(out):
 
 
 def small_grid(bench):
-    grid = [
+    return [
         recipe
         for recipe in full_grid(bench.opened.lm, [[SITE]])
-        if recipe.strength in (1.0, 2.0) and recipe.method in ("features", *SweepConfig().methods)
+        if recipe.method in METHODS
+        and recipe.strength in (1.0, 2.0)
+        and recipe.parameters.get("top_rate", 0.05) == 0.05
     ]
-    return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
 
 # --------------------------------------------------------------------------- prompts and recipes
@@ -193,11 +195,10 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     names |= {"distinct3", "score", "score_ci", "score_in_context", "score_in_context_ci"}
     assert all(names | {"lpr", "wpr", "lcpr"} <= set(row) for row in metrics["rows"])
     assert all("score_in_context_ci" in row for row in metrics["summary"])
-    methods = {"none", "features", "neurons", "diffmean", "random"}
     for label in ("de", "th"):
         for half in ("tune", "report"):
             rows = [row for row in metrics["rows"] if row["label"] == label and row["half"] == half]
-            assert {row["method"] for row in rows} == methods
+            assert {row["method"] for row in rows} == METHODS
             if half == "report":
                 assert len(rows) == 5  # one setting each
     assert metrics["summary"][0]["method"] == "none"

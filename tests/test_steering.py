@@ -349,9 +349,8 @@ def test_a_schedule_that_lasts_as_long_as_the_text_has_full_strength(tiny_lm, ki
         assert go(tiny_lm, ROWS) == constant
 
 
-@pytest.mark.parametrize("name", ["clamp features", "shift features", "follow neurons"])
-def test_beam_search_runs_under_an_edit(tiny_lm, name):
-    site, change = KINDS[name]
+def test_beam_search_runs_under_an_edit(tiny_lm, kind):
+    site, change = kind
     with apply(tiny_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.2)):
         beams = go(tiny_lm, ROWS, num_beams=3)
         assert go(tiny_lm, ROWS, num_beams=3, use_cache=False) == beams

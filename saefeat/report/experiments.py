@@ -13,7 +13,12 @@ _LARGEST = 400_000  # bytes of a drawing in the page; a larger one is a file bes
 
 
 def experiment_views(experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
-    """What the page shows of each: file (its name without an ending), title, columns, rows, image (a data URL), whether there is a drawing, and notes."""
+    """What the page shows of each.
+
+    Returns:
+        file (its name without an ending), title, columns, rows, image (a data URL), drawn (whether
+        there are plots) and notes.
+    """
     return [
         {
             "file": file,

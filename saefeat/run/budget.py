@@ -62,8 +62,8 @@ class LossBudget:
         found = self._found[key]
         if found is None:
             raise NoUnits(
-                f"no strength of {recipe.edit} raises the loss of {self.bench.source_label} texts "
-                f"by {self.nats:g} nats"
+                f"no strength of {recipe.method} ({recipe.edit}) raises the loss of "
+                f"{self.bench.source_label} texts by {self.nats:g} nats"
             )
         return replace(recipe, strength=found)
 
