@@ -382,9 +382,9 @@ def test_bad_csv(saefeat, tiny_run, tmp_path):
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", path)
     assert code == 2 and "line 3 has 2 cells, the header 3" in err
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", tmp_path / "no.csv")
-    assert code == 2 and "cannot read" in err
+    assert code == 2 and "does not exist" in err
     code, _, err = saefeat("steer", "attribute", "--run", tiny_run, "--table", tmp_path / "no.txt")
-    assert code == 2 and "must end in .csv, .tsv or .jsonl" in err
+    assert code == 2 and "does not exist" in err
 
 
 @pytest.mark.parametrize(
