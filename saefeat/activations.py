@@ -18,6 +18,8 @@ from saefeat.progress import beat
 from saefeat.tokens import finite, norms, outlier_limit
 
 SAMPLE_TOKENS = 4096  # their median norm gives the outlier limit where no SAE has one
+LABEL_TOKENS = 1000  # of each label in a sample of vectors
+SAMPLED_VECTORS = 2**14  # of all labels together
 # Significant digits of a limit. The last bits of a median differ between machines, and all shards
 # of a collection must leave out the same tokens.
 DIGITS = 3
@@ -69,6 +71,32 @@ def norm_limits(lm: LanguageModel, plan: Plan, sites: Sequence[str]) -> dict[str
             found[site].append(finite(norms(x)))
     limits = {site: float(outlier_limit(torch.cat(parts))) for site, parts in found.items()}
     return {site: float(f"{limit:.{DIGITS}g}") for site, limit in limits.items()}
+
+
+def sampled_vectors(lm: LanguageModel, plan: Plan, site: str) -> tuple[Tensor, Tensor]:
+    """Return vectors of counted tokens of a site, of as many of each label where the plan has them.
+
+    Examples are chosen by hashed id, until each label has LABEL_TOKENS tokens; of many labels, so
+    many that all have some SAMPLED_VECTORS together. Outliers are among them.
+
+    Returns:
+        float32 [n, d], and the row of each vector's label, int64 [n]; both on the CPU.
+    """
+    corpus, seed = plan.corpus, plan.policy["seed"]
+    most = max(1, min(LABEL_TOKENS, SAMPLED_VECTORS // len(corpus.labels)))
+    left, chosen = dict.fromkeys(corpus.labels, most), []
+    for i in map(int, hashed_order(corpus, plan.chosen, seed, "vectors")):
+        label = corpus.of[i]
+        if left[label] > 0:
+            left[label] -= plan.counts[i]
+            chosen.append(i)
+    row = {label: k for k, label in enumerate(corpus.labels)}
+    vectors, of = [], []
+    for batch, found in counted_vectors(lm, plan.batches(lm, chosen), [site]):
+        rows = torch.tensor([row[corpus.of[i]] for i in batch.positions])
+        vectors.append(finite(found[site].float()).cpu())
+        of.append(rows.repeat_interleave(batch.counted.sum(1)))
+    return torch.cat(vectors), torch.cat(of)
 
 
 def _sample(plan: Plan) -> list[int]:

@@ -325,7 +325,8 @@ class SteeringMethod:
     Attributes:
         parameters: those that a recipe needs, with usual values.
         optional: further parameters.
-        of_saes: whether it edits features of SAEs.
+        edits: what `SteeringRecipe.edit` may be.
+        of_saes: whether it reads features of SAEs.
         by_site: whether it adds a vector at any group of sites.
         basic: whether it has a recipe before any sweep. A sweep over a label needs such a method.
         remedy: what helps where it finds no units.
@@ -333,20 +334,58 @@ class SteeringMethod:
 
     parameters: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ("add",)
     of_saes: bool = False
-    by_site: bool = True
+    by_site: bool = False
     basic: bool = False
     remedy: str = "use diffmean"
 
 
 UNSTEERED, FEATURES = "none", "features"
-# From the least to the most specific, as tables show them; a sweep begins with the last.
+SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
+BOUNDARY = ", boundary"  # of an edit: the axis and the limit are those of a logistic regression
+_ENTROPY = ("entropy_ratio",)
+_TOP = {"top": 100}
+# From the least to the most specific, as tables show them; a sweep begins with the last. Those with
+# `by_site` add a vector and are tried at each group of sites.
 STEERING_METHODS = {
-    UNSTEERED: SteeringMethod(by_site=False),
-    "random": SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True),
-    "diffmean": SteeringMethod(basic=True),
-    "neurons": SteeringMethod({"top_rate": 0.05}, by_site=False, remedy="raise top_rate"),
-    FEATURES: SteeringMethod({"top": 100}, ("entropy_ratio",), of_saes=True, basic=True),
+    UNSTEERED: SteeringMethod(edits=(UNSTEERED,)),
+    "random": SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True),
+    "log-odds": SteeringMethod(remedy="give texts of it"),
+    "boost": SteeringMethod({"amount": 5}, edits=("boost",), remedy="give texts of it"),
+    "boost-adaptive": SteeringMethod(
+        {"amount": 5, "certain": 0.8}, edits=("boost",), remedy="give texts of it"
+    ),
+    "diffmean": SteeringMethod(by_site=True, basic=True),
+    "clamp": SteeringMethod(edits=("clamp",)),
+    "one-sided": SteeringMethod(edits=("clamp", f"clamp{BOUNDARY}")),
+    "pca": SteeringMethod(
+        edits=("stretch", "stretch, source side", "stretch, pair", "stretch, pair, source side")
+    ),
+    "recover": SteeringMethod({"beta": 1}, edits=("step", "step, relative", "step, absolute")),
+    "overwrite": SteeringMethod(
+        {"top": 400}, ("layer", "outlier_factor"), ("clamp",), remedy="raise outlier_factor"
+    ),
+    "ablation": SteeringMethod(
+        {"top": 2}, edits=("erase", "erase, orthogonal"), of_saes=True, remedy="raise top"
+    ),
+    "gated": SteeringMethod({"top": 2}, of_saes=True, remedy="raise top"),
+    "neurons": SteeringMethod(
+        {"top_rate": 0.05}, edits=("clamp", f"clamp{SOURCE_OFF}"), remedy="raise top_rate"
+    ),
+    "codes": SteeringMethod(edits=("add", "add, from source", "add, block before"), of_saes=True),
+    "langfir": SteeringMethod(
+        {"top": 5, "example_rate": 0.5, "other_rate": 0.01},
+        of_saes=True,
+        remedy="lower example_rate",
+    ),
+    "output-score": SteeringMethod(
+        {"top": 100, "score": 0.01},
+        edits=("add", "add, by language"),
+        of_saes=True,
+        remedy="lower score",
+    ),
+    FEATURES: SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True, basic=True),
 }
 
 
@@ -357,10 +396,11 @@ class SteeringRecipe:
     Attributes:
         method: what steers, of `STEERING_METHODS`: features (those of a label, by feature
             difference of means), random (as many other features), neurons (by LAPE), diffmean (the
-            whole difference of means).
-        edit: add, or (neurons) clamp; `clamp, source off` also sets the neurons of the source
+            whole difference of means), and those of `saefeat.steering.makers`.
+        edit: one of the method's. `clamp, source off` (neurons) also sets the neurons of the source
             label alone to zero.
-        sites: each is steered with the force of its own means.
+        sites: each is steered with the force of its own means. Methods that change the logits have
+            the site `logits`.
         parameters: of the choice of units.
     """
 
@@ -380,6 +420,8 @@ class SteeringRecipe:
         allowed = needed | set(method.optional)
         if not needed <= self.parameters.keys() <= allowed:
             raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
+        if self.edit not in method.edits:
+            raise ValueError(f"edits of {self.method} are {', '.join(method.edits)}")
         return self
 
 
@@ -403,8 +445,17 @@ class SweepConfig(SteeringSource):
 
     sites: tuple[str, ...] | None = about("Sites where features steer; default by depth.", None)
     strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
-    methods: tuple[str, ...] | None = about("Methods besides features; default all.", None)
+    methods: tuple[str, ...] = about(
+        "Methods besides features, or all.", ("neurons", "diffmean", "random"), min_length=1
+    )
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
+    loss_budget: float | None = about(
+        "Give each setting the strength at which the loss of source texts rises by so many nats "
+        "(0.7 doubles their perplexity), instead of trying strengths.",
+        None,
+        gt=0,
+        allow_inf_nan=False,
+    )
 
 
 MATRIX_EDITS = {"ablate": "ablate", "amplify": "scale"}  # name -> edit of `saefeat.steering`
@@ -417,6 +468,247 @@ class MatrixConfig:
     sentences: int = about("Test texts per label.", 100, ge=1)
     top: int = about("Features per label and SAE.", 100, ge=1)
     edits: tuple[str, ...] = about(f"{', '.join(MATRIX_EDITS)}.", tuple(MATRIX_EDITS))
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExperimentUnits:
+    """Which units an experiment edits. Random units stand beside each."""
+
+    units: tuple[str, ...] = about(
+        "features (of low entropy, higher in the label), neurons (by LAPE, of all layers), other "
+        "rules of `saefeat rank`, or files of selections.",
+        ("neurons", "features"),
+        min_length=1,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ArithmeticConfig(ExperimentUnits):
+    """What `saefeat steer arithmetic` swaps (arXiv 2507.22608)."""
+
+    from_: tuple[str, ...] | None = about("Labels of the prompts; default all.", None)
+    to: tuple[str, ...] | None = about("Labels to steer towards; default all.", None)
+    activate: Literal["additive", "replacement", "diffmean", "none"] = about(
+        "What the target's units get: their mean in the label is added or put in their place, or "
+        "its difference to the mean of other labels is added.",
+        "additive",
+    )
+    deactivate: float = about("Constant that the source's units are set to.", 0.0)
+    keep_source: bool = about("Leave the source's units as they are.", False)
+    alpha: float = about("Factor of the means.", 1.0)
+    prompts: int = about("Prompts per label: beginnings of its test texts.", 6, ge=1, le=128)
+
+
+@dataclass(frozen=True, config=STRICT)
+class FallbackConfig(ExperimentUnits):
+    """What `saefeat steer fallback` switches off, label after label (arXiv 2507.22608)."""
+
+    order: tuple[str, ...] | None = about(
+        "Labels, in the order in which their units are switched off; default that of the paper.",
+        None,
+    )
+    deactivate: float = about("Constant that the units are set to.", -1.5)
+    source: str | None = about("Label of the prompts, in place of the English ones.", None)
+    prompts: int = about("Prompts.", 16, ge=1, le=128)
+
+
+@dataclass(frozen=True, config=STRICT)
+class AblateConfig(ExperimentUnits, Columns):
+    """What `saefeat steer ablate` sets to zero, and on which texts the loss is measured."""
+
+    apart_from: str | None = about(
+        "A file of a selection, such as languages: selections that are given get a set without its "
+        "units (pure) and one of the units of both (compound).",
+        None,
+    )
+    texts: str | None = about("A second corpus on whose texts the loss is measured too.", None)
+    sentences: int = about("Test texts per label.", 20, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class MixConfig(ExperimentUnits):
+    """Which texts `saefeat mix` mixes word by word (arXiv 2507.20279)."""
+
+    base: tuple[str, ...] | None = about("Labels of the texts; default the first two.", None)
+    with_: tuple[str, ...] | None = about("Labels that are mixed in; default all.", None)
+    rates: tuple[int, ...] = about("Per cent of the words that are replaced.", (0, 25, 50, 75, 100))
+    dictionary: str | None = about(
+        "A table (.csv, .tsv, .jsonl, .parquet) with a column for each label and the words of one "
+        "meaning in a row. Default: the words of parallel texts (examples of one id), or else of "
+        "other texts.",
+        None,
+    )
+    texts: int = about("Test texts per label.", 30, ge=1)
+    seed: int = _SEED
+
+
+@dataclass(frozen=True, config=STRICT)
+class SweptEdits(ExperimentUnits):
+    """Which edits amplify units, and by what factors (arXiv 2507.22581)."""
+
+    edits: tuple[str, ...] = about(
+        "Edits: pmax, pmedian (patched with the label's sentences), max, add-max, quantile, "
+        "quantile:0.5 (of the values of the token; with pass- before, of all tokens), constant, "
+        "times, and all others of steering.",
+        ("pmax", "pmedian", "max"),
+        min_length=1,
+        kw_only=True,
+    )
+    factors: tuple[float, ...] = about(
+        "What the value of an edit is multiplied by; of constant it is the value, of times the "
+        "factor of the present value. 0 edits nothing.",
+        (1.0, 2.0),
+        min_length=1,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AmplifyConfig(SweptEdits):
+    """What `saefeat steer amplify` amplifies and measures."""
+
+    labels: tuple[str, ...] | None = about("Amplify units of these labels; default all.", None)
+    sentences: int = about("Test texts per label.", 3, ge=1)
+    edits: tuple[str, ...] = about(
+        "Edits, as in steer lss.", ("pmax", "pmedian"), min_length=1, kw_only=True
+    )
+    factors: tuple[float, ...] = about(
+        "Factors, as in steer lss.", (1.0,), min_length=1, kw_only=True
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class FactColumns:
+    """Names of the columns of a table of facts."""
+
+    prompt_column: str = about("Column with the prompt, in base.", "prompt", kw_only=True)
+    base_column: str = about("Column with the label of the prompt.", "base", kw_only=True)
+    target_column: str = about("Column with the label that is amplified.", "target", kw_only=True)
+    base_object_column: str = about(
+        "Column with the object in base, what follows the prompt.", "base_object", kw_only=True
+    )
+    target_object_column: str = about(
+        "Column with the same object in target.", "target_object", kw_only=True
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class LSSConfig(SweptEdits, FactColumns):
+    """What `saefeat steer lss` amplifies and scores."""
+
+    from_: tuple[str, ...] | None = about(
+        "Labels of the prompts; default all of a table, and English of the embedded facts.", None
+    )
+    to: tuple[str, ...] | None = about("Amplify units of these labels; default all.", None)
+    max_facts: int | None = about("Facts per pair of labels; default all.", None, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class UnitClasses:
+    """How the units of a run are sorted into classes, and a table of prompts with answers."""
+
+    pools: tuple[str, ...] = about(
+        "Units: neurons (of all layers), features (of all SAEs).",
+        ("neurons", "features"),
+        min_length=1,
+        kw_only=True,
+    )
+    classes: str | None = about(
+        "Classes of units: inputs (all-shared, partial-shared, specific, non-activated on each "
+        "parallel input), sharing (the one of these that a unit has on most inputs), ternary "
+        "(specific, related, general), owners (one, several, all labels by LAPE), or the owners "
+        "by a rule or a file of a selection. Default inputs where texts are parallel, else "
+        "ternary.",
+        None,
+        kw_only=True,
+    )
+    threshold: float = about("A unit is active above it; by inputs or sharing.", 0.0, kw_only=True)
+    table: str | None = about(
+        "Table (.csv, .tsv, .jsonl) with prompt, answer, label and, if there are some, id (shared "
+        "by translations) and options (separated by |).",
+        None,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class AttributionConfig(UnitClasses):
+    """What `saefeat steer attribute` attributes to units (arXiv 2406.09265)."""
+
+    prompts: int = about("Prompts per label.", 6, ge=1)
+    tokens: int = about(
+        "Tokens of a test text that are a prompt; the next is the answer.", 16, ge=1
+    )
+    steps: int = about("Steps of integrated gradients.", 20, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CategoriesConfig(UnitClasses):
+    """What `saefeat steer categories` switches off and measures (2406.09265, 2505.21505)."""
+
+    only: tuple[str, ...] | None = about("Classes to switch off; default all.", None, kw_only=True)
+    sentences: int = about("Test texts per label; 0 for none.", 30, ge=0)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScoreConfig:
+    """How `saefeat steer score` reads a table of texts, and who judges their quality."""
+
+    text_column: str = about("Column with the texts.", TEXT)
+    label_column: str = about("Column with the label that each text should be in.", LABEL)
+    rating_column: str | None = about("Column with ratings of quality: 0, 1 or 2.", None)
+    judge_command: str | None = about(
+        "Shell command that rates quality: it reads a JSON object a line (prompt, text, label) and "
+        "prints 0, 1, 2 or an empty line for each.",
+        None,
+    )
+    model: str | None = about(
+        "Model that measures the perplexity of texts and twins; the table has the columns prompt "
+        "and twin.",
+        None,
+    )
+    judge_model: str | None = about(
+        "Model of fastText that judges the language; default the embedded lid.176.ftz.", None
+    )
+    words: str | None = about(
+        "File with English words, one a line: errors in text of other scripts; default all words "
+        "in Latin letters.",
+        None,
+    )
+    device: str = about("auto, cpu, cuda, cuda:1, ...", "auto")
+    dtype: str = about("Of the model: auto, float32, bfloat16, float16.", "auto")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TranslateConfig(SteeringSource):
+    """What `saefeat steer translate` translates (arXiv 2510.07213)."""
+
+    table: str = about(
+        "File with sentences to translate: .jsonl, .csv, .tsv or .parquet.", kw_only=True
+    )
+    source_column: str = about("Column with the sentence in the source language.", "source")
+    reference_column: str = about("Column with its translation.", "reference")
+    label_column: str = about("Column with the label of the translation.", LABEL)
+    labels: tuple[str, ...] | None = about("Translate into these labels only.", None)
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
+    strength: float | None = about("Default the best of each label's sweep.", None)
+    sentences: int = about("Sentences per label.", 24, ge=1)
+    repetition_penalty: float = about("Divides the logits of tokens that occurred.", 1.1, ge=1)
+
+
+@dataclass(frozen=True, config=STRICT)
+class HarnessConfig(SteeringSource):
+    """What `saefeat steer lm-eval` measures with lm-evaluation-harness."""
+
+    label: str = about("Label to steer towards.", kw_only=True)
+    tasks: tuple[str, ...] = about("Tasks of lm-eval.", min_length=1, kw_only=True)
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
+    strength: float | None = about("Default the best of the label's sweep.", None)
+    include_path: str | None = about("Directory with further tasks.", None)
+    few_shot: int | None = about("Examples before each item; default as in the task.", None, ge=0)
+    limit: int | None = about("Items per task; default all.", None, ge=1)
+    batch_size: int = about("Items that are run together.", 8, ge=1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -438,3 +730,51 @@ class CompareConfig(SteeringSource):
         min_length=1,
     )
     seed: int = _SEED
+
+
+LENSES = ("languages", "scripts", "keywords", "words", "alignment", "probe")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LensConfig:
+    """What `saefeat lens` looks for in the residual stream, layer by layer."""
+
+    kinds: tuple[str, ...] | None = about(
+        f"{', '.join(LENSES)}; default those that the run allows.", None, min_length=1
+    )
+    layers: tuple[int, ...] | None = about(
+        "Layers, -1 for the embeddings; default all.", None, min_length=1
+    )
+    norm: Literal["both", "with", "without"] = about(
+        "Decode with the model's final norm, without it, or both.", "both"
+    )
+    texts: int = about("Test texts per label that are decoded.", 10, ge=1)
+    positions: int = about("Positions per text; 1 is its last token.", 16, ge=1)
+    generated: bool = about(
+        "Decode where the model generates after the beginning of a text, not in the text.", False
+    )
+    top: int = about("Tokens decoded at a position.", 10, ge=1)
+    reliable: float = about("Least probability of fastText for a token's language.", 0.5, ge=0)
+    words: str | None = about(
+        "Table (.csv) with the column prompt and one column per language, which has the expected "
+        "word; the column group is optional; default a table of nouns.",
+        None,
+    )
+    prefixes: bool = about(
+        "Count all tokens with which a word may begin, not the first token only.", False
+    )
+    keywords: str | None = about(
+        "Table (.csv) with the columns label and keyword; default the keywords of Pygments.", None
+    )
+    programming: tuple[str, ...] | None = about(
+        "Programming languages as Pygments names them; default those of the run's labels, or ten.",
+        None,
+        min_length=1,
+    )
+    parallel: str | None = about(
+        "Corpus whose translations share an id; default the run's own.", None
+    )
+    pivot: str | None = about("Label that others are compared with; default English.", None)
+    pairs: int = about("Pairs of translations per label.", 100, ge=2)
+    train_texts: int = about("Train texts per label for the probe.", 100, ge=2)
+    test_texts: int = about("Test texts per label for the probe.", 50, ge=1)

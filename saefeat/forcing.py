@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Measured:
     perplexity: list[float | None]
     distinct3: list[float | None]
 
+    def summary(self, label: str) -> dict[str, float | None]:
+        """Forcing of a label, median perplexity and mean distinct3, as values of JSON."""
+        found = _summarize(self, label, _all_prompts(self))
+        return {name: finite_or_none(value[0]) for name, value in found.items()}
+
     def take(self, start: int, end: int) -> Measured:
         """The prompts from start to before end."""
         return Measured(**{name: values[start:end] for name, values in vars(self).items()})
@@ -47,11 +52,25 @@ class Measured:
 
 @dataclass(frozen=True)
 class Reference:
-    """Measures of the model's own text in a label, unsteered. Fluency is relative to them."""
+    """Measures of the model's own text in a label, unsteered. Fluency is relative to them.
+
+    Attributes:
+        perplexity: of the text after the beginning of a text in the label.
+        perplexity_in_context: of the same text where a prompt of the sweep stands before that
+            beginning. It is what steered text can reach in that place. None: not measured.
+    """
 
     forcing: float
     perplexity: float
     distinct3: float
+    perplexity_in_context: float | None = None
+
+    @property
+    def in_context(self) -> Reference | None:
+        """The reference with the perplexity after the prompts in place of the other one."""
+        if self.perplexity_in_context is None:
+            return None
+        return replace(self, perplexity=self.perplexity_in_context)
 
 
 def measure(
@@ -72,11 +91,25 @@ def measure_reference(
     beginnings: Sequence[Sequence[int]],
     decoding: Decoding,
     judge: Judge,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> Reference:
-    """Measure unsteered continuations of the beginnings of a label's texts (ids, BOS included)."""
-    measured = measure(lm, beginnings, generate(lm, beginnings, decoding), judge)
+    """Measure unsteered continuations of the beginnings of a label's texts (ids, BOS included).
+
+    `prompts`: token ids, BOS included, for the perplexity in context. Continuation i is measured
+    again after prompt i and its beginning; prompts are repeated where there are fewer.
+    """
+    rows = generate(lm, beginnings, decoding)
+    measured = measure(lm, beginnings, rows, judge)
     found = _summarize(measured, label, _all_prompts(measured))
-    return Reference(**{name: float(value[0]) for name, value in found.items()})
+    own = Reference(**{name: float(value[0]) for name, value in found.items()})
+    if not prompts:
+        return own
+    contexts = [
+        [*prompts[i % len(prompts)], *begun[len(lm.prefix) :]] for i, begun in enumerate(beginnings)
+    ]
+    after = np.array(perplexities(lm, contexts, rows), np.float64)  # None becomes nan
+    known = after[~np.isnan(after)]
+    return replace(own, perplexity_in_context=float(np.median(known)) if len(known) else None)
 
 
 def score(measured: Measured, label: str, reference: Reference, *, seed: int = 0) -> dict[str, Any]:
@@ -84,21 +117,23 @@ def score(measured: Measured, label: str, reference: Reference, *, seed: int = 0
 
     Returns:
         forcing, perplexity (median over prompts), distinct3, score and score_ci (95 %), as values
-        of JSON; None where nothing can be measured.
+        of JSON; None where nothing can be measured. Where the reference has a perplexity in
+        context, also score_in_context and score_in_context_ci, against that.
     """
-    every = _all_prompts(measured)
-    found = _summarize(measured, label, every)
+    found = _summarize(measured, label, _all_prompts(measured))
     n, rng = len(measured.texts), np.random.default_rng(seed)
     picks = rng.integers(0, n, (RESAMPLES, n))
-    value = float(score_samples(measured, label, reference, every)[0])
-    sampled = score_samples(measured, label, reference, picks, _draw_slips(picks, rng))
-    return {
+    sampled = _summarize(measured, label, picks, _draw_slips(picks, rng))
+    scored = {
         "forcing": float(found["forcing"][0]),
         "perplexity": finite_or_none(found["perplexity"][0]),
         "distinct3": finite_or_none(found["distinct3"][0]),
-        "score": value,
-        "score_ci": interval(value, sampled, n),
     }
+    for name, against in (("score", reference), ("score_in_context", reference.in_context)):
+        if against is not None:
+            value = float(_combine(found, against)[0])
+            scored |= {name: value, f"{name}_ci": interval(value, _combine(sampled, against), n)}
+    return scored
 
 
 def forces_fluently(scored: Mapping[str, Any], reference: Reference) -> bool:
@@ -167,7 +202,11 @@ def score_samples(
         picks: int64 [samples, n], prompts of each sample.
         slips: bool [samples, n], which of them are judged the other way.
     """
-    found = _summarize(measured, label, picks, slips)
+    return _combine(_summarize(measured, label, picks, slips), reference)
+
+
+def _combine(found: Mapping[str, NDArray[np.float64]], reference: Reference) -> NDArray[np.float64]:
+    """The score of each sample from its measures; see `score_samples`."""
     with np.errstate(invalid="ignore", divide="ignore"):
         fluent = np.minimum(1, reference.perplexity / found["perplexity"])
         fluent = np.nan_to_num(

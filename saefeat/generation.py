@@ -1,15 +1,19 @@
 """Generate from prompts, and measure text: perplexity, distinct trigrams, likelihood.
 
-Nothing here knows of steering: inside `steering.apply` the same functions run an edited model.
+Nothing here knows of steering: inside `steering.apply` the same functions run an edited model, and
+edit its logits.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +27,27 @@ from saefeat.models import LanguageModel
 SKIPPED = 5  # new tokens that perplexity leaves out: the switch of language is not judged
 BATCH = 128  # prompts decoded together
 LOGITS = 2**28  # greatest number of logits held at once
+
+LogitEdit = Callable[[Tensor, Tensor], Tensor]
+"""(logits float32 [rows, places, vocabulary], steps int64 [rows, places]) -> the edited logits.
+
+The step of a place is 0 on the prompt and n at the n-th new token, as in `saefeat.hooks.Edit`.
+"""
+_EDITS: ContextVar[tuple[tuple[Any, LogitEdit], ...]] = ContextVar("logit edits", default=())
+
+
+@contextmanager
+def edited_logits(lm: LanguageModel, edits: Sequence[LogitEdit]) -> Iterator[None]:
+    """Edit the logits of `generate`, `token_losses` and what is made of them, in the block."""
+    token = _EDITS.set((*_EDITS.get(), *((lm.model, edit) for edit in edits)))
+    try:
+        yield
+    finally:
+        _EDITS.reset(token)
+
+
+def _edits_of(lm: LanguageModel) -> list[LogitEdit]:
+    return [edit for model, edit in _EDITS.get() if model is lm.model]
 
 
 def encode_prompts(
@@ -65,6 +90,8 @@ def generate(
     decoding: Decoding,
     *,
     repeat: int | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | None = None,
 ) -> list[list[int]]:
     """Generate the new tokens of each prompt, cut at the first end-of-text token.
 
@@ -75,10 +102,13 @@ def generate(
         prompts: token ids, BOS included.
         repeat: prompts i and i + repeat are the same prompt under different edits, and share their
             random numbers; None: all prompts differ.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens that
+            the prompt or the text so far has.
+        stop: a text ends with the first token whose own text has this; the token is kept.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
-    ends = _end_tokens(lm)
+    ends = end_tokens(lm)
     generator = torch.Generator().manual_seed(decoding.seed)
     shape = (repeat or len(prompts), decoding.max_new_tokens, decoding.top_k)
     uniform = torch.rand(shape, generator=generator).clamp(min=1e-20)
@@ -92,7 +122,14 @@ def generate(
     rows: list[list[int]] = []
     for start in range(0, len(prompts), BATCH):
         ids, mask = _pad_left(lm, prompts[start : start + BATCH])
-        processors = []
+        processors: list[Any] = []
+        criteria = StoppingCriteriaList()
+        if repetition_penalty != 1:
+            processors.append(_Penalty(repetition_penalty, mask))
+        if edits := _edits_of(lm):
+            processors.append(_Edited(edits, ids.shape[1]))
+        if stop is not None:
+            criteria.append(_StopAfter(lm, stop))
         if decoding.temperature > 0:
             numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
             gumbel = -(-numbers.log()).log().to(ids.device)
@@ -103,10 +140,29 @@ def generate(
                 attention_mask=mask,
                 generation_config=options,
                 logits_processor=processors,
+                stopping_criteria=criteria,
                 **_keep_logits(lm, 1),
             )
         rows += out[:, ids.shape[1] :].tolist()
     return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+
+
+class _Edited:
+    """Edits of the logits as a logits processor.
+
+    Args:
+        start: tokens of the prompts in the batch, padding included.
+    """
+
+    def __init__(self, edits: Sequence[LogitEdit], start: int) -> None:
+        self.edits, self.start = edits, start
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        steps = torch.full((len(ids), 1), ids.shape[1] - self.start, device=ids.device)
+        logits = scores.float()[:, None]
+        for edit in self.edits:
+            logits = edit(logits, steps)
+        return logits[:, 0]
 
 
 class _Sampler:
@@ -129,6 +185,38 @@ class _Sampler:
         noise = self.noise[:, ids.shape[1] - self.start, : best.values.shape[1]]
         pick = (best.values.float() / self.decoding.temperature + noise).argmax(1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(1, best.indices.gather(1, pick), 0.0)
+
+
+class _Penalty:
+    """Repetition penalty (arXiv 1909.05858) as a logits processor. Padding is not penalised.
+
+    `mask`: int64 [rows, tokens], 0 on the padding of the prompts.
+    """
+
+    def __init__(self, penalty: float, mask: Tensor) -> None:
+        self.penalty, self.padding = penalty, mask == 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        seen = ids.clone()
+        start = self.padding.shape[1]
+        seen[:, :start] = torch.where(self.padding, ids[:, start - 1, None], ids[:, :start])
+        old = scores.gather(1, seen)
+        new = torch.where(old > 0, old / self.penalty, old * self.penalty)
+        return scores.scatter(1, seen, new)
+
+
+class _StopAfter:
+    """Stops a text after a token whose own text has a string."""
+
+    def __init__(self, lm: LanguageModel, string: str) -> None:
+        self.lm, self.string = lm, string
+        self.known: dict[int, bool] = {}
+
+    def __call__(self, ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
+        last = ids[:, -1].tolist()
+        for token in set(last) - self.known.keys():
+            self.known[token] = self.string in self.lm.tokenizer.decode([token])
+        return torch.tensor([self.known[token] for token in last], device=ids.device)
 
 
 def texts_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -189,6 +277,7 @@ def token_losses(
     `logits_held`: greatest number of logits held at once; default LOGITS. A row is never split.
     """
     found: list[list[float]] = [[] for _ in rows]
+    edits = _edits_of(lm)
     most = (logits_held or LOGITS) // lm.unembedding().shape[0]
     for group in _group_by_length(rows, counts, most):
         ids, mask = _pad_left(lm, [rows[i] for i in group])
@@ -198,6 +287,8 @@ def token_losses(
             logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
                 last = logits[place, -counts[i] - 1 : -1].float()
+                for edit in edits:  # of a text, all tokens are the prompt
+                    last = edit(last[None], ids.new_zeros(1, len(last)))[0]
                 loss = cross_entropy(last, ids[place, -counts[i] :], reduction="none")
                 found[i] = loss.tolist()
     return found
@@ -218,7 +309,7 @@ def _group_by_length(
         yield group
 
 
-def distinct_trigrams(rows: Iterable[Sequence[int]]) -> float:
+def distinct_trigrams(rows: Iterable[Sequence[int] | Sequence[str]]) -> float:
     """Share of distinct trigrams of tokens per row, mean over rows of at least 3 tokens."""
     trigrams = [list(zip(row, row[1:], row[2:], strict=False)) for row in rows]
     shares = [len(set(found)) / len(found) for found in trigrams if found]
@@ -251,8 +342,8 @@ def _keep_logits(lm: LanguageModel, n: int) -> dict[str, Tensor]:
     return {"logits_to_keep": torch.arange(-n, 0, device=lm.device)}
 
 
-def _end_tokens(lm: LanguageModel) -> set[int]:
-    """End-of-text tokens of the model and of the tokenizer; each has one, several or none."""
+def end_tokens(lm: LanguageModel) -> set[int]:
+    """Return the end-of-text tokens of model and tokenizer; each has one, several or none."""
     found = (lm.model.generation_config.eos_token_id, lm.tokenizer.eos_token_id)
     lists = [ends if isinstance(ends, list) else [ends] for ends in found]
     return {token for ends in lists for token in ends if token is not None}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saefeat import schema
 from saefeat.artefacts import FitCheck, RunIndex, SAEConfig, ShownUnit
 from saefeat.artefacts.comparison import Comparison
+from saefeat.artefacts.experiments import Experiment
 from saefeat.artefacts.lid import LIDMetrics, is_length
 from saefeat.artefacts.steering import (
     PerplexityMatrix,
@@ -29,6 +30,7 @@ from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import TopExamples
 from saefeat.statistics.files import list_stats, load_stats, stats_file
 from saefeat.statistics.histograms import Histograms
+from saefeat.statistics.responses import Responses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,6 +81,7 @@ class RunDir:
         self.saes = root / "saes"  # those that the run has trained
         self.stats = root / "stats"
         self.bags = root / Bags.FOLDER
+        self.responses = root / Responses.FOLDER  # of units to examples
         self.histograms = root / Histograms.FOLDER  # of the firing values of units
         self.examples = root / TopExamples.FOLDER  # highest-activating passages
         self.shown = self.examples / "shown.json"  # what the report shows of ranked units
@@ -96,6 +99,7 @@ class RunDir:
         self.matrix = self.steering / "matrix.json"
 
         self.comparison = ComparisonDir(root / "compare")  # of rules
+        self.experiments = root / "experiments"
 
     # ----------------------------------------------------------------------- the run
 
@@ -251,6 +255,23 @@ class RunDir:
 
     def save_matrix(self, matrix: Mapping[str, Any], path: Path | None = None) -> None:
         schema.write(PerplexityMatrix, path or self.matrix, matrix)
+
+    # ----------------------------------------------------------------------- experiments
+
+    def experiment_file(self, name: str) -> Path:
+        """What an experiment has measured."""
+        return self.experiments / f"{name}.json"
+
+    def load_experiments(self) -> dict[str, Experiment]:
+        """What all experiments of the run have measured, by the names of their files."""
+        paths = visible(self.experiments, "*.json")
+        return {path.stem: self.load_experiment(path) for path in paths}
+
+    def load_experiment(self, path: Path) -> Experiment:
+        return schema.read(Experiment, path, help="run the experiment again")
+
+    def save_experiment(self, experiment: Mapping[str, Any], path: Path) -> None:
+        schema.write(Experiment, path, experiment)
 
 
 def _prediction_fields(*, required: bool) -> pa.Schema:

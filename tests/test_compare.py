@@ -23,6 +23,7 @@ from saefeat.lid.features import featurize
 from saefeat.methods import METHODS
 from saefeat.report import write_report
 from saefeat.run import neurons, open_run, rank, run
+from saefeat.run.chosen import chosen_units, every_unit, random_twins, random_unions
 from saefeat.run.compare import compare_rules, compare_stats
 from saefeat.run.contenders import Contender, find_contenders, overlaps
 from saefeat.run.evaluate_heads import choose_positions
@@ -30,7 +31,7 @@ from saefeat.run.measuring import _at_best_strength
 from saefeat.run.stages import counted_dictionaries
 from saefeat.run.steer import Bench
 from saefeat.run.summaries import summarize_ablation, summarize_steering
-from saefeat.run.trials import Trials, chosen_units, every_unit, random_twins, random_unions
+from saefeat.run.trials import Trials
 from saefeat.rundir import RunDir
 from saefeat.statistics.files import load_stats
 from saefeat.steering import apply
@@ -352,7 +353,7 @@ def test_statistics_alone_give_what_is_chosen(tmp_path, stats):
 
 
 def test_what_cannot_be_measured_is_left_out_with_a_note(out, monkeypatch):
-    monkeypatch.setattr("saefeat.run.trials.encoders_fit", lambda *_: False)
+    monkeypatch.setattr("saefeat.run.chosen.encoders_fit", lambda *_: False)
     lines: list[str] = []
     opened = open_run(out, lines.append)
     config = CompareConfig(units=5, methods=("lape",), eval_texts=0, sentences=1, prompts=0)

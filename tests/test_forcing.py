@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -281,3 +282,41 @@ def test_the_reference_measures_unsteered_text(tiny_lm):
     assert found.distinct3 == pytest.approx(
         statistics.mean(distinct_trigrams([r]) for r in rows if len(r) > 2)
     )
+
+
+def test_the_reference_in_context_is_of_the_same_texts_after_the_prompts(tiny_lm):
+    decoding = Decoding(max_new_tokens=9)
+    others = [[0, 30, 31, 32, 33], [0, 35]]  # fewer than the beginnings: they are repeated
+    found = measure_reference(tiny_lm, "de", PROMPTS, decoding, judge, others)
+    alone = measure_reference(tiny_lm, "de", PROMPTS, decoding, judge)
+    assert replace(found, perplexity_in_context=None) == alone and alone.in_context is None
+    values = []
+    for i, (begun, row) in enumerate(
+        zip(PROMPTS, generate(tiny_lm, PROMPTS, decoding), strict=True)
+    ):
+        context = [*others[i % 2], *begun[len(tiny_lm.prefix) :]]
+        ids = torch.tensor([[*context, *row]])
+        with torch.no_grad():
+            logits = tiny_lm.model(input_ids=ids, use_cache=False).logits[0].double()
+        losses = [
+            -float(logits[at - 1].log_softmax(0)[ids[0, at]])
+            for at in range(len(context) + 5, ids.shape[1])
+        ]
+        if losses:
+            values.append(math.exp(statistics.mean(losses)))
+    assert found.perplexity_in_context == pytest.approx(statistics.median(values), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(factor=st.floats(0.5, 3), perplexity=st.floats(2, 50), seed=st.integers(0, 9))
+def test_the_score_in_context_is_the_score_against_the_other_perplexity(factor, perplexity, seed):
+    rng = np.random.default_rng(seed)
+    found = measured(rng.choice(["de", "en"], 8), rng.uniform(2, 60, 8), rng.uniform(0.2, 1, 8))
+    both = Reference(0.9, perplexity, 0.8, perplexity_in_context=perplexity * factor)
+    scored = score(found, "de", both)
+    plain = score(found, "de", Reference(0.9, perplexity, 0.8))
+    other = score(found, "de", Reference(0.9, perplexity * factor, 0.8))
+    assert {name: scored[name] for name in plain} == plain
+    assert scored["score_in_context"] == other["score"]
+    assert scored["score_in_context_ci"] == other["score_ci"]
+    assert (scored["score_in_context"] >= scored["score"]) or factor < 1

@@ -132,6 +132,34 @@ def test_top_1_is_greedy(tiny_lm):
     assert generate(tiny_lm, ROWS, Decoding(8, top_k=1)) == generate(tiny_lm, ROWS, GREEDY)
 
 
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_a_repetition_penalty_is_that_of_transformers_and_leaves_padding_out(tiny_lm, penalty):
+    together = generate(tiny_lm, ROWS, GREEDY, repetition_penalty=penalty)
+    for row, found in zip(ROWS, together, strict=True):
+        ids = torch.tensor([row])
+        out = tiny_lm.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=2,
+            repetition_penalty=penalty,
+        )
+        assert found == [t for t in out[0, len(row) :].tolist() if t not in (1, 2)]
+    assert together != generate(tiny_lm, ROWS, GREEDY)
+
+
+def test_a_text_stops_after_the_token_that_has_the_string(tiny_lm):
+    whole = generate(tiny_lm, ROWS, GREEDY)
+    token = whole[0][3]
+    string = tiny_lm.tokenizer.decode([token])
+    for row, found in zip(whole, generate(tiny_lm, ROWS, GREEDY, stop=string), strict=True):
+        has = [string in tiny_lm.tokenizer.decode([t]) for t in row]
+        end = has.index(True) + 1 if True in has else len(row)
+        assert found[:end] == row[:end]
+        assert set(found[end:]) <= {tiny_lm.pad_id}  # rows of a batch that are done are padded
+
+
 def test_one_seed_gives_one_text_and_another_seed_another(tiny_lm):
     first = generate(tiny_lm, ROWS, Decoding(8, seed=1))
     torch.manual_seed(99)  # the global generator has no say

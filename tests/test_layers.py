@@ -13,14 +13,17 @@ ROOT = Path(saefeat.__file__).parent
 ROOMS = [
     ["__main__"],
     ["cli"],
+    ["experiments"],
     ["run"],
     ["report", "export"],
     ["rundir"],
+    ["scoring"],
     ["lid", "baselines"],
     ["certainty"],
     ["steering"],
+    ["attribution"],
     ["lens"],
-    ["evaluation", "forcing"],
+    ["evaluation", "forcing", "confusion"],
     ["methods", "overlap"],
     ["partition"],
     ["sets"],
@@ -37,7 +40,7 @@ ROOMS = [
     ["config", "artefacts"],
     ["labels", "assets", "resume", "schema", "registry", "tokens", "parquet", "watch"],
     ["world"],
-    ["progress", "io", "words"],
+    ["progress", "io", "words", "drawing"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

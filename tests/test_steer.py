@@ -19,6 +19,7 @@ import torch
 from helpers import Interrupt
 
 from saefeat import memory
+from saefeat.cli.steer import print_steering
 from saefeat.config import Decoding, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
@@ -39,6 +40,7 @@ from saefeat.steering.changes import Collected
 
 PROMPTS = ["The old man", "Water is", "Why do people", "She said that"]
 SITE = "resid_post@0"
+METHODS = {"none", "features", "neurons", "diffmean", "random"}  # others: test_makers.py
 
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
@@ -55,10 +57,13 @@ def bench(out):
 
 
 def small_grid(bench):
-    grid = [
-        recipe for recipe in full_grid(bench.opened.lm, [[SITE]]) if recipe.strength in (1.0, 2.0)
+    return [
+        recipe
+        for recipe in full_grid(bench.opened.lm, [[SITE]])
+        if recipe.method in METHODS
+        and recipe.strength in (1.0, 2.0)
+        and recipe.parameters.get("top_rate", 0.05) == 0.05
     ]
-    return [recipe for recipe in grid if recipe.parameters.get("top_rate", 0.05) == 0.05]
 
 
 # --------------------------------------------------------------------------- prompts and recipes
@@ -179,15 +184,21 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     )
     assert metrics["prompts"] == 4 and metrics["decoding"]["max_new_tokens"] == 8
     assert set(metrics["own"]) == {"de", "th"}
-    assert set(metrics["own"]["de"]) == {"forcing", "perplexity", "distinct3"}
+    assert set(metrics["own"]["de"]) == {
+        "forcing",
+        "perplexity",
+        "distinct3",
+        "perplexity_in_context",
+    }
     names = {"method", "label", "edit", "sites", "schedule", "strength", "units", "half"}
     names |= {"forcing", "perplexity"}
-    assert all(names | {"distinct3", "score", "score_ci"} <= set(row) for row in metrics["rows"])
-    methods = {"none", "features", "neurons", "diffmean", "random"}
+    names |= {"distinct3", "score", "score_ci", "score_in_context", "score_in_context_ci"}
+    assert all(names | {"lpr", "wpr", "lcpr"} <= set(row) for row in metrics["rows"])
+    assert all("score_in_context_ci" in row for row in metrics["summary"])
     for label in ("de", "th"):
         for half in ("tune", "report"):
             rows = [row for row in metrics["rows"] if row["label"] == label and row["half"] == half]
-            assert {row["method"] for row in rows} == methods
+            assert {row["method"] for row in rows} == METHODS
             if half == "report":
                 assert len(rows) == 5  # one setting each
     assert metrics["summary"][0]["method"] == "none"
@@ -219,6 +230,32 @@ def test_a_sweep_writes_what_the_contract_says(bench, out):
     assert {sample["prompt"] for sample in samples} == set(PROMPTS[1::2])
     assert len(samples) == 2 * 4 * 2  # labels, methods, prompts
     assert not list(out.rglob("*-partial"))
+
+
+def test_a_sweep_of_an_earlier_version_is_readable_and_not_complete(bench, out, saefeat):
+    target, grid = out / "steering" / "metrics.json", small_grid(bench)[:1]
+    sweep(bench, grid, PROMPTS, target, labels=["de"])
+    metrics = json.loads(target.read_text())
+    for row in (*metrics["rows"], *metrics["summary"], *metrics["own"].values()):
+        for name in [name for name in row if "in_context" in name or name.endswith("pr")]:
+            del row[name]
+    old = {**metrics, "request": "of another version"}
+    target.write_text(json.dumps(old))
+    found = RunDir(out).load_steering_metrics()
+    assert found["rows"][0]["score"] == metrics["rows"][0]["score"]
+    print_steering(found)
+    assert saefeat("report", out)[0] == 0
+    sweep(bench, grid, PROMPTS, target, labels=["de"])
+    assert "score_in_context" in json.loads(target.read_text())["summary"][0]
+
+
+def test_continuations_say_whether_their_lines_and_words_pass(bench):
+    rows = continue_prompts(bench, "de", PROMPTS, load_recipe(bench, "de"))
+    texts = [row["text"] for row in rows]
+    lines, words = bench.passes(texts, "de")
+    assert [row["line_pass"] for row in rows] == lines
+    assert [row["word_pass"] for row in rows] == words
+    assert all(0 < row[name] <= 1 for row in rows for name in ("distinct3", "distinct3_twin"))
 
 
 def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
@@ -341,10 +378,10 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
     whole = Bench.measure_reference
     error = CannotSteer("th has no test text")
 
-    def none_for_thai(self, label, n):
+    def none_for_thai(self, label, n, prompts=None):
         if label == "th":
             raise error
-        return whole(self, label, n)
+        return whole(self, label, n, prompts)
 
     monkeypatch.setattr(Bench, "measure_reference", none_for_thai)
     lines = []
@@ -539,7 +576,7 @@ def test_a_matrix_whose_encoders_do_not_fit_together_is_refused(out, tmp_path, m
     setting = open_run(out)
     needed = sum(memory.working_bytes(sae, "cpu", 0) for sae in setting.saes)
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed - 2)
-    with pytest.raises(UserError, match="edits all 2 SAEs together, whose encoders take"):
+    with pytest.raises(UserError, match="edits all 2 dictionaries together, whose encoders take"):
         matrix(setting, tmp_path / "m.json", MatrixConfig(sentences=2, top=5))
     assert not list(tmp_path.glob("m*.json"))
     monkeypatch.setattr("saefeat.memory.memory_limit", lambda device: 2 * needed)
@@ -593,7 +630,8 @@ def test_generate_shows_each_continuation_beside_its_twin(saefeat, out):
     code, text, _ = saefeat(*ask, "--json", "--prompt", "Water is", "--max-new-tokens", 8)
     rows = [json.loads(line) for line in text.splitlines()]
     assert code == 0 and [row["prompt"] for row in rows] == ["The old man", "Water is"]
-    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin"
+    names = "prompt label strength text twin judged judged_twin perplexity perplexity_twin "
+    names += "distinct3 distinct3_twin line_pass word_pass"
     assert set(rows[0]) == set(names.split())
     code, text, _ = saefeat(*ask)
     assert code == 0 and "unsteered" in text and "  de  " in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from helpers import padded
 
 from saefeat.collection import collect
-from saefeat.corpora import make_plan
+from saefeat.corpora import in_hashed_order, make_plan
 from saefeat.dictionaries import SAE, Identity
 from saefeat.generation import Decoding, generate
 from saefeat.hooks import capture
@@ -30,14 +31,21 @@ from saefeat.steering import (
     apply,
     changes_of,
     clamp,
+    edits,
+    follow,
+    hold,
+    patches,
     replace,
     scale,
     steer,
+    times,
 )
-from saefeat.steering.changes import label_mean, project_onto_units, rescale
-from saefeat.steering.edits import schedule_change, token_strengths
+from saefeat.steering.along import add_where_firing, clamp_projection, erase, step, stretch
+from saefeat.steering.changes import OF_PASS, label_mean, project_onto_units, rescale
+from saefeat.steering.edits import quantile_of, schedule_change, token_strengths
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
+BY_TOKEN = [edit for edit in EDITS if edit not in OF_PASS]
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
 SITE = "mlp_out@0"
 NEW = 8
@@ -65,6 +73,11 @@ def make_sae(site=SITE, k=6, width=64, seed=0, **options):
     )
 
 
+def unit(seed):
+    """A vector of length 1."""
+    return random(HIDDEN, seed=seed) / random(HIDDEN, seed=seed).norm()
+
+
 UNITS = [5, 2, 33, 60]
 NEURONS = [40, 3, 17]
 
@@ -75,6 +88,11 @@ def kinds():
     made = {
         "add": (SITE, add(2 * random(HIDDEN))),
         "replace": (SITE, replace(random(HIDDEN, seed=3))),
+        "clamp projection": ("resid_post@1", clamp_projection(unit(5), -0.5, 3.0)),
+        "erase": (SITE, erase(random(3, HIDDEN, seed=6))),
+        "add where firing": (SITE, add_where_firing(2 * random(HIDDEN), [(sae, UNITS)])),
+        "step": ("resid_post@0", step(unit(7), 3.0)),
+        "stretch": ("resid_post@1", stretch(unit(8), random(HIDDEN, seed=9), -2.5)),
     }
     for name, dictionary, units in (("features", sae, UNITS), ("neurons", neurons, NEURONS)):
         values = 2 + random(len(units), seed=4).abs()
@@ -85,6 +103,13 @@ def kinds():
             f"clamp {name}": (site, clamp(dictionary, units, values)),
             f"raise {name}": (site, clamp(dictionary, units, values, only_raise=True)),
         }
+    made |= {
+        "shift features": (SITE, edits.shift(sae, UNITS, 2 + random(4, seed=4).abs())),
+        "follow features": (SITE, follow(sae, UNITS)),
+        "follow neurons": ("mlp_act@1", follow(neurons, NEURONS, 0.9, added=True)),
+        "hold neurons": ("mlp_act@1", hold(neurons, NEURONS, 3.0)),
+        "times neurons": ("mlp_act@1", times(neurons, NEURONS)),
+    }
     return made
 
 
@@ -131,7 +156,7 @@ def test_greedy_output_is_the_same_with_and_without_cache_batched_and_alone(fami
 def test_every_edit_changes_what_is_generated(tiny_lm, kind):
     site, change = kind
     plain = logits(tiny_lm)
-    with apply(tiny_lm, {site: [change]}, 1.0):
+    with apply(tiny_lm, {site: [change]}, 1.5):
         assert (logits(tiny_lm) - plain).abs().max() > 1e-3
     assert torch.equal(logits(tiny_lm), plain)
 
@@ -141,8 +166,9 @@ def logits(lm, rows=ROWS):
     return lm.model(input_ids=ids, attention_mask=mask).logits
 
 
-def test_sampled_output_is_the_same_with_and_without_cache_batched_and_alone(family_lm):
-    site, change = KINDS["add"]
+@pytest.mark.parametrize("name", ["add", "follow features"])
+def test_sampled_output_is_the_same_with_and_without_cache_batched_and_alone(family_lm, name):
+    site, change = KINDS[name]
     decoding = Decoding(max_new_tokens=NEW, seed=3)
     with apply(family_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.3)):
         batched = generate(family_lm, ROWS, decoding, repeat=1)
@@ -186,7 +212,7 @@ def test_strength_0_changes_no_bit_of_a_model_in_bfloat16(tiny_lm, kind):
     plain = logits(half)
     with apply(half, {site: [change]}, 0.0):
         assert torch.equal(logits(half), plain)
-    with apply(half, {site: [change]}, 1.0):
+    with apply(half, {site: [change]}, 1.5):
         assert logits(half).dtype == torch.bfloat16 and not torch.equal(logits(half), plain)
 
 
@@ -323,8 +349,8 @@ def test_a_schedule_that_lasts_as_long_as_the_text_has_full_strength(tiny_lm, ki
         assert go(tiny_lm, ROWS) == constant
 
 
-def test_beam_search_runs_under_an_edit(tiny_lm):
-    site, change = KINDS["clamp features"]
+def test_beam_search_runs_under_an_edit(tiny_lm, kind):
+    site, change = kind
     with apply(tiny_lm, {site: [change]}, 1.0, Schedule(first=2, rest=0.2)):
         beams = go(tiny_lm, ROWS, num_beams=3)
         assert go(tiny_lm, ROWS, num_beams=3, use_cache=False) == beams
@@ -364,6 +390,9 @@ def test_edits_of_neurons_match_their_definition(strength):
             clamp(dictionary, NEURONS, values, only_raise=True),
             lambda v, m: max(v, strength * m),
         ),
+        "shift": (edits.shift(dictionary, NEURONS, values), lambda v, m: v + strength * m),
+        "hold": (hold(dictionary, NEURONS, -7.0), lambda _v, _m: -7.0),
+        "times": (times(dictionary, NEURONS), lambda v, _m: v * strength),
     }
     for name, (change, rule) in wanted.items():
         expected = x.clone()
@@ -401,12 +430,54 @@ def test_edits_of_features_write_back_only_their_difference(strength):
             clamp(sae, UNITS, values, only_raise=True),
             lambda v, p: max(v, strength * values[p].item()),
         ),
+        "shift": (edits.shift(sae, UNITS, values), lambda v, p: v + strength * values[p].item()),
+        "hold": (hold(sae, UNITS, 0.7), lambda _v, _p: 0.7),
+        "times": (times(sae, UNITS), lambda v, _p: v * strength),
     }
     fires = sae.encode(x.flatten(0, 1)).of(torch.tensor(UNITS)) > 0
     assert fires.any() and not fires.all()
     for name, (change, rule) in wanted.items():
         made = schedule_change(change, strength, CONSTANT)(x, steps)
         torch.testing.assert_close(made, brute_force(sae, x, rule), rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.1, 0.5, 0.93, 1.0])
+def test_a_quantile_is_that_of_numpy(quantile):
+    for shape in ((7,), (3, 40), (2, 1)):
+        x = random(*shape)
+        wanted = np.quantile(x.double().numpy(), quantile, axis=-1)
+        np.testing.assert_allclose(quantile_of(x, quantile), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("quantile", [1.0, 0.9, 0.25])
+@pytest.mark.parametrize("which", ["features", "neurons"])
+def test_following_edits_match_their_definition(monkeypatch, which, quantile, added):
+    """By token and by pass, in loops over rows and tokens; step -1 and outliers count nowhere."""
+    monkeypatch.setattr(edits, "_CELLS", 100)  # one or two tokens at a time
+    x, strength = random(3, 6, FFN if which == "neurons" else HIDDEN, seed=7), 1.7
+    x[1, 4] *= 100
+    steps = torch.tensor([[0, 0, 0, 0, 1, 2], [-1, -1, 0, 0, 0, 0], [-1] * 6])
+    dictionary: Identity | SAE = Identity("mlp_act@1", FFN, max_norm=60.0)
+    if which == "features":
+        dictionary = make_sae(k=24, max_norm=60.0)
+    units = NEURONS if which == "neurons" else UNITS
+    every = np.stack([dictionary.encode(row).dense().numpy() for row in x])
+    for of_pass in (False, True):
+        expected = x.clone()
+        for b, t in np.ndindex(3, 6):
+            here = [i for i in range(6) if steps[b, i] >= 0 and x[b, i].norm() <= 60]
+            if t not in here:
+                continue
+            level = np.quantile(every[b, here if of_pass else [t]].ravel(), quantile)
+            for unit in units:
+                z = float(every[b, t, unit])
+                moved = strength * float(level) + (z if added else 0.0) - z
+                expected[b, t] += moved * dictionary.directions_of([unit])[0]
+        change = follow(dictionary, units, quantile, added=added, of_pass=of_pass)
+        found = schedule_change(change, strength, CONSTANT)(x, steps)
+        found = torch.where(steps[..., None] < 0, x, found)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_edits_leave_the_reconstruction_error_out():
@@ -478,9 +549,9 @@ def world(tmp_path_factory, tiny_lm, tiny_corpus):
     save_sae(make_sae(), folder / "wide")
     sae = load_sae(folder / "wide")
     plan = make_plan(tiny_corpus, tiny_lm)
-    collect(
-        tiny_lm, plan, [sae, Identity(SITE, HIDDEN), Identity("mlp_act@1", FFN)], folder / "stats"
-    )
+    dictionaries = [sae, Identity(SITE, HIDDEN), Identity("mlp_act@1", FFN)]
+    places = {"responses": folder / "responses"}
+    collect(tiny_lm, plan, dictionaries, folder / "stats", places=places)
     return folder
 
 
@@ -644,7 +715,126 @@ def test_features_are_clamped_to_the_labels_mean(tiny_lm, world, selection):
         torch.testing.assert_close(now, before + moved @ sae.W_dec[units], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("edit", EDITS)
+def sentence_means(lm, world, corpus, which, label):
+    """Mean of each unit over each train text of a label, one text at a time: float64 [n, width]."""
+    sae, found = load_sae(world / "wide"), []
+    for i in corpus.positions("train", 0):
+        if corpus.of[i] == label:
+            row = [0, *lm.tokenize([corpus.texts[i]], 256)[0]]
+            x = vectors(lm, SITE if which == "features" else "mlp_act@1", row)[0, 1:]
+            values = sae.encode(x).dense() if which == "features" else x
+            found.append(values.double().mean(0))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("which", ["features", "neurons"])
+def test_patched_edits_set_units_to_statistics_of_sentence_means(
+    tiny_lm, world, tiny_corpus, selection, neurons, which
+):
+    chosen, name, site = {
+        "features": (selection, "wide", SITE),
+        "neurons": (neurons, "mlp_act@1", "mlp_act@1"),
+    }[which]
+    units = chosen.units(name)["de"]
+    each = sentence_means(tiny_lm, world, tiny_corpus, which, "de")[:, units]
+    assert 2 < len(each) < 100  # all of them count
+    lower = each.sort(0).values[(len(each) - 1) // 2]
+    before = vectors(tiny_lm, site, ROWS[1])[0, 1:]
+    for edit, values in (("pmax", each.amax(0)), ("pmedian", lower)):
+        for strength in (1.0, 2.5):
+            with steer(tiny_lm, chosen, "de", strength, edit=edit):
+                now = vectors(tiny_lm, site, ROWS[1])[0, 1:]
+            wanted = strength * values.float()
+            if which == "neurons":
+                torch.testing.assert_close(now[:, units], wanted.expand(6, -1), rtol=0, atol=1e-4)
+                continue
+            sae = load_sae(world / "wide")
+            moved = wanted - sae.encode(before).of(torch.tensor(units))
+            torch.testing.assert_close(now, before + moved @ sae.W_dec[units], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["responses", "plan"])
+def test_patches_are_of_the_first_100_texts_by_hash(
+    tiny_lm, world, tiny_corpus, monkeypatch, which
+):
+    monkeypatch.setattr(patches, "SENTENCES", 6)
+    plan = make_plan(tiny_corpus, tiny_lm)
+    own = [i for i in tiny_corpus.positions("train", 0) if tiny_corpus.of[i] == "th"]
+    rows = sentence_means(tiny_lm, world, tiny_corpus, "neurons", "th")
+    first = set(in_hashed_order(tiny_corpus, own, 0)[:6])
+    each = rows[[i in first for i in own]]
+    neurons = Identity("mlp_act@1", FFN)
+    if which == "plan":
+        found = patches.collect_patches(tiny_lm, plan, [neurons], "th")["mlp_act@1"]
+    else:
+        header = Stats.load(world / "stats" / "mlp_act@1.safetensors").header
+        found = patches.read_patches(world / "stats", header, "th")
+    torch.testing.assert_close(found["pmax"], each.amax(0).float(), rtol=0, atol=1e-5)
+    lower = each.sort(0).values[2]
+    torch.testing.assert_close(found["pmedian"], lower.float(), rtol=0, atol=1e-5)
+
+
+def test_patches_from_collected_responses_and_from_the_texts_are_the_same(
+    tiny_lm, world, tiny_corpus
+):
+    dictionaries = [load_sae(world / "wide"), Identity("mlp_act@1", FFN)]
+    computed = patches.collect_patches(tiny_lm, make_plan(tiny_corpus, tiny_lm), dictionaries, "de")
+    for dictionary in dictionaries:
+        header = Stats.load(world / "stats" / f"{dictionary.id}.safetensors").header
+        read = patches.read_patches(world / "stats", header, "de")
+        for name in ("pmax", "pmedian"):
+            torch.testing.assert_close(read[name], computed[dictionary.id][name], atol=1e-6, rtol=0)
+
+
+def test_shift_adds_means_and_contrast_their_differences(tiny_lm, world, selection, means):
+    sae, stats = load_sae(world / "wide"), Stats.load(world / "stats" / "wide.safetensors")
+    units = selection.units("wide")["de"]
+    de, en, th = (stats.mean()[stats.labels.index(x)][units] for x in ("de", "en", "th"))
+    before = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
+    for edit, source, values in (
+        ("shift", None, de),
+        ("contrast", "en", de - en),
+        ("contrast", None, de - (en + th) / 2),
+    ):
+        with steer(tiny_lm, selection, "de", 1.5, edit=edit, source=source):
+            now = vectors(tiny_lm, SITE, ROWS[1])[0, 1:]
+        wanted = before + 1.5 * values.float() @ sae.W_dec[units]
+        torch.testing.assert_close(now, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("edit", OF_PASS)
+@pytest.mark.parametrize("which", ["features", "neurons"])
+def test_an_edit_of_a_pass_is_the_same_batched_and_alone_and_strength_0_changes_no_bit(
+    tiny_lm, selection, neurons, edit, which
+):
+    chosen, plain = selection if which == "features" else neurons, logits(tiny_lm)
+    with steer(tiny_lm, chosen, "de", 2.0, edit=edit):
+        together = logits(tiny_lm)
+        for i, row in enumerate(ROWS):
+            alone = logits(tiny_lm, [row])[0]
+            torch.testing.assert_close(together[i, -len(row) :], alone, rtol=0, atol=1e-4)
+        assert (together - plain).abs().max() > 1e-3
+    with steer(tiny_lm, chosen, "de", 0.0, edit=edit):
+        assert torch.equal(logits(tiny_lm), plain)
+
+
+def test_an_edit_of_a_pass_differs_from_that_by_token(tiny_lm, neurons):
+    """The published maximum sees all tokens; with a cache, the new token alone."""
+    row = ROWS[1]
+    with steer(tiny_lm, neurons, "de", 1.0, edit="pass-max"):
+        whole = vectors(tiny_lm, "mlp_act@1", row)[0, 1:]
+        shorter = vectors(tiny_lm, "mlp_act@1", row[:3])[0, 1:]
+    with steer(tiny_lm, neurons, "de", 1.0, edit="max"):
+        by_token = vectors(tiny_lm, "mlp_act@1", row)[0, 1:]
+        again = vectors(tiny_lm, "mlp_act@1", row[:3])[0, 1:]
+    torch.testing.assert_close(again, by_token[:2], rtol=0, atol=1e-5)
+    unit = neurons.units("mlp_act@1")["de"][0]
+    assert whole[:, unit].unique().numel() == 1 < by_token[:, unit].unique().numel()
+    assert torch.equal(whole[0, unit], by_token[:, unit].max())
+    assert (shorter[0, unit] - whole[0, unit]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("edit", BY_TOKEN)
 @pytest.mark.parametrize("which", ["features", "neurons"])
 def test_steered_text_is_the_same_with_and_without_cache_batched_and_alone(
     tiny_lm, selection, neurons, edit, which
@@ -738,6 +928,9 @@ def test_unknown_labels_edits_and_sources_are_refused(tiny_lm, selection):
     refused(tiny_lm, selection, "xx", match=r"no label 'xx'.*de, en, th")
     refused(tiny_lm, selection, "en", match="no units for en")
     refused(tiny_lm, selection, edit="push", match=r"no edit 'push'.*add, scale, clamp")
+    refused(tiny_lm, selection, edit="max:0.5", match=r"no edit 'max:0.5'")
+    for edit in ("quantile:x", "quantile:1.5", "pass-quantile:", "quantile:nan"):
+        refused(tiny_lm, selection, edit=edit, match=f"of the edit '{edit}' is not a number from 0")
     refused(tiny_lm, selection, source="xx", match=r"no label 'xx'.*de, en, th")
 
 
@@ -779,6 +972,13 @@ def test_missing_statistics_are_refused_by_name(tiny_lm, world, selection, tmp_p
     )
 
 
+def test_patched_edits_need_responses(tiny_lm, world, selection, tmp_path):
+    shutil.copytree(world / "stats", tmp_path / "stats")
+    for edit in ("pmax", "pmedian"):
+        match = "holds no responses of wide; collect them too"
+        refused(tiny_lm, selection, edit=edit, stats=tmp_path / "stats", match=match)
+
+
 def test_a_selection_that_names_no_statistics_needs_their_directory(tiny_lm, selection, world):
     header = {key: value for key, value in selection.header.items() if key != "stats"}
     nameless = Selection(selection.table, header)
@@ -790,7 +990,7 @@ def test_a_selection_that_names_no_statistics_needs_their_directory(tiny_lm, sel
 
 
 def test_edits_that_read_no_statistics_need_none(tiny_lm, selection, tmp_path):
-    for edit in ("scale", "ablate"):
+    for edit in ("scale", "ablate", "times", "constant", "max", "pass-quantile:0.5"):
         with steer(tiny_lm, selection, "de", edit=edit):
             expected = logits(tiny_lm)
         with steer(tiny_lm, selection, "de", edit=edit, stats=tmp_path):

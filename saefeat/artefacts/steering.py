@@ -27,11 +27,16 @@ class SteeringSettings(TypedDict):
 
 
 class UnsteeredText(TypedDict):
-    """Measures of the model's own text in a label, unsteered."""
+    """Measures of the model's own text in a label, unsteered.
+
+    `perplexity_in_context`: of the same text after the prompts of the sweep. Sweeps of earlier
+    versions did not measure it, nor what is made from it.
+    """
 
     forcing: Share
     perplexity: Perplexity
     distinct3: Share
+    perplexity_in_context: NotRequired[Perplexity | None]
 
 
 class SteeringRow(TypedDict):
@@ -52,6 +57,11 @@ class SteeringRow(TypedDict):
     distinct3: Share | None
     score: Share
     score_ci: Interval
+    score_in_context: NotRequired[Share]
+    score_in_context_ci: NotRequired[Interval]
+    lpr: NotRequired[Share | None]
+    wpr: NotRequired[Share | None]
+    lcpr: NotRequired[Share | None]
 
 
 class SteeringSummary(TypedDict):
@@ -66,6 +76,8 @@ class SteeringSummary(TypedDict):
     reached: Count
     score: Share
     score_ci: Interval
+    score_in_context: NotRequired[Share]
+    score_in_context_ci: NotRequired[Interval]
     features_ahead_by: NotRequired[float]
     features_ahead_ci: NotRequired[Interval]
 
@@ -93,6 +105,7 @@ class SteeringMetrics(TypedDict):
     threads: Count | None
     source: Label
     decoding: Annotated[Decoding, Complete]
+    loss_budget: NotRequired[float]
     own: dict[Label, UnsteeredText]
     rows: list[SteeringRow]
     summary: list[SteeringSummary]

@@ -78,6 +78,13 @@ class FastText(TextClassifier):
         self._columns = {PREFIX + code: self.classes_.index(label) for code, label in found.items()}
         return self
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Code of the model -> the candidate of that language, for the codes that have one."""
+        return {
+            code.removeprefix(PREFIX): self.classes_[row] for code, row in self._columns.items()
+        }
+
     def scores(self, texts: Any) -> NDArray[np.float64]:
         """The model's probabilities of the candidates [n, K]; zeros where nothing can be said.
 

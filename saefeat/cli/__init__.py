@@ -17,8 +17,11 @@ from saefeat.cli import (
     corpus,
     export,
     labels,
+    lens,
     lid,
+    mix,
     rank,
+    reproduce,
     run,
     sets,
     sites,
@@ -47,8 +50,11 @@ app.command()(rank.rank)
 app.command()(sets.select)
 app.command()(sets.overlap)
 app.command()(compare.compare)
+app.command()(mix.mix)
+app.command()(reproduce.reproduce)
 app.command()(sites.sites)
 app.command()(labels.labels)
+app.command()(lens.lens)
 app.command()(export.export)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(lid.app, name="lid")

@@ -16,6 +16,9 @@ from saefeat.progress import Console
 
 Out = Annotated[Path, typer.Option(help="Where to write.")]
 Run = Annotated[Path, typer.Option(help="Run directory.")]
+Result = Annotated[
+    Path | None, typer.Option("--out", help="Result; default in RUN/experiments, for the report.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, print the forecast, and stop.")
 ]
@@ -172,3 +175,26 @@ def print_table(
             for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         typer.echo("  ".join([*cells, (notes or {}).get(number, "")]).rstrip())
+
+
+def print_experiment(result: Mapping[str, Any]) -> None:
+    """Print the summary of an experiment."""
+    typer.echo(result["title"])
+    print_rows(result["summary"])
+    for note in result["notes"]:
+        typer.echo(note)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same columns, under their names."""
+    names = list(rows[0]) if rows else []
+    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    numbers = [i for i, name in enumerate(names) if not isinstance(rows[0][name], str)]
+    if names:
+        print_table(cells, right=numbers)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

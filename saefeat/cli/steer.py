@@ -1,22 +1,43 @@
-"""`saefeat steer`: generate, sweep, matrix."""
+"""`saefeat steer`: generation, its measures, and experiments with edited units."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saefeat.cli.common import Fields, Run, input_lines, load_run, with_options
+from saefeat.cli.common import (
+    Fields,
+    Result,
+    Run,
+    input_lines,
+    load_run,
+    print_experiment,
+    print_rows,
+    say,
+    with_options,
+)
 from saefeat.config import (
     FEATURES,
     MATRIX_EDITS,
     UNSTEERED,
+    AblateConfig,
+    AmplifyConfig,
+    ArithmeticConfig,
+    AttributionConfig,
+    CategoriesConfig,
     Decoding,
+    FallbackConfig,
     GenerateConfig,
+    HarnessConfig,
+    LSSConfig,
     MatrixConfig,
+    ScoreConfig,
     SweepConfig,
+    TranslateConfig,
 )
 from saefeat.io import UserError
 
@@ -26,7 +47,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Steer generation with features, and measure it.")
 
 Sampling = Annotated[Decoding, Fields("max_new_tokens", "temperature", "seed")]
-_WIDTHS = "{:10}{:>7}{:>16}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
+_WIDTHS = "{:15}{:>7}{:>16}{:>12}{:>9}{:>12}{:>11}{:>9}"  # of the columns of metrics
 
 
 @app.command("generate")
@@ -117,7 +138,8 @@ def steer_sweep(
             "--prompts FILE"
         )
     labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
-    path = sweep(bench, _grid(bench, config), lines, out, labels=labels)
+    budget = config.loss_budget
+    path = sweep(bench, _grid(bench, config), lines, out, labels=labels, loss_budget=budget)
     print_steering(bench.run.load_steering_metrics(path))
 
 
@@ -145,12 +167,12 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
     grid = full_grid(bench.opened.lm, groups, config.strengths)
-    if config.methods is None:
+    if config.methods == ("all",):
         return grid
     known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})
     for name in config.methods:
         if name not in known:
-            raise UserError(f"there is no method {name}; the methods are {', '.join(known)}")
+            raise UserError(f"there is no method {name}; the methods are all, {', '.join(known)}")
     return [recipe for recipe in grid if recipe.method in {FEATURES, *config.methods}]
 
 
@@ -177,13 +199,156 @@ def steer_matrix(
         )
 
 
+@app.command("arithmetic")
+@with_options
+def steer_arithmetic(
+    run: Run, config: ArithmeticConfig, decoding: Sampling, out: Result = None
+) -> None:
+    """Switch one label's units off and another's on; the table is source by target."""
+    from saefeat.experiments.arithmetic import arithmetic
+
+    print_experiment(arithmetic(load_run(run), config, decoding, out))
+
+
+@app.command("fallback")
+@with_options
+def steer_fallback(
+    run: Run, config: FallbackConfig, decoding: Sampling, out: Result = None
+) -> None:
+    """Switch off the units of one label after the other, and see which language comes next."""
+    from saefeat.experiments.fallback import fallback
+
+    print_experiment(fallback(load_run(run), config, decoding, out))
+
+
+@app.command("ablate")
+@with_options
+def steer_ablate(run: Run, config: AblateConfig, out: Result = None) -> None:
+    """Set units of each label to zero, and measure the loss of every label's text."""
+    from saefeat.experiments.ablation import ablate_sets
+
+    print_experiment(ablate_sets(load_run(run), config, out))
+
+
+@app.command("lss")
+@with_options
+def steer_lss(
+    run: Run,
+    config: LSSConfig,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="Facts (.csv, .tsv, .jsonl, .parquet); default embedded capitals."),
+    ] = None,
+    out: Result = None,
+) -> None:
+    """Amplify units, and count how often the model then prefers the target's word (LSS)."""
+    from saefeat.experiments.lss import lss
+
+    print_experiment(lss(load_run(run), config, facts, out))
+
+
+@app.command("amplify")
+@with_options
+def steer_amplify(run: Run, config: AmplifyConfig, out: Result = None) -> None:
+    """Amplify the units of each label, and measure the likelihood of all labels' text."""
+    from saefeat.experiments.amplification import amplify
+
+    print_experiment(amplify(load_run(run), config, out))
+
+
+@app.command("attribute")
+@with_options
+def steer_attribute(run: Run, config: AttributionConfig, out: Result = None) -> None:
+    """Attribute the next token to classes of units, layer by layer."""
+    from saefeat.experiments.attribution import attribute
+
+    print_experiment(attribute(load_run(run), config, out))
+
+
+@app.command("categories")
+@with_options
+def steer_categories(run: Run, config: CategoriesConfig, out: Result = None) -> None:
+    """Switch off classes of units; measure the loss of every label, and answers."""
+    from saefeat.experiments.categories import categories
+
+    print_experiment(categories(load_run(run), config, out))
+
+
+@app.command("score")
+@with_options
+def steer_score(
+    file: Annotated[Path, typer.Argument(help="Table: .jsonl, .csv, .tsv or .parquet.")],
+    config: ScoreConfig,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line.")
+    ] = False,
+) -> None:
+    """Score texts that should be in a label: forcing, language confusion, CLaS-Bench's score."""
+    from saefeat.scoring import score_file
+
+    rows = score_file(file, config, say)
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        return
+    shown = [{**row, "label": row["label"] or "all"} for row in rows]
+    print_rows(shown)
+    if not rows[-1]["rated"]:
+        typer.echo(
+            "no text has a rating of its quality, so there is no score; give --rating-column, "
+            "--judge-command or --model"
+        )
+
+
+@app.command("translate")
+@with_options
+def steer_translate(
+    run: Run,
+    config: TranslateConfig,
+    decoding: Annotated[
+        Decoding,
+        Fields(
+            "max_new_tokens",
+            "temperature",
+            "seed",
+            preset={"max_new_tokens": 128, "temperature": 0.0},
+        ),
+    ],
+    out: Result = None,
+) -> None:
+    """Translate a table, steered and unsteered: share in the language, BLEU, chrF."""
+    from saefeat.experiments.translate import translate
+
+    print_experiment(translate(load_run(run), config, decoding, out))
+
+
+@app.command("lm-eval")
+@with_options
+def steer_lm_eval(run: Run, config: HarnessConfig, out: Result = None) -> None:
+    """Measure tasks of lm-evaluation-harness, steered and unsteered."""
+    from saefeat.experiments.harness import lm_eval
+
+    print_experiment(lm_eval(load_run(run), config, out))
+
+
 def print_steering(metrics: SteeringMetrics) -> None:
     """Print the summary of each method."""
-    typer.echo(f"{metrics['prompts']} prompts, mean over {len(metrics['own'])} labels")
-    columns = ("", "score", "95 %", "forcing", "perplexity", "distinct3", "reached")
+    own = metrics["own"].values()
+    alone = fmean(one["perplexity"] for one in own)
+    after = [known for one in own if (known := one.get("perplexity_in_context"))]
+    words = f", after the prompts {fmean(after):.1f}" if after else ""
+    typer.echo(
+        f"{metrics['prompts']} prompts, mean over {len(own)} labels; perplexity of the model's own "
+        f"text {alone:.1f}{words}"
+    )
+    columns = ("", "score", "95 %", "in context", "forcing", "perplexity", "distinct3", "reached")
     typer.echo(_WIDTHS.format(*columns))
     for row in metrics["summary"]:
         low, high = row["score_ci"]
         cells = [row["method"], f"{row['score']:.3f}", f"{low:.3f} - {high:.3f}"]
-        cells += [f"{row['forcing']:.3f}", _number(row["perplexity"], 1)]
+        cells += [
+            _number(row.get("score_in_context"), 3),
+            f"{row['forcing']:.3f}",
+            _number(row["perplexity"], 1),
+        ]
         typer.echo(_WIDTHS.format(*cells, _number(row["distinct3"], 3), row["reached"]))

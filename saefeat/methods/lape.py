@@ -137,11 +137,15 @@ class Pool:
         p = torch.cat([values[counted] for _, values in pool], dim=1)
         return cls(starts, p, counted.nonzero().flatten())
 
-    def count(self, units: Tensor) -> dict[str, int]:
+    def count(self, mask: Tensor) -> dict[str, int]:
         """Dictionary -> how many of its units are in a mask, bool [all units]."""
-        starts = [*self.starts.values()]
-        spans = zip(self.starts, starts, [*starts[1:], len(units)], strict=True)
-        return {name: int(units[start:end].sum()) for name, start, end in spans}
+        return {name: len(units) for name, units in self.units(mask).items()}
+
+    def units(self, mask: Tensor) -> dict[str, list[int]]:
+        """Dictionary -> those of its units that are in a mask, bool [all units]."""
+        ends = [*self.starts.values(), len(mask)][1:]
+        spans = zip(self.starts.items(), ends, strict=True)
+        return {name: mask[start:end].nonzero().flatten().tolist() for (name, start), end in spans}
 
     def part(self, stats: Stats, kept: Tensor, scores: Tensor, owned: Tensor) -> Part:
         """The chosen rows of one dictionary.

@@ -17,6 +17,7 @@ from saefeat.statistics import Stats
 from saefeat.statistics.by_example import Table, chunks
 from saefeat.statistics.patterns import THRESHOLDS
 
+SHARING = ("all-shared", "partial-shared", "specific", "non-activated")
 Threshold = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -54,10 +55,7 @@ def sharing(
         UserError: another threshold, the statistics cannot be pooled, fewer than two labels have
             examples, or no id occurs in all of them.
     """
-    if threshold not in THRESHOLDS:
-        known = ", ".join(f"{each:g}" for each in THRESHOLDS)
-        raise UserError(f"the threshold {threshold:g} was not collected; choose from {known}")
-    level = THRESHOLDS.index(threshold)
+    level = _level(threshold)
     parts: list[Part] = []
     classes: dict[str, dict[str, float]] = {}
     for each, table in zip(stats, patterns, strict=True):
@@ -72,6 +70,40 @@ def sharing(
     return Selection.build(parts, classes=classes)
 
 
+def sharing_units(
+    stats: Sequence[Stats], patterns: Sequence[Table], threshold: float = 0.0
+) -> dict[str, dict[str, list[int]]]:
+    """The units of each class: {class: {dictionary: units}}.
+
+    The paper classifies units by input. Here the class of a unit is the one that it has on most
+    inputs, at the last counted token; of equally frequent classes the first of `SHARING`.
+
+    Args: as `sharing`. Raises as `sharing`.
+    """
+    level = _level(threshold)
+    found: dict[str, dict[str, list[int]]] = {name: {} for name in SHARING}
+    for each, table in zip(stats, patterns, strict=True):
+        rows = _parallel(table, table.counted(each.labels))
+        none, one, *some, every = _count(table, rows, "last", level)[0]
+        counts = torch.stack([every, sum(some, torch.zeros_like(one)), one, none])
+        for number, name in enumerate(SHARING):
+            mine = counts.argmax(0) == number
+            found[name][each.dictionary] = mine.nonzero().flatten().tolist()
+    return found
+
+
+def sharing_classes(active: Tensor) -> Tensor:
+    """The class of each unit on one input: int64 [width], a place in `SHARING`.
+
+    `active`: bool [K, width], in which of the K parallel texts each unit is active.
+    """
+    s, labels = active.sum(0), len(active)
+    found = torch.full_like(s, SHARING.index("partial-shared"))
+    for name, count in (("specific", 1), ("all-shared", labels), ("non-activated", 0)):
+        found[s == count] = SHARING.index(name)
+    return found
+
+
 METHOD = Method(
     rank=sharing,
     pools=is_hidden_neurons,
@@ -80,6 +112,14 @@ METHOD = Method(
     score="-share",
     accumulators=("patterns",),
 )
+
+
+def _level(threshold: float) -> int:
+    """The place of a threshold. Raises UserError for one that is not collected."""
+    if threshold not in THRESHOLDS:
+        known = ", ".join(f"{each:g}" for each in THRESHOLDS)
+        raise UserError(f"the threshold {threshold:g} was not collected; choose from {known}")
+    return THRESHOLDS.index(threshold)
 
 
 def _parallel(table: Table, labels: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -16,6 +17,7 @@ from saefeat.methods.lape import Pool, entropy, quantile
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 
+CLASSES = ("specific", "related", "general")
 Penalty = Annotated[float, Field(ge=0)]
 GREATEST_PENALTY, TOLERANCE = 0.2, 1e-3  # of the search, in units of the normalised score
 
@@ -56,28 +58,23 @@ def ternary(
     Raises:
         UserError: the statistics cannot be pooled, or fewer than two labels have tokens.
     """
-    pool = Pool.of(stats)
-    labels, units = pool.p.shape
-    if labels < 2:
-        raise UserError("classes of units need two labels with tokens; collect more labels")
-    above = pool.p > quantile(pool.p, bar_rate)
-    owners = above.sum(0)
-    scale = math.log(labels), sum(1 / n for n in range(1, labels + 1)) / labels
-    spread, greatest = _entropy(pool.p) / scale[0], pool.p.amax(0).double() / scale[1]
+    found = _sort(stats, top_rate, bar_rate, penalty, normalised)
+    above = found.above[:, found.chosen]
+    parts = [found.pool.part(each, found.chosen, found.scores, above) for each in stats]
+    classes = {of: found.pool.count(mask) for of, mask in found.classes().items()}
+    return Selection.build(parts, parameters={"penalty": found.penalty}, classes=classes)
 
-    def kept(value: float) -> Tensor:
-        return (spread - value * greatest).argsort(stable=True)[: round(top_rate * units)]
 
-    # The two scores differ by a factor, so one penalty converts to the other.
-    factor = 1.0 if normalised else scale[0] / scale[1]
-    if penalty is None:
-        found = _search(lambda value: not bool((owners[kept(value)] == labels).any()))
-        penalty = found * factor
-    chosen = kept(penalty / factor)
-    scores = (spread - penalty / factor * greatest) * (1.0 if normalised else scale[0])
-    parts = [pool.part(each, chosen, scores[chosen], above[:, chosen]) for each in stats]
-    classes = _classes(pool, owners, chosen)
-    return Selection.build(parts, parameters={"penalty": penalty}, classes=classes)
+def ternary_units(stats: Sequence[Stats]) -> dict[str, dict[str, list[int]]]:
+    """The units of each class, with the published parameters: {class: {dictionary: units}}.
+
+    `specific` and `related` are kept units. `general` are all units above the bar for every label,
+    because the search for the penalty excludes them from the kept ones. Raises as `ternary`.
+    """
+    found = _sort(stats, 0.01, 0.95, None, False)
+    classes = found.classes()
+    classes["general"] = classes.pop("general-all")  # keeps the order of CLASSES
+    return {of: found.pool.units(mask) for of, mask in classes.items()}
 
 
 METHOD = Method(
@@ -103,14 +100,60 @@ def _search(passes: Callable[[float], bool]) -> float:
     return low
 
 
-def _classes(pool: Pool, owners: Tensor, chosen: Tensor) -> dict[str, dict[str, int]]:
-    """Class -> dictionary -> number of units."""
-    labels, kept = len(pool.p), torch.zeros_like(owners, dtype=torch.bool)
-    kept[chosen] = True
-    classes = {
-        "specific": kept & (owners == 1),
-        "related": kept & (owners > 1) & (owners < labels),
-        "general": kept & (owners == labels),
-        "general-all": owners == labels,
-    }
-    return {of: pool.count(mask) for of, mask in classes.items()}
+@dataclass(frozen=True)
+class _Sorted:
+    """Units by score and by the labels above the bar.
+
+    Attributes:
+        above: bool [labels, all units].
+        chosen: int64 [m], the kept units, best first.
+        scores: float64 [m], theirs.
+    """
+
+    pool: Pool
+    above: Tensor
+    chosen: Tensor
+    scores: Tensor
+    penalty: float
+
+    def classes(self) -> dict[str, Tensor]:
+        """Class -> its units: bool [all units]."""
+        owners, labels = self.above.sum(0), len(self.above)
+        kept = torch.zeros_like(owners, dtype=torch.bool)
+        kept[self.chosen] = True
+        return {
+            "specific": kept & (owners == 1),
+            "related": kept & (owners > 1) & (owners < labels),
+            "general": kept & (owners == labels),
+            "general-all": owners == labels,
+        }
+
+
+def _sort(
+    stats: Sequence[Stats],
+    top_rate: float,
+    bar_rate: float,
+    penalty: float | None,
+    normalised: bool,
+) -> _Sorted:
+    """Score units and keep the best; see `ternary`."""
+    pool = Pool.of(stats)
+    labels, units = pool.p.shape
+    if labels < 2:
+        raise UserError("classes of units need two labels with tokens; collect more labels")
+    above = pool.p > quantile(pool.p, bar_rate)
+    owners = above.sum(0)
+    scale = math.log(labels), sum(1 / n for n in range(1, labels + 1)) / labels
+    spread, greatest = _entropy(pool.p) / scale[0], pool.p.amax(0).double() / scale[1]
+
+    def kept(value: float) -> Tensor:
+        return (spread - value * greatest).argsort(stable=True)[: round(top_rate * units)]
+
+    # The two scores differ by a factor, so one penalty converts to the other.
+    factor = 1.0 if normalised else scale[0] / scale[1]
+    if penalty is None:
+        found = _search(lambda value: not bool((owners[kept(value)] == labels).any()))
+        penalty = found * factor
+    chosen = kept(penalty / factor)
+    scores = (spread - penalty / factor * greatest) * (1.0 if normalised else scale[0])
+    return _Sorted(pool, above, chosen, scores[chosen], penalty)

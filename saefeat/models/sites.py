@@ -174,6 +174,14 @@ def norm_after(block: nn.Module) -> nn.Module | None:
     return getattr(block, "final_layer_norm", None) if late else None
 
 
+def has_post_norm(block: nn.Module) -> bool:
+    """Return whether a norm stands between the feed-forward part and the residual stream.
+
+    Such a norm undoes any factor that all hidden neurons share.
+    """
+    return bool(_post_norms(block))
+
+
 def _post_norms(block: nn.Module) -> list[str]:
     return [name for name in _POST_NORMS if hasattr(block, name)]
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from saefeat.artefacts import RunIndex, SAEConfig, ShownUnit
 from saefeat.artefacts.comparison import Comparison
+from saefeat.artefacts.experiments import Experiment
 from saefeat.artefacts.lid import LIDMetrics
 from saefeat.artefacts.steering import (
     PerplexityMatrix,
@@ -54,6 +55,7 @@ class Parts:
     samples: list[SteeringSample] | None
     matrix: PerplexityMatrix | None
     comparison: Comparison | None
+    experiments: dict[str, Experiment]
 
 
 def read_parts(run: RunDir) -> Parts:
@@ -78,6 +80,7 @@ def read_parts(run: RunDir) -> Parts:
         samples=_optional(run.samples, run.load_samples),
         matrix=_optional(run.matrix, run.load_matrix),
         comparison=_optional(run.comparison.metrics, run.comparison.load_metrics),
+        experiments=run.load_experiments(),
     )
 
 

@@ -1,30 +1,31 @@
 // Steering: the table, the frontier, samples beside their twins; and the list of errors, drawn in the same way.
 
-const WRITE = { score: figure, forcing: percent, perplexity: (value) => figure(value, 1), distinct3: figure };
+const WRITE = { score: figure, score_in_context: figure, forcing: percent, perplexity: (value) => figure(value, 1), distinct3: figure };
 
 function drawSteering() {
   const { own, labels, methods, chosen, mean, settings } = data.steering;
   const measure = picked("measure"), write = WRITE[measure], low = measure === "perplexity";
-  const withOwn = measure !== "score";
+  const withOwn = !measure.startsWith("score");
   const inUse = Object.keys(settings).length > 0;
   const heads = ["label", ...(withOwn ? ["own text"] : []), ...methods, ...(inUse ? ["setting in use"] : [])];
   const best = (values) => {
     const known = values.filter((value) => value !== null && value !== undefined);
     return known.length ? (low ? Math.min : Math.max)(...known) : null;
   };
-  const line = (name, of, ownValue, setting) => {
+  const line = (name, of, ownText, setting) => {
+    const ownValue = ownText?.[measure], inContext = (low ? ownText?.perplexity_in_context : null) ?? null;
     const values = methods.map((method) => of(method)?.[measure]);
     const top = low ? null : best(values);
     return el("tr", { class: name ? null : "mean" }, el("th", { scope: "row" }, name ? el("bdi", {}, name) : "mean"),
-      withOwn ? el("td", {}, write(ownValue ?? null)) : null,
+      withOwn ? el("td", {}, write(ownValue ?? null), inContext === null ? null : el("small", {}, `${write(inContext)} in context`)) : null,
       ...methods.map((method, i) => el("td", { class: values[i] === top && top !== null ? "best" : null,
         title: of(method)?.setting }, values[i] === undefined ? "–" : write(values[i]),
-      measure === "score" && of(method)?.ci ? el("small", {}, of(method).ci.map((end) => end.toFixed(2)).join(" – ")) : null)),
+      of(method)?.ci?.[measure]?.length ? el("small", {}, of(method).ci[measure].map((end) => end.toFixed(2)).join(" – ")) : null)),
       inUse ? el("td", { class: "words" }, setting ?? "") : null);
   };
   byId("steering-table").replaceChildren(
     el("thead", {}, el("tr", {}, ...heads.map((name) => el("th", { scope: "col", class: name === "setting in use" ? "words" : null }, name)))),
-    el("tbody", {}, ...labels.map((label) => line(label, (method) => chosen[method][label], own[label]?.[measure], settings[label])),
+    el("tbody", {}, ...labels.map((label) => line(label, (method) => chosen[method][label], own[label], settings[label])),
       line("", (method) => mean[method], null, "")));
 }
 

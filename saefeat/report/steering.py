@@ -21,8 +21,11 @@ from saefeat.report.formats import as_text, direction, pairs, rounded, shortened
 T = TypeVar("T", SteeringRow, SteeringSample)
 Values = dict[str, Any]
 
-MEASURES = ("score", "forcing", "perplexity", "distinct3")
+SCORES = ("score", "score_in_context")
+MEASURES = (*SCORES, "forcing", "perplexity", "distinct3")
+_OWN = (*MEASURES[len(SCORES) :], "perplexity_in_context")
 _SETTING = ("edit", "sites", "schedule", "parameters")  # a setting, but for its strength
+_UNROUNDED = (*(f"{name}_ci" for name in SCORES), "features_ahead_ci", "reached", "labels")
 _SAMPLES = 900  # on the page
 _CHARACTERS = 600  # of a sample
 
@@ -43,7 +46,7 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
     return {
         "decoding": pairs(asdict(metrics["decoding"])),
         "prompts": as_text(metrics["prompts"]),
-        "own": {label: _rounded(own, MEASURES[1:]) for label, own in metrics["own"].items()},
+        "own": {label: _rounded(own, _OWN) for label, own in metrics["own"].items()},
         "labels": list(metrics["own"]),
         "methods": methods,
         "chosen": _chosen(rows, methods),
@@ -67,7 +70,7 @@ def _summary(row: Mapping[str, Any]) -> Values:
         "method": row["method"],
         "sites": " + ".join(row["sites"]),
         **_rounded(row, (*MEASURES, "features_ahead_by")),
-        **{name: row.get(name) for name in ("score_ci", "features_ahead_ci", "reached", "labels")},
+        **{name: row.get(name) for name in _UNROUNDED},
     }
 
 
@@ -78,7 +81,9 @@ def _chosen(rows: Sequence[SteeringRow], methods: Sequence[str]) -> dict[str, Va
         if row["chosen"]:
             found[row["method"]][row["label"]] = {
                 **_rounded(row, MEASURES),
-                "ci": [rounded(end, 3) for end in row["score_ci"]],
+                "ci": {
+                    name: [rounded(end, 3) for end in row.get(f"{name}_ci", ())] for name in SCORES
+                },
                 "setting": _words(row),
                 "half": row["half"],
             }

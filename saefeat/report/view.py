@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from saefeat.artefacts import RunIndex, SAEConfig
 from saefeat.report.comparison import comparison_rows, comparison_view
+from saefeat.report.experiments import experiment_views
 from saefeat.report.formats import as_text, duration
 from saefeat.report.identification import errors_view, lid_rows, lid_view
 from saefeat.report.matrix import matrix_rows, matrix_view
@@ -48,6 +49,7 @@ def page_view(parts: Parts, title: str) -> Values:
         "samples": _optional(samples_view, parts.samples),
         "matrix": _optional(matrix_view, parts.matrix),
         "comparison": _optional(comparison_view, parts.comparison),
+        "experiments": experiment_views(parts.experiments),
     }
     return {**view, "tiles": _tiles(view)}
 

@@ -16,12 +16,13 @@ from saefeat.evaluation import interval
 from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, visible
 from saefeat.progress import Say, quiet
 from saefeat.resume import check_replaceable, claim_file, clear_finished, resume
+from saefeat.run.chosen import chosen_units, every_unit
 from saefeat.run.contenders import Contender, Left, find_contenders, overlaps
 from saefeat.run.measuring import Measuring
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, find_label, find_source
 from saefeat.run.summaries import RESAMPLES
-from saefeat.run.trials import Trials, chosen_units, every_unit
+from saefeat.run.trials import Trials
 from saefeat.rundir import ComparisonDir
 from saefeat.statistics import Stats
 from saefeat.statistics.files import list_stats

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 
-from saefeat.config import CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
+from saefeat.config import BOUNDARY, CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
+from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.models.sites import UnknownSite
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import neuron_layers
+from saefeat.steering.edits import LOGITS
 
 STRENGTHS = (1.0, 1.3, 1.6, 2.0)
 SHARED = (0.5, 0.7, 0.9, 1.2)  # strengths at each of several sites
 _STRENGTH, _SHARED_STRENGTH = 1.3, 0.7  # by default, at one site and at each of several
 _SCHEDULES = (Schedule(), Schedule(rest=0.15))
 _START_ONLY = Schedule(first=4, rest=0.0)  # of clamps: weak ones would hold the units down
+_STRONG = (1.0, 1.3, 1.6)  # of clamps of the projection
+# Of the published methods at one site: edit, schedule, strengths.
+_PUBLISHED: dict[str, Sequence[tuple[str, Schedule, Sequence[float]]]] = {
+    "clamp": [("clamp", CONSTANT, _STRONG), ("clamp", _START_ONLY, _STRONG)],
+    "one-sided": [("clamp", CONSTANT, _STRONG), (f"clamp{BOUNDARY}", CONSTANT, STRENGTHS)],
+    "ablation": [("erase", CONSTANT, (1.0, 2.0)), ("erase, orthogonal", CONSTANT, (1.0, 2.0))],
+    "gated": [("add", CONSTANT, STRENGTHS), ("add", Schedule(), STRENGTHS)],
+    "codes": [(edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["codes"].edits],
+    "langfir": [("add", Schedule(), STRENGTHS)],
+    "output-score": [
+        (edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["output-score"].edits
+    ],
+}
+_STEPS = {"step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05), "step, absolute": (1.0,)}
+_LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
+_OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
 
 
 def english_prompts() -> list[str]:
@@ -31,14 +50,21 @@ def full_grid(
 ) -> list[SteeringRecipe]:
     """List what `steer sweep` tries.
 
-    Methods that add a vector steer at each group of sites, neurons at all layers. Controls, which
-    are not basic, are tried by the first schedule alone.
+    Methods with `by_site` steer at each group of sites, other published ones at the first group or
+    where they need it, neurons at all layers. Controls, which are not basic, are tried by the first
+    schedule alone.
 
     Args:
         groups: sites that are steered together.
         strengths: of vectors; default those for one site, or for each of several.
     """
-    grid = [
+    return [*_vectors(groups, strengths), *_published(lm, tuple(groups[0])), *_neurons(lm)]
+
+
+def _vectors(
+    groups: Sequence[Sequence[str]], strengths: Sequence[float] | None
+) -> list[SteeringRecipe]:
+    return [
         SteeringRecipe(name, "add", tuple(sites), schedule, strength, method.parameters)
         for name, method in reversed(STEERING_METHODS.items())
         if method.by_site
@@ -46,17 +72,56 @@ def full_grid(
         for schedule in _SCHEDULES[: None if method.basic else 1]
         for strength in strengths or _default_strengths(sites)
     ]
+
+
+def _published(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe]:
+    """The methods of `saefeat.steering.makers`."""
+    tried = [
+        (method, edit, sites, schedule, strength, {})
+        for method, settings in _PUBLISHED.items()
+        for edit, schedule, strengths in settings
+        for strength in strengths
+    ]
+    tried += [
+        (method, STEERING_METHODS[method].edits[0], (LOGITS,), CONSTANT, strength, {})
+        for method, strengths in _LOGITS.items()
+        for strength in strengths
+    ]
+    with suppress(UnknownSite):  # the blocks of this family are not known
+        stream = tuple(f"resid_post@{layer}" for layer in range(lm.n_layers))
+        width = site_width(lm, lm.site(stream[0]))
+        tried += [
+            ("recover", edit, stream, CONSTANT, strength, {})
+            for edit, strengths in _STEPS.items()
+            for strength in strengths
+        ]
+        middle, few = (stream[lm.n_layers // 2],), {"top": round(_OVERWRITTEN * width)}
+        last = {**few, "layer": lm.n_layers - 1}
+        tried += [
+            ("pca", edit, middle, CONSTANT, strength, {})
+            for edit in STEERING_METHODS["pca"].edits
+            for strength in (0.7, 1.0, 1.3)
+        ]
+        tried += [("overwrite", "clamp", middle, CONSTANT, s, few) for s in (0.7, 1.0, 1.3)]
+        tried += [("overwrite", "clamp", middle, CONSTANT, s, last) for s in (0.05, 0.1, 0.2)]
+    return [
+        SteeringRecipe(m, edit, at, schedule, s, {**STEERING_METHODS[m].parameters, **more})
+        for m, edit, at, schedule, s, more in tried
+    ]
+
+
+def _neurons(lm: LanguageModel) -> list[SteeringRecipe]:
     try:
         layers = tuple(f"mlp_act@{layer}" for layer in neuron_layers(lm))
     except UnknownSite:  # the neurons of this family are not known
-        return grid
+        return []
     clamps = (
         ("clamp", CONSTANT, 0.05),
         ("clamp, source off", CONSTANT, 0.03),
         ("clamp, source off", CONSTANT, 0.05),
         ("clamp, source off", _START_ONLY, 0.05),
     )
-    return grid + [
+    return [
         SteeringRecipe("neurons", edit, layers, schedule, strength, {"top_rate": rate})
         for edit, schedule, rate in clamps
         for strength in (1.0, 1.5)
@@ -78,15 +143,17 @@ def _default_strengths(sites: Sequence[str]) -> tuple[float, ...]:
 
 
 def default_recipe(opened: OpenRun, method: str) -> SteeringRecipe:
-    """The recipe of any label before there was a sweep. Raises UserError for other methods."""
-    basic = [name for name, one in reversed(STEERING_METHODS.items()) if one.basic]
-    if method not in basic:
-        raise UserError(
-            f"there is no setting for {method}; before a sweep the methods are "
-            f"{' and '.join(basic)}",
-            "method",
-        )
+    """The recipe of any label where no sweep has tried a method.
+
+    Raises UserError for an unknown method, or one that this family of models does not have.
+    """
     sites = tuple(steering_sites(opened))
+    found = [recipe for recipe in full_grid(opened.lm, [sites]) if recipe.method == method]
+    if not found:
+        known = ", ".join([*reversed(STEERING_METHODS)][:-1])
+        raise UserError(f"there is no setting for {method}; the methods are {known}", "method")
+    if not STEERING_METHODS[method].by_site:
+        return found[0]
     strength = _SHARED_STRENGTH if len(sites) > 1 else _STRENGTH
     parameters = STEERING_METHODS[method].parameters
     return SteeringRecipe(method, "add", sites, Schedule(), strength, parameters)

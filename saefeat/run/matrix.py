@@ -18,10 +18,10 @@ from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
 from saefeat.generation import perplexity, text_losses
 from saefeat.io import SCHEMA, fingerprint, kept_json
-from saefeat.memory import dictionary_budget, encoders_fit, working_bytes
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
+from saefeat.run.chosen import Opened
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
 from saefeat.steering import CannotSteer, apply
@@ -57,7 +57,8 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
         clear_finished(out, request)
         opened.say(f"{out} is complete already")
         return opened.files.load_matrix(out)
-    _check_room(opened)
+    known = Opened(opened.saes, {}.__getitem__, lm.device)
+    known.check_room(known.known, "the matrix")
     with resume(out, request, "the matrix", lm.threads, opened.say) as checkpoint:
         done = _measure_rows(opened, texts, config, checkpoint)
         result: PerplexityMatrix = {
@@ -92,7 +93,7 @@ def _measure_rows(
     Returns the baseline, and by label the counts of units and the rows of `_Editor.measure_row`.
     """
     done, _ = checkpoint.load() or ({}, {})
-    done = done or {"baseline": _measure(opened, texts), "rows": {}, "counts": {}}
+    done = done or {"baseline": measure_texts(opened, texts), "rows": {}, "counts": {}}
     left = [label for label in opened.corpus.labels if label not in done["counts"]]
     editor = _Editor(opened, texts, config) if left else None
     with track(opened.say, "matrix", len(left), "labels") as bar:
@@ -107,17 +108,6 @@ def _measure_rows(
             bar.set_postfix_str(label, refresh=False)
             bar.update()
     return done
-
-
-def _check_room(opened: OpenRun) -> None:
-    saes, device = opened.saes, opened.lm.device
-    if not encoders_fit(saes, device):
-        needed, there = sum(working_bytes(x, device) for x in saes), dictionary_budget(device)
-        raise CannotSteer(
-            f"the matrix edits all {len(saes)} SAEs together, whose encoders take "
-            f"{needed / 1e9:.1f} GB; they may take {there / 1e9:.1f} GB, half of the memory. "
-            "Measure it over a run with fewer or narrower SAEs"
-        )
 
 
 def most_affected(result: PerplexityMatrix, edit: str) -> list[str]:
@@ -185,7 +175,7 @@ class _Editor:
                 chosen = self._choose(label, units)
                 changes = build_changes(MATRIX_EDITS[edit], chosen, label, self.collected)
                 with apply(self.opened.lm, changes, 1.0):
-                    found[f"{edit} {units}"] = _measure(self.opened, self.texts)
+                    found[f"{edit} {units}"] = measure_texts(self.opened, self.texts)
         return found
 
     def _choose(self, label: str, units: str) -> dict[str, list[Units]]:
@@ -201,7 +191,7 @@ class _Editor:
         return chosen
 
 
-def _measure(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
+def measure_texts(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
     flat = [text for some in texts.values() for text in some]
     losses = iter(text_losses(opened.lm, flat, TOKEN_LIMIT))

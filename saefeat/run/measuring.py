@@ -13,9 +13,10 @@ from saefeat.forcing import Measured, Reference
 from saefeat.generation import BATCH
 from saefeat.progress import track
 from saefeat.resume import Checkpoint
+from saefeat.run.chosen import Chosen, chosen_units, every_unit, random_twins, random_unions
 from saefeat.run.contenders import Contender
 from saefeat.run.summaries import summarize_ablation, summarize_steering
-from saefeat.run.trials import Chosen, Trials, chosen_units, every_unit, random_twins, random_unions
+from saefeat.run.trials import Trials
 from saefeat.statistics.files import load_stats
 
 Values = dict[str, Any]
@@ -77,7 +78,7 @@ class Measuring:
         why = ""
         if len(self.trials.texts) < 2:
             why = "it needs two labels with test texts"
-        elif not self.trials.can_ablate(every_unit(self.rows)):
+        elif not self.trials.dictionaries.fit(every_unit(self.rows)):
             why = "the encoders of all SAEs together do not fit in memory"
         if why:
             self.trials.opened.say(f"note: rules are compared without ablation: {why}")

@@ -11,21 +11,23 @@ from typing import Any
 
 import torch
 
-from saefeat.baselines.fasttext import FastText
+from saefeat.baselines.judge import LanguageJudge
 from saefeat.collection import collect
 from saefeat.config import FEATURES, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
-from saefeat.corpora import first_by_hash
+from saefeat.confusion import line_passes, word_passes
+from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
-from saefeat.labels import LID176, fasttext_code, own_label, to_labels
+from saefeat.labels import fasttext_code, own_label
 from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
 from saefeat.steering import CannotSteer, Change, NoUnits, apply
 from saefeat.steering.changes import Collected
-from saefeat.steering.recipes import NONE, RecipeBuilder
+from saefeat.steering.evidence import Evidence
+from saefeat.steering.recipes import NONE, RecipeBuilder, sites_read
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
 
@@ -62,9 +64,30 @@ def find_label(opened: OpenRun, label: str) -> str:
 
 def pick_test_texts(opened: OpenRun, label: str, n: int) -> list[str]:
     """Pick at most n texts of a label's test split, by hashed id."""
-    corpus, seed = opened.corpus, opened.config.seed
-    positions = [i for i in corpus.positions("test", seed) if corpus.of[i] == label]
+    return pick_texts(opened.corpus, label, n, opened.config.seed)
+
+
+def pick_texts(corpus: Corpus, label: str, n: int, seed: int, split: str = "test") -> list[str]:
+    """Pick at most n texts of a label in a split, by hashed id."""
+    positions = [i for i in corpus.positions(split, seed) if corpus.of[i] == label]
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
+
+
+def collect_sites(opened: OpenRun, sites: Iterable[str]) -> None:
+    """Collect the statistics of the identities of sites, if the run does not have them.
+
+    They are collected into `RUN/steering/stats`.
+    """
+    lm, run, say = opened.lm, opened.files, opened.say
+    sites = [site for site in dict.fromkeys(sites) if not run.has_stats(site)]
+    if not sites:
+        return
+    missing = means(lm, [sae for sae in opened.saes if sae.site in sites], opened.plan, sites)
+    say("steering: collecting " + ", ".join(d.id for d in missing))
+    # Each collection has a directory of its own, where it resumes after a kill.
+    directory = run.steering_stats / missing[0].id
+    collect(lm, opened.plan, missing, directory, say=say)
+    run.take_steering_stats(directory)
 
 
 @dataclass
@@ -100,8 +123,9 @@ class Bench:
 
     @cached_property
     def builder(self) -> RecipeBuilder:
-        collected = Collected(cache(self.run.load_stats), self.source_label, self.opened.lm.device)
-        return RecipeBuilder(collected, self.opened.saes)
+        opened = self.opened
+        collected = Collected(cache(self.run.load_stats), self.source_label, opened.lm.device)
+        return RecipeBuilder(collected, opened.saes, Evidence(opened.lm, lambda: opened.plan))
 
     def find_target(self, label: str) -> str:
         """Find the run's own label for one of any code system.
@@ -117,39 +141,28 @@ class Bench:
             )
         return found
 
-    def judged_labels(self) -> list[str]:
-        """List all labels but the source that fastText can judge. The others are reported."""
+    def judged_labels(self, *, with_source: bool = False) -> list[str]:
+        """List the labels that fastText can judge, but the source. The others are reported."""
         labels = self.opened.corpus.labels
-        known = set(to_labels(LID176, labels).values())
-        others = [label for label in labels if label != self.source_label]
-        if unknown := [label for label in others if label not in known]:
+        others = [label for label in labels if with_source or label != self.source_label]
+        if unknown := self.judge.unknown(others):
             self.opened.say(f"note: fastText cannot judge {', '.join(unknown)}; they are skipped")
-        return [label for label in others if label in known]
-
-    def judge(self, texts: Sequence[str]) -> list[str | None]:
-        """fastText's best label of 176 for each text, in the run's codes where they meet."""
-        best = [found[0] if found else None for found in self._fasttext.judge(texts)]
-        # By the labels of the run, not by those that occur in these texts.
-        names = to_labels(LID176, self.opened.corpus.labels)
-        return [None if code is None else names.get(code, code) for code in best]
+        return [label for label in others if label not in unknown]
 
     @cached_property
-    def _fasttext(self) -> FastText:
-        return FastText(labels=list(self.opened.corpus.labels), unknown=None).fit()
+    def judge(self) -> LanguageJudge:
+        """fastText's best label of 176 for each text, in the run's codes where they meet."""
+        return LanguageJudge(self.opened.corpus.labels)
+
+    def passes(
+        self, texts: Sequence[str], label: str
+    ) -> tuple[list[bool | None], list[bool | None]]:
+        """Whether all lines, and all words, of each text are in a label (`saefeat.confusion`)."""
+        return line_passes(texts, label, self.judge.judge), word_passes(texts, label)
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
-        lm, plan, say = self.opened.lm, self.opened.plan, self.opened.say
-        steered = dict.fromkeys(site for recipe in recipes for site in recipe.sites)
-        sites = [site for site in steered if not self.run.has_stats(site)]
-        if not sites:
-            return
-        missing = means(lm, [sae for sae in self.opened.saes if sae.site in sites], plan, sites)
-        say("steering: collecting " + ", ".join(d.id for d in missing))
-        # Each collection has a directory of its own, where it resumes after a kill.
-        directory = self.run.steering_stats / missing[0].id
-        collect(lm, plan, missing, directory, say=say)
-        self.run.take_steering_stats(directory)
+        collect_sites(self.opened, [site for recipe in recipes for site in sites_read(recipe)])
 
     def measure(
         self,
@@ -173,10 +186,13 @@ class Bench:
         prompts: Sequence[Sequence[int]],
         strengths: Sequence[float],
         schedule: Schedule,
+        before: Mapping[str, Sequence[Change]] | None = None,
     ) -> list[list[Measured]]:
         """Steer prompts (token ids) by each of several changes at each strength, and measure them.
 
         As many as fit are decoded in one batch. Each sees the same random numbers.
+
+        `before`: changes at strength 1 that are made before each of the several.
         """
         lm, n, rows = self.opened.lm, len(prompts), []
         jobs = [(which, strength) for which in range(len(several)) for strength in strengths]
@@ -184,6 +200,8 @@ class Bench:
         for start in range(0, len(jobs), step):
             some = jobs[start : start + step]
             with ExitStack() as stack:
+                if before:
+                    stack.enter_context(apply(lm, before, 1.0))
                 for which in dict.fromkeys(each for each, _ in some):
                     # Strength 0 changes no bit of the rows of other changes.
                     at = [strength if each == which else 0.0 for each, strength in some]
@@ -194,10 +212,10 @@ class Bench:
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
         return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 
-    def measure_reference(self, label: str, n: int) -> Reference:
-        """Measure unsteered continuations of the first tokens of n of a label's test texts.
+    def beginnings(self, label: str, n: int) -> list[list[int]]:
+        """The first tokens, BOS included, of at most n of a label's test texts.
 
-        Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
+        Raises CannotSteer when there is no text to continue.
         """
         lm = self.opened.lm
         rows = lm.tokenize(pick_test_texts(self.opened, label, 4 * n), BEGINNING)
@@ -206,7 +224,18 @@ class Bench:
             raise CannotSteer(
                 f"{label} has no test text of {BEGINNING} tokens that the model could continue"
             )
-        found = measure_reference(lm, label, begun, self.decoding, self.judge)
+        return begun
+
+    def measure_reference(
+        self, label: str, n: int, prompts: Sequence[Sequence[int]] | None = None
+    ) -> Reference:
+        """Measure unsteered continuations of the first tokens of n of a label's test texts.
+
+        `prompts` (token ids): the same continuations are measured after these as well.
+        Raises CannotSteer when there is no text to continue, or nothing to measure in what follows.
+        """
+        begun = self.beginnings(label, n)
+        found = measure_reference(self.opened.lm, label, begun, self.decoding, self.judge, prompts)
         if not math.isfinite(found.perplexity):
             raise CannotSteer(
                 f"the model's own text in {label} is too short to measure; allow more new tokens",
@@ -219,10 +248,10 @@ class Bench:
 
 
 def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
-    """Load the recipe that the last sweep chose for a label; a default one if there was no sweep.
+    """Load the recipe that the last sweep chose for a label; a default one if none has tried it.
 
-    Raises UserError when the sweep steered away from another label or did not try the method, and
-    NoUnits when it has nothing for the label.
+    Raises UserError when the sweep steered away from another label or there is no such method, and
+    NoUnits when the sweep has nothing for the label.
     """
     path, label = bench.run.settings, bench.find_target(label)
     if not path.exists():
@@ -232,7 +261,7 @@ def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRec
         message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
         raise UserError(message, command="steer sweep")
     if method not in recipes:
-        raise UserError(f"{path} has no settings for {method}; sweep again", command="steer sweep")
+        return default_recipe(bench.opened, method)
     if label not in recipes[method]:
         raise NoUnits(f"{path} has no setting for {label}; sweep again", command="steer sweep")
     return recipes[method][label]
@@ -250,7 +279,9 @@ def continue_prompts(
     """Continue prompts, steered and unsteered.
 
     Returns:
-        One object per prompt: prompt, label, strength, and the values of `pair_twins`.
+        One object per prompt: prompt, label, strength, the values of `pair_twins`, distinct3 and
+        distinct3_twin, line_pass and word_pass (see `saefeat.confusion`; None for a text that is
+        too short).
     """
     label = bench.find_target(label)
     ids = encode_prompts(bench.opened.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
@@ -263,8 +294,19 @@ def continue_prompts(
         bench.measure(one, label, ids, [one.strength]) for one in (recipe, NONE)
     )
     head = {"label": label, "strength": recipe.strength}
-    rows = zip(prompts, pair_twins(steered, twin), strict=True)
-    return [{"prompt": prompt, **head, **row} for prompt, row in rows]
+    lines, words = bench.passes(steered.texts, label)
+    return [
+        {
+            "prompt": prompt,
+            **head,
+            **row,
+            "distinct3": steered.distinct3[i],
+            "distinct3_twin": twin.distinct3[i],
+            "line_pass": lines[i],
+            "word_pass": words[i],
+        }
+        for i, (prompt, row) in enumerate(zip(prompts, pair_twins(steered, twin), strict=True))
+    ]
 
 
 def pair_twins(steered: Measured, unsteered: Measured) -> list[dict[str, Any]]:

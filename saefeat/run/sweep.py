@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.config import FEATURES, STEERING_METHODS, UNSTEERED, SteeringRecipe
+from saefeat.confusion import pass_rates
 from saefeat.forcing import Measured, Reference, compare, forces_fluently, score
 from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
-from saefeat.run.steer import Bench, load_recipes, pair_twins
+from saefeat.run.budget import LossBudget
+from saefeat.run.steer import BEGINNING, Bench, load_recipes, pair_twins
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
@@ -32,10 +34,17 @@ class _Swept:
     measured: dict[str, Measured]
 
     def add(
-        self, recipe: SteeringRecipe, label: str, units: int, half: str, measured: Measured
+        self,
+        recipe: SteeringRecipe,
+        label: str,
+        units: int,
+        half: str,
+        measured: Measured,
+        bench: Bench,
     ) -> dict[str, Any]:
         head = {"label": label, "units": units, "half": half, "chosen": False}
-        row = {**asdict(recipe), **head, **score(measured, label, self.reference)}
+        rates = pass_rates(*bench.passes(measured.texts, label))
+        row = {**asdict(recipe), **head, **score(measured, label, self.reference), **rates}
         self.rows.append(row)
         return row
 
@@ -51,6 +60,7 @@ def sweep(
     *,
     halves: bool = True,
     labels: Sequence[str] | None = None,
+    loss_budget: float | None = None,
 ) -> Path:
     """Write the metrics to `out`, and `settings.json` and `samples.jsonl` to `RUN/steering`.
 
@@ -64,6 +74,8 @@ def sweep(
             which flatters every method that has something to tune.
         labels: steer towards these only; default all but the source label. Settings of other
             labels are kept.
+        loss_budget: give each recipe the strength that raises the loss of source texts by so many
+            nats, see `LossBudget`; None: the strengths of the grid.
 
     Raises CannotSteer when no label is left, and UserError when `out` is something else.
     """
@@ -72,7 +84,9 @@ def sweep(
     make_dir(out.parent)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
-    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request])
+    # The last words: a sweep of an earlier version, without this reference, is not complete.
+    last = ["in context", *([] if loss_budget is None else [loss_budget])]
+    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request, *last])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
         clear_finished(run.settings, grid_mark)
@@ -83,9 +97,11 @@ def sweep(
     before = load_recipes(run) if run.settings.exists() else (None, {})
     with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
         bench.collect_missing(grid)
-        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens)
+        # The model's own text stands after a prompt and its beginning.
+        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens + BEGINNING)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
-        found = _sweep_labels(bench, grid, wanted, parts, checkpoint)
+        budget = None if loss_budget is None else LossBudget(bench, loss_budget)
+        found = _sweep_labels(bench, grid, wanted, parts, checkpoint, budget)
         if not found:
             raise CannotSteer(f"none of {', '.join(wanted)} can be steered; the notes say why")
         run.save_samples(_samples(found, prompts[1::2] if halves else prompts))
@@ -99,6 +115,7 @@ def sweep(
             "threads": threads,
             "source": bench.source_label,
             "decoding": bench.decoding,
+            **({} if loss_budget is None else {"loss_budget": loss_budget}),
             "own": {label: swept.reference for label, swept in found.items()},
             "rows": [row for swept in found.values() for row in swept.rows],
             "summary": [_summarize(method, found) for method in methods],
@@ -116,6 +133,7 @@ def _sweep_labels(
     wanted: Sequence[str],
     parts: dict[str, list[list[int]]],
     checkpoint: Checkpoint,
+    budget: LossBudget | None,
 ) -> dict[str, _Swept]:
     """Sweep the labels that the checkpoint lacks; labels that cannot be steered are skipped."""
     say = bench.opened.say
@@ -125,7 +143,7 @@ def _sweep_labels(
     with track(say, "steering", len(left), "labels") as bar:
         for label in left:
             try:
-                found[label] = _sweep_label(bench, grid, label, parts)
+                found[label] = _sweep_label(bench, grid, label, parts, budget)
             except CannotSteer as error:
                 say(f"note: {label} is skipped: {error}")
             else:
@@ -138,19 +156,24 @@ def _sweep_labels(
 
 
 def _sweep_label(
-    bench: Bench, grid: Sequence[SteeringRecipe], label: str, parts: dict[str, list[list[int]]]
+    bench: Bench,
+    grid: Sequence[SteeringRecipe],
+    label: str,
+    parts: dict[str, list[list[int]]],
+    budget: LossBudget | None,
 ) -> _Swept:
     """Try every recipe on the first part of the prompts, and each method's best on the last."""
     first, last = next(iter(parts)), list(parts)[-1]
-    reference = bench.measure_reference(label, sum(map(len, parts.values())))
+    ids = [prompt for part in parts.values() for prompt in part]
+    reference = bench.measure_reference(label, len(ids), ids)
     swept = _Swept([], reference, {}, {})
-    _tune(swept, bench, grid, label, first, parts[first])
+    _tune(swept, bench, grid, label, first, parts[first], budget)
     if not any(STEERING_METHODS[method].basic for method in swept.recipes):
         raise NoUnits(f"neither features nor the difference of means steer towards {label}")
     if last != first:
         for recipe in list(swept.recipes.values()):
             (measured,), units = bench.measure(recipe, label, parts[last], [recipe.strength])
-            swept.add(recipe, label, units, last, measured)["chosen"] = True
+            swept.add(recipe, label, units, last, measured, bench)["chosen"] = True
             swept.choose(recipe, measured)
     order = sorted(swept.recipes, key=lambda method: method == FEATURES)
     swept.rows.sort(key=lambda row: (row["half"] != first, order.index(row["method"])))
@@ -164,8 +187,11 @@ def _tune(
     label: str,
     half: str,
     ids: list[list[int]],
+    budget: LossBudget | None,
 ) -> None:
     """Measure every recipe, all strengths of one together, and choose the best of each method.
+
+    With a budget, a recipe has one strength.
 
     The best has the greatest score among those that force the label fluently, or among all if none
     does.
@@ -179,12 +205,14 @@ def _tune(
         recipes = list(group)
         method = recipes[0].method
         try:
+            if budget is not None:
+                recipes = [budget.fit(recipes[0], label)]
             found, units = bench.measure(recipes[0], label, ids, [r.strength for r in recipes])
         except NoUnits as error:
             bench.opened.say(f"note: {method} is skipped for {label}: {error}")
             continue
         for recipe, measured in zip(recipes, found, strict=True):
-            row = swept.add(recipe, label, units, half, measured)
+            row = swept.add(recipe, label, units, half, measured, bench)
             if method not in best or rank(row) > rank(best[method]):
                 best[method] = row
                 swept.choose(recipe, measured)
@@ -246,6 +274,10 @@ def _summarize(method: str, found: Mapping[str, _Swept]) -> dict[str, Any]:
         "score": scored["score"],
         "score_ci": scored["score_ci"],
     }
+    in_context = {x: after for x, one in references.items() if (after := one.in_context)}
+    if len(in_context) == len(references):
+        scored = compare(measured, measured, in_context)
+        summary |= {f"score_in_context{end}": scored[f"score{end}"] for end in ("", "_ci")}
     both = {x: one.measured[FEATURES] for x, one in having.items() if FEATURES in one.recipes}
     if method != FEATURES and both:
         ahead = compare(both, {label: measured[label] for label in both}, references)

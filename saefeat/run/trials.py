@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -19,68 +19,31 @@ from saefeat.forcing import Measured, Reference
 from saefeat.generation import encode_prompts, text_losses
 from saefeat.lid.features import featurize
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
-from saefeat.memory import encoders_fit
+from saefeat.models import LanguageModel
+from saefeat.run.chosen import Chosen, Opened, at_sites, every_unit
 from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.grids import english_prompts
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, pick_test_texts
-from saefeat.selection import Selection
-from saefeat.statistics import Stats
 from saefeat.statistics.files import load_stats, stats_header
 from saefeat.steering import CannotSteer, apply
-from saefeat.steering.changes import Collected, Units, build_changes, open_dictionary
-from saefeat.steering.recipes import random_units
+from saefeat.steering.changes import Collected, build_changes
 
 LENGTHS = {"all": None, "20": 20}  # characters of the texts that are identified
-_SEED = 31  # of the random units
 
-Chosen = dict[str, dict[str, list[int]]]  # label -> dictionary -> units
 Values = dict[str, Any]
 
 
-def chosen_units(selection: Selection) -> Chosen:
-    """The units of a selection by label and dictionary; no entry where there are none."""
-    found: Chosen = {label: {} for label in selection.labels}
-    for dictionary, unit, label in selection.cells():
-        found[label].setdefault(dictionary, []).append(unit)
-    return found
-
-
-def random_twins(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
-    """As many random units that fire, label by label and dictionary by dictionary, of each row.
-
-    The units that the row has chosen for the label are not among them. Random units are matched in
-    number alone, not in how often they fire.
-    """
-    twins: list[Chosen] = [{label: {} for label in row} for row in rows]
-    names = sorted({name for row in rows for units in row.values() for name in units})
-    for name in names:
-        stats = read(name)  # once: those of wide dictionaries are large
-        for number, (row, twin) in enumerate(zip(rows, twins, strict=True)):
-            for label, units in row.items():
-                if name in units:
-                    place = stats.row(label) if label else 0
-                    seed = _SEED + 1000 * number + place
-                    twin[label][name] = random_units(stats, units[name], seed)
-    return twins
-
-
-def random_unions(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
-    """As many random units that fire as all labels of a row have together, by dictionary.
-
-    They stand under one label, because a head reads the units of all labels.
-    """
-    return random_twins([{"": every_unit([row])} for row in rows], read)
-
-
-def every_unit(rows: Sequence[Chosen]) -> dict[str, list[int]]:
-    """Dictionary -> the units that any label of any row has, ascending."""
-    found: dict[str, set[int]] = {}
-    for row in rows:
-        for units in row.values():
-            for name, some in units.items():
-                found.setdefault(name, set()).update(some)
-    return {name: sorted(found[name]) for name in sorted(found)}
+def losses_by_label(
+    lm: LanguageModel, texts: Mapping[str, Sequence[str]]
+) -> dict[str, list[float | None]]:
+    """Mean NLL of each text under the model as it is now, by label; None where there is none."""
+    flat = [text for some in texts.values() for text in some]
+    found = iter(text_losses(lm, flat, TOKEN_LIMIT))
+    return {
+        label: [None if math.isnan(loss := next(found)) else loss for _ in some]
+        for label, some in texts.items()
+    }
 
 
 @dataclass
@@ -100,28 +63,12 @@ class Trials:
     bench: Bench | None
 
     @cached_property
-    def _dictionaries(self) -> dict[str, Dictionary]:
-        """The SAEs of the run by id, on the CPU; identities are added when they are opened."""
-        return {sae.id: sae for sae in self.opened.saes}
+    def dictionaries(self) -> Opened:
+        """The SAEs of the run, and identities as they are asked for."""
+        return Opened(self.opened.saes, self._header, self.opened.lm.device)
 
-    @cached_property
-    def _editors(self) -> dict[str, Dictionary]:
-        """Dictionaries that were edited, on the device of the model."""
-        return {}
-
-    def _open(self, name: str) -> Dictionary:
-        if name not in self._dictionaries:
-            self._dictionaries[name] = open_dictionary(stats_header(self.stats, name)["dictionary"])
-        return self._dictionaries[name]
-
-    def _edit(self, name: str) -> Dictionary:
-        if name not in self._editors:
-            self._editors[name] = self._open(name).to(self.opened.lm.device)
-        return self._editors[name]
-
-    def can_ablate(self, names: Iterable[str]) -> bool:
-        """Whether the encoders of some dictionaries fit in memory together."""
-        return encoders_fit([self._open(name) for name in names], self.opened.lm.device)
+    def _header(self, name: str) -> Mapping[str, Any]:
+        return stats_header(self.stats, name)["dictionary"]
 
     # ----------------------------------------------------------------- identification
 
@@ -150,7 +97,7 @@ class Trials:
 
     def _reader(self, name: str, units: Sequence[int]) -> Dictionary:
         """A dictionary for reading texts; of an identity, the units that are needed alone."""
-        found = self._open(name)
+        found = self.dictionaries.read(name)
         if not isinstance(found, Identity):
             return found
         index = torch.tensor(units, device=self.opened.lm.device)
@@ -171,14 +118,11 @@ class Trials:
         """
         changes = {}
         if units:
-            changes = build_changes("ablate", _at_sites(units, self._edit), "", self.collected)
-        flat = [text for some in self.texts.values() for text in some]
+            changes = build_changes(
+                "ablate", at_sites(units, self.dictionaries.edit), "", self.collected
+            )
         with apply(self.opened.lm, changes, 1.0, CONSTANT):
-            found = iter(text_losses(self.opened.lm, flat, TOKEN_LIMIT))
-        return {
-            label: [None if math.isnan(loss := next(found)) else loss for _ in some]
-            for label, some in self.texts.items()
-        }
+            return losses_by_label(self.opened.lm, self.texts)
 
     # ----------------------------------------------------------------- steering
 
@@ -218,19 +162,8 @@ class Trials:
         """
         assert self.bench
         changes = [
-            build_changes("add", _at_sites(units, self._open), label, self.collected)
+            build_changes("add", at_sites(units, self.dictionaries.read), label, self.collected)
             for label, units in several
         ]
         strengths = self.config.strengths
         return self.bench.measure_changes(changes, self.prompts, strengths, Schedule())
-
-
-def _at_sites(
-    units: Mapping[str, list[int]], open_one: Callable[[str], Dictionary]
-) -> dict[str, list[Units]]:
-    """Site -> units of the dictionaries there, from units by dictionary."""
-    found: dict[str, list[Units]] = {}
-    for name, some in units.items():
-        dictionary = open_one(name)
-        found.setdefault(dictionary.site, []).append(Units(dictionary, some))
-    return found

@@ -1,8 +1,9 @@
 """Steer generation: edits of a site's vectors, with a schedule, on an unmodified model.
 
 Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
-`clamp`, `ablate`). Strength 1 is one force for all methods: the length of the difference of means
-at the site for `add`, the mean of the label for `clamp` and `replace`.
+`clamp`, `ablate`, `shift`, `contrast`, and the amplifications of arXiv 2507.22581). Strength 1 is
+one force for all methods: the length of the difference of means at the site for `add`, the mean of
+the label for `clamp` and `replace`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,21 @@ from saefeat.steering.changes import (
     build_changes,
     open_dictionary,
 )
-from saefeat.steering.edits import Change, ablate, add, apply, check_strength, clamp, replace, scale
+from saefeat.steering.edits import (
+    Change,
+    ablate,
+    add,
+    apply,
+    check_strength,
+    clamp,
+    follow,
+    hold,
+    replace,
+    scale,
+    shift,
+    times,
+)
+from saefeat.steering.patches import Patches, read_patches
 
 __all__ = [
     "CONSTANT",
@@ -46,9 +61,13 @@ __all__ = [
     "changes_of",
     "check_strength",
     "clamp",
+    "follow",
+    "hold",
     "replace",
     "scale",
+    "shift",
     "steer",
+    "times",
 ]
 
 
@@ -71,7 +90,15 @@ def steer(
         label: a label of the selection, in any code system of `saefeat.labels`; so is `source`.
         strength: 1 is the length of the difference of means (`add`) or the mean of the label
             (`clamp`, `replace`); negative suppresses; 0 changes no bit.
-        edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate or replace.
+        edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate, replace, shift (add
+            the means of the label to the units), or contrast (add their differences to the means of
+            the source). Of arXiv 2507.22581, each with the strength as a factor: constant (set the
+            units to it), times (multiply by it), pmax and pmedian (set to the greatest or the
+            median mean of the label's sentences, from collected `responses`), max, add-max and
+            quantile (set to the maximum or a quantile of the token's values of all units, or add
+            the maximum; `quantile:0.5` names another than 0.9). The published max and quantile are
+            over all tokens of a pass: pass-max, pass-add-max and pass-quantile. They make text
+            that is generated with and without a cache differ.
         source: the label that is steered away from; None: the mean of all others.
         schedule: default `Schedule()` for `add`: full strength on the prompt and the first tokens,
             little after. Other edits are constant by default, because a weak clamp would hold the
@@ -126,9 +153,13 @@ def changes_of(
         if edit not in ("add", "replace"):  # the others encode
             dictionary = dictionary.to(lm.device)
         chosen.setdefault(entry["site"], []).append(Units(dictionary, units))
-    collected = Collected(
-        partial(_load_stats, stats or selection.header.get("stats")), source, lm.device
-    )
+    read = partial(_load_stats, stats or selection.header.get("stats"))
+    directory = Path(str(stats or selection.header.get("stats")))
+
+    def patches(dictionary: Dictionary, label: str) -> Patches:
+        return read_patches(directory, read(dictionary.id).header, label)
+
+    collected = Collected(read, source, lm.device, patches)
     return build_changes(edit, chosen, label, collected)
 
 

@@ -20,9 +20,24 @@ from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.sae.store import load_sae
 from saefeat.statistics import Stats
-from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale
+from saefeat.steering.edits import Change, ablate, add, clamp, follow, replace, scale, shift, times
+from saefeat.steering.patches import Patches
 
-EDITS = ("add", "scale", "clamp", "raise", "ablate", "replace")
+_PATCHED = ("pmax", "pmedian")
+_FOLLOWING: dict[str, dict[str, Any]] = {  # test-time edits: see `follow`
+    "max": {},
+    "add-max": {"added": True},
+    "quantile": {"quantile": 0.9},
+    "pass-max": {"of_pass": True},
+    "pass-add-max": {"of_pass": True, "added": True},
+    "pass-quantile": {"of_pass": True, "quantile": 0.9},
+}
+EDITS = (
+    *("add", "scale", "clamp", "raise", "ablate", "replace", "shift", "contrast"),
+    *("constant", "times", *_PATCHED, *_FOLLOWING),
+)
+OF_PASS = tuple(name for name, how in _FOLLOWING.items() if how.get("of_pass"))
+"""Edits of a token that depend on the other tokens of the forward pass; see `follow`."""
 
 
 class CannotSteer(UserError):
@@ -55,11 +70,13 @@ class Collected:
         read: dictionary id -> its statistics; those of a site's identity have the id of the site.
         source_label: the label that is steered away from; None: the mean of all others.
         device: of the model.
+        patches: dictionary and label -> values of the patched edits (`saefeat.steering.patches`).
     """
 
     read: Callable[[str], Stats]
     source_label: str | None
     device: str
+    patches: Callable[[Dictionary, str], Patches] | None = None
 
     def stats(self, dictionary: Dictionary) -> Stats:
         """Read statistics of this very dictionary. Raises UserError if they are of another one."""
@@ -96,9 +113,9 @@ def build_changes(
     """Build the changes that an edit of chosen units makes.
 
     Args:
-        edit: one of `EDITS`.
+        edit: one of `EDITS`; `quantile:0.5` is the quantile 0.5.
         chosen: site -> units of the dictionaries there. `scale`, `ablate`, `clamp` and `raise`
-            encode: their SAEs have to be on the model's device.
+            encode, as `shift` and `contrast` do: their SAEs have to be on the model's device.
         label: of the statistics; the label that is steered towards.
 
     Returns:
@@ -107,9 +124,21 @@ def build_changes(
     Raises UserError for an unknown edit, and for statistics that are missing or of another
     dictionary; NoUnits and CannotSteer as `Collected.difference`.
     """
-    if edit not in EDITS:
-        raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}", "edit")
+    check_edit(edit)
     return {site: _build_at(site, edit, here, label, collected) for site, here in chosen.items()}
+
+
+def check_edit(edit: str, parameter: str = "edit") -> None:
+    """Raise UserError for an edit that does not exist; `parameter` is the one that named it."""
+    name, colon, quantile = edit.partition(":")
+    if name not in EDITS or (colon and "quantile" not in name):
+        raise UserError(f"there is no edit {edit!r}; the edits are {', '.join(EDITS)}", parameter)
+    try:
+        valid = not colon or 0 <= float(quantile) <= 1
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError(f"the quantile of the edit {edit!r} is not a number from 0 to 1", parameter)
 
 
 def _build_at(
@@ -118,8 +147,23 @@ def _build_at(
     if edit in ("scale", "ablate"):  # these read no statistics
         make = scale if edit == "scale" else ablate
         return [make(one.dictionary, one.units) for one in here]
+    name, _, quantile = edit.partition(":")
+    if name in _FOLLOWING:
+        how: dict[str, Any] = _FOLLOWING[name] | ({"quantile": float(quantile)} if quantile else {})
+        return [follow(one.dictionary, one.units, **how) for one in here]
+    if edit == "times":
+        return [times(one.dictionary, one.units) for one in here]
+    if edit == "constant":
+        return [
+            clamp(one.dictionary, one.units, torch.ones(len(one.units), device=collected.device))
+            for one in here
+        ]
+    if edit in _PATCHED:
+        return [_patch(edit, one, label, collected) for one in here]
     if edit in ("clamp", "raise"):
         return [_clamp(one, label, collected, only_raise=edit == "raise") for one in here]
+    if edit in ("shift", "contrast"):
+        return [_shift(one, label, collected, contrast=edit == "contrast") for one in here]
     means = collected.read(site)
     limit = limit_of(means, [one.dictionary for one in here])
     if edit == "replace":
@@ -134,6 +178,27 @@ def _clamp(one: Units, label: str, collected: Collected, *, only_raise: bool) ->
     values = label_mean(collected.stats(one.dictionary), label)[list(one.units)].float()
     values = torch.cat([values, torch.zeros(len(one.silenced))]).to(collected.device)
     return clamp(one.dictionary, [*one.units, *one.silenced], values, only_raise=only_raise)
+
+
+def _patch(edit: str, one: Units, label: str, collected: Collected) -> Change:
+    """Set units to a statistic of the label over its sentences."""
+    if collected.patches is None:
+        raise UserError(f"the edit {edit} needs the means of units by sentence")
+    collected.stats(one.dictionary).row(label)  # refuses another dictionary or label
+    values = collected.patches(one.dictionary, label)[edit][list(one.units)]
+    return clamp(one.dictionary, one.units, values.to(collected.device))
+
+
+def _shift(one: Units, label: str, collected: Collected, *, contrast: bool) -> Change:
+    """Add the means of the label to units, or their differences to the source label's means."""
+    stats = collected.stats(one.dictionary)
+    check_counted(stats, label, collected.source_label)
+    if contrast:
+        values = mean_difference(stats, label, collected.source_label)
+    else:
+        values = label_mean(stats, label)
+    values = values[list(one.units)].float().to(collected.device)
+    return shift(one.dictionary, one.units, values)
 
 
 def project_onto_units(

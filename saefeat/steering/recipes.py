@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from saefeat.config import CONSTANT, STEERING_METHODS, UNSTEERED, SteeringRecipe
+from saefeat.config import CONSTANT, SOURCE_OFF, STEERING_METHODS, UNSTEERED, SteeringRecipe
 from saefeat.dictionaries import SAE
-from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
-from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.steering.changes import (
-    Collected,
-    NoUnits,
-    Units,
-    build_changes,
-    check_counted,
-    open_dictionary,
-)
-from saefeat.steering.edits import Change
+from saefeat.steering.changes import Units, build_changes, check_counted, open_dictionary
+from saefeat.steering.edits import LOGITS, Change
+from saefeat.steering.makers import MAKERS, no_units, written_layer
+from saefeat.steering.materials import Materials
 
-SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
 _SEED = 11  # of the random units
 NONE = SteeringRecipe(UNSTEERED, "none", (), CONSTANT, 0.0, {})
 
 
-@dataclass
-class RecipeBuilder:
-    """Builds the changes of recipes. It keeps rankings of units, which a sweep asks for often.
-
-    Attributes:
-        collected: statistics of the SAEs and of the identities of the sites, with a source label.
-        saes: the SAEs whose features may steer.
-    """
-
-    collected: Collected
-    saes: Sequence[SAE]
-    _rankings: dict[Any, Selection] = field(default_factory=dict, repr=False)
+class RecipeBuilder(Materials):
+    """Builds the changes of recipes."""
 
     def build(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Build the changes of a recipe for a label, and count the units that they are made of.
@@ -53,28 +33,32 @@ class RecipeBuilder:
         """
         if recipe.method == UNSTEERED:
             return {}, 0
+        if recipe.method in MAKERS:
+            return self._make(recipe, label)
         chosen = {site: self._choose(recipe, label, site) for site in recipe.sites}
         counts = {
             site: sum(len(one.units) + len(one.silenced) for one in here)
             for site, here in chosen.items()
         }
         if not any(counts.values()):
-            raise NoUnits(
-                f"the method {recipe.method} has no units for {label} at "
-                f"{', '.join(recipe.sites)}; {STEERING_METHODS[recipe.method].remedy}"
-            )
+            raise no_units(recipe, label)
         chosen = {site: here for site, here in chosen.items() if counts[site]}
         edit = recipe.edit.removesuffix(SOURCE_OFF)
         changes = build_changes(edit, chosen, label, self.collected)
         return changes, 0 if recipe.method == "diffmean" else sum(counts.values())
 
-    def saes_at(self, site: str) -> list[SAE]:
-        """The SAEs at a site. Raises UserError when there are none."""
-        found = [sae for sae in self.saes if sae.site == site]
-        if not found:
-            have = ", ".join(sae.site for sae in self.saes)
-            raise UserError(f"the run has no SAE at {site}; it has them at {have}", "sites")
-        return found
+    def _make(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
+        """Build the changes of a method of `saefeat.steering.makers`."""
+        changes: dict[str, list[Change]] = {}
+        total = 0
+        for site in recipe.sites:
+            made, units = MAKERS[recipe.method](self, recipe, label, site)
+            total += units
+            for at, here in made.items():
+                changes.setdefault(at, []).extend(here)
+        if not any(changes.values()):
+            raise no_units(recipe, label)
+        return changes, total
 
     def _choose(self, recipe: SteeringRecipe, label: str, site: str) -> list[Units]:
         """The units of a recipe at a site, possibly none."""
@@ -91,7 +75,7 @@ class RecipeBuilder:
         """The features of a label, or as many random ones."""
         stats, source = self.collected.stats(sae), self.collected.source_label
         check_counted(stats, label, source)
-        ranked = self._rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
+        ranked = self.rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
         units = ranked.units(sae.id)[label]
         if recipe.method == "random":
             units = random_units(stats, units, _SEED + stats.labels.index(label))
@@ -101,20 +85,16 @@ class RecipeBuilder:
         self, recipe: SteeringRecipe, label: str, site: str
     ) -> tuple[list[int], list[int]]:
         """The LAPE neurons of a label, and those of the source label alone for "source off"."""
-        neurons = self._rank(lape, recipe.sites, **recipe.parameters).units(site)
+        neurons = self.rank(lape, recipe.sites, **recipe.parameters).units(site)
         off: set[int] = set()
         if recipe.edit.endswith(SOURCE_OFF):
             off = set(neurons[self.collected.source_label or ""]) - set(neurons[label])
         return neurons[label], sorted(off)
 
-    def _rank(
-        self, method: Callable[..., Selection], names: Sequence[str], **parameters: Any
-    ) -> Selection:
-        key = (method, *names, *sorted(parameters.items()))
-        if key not in self._rankings:
-            stats = [self.collected.read(name) for name in names]
-            self._rankings[key] = method(stats, **parameters)
-        return self._rankings[key]
+
+def sites_read(recipe: SteeringRecipe) -> list[str]:
+    """The sites whose means a recipe is made from."""
+    return [*(site for site in recipe.sites if site != LOGITS), *written_layer(recipe)]
 
 
 def random_units(stats: Stats, chosen: Sequence[int], seed: int) -> list[int]:

@@ -129,6 +129,11 @@ def steering_row(method: str, label: str, strength: float, half: str) -> dict[st
         "distinct3": 0.8,
         "score": score,
         "score_ci": [max(0.0, score - 0.1), score + 0.1],
+        "score_in_context": score + 0.05,
+        "score_in_context_ci": [score, score + 0.1],
+        "lpr": forcing,
+        "wpr": None,
+        "lcpr": None,
     }
 
 
@@ -140,7 +145,8 @@ def write_steering(run: Path) -> None:
             strengths = (0.0,) if method == "none" else (1.0, 2.0, 3.0)
             rows += [steering_row(method, label, s, "tune") for s in strengths]
             rows.append(steering_row(method, label, strengths[-1], "report"))
-    own = {label: {"forcing": 0.9, "perplexity": 10.0, "distinct3": 0.9} for label in LABELS}
+    alone = {"forcing": 0.9, "perplexity": 10.0, "distinct3": 0.9}
+    own = {label: {**alone, "perplexity_in_context": 14.0} for label in LABELS}
     decoding = {"max_new_tokens": 40, "temperature": 0.7, "top_k": 50, "seed": 0}
     summary = []
     for method in METHODS:
@@ -148,10 +154,11 @@ def write_steering(run: Path) -> None:
         means = {"labels": len(LABELS), "sites": ["resid_post@3"], "reached": 0}
         means |= {
             name: sum(row[name] for row in reported) / len(reported)
-            for name in ("forcing", "perplexity", "distinct3", "score")
+            for name in ("forcing", "perplexity", "distinct3", "score", "score_in_context")
         }
         ahead = {"features_ahead_by": 0.123, "features_ahead_ci": [0.1, 0.2]}
-        rest = {"score_ci": [0.4, 0.6], **(ahead if method == "random" else {})}
+        rest = {f"{name}_ci": [0.4, 0.6] for name in ("score", "score_in_context")}
+        rest |= ahead if method == "random" else {}
         summary.append({"method": method, **means, **rest})
     head = {"schema": SCHEMA, "source": "de", "decoding": decoding}
     metrics = {"request": "r", "grid": "g", "prompts": 24, "threads": 1, "own": own, "rows": rows}
@@ -226,6 +233,30 @@ def write_matrix(run: Path) -> None:
         "baseline": baseline,
     }
     write_json(run / "steering" / "matrix.json", {**found, "interventions": interventions})
+
+
+def write_experiment(run: Path) -> None:
+    rows = [
+        {"layer": layer, "label": label, "share": None if layer == 1 else 0.25 * layer}
+        for layer in range(4)
+        for label in LABELS
+    ]
+    lines = {"kind": "lines", "x": "layer", "y": "label", "value": "share", "panels": []}
+    heat = {"kind": "heat", "x": "layer", "y": "label", "value": "share", "panels": ["layer"]}
+    experiment = {
+        "schema": SCHEMA,
+        "request": "r",
+        "threads": 1,
+        "experiment": "lens",
+        "title": f"Share by layer of {EVIL}",
+        "corpus": EVIL,
+        "settings": {"top": 3},
+        "rows": rows,
+        "summary": [{"label": EVIL, "share": 0.1875, "n": None}],
+        "plots": [lines, heat],
+        "notes": [f"a note on {EVIL}"],
+    }
+    write_json(run / "experiments" / "lens.json", experiment)
 
 
 def write_comparison(run: Path) -> None:
@@ -334,4 +365,5 @@ def run(tmp_path: Path) -> Path:
     write_steering(run)
     write_matrix(run)
     write_comparison(run)
+    write_experiment(run)
     return run

@@ -305,7 +305,9 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     assert steering["methods"] == ["none", "random", "diffmean", "neurons", "features"]
     cell = steering["chosen"]["features"]["de"]
     assert (cell["half"], cell["forcing"], cell["perplexity"]) == ("report", 1, 40)
-    assert "strength 3 " in cell["setting"] and len(cell["ci"]) == 2
+    assert "strength 3 " in cell["setting"] and len(cell["ci"]["score"]) == 2
+    assert cell["score_in_context"] == pytest.approx(cell["score"] + 0.05)
+    assert steering["own"]["de"]["perplexity_in_context"] == 14
     assert steering["mean"]["features"]["perplexity"] == 40
     means = {row["method"]: row["features_ahead_by"] for row in steering["summary"]}
     assert list(means) == steering["methods"]
@@ -349,7 +351,9 @@ def test_markup_in_the_corpus_stays_text(run: Path, evil: str) -> None:
     assert evil not in page and "<b>x</b>" not in page
     assert page.count("</script>") == page.count("<script") == 2
     shape = Shape(page)
-    assert "img" not in shape.elements and not shape.open
+    images = [value for name, value in shape.attributes if name == "src"]
+    assert len(images) == shape.elements.count("img") == 1 and not shape.open
+    assert images[0].startswith("data:image/svg+xml;base64,")  # scripts do not run there
     assert evil in shape.text
     assert not [name for name, _ in shape.attributes if name.startswith("on")]
     assert html.escape(evil).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
@@ -416,7 +420,9 @@ def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
     page = page_of(run)
     for name, value in Shape(page).attributes:
         if name in ("src", "href", "srcset", "data", "action", "poster"):
-            assert value.startswith(("#", "tables/", "data:,")), (name, value)
+            assert value.startswith(
+                ("#", "tables/", "experiments/", "data:,", "data:image/svg+xml;base64,")
+            ), (name, value)
     page = page.replace('"http://www.w3.org/2000/svg"', "")  # a name, not an address
     assert not re.search(
         r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\b *[('\"]", page

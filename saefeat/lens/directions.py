@@ -1,20 +1,16 @@
-"""Logit lens: the tokens that a direction of the residual stream promotes (nostalgebraist 2020)."""
+"""Directions that units write into the residual stream, and the tokens that these promote."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saefeat.io import UserError
+from saefeat.lens.logits import top_tokens
 from saefeat.models import LanguageModel, find_layers, resolve_site
 from saefeat.models.sites import down_projection, norm_after, written_rows
-
-# Names of the final norm: of Llama and its kin, GPT-2, OPT and NeoX, Phi.
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_DIRECTIONS = 64  # projected at once; each gives as many logits as the vocabulary has tokens
 
 
 class NoDirection(UserError):
@@ -24,29 +20,11 @@ class NoDirection(UserError):
 def promoted_tokens(lm: LanguageModel, directions: Tensor, n: int = 8) -> list[list[str]]:
     """Return the n tokens of greatest logit for each direction [m, d], best first.
 
-    A direction goes through the model's final norm and output projection, as if it were the whole
-    residual stream.
+    A direction goes through the model's final norm and output projection (without its bias), as if
+    it were the whole residual stream.
     """
-    weight = lm.unembedding()
-    with torch.inference_mode():
-        vectors = _final_norm(lm)(directions.to(lm.device, weight.dtype))
-        parts = [(part @ weight.t()).float().topk(n).indices for part in vectors.split(_DIRECTIONS)]
-    rows = [row for part in parts for row in part.tolist()]
+    rows = top_tokens(lm, directions, n, bias=False).tolist()
     return [[lm.tokenizer.decode([token]) for token in row] for row in rows]
-
-
-def _final_norm(lm: LanguageModel) -> nn.Module:
-    """Return what stands between the residual stream and the output projection.
-
-    It is the norm of a known name that is nearest to the top of the module tree and in no block.
-    Where the projection reads fewer dimensions (OPT-350m), the module that makes them follows.
-    """
-    modules = dict(lm.model.named_modules())
-    norms = [path for path in modules if path.rpartition(".")[2] in _NORMS]
-    norms = [path for path in norms if not re.search(r"\.\d+\.", path)]
-    top = min(norms, key=lambda path: (path.count("."), path), default=None)
-    narrowing = [module for path, module in modules.items() if path.endswith("decoder.project_out")]
-    return nn.Sequential(nn.Identity() if top is None else modules[top], *narrowing)
 
 
 def neuron_directions(lm: LanguageModel, site: str, units: list[int]) -> Tensor:

@@ -1,0 +1,82 @@
+"""`saefeat reproduce`."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saefeat.cli.common import print_table
+from saefeat.io import UserError
+
+
+def reproduce(
+    paper: Annotated[str | None, typer.Argument(help="A paper; without one, all are listed.")] = (
+        None
+    ),
+    run: Annotated[
+        Path | None, typer.Option(help="Run directory, of any model and corpus.")
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--give", help="NAME=FILE that an experiment needs; may be repeated."),
+    ] = None,
+    do: Annotated[bool, typer.Option("--do", help="Run the experiments.")] = False,
+) -> None:
+    """List the experiments of a paper with their commands, or run them on a run.
+
+    Run it again to resume. Published figures are shown beside; they are of the paper's model and
+    data.
+    """
+    from saefeat.experiments.papers import PAPERS
+
+    if paper is None:
+        rows = [["paper", "arXiv", "about"]]
+        print_table([*rows, *([name, each.arxiv, each.subject] for name, each in PAPERS.items())])
+        return
+    if paper not in PAPERS:
+        raise UserError(f"there is no paper {paper!r}; choose from {', '.join(PAPERS)}")
+    found, files = PAPERS[paper], _files(given or [])
+    if do and run is None:
+        raise UserError("give the directory of a run to run them on", "run")
+    if run is not None and not (run / "run.json").exists():
+        raise UserError(f"{run} is not a run directory; make one with `saefeat run`", "run")
+    typer.echo(f"{found.subject} (arXiv {found.arxiv})\npublished with: {found.used}")
+    failed = []
+    for step in found.steps:
+        typer.echo(f"\n{step.name}: {step.what}")
+        if step.published:
+            typer.echo(f"  published: {step.published}")
+        missing = [name for name in step.needs if name not in files]
+        names = files | {name: name.upper() for name in missing}
+        words = step.words(paper, run or Path("RUN"), names)
+        typer.echo(f"  saefeat {shlex.join(words)}")
+        if do and missing:
+            typer.echo(f"  left out: give {', '.join(f'{name}=FILE' for name in missing)}")
+        elif do and run is not None and not _run(words, step.result(paper, run)):
+            failed.append(step.name)
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed; the messages above say why")
+
+
+def _files(given: list[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, equals, file = each.partition("=")
+        if not equals or not Path(file).exists():
+            raise UserError(f"{each}: write NAME=FILE with a file that exists", "give")
+        found[name] = file
+    return found
+
+
+def _run(words: list[str], result: Path) -> bool:
+    """Run a command in a process of its own; what it prints is shown. Whether it succeeded."""
+    result.parent.mkdir(parents=True, exist_ok=True)
+    code = subprocess.run([sys.executable, "-m", "saefeat", *words], check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    return code == 0

@@ -1,0 +1,125 @@
+"""What all experiments share: they resume, show progress, and write one file of flat rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saefeat.artefacts.experiments import Experiment, Plot, Row
+from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir, write_bytes, write_text
+from saefeat.progress import track
+from saefeat.report.plots import draw_plots
+from saefeat.resume import check_replaceable, clear_finished, resume
+from saefeat.run.opened import OpenRun
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an experiment asks.
+
+    Attributes:
+        name: of the experiment, and of its file in a run.
+        title: a few words for readers.
+        settings: all that the answer depends on beside the model, the corpus and the SAEs, as JSON.
+        plots: how the rows are drawn.
+        notes: sentences for the reader, such as what bounds the experiment.
+    """
+
+    name: str
+    title: str
+    settings: Mapping[str, Any]
+    plots: Sequence[Plot] = ()
+    notes: Sequence[str] = field(default_factory=list)
+
+
+def carry_out(
+    opened: OpenRun,
+    out: Path,
+    question: Question,
+    parts: Sequence[str],
+    measure: Callable[[str], list[Row]],
+    summarize: Callable[[list[Row]], list[Row]],
+    begin: Callable[[], object] = lambda: None,
+) -> Experiment:
+    """Measure an experiment part by part, write it to `out`, and return what is written.
+
+    The same call resumes after a kill: parts that are done are kept. With another number of
+    threads, which changes figures in bfloat16, the experiment starts again.
+
+    Args:
+        parts: names of different parts, in the order of their rows.
+        measure: part -> its rows. All rows have the same columns.
+        summarize: all rows -> the rows of the summary.
+        begin: what all parts need, done before the first that is left; the forecast leaves it out.
+
+    Raises UserError when `out` is something else than this kind of experiment.
+    """
+    name = question.name
+    check_replaceable(
+        out, f"result of {name}", lambda path: kept_json(path).get("experiment") == name
+    )
+    saes = [sae.identity["fingerprint"] for sae in opened.saes]
+    of = [opened.lm.fingerprint, opened.corpus.fingerprint, saes]
+    request = fingerprint([*of, name, question.settings, list(parts)])
+    if kept_json(out).get("request") == request:
+        clear_finished(out, request)
+        opened.say(f"{out} is complete already")
+        return opened.files.load_experiment(out)
+    make_dir(out.parent)
+    with resume(out, request, name, opened.lm.threads, opened.say) as checkpoint:
+        kept, _ = checkpoint.load() or ({}, {})
+        done: dict[str, list[Row]] = kept.get("rows", {})
+        left = [part for part in parts if part not in done]
+        if left:
+            begin()
+        with track(opened.say, name, len(parts), "parts", done=len(parts) - len(left)) as bar:
+            for number, part in enumerate(left):
+                begun = time.monotonic()
+                done[part] = measure(part)
+                checkpoint.save({"rows": done})
+                if number == 1 and len(left) > 2:  # the first is often the unedited model
+                    minutes = (time.monotonic() - begun) * (len(left) - 2) / 60
+                    opened.say(f"{name}: {len(left) - 2} more parts, about {minutes:.1f} minutes")
+                bar.set_postfix_str(part, refresh=False)
+                bar.update()
+        rows = [row for part in parts for row in done[part]]
+        result: Experiment = {
+            "schema": SCHEMA,
+            "request": request,
+            "threads": opened.lm.threads,
+            "experiment": name,
+            "title": question.title,
+            "corpus": opened.corpus.name,
+            "settings": dict(question.settings),
+            "rows": rows,
+            "summary": summarize(rows),
+            "plots": list(question.plots),
+            "notes": list(question.notes),
+        }
+        _write_beside(out, result)
+        opened.files.save_experiment(result, out)  # last: it says that the work is done
+    return result
+
+
+def _write_beside(out: Path, result: Experiment) -> None:
+    """Write the rows as CSV and the plots as SVG, with the name of the result."""
+    text = io.StringIO(newline="")
+    if result["rows"]:
+        writer = csv.DictWriter(text, list(result["rows"][0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["rows"])
+    write_bytes(out.with_suffix(".csv"), text.getvalue().encode("utf-8", "replace"))
+    drawn = draw_plots(result["title"], result["rows"], result["plots"])
+    if drawn is not None:
+        write_text(out.with_suffix(".svg"), drawn)
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """The mean of a column over the rows that have a value there; None if no row has one."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,147 @@
+"""How far translations are nearest to each other by layer: MEXA (arXiv 2410.05873)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from saefeat.artefacts.experiments import Row
+from saefeat.corpora import TOKEN_LIMIT, Corpus, hashed, load_corpus
+from saefeat.experiments.frame import Question, mean_of
+from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared
+from saefeat.io import UserError
+from saefeat.labels import fasttext_code, own_label
+from saefeat.lens.alignment import POOLINGS, Embeddings, aligned, cosines, embed_texts
+
+Texts = dict[str, str]  # id -> text
+
+
+def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[tuple[str, str]]]:
+    """Find at most n translations of the pivot's texts: label -> (text of the pivot, text).
+
+    They share an id. Of several texts of a label with one id the first is taken. Texts that are the
+    same in both labels are left out: without ids of its own, a corpus gives equal texts one id.
+    Ids that all labels share come first, then by their hash.
+
+    Raises NotApplicable where no label has two translations.
+    """
+    by_label: dict[str, Texts] = {label: {} for label in corpus.labels}
+    for text, label, key in zip(corpus.texts, corpus.of, corpus.ids, strict=True):
+        by_label[label].setdefault(key, text)
+    own = by_label.pop(pivot)
+    common = set(own).intersection(*by_label.values())
+    order = sorted(own, key=lambda key: (key not in common, hashed(seed, "pairs", key), key))
+    found = {}
+    for label, texts in by_label.items():
+        shared = [key for key in order if key in texts and texts[key] != own[key]][:n]
+        if len(shared) > 1:
+            found[label] = [(own[key], texts[key]) for key in shared]
+    if not found:
+        raise NotApplicable(
+            f"the texts of {corpus.name} are not parallel: no two texts of another label share "
+            f"their id with texts in {pivot}; give a corpus whose translations share an id",
+            "parallel",
+        )
+    return found
+
+
+def alignment(bench: LensBench) -> Prepared:
+    """Measure the alignment of every label with the pivot, at every layer.
+
+    Rows have the columns label, pooling, layer, mexa (share of aligned pairs), control (the same of
+    pairs that are no translations: each text with the next one's translation) and pairs.
+    """
+    config, seed = bench.config, bench.opened.config.seed
+    corpus = bench.opened.corpus
+    if config.parallel is not None:
+        corpus = load_corpus(config.parallel, say=bench.opened.say)
+    pivot = _pivot(corpus, config.pivot)
+    pairs = find_pairs(corpus, pivot, config.pairs, seed)
+    if missing := [label for label in corpus.labels if label not in (pivot, *pairs)]:
+        bench.opened.say(f"note: {', '.join(missing)} have no translations from {pivot}")
+    question = Question(
+        "lens-alignment",
+        f"MEXA: alignment with {pivot} by layer",
+        {
+            **bench.settings("pairs"),
+            "pivot": pivot,
+            "parallel": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        },
+        [
+            {"kind": "lines", "x": "layer", "y": "label", "value": value, "panels": ["pooling"]}
+            for value in ("mexa", "control")
+        ],
+        [LAYERS],
+    )
+    aligner = _Aligner(bench, pairs)
+    return Prepared(question, list(pairs), aligner.measure, _summarize)
+
+
+def _pivot(corpus: Corpus, asked: str | None) -> str:
+    """The label asked for, or English, or the first."""
+    english = next((x for x in corpus.labels if fasttext_code(x) == "en"), corpus.labels[0])
+    found = english if asked is None else own_label(asked, corpus.labels)
+    if found is None:
+        raise UserError(f"{corpus.name} has no label {asked}; it has {', '.join(corpus.labels)}")
+    return found
+
+
+class _Aligner:
+    """Measures one label after the other. The pivot's texts are embedded once."""
+
+    def __init__(self, bench: LensBench, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        self.bench, self.pairs = bench, pairs
+
+    @cached_property
+    def _own(self) -> tuple[dict[str, int], Embeddings]:
+        """The place of each text of the pivot, and the embeddings of all."""
+        texts = list(dict.fromkeys(own for some in self.pairs.values() for own, _ in some))
+        return {text: i for i, text in enumerate(texts)}, self._embed(texts)
+
+    def _embed(self, texts: list[str]) -> Embeddings:
+        lm = self.bench.lm
+        return embed_texts(lm, lm.tokenize(texts, TOKEN_LIMIT), list(self.bench.sites.values()))
+
+    def measure(self, label: str) -> list[Row]:
+        places, own = self._own
+        at = [places[text] for text, _ in self.pairs[label]]
+        other = self._embed([text for _, text in self.pairs[label]])
+        rows: list[Row] = []
+        for pooling in POOLINGS:
+            for layer, site in self.bench.sites.items():
+                similarity = cosines(own[site, pooling][at], other[site, pooling])
+                moved = np.roll(similarity, -1, axis=1)
+                rows.append(
+                    {
+                        "label": label,
+                        "pooling": pooling,
+                        "layer": layer,
+                        "mexa": float(aligned(similarity).mean()),
+                        "control": float(aligned(moved).mean()),
+                        "pairs": len(at),
+                    }
+                )
+        return rows
+
+
+def _summarize(rows: list[Row]) -> list[Row]:
+    """Mean and greatest over layers, as the paper scores languages, and the layer of the latter."""
+    found: list[Row] = []
+    for pooling in POOLINGS:
+        for label in dict.fromkeys(row["label"] for row in rows):
+            here: list[Any] = [r for r in rows if (r["pooling"], r["label"]) == (pooling, label)]
+            best = max(here, key=lambda row: row["mexa"])
+            found.append(
+                {
+                    "pooling": pooling,
+                    "label": label,
+                    "mean": mean_of(here, "mexa"),
+                    "max": best["mexa"],
+                    "layer": best["layer"],
+                    "control": mean_of(here, "control"),
+                }
+            )
+    return found

@@ -1,0 +1,256 @@
+"""What the decoded tokens are by layer: languages, scripts, keywords of programming languages.
+
+The logit lens decodes the residual stream of all layers, and each of the top tokens is attributed
+by its string alone (arXiv 2402.18815, 2507.22608, 2506.01074).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saefeat.artefacts.experiments import Row
+from saefeat.baselines.fasttext import FastText
+from saefeat.corpora.tables import read_table
+from saefeat.experiments.frame import Question
+from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared, stage_means
+from saefeat.experiments.lenses.top import TopTokens
+from saefeat.io import UserError, fingerprint
+from saefeat.labels import LID176, to_labels
+from saefeat.labels.scripts import known_scripts, script_of, scripts_of_label
+from saefeat.lens.keywords import PROGRAMMING, languages_of, pygments_keywords
+from saefeat.models import LanguageModel
+
+_SAMPLE = 20_000  # tokens of the vocabulary that are attributed for comparison
+_SETTINGS = ("norm", "texts", "positions", "generated", "top")
+_OTHER = "other"  # scripts that none of the run's labels has
+
+
+@dataclass
+class Attribution:
+    """A rule that attributes strings to classes.
+
+    Attributes:
+        kind: of lens.
+        title: for readers.
+        classes: all of them, in the order of the rows.
+        read: strings -> the classes of each; none, one or several.
+        own: the classes of a label.
+        settings: what a result records of the rule.
+    """
+
+    kind: str
+    title: str
+    classes: Sequence[str]
+    read: Callable[[list[str]], list[tuple[str, ...]]]
+    own: Callable[[str], frozenset[str]]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def languages(bench: LensBench) -> Attribution:
+    """By fastText, where its best code of 176 is reliable and among the run's labels."""
+    labels, least = bench.opened.corpus.labels, bench.config.reliable
+    names = to_labels(LID176, labels)
+    if not names:
+        raise NotApplicable("fastText can judge none of the labels of the run", "kinds")
+    judge = FastText(labels=list(labels), unknown=None).fit().judge
+
+    def read(strings: list[str]) -> list[tuple[str, ...]]:
+        found = judge(strings)
+        good = [best is not None and best[1] >= least and best[0] in names for best in found]
+        pairs = zip(found, good, strict=True)
+        return [(names[best[0]],) if ok and best else () for best, ok in pairs]
+
+    known = [label for label in labels if label in names.values()]
+    own = lambda label: frozenset({label} & set(known))  # noqa: E731
+    return Attribution("languages", "languages", known, read, own, {"reliable": least})
+
+
+def scripts(bench: LensBench) -> Attribution:
+    """By the script of most letters of a string: one of the run's labels, Latin, or another."""
+    own = {script for label in bench.opened.corpus.labels for script in scripts_of_label(label)}
+    if not own:
+        raise NotApplicable("none of the labels of the run is a language with a script", "kinds")
+    classes = [script for script in known_scripts() if script in own | {"Latn"}]
+
+    def read(strings: list[str]) -> list[tuple[str, ...]]:
+        found = map(script_of, strings)
+        return [(x if x in classes else _OTHER,) if x else () for x in found]
+
+    return Attribution("scripts", "scripts", [*classes, _OTHER], read, scripts_of_label)
+
+
+def keywords(bench: LensBench) -> Attribution:
+    """By the keywords of programming languages: those of a table, or of Pygments."""
+    config, labels = bench.config, bench.opened.corpus.labels
+    settings: dict[str, Any] = {}
+    if config.keywords is not None:
+        table = keyword_table(Path(config.keywords))
+        names, found = list(table), {name: words.__contains__ for name, words in table.items()}
+        settings["table"] = fingerprint({name: sorted(words) for name, words in table.items()})
+    else:
+        from pygments import __version__
+
+        names = list(config.programming or _programming(labels, bool(config.kinds)))
+        found, settings = pygments_keywords(names), {"pygments": __version__}
+
+    def read(strings: list[str]) -> list[tuple[str, ...]]:
+        return [languages_of(string, found) for string in strings]
+
+    own = lambda label: frozenset({label} & set(names))  # noqa: E731
+    return Attribution("keywords", "keywords", names, read, own, {**settings, "names": names})
+
+
+def _programming(labels: Sequence[str], asked: bool) -> list[str]:
+    """The labels that are programming languages; if it was asked for and there are none, ten."""
+    found = [label for label in labels if label.lower() in PROGRAMMING]
+    if not found and not asked:
+        raise NotApplicable("none of the labels of the run is a programming language", "kinds")
+    return found or [*PROGRAMMING]
+
+
+def keyword_table(path: Path) -> dict[str, set[str]]:
+    """Read a table of keywords: programming language -> words.
+
+    Raises UserError for a table that `read_table` refuses, or a cell that is empty or has a space.
+    """
+    found: dict[str, set[str]] = {}
+    rows = read_table(path, {"label": "keywords", "keyword": "keywords"}, "keywords")
+    for number, row in enumerate(rows, 1):
+        label, word = row["label"].strip(), row["keyword"].strip()
+        if not label or len(word.split()) != 1:
+            raise UserError(f"{path}: row {number} needs a label and a keyword without spaces")
+        found.setdefault(label, set()).add(word)
+    return found
+
+
+# --------------------------------------------------------------------------- the experiment
+
+
+def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) -> Prepared:
+    """Attribute the top tokens of every layer on the texts of every label.
+
+    Rows have the columns text (label of the texts), norm, layer, decoded (a class), count (decoded
+    tokens of the class), share (of the tokens of any class; None without any), attributed (share of
+    all decoded tokens that have a class) and vocabulary (the same share as `share`, of random
+    tokens of the vocabulary).
+    """
+    kind, config = attribution.kind, bench.config
+    question = Question(
+        f"lens-{kind}",
+        f"Logit lens: {attribution.title} of the decoded tokens by layer",
+        {
+            **bench.settings(*_SETTINGS),
+            "pivot": bench.pivot,
+            **attribution.settings,
+            **({"decoding": vars(bench.decoding)} if config.generated else {}),
+        },
+        [
+            {
+                "kind": "lines",
+                "x": "layer",
+                "y": "decoded",
+                "value": "share",
+                "panels": ["norm", "text"],
+            }
+        ],
+        [LAYERS, "Vocabulary: the share that random tokens of the vocabulary would have."],
+    )
+    reader = TokenReader(bench.lm, attribution)
+    sampled = cache(lambda: reader.sums(*_vocabulary(bench))[1])
+
+    def measure(label: str) -> list[Row]:
+        rows, chance = [], sampled()
+        for (norm, layer), (ids, counts) in top.count(label).items():
+            found, share = reader.sums(ids, counts)
+            total, attributed = int(counts.sum()), reader.attributed(ids, counts)
+            head = {"text": label, "norm": norm, "layer": layer}
+            for i, decoded in enumerate(attribution.classes):
+                rows.append(
+                    {
+                        **head,
+                        "decoded": decoded,
+                        "count": int(found[i]),
+                        "share": None if share is None else float(share[i]),
+                        "attributed": attributed / total,
+                        "vocabulary": None if chance is None else float(chance[i]),
+                    }
+                )
+        return rows
+
+    labels = bench.opened.corpus.labels
+    summarize = partial(_summarize, attribution, bench)
+    return Prepared(question, labels, measure, summarize)
+
+
+class TokenReader:
+    """Attributes tokens by their strings, each once. Special tokens have no class."""
+
+    def __init__(self, lm: LanguageModel, attribution: Attribution) -> None:
+        self.lm, self.attribution = lm, attribution
+        added = lm.tokenizer.added_tokens_decoder.items()
+        self._index = {name: i for i, name in enumerate(attribution.classes)}
+        special = {*lm.special_ids, *(token for token, known in added if known.special)}
+        self._known: dict[int, tuple[int, ...]] = dict.fromkeys(special, ())
+
+    def classes(self, ids: Iterable[int]) -> list[tuple[int, ...]]:
+        """The numbers of the classes of each token."""
+        ids = list(ids)
+        new = [token for token in dict.fromkeys(ids) if token not in self._known]
+        strings = [self.lm.tokenizer.decode([token]) for token in new]
+        for token, names in zip(new, self.attribution.read(strings), strict=True):
+            self._known[token] = tuple(self._index[name] for name in names)
+        return [self._known[token] for token in ids]
+
+    def sums(self, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens of each class, int64 [K], and their shares; None where no token has a class."""
+        found = np.zeros(len(self._index), np.int64)
+        for numbers, count in zip(self.classes(ids.tolist()), counts.tolist(), strict=True):
+            found[list(numbers)] += count
+        attributed = self.attributed(ids, counts)
+        return found, found / attributed if attributed else None
+
+    def attributed(self, ids: np.ndarray, counts: np.ndarray) -> int:
+        """Number of tokens with at least one class."""
+        return int(counts[[bool(numbers) for numbers in self.classes(ids.tolist())]].sum())
+
+
+def _vocabulary(bench: LensBench) -> tuple[np.ndarray, np.ndarray]:
+    """Random tokens of the vocabulary, each once."""
+    size = min(len(bench.lm.tokenizer), bench.lm.unembedding().shape[0])
+    rng = np.random.default_rng(bench.opened.config.seed)
+    ids = rng.choice(size, min(size, _SAMPLE), replace=False)
+    return ids, np.ones_like(ids)
+
+
+def _summarize(attribution: Attribution, bench: LensBench, rows: list[Row]) -> list[Row]:
+    """Means over labels by norm and stage: share of the texts' own classes and of the pivot's."""
+    pivot = attribution.own(bench.pivot) if bench.pivot else frozenset()
+    each: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        each.setdefault((row["norm"], row["layer"], row["text"]), []).append(row)
+    found: list[Row] = []
+    for (norm, layer, text), here in each.items():
+        own = attribution.own(text)
+
+        def total(classes: frozenset[str], column: str, here: Any = here) -> float | None:
+            some = [row[column] for row in here if row["decoded"] in classes]
+            return sum(some) if some and None not in some else None
+
+        found.append(
+            {
+                "norm": norm,
+                "layer": layer,
+                "own": total(own, "share"),
+                "own_random": total(own, "vocabulary"),
+                "pivot": None if own & pivot else total(pivot, "share"),
+                "attributed": here[0]["attributed"],
+            }
+        )
+    columns = ("own", "own_random", "pivot", "attributed")
+    return stage_means(found, ("norm",), columns, list(bench.sites))

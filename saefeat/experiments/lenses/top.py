@@ -1,0 +1,67 @@
+"""The tokens of greatest logit at every layer, at places of a label's texts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from saefeat.experiments.lenses.bench import Examples, LensBench
+from saefeat.generation import generate
+from saefeat.lens.logits import top_tokens
+from saefeat.lens.stream import read_places, spread
+from saefeat.run.steer import BEGINNING
+
+Counted = tuple[np.ndarray, np.ndarray]
+"""Ids of different tokens, and how often each was among the top: int64 [m] each."""
+
+
+class TopTokens:
+    """Counts the top tokens of each label once, for all kinds of lens that read them."""
+
+    def __init__(self, bench: LensBench) -> None:
+        self.bench = bench
+        self._kept: dict[str, dict[tuple[str, int], Counted]] = {}
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The test texts that are decoded. Raises UserError where a label has none."""
+        return self.bench.examples("test", self.bench.config.texts)
+
+    def count(self, label: str) -> dict[tuple[str, int], Counted]:
+        """Count the top tokens of a label: (name of the norm, layer) -> ids and counts."""
+        if label not in self._kept:
+            self._kept[label] = self._count(label)
+        return self._kept[label]
+
+    def _count(self, label: str) -> dict[tuple[str, int], Counted]:
+        bench, config = self.bench, self.bench.config
+        texts = [row for row, x in zip(self.examples.tokens, self.examples.of, strict=True)
+                 if x == label]  # fmt: skip
+        rows, places = self._generate(texts) if config.generated else self._find_places(texts)
+        chosen = {i: spread(some, config.positions) for i, some in enumerate(places)}
+        found = {(name, layer): [] for name in bench.norms for layer in bench.sites}
+        for _, vectors in read_places(
+            bench.lm, dict(enumerate(rows)), chosen, bench.sites.values()
+        ):
+            for (name, layer), parts in found.items():
+                x = vectors[bench.sites[layer]]
+                ids = top_tokens(bench.lm, x, config.top, norm=bench.norms[name])
+                parts.append(ids.numpy())
+        return {
+            key: np.unique(np.concatenate(parts), return_counts=True)
+            for key, parts in found.items()
+        }
+
+    def _find_places(self, texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        """The texts, and the places of the tokens that count."""
+        special = self.bench.lm.special_ids
+        return texts, [[i for i, token in enumerate(x) if token not in special] for x in texts]
+
+    def _generate(self, texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Beginnings of the texts with what the model adds, and the places where it does so."""
+        lm, begun = self.bench.lm, [row[:BEGINNING] for row in texts]
+        made = generate(lm, [[*lm.prefix, *row] for row in begun], self.bench.decoding)
+        pairs = list(zip(begun, made, strict=True))
+        rows = [[*row, *new] for row, new in pairs]
+        return rows, [[*range(len(a) - 1, len(a) - 1 + max(1, len(new)))] for a, new in pairs]

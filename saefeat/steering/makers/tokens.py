@@ -1,0 +1,25 @@
+"""Logits of a label's tokens, raised: rivals of steering that need no units."""
+
+from __future__ import annotations
+
+from saefeat.config import SteeringRecipe
+from saefeat.steering.edits import LOGITS, add
+from saefeat.steering.logits import boost
+from saefeat.steering.makers.common import NOTHING, Made, on_device
+from saefeat.steering.materials import Materials
+
+
+def make_boost(m: Materials, recipe: SteeringRecipe, label: str, _site: str) -> Made:
+    """Raise the logits of the label's tokens and of neutral ones (LATB, arXiv 2606.08994)."""
+    own = m.evidence.own_tokens(label)
+    if not own.any():
+        return NOTHING
+    tokens = (own | m.evidence.neutral_tokens).to(m.collected.device)
+    amount, certain = recipe.parameters["amount"], recipe.parameters.get("certain")
+    return {LOGITS: [boost(tokens, amount, certain)]}, int(tokens.sum())
+
+
+def make_log_odds(m: Materials, recipe: SteeringRecipe, label: str, _site: str) -> Made:
+    """Add the log-odds of tokens, label against others, to the logits (arXiv 2601.10960)."""
+    table = m.evidence.log_odds(label)
+    return NOTHING if table is None else ({LOGITS: [add(on_device(m, table))]}, 0)
