@@ -99,6 +99,22 @@ def test_an_experiment_resumes_and_is_measured_once(run_copy, tmp_path, many):
         arithmetic(opened, asked, SHORT, other)
 
 
+def test_files_of_others_beside_a_result_are_kept(run_copy, tmp_path, many):
+    opened = open_run(run_copy)
+    asked = replace(SWAP, from_=("en",), to=("de",), units=(many,), prompts=1)
+    table = tmp_path / "facts.csv"
+    table.write_text("mine")
+    with pytest.raises(UserError, match=r"facts.csv exists, and would be replaced by what is"):
+        arithmetic(opened, asked, SHORT, tmp_path / "facts.json")
+    assert table.read_text() == "mine" and not (tmp_path / "facts.json").exists()
+    with pytest.raises(UserError, match=r"does not end in \.svg"):
+        arithmetic(opened, asked, SHORT, tmp_path / "new.svg")
+    out = tmp_path / "own.json"
+    arithmetic(opened, asked, SHORT, out)
+    assert out.with_suffix(".csv").exists() and out.with_suffix(".svg").exists()
+    arithmetic(opened, replace(asked, prompts=2), SHORT, out)  # its own files are replaced
+
+
 # --------------------------------------------------------------------------- arithmetics
 
 
