@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Plot, Row
-from saefeat.io import (
-    SCHEMA,
-    UserError,
-    fingerprint,
-    kept_json,
-    make_dir,
-    write_bytes,
-    write_text,
-)
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_bytes, write_text
 from saefeat.progress import track
 from saefeat.report.plots import draw_plots
 from saefeat.resume import check_replaceable, clear_finished, is_begun, resume

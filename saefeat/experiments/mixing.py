@@ -86,8 +86,10 @@ def mix(opened: OpenRun, config: MixConfig, out: Path | None = None) -> Experime
     )
     parts = {f"{base} with {x}": (base, x) for base in bases for x in others if base != x}
 
+    rates = [*dict.fromkeys(config.rates)]
+
     def measure(part: str) -> list[Row]:
-        return _measure(units, sets, texts, *parts[part], config.rates)
+        return _measure(units, sets, texts, *parts[part], rates)
 
     out = out or opened.files.experiment_file(NAME)
     return carry_out(opened, out, question, list(parts), measure, _summarize)
