@@ -80,7 +80,7 @@ def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
     """The labels asked for, or all that can be judged."""
     if asked is None:
         return bench.judged_labels(with_source=True)
-    found = list(dict.fromkeys(find_label(bench.opened, label) for label in asked))
+    found = list(dict.fromkeys(find_label(bench.opened, label, name) for label in asked))
     bench.judge.check(found, name)
     return found
 

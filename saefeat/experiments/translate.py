@@ -41,7 +41,8 @@ def translate(
 
     Rows have the columns method ("none" is the unsteered model, "random" steers by random
     features, see `with_controls`), label, units, strength, sentences, acc, bleu (mean over the
-    outputs in the language, 0 to 100), acc_bleu, corpus_bleu, chrf (both over all outputs) and tokenizer (of BLEU).
+    outputs in the language, 0 to 100), acc_bleu, corpus_bleu, chrf (both over
+    all outputs) and tokenizer (of BLEU).
 
     Raises UserError where sacrebleu is missing, the table lacks a column, or has a label that the
     run lacks or fastText cannot judge.
