@@ -341,7 +341,7 @@ class SteeringMethod:
     remedy: str = "use diffmean"
 
 
-UNSTEERED, FEATURES = "none", "features"
+UNSTEERED, FEATURES, RANDOM = "none", "features", "random"
 SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
 BOUNDARY = ", boundary"  # of an edit: the axis and the limit are those of a logistic regression
 _ENTROPY = ("entropy_ratio",)
@@ -350,7 +350,7 @@ _TOP = {"top": 100}
 # `by_site` add a vector and are tried at each group of sites.
 STEERING_METHODS = {
     UNSTEERED: SteeringMethod(edits=(UNSTEERED,)),
-    "random": SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True),
+    RANDOM: SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True),
     "log-odds": SteeringMethod(remedy="give texts of it"),
     "boost": SteeringMethod({"amount": 5}, edits=("boost",), remedy="give texts of it"),
     "boost-adaptive": SteeringMethod(
@@ -446,7 +446,7 @@ class SweepConfig(SteeringSource):
     sites: tuple[str, ...] | None = about("Sites where features steer; default by depth.", None)
     strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
     methods: tuple[str, ...] = about(
-        "Methods besides features, or all.", ("neurons", "diffmean", "random"), min_length=1
+        "Methods besides features and random ones, or all.", ("neurons", "diffmean"), min_length=1
     )
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
     loss_budget: float | None = about(
@@ -757,7 +757,8 @@ class LensConfig:
     reliable: float = about("Least probability of fastText for a token's language.", 0.5, ge=0)
     words: str | None = about(
         "Table (.csv) with the column prompt and one column per language, which has the expected "
-        "word; the column group is optional; default a table of nouns.",
+        "word (several with | between them); the column target, the language that is asked for, is "
+        "optional. Default a table of nouns.",
         None,
     )
     prefixes: bool = about(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from saefeat.config import Decoding
+from saefeat.corpora import TOKEN_LIMIT
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 
@@ -252,6 +253,18 @@ def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[flo
     ids = [lm.prefix + row for row in lm.tokenize(list(texts), limit)]
     losses = _mean_losses(lm, ids, [len(row) - max(len(lm.prefix), 1) for row in ids])
     return [math.nan if loss is None else loss for loss in losses]
+
+
+def losses_by_label(
+    lm: LanguageModel, texts: Mapping[str, Sequence[str]]
+) -> dict[str, list[float | None]]:
+    """Mean NLL of each text under the model as it is now, by label; None where there is none."""
+    flat = [text for some in texts.values() for text in some]
+    found = iter(text_losses(lm, flat, TOKEN_LIMIT))
+    return {
+        label: [None if math.isnan(loss := next(found)) else loss for _ in some]
+        for label, some in texts.items()
+    }
 
 
 def _mean_losses(

@@ -293,6 +293,11 @@ def resume(
         checkpoint.clear()
 
 
+def is_begun(out: Path) -> bool:
+    """Whether there is a state of unfinished work on an output file."""
+    return (_partial(out) / STATE).exists()
+
+
 def clear_finished(out: Path, request: Any) -> None:
     """Remove the state of work on an output file if it is of a request that is finished.
 

@@ -99,6 +99,22 @@ def test_an_experiment_resumes_and_is_measured_once(run_copy, tmp_path, many):
         arithmetic(opened, asked, SHORT, other)
 
 
+def test_files_of_others_beside_a_result_are_kept(run_copy, tmp_path, many):
+    opened = open_run(run_copy)
+    asked = replace(SWAP, from_=("en",), to=("de",), units=(many,), prompts=1)
+    table = tmp_path / "facts.csv"
+    table.write_text("mine")
+    with pytest.raises(UserError, match=r"facts.csv exists, and would be replaced by what is"):
+        arithmetic(opened, asked, SHORT, tmp_path / "facts.json")
+    assert table.read_text() == "mine" and not (tmp_path / "facts.json").exists()
+    with pytest.raises(UserError, match=r"does not end in \.svg"):
+        arithmetic(opened, asked, SHORT, tmp_path / "new.svg")
+    out = tmp_path / "own.json"
+    arithmetic(opened, asked, SHORT, out)
+    assert out.with_suffix(".csv").exists() and out.with_suffix(".svg").exists()
+    arithmetic(opened, replace(asked, prompts=2), SHORT, out)  # its own files are replaced
+
+
 # --------------------------------------------------------------------------- arithmetics
 
 
@@ -162,8 +178,8 @@ def test_pairs_without_units_have_no_row(run_copy, many, monkeypatch):
 def test_bad_swaps_are_refused_in_a_sentence(saefeat, run_copy):
     run = ["steer", "arithmetic", "--run", run_copy]
     for wrong, message in {
-        ("--from", "xx"): "there is no label 'xx' in this run; it has de, en, th",
-        ("--from", "de", "--to", "de"): "de is both source and target",
+        ("--from", "xx"): "there is no label 'xx' in this run; it has de, en, th (--from)",
+        ("--from", "de", "--to", "de"): "de is both source and target; name two labels (--from, --",
         ("--activate", "none", "--keep-source"): "nothing would be edited",
         ("--activate", "twice"): "activate",
         ("--units", "nothing"): "there are no units 'nothing'",
@@ -235,6 +251,31 @@ def test_fallback_switches_off_more_and_more_units(run_copy):
 
 
 # --------------------------------------------------------------------------- ablation
+
+
+def test_other_texts_of_the_same_number_are_measured_anew(run_copy, tmp_path):
+    opened, second = open_run(run_copy), tmp_path / "second.csv"
+    asked = AblateConfig(units=("features",), sentences=2, texts=str(second))
+    found = []
+    for text in ("the cat sat on the mat", "a dog ran after it and barked"):
+        second.write_text(f"text,label\n{text},en\n")
+        result = ablate_sets(opened, asked, tmp_path / "out.json")
+        found.append({row["nll_before"] for row in cells(result, texts=str(second))})
+    assert found[0] != found[1]
+
+
+def test_without_activation_all_targets_have_the_same_text(run_copy, many, monkeypatch):
+    opened, calls = open_run(run_copy), []
+    measure = Bench.measure_changes
+    monkeypatch.setattr(
+        Bench,
+        "measure_changes",
+        lambda self, several, *rest: calls.append(len(several)) or measure(self, several, *rest),
+    )
+    result = arithmetic(opened, replace(SWAP, units=(many,), activate="none"), SHORT)
+    assert calls == [1, 1, 1]  # unedited, the units, random ones
+    assert {row["target"] for row in cells(result, units="many")} == {"de", "th"}
+    assert len({row["perplexity"] for row in cells(result, units="many")}) == 1
 
 
 def test_the_loss_without_units_equals_a_plain_loop(run_copy):

@@ -26,6 +26,7 @@ from saefeat.run.sweep import sweep
 from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
 from saefeat.steering.makers import MAKERS
+from saefeat.steering.recipes import with_controls
 
 SITE, LAST = "resid_post@0", "resid_post@1"
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -442,6 +443,19 @@ def test_every_method_steers_from_the_command_line_before_a_sweep(saefeat, run_c
     assert code == 2 and re.search("no setting for magic; the methods are features, output-", err)
 
 
+def test_every_method_of_features_has_random_ones_beside_it(bench):
+    for name, method in STEERING_METHODS.items():
+        recipe = load_recipe(bench, "th", name) if name != "none" else None
+        if recipe is None or not method.of_saes or name == "random":
+            continue
+        none, own, random = with_controls(recipe)
+        assert (none.method, own) == ("none", recipe)
+        assert (random.sites, random.strength) == (recipe.sites, recipe.strength)
+        assert random.parameters["top"] == recipe.parameters.get("top", 100)
+        bench.collect_missing([random])
+        assert bench.builder.build(random, "th")[1] > 0
+
+
 def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
@@ -449,7 +463,7 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     methods = "clamp,boost,recover,overwrite"
     code, text, _ = saefeat(*ask, "--methods", methods, "--labels", "th", "--max-new-tokens", 7)
     found = json.loads((tmp_path / "m.json").read_text())
-    wanted = {"none", "features", *methods.split(",")}
+    wanted = {"none", "features", "random", *methods.split(",")}
     assert code == 0 and {row["method"] for row in found["rows"]} == wanted
     assert all(f"\n{method} " in text for method in wanted) and "loss_budget" not in found
     recipes = json.loads((run_copy / "steering/settings.json").read_text())["methods"]

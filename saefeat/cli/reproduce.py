@@ -68,7 +68,7 @@ def _files(given: list[str]) -> dict[str, str]:
     for each in given:
         name, equals, file = each.partition("=")
         if not equals or not Path(file).exists():
-            raise UserError(f"{each}: write NAME=FILE with a file that exists", "give")
+            raise UserError(f"{each}: write NAME=FILE with a file that exists", "given")
         found[name] = file
     return found
 

@@ -23,6 +23,7 @@ from saefeat.cli.common import (
 from saefeat.config import (
     FEATURES,
     MATRIX_EDITS,
+    RANDOM,
     UNSTEERED,
     AblateConfig,
     AmplifyConfig,
@@ -173,7 +174,7 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     for name in config.methods:
         if name not in known:
             raise UserError(f"there is no method {name}; the methods are all, {', '.join(known)}")
-    return [recipe for recipe in grid if recipe.method in {FEATURES, *config.methods}]
+    return [recipe for recipe in grid if recipe.method in {FEATURES, RANDOM, *config.methods}]
 
 
 @app.command("matrix")

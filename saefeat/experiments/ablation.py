@@ -18,7 +18,7 @@ from saefeat.config import CONSTANT, AblateConfig
 from saefeat.corpora import Corpus, load_corpus
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.units import UnitBench, UnitSet, describe, set_name
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.run.matrix import measure_texts
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_texts
@@ -49,6 +49,7 @@ def ablate_sets(opened: OpenRun, config: AblateConfig, out: Path | None = None) 
         {
             **asdict(config),
             "texts": {name: {x: len(some) for x, some in of.items()} for name, of in texts.items()},
+            "fingerprint": fingerprint(texts),
             "sets": describe(sets),
         },
         [

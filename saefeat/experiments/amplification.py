@@ -20,9 +20,9 @@ from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.sweep import by_setting, edits_and_factors, setting_columns
 from saefeat.experiments.units import UnitBench, UnitSet, describe, with_units
 from saefeat.forcing import finite_or_none
+from saefeat.generation import losses_by_label
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
-from saefeat.run.trials import losses_by_label
 from saefeat.steering import CannotSteer, apply
 
 NAME = "amplification"

@@ -38,9 +38,9 @@ def arithmetic(
     without units of any set; CannotSteer where a source has no test text.
     """
     bench = Bench(opened, opened.corpus.labels[0], decoding)
-    sources, targets = _labels(bench, config.from_, "from"), _labels(bench, config.to, "to")
+    sources, targets = _labels(bench, config.from_, "from_"), _labels(bench, config.to, "to")
     if sources == targets and len(sources) == 1:
-        raise UserError(f"{sources[0]} is both source and target; name two labels", "from", "to")
+        raise UserError(f"{sources[0]} is both source and target; name two labels", "from_", "to")
     if config.activate == "none" and config.keep_source:
         raise UserError("nothing would be edited; activate or deactivate units", "activate")
     prompts = {source: bench.beginnings(source, config.prompts) for source in sources}
@@ -80,7 +80,7 @@ def _labels(bench: Bench, asked: Sequence[str] | None, name: str) -> list[str]:
     """The labels asked for, or all that can be judged."""
     if asked is None:
         return bench.judged_labels(with_source=True)
-    found = list(dict.fromkeys(find_label(bench.opened, label) for label in asked))
+    found = list(dict.fromkeys(find_label(bench.opened, label, name) for label in asked))
     bench.judge.check(found, name)
     return found
 
@@ -111,17 +111,18 @@ class _Arithmetic:
             on = 0 if config.activate == "none" else units.count(target)
             if (off or config.keep_source) and (on or config.activate == "none"):
                 jobs.append((target, on))
-        changes = [self._activate(units, target) for target, _ in jobs]
         before = {} if config.keep_source else self._deactivate(units, source)
-        measured = self.bench.measure_changes(changes, prompts, [config.alpha], CONSTANT, before)
+        if config.activate == "none":  # the same text for all targets
+            once = self.bench.measure_changes([{}], prompts, [0.0], CONSTANT, before)
+            measured = once * len(jobs)
+        else:
+            changes = [self.units.build(_EDITS[config.activate], units, x) for x, _ in jobs]
+            alpha = config.alpha
+            measured = self.bench.measure_changes(changes, prompts, [alpha], CONSTANT, before)
         return [
             self._row(units.name, source, target, off + on, found)
             for (target, on), (found,) in zip(jobs, measured, strict=True)
         ]
-
-    def _activate(self, units: UnitSet, target: str) -> dict[str, list[Change]]:
-        edit = _EDITS.get(self.config.activate)
-        return {} if edit is None else self.units.build(edit, units, target)
 
     def _deactivate(self, units: UnitSet, source: str) -> dict[str, list[Change]]:
         value = self.config.deactivate

@@ -47,7 +47,7 @@ def fallback(
         texts = english_prompts()[: config.prompts]
         prompts = encode_prompts(opened.lm, texts, decoding.max_new_tokens)
     else:
-        prompts = bench.beginnings(find_label(opened, config.source), config.prompts)
+        prompts = bench.beginnings(find_label(opened, config.source, "source"), config.prompts)
     units = UnitBench(opened)
     sets = units.find(config.units)
     if not any(each.count(label) for each in sets for label in order):
@@ -70,7 +70,7 @@ def fallback(
 def _order(opened: OpenRun, asked: Sequence[str] | None) -> list[str]:
     """The labels asked for; default those of the paper that the run has, then its others."""
     if asked is not None:
-        return list(dict.fromkeys(find_label(opened, label) for label in asked))
+        return list(dict.fromkeys(find_label(opened, label, "order") for label in asked))
     place = {code: i for i, code in enumerate(_PUBLISHED)}
     labels = opened.corpus.labels
     return sorted(labels, key=lambda label: place.get(fasttext_code(label) or "", len(place)))

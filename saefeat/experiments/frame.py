@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Plot, Row
-from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir, write_bytes, write_text
+from saefeat.io import SCHEMA, UserError, fingerprint, kept_json, make_dir, write_bytes, write_text
 from saefeat.progress import track
 from saefeat.report.plots import draw_plots
-from saefeat.resume import check_replaceable, clear_finished, resume
+from saefeat.resume import check_replaceable, clear_finished, is_begun, resume
 from saefeat.run.opened import OpenRun
+
+_TABLE, _PLOTS = ".csv", ".svg"  # endings of the files beside a result
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ def carry_out(
         summarize: all rows -> the rows of the summary.
         begin: what all parts need, done before the first that is left; the forecast leaves it out.
 
-    Raises UserError when `out` is something else than this kind of experiment.
+    Raises UserError when `out` is something else than this kind of experiment, or would be replaced
+    by the table or the plots beside it, or when these would replace files of others.
     """
     name = question.name
     check_replaceable(
         out, f"result of {name}", lambda path: kept_json(path).get("experiment") == name
     )
+    _check_beside(out)
     saes = [sae.identity["fingerprint"] for sae in opened.saes]
     of = [opened.lm.fingerprint, opened.corpus.fingerprint, saes]
     request = fingerprint([*of, name, question.settings, list(parts)])
@@ -106,6 +110,23 @@ def carry_out(
     return result
 
 
+def _check_beside(out: Path) -> None:
+    """Raise UserError when the files beside `out` would replace it or files of others."""
+    beside = [out.with_suffix(suffix) for suffix in (_TABLE, _PLOTS)]
+    if out in beside:
+        raise UserError(
+            f"the result {out} is JSON, and a table and plots are written beside it; choose an "
+            f"output that does not end in {out.suffix}",
+            "out",
+        )
+    if not out.exists() and not is_begun(out) and (known := [x for x in beside if x.exists()]):
+        raise UserError(
+            f"{known[0]} exists, and would be replaced by what is written beside {out}; choose "
+            "another output",
+            "out",
+        )
+
+
 def _write_beside(out: Path, result: Experiment) -> None:
     """Write the rows as CSV and the plots as SVG, with the name of the result."""
     text = io.StringIO(newline="")
@@ -113,10 +134,12 @@ def _write_beside(out: Path, result: Experiment) -> None:
         writer = csv.DictWriter(text, list(result["rows"][0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(result["rows"])
-    write_bytes(out.with_suffix(".csv"), text.getvalue().encode("utf-8", "replace"))
+    write_bytes(out.with_suffix(_TABLE), text.getvalue().encode("utf-8", "replace"))
     drawn = draw_plots(result["title"], result["rows"], result["plots"])
     if drawn is not None:
-        write_text(out.with_suffix(".svg"), drawn)
+        write_text(out.with_suffix(_PLOTS), drawn)
+    else:
+        out.with_suffix(_PLOTS).unlink(missing_ok=True)  # of a result that is replaced
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:

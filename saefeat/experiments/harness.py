@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Row
-from saefeat.config import STEERING_METHODS, HarnessConfig, SteeringRecipe
+from saefeat.config import HarnessConfig, SteeringRecipe
 from saefeat.experiments.frame import Question, carry_out
 from saefeat.io import UserError, first_line
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, Decoding, find_source, load_recipe
 from saefeat.steering.harness import check_installed, harness_model
-from saefeat.steering.recipes import NONE
+from saefeat.steering.recipes import with_controls
 
 NAME = "lm-eval"
 
 
 def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> Experiment:
-    """Measure tasks unsteered, steered by a method, and, for features, by as many random ones.
+    """Measure tasks unsteered, steered by a method, and, for features, by random ones.
 
     Rows have the columns method ("none" is the unsteered model), task, metric (with the filter of
     lm-eval), value and stderr. The settings of decoding are those of the task.
@@ -37,9 +37,7 @@ def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> 
     recipe = load_recipe(bench, label, config.method)
     if config.strength is not None:
         recipe = replace(recipe, strength=config.strength)
-    recipes = [NONE, recipe]
-    if STEERING_METHODS[recipe.method].of_saes and recipe.method != "random":
-        recipes.append(replace(recipe, method="random"))
+    recipes = with_controls(recipe)
     with _quiet():
         tasks = _load_tasks(config)
     bench.collect_missing(recipes)

@@ -51,8 +51,8 @@ def mix(opened: OpenRun, config: MixConfig, out: Path | None = None) -> Experime
     where a base has no test text or the units have none for a label.
     """
     corpus = opened.corpus
-    bases = _labels(opened, config.base) or list(corpus.labels[:2])
-    others = _labels(opened, config.with_) or list(corpus.labels)
+    bases = _labels(opened, config.base, "base") or list(corpus.labels[:2])
+    others = _labels(opened, config.with_, "with_") or list(corpus.labels)
     if not any(base != other for base in bases for other in others):
         raise UserError("a text is mixed with another label; name two", "base", "with_")
     if bad := [rate for rate in config.rates if not 0 <= rate <= 100]:
@@ -86,15 +86,17 @@ def mix(opened: OpenRun, config: MixConfig, out: Path | None = None) -> Experime
     )
     parts = {f"{base} with {x}": (base, x) for base in bases for x in others if base != x}
 
+    rates = [*dict.fromkeys(config.rates)]
+
     def measure(part: str) -> list[Row]:
-        return _measure(units, sets, texts, *parts[part], config.rates)
+        return _measure(units, sets, texts, *parts[part], rates)
 
     out = out or opened.files.experiment_file(NAME)
     return carry_out(opened, out, question, list(parts), measure, _summarize)
 
 
-def _labels(opened: OpenRun, asked: Sequence[str] | None) -> list[str]:
-    return list(dict.fromkeys(find_label(opened, label) for label in asked or ()))
+def _labels(opened: OpenRun, asked: Sequence[str] | None, name: str) -> list[str]:
+    return list(dict.fromkeys(find_label(opened, label, name) for label in asked or ()))
 
 
 # --------------------------------------------------------------------------- words

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saefeat.artefacts.experiments import Experiment, Row
-from saefeat.config import STEERING_METHODS, Decoding, SteeringRecipe, TranslateConfig
+from saefeat.config import Decoding, SteeringRecipe, TranslateConfig
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.generation import encode_prompts, generate, texts_of
@@ -26,7 +26,7 @@ from saefeat.labels import convert, fasttext_code, own_label
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, find_source, load_recipe
 from saefeat.steering import NoUnits, apply
-from saefeat.steering.recipes import NONE
+from saefeat.steering.recipes import with_controls
 
 NAME = "translation"
 SURE = 0.5  # least probability of fastText
@@ -39,9 +39,10 @@ def translate(
 ) -> Experiment:
     """Translate the sentences of a table into each label, steered and unsteered.
 
-    Rows have the columns method ("none" is the unsteered model, "random" steers by as many random
-    features), label, units, strength, sentences, acc, bleu (mean over the outputs in the language,
-    0 to 100), acc_bleu, corpus_bleu, chrf (both over all outputs) and tokenizer (of BLEU).
+    Rows have the columns method ("none" is the unsteered model, "random" steers by random
+    features, see `with_controls`), label, units, strength, sentences, acc, bleu (mean over the
+    outputs in the language, 0 to 100), acc_bleu, corpus_bleu, chrf (both over
+    all outputs) and tokenizer (of BLEU).
 
     Raises UserError where sacrebleu is missing, the table lacks a column, or has a label that the
     run lacks or fastText cannot judge.
@@ -103,14 +104,11 @@ def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
 
 
 def _recipes(bench: Bench, config: TranslateConfig, label: str) -> list[SteeringRecipe]:
-    """The unsteered model, the method, and, for features, as many random ones."""
+    """The unsteered model, the method, and, for features, random ones."""
     recipe = load_recipe(bench, label, config.method)
     if config.strength is not None:
         recipe = replace(recipe, strength=config.strength)
-    found = [NONE, recipe]
-    if STEERING_METHODS[recipe.method].of_saes and recipe.method != "random":
-        found.append(replace(recipe, method="random"))
-    return found
+    return with_controls(recipe)
 
 
 def _jobs(

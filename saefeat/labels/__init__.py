@@ -32,6 +32,7 @@ __all__ = [
     "convert",
     "counterparts",
     "fasttext_code",
+    "find_english",
     "in_codes",
     "own_label",
     "read",
@@ -117,6 +118,11 @@ def in_codes(labels: Iterable[str], codes: Iterable[str]) -> dict[str, str]:
 def own_label(label: str, labels: Iterable[str]) -> str | None:
     """The one of `labels` that equals a label or is of its language (see `in_codes`), or None."""
     return in_codes([label], labels).get(label)
+
+
+def find_english(labels: Iterable[str]) -> str | None:
+    """The first label of English, or None."""
+    return next((label for label in labels if fasttext_code(label) == "en"), None)
 
 
 def to_labels(codes: Iterable[str], labels: Iterable[str]) -> dict[str, str]:

@@ -14,9 +14,8 @@ from typing import Any
 
 from saefeat.artefacts.steering import PerplexityMatrix, TextMeasures
 from saefeat.config import MATRIX_EDITS, MatrixConfig
-from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import SAE
-from saefeat.generation import perplexity, text_losses
+from saefeat.generation import losses_by_label, perplexity
 from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
@@ -193,11 +192,9 @@ class _Editor:
 
 def measure_texts(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
     """Measure the texts of each label under the model as it is now; empty texts do not count."""
-    flat = [text for some in texts.values() for text in some]
-    losses = iter(text_losses(opened.lm, flat, TOKEN_LIMIT))
     found: dict[str, TextMeasures] = {}
-    for label, some in texts.items():
-        known = [loss for _ in some if not math.isnan(loss := next(losses))]
+    for label, losses in losses_by_label(opened.lm, texts).items():
+        known = [loss for loss in losses if loss is not None]
         perplexities = [perplexity(loss) for loss in known]
         if known and math.isfinite(fmean(perplexities)):
             found[label] = {

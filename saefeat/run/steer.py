@@ -19,7 +19,7 @@ from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
-from saefeat.labels import fasttext_code, own_label
+from saefeat.labels import find_english, own_label
 from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
@@ -40,8 +40,7 @@ def find_source(opened: OpenRun, source: str | None) -> str:
     """
     labels = opened.corpus.labels
     asked = opened.config.source if source is None else source
-    english = next((label for label in labels if fasttext_code(label) == "en"), None)
-    found = english if asked is None else find_label(opened, asked)
+    found = find_english(labels) if asked is None else find_label(opened, asked, "source")
     if found is None:
         raise CannotSteer(
             f"the run has no English label to steer away from; name one of {', '.join(labels)}",
@@ -52,12 +51,16 @@ def find_source(opened: OpenRun, source: str | None) -> str:
     return found
 
 
-def find_label(opened: OpenRun, label: str) -> str:
-    """Find the run's own label for one of any code system. Raises UserError if there is none."""
+def find_label(opened: OpenRun, label: str, *parameters: str) -> str:
+    """Find the run's own label for one of any code system.
+
+    Raises UserError if there is none; `parameters` are those that named it.
+    """
     found = own_label(label, opened.corpus.labels)
     if found is None:
         raise UserError(
-            f"there is no label {label!r} in this run; it has {', '.join(opened.corpus.labels)}"
+            f"there is no label {label!r} in this run; it has {', '.join(opened.corpus.labels)}",
+            *parameters,
         )
     return found
 

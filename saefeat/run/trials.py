@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -12,14 +11,12 @@ from typing import Any
 import torch
 
 from saefeat.config import CONSTANT, CompareConfig, Schedule
-from saefeat.corpora import TOKEN_LIMIT
 from saefeat.dictionaries import Dictionary, Identity
 from saefeat.evaluation import head_metrics
 from saefeat.forcing import Measured, Reference
-from saefeat.generation import encode_prompts, text_losses
+from saefeat.generation import encode_prompts, losses_by_label
 from saefeat.lid.features import featurize
 from saefeat.lid.heads.naive_bayes import naive_bayes_head
-from saefeat.models import LanguageModel
 from saefeat.run.chosen import Chosen, Opened, at_sites, every_unit
 from saefeat.run.evaluate_heads import choose_positions
 from saefeat.run.grids import english_prompts
@@ -32,18 +29,6 @@ from saefeat.steering.changes import Collected, build_changes
 LENGTHS = {"all": None, "20": 20}  # characters of the texts that are identified
 
 Values = dict[str, Any]
-
-
-def losses_by_label(
-    lm: LanguageModel, texts: Mapping[str, Sequence[str]]
-) -> dict[str, list[float | None]]:
-    """Mean NLL of each text under the model as it is now, by label; None where there is none."""
-    flat = [text for some in texts.values() for text in some]
-    found = iter(text_losses(lm, flat, TOKEN_LIMIT))
-    return {
-        label: [None if math.isnan(loss := next(found)) else loss for _ in some]
-        for label, some in texts.items()
-    }
 
 
 @dataclass

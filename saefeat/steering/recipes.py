@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from saefeat.config import CONSTANT, SOURCE_OFF, STEERING_METHODS, UNSTEERED, SteeringRecipe
+from saefeat.config import CONSTANT, RANDOM, SOURCE_OFF, STEERING_METHODS, UNSTEERED, SteeringRecipe
 from saefeat.dictionaries import SAE
 from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
@@ -18,6 +19,21 @@ from saefeat.steering.materials import Materials
 
 _SEED = 11  # of the random units
 NONE = SteeringRecipe(UNSTEERED, "none", (), CONSTANT, 0.0, {})
+
+
+def with_controls(recipe: SteeringRecipe) -> list[SteeringRecipe]:
+    """The unsteered model, a recipe, and, where it steers by features, random ones.
+
+    Random features are added at the same sites with the same force. They are as many as `top` of
+    the recipe allows, or 100 where it has no such parameter.
+    """
+    found = [NONE, recipe]
+    if STEERING_METHODS[recipe.method].of_saes and recipe.method != RANDOM:
+        random = STEERING_METHODS[RANDOM]
+        kept = {x: recipe.parameters[x] for x in random.optional if x in recipe.parameters}
+        kept |= {x: recipe.parameters.get(x, usual) for x, usual in random.parameters.items()}
+        found.append(replace(recipe, method=RANDOM, edit=random.edits[0], parameters=kept))
+    return found
 
 
 class RecipeBuilder(Materials):
@@ -77,7 +93,7 @@ class RecipeBuilder(Materials):
         check_counted(stats, label, source)
         ranked = self.rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
         units = ranked.units(sae.id)[label]
-        if recipe.method == "random":
+        if recipe.method == RANDOM:
             units = random_units(stats, units, _SEED + stats.labels.index(label))
         return Units(sae, units)
 

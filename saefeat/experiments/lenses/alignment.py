@@ -13,7 +13,7 @@ from saefeat.corpora import TOKEN_LIMIT, Corpus, hashed, load_corpus
 from saefeat.experiments.frame import Question, mean_of
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared
 from saefeat.io import UserError
-from saefeat.labels import fasttext_code, own_label
+from saefeat.labels import find_english, own_label
 from saefeat.lens.alignment import POOLINGS, Embeddings, aligned, cosines, embed_texts
 
 Texts = dict[str, str]  # id -> text
@@ -82,10 +82,11 @@ def alignment(bench: LensBench) -> Prepared:
 
 def _pivot(corpus: Corpus, asked: str | None) -> str:
     """The label asked for, or English, or the first."""
-    english = next((x for x in corpus.labels if fasttext_code(x) == "en"), corpus.labels[0])
-    found = english if asked is None else own_label(asked, corpus.labels)
-    if found is None:
-        raise UserError(f"{corpus.name} has no label {asked}; it has {', '.join(corpus.labels)}")
+    if asked is None:
+        return find_english(corpus.labels) or corpus.labels[0]
+    if (found := own_label(asked, corpus.labels)) is None:
+        known = ", ".join(corpus.labels)
+        raise UserError(f"{corpus.name} has no label {asked}; it has {known}", "pivot")
     return found
 
 

@@ -13,7 +13,7 @@ from saefeat.config import Decoding, LensConfig
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.experiments.frame import Question, mean_of
 from saefeat.io import UserError
-from saefeat.labels import fasttext_code
+from saefeat.labels import find_english
 from saefeat.lens.logits import check_decoding
 from saefeat.lens.stream import EMBEDDINGS, stream_sites
 from saefeat.models import LanguageModel
@@ -77,9 +77,8 @@ class LensBench:
     def pivot(self) -> str | None:
         """The label that others are compared with: the one asked for, or English."""
         if self.config.pivot is not None:
-            return find_label(self.opened, self.config.pivot)
-        labels = self.opened.corpus.labels
-        return next((label for label in labels if fasttext_code(label) == "en"), None)
+            return find_label(self.opened, self.config.pivot, "pivot")
+        return find_english(self.opened.corpus.labels)
 
     def examples(self, split: str, n: int) -> Examples:
         """At most n texts per label of a split by hashed id; those without counted tokens not.

@@ -18,7 +18,7 @@ from saefeat.experiments.frame import Question
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared, stage_means
 from saefeat.generation import encode_prompts
 from saefeat.io import UserError, fingerprint
-from saefeat.labels import fasttext_code, in_codes, own_label
+from saefeat.labels import find_english, in_codes, own_label
 from saefeat.lens.logits import set_probabilities
 from saefeat.lens.stream import read_places
 from saefeat.models import LanguageModel
@@ -187,7 +187,7 @@ def word_probabilities(bench: LensBench) -> Prepared:
 def _pivot(languages: Sequence[str], asked: str | None) -> str | None:
     """The language that was asked for, or English, or None."""
     if asked is None:
-        return next((name for name in languages if fasttext_code(name) == "en"), None)
+        return find_english(languages)
     if (found := own_label(asked, languages)) is None:
         raise UserError(f"there are no words in {asked}; name another language", "pivot")
     return found
