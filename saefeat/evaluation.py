@@ -220,6 +220,7 @@ def wilson(share: float, n: float) -> Interval:
     """
     if not n:
         return [0.0, 1.0]
+    n = min(n, 1e100)  # an effective number may be so great that its square overflows
     middle, extra = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n), _Z**2 / (4 * n**2)
     half = _Z / (1 + _Z**2 / n) * (share * (1 - share) / n + extra) ** 0.5
     return [max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))]
