@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from saefeat.corpora.columns import (
 from saefeat.corpora.delimited import csv_rows, tsv_rows
 from saefeat.corpora.given import table_rows
 from saefeat.corpora.recipes import RECIPES
+from saefeat.corpora.tables import json_objects
 from saefeat.corpora.text import plain_name, read_bytes, refuse_archive, text_lines
 from saefeat.io import UserError, absolute_path, first_line, user_path, visible
 from saefeat.labels import to_labels
@@ -186,16 +186,7 @@ def _saved(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _jsonl(path: Path, columns: Columns) -> Iterator[Row]:
-    for number, line in enumerate(text_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is not a JSON object")
+    for where, row in json_objects(path):
         values = row_values(where, row, columns)
         check_label(values[1], f"{columns.label} of {path}")
         yield values

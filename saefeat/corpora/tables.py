@@ -57,17 +57,26 @@ def read_table(
     return rows
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSONL file, each with its place for messages; blank lines are skipped.
+
+    Raises UserError for a line that is no JSON object.
+    """
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
+        where = f"{path}: line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+            raise UserError(f"{where} is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        yield row
+            raise UserError(f"{where} is not a JSON object")
+        yield where, row
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    yield from (row for _, row in json_objects(path))
 
 
 def _delimited(path: Path) -> Iterator[dict[str, Any]]:

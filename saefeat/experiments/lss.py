@@ -77,7 +77,7 @@ def lss(
             }
         ],
         [
-            "Edits that favour no language shift about half of the facts; compare with random "
+            "Edits that favour no language shift half of the facts and more; compare with random "
             "units. A difference that does not change at all counts as no shift."
         ],
     )
