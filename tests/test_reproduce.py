@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
 import pytest
 import typer
 
 from saefeat.cli import app
 from saefeat.experiments.papers import PAPERS
+from saefeat.experiments.published import choose_published, read_figures, same_model
+from saefeat.ranking import FIELDS
+from saefeat.selection import Selection
 
 STEPS = [(name, step) for name, paper in PAPERS.items() for step in paper.steps]
 
@@ -53,3 +57,60 @@ def test_a_paper_is_run_and_its_results_are_kept(saefeat, run_copy):
     assert found["experiment"] == "categories" and "3,219 neurons at 1 %" in out
     code, out, _ = saefeat("reproduce", "culture", "--run", run_copy, "--do")
     assert code == 0 and "left out: give culture=FILE" in out
+
+
+def test_published_figures_add_up():
+    assert sum(bool(step.figures) for _, step in STEPS) == 4
+    for _, step in STEPS:
+        for each in step.figures:
+            shared = [x for name, x in each.figures.items() if name.startswith("units of")]
+            assert not shared or sum(shared) == each.figures["units"]
+
+
+def test_figures_of_a_selection_are_counted(tmp_path):
+    owned = {"a": [0, 1], "b": [1, 2], "c": []}
+    cells = [
+        (unit, label, rank) for label, units in owned.items() for rank, unit in enumerate(units, 1)
+    ]
+    values = {
+        "dictionary": ["d"] * 4,
+        "site": ["resid_post@0"] * 4,
+        "unit": [unit for unit, _, _ in cells],
+        "label": [label for _, label, _ in cells],
+        "rank": [rank for _, _, rank in cells],
+    }
+    rows = pa.table({name: values.get(name, [0] * 4) for name in FIELDS.names}).cast(FIELDS)
+    header = {"method": "m", "labels": list(owned), "dictionaries": {"d": {"width": 3}}}
+    Selection(rows, header).save(tmp_path / "s.parquet")
+    assert read_figures(tmp_path / "s.parquet") == {
+        "units": 3,
+        "units of 1 label": 2,
+        "units of 2 labels": 1,
+        "units of 3 labels": 0,
+        "a": 2,
+        "b": 2,
+        "c": 0,
+    }
+
+
+def test_figures_of_heads_and_of_summaries_are_read(tmp_path):
+    (tmp_path / "lid.json").write_text(json.dumps({"heads": {"linear": {"accuracy": 0.5}}}))
+    assert read_figures(tmp_path / "lid.json") == {"linear": 0.5}
+    rows = [{"units": "neurons", "own": 2, "gap": None}, {"units": "random", "own": 0.5}]
+    (tmp_path / "e.json").write_text(json.dumps({"summary": rows}))
+    assert read_figures(tmp_path / "e.json") == {"neurons: own": 2, "random: own": 0.5}
+
+
+def test_a_model_is_compared_with_its_own_figures(saefeat, run_copy):
+    lape = PAPERS["lape"].steps[0]
+    assert choose_published(lape.figures, "/models/bloom-7b1").figures["units"] == 4915
+    assert choose_published(lape.figures, "another") is lape.figures[0]
+    assert same_model("microsoft/phi-2", "microsoft/Phi-2") and not same_model("a/phi-2", "a/phi-3")
+    saefeat("rank", run_copy / "stats", "--method", "lape", "--out", lape.result("lape", run_copy))
+    code, out, _ = saefeat("reproduce", "lape", "--run", run_copy)
+    assert code == 0 and "units of 6 labels" in out and "another model" in out
+    index = json.loads((run_copy / "run.json").read_text())
+    index["model"]["name"] = "microsoft/phi-2"
+    (run_copy / "run.json").write_text(json.dumps(index))
+    code, out, _ = saefeat("reproduce", "lape", "--run", run_copy)
+    assert "published of microsoft/phi-2" in out and "here is the same model" in out

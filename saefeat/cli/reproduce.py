@@ -5,13 +5,17 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saefeat.cli.common import print_table
 from saefeat.io import UserError
+
+if TYPE_CHECKING:
+    from saefeat.experiments.published import Published
 
 
 def reproduce(
@@ -29,10 +33,11 @@ def reproduce(
 ) -> None:
     """List the experiments of a paper with their commands, or run them on a run.
 
-    Run it again to resume. Published figures are shown beside; they are of the paper's model and
-    data.
+    Run it again to resume. Published figures are shown beside those of the results that are there;
+    they are of the paper's model and data.
     """
     from saefeat.experiments.papers import PAPERS
+    from saefeat.rundir import RunDir
 
     if paper is None:
         rows = [["paper", "arXiv", "about"]]
@@ -45,6 +50,7 @@ def reproduce(
         raise UserError("give the directory of a run to run them on", "run")
     if run is not None and not (run / "run.json").exists():
         raise UserError(f"{run} is not a run directory; make one with `saefeat run`", "run")
+    model = RunDir(run).load_index()["model"]["name"] if run else ""
     typer.echo(f"{found.subject} (arXiv {found.arxiv})\npublished with: {found.used}")
     failed = []
     for step in found.steps:
@@ -59,6 +65,8 @@ def reproduce(
             typer.echo(f"  left out: give {', '.join(f'{name}=FILE' for name in missing)}")
         elif do and run is not None and not _run(words, step.result(paper, run)):
             failed.append(step.name)
+        if run is not None and step.figures and (result := step.result(paper, run)).exists():
+            _compare(step.figures, result, model)
     if failed:
         raise UserError(f"{', '.join(failed)} failed; the messages above say why")
 
@@ -80,3 +88,18 @@ def _run(words: list[str], result: Path) -> bool:
     if code == 130:
         raise KeyboardInterrupt
     return code == 0
+
+
+def _compare(figures: Sequence[Published], result: Path, model: str) -> None:
+    """Print published figures beside those of a result."""
+    from saefeat.experiments.published import choose_published, read_figures, same_model
+
+    published, here = choose_published(figures, model), read_figures(result)
+    same = same_model(published.model, model)
+    of = "the same model" if same else f"another model, {model}: only the order of size compares"
+    typer.echo(f"  published of {published.model} ({published.data}); here is {of}")
+    rows = [["  measure", "published", "here"]]
+    for measure, value in published.figures.items():
+        cell = f"{here[measure]:,.5g}" if measure in here else "-"
+        rows.append([f"  {measure}", f"{value:,.5g}", cell])
+    print_table(rows, right=(1, 2))

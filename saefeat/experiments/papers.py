@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saefeat.experiments.published import IDENTIFICATION, LAPE, SAE_LAPE, TERNARY, Published
+
 # Where commands write in a run; all others are experiments.
 _FOLDERS = {
     "rank": "selections",
@@ -29,12 +31,14 @@ class Step:
         what: what is asked, in a sentence.
         command: words of the command line.
         published: what came out in the paper, with its model and data; "" where no figure is known.
+        figures: published figures that are compared with those of a result.
     """
 
     name: str
     what: str
     command: str
     published: str = ""
+    figures: Sequence[Published] = ()
 
     @property
     def needs(self) -> list[str]:
@@ -88,6 +92,7 @@ PAPERS: Mapping[str, Paper] = {
                 "Which neurons are specific to a language?",
                 _rank("lape"),
                 "LLaMA-2-7B: 3,523 neurons, English 95 to Indonesian 1,068 per language",
+                LAPE,
             ),
             Step(
                 "ablation",
@@ -112,6 +117,7 @@ PAPERS: Mapping[str, Paper] = {
                 "Which features are specific to a language?",
                 _rank("sae-lape"),
                 "1,043 features, 540 of one language (with BOS counted)",
+                SAE_LAPE,
             ),
             Step(
                 "perplexity",
@@ -124,6 +130,7 @@ PAPERS: Mapping[str, Paper] = {
                 "How well do the features identify languages?",
                 "lid evaluate --run {run} --out {out}",
                 "sae-count .972, sae-min-max .961, neuron-count .617, fastText .983 (accuracy)",
+                IDENTIFICATION,
             ),
             Step(
                 "steering",
@@ -142,6 +149,7 @@ PAPERS: Mapping[str, Paper] = {
                 "Which neurons are specific, related or general?",
                 _rank("ternary"),
                 "3,219 neurons at 1 %; N = 1: 1,866, 2: 617, 3: 310 (Mistral, MGSM)",
+                TERNARY,
             ),
             Step(
                 "deactivation",
