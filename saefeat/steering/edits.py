@@ -216,13 +216,29 @@ def check_strength(strength: float | Tensor) -> None:
 
 
 def schedule_change(change: Change, strength: float | Tensor, schedule: Schedule) -> Edit:
-    """Make an edit for `hooks.intervene` from a change. Where the strength is 0, no bit changes."""
+    """Make an edit for `hooks.intervene` from a change. Where the strength is 0, no bit changes.
+
+    Rows of strength 0 are not computed: a batch may have a change for each of its rows.
+    """
+
+    given = torch.as_tensor(strength).flatten()
+    rows = given.nonzero()[:, 0]
 
     def edit(x: Tensor, steps: Tensor) -> Tensor:
         at = token_strengths(schedule, steps, strength)
-        return torch.where(at == 0, x, change(x.float(), at).to(x.dtype))
+        if not len(rows):
+            return x
+        if len(rows) == len(given):
+            return _change_where(change, x, at)
+        here = rows.to(x.device)
+        return x.index_copy(0, here, _change_where(change, x[here], at[here]))
 
     return edit
+
+
+def _change_where(change: Change, x: Tensor, at: Tensor) -> Tensor:
+    """Change x [rows, tokens, d] where the strength, float32 [rows, tokens, 1], is not 0."""
+    return torch.where(at == 0, x, change(x.float(), at).to(x.dtype))
 
 
 @contextmanager
