@@ -9,9 +9,10 @@ import pytest
 import typer
 
 from saefeat.cli import app
-from saefeat.experiments.papers import PAPERS
+from saefeat.experiments.papers import PAPERS, inputs_of
 from saefeat.experiments.published import choose_published, read_figures, same_model
 from saefeat.ranking import FIELDS
+from saefeat.rundir import RunDir
 from saefeat.selection import Selection
 
 STEPS = [(name, step) for name, paper in PAPERS.items() for step in paper.steps]
@@ -19,7 +20,8 @@ STEPS = [(name, step) for name, paper in PAPERS.items() for step in paper.steps]
 
 @pytest.mark.parametrize(("paper", "step"), STEPS, ids=lambda each: getattr(each, "name", each))
 def test_every_command_exists_with_its_options(paper, step, tmp_path):
-    words = step.words(paper, tmp_path, dict.fromkeys(step.needs, "FILE"))
+    inputs = ["--model", "MODEL", "--corpus", "CORPUS"]
+    words = step.words(paper, tmp_path, dict.fromkeys(step.needs, "FILE"), inputs)
     command, parent = typer.main.get_command(app), None
     while hasattr(command, "commands"):
         parent = command.make_context(words[0], words[:], parent=parent, resilient_parsing=True)
@@ -36,9 +38,14 @@ def test_papers_are_listed_with_their_commands(saefeat, run_copy):
     code, out, _ = saefeat("reproduce")
     assert code == 0 and all(name in out for name in PAPERS)
     code, out, _ = saefeat("reproduce", "culture")
-    assert code == 0 and "--units CULTURE --apart-from LANGUAGE" in out
+    assert code == 0 and "culture-cultures.parquet --apart-from LANGUAGE" in out
     code, out, _ = saefeat("reproduce", "arithmetic", "--run", run_copy)
     assert f"saefeat steer fallback --run {run_copy}" in out
+    arguments = json.loads((run_copy / "run.json").read_text())["arguments"]
+    code, out, _ = saefeat("reproduce", "lape", "--run", run_copy)
+    model, corpus = arguments["model"], arguments["corpus"]
+    assert f"saefeat collect --model {model} --corpus {corpus}" in out
+    assert f"--max-tokens {arguments['max_tokens']}" in out and "--neurons --out" in out
     for wrong, message in {
         ("nothing",): "there is no paper 'nothing'; choose from lape",
         ("lape", "--do"): "give the directory of a run",
@@ -55,8 +62,21 @@ def test_a_paper_is_run_and_its_results_are_kept(saefeat, run_copy):
     assert (run_copy / "selections" / "ternary-neurons.parquet").exists()
     found = json.loads((run_copy / "experiments" / "ternary-deactivation.json").read_text())
     assert found["experiment"] == "categories" and "3,219 neurons at 1 %" in out
-    code, out, _ = saefeat("reproduce", "culture", "--run", run_copy, "--do")
-    assert code == 0 and "left out: give culture=FILE" in out
+    code, out, _ = saefeat("reproduce", "mexa", "--run", run_copy, "--do")
+    assert code == 0 and "left out: give parallel=FILE" in out
+
+
+def test_neurons_of_layers_that_the_run_has_not_counted_are_ablated(saefeat, run_copy, tiny_lm):
+    inputs = inputs_of(RunDir(run_copy).load_index()["arguments"])
+    for step in PAPERS["lape"].steps[:3]:
+        code, _, err = saefeat(*step.words("lape", run_copy, {}, inputs))
+        assert code == 0, err
+    selection = Selection.load(run_copy / "selections" / "lape-neurons.parquet")
+    every = {f"mlp_act@{layer}" for layer in range(tiny_lm.n_layers)}
+    assert set(selection.dictionaries) == every
+    assert {path.stem for path in (run_copy / "stats").glob("mlp_act@*")} < every
+    rows = json.loads((run_copy / "experiments" / "lape-ablation.json").read_text())["rows"]
+    assert {row["units"] for row in rows} == {"lape-neurons", "random lape-neurons"}
 
 
 def test_published_figures_add_up():
@@ -102,10 +122,11 @@ def test_figures_of_heads_and_of_summaries_are_read(tmp_path):
 
 
 def test_a_model_is_compared_with_its_own_figures(saefeat, run_copy):
-    lape = PAPERS["lape"].steps[0]
+    lape = PAPERS["lape"].steps[1]
     assert choose_published(lape.figures, "/models/bloom-7b1").figures["units"] == 4915
     assert choose_published(lape.figures, "another") is lape.figures[0]
     assert same_model("microsoft/phi-2", "microsoft/Phi-2") and not same_model("a/phi-2", "a/phi-3")
+    lape.result("lape", run_copy).parent.mkdir(exist_ok=True)
     saefeat("rank", run_copy / "stats", "--method", "lape", "--out", lape.result("lape", run_copy))
     code, out, _ = saefeat("reproduce", "lape", "--run", run_copy)
     assert code == 0 and "units of 6 labels" in out and "another model" in out

@@ -36,7 +36,7 @@ def reproduce(
     Run it again to resume. Published figures are shown beside those of the results that are there;
     they are of the paper's model and data.
     """
-    from saefeat.experiments.papers import PAPERS
+    from saefeat.experiments.papers import PAPERS, inputs_of
     from saefeat.rundir import RunDir
 
     if paper is None:
@@ -50,7 +50,10 @@ def reproduce(
         raise UserError("give the directory of a run to run them on", "run")
     if run is not None and not (run / "run.json").exists():
         raise UserError(f"{run} is not a run directory; make one with `saefeat run`", "run")
-    model = RunDir(run).load_index()["model"]["name"] if run else ""
+    model, inputs = "MODEL", ["--model", "MODEL", "--corpus", "CORPUS"]
+    if run is not None:
+        index = RunDir(run).load_index()
+        model, inputs = index["model"]["name"], inputs_of(index["arguments"])
     typer.echo(f"{found.subject} (arXiv {found.arxiv})\npublished with: {found.used}")
     failed = []
     for step in found.steps:
@@ -59,7 +62,7 @@ def reproduce(
             typer.echo(f"  published: {step.published}")
         missing = [name for name in step.needs if name not in files]
         names = files | {name: name.upper() for name in missing}
-        words = step.words(paper, run or Path("RUN"), names)
+        words = step.words(paper, run or Path("RUN"), names, inputs)
         typer.echo(f"  saefeat {shlex.join(words)}")
         if do and missing:
             typer.echo(f"  left out: give {', '.join(f'{name}=FILE' for name in missing)}")
@@ -75,7 +78,9 @@ def _files(given: list[str]) -> dict[str, str]:
     found = {}
     for each in given:
         name, equals, file = each.partition("=")
-        if not equals or not Path(file).exists():
+        if not equals or not (
+            Path(file).exists() or ":" in file
+        ):  # corpora have names with a colon
             raise UserError(f"{each}: write NAME=FILE with a file that exists", "given")
         found[name] = file
     return found

@@ -1,20 +1,25 @@
 """The experiments of the published papers, each with the command that runs it on a run.
 
 Commands stand without `saefeat`. `{run}` is the directory of the run, `{out}` the file or directory
-of the result, and other names in braces are files that the user gives.
+of the result, `{inputs}` the options that give a collection the model and text of the run, and
+other names in braces are what the user gives.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from saefeat.config import Inputs, RunConfig
 from saefeat.experiments.published import IDENTIFICATION, LAPE, SAE_LAPE, TERNARY, Published
 
 # Where commands write in a run; all others are experiments.
 _FOLDERS = {
+    "collect": "papers",
     "rank": "selections",
     "lid": "lid",
     "steer sweep": "steering",
@@ -44,19 +49,27 @@ class Step:
     def needs(self) -> list[str]:
         """Names of the files that the user gives."""
         found = dict.fromkeys(re.findall(r"\{(\w+)\}", self.command))
-        return [name for name in found if name not in ("run", "out")]
+        return [name for name in found if name not in ("run", "out", "inputs")]
 
-    def words(self, paper: str, run: Path, given: Mapping[str, str]) -> list[str]:
-        """The words of the command with all names filled in. Raises KeyError if one is missing."""
+    def words(
+        self, paper: str, run: Path, given: Mapping[str, str], inputs: Sequence[str] = ()
+    ) -> list[str]:
+        """The words of the command with all names filled in. Raises KeyError if one is missing.
+
+        `inputs`: options, see `inputs_of`.
+        """
         names = {**given, "run": str(run), "out": str(self.result(paper, run))}
-        return [word.format(**names) for word in self.command.split()]
+        found: list[str] = []
+        for word in self.command.split():
+            found += inputs if word == "{inputs}" else [word.format(**names)]
+        return found
 
     def result(self, paper: str, run: Path) -> Path:
         """Where the result is."""
         found = (folder for begin, folder in _FOLDERS.items() if self.command.startswith(begin))
         folder = next(found, "experiments")
-        kind = "parquet" if folder == "selections" else "json"
-        return run / folder / f"{paper}-{self.name}.{kind}"
+        kind = {"selections": ".parquet", "papers": ""}.get(folder, ".json")
+        return run / folder / f"{paper}-{self.name}{kind}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,34 @@ class Paper:
     subject: str
     used: str
     steps: Sequence[Step]
+
+
+def inputs_of(config: RunConfig) -> list[str]:
+    """Options that give another command the model and text of a run, without defaults."""
+    given = ((field, getattr(config, field.name)) for field in dataclasses.fields(Inputs))
+    return [
+        word
+        for field, value in given
+        if value is not None and (field.name in ("model", "corpus") or value != _default(field))
+        for word in (
+            f"--{field.name.replace('_', '-')}",
+            ",".join(value) if isinstance(value, tuple) else str(value),
+        )
+    ]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return getattr(field.default, "default", field.default)
+
+
+def _collect(what: str, options: str, inputs: str = "{inputs}") -> Step:
+    """The statistics that a paper's rule reads, where a run lacks them."""
+    return Step("statistics", what, f"collect {inputs} {options} --out {{out}}")
+
+
+def _own(paper: str, name: str) -> str:
+    """The selection that another step of the paper writes."""
+    return f"{{run}}/selections/{paper}-{name}.parquet"
 
 
 def _ablate(units: str, options: str = "") -> str:
@@ -87,23 +128,25 @@ PAPERS: Mapping[str, Paper] = {
         "Language-Specific Neurons: the key to multilingual capabilities",
         "LLaMA-2, BLOOM, OPT, Mistral, Phi-2; Wikipedia in six or seven languages",
         [
+            _collect("How often does each neuron fire, in all layers?", "--neurons"),
             Step(
                 "neurons",
                 "Which neurons are specific to a language?",
-                _rank("lape"),
+                _rank("lape", source="{run}/papers/lape-statistics"),
                 "LLaMA-2-7B: 3,523 neurons, English 95 to Indonesian 1,068 per language",
                 LAPE,
             ),
             Step(
                 "ablation",
                 "Does the loss of a language's text rise without its neurons?",
-                _ablate("neurons"),
+                _ablate(_own("lape", "neurons")),
                 "the loss of the language rises most, that of others little",
             ),
             Step(
                 "generation",
                 "Which language does the model write without them?",
-                "steer arithmetic --run {run} --units neurons --activate none --out {out}",
+                f"steer arithmetic --run {{run}} --units {_own('lape', 'neurons')} "
+                "--activate none --out {out}",
             ),
         ],
     ),
@@ -175,6 +218,11 @@ PAPERS: Mapping[str, Paper] = {
                 "steer categories --run {run} --out {out}",
                 "without the all-shared neurons the accuracy falls most",
             ),
+            Step(
+                "accuracy",
+                "And what does the accuracy of a task do?",
+                "steer categories --run {run} --table {table} --out {out}",
+            ),
         ],
     ),
     "amplification": Paper(
@@ -201,12 +249,18 @@ PAPERS: Mapping[str, Paper] = {
         "Culture neurons apart from language neurons (CAPE)",
         "Llama-2-7b, Llama-3.1-8B, Qwen2.5-7B, Gemma-3-12b; MUREL, six cultures",
         [
+            _collect("How often does each neuron fire in text of cultures?", "--neurons"),
+            Step(
+                "cultures",
+                "Which neurons are specific to a culture?",
+                _rank("lape", source="{run}/papers/culture-statistics"),
+            ),
             Step(
                 "ablation",
                 "Do pure culture neurons matter for cultural text, and little for the language?",
-                _ablate("{culture}", "--apart-from {language} --texts {texts}"),
+                _ablate(_own("culture", "cultures"), "--apart-from {language} --texts {texts}"),
                 "culture neurons are separable, mostly in upper layers",
-            )
+            ),
         ],
     ),
     "arithmetic": Paper(
@@ -224,6 +278,11 @@ PAPERS: Mapping[str, Paper] = {
                 "replacement",
                 "The same with the means in place of the activations.",
                 "steer arithmetic --run {run} --activate replacement --out {out}",
+            ),
+            Step(
+                "diffmean",
+                "The same with the difference of means.",
+                "steer arithmetic --run {run} --activate diffmean --out {out}",
             ),
             Step(
                 "fallback",
@@ -249,10 +308,19 @@ PAPERS: Mapping[str, Paper] = {
                 "lens --run {run} --kinds languages --generated --norm without --out {out}",
                 "English in the middle layers",
             ),
+            _collect(
+                "What does the model lose without each neuron, in each document?",
+                "--neuron-site mlp_hidden --with importances --table-examples 50",
+            ),
+            Step(
+                "neurons",
+                "Which neurons matter in all documents of a language?",
+                _rank("plnd", source="{run}/papers/plnd-statistics"),
+            ),
             Step(
                 "ablation",
                 "What does the loss do without a language's neurons?",
-                _ablate("{plnd}"),
+                _ablate(_own("plnd", "neurons")),
                 "0.13 % of the neurons off: XLSum ROUGE-L 26.6 to 0.37 (random 26.7)",
             ),
         ],
@@ -269,6 +337,11 @@ PAPERS: Mapping[str, Paper] = {
                 "Aya: typologically close languages in the middle; Llama: English",
             ),
             Step(
+                "overlap",
+                "Which neurons make up 95 % of a language's firing?",
+                _rank("neuron-overlap"),
+            ),
+            Step(
                 "mixing",
                 "Whose units fire in code-mixed text?",
                 "mix --run {run} --out {out}",
@@ -281,6 +354,13 @@ PAPERS: Mapping[str, Paper] = {
         "Neurons of programming languages",
         "Llama-3.1-8B, CodeLlama-7b; codeparrot/github-code, MuST-CoST",
         [
+            _collect("How often does each neuron fire, in all layers?", "--neurons"),
+            Step(
+                "neurons",
+                "Which 400 neurons are most specific to a programming language?",
+                _rank("lape", "-p per_label=400", "{run}/papers/code-statistics"),
+                "specific neurons in layers 0 to 4, those of one language in layers 29 to 31",
+            ),
             Step(
                 "keywords",
                 "Whose keywords do the decoded tokens belong to, layer by layer?",
@@ -296,7 +376,7 @@ PAPERS: Mapping[str, Paper] = {
             Step(
                 "ablation",
                 "What does the loss do without a language's neurons?",
-                _ablate("neurons"),
+                _ablate(_own("code", "neurons")),
             ),
         ],
     ),
@@ -310,6 +390,29 @@ PAPERS: Mapping[str, Paper] = {
                 "How often is a sentence nearest to its translation, layer by layer?",
                 "lens --run {run} --kinds alignment --parallel {parallel} --out {out}",
             )
+        ],
+    ),
+    "average-precision": Paper(
+        "2404.02431",
+        "Neurons whose mean response tells a language's sentences from others",
+        "XGLM, BLOOM, Llama-2; six languages, 500 sentences of each",
+        [
+            _collect(
+                "What is the mean of each neuron in each sentence?", "--neurons --with responses"
+            ),
+            Step(
+                "neurons",
+                "Which neurons have the highest and the lowest average precision?",
+                _rank("average-precision", source="{run}/papers/average-precision-statistics"),
+                "less than 5 % of a language's neurons are another's, in the first and last layers",
+            ),
+            Step(
+                "forcing",
+                "What does the loss do when they are set to the median of a language?",
+                f"steer amplify --run {{run}} --units {_own('average-precision', 'neurons')} "
+                "--edits pmedian --out {out}",
+                "the model writes the language more often",
+            ),
         ],
     ),
     "monolinguality": Paper(

@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from saefeat.config import NEURON_SITES
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, fingerprint
 from saefeat.methods import METHODS
@@ -128,7 +129,15 @@ class UnitBench:
         return self.chosen(Selection.load(Path(name)), name)
 
     def chosen(self, selection: Selection, name: str) -> Chosen:
-        """The units of a selection. Raises UserError unless it is of dictionaries of this run."""
+        """The units of a selection; statistics of neurons that the run lacks are collected.
+
+        Raises UserError unless it is of dictionaries of this run.
+        """
+        if not set(selection.labels) & set(self.opened.corpus.labels):
+            raise UserError(f"{name} has none of the labels of the run")
+        layers = neuron_layers(self.opened.lm)
+        known = {f"{kind}@{layer}" for kind in NEURON_SITES for layer in layers}
+        collect_sites(self.opened, [each for each in selection.dictionaries if each in known])
         self._check(selection, name)
         return chosen_units(selection)
 
@@ -140,14 +149,12 @@ class UnitBench:
         return [self.read(site) for site in sites]
 
     def _check(self, selection: Selection, name: str) -> None:
-        """Raise UserError unless a selection is of dictionaries and labels of this run."""
+        """Raise UserError unless a selection is of dictionaries of this run."""
         for dictionary, header in selection.dictionaries.items():
             if not self.opened.files.has_stats(dictionary):
                 raise UserError(f"{name} has units of {dictionary}, of which the run has no counts")
             if self._header(dictionary)["fingerprint"] != header.get("fingerprint"):
                 raise UserError(f"{name} is of another {dictionary} than that of the run")
-        if not set(selection.labels) & set(self.opened.corpus.labels):
-            raise UserError(f"{name} has none of the labels of the run")
 
     # ----------------------------------------------------------------------- edits
 
