@@ -40,7 +40,7 @@ def test_papers_are_listed_with_their_commands(saefeat, run_copy):
     code, out, _ = saefeat("reproduce", "arithmetic", "--run", run_copy)
     assert f"saefeat steer fallback --run {run_copy}" in out
     out = saefeat("reproduce", "plnd")[1]
-    assert "--generated --positions 64 --max-new-tokens 64" in out and "cld3" in out
+    assert "--positions 64 --max-new-tokens 64" in out and "cld3" in out
     for wrong, message in {
         ("nothing",): "there is no paper 'nothing'; choose from lape",
         ("lape", "--do"): "give the directory of a run",

@@ -248,7 +248,7 @@ PAPERS: Mapping[str, Paper] = {
                 "lens",
                 "Does the model think in English between input and output? (The paper judges "
                 "tokens by cld3, here by fastText.)",
-                "lens --run {run} --kinds languages --generated --positions 64 "
+                "lens --run {run} --kinds languages --generated --texts 5 --positions 64 "
                 "--max-new-tokens 64 --norm without --out {out}",
                 "English in the middle layers",
             ),
