@@ -13,6 +13,7 @@ from saefeat.config import CONSTANT, AblateConfig, ArithmeticConfig, Decoding, F
 from saefeat.experiments.ablation import ablate_sets
 from saefeat.experiments.arithmetic import arithmetic
 from saefeat.experiments.fallback import fallback
+from saefeat.experiments.frame import Forecast
 from saefeat.experiments.units import UnitBench
 from saefeat.generation import generate, texts_of
 from saefeat.hooks import intervene
@@ -113,6 +114,20 @@ def test_files_of_others_beside_a_result_are_kept(run_copy, tmp_path, many):
     arithmetic(opened, asked, SHORT, out)
     assert out.with_suffix(".csv").exists() and out.with_suffix(".svg").exists()
     arithmetic(opened, replace(asked, prompts=2), SHORT, out)  # its own files are replaced
+
+
+def test_the_forecast_is_said_after_the_first_part_and_corrected():
+    # Two parts of the unedited model, and then edited ones that need ten times as long.
+    forecast = Forecast()
+    assert forecast.update(60, 9) == 9
+    assert forecast.update(60, 8) is None
+    assert forecast.update(600, 7) == pytest.approx(7 * 5.5)  # the mean of the last two
+    assert forecast.update(600, 6) == pytest.approx(6 * 10)
+    assert all(forecast.update(600, left) is None for left in range(5, -1, -1))
+    two = Forecast()
+    assert two.update(120, 1) == 2 and two.update(900, 0) is None
+    quick = Forecast()  # a change of seconds is not worth a line
+    assert quick.update(0.1, 20) is not None and quick.update(1, 19) is None
 
 
 # --------------------------------------------------------------------------- arithmetics
@@ -343,11 +358,44 @@ def test_plots_show_every_value_and_escape_names():
     rows.append({"layer": 3, "label": "c&d", "share": None, "set": "two"})
     lines = {"kind": "lines", "x": "layer", "y": "label", "value": "share", "panels": ["set"]}
     heat = {"kind": "heat", "x": "layer", "y": "label", "value": "share", "panels": ["set"]}
-    root = ElementTree.fromstring(draw_plots("title", rows, [lines, heat]))
+    drawn = {"title": "title", "rows": rows, "plots": [lines, heat]}
+    root = ElementTree.fromstring(draw_plots(drawn))
     svg = "{http://www.w3.org/2000/svg}"
-    assert len(root.findall(f".//{svg}circle")) == 12  # lines have a dot for each value
+    dots = [e.get("d") for e in root.iter(f"{svg}path") if e.get("class") == "dots"]
+    assert sum(path.count("M") for path in dots) == 12  # lines have a dot for each value
     texts = [each.text for each in root.iter(f"{svg}text")]
     assert {"a<b", "c&d", "share, one over layer", "share, two: label by layer"} <= {*texts}
     cells = [e for e in root.iter(f"{svg}text") if e.get("class") == "cell"]
     assert sorted(float(e.text) for e in cells) == sorted(r["share"] for r in rows[:-1])
-    assert draw_plots("title", rows, []) is None
+    assert draw_plots({**drawn, "plots": []}) is None
+
+
+def test_the_page_shows_the_first_plots_that_fit():
+    from saefeat.report.experiments import experiment_views
+
+    labels = [f"language {i}" for i in range(15)]
+    rows = [
+        {"layer": x, "text": text, "decoded": name, "share": (x * i % 7) / 7, "norm": norm}
+        for norm in ("with", "without")
+        for text in labels
+        for i, name in enumerate(labels)
+        for x in range(19)
+    ]
+    means = [{"layer": x, "figure": "own", "mean": x / 3} for x in range(19)]
+    first = {"kind": "lines", "x": "layer", "y": "figure", "value": "mean", "panels": []}
+    first["of"] = "means"
+    second = {"kind": "lines", "x": "layer", "y": "decoded", "value": "share"}
+    second["panels"] = ["norm", "text"]
+    result = {"title": "t", "rows": rows, "means": means, "summary": [], "notes": []}
+
+    def view(*plots):
+        (found,) = experiment_views({"lens": {**result, "plots": list(plots)}})
+        return found["image"], found["more"]
+
+    alone, more = view(first)
+    assert alone is not None and not more
+    image, more = view(first, second)
+    assert len(image) > 10 * len(alone) and not more  # panels of 15 labels fit
+    rows += [{**row, "layer": row["layer"] + 19} for row in rows]
+    assert view(first, second) == (alone, True)
+    assert view(second) == (None, True)

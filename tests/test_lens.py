@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity
 
 from saefeat.labels.scripts import known_scripts, script_of, scripts_of_label
-from saefeat.lens.alignment import aligned, cosines, embed_texts
+from saefeat.lens.alignment import aligned, aligned_otherwise, cosines, embed_texts
 from saefeat.lens.keywords import languages_of, pygments_keywords
-from saefeat.lens.logits import check_decoding, logits, set_probabilities, top_tokens
+from saefeat.lens.logits import (
+    before_projection,
+    check_decoding,
+    logits,
+    set_probabilities,
+    top_tokens,
+)
 from saefeat.lens.stream import EMBEDDINGS, read_means, read_places, spread, stream_sites
 from saefeat.models import wrap
 
@@ -80,6 +86,13 @@ def test_the_last_layer_with_the_final_norm_gives_the_models_own_logits(family_l
 )
 def test_so_in_families_that_scale_logits_or_add_a_bias(name, options):
     check_own_logits(other_lm(name, **options))
+
+
+def test_the_last_hidden_states_of_transformers_are_behind_the_final_norm(family_lm):
+    states, _ = hidden(family_lm, ROWS[0])
+    ids = torch.tensor([[*family_lm.prefix, *ROWS[0]]])
+    last = family_lm.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+    assert torch.allclose(before_projection(family_lm, states[max(states)]), last, atol=1e-5)
 
 
 def test_without_the_final_norm_vectors_go_straight_to_the_output_projection(tiny_lm):
@@ -176,6 +189,25 @@ def test_alignment_is_the_published_loop(values):
         assert aligned(c)[i] == (c[i, i] > max(others))
 
 
+@given(
+    st.integers(3, 6).flatmap(lambda n: st.lists(st.integers(0, 4), min_size=n * n, max_size=n * n))
+)
+def test_the_control_of_alignment_leaves_translations_out(values):
+    n = int(len(values) ** 0.5)
+    c = np.array(values, float).reshape(n, n)
+    for i in range(n):
+        k = (i + 1) % n  # text i stands beside the translation of text k
+        others = [c[i, j] for j in range(n) if j not in (i, k)]
+        others += [c[j, k] for j in range(n) if j not in (i, k)]
+        assert aligned_otherwise(c)[i] == (c[i, k] > max(others))
+
+
+def test_the_control_of_alignment_is_no_rest_of_the_score():
+    # All translations are aligned, and each text is also near to the translation of the next.
+    near = 0.9 * np.eye(5) + 0.5 * np.roll(np.eye(5), 1, axis=1)
+    assert aligned(near).all() and aligned_otherwise(near).all()
+
+
 def test_embeddings_and_cosines_by_a_plain_loop(tiny_lm):
     sites = stream_sites(tiny_lm)
     found = embed_texts(tiny_lm, ROWS, list(sites.values()))
@@ -183,6 +215,8 @@ def test_embeddings_and_cosines_by_a_plain_loop(tiny_lm):
         weighted, last = [], []
         for row in ROWS:
             states = hidden(tiny_lm, row)[0][layer].double().numpy()
+            if layer == max(sites):  # as in the last hidden states of transformers
+                states = tiny_lm.model.model.norm(torch.tensor(states).float()).double().numpy()
             t = np.arange(1, len(states) + 1)  # BOS is the first
             weighted.append((states * t[:, None]).sum(0) / t.sum())
             last.append(states[-1])

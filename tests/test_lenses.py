@@ -25,9 +25,11 @@ from saefeat.config import Decoding, LensConfig
 from saefeat.corpora import load_corpus
 from saefeat.experiments.lenses import lens
 from saefeat.experiments.lenses.alignment import find_pairs
-from saefeat.experiments.lenses.bench import LensBench, by_stage
+from saefeat.experiments.lenses.bench import LensBench, NotApplicable, by_stage
+from saefeat.experiments.lenses.clozes import first_tokens, noun_clozes, read_clozes
+from saefeat.experiments.lenses.figures import text_figures
 from saefeat.experiments.lenses.tokens import keywords
-from saefeat.experiments.lenses.words import first_tokens, noun_clozes, read_clozes
+from saefeat.experiments.lenses.words import word_probabilities
 from saefeat.labels.scripts import script_of
 from saefeat.lens.keywords import PROGRAMMING
 from saefeat.models import wrap
@@ -132,6 +134,61 @@ def test_the_vocabulary_of_a_small_model_is_its_own_control(opened, tmp_path):
         assert row["vocabulary"] == pytest.approx(known[row["decoded"]] / known.total())
 
 
+def figures(shares, classes=None, pivot="en"):
+    """Mean figures of texts, given the shares of classes in each: text -> class -> share."""
+    vocabulary = {"en": 0.8, "de": 0.1, "th": 0.1}
+    rows = [
+        {"norm": "n", "layer": 0, "text": text, "decoded": name, "share": share, "attributed": 0.5}
+        | {"vocabulary": vocabulary[name]}
+        for text, of in shares.items()
+        for name, share in of.items()
+    ]
+    found = text_figures(lambda label: frozenset({(classes or {}).get(label, label)}), pivot, rows)
+    return [
+        [None if row[name] is None else round(row[name], 9) for row in found]
+        for name in ("own", "own_in_others", "pivot", "pivot_vocabulary")
+    ]
+
+
+def test_a_lens_that_says_the_same_of_all_texts_is_no_better_than_its_controls():
+    always = {text: {"en": 0.8, "de": 0.1, "th": 0.1} for text in ("en", "de", "th")}
+    own, others, pivot, vocabulary = figures(always)
+    assert own == others == [0.8, 0.1, 0.1]
+    assert pivot == vocabulary == [None, 0.8, 0.8]
+
+
+def test_controls_of_decoded_tokens_by_hand():
+    own, others, pivot, vocabulary = figures(
+        {
+            "en": {"en": 0.9, "de": 0.1, "th": 0.0},
+            "de": {"en": 0.3, "de": 0.7, "th": 0.0},
+            "th": {"en": None, "de": None, "th": None},  # no token has a class
+        }
+    )
+    assert own == [0.9, 0.7, None] and others == [0.3, 0.1, None]
+    assert pivot == [None, 0.3, None] and vocabulary == [None, 0.8, None]
+    # en and de have one script: neither is an other text of the other, nor its pivot.
+    own, others, pivot, _ = figures(
+        {"en": {"en": 0.9, "th": 0.1}, "de": {"en": 1, "th": 0}, "th": {"en": 0.4, "th": 0.6}},
+        {"de": "en"},
+    )
+    assert own == [0.9, 1, 0.6] and others == [0.4, 0.4, 0.05]
+    assert pivot == [None, None, 0.4]
+
+
+def test_the_first_plot_shows_means_over_labels(opened, tmp_path):
+    config = LensConfig(kinds=("scripts",), texts=2, positions=2, top=3)
+    (result,) = lens(opened, config, DECODING, tmp_path / "out.json")
+    assert result["plots"][0]["of"] == "means"
+    for row in result["means"]:
+        if row["figure"] == "pivot":  # Latin in Thai text, the only one without Latin
+            (one,) = [r for r in result["rows"] if (r["text"], r["decoded"]) == ("th", "Latn")
+                      and all(r[name] == row[name] for name in ("norm", "layer"))]  # fmt: skip
+            assert row["mean"] == one["share"]
+    drawn = (tmp_path / "out.svg").read_text()
+    assert "mean, with final norm over layer" in drawn and "own_in_others" in drawn
+
+
 def test_keywords_of_the_labels_that_are_programming_languages():
     def names(labels, **options):
         run = SimpleNamespace(corpus=SimpleNamespace(labels=labels))
@@ -185,11 +242,63 @@ def test_word_probabilities_by_brute_force(opened, tmp_path):
         sets = [first(cells[k]) for cells in rows]
         expected = np.mean([float(p[ids].sum()) for p, ids in zip(each, sets, strict=True)])
         assert row["probability"] == pytest.approx(expected, abs=1e-6)
-        others = [next(sets[j % 3] for j in (i + 1, i + 2) if not set(sets[j % 3]) & set(sets[i]))
-                  for i in range(3)]  # fmt: skip
+        after = [[2], [2], [0, 1]]  # `cat` stands in the first prompt, `Hund` in the second
+        others = [next(sets[j] for j in some if not set(sets[j]) & set(sets[i]))
+                  for i, some in enumerate(after)]  # fmt: skip
         expected = np.mean([float(p[ids].sum()) for p, ids in zip(each, others, strict=True)])
         assert row["control"] == pytest.approx(expected, abs=1e-6)
         assert row["role"] == {"en": "pivot", "de": "other"}[row["language"]]
+
+
+def test_control_words_stand_in_no_example_of_the_prompt(opened, tmp_path):
+    lm, config = opened.lm, LensConfig(kinds=("words",), norm="with", layers=(1,))
+    (result,) = lens(opened, config, DECODING, tmp_path / "out.json")
+    clozes = [one for one in noun_clozes(opened.corpus.labels) if one.target == "de"]
+    expected = {language: [] for language in opened.corpus.labels}
+    for i, one in enumerate(clozes):
+        ids = lm.tokenizer(one.prompt, add_special_tokens=False)["input_ids"]
+        chances = own_logits(lm, hidden(lm, ids)[0][1][-1], True).double().softmax(-1)
+        for language, some in expected.items():
+            firsts = [set().union(*(first_tokens(lm, word) for word in other.words[language]))
+                      for other in clozes]  # fmt: skip
+            shown = [(i + step) % 20 for step in range(5)]  # its own noun, and four examples
+            allowed = [
+                j
+                for j in [(i + step) % 20 for step in range(20)]
+                if j not in shown
+                and not any(w in one.prompt for of in clozes[j].words.values() for w in of)
+                and not firsts[j] & firsts[i]
+            ]
+            some += [float(chances[sorted(firsts[j])].sum()) for j in allowed[:1]]
+    for row in result["rows"]:
+        if row["target"] == "de":
+            some = expected[row["language"]]
+            assert len(some) == (0 if row["language"] == "th" else 20)  # Thai begins with one byte
+            assert row["control"] == (pytest.approx(np.mean(some), abs=1e-6) if some else None)
+
+
+def test_the_language_whose_words_stand_in_the_prompts_is_the_source(opened, tmp_path):
+    rows = [("Hund -", "dog", "Hund", "x", "en"), ("ein Ohr -", "ear", "Ohr", "y", "en"),
+            ("dog -", "dog", "Hund", "x", "de"), ("ear -", "ear", "Ohr", "y", "de")]  # fmt: skip
+    file = write_csv(tmp_path / "words.csv", ("prompt", "en", "de", "th", "target"), *rows)
+    config = LensConfig(kinds=("words",), words=file, layers=(0,), norm="with")
+    (result,) = lens(opened, config, DECODING, tmp_path / "out.json")
+    roles = {(row["target"], row["language"]): row["role"] for row in result["rows"]}
+    assert roles == {
+        ("en", "en"): "target",
+        ("en", "de"): "source",
+        ("en", "th"): "other",
+        ("de", "en"): "source",  # though it is the pivot: a copy says nothing of thinking
+        ("de", "de"): "target",
+        ("de", "th"): "other",
+    }
+    assert {row["role"] for row in result["summary"]} == {"target", "source", "other"}
+
+
+def test_a_pivot_without_words_leaves_other_kinds_alone():
+    run = SimpleNamespace(corpus=SimpleNamespace(labels=("de", "en", "fr", "sw")))
+    with pytest.raises(NotApplicable, match="there are no words in sw"):
+        word_probabilities(LensBench(run, LensConfig(pivot="sw"), DECODING))
 
 
 def test_first_tokens_and_all_beginnings_of_a_word(tiny_lm):
@@ -250,7 +359,8 @@ def test_mexa_by_a_plain_loop(opened, tmp_path, parallel):
 
     def embed(text, layer, pooling):
         ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        x = hidden(lm, ids)[0][layer].double().numpy()
+        x = hidden(lm, ids)[0][layer]
+        x = (lm.model.model.norm(x) if layer == 1 else x).double().detach().numpy()
         t = np.arange(1, len(x) + 1)
         return x[-1] if pooling == "last token" else (t[:, None] * x).sum(0) / t.sum()
 
@@ -258,16 +368,30 @@ def test_mexa_by_a_plain_loop(opened, tmp_path, parallel):
     for row in result["rows"]:
         own, other = ([embed(pair[side], row["layer"], row["pooling"]) for pair in pairs["de"]]
                       for side in (0, 1))  # fmt: skip
-        for name, moved in (("mexa", other), ("control", other[1:] + other[:1])):
-            c = cosine_similarity(own, moved)
-            hits = [
-                all(c[i, i] > c[i, j] and c[i, i] > c[j, i] for j in range(6) if j != i)
-                for i in range(6)
-            ]
+        c = cosine_similarity(own, other)
+        for name, step in (("mexa", 0), ("control", 1)):
+            hits = []
+            for i in range(6):
+                k = (i + step) % 6
+                rest = [j for j in range(6) if j not in (i, k)]
+                hits.append(all(c[i, k] > c[i, j] and c[i, k] > c[j, k] for j in rest))
             assert row[name] == pytest.approx(sum(hits) / 6)
             scores.add(row[name])
     assert len(scores) > 1
-    assert {row["pairs"] for row in result["rows"]} == {6}
+    assert {row["pairs"] for row in [*result["rows"], *result["summary"]]} == {6}
+    assert any("Fewer than 20 pairs: de (6)" in note for note in result["notes"])
+
+
+def test_labels_with_different_numbers_of_pairs_are_noted(opened, tmp_path):
+    texts = opened.corpus.texts
+    rows = [(f"{texts[i]} {label}", label, i) for label, n in (("en", 30), ("de", 25), ("fr", 4))
+            for i in range(n)]  # fmt: skip
+    file = write_csv(tmp_path / "some.csv", ("text", "label", "id"), *rows)
+    config = LensConfig(kinds=("alignment",), parallel=file, layers=(0,))
+    (result,) = lens(opened, config, DECODING, tmp_path / "out.json")
+    assert {row["label"]: row["pairs"] for row in result["summary"]} == {"de": 25, "fr": 4}
+    notes = " ".join(result["notes"])
+    assert "Fewer than 20 pairs: fr (4)." in notes and "have 4 to 25 pairs" in notes
 
 
 def test_a_label_aligned_with_a_copy_of_itself(opened, tmp_path):
@@ -343,6 +467,7 @@ REFUSED = {
     "layer": (["--layers", "0,2"], "the layer 2 does not exist: the model has the layers 0 to 1"),
     "two outputs": (["--kinds", "probe,scripts", "--out", "x.json"], "an output is for one kind"),
     "not parallel": (["--kinds", "alignment"], "are not parallel"),
+    "parallel": (["--parallel", "TEXTS"], "are not parallel"),
     "pivot": (["--pivot", "sv", "--kinds", "scripts"], "there is no label 'sv'"),
     "no words": (["--pivot", "th", "--kinds", "words", "--words", "WORDS"], "no words in th"),
     "no table": (["--words", "missing.csv"], "missing.csv does not exist"),
@@ -354,10 +479,16 @@ REFUSED = {
 def test_bad_input_is_one_sentence(saefeat, tiny_run, tmp_path, name):
     options, message = REFUSED[name]
     words = write_csv(tmp_path / "words.csv", ("prompt", "en"), ("hello", "x"))
-    options = [words if option == "WORDS" else option for option in options]
+    texts = write_csv(tmp_path / "texts.csv", ("text", "label"), ("hello", "en"), ("hallo", "de"))
+    options = [{"WORDS": words, "TEXTS": texts}.get(option, option) for option in options]
     code, out, err = saefeat("lens", "--run", tiny_run, *options)
     assert (code, out) == (2, "") and message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_probability_above_1_is_refused(saefeat, tiny_run):
+    code, out, err = saefeat("lens", "--run", tiny_run, "--reliable", 2)
+    assert (code, out) == (2, "") and "less than or equal to 1" in err
 
 
 TABLES = {

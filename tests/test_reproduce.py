@@ -46,6 +46,8 @@ def test_papers_are_listed_with_their_commands(saefeat, run_copy):
     model, corpus = arguments["model"], arguments["corpus"]
     assert f"saefeat collect --model {model} --corpus {corpus}" in out
     assert f"--max-tokens {arguments['max_tokens']}" in out and "--neurons --out" in out
+    out = saefeat("reproduce", "plnd")[1]
+    assert "--positions 64 --max-new-tokens 64" in out and "cld3" in out
     for wrong, message in {
         ("nothing",): "there is no paper 'nothing'; choose from lape",
         ("lape", "--do"): "give the directory of a run",

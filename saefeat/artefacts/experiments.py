@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -22,6 +22,8 @@ class Plot(TypedDict):
     `lines`: `value` over the number in column `x`, a line for each value of the column `y`. `heat`:
     a table with the values of `y` as rows and those of `x` as columns. There is a panel for each
     combination of values of the columns `panels`.
+
+    `of`: the rows that are drawn, those of the experiment unless it says means.
     """
 
     kind: Literal["lines", "heat"]
@@ -29,17 +31,21 @@ class Plot(TypedDict):
     y: str
     value: str
     panels: list[str]
+    of: NotRequired[Literal["means"]]
 
 
 def _check(experiment: Mapping[str, Any]) -> None:
-    for name in ("rows", "summary"):
-        _check_columns(experiment[name], name)
-    for plot in experiment["plots"] if experiment["rows"] else ():
+    for name in ("rows", "summary", "means"):
+        _check_columns(experiment.get(name, ()), name)
+    for plot in experiment["plots"]:
+        if not (rows := experiment.get(plot.get("of", "rows"))):
+            require(rows is not None, "a plot is of means that are not there")
+            continue
         columns = {*plot["panels"], plot["x"], plot["y"], plot["value"]}
-        known = set(experiment["rows"][0])
+        known = set(rows[0])
         require(columns <= known, f"a plot is of columns that are not there: {columns - known}")
         numbers = [plot["value"], *([plot["x"]] if plot["kind"] == "lines" else [])]
-        for row in experiment["rows"]:
+        for row in rows:
             drawn = row[plot["value"]] is not None
             fine = all(type(row[name]) in (int, float) for name in numbers)
             require(not drawn or fine, f"the columns {', '.join(numbers)} are not numbers")
@@ -55,7 +61,8 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], name: str) -> None:
 class Experiment(TypedDict):
     """`experiments/NAME.json`: what an experiment has measured, as flat rows.
 
-    `settings` says what was asked for; `notes` are sentences for the reader.
+    `settings` says what was asked for; `means` are averages of the rows that are drawn, such as
+    those over all labels by layer; `notes` are sentences for the reader.
     """
 
     schema: Version
@@ -67,5 +74,6 @@ class Experiment(TypedDict):
     settings: dict[str, Any]
     rows: list[Row]
     summary: list[Row]
+    means: NotRequired[list[Row]]
     plots: list[Plot]
     notes: list[str]

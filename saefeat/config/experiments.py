@@ -213,7 +213,9 @@ class LensConfig:
         "Decode where the model generates after the beginning of a text, not in the text.", False
     )
     top: int = about("Tokens decoded at a position.", 10, ge=1)
-    reliable: float = about("Least probability of fastText for a token's language.", 0.5, ge=0)
+    reliable: float = about(
+        "Least probability of fastText for a token's language.", 0.5, ge=0, le=1
+    )
     words: str | None = about(
         "Table (.csv) with the column prompt and one column per language, which has the expected "
         "word (several with | between them); the column target, the language that is asked for, is "
@@ -235,6 +237,6 @@ class LensConfig:
         "Corpus whose translations share an id; default the run's own.", None
     )
     pivot: str | None = about("Label that others are compared with; default English.", None)
-    pairs: int = about("Pairs of translations per label.", 100, ge=2)
+    pairs: int = about("Pairs of translations per label.", 100, ge=3)
     train_texts: int = about("Train texts per label for the probe.", 100, ge=2)
     test_texts: int = about("Test texts per label for the probe.", 50, ge=1)

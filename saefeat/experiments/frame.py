@@ -39,6 +39,34 @@ class Question:
     notes: Sequence[str] = field(default_factory=list)
 
 
+class Forecast:
+    """The time that an experiment still needs, from the times of its parts.
+
+    The first parts are often of the unedited model, which needs less time. So the mean of the later
+    half of the parts counts, and what was said is corrected.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._said: float | None = None  # minutes left by what was said last
+
+    def update(self, seconds: float, left: int) -> float | None:
+        """Return the minutes that parts left need, after a part of some seconds.
+
+        None where no part is left, or where what was said last is right within half of it or half a
+        minute.
+        """
+        self._seconds.append(seconds)
+        later = self._seconds[len(self._seconds) // 2 :]
+        minutes = left * sum(later) / len(later) / 60
+        if self._said is not None:
+            self._said -= seconds / 60
+            if abs(minutes - self._said) <= max(abs(self._said) / 2, 0.5):
+                return None
+        self._said = minutes
+        return minutes if left else None
+
+
 def carry_out(
     opened: OpenRun,
     out: Path,
@@ -47,6 +75,7 @@ def carry_out(
     measure: Callable[[str], list[Row]],
     summarize: Callable[[list[Row]], list[Row]],
     begin: Callable[[], object] = lambda: None,
+    average: Callable[[list[Row]], list[Row]] | None = None,
 ) -> Experiment:
     """Measure an experiment part by part, write it to `out`, and return what is written.
 
@@ -58,6 +87,7 @@ def carry_out(
         measure: part -> its rows. All rows have the same columns.
         summarize: all rows -> the rows of the summary.
         begin: what all parts need, done before the first that is left; the forecast leaves it out.
+        average: all rows -> the means of which there are plots.
 
     Raises UserError when `out` is something else than this kind of experiment, or would be replaced
     by the table or the plots beside it, or when these would replace files of others.
@@ -79,6 +109,7 @@ def carry_out(
         kept, _ = checkpoint.load() or ({}, {})
         done: dict[str, list[Row]] = kept.get("rows", {})
         left = [part for part in parts if part not in done]
+        forecast = Forecast()
         if left:
             begin()
         with track(opened.say, name, len(parts), "parts", done=len(parts) - len(left)) as bar:
@@ -86,9 +117,9 @@ def carry_out(
                 begun = time.monotonic()
                 done[part] = measure(part)
                 checkpoint.save({"rows": done})
-                if number == 1 and len(left) > 2:  # the first is often the unedited model
-                    minutes = (time.monotonic() - begun) * (len(left) - 2) / 60
-                    opened.say(f"{name}: {len(left) - 2} more parts, about {minutes:.1f} minutes")
+                rest = len(left) - number - 1
+                if (minutes := forecast.update(time.monotonic() - begun, rest)) is not None:
+                    opened.say(f"{name}: about {minutes:.1f} minutes left")
                 bar.set_postfix_str(part, refresh=False)
                 bar.update()
         rows = [row for part in parts for row in done[part]]
@@ -105,6 +136,8 @@ def carry_out(
             "plots": list(question.plots),
             "notes": list(question.notes),
         }
+        if average is not None:
+            result["means"] = average(rows)
         _write_beside(out, result)
         opened.files.save_experiment(result, out)  # last: it says that the work is done
     return result
@@ -135,7 +168,7 @@ def _write_beside(out: Path, result: Experiment) -> None:
         writer.writeheader()
         writer.writerows(result["rows"])
     write_bytes(out.with_suffix(_TABLE), text.getvalue().encode("utf-8", "replace"))
-    drawn = draw_plots(result["title"], result["rows"], result["plots"])
+    drawn = draw_plots(result)
     if drawn is not None:
         write_text(out.with_suffix(_PLOTS), drawn)
     else:

@@ -292,8 +292,9 @@ PAPERS: Mapping[str, Paper] = {
             ),
             Step(
                 "lens",
-                "Which language do the decoded tokens have, layer by layer?",
-                "lens --run {run} --kinds languages --out {out}",
+                "Which language do the decoded tokens have, layer by layer? (The paper sums the "
+                "probabilities of the five tokens; here they are counted.)",
+                "lens --run {run} --kinds languages --norm with --positions 1 --top 5 --out {out}",
             ),
         ],
     ),
@@ -304,8 +305,10 @@ PAPERS: Mapping[str, Paper] = {
         [
             Step(
                 "lens",
-                "Does the model think in English between input and output?",
-                "lens --run {run} --kinds languages --generated --norm without --out {out}",
+                "Does the model think in English between input and output? (The paper judges "
+                "tokens by cld3, here by fastText.)",
+                "lens --run {run} --kinds languages --generated --texts 5 --positions 64 "
+                "--max-new-tokens 64 --norm without --out {out}",
                 "English in the middle layers",
             ),
             _collect(
@@ -363,7 +366,9 @@ PAPERS: Mapping[str, Paper] = {
             ),
             Step(
                 "keywords",
-                "Whose keywords do the decoded tokens belong to, layer by layer?",
+                "Whose keywords do the decoded tokens belong to, layer by layer? (The paper reads "
+                "prompts with translations of programs, here plain test texts; its list of "
+                "keywords is of 23 languages, here Pygments'.)",
                 "lens --run {run} --kinds keywords --out {out}",
                 "English and keywords in the second half",
             ),

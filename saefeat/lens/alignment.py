@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saefeat.activations import counted_vectors
 from saefeat.corpora import Batch, plan_batches
+from saefeat.lens.logits import before_projection
 from saefeat.lens.stream import by_row
 from saefeat.models import LanguageModel
 
@@ -38,11 +39,26 @@ def aligned(similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (own > others.max(1)) & (own > others.max(0))
 
 
+def aligned_otherwise(similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each pair (i, i + 1) of texts that are no translations is aligned: bool [n].
+
+    The last text is paired with the first. As in `aligned`, but that the translations of both texts
+    of a pair do not compete: they would win, and so the better a model is, the lower the mean would
+    be. So the mean is a level of chance.
+
+    Args:
+        similarity: [n, n], n at least 3.
+    """
+    others = np.where(np.eye(len(similarity), dtype=bool), -np.inf, similarity)
+    return aligned(np.roll(others, -1, axis=1))
+
+
 def embed_texts(lm: LanguageModel, rows: Sequence[list[int]], sites: Sequence[str]) -> Embeddings:
     """Embed n rows of tokens at sites of the residual stream, as MEXA does.
 
     The weighted mean is sum(t * h_t) / sum(t) with t = 1, 2, ... over all tokens, those that the
-    tokenizer puts around a text among them. The last token is the last of these.
+    tokenizer puts around a text among them. The last token is the last of these. The stream after
+    the last block is read behind the final norm, as the last hidden states of transformers are.
 
     Args:
         rows: token ids, without those around a text.
@@ -50,8 +66,11 @@ def embed_texts(lm: LanguageModel, rows: Sequence[list[int]], sites: Sequence[st
     found: dict[tuple[str, str], list[NDArray[np.float64]]] = {
         (site, pooling): [np.empty(0)] * len(rows) for site in sites for pooling in POOLINGS
     }
+    last = f"resid_post@{lm.n_layers - 1}"
     for batch, vectors in counted_vectors(lm, _whole(lm, rows), sites):
         for site, x in vectors.items():
+            if site == last:
+                x = before_projection(lm, x)
             for number, part in by_row(batch, x):
                 for pooling, pooled in zip(POOLINGS, _pool(part.double()), strict=True):
                     found[site, pooling][number] = pooled.cpu().numpy()

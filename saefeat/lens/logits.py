@@ -30,11 +30,25 @@ def logits(lm: LanguageModel, vectors: Tensor, *, norm: bool = True, bias: bool 
     """
     head: Any = lm.model.get_output_embeddings()
     with torch.inference_mode():
+        x = before_projection(lm, vectors, norm=norm)
+        found = head(x) if bias else linear(x, lm.unembedding())
+        return _scaled(lm, found.float())
+
+
+def before_projection(lm: LanguageModel, vectors: Tensor, *, norm: bool = True) -> Tensor:
+    """Return what the output projection reads of vectors [n, d] of the stream: [n, d'].
+
+    After the last block these are the last hidden states of transformers. They have the dtype of
+    the output projection, and d' = d but where a model makes fewer dimensions.
+
+    Args:
+        norm: put them through the model's final norm.
+    """
+    with torch.inference_mode():
         x = vectors.to(lm.device, lm.unembedding().dtype)
         for module in [*_final_norm(lm)] * norm + _narrowing(lm):
             x = module(x)
-        found = head(x) if bias else linear(x, lm.unembedding())
-        return _scaled(lm, found.float())
+        return x
 
 
 def decoded(

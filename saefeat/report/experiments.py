@@ -9,32 +9,36 @@ from typing import Any
 from saefeat.artefacts.experiments import Experiment
 from saefeat.report.plots import draw_plots
 
-_LARGEST = 400_000  # bytes of a drawing in the page; a larger one is a file beside the result
+_LARGEST = 400_000  # bytes of a drawing in the page; what is larger is in the file of the plots
 
 
 def experiment_views(experiments: Mapping[str, Experiment]) -> list[dict[str, Any]]:
     """What the page shows of each.
 
     Returns:
-        file (its name without an ending), title, columns, rows, image (a data URL), drawn (whether
-        there are plots) and notes.
+        file (its name without an ending), title, columns, rows, image (a data URL), more (whether
+        there are plots that the image has not) and notes.
     """
-    return [
-        {
+    found = []
+    for file, each in experiments.items():
+        image, shown = _image(each)
+        part = {
             "file": file,
             "title": each["title"],
             "columns": list(each["summary"][0]) if each["summary"] else [],
             "rows": [list(row.values()) for row in each["summary"]],
-            "image": _image(each),
-            "drawn": bool(each["plots"]),
+            "image": image,
+            "more": shown < len(each["plots"]),
             "notes": each["notes"],
         }
-        for file, each in experiments.items()
-    ]
+        found.append(part)
+    return found
 
 
-def _image(each: Experiment) -> str | None:
-    drawn = draw_plots(each["title"], each["rows"], each["plots"])
-    if drawn is None or len(drawn) > _LARGEST:
-        return None
-    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
+def _image(each: Experiment) -> tuple[str | None, int]:
+    """As many of the first plots as fit into the page, and their number."""
+    for n in range(len(each["plots"]), 0, -1):
+        drawn = (draw_plots(each, n) or "").encode()
+        if len(drawn) <= _LARGEST:
+            return f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}", n
+    return None, 0

@@ -21,16 +21,20 @@ from saefeat.drawing import (
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw_plots(title: str, rows: Rows, plots: Sequence[Plot]) -> str | None:
-    """Draw all plots below each other; None where there are none."""
-    drawn = [_lines(rows, plot) if plot["kind"] == "lines" else _heat(rows, plot) for plot in plots]
+def draw_plots(experiment: Mapping[str, Any], n: int | None = None) -> str | None:
+    """Draw the first n plots of an experiment, or all, below each other; None if there are none."""
+    drawn = [
+        (_lines if plot["kind"] == "lines" else _heat)(experiment[plot.get("of", "rows")], plot)
+        for plot in experiment["plots"][:n]
+    ]
     if not drawn:
         return None
     body, top = [], 0.0
     for part, _, height in drawn:
         body.append(f'<g transform="translate(0 {top:.0f})">{part}</g>')
         top += height
-    return document(max(width for _, width, _ in drawn), round(top), title, "".join(body))
+    width = max(width for _, width, _ in drawn)
+    return document(width, round(top), experiment["title"], "".join(body))
 
 
 def _panels(rows: Rows, plot: Plot) -> dict[str, list[Mapping[str, Any]]]:

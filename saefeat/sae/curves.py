@@ -84,5 +84,5 @@ def _draw(panel: _Panel, colour: Mapping[str, str], last: float) -> str:
     drawn = axes.marks(panel.title)
     drawn += [axes.curve(points, colour[site]) for site, points in panel.trained.items()]
     for site, points in panel.held.items():
-        drawn += [axes.curve(points, colour[site], "curve held"), *axes.dots(points, colour[site])]
+        drawn += [axes.curve(points, colour[site], "curve held"), axes.dots(points, colour[site])]
     return "".join(drawn)

@@ -243,6 +243,7 @@ def write_experiment(run: Path) -> None:
     ]
     lines = {"kind": "lines", "x": "layer", "y": "label", "value": "share", "panels": []}
     heat = {"kind": "heat", "x": "layer", "y": "label", "value": "share", "panels": ["layer"]}
+    means = {**lines, "y": "of", "value": "mean", "of": "means"}
     experiment = {
         "schema": SCHEMA,
         "request": "r",
@@ -253,7 +254,8 @@ def write_experiment(run: Path) -> None:
         "settings": {"top": 3},
         "rows": rows,
         "summary": [{"label": EVIL, "share": 0.1875, "n": None}],
-        "plots": [lines, heat],
+        "means": [{"layer": layer, "of": EVIL, "mean": 0.5} for layer in range(4)],
+        "plots": [means, lines, heat],
         "notes": [f"a note on {EVIL}"],
     }
     write_json(run / "experiments" / "lens.json", experiment)

@@ -130,7 +130,8 @@ def test_the_curves_are_drawn_by_site(whole):
     root = ElementTree.fromstring(text)
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"FVU", "L0", "dead share", "loss recovered", *SITES} <= set(words)
-    curves = list(root.iter("{http://www.w3.org/2000/svg}path"))
+    paths = root.iter("{http://www.w3.org/2000/svg}path")
+    curves = [path for path in paths if path.get("class", "").startswith("curve")]
     last = lines(whole)[-1]["evaluation"].values()
     recovered = sum(of["loss"]["recovered"] is not None for of in last)
     assert len(curves) == (2 * 2 + 1) * len(SITES) + recovered  # FVU and L0 also on held-out text

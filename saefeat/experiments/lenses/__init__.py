@@ -30,6 +30,13 @@ _OTHERS: dict[str, Callable[[LensBench], Prepared]] = {
     "alignment": alignment,
     "probe": probe,
 }
+# Fields of the configuration that are for one kind alone; who gives one asks for that kind.
+_INPUT = {
+    "words": "words",
+    "keywords": "keywords",
+    "programming": "keywords",
+    "parallel": "alignment",
+}
 
 
 def lens(
@@ -38,7 +45,8 @@ def lens(
     """Look through lenses of several kinds, and return what each has measured.
 
     The input of all kinds is checked before the first is measured. Where no kinds are asked for,
-    those that the run does not allow are left out, and `say` tells why.
+    those that the run does not allow are left out, and `say` tells why. A kind whose own input is
+    given is asked for.
 
     Args:
         decoding: how text is generated, where places in generated text are decoded.
@@ -63,6 +71,7 @@ def lens(
             each.measure,
             each.summarize,
             each.begin,
+            each.average,
         )
         for each in prepared
     ]
@@ -71,6 +80,7 @@ def lens(
 def _prepare(bench: LensBench, kinds: list[str]) -> list[Prepared]:
     """Check the input of all kinds."""
     _ = bench.sites  # a layer that does not exist is refused first
+    given = {kind for name, kind in _INPUT.items() if getattr(bench.config, name) is not None}
     top, found, notes = TopTokens(bench), [], []
     for kind in kinds:
         try:
@@ -79,7 +89,7 @@ def _prepare(bench: LensBench, kinds: list[str]) -> list[Prepared]:
             else:
                 found.append(tokens.decode_tokens(bench, top, _ATTRIBUTIONS[kind](bench)))
         except NotApplicable as reason:
-            if bench.config.kinds:
+            if bench.config.kinds or kind in given:
                 raise
             notes.append(f"note: no lens for {kind}: {reason}")
     for note in notes:

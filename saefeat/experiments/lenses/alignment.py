@@ -6,17 +6,24 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from saefeat.artefacts.experiments import Row
 from saefeat.corpora import TOKEN_LIMIT, Corpus, hashed, load_corpus
 from saefeat.experiments.frame import Question, mean_of
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared
-from saefeat.io import UserError
 from saefeat.labels import find_english, own_label
-from saefeat.lens.alignment import POOLINGS, Embeddings, aligned, cosines, embed_texts
+from saefeat.lens.alignment import (
+    POOLINGS,
+    Embeddings,
+    aligned,
+    aligned_otherwise,
+    cosines,
+    embed_texts,
+)
 
 Texts = dict[str, str]  # id -> text
+_LEAST = 3  # pairs; of two, the control has nothing to compete with
+_FEW = 20  # pairs, of which many are aligned by chance
+_LAST = "The stream after the last block is read behind the final norm, as published."
 
 
 def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -26,7 +33,7 @@ def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[
     same in both labels are left out: without ids of its own, a corpus gives equal texts one id.
     Ids that all labels share come first, then by their hash.
 
-    Raises NotApplicable where no label has two translations.
+    Raises NotApplicable where no label has three translations.
     """
     by_label: dict[str, Texts] = {label: {} for label in corpus.labels}
     for text, label, key in zip(corpus.texts, corpus.of, corpus.ids, strict=True):
@@ -37,12 +44,12 @@ def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[
     found = {}
     for label, texts in by_label.items():
         shared = [key for key in order if key in texts and texts[key] != own[key]][:n]
-        if len(shared) > 1:
+        if len(shared) >= _LEAST:
             found[label] = [(own[key], texts[key]) for key in shared]
     if not found:
         raise NotApplicable(
-            f"the texts of {corpus.name} are not parallel: no two texts of another label share "
-            f"their id with texts in {pivot}; give a corpus whose translations share an id",
+            f"the texts of {corpus.name} are not parallel: no three texts of another label "
+            f"share their id with texts in {pivot}; give a corpus whose translations share an id",
             "parallel",
         )
     return found
@@ -51,8 +58,8 @@ def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[
 def alignment(bench: LensBench) -> Prepared:
     """Measure the alignment of every label with the pivot, at every layer.
 
-    Rows have the columns label, pooling, layer, mexa (share of aligned pairs), control (the same of
-    pairs that are no translations: each text with the next one's translation) and pairs.
+    Rows have the columns label, pooling, layer, mexa (share of aligned pairs), control (see
+    `aligned_otherwise`: the same of texts that are no translations) and pairs.
     """
     config, seed = bench.config, bench.opened.config.seed
     corpus = bench.opened.corpus
@@ -68,13 +75,15 @@ def alignment(bench: LensBench) -> Prepared:
         {
             **bench.settings("pairs"),
             "pivot": pivot,
+            "control": "next text, without translations",
+            "last": "with final norm",
             "parallel": {"name": corpus.name, "fingerprint": corpus.fingerprint},
         },
         [
             {"kind": "lines", "x": "layer", "y": "label", "value": value, "panels": ["pooling"]}
             for value in ("mexa", "control")
         ],
-        [LAYERS],
+        [LAYERS, _LAST, *_warnings({label: len(some) for label, some in pairs.items()})],
     )
     aligner = _Aligner(bench, pairs)
     return Prepared(question, list(pairs), aligner.measure, _summarize)
@@ -86,7 +95,23 @@ def _pivot(corpus: Corpus, asked: str | None) -> str:
         return find_english(corpus.labels) or corpus.labels[0]
     if (found := own_label(asked, corpus.labels)) is None:
         known = ", ".join(corpus.labels)
-        raise UserError(f"{corpus.name} has no label {asked}; it has {known}", "pivot")
+        raise NotApplicable(f"{corpus.name} has no label {asked}; it has {known}", "pivot")
+    return found
+
+
+def _warnings(pairs: Mapping[str, int]) -> list[str]:
+    """Notes on labels with few pairs, and on numbers of pairs that differ."""
+    found = []
+    if few := [f"{label} ({n})" for label, n in pairs.items() if n < _FEW]:
+        found.append(
+            f"Fewer than {_FEW} pairs: {', '.join(few)}. Of few pairs many are nearest to each "
+            "other by chance; compare with the control."
+        )
+    if min(pairs.values()) < max(pairs.values()):
+        found.append(
+            f"The labels have {min(pairs.values())} to {max(pairs.values())} pairs. Fewer pairs "
+            "give higher scores, so the labels cannot be compared as they are."
+        )
     return found
 
 
@@ -114,14 +139,13 @@ class _Aligner:
         for pooling in POOLINGS:
             for layer, site in self.bench.sites.items():
                 similarity = cosines(own[site, pooling][at], other[site, pooling])
-                moved = np.roll(similarity, -1, axis=1)
                 rows.append(
                     {
                         "label": label,
                         "pooling": pooling,
                         "layer": layer,
                         "mexa": float(aligned(similarity).mean()),
-                        "control": float(aligned(moved).mean()),
+                        "control": float(aligned_otherwise(similarity).mean()),
                         "pairs": len(at),
                     }
                 )
@@ -143,6 +167,7 @@ def _summarize(rows: list[Row]) -> list[Row]:
                     "max": best["mexa"],
                     "layer": best["layer"],
                     "control": mean_of(here, "control"),
+                    "pairs": best["pairs"],
                 }
             )
     return found

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from saefeat.artefacts.experiments import Row
+from saefeat.artefacts.experiments import Plot, Row
 from saefeat.config import Decoding, LensConfig
 from saefeat.corpora import TOKEN_LIMIT, first_by_hash
 from saefeat.experiments.frame import Question, mean_of
@@ -22,6 +22,15 @@ from saefeat.run.steer import find_label
 from saefeat.tokens import without_special
 
 NORMS = {"with final norm": True, "without norm": False}
+# A plot of the rows of `layer_means`.
+MEANS: Plot = {
+    "kind": "lines",
+    "x": "layer",
+    "y": "figure",
+    "value": "mean",
+    "panels": ["norm"],
+    "of": "means",
+}
 LAYERS = "Layer l is the residual stream after block l; layer -1 is what the first block reads."
 
 
@@ -38,6 +47,7 @@ class Prepared:
     measure: Callable[[str], list[Row]]
     summarize: Callable[[list[Row]], list[Row]]
     begin: Callable[[], object] = lambda: None
+    average: Callable[[list[Row]], list[Row]] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,27 @@ def by_stage(layers: Sequence[int]) -> dict[str, list[int]]:
 
 def _name(part: Sequence[int]) -> str:
     return f"layer {part[0]}" if len(part) == 1 else f"layers {part[0]} to {part[-1]}"
+
+
+def layer_means(rows: Sequence[Row], values: Sequence[str], by: str | None = None) -> list[Row]:
+    """Means by norm and layer: one row for each figure, as `MEANS` draws them.
+
+    A figure is a column of `values`; with `by`, of the rows that agree in that column.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (row["norm"], row["layer"], None if by is None else row[by])
+        groups.setdefault(key, []).append(row)
+    return [
+        {
+            "norm": norm,
+            "layer": layer,
+            "figure": value if name is None else f"{name}, {value}",
+            "mean": mean_of(here, value),
+        }
+        for (norm, layer, name), here in groups.items()
+        for value in values
+    ]
 
 
 def stage_means(

@@ -18,7 +18,16 @@ from saefeat.artefacts.experiments import Row
 from saefeat.baselines.fasttext import FastText
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question
-from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared, stage_means
+from saefeat.experiments.lenses.bench import (
+    LAYERS,
+    MEANS,
+    LensBench,
+    NotApplicable,
+    Prepared,
+    layer_means,
+    stage_means,
+)
+from saefeat.experiments.lenses.figures import FIGURES, NOTES, text_figures
 from saefeat.experiments.lenses.top import TopTokens
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import LID176, to_labels
@@ -151,15 +160,16 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
             **({"decoding": vars(bench.decoding)} if config.generated else {}),
         },
         [
+            MEANS,
             {
                 "kind": "lines",
                 "x": "layer",
                 "y": "decoded",
                 "value": "share",
                 "panels": ["norm", "text"],
-            }
+            },
         ],
-        [LAYERS, "Vocabulary: the share that random tokens of the vocabulary would have."],
+        [LAYERS, *NOTES],
     )
     reader = TokenReader(bench.lm, attribution)
     sampled = cache(lambda: reader.sums(*_vocabulary(bench))[1])
@@ -183,9 +193,18 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
                 )
         return rows
 
-    labels = bench.opened.corpus.labels
-    summarize = partial(_summarize, attribution, bench)
-    return Prepared(question, labels, measure, summarize)
+    labels, figures = (
+        bench.opened.corpus.labels,
+        partial(text_figures, attribution.own, bench.pivot),
+    )
+
+    def summarize(rows: list[Row]) -> list[Row]:
+        return stage_means(figures(rows), ("norm",), FIGURES, list(bench.sites))
+
+    def average(rows: list[Row]) -> list[Row]:
+        return layer_means(figures(rows), FIGURES)
+
+    return Prepared(question, labels, measure, summarize, average=average)
 
 
 class TokenReader:
@@ -226,31 +245,3 @@ def _vocabulary(bench: LensBench) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(bench.opened.config.seed)
     ids = rng.choice(size, min(size, _SAMPLE), replace=False)
     return ids, np.ones_like(ids)
-
-
-def _summarize(attribution: Attribution, bench: LensBench, rows: list[Row]) -> list[Row]:
-    """Means over labels by norm and stage: share of the texts' own classes and of the pivot's."""
-    pivot = attribution.own(bench.pivot) if bench.pivot else frozenset()
-    each: dict[tuple[Any, ...], list[Any]] = {}
-    for row in rows:
-        each.setdefault((row["norm"], row["layer"], row["text"]), []).append(row)
-    found: list[Row] = []
-    for (norm, layer, text), here in each.items():
-        own = attribution.own(text)
-
-        def total(classes: frozenset[str], column: str, here: Any = here) -> float | None:
-            some = [row[column] for row in here if row["decoded"] in classes]
-            return sum(some) if some and None not in some else None
-
-        found.append(
-            {
-                "norm": norm,
-                "layer": layer,
-                "own": total(own, "share"),
-                "own_random": total(own, "vocabulary"),
-                "pivot": None if own & pivot else total(pivot, "share"),
-                "attributed": here[0]["attributed"],
-            }
-        )
-    columns = ("own", "own_random", "pivot", "attributed")
-    return stage_means(found, ("norm",), columns, list(bench.sites))
