@@ -351,3 +351,13 @@ def test_plots_show_every_value_and_escape_names():
     cells = [e for e in root.iter(f"{svg}text") if e.get("class") == "cell"]
     assert sorted(float(e.text) for e in cells) == sorted(r["share"] for r in rows[:-1])
     assert draw_plots("title", rows, []) is None
+
+
+def test_a_line_goes_through_the_mean_of_rows_at_one_point():
+    from saefeat.report.plots import draw_plots
+
+    values = {0: [1.0, 3.0], 1: [0.0, None, 4.0], 2: [5.0]}
+    rows = [{"x": x, "of": "a", "v": v} for x, some in values.items() for v in some]
+    means = [{"x": x, "of": "a", "v": v} for x, v in ((0, 2.0), (1, 2.0), (2, 5.0))]
+    plot = {"kind": "lines", "x": "x", "y": "of", "value": "v", "panels": []}
+    assert draw_plots("title", rows, [plot]) == draw_plots("title", means, [plot])
