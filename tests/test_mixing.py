@@ -18,7 +18,7 @@ from saefeat.experiments.cases import translations
 from saefeat.experiments.mixed import DICTIONARY, PARALLEL, UNRELATED, Pair, find_pairs
 from saefeat.experiments.mixing import _plots, mix
 from saefeat.experiments.units import UnitBench
-from saefeat.experiments.words import mix_words, split_word, words_of
+from saefeat.experiments.words import by_place, mix_words, split_word, words_of
 from saefeat.run import open_run
 from saefeat.run.steer import pick_test_texts
 
@@ -104,6 +104,17 @@ def numbered(tmp_path, name, **labels):
     path = tmp_path / f"{name}.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
+
+
+def test_words_at_the_same_place():
+    assert by_place(["a ", "- ", "b ", "c"], "one, two three!") == (
+        ["a ", "- ", "b ", "c"], ["one", "", "two", "three"]
+    )  # fmt: skip
+    assert by_place(["a ", "b ", "c"], "one")[1] == ["one"] * 3
+    assert by_place(["a ", "b"], "...")[1] == ["", ""]
+    # All of a text without blanks is there, and a base without blanks has no word twice.
+    assert by_place(["a ", "b"], ZH)[1] == [TODAY, WEATHER + NICE]
+    assert by_place(words_of(ZH), "one two") == ([TODAY + WEATHER, NICE + ZH[-1]], ["one", "two"])
 
 
 def test_translations_are_found_pair_by_pair():

@@ -11,7 +11,7 @@ from saefeat.config import MixConfig
 from saefeat.corpora import Corpus, first_by_hash, hashed, load_corpus
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.cases import translations
-from saefeat.experiments.words import Piece, mix_words, split_word, words_of
+from saefeat.experiments.words import Piece, by_place, mix_words, split_word, words_of
 from saefeat.io import UserError, user_path
 from saefeat.labels import in_codes
 from saefeat.run.opened import OpenRun
@@ -47,7 +47,10 @@ class Pair:
         longest = max(map(len, self.entries), default=0)
         for key, text, there in self.texts:
             words = words_of(text, self.entries, longest)
-            others = self._looked_up(words) if self.entries else _by_place(words, there)
+            if self.entries:
+                others = self._looked_up(words)
+            else:
+                words, others = by_place(words, there)
             order = np.random.default_rng(hashed(seed, "mix", key)).permutation(len(words))
             for rate in rates:
                 found[rate].append(mix_words(words, others, rate, order))
@@ -55,16 +58,6 @@ class Pair:
 
     def _looked_up(self, words: Sequence[str]) -> list[str]:
         return [self.entries.get(split_word(word)[1].casefold(), "") for word in words]
-
-
-def _by_place(words: Sequence[str], text: str) -> list[str]:
-    """For each word the one at the same place of a text; "" for what is no word."""
-    there = [inner for word in words_of(text) if (inner := split_word(word)[1])]
-    at = [i for i, word in enumerate(words) if split_word(word)[1]]
-    found = [""] * len(words)
-    for number, i in enumerate(at):
-        found[i] = there[number * len(there) // len(at)] if there else ""
-    return found
 
 
 def find_pairs(opened: OpenRun, config: MixConfig) -> tuple[list[Pair], list[str]]:

@@ -90,8 +90,7 @@ def _measure(
     units: UnitBench, sets: Sequence[UnitSet], pair: Pair, rates: Sequence[int], seed: int
 ) -> list[Row]:
     mixed = pair.mixed(rates, seed)
-    names = every_unit([each.chosen for each in sets])
-    stats = _count(units, names, mixed)
+    stats = _count(units, list(every_unit([each.chosen for each in sets])), mixed)
     shares = {rate: _shares(units.opened.lm, some) for rate, some in mixed.items()}
     rest = [x for x in units.opened.corpus.labels if x not in (pair.base, pair.other)]
     return [

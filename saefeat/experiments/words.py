@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Container, Sequence
+from itertools import pairwise
 
 import numpy as np
 import regex
@@ -80,6 +81,31 @@ def count_words(words: Sequence[str]) -> int:
     return sum(bool(split_word(word)[1]) for word in words)
 
 
+def by_place(words: Sequence[str], text: str) -> tuple[list[str], list[str]]:
+    """The words of a base, and for each what is at the same place of a text; "" for no word.
+
+    Where there are no blanks between words, pairs of signs stand for them, which are shorter than
+    most words. So of such a text a whole stretch is at the place of a word, and of such a base some
+    pairs are taken together where the text has fewer words.
+    """
+    there = [inner for word in words_of(text) if (inner := split_word(word)[1])]
+    words = list(words)
+    if 0 < len(there) < len(words) and not is_spaced("".join(words)):
+        ends = _cuts(len(words), len(there))
+        words = ["".join(words[i:j]) for i, j in pairwise(ends)]
+    at = [i for i, word in enumerate(words) if there and split_word(word)[1]]
+    found = [""] * len(words)
+    for i, (first, end) in zip(at, pairwise(_cuts(len(there), len(at))), strict=True):
+        stretch = there[first : max(end, first + 1)]
+        found[i] = stretch[0] if is_spaced(text) else "".join(stretch)
+    return words, found
+
+
+def _cuts(n: int, parts: int) -> list[int]:
+    """Where n things are cut into parts of about one size: 0, ..., n."""
+    return [i * n // parts for i in range(parts + 1)] if parts else [0]
+
+
 def mix_words(
     words: Sequence[str], others: Sequence[str], rate: float, order: np.ndarray
 ) -> list[Piece]:
@@ -97,9 +123,10 @@ def mix_words(
             rate replaces all that a smaller one does.
     """
     parts = [split_word(word) for word in words]
-    able = [i for i in order.tolist() if parts[i][1] and others[i].strip()]
+    new = [other.strip() for other in others]
+    able = [i for i in order.tolist() if parts[i][1] and new[i]]
     chosen = {*able[: round(count_words(words) * rate / 100)]}
-    shown = [others[i].strip() if i in chosen else part[1] for i, part in enumerate(parts)]
+    shown = [new[i] if i in chosen else part[1] for i, part in enumerate(parts)]
     has_blanks = is_spaced("".join(words))
     found: list[Piece] = []
     end = gap = ""  # of the word before: what follows it, and the blanks after that
