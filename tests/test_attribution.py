@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saefeat.attribution import Prompt, Scorer, integrated_gradients
-from saefeat.config import CategoriesConfig
+from saefeat.config import AttributionConfig, CategoriesConfig
 from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
+from saefeat.experiments.attribution import attribute
 from saefeat.experiments.cases import answered, load_cases, parallel_keys
 from saefeat.experiments.categories import categories
 from saefeat.methods.sharing import SHARING, sharing, sharing_classes, sharing_units
@@ -419,3 +420,53 @@ def test_classes_without_units(saefeat, run_copy, tmp_path):
     assert code == 2 and "the class one label has no units by lape" in err
     code, _, err = saefeat(*run, "--sentences", 0)
     assert code == 2 and "there is nothing to measure" in err
+
+
+@pytest.mark.usefixtures("one_core")
+def test_prompts_of_parallel_texts_are_whole(run_copy, tmp_path):
+    """Units of a class are active at the last token of as many whole versions as the class says."""
+    opened = open_run(run_copy)
+    words = ["cat", "dog", "mat", "house", "sun", "hat", "ran", "sat", "it", "and"]
+    end = "in the house and on the mat and it sat on it and ran"
+    opened.corpus = load_corpus(
+        [
+            (f"{say} {word} {end} {word}.", label, word)
+            for word in words
+            for label, say in (("de", "der Hund und die Katze"), ("en", "the cat"), ("th", "it is"))
+        ]
+    )
+    config = AttributionConfig(pools=("neurons",), prompts=1, steps=1)
+    found = attribute(opened, config, tmp_path / "whole.json")
+    assert found["settings"]["classes"] == "inputs"
+    lm, acts = opened.lm, [layer.mlp.act_fn for layer in opened.lm.model.model.layers]
+    counts = []
+    for key in {opened.corpus.ids[i] for i in opened.corpus.positions("test", 0)}:
+        versions = [
+            text for text, at in zip(opened.corpus.texts, opened.corpus.ids, strict=True)
+            if at == key
+        ]  # fmt: skip
+        active = [[], []]
+        for text in versions:
+            ids = lm.tokenize([text.removesuffix(".")], 999)[0]
+            assert len(ids) > 17
+            for act, seen in zip(acts, active, strict=True):
+                with replaced(act, lambda x, seen=seen: seen.append(x[0, -1] > 0) or x):
+                    probability(lm.model, [*lm.prefix, *ids[:-1]])
+        counts.append([int(torch.stack(seen).all(0).sum()) for seen in active])
+    rows = [row for row in found["rows"] if (row["class"], row["label"]) == ("all-shared", "de")]
+    assert [row["count"] for row in rows] in counts
+    config = AttributionConfig(pools=("neurons",), prompts=1, steps=1, tokens=5)
+    notes = attribute(opened, config, tmp_path / "cut.json")["notes"]
+    assert "the first 5 tokens of each version" in notes[0]
+    assert notes[1:] == found["notes"]
+
+
+@pytest.mark.parametrize("command", ["attribute", "categories"])
+def test_texts_that_are_not_parallel_are_said_to_have_other_classes(saefeat, run_copy, command):
+    size = ["--prompts", 1, "--steps", 1] if command == "attribute" else ["--sentences", 1]
+    asked = ["steer", command, "--run", run_copy, "--pools", "features", *size]
+    code, out, err = saefeat(*asked)
+    said = "The test texts of the run are not parallel"
+    assert code == 0 and said in out and f"note: {said}" in err
+    code, out, _ = saefeat(*asked, "--classes", "ternary", "--out", run_copy / "other.json")
+    assert code == 0 and said not in out

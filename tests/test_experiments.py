@@ -399,3 +399,14 @@ def test_the_page_shows_the_first_plots_that_fit():
     rows += [{**row, "layer": row["layer"] + 19} for row in rows]
     assert view(first, second) == (alone, True)
     assert view(second) == (None, True)
+
+
+def test_a_line_goes_through_the_mean_of_rows_at_one_point():
+    from saefeat.report.plots import draw_plots
+
+    values = {0: [1.0, 3.0], 1: [0.0, None, 4.0], 2: [5.0]}
+    rows = [{"x": x, "of": "a", "v": v} for x, some in values.items() for v in some]
+    means = [{"x": x, "of": "a", "v": v} for x, v in ((0, 2.0), (1, 2.0), (2, 5.0))]
+    plot = {"kind": "lines", "x": "x", "y": "of", "value": "v", "panels": []}
+    drawn = {"title": "title", "plots": [plot], "summary": [], "notes": []}
+    assert draw_plots({**drawn, "rows": rows}) == draw_plots({**drawn, "rows": means})

@@ -19,9 +19,10 @@ Row = dict[str, Cell]
 class Plot(TypedDict):
     """How rows are drawn.
 
-    `lines`: `value` over the number in column `x`, a line for each value of the column `y`. `heat`:
-    a table with the values of `y` as rows and those of `x` as columns. There is a panel for each
-    combination of values of the columns `panels`.
+    `lines`: `value` over the number in column `x`, a line for each value of the column `y`; of
+    several rows at one point the mean is drawn. `heat`: a table with the values of `y` as rows and
+    those of `x` as columns. There is a panel for each combination of values of the columns
+    `panels`.
 
     `of`: the rows that are drawn, those of the experiment unless it says means.
     """

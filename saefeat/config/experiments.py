@@ -75,9 +75,11 @@ class MixConfig(ExperimentUnits):
     rates: tuple[int, ...] = about("Per cent of the words that are replaced.", (0, 25, 50, 75, 100))
     dictionary: str | None = about(
         "A table (.csv, .tsv, .jsonl, .parquet) with a column for each label and the words of one "
-        "meaning in a row. Default: the words of parallel texts (examples of one id), or else of "
-        "other texts.",
+        "meaning in a row. Default: the words of translations, or else of other texts.",
         None,
+    )
+    parallel: str | None = about(
+        "Corpus whose translations share an id; default the run's own.", None
     )
     texts: int = about("Test texts per label.", 30, ge=1)
     seed: int = SEED
@@ -177,8 +179,11 @@ class AttributionConfig(UnitClasses):
     """What `saefeat steer attribute` attributes to units (arXiv 2406.09265)."""
 
     prompts: int = about("Prompts per label.", 6, ge=1)
-    tokens: int = about(
-        "Tokens of a test text that are a prompt; the next is the answer.", 16, ge=1
+    tokens: int | None = about(
+        "Tokens of a test text that are a prompt; the next is the answer. Default 16; for classes "
+        "by inputs, all but the last token of the last word, so that translations say the same.",
+        None,
+        ge=1,
     )
     steps: int = about("Steps of integrated gradients.", 20, ge=1)
 

@@ -36,6 +36,11 @@ from saefeat.run.opened import OpenRun
 NAME = "attribution"
 _SCORES = ("contribution", "effective", "attribution")
 _SHARES = ("share_of_units", "contribution", "attribution_share")
+_TOKENS = 16  # of a prompt, where texts are not parallel
+_CUT = (
+    "Classes are by input, and prompts are the first {} tokens of each version of a text; these "
+    "versions need not say the same where they are cut."
+)
 _NOTES = (
     "Shares are of the units of a layer. share_of_units is the share that random units would have.",
     "attribution, summed over the classes of a layer, is about drop: what the probability of the "
@@ -54,7 +59,9 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
     Raises UserError for a table or classes that cannot be used.
     """
     pools = open_pools(opened, config.pools)
-    cases, rule = _cases(opened, config)
+    cases, rule, notes = _cases(opened, config)
+    for note in notes:
+        opened.say(f"note: {note}")
     units = UnitBench(opened)
     inputs = texts_of_inputs((case.key, case.label, case.prompt) for case in cases)
     classified = {
@@ -77,7 +84,7 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
             }
             for value in ("contribution", "attribution_share")
         ],
-        _NOTES,
+        [*notes, *_NOTES],
     )
     experiment = _Attribution(opened, config, pools, classified, by_label)
     out = out or opened.files.experiment_file(NAME)
@@ -85,26 +92,32 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
     return carry_out(opened, out, question, parts, experiment.measure, _summarize)
 
 
-def _cases(opened: OpenRun, config: AttributionConfig) -> tuple[list[Case], str]:
-    """The cases, at most `prompts` of each label, and the rule that classifies units."""
+def _cases(opened: OpenRun, config: AttributionConfig) -> tuple[list[Case], str, list[str]]:
+    """The cases, at most `prompts` of each label, the rule that classifies units, and notes.
+
+    By input, prompts made of texts are whole, so that those of all labels say the same.
+    """
     if config.table is None:
         keys = test_keys(opened)
-        rule = choose_rule(config.classes, bool(keys), "the test texts of the run")
+        rule, notes = choose_rule(config.classes, bool(keys), "the test texts of the run")
         chosen = keys if rule == INPUTS else None
-        cases = text_cases(opened, config.prompts, config.tokens, chosen)
+        tokens = config.tokens or (None if rule == INPUTS else _TOKENS)
+        if tokens and rule == INPUTS:
+            notes = [*notes, _CUT.format(tokens)]
+        cases = text_cases(opened, config.prompts, tokens, chosen)
     else:
         cases = load_cases(opened, user_path(config.table))
         keys = parallel_keys((case.label, case.key) for case in cases)
-        rule = choose_rule(config.classes, bool(keys), f"the rows of {config.table}")
+        rule, notes = choose_rule(config.classes, bool(keys), f"the rows of {config.table}")
     if rule == INPUTS:
         kept = set(parallel_keys((case.label, case.key) for case in cases)[: config.prompts])
         if not kept:
             raise UserError("no parallel texts have two tokens in every label", "classes")
-        return [case for case in cases if case.key in kept], rule
+        return [case for case in cases if case.key in kept], rule, notes
     seen: dict[str, list[Case]] = {}
     for case in cases:
         seen.setdefault(case.label, []).append(case)
-    return [case for some in seen.values() for case in some[: config.prompts]], rule
+    return [case for some in seen.values() for case in some[: config.prompts]], rule, notes
 
 
 class _Attribution:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from saefeat.config import Decoding
-from saefeat.corpora import TOKEN_LIMIT, first_by_hash
+from saefeat.corpora import TOKEN_LIMIT, Corpus, first_by_hash, hashed
 from saefeat.corpora.tables import read_table
+from saefeat.experiments.words import split_word
 from saefeat.generation import generate, token_losses
 from saefeat.io import UserError
 from saefeat.labels import own_label
@@ -109,10 +111,13 @@ def _case(
     return Case(label, key, *split[0], tuple(split[1:]))
 
 
-def text_cases(opened: OpenRun, n: int, tokens: int, keys: Iterable[str] | None) -> list[Case]:
+def text_cases(
+    opened: OpenRun, n: int, tokens: int | None, keys: Iterable[str] | None
+) -> list[Case]:
     """Make cases of at most n test texts per label: the token after the first ones is the answer.
 
-    The prompt has `tokens` tokens; of a shorter text, all but the last.
+    The prompt has `tokens` tokens; of a shorter text, all but the last. Without `tokens` it has all
+    but the last, up to TOKEN_LIMIT, of a text without the punctuation after its last word.
 
     Args:
         keys: ids of the texts to choose from; None: all.
@@ -122,7 +127,10 @@ def text_cases(opened: OpenRun, n: int, tokens: int, keys: Iterable[str] | None)
     lm, corpus, found = opened.lm, opened.corpus, []
     for label in corpus.labels:
         here = test_positions(opened, label, n, keys)
-        rows = lm.tokenize([corpus.texts[i] for i in here], tokens + 1)
+        texts = [corpus.texts[i] for i in here]
+        if tokens is None:
+            texts = ["".join(split_word(text)[:2]) for text in texts]
+        rows = lm.tokenize(texts, (tokens or TOKEN_LIMIT) + 1)
         for i, row in zip(here, rows, strict=True):
             if len(row) > 1:
                 prompt = (*lm.prefix, *row[:-1])
@@ -154,6 +162,35 @@ def parallel_keys(pairs: Iterable[tuple[str, str]]) -> list[str]:
         labels.setdefault(label, {})[key] = None
     first, *rest = labels.values() if len(labels) > 1 else [{}]
     return [key for key in first if all(key in keys for keys in rest)]
+
+
+def translations(
+    corpus: Corpus, positions: Iterable[int], base: str, n: int, seed: int
+) -> dict[str, list[tuple[int, int]]]:
+    """Find at most n translations of a label's texts into each other label, which share an id.
+
+    Of several texts of a label with one id the first is taken. Texts that are the same in both
+    labels are left out: without ids of its own, a corpus gives equal texts one id. Ids that all
+    labels share come first, then by their hash.
+
+    Args:
+        positions: of the texts to choose from.
+
+    Returns:
+        label -> (position of the text of `base`, position of its translation).
+    """
+    by_label: dict[str, dict[str, int]] = {label: {} for label in corpus.labels}
+    for i in positions:
+        by_label[corpus.of[i]].setdefault(corpus.ids[i], i)
+    own = by_label.pop(base)
+    common = set(own).intersection(*by_label.values())
+    order = sorted(own, key=lambda key: (key not in common, hashed(seed, "pairs", key), key))
+    found = {}
+    for label, there in by_label.items():
+        shared = ((own[key], there[key]) for key in order if key in there)
+        others = (pair for pair in shared if corpus.texts[pair[0]] != corpus.texts[pair[1]])
+        found[label] = list(islice(others, n))
+    return found
 
 
 def test_keys(opened: OpenRun) -> list[str]:

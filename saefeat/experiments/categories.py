@@ -79,7 +79,9 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
     pools = open_pools(opened, config.pools)
     units = UnitBench(opened)
     units.dictionaries.check_room([sae.id for sae in opened.saes], "the experiment")
-    rule, groups, inputs = _groups(opened, config)
+    rule, groups, inputs, notes = _groups(opened, config)
+    for note in notes:
+        opened.say(f"note: {note}")
     _check_only(config.only, rule)
     classified = {
         pool.name: classify(units, rule, pool, inputs, config.threshold) for pool in pools
@@ -99,6 +101,7 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
             {"kind": "heat", "x": "label", "y": "class", "value": value, "panels": ["units"]}
             for value in ("change", *["accuracy_change"] * (config.table is not None))
         ],
+        notes,
     )
     out = out or opened.files.experiment_file(NAME)
 
@@ -148,8 +151,8 @@ def _check_only(only: Sequence[str] | None, rule: str) -> None:
 
 def _groups(
     opened: OpenRun, config: CategoriesConfig
-) -> tuple[str, list[Group], dict[str, list[Tokens]]]:
-    """The rule that classifies units, what is measured, and the token ids of each input."""
+) -> tuple[str, list[Group], dict[str, list[Tokens]], list[str]]:
+    """The rule that classifies units, what is measured, the token ids of each input, and notes."""
     cases = load_cases(opened, user_path(config.table)) if config.table else []
     of_texts, of_cases = test_keys(opened), parallel_keys((each.label, each.key) for each in cases)
     used = [("the test texts of the run", of_texts)] if config.sentences else []
@@ -157,7 +160,7 @@ def _groups(
     if not used:
         raise UserError("there is nothing to measure; give texts or a table", "sentences", "table")
     what = next((what for what, keys in used if not keys), "")
-    rule = choose_rule(config.classes, not what, what)
+    rule, notes = choose_rule(config.classes, not what, what)
     parallel = rule == INPUTS
     texts = [
         (f"text {opened.corpus.ids[i]}", label, opened.corpus.texts[i])
@@ -165,7 +168,7 @@ def _groups(
         for i in test_positions(opened, label, config.sentences, of_texts if parallel else None)
     ]
     if not parallel:
-        return rule, [Group("", [(label, text) for _, label, text in texts], cases)], {}
+        return rule, [Group("", [(label, text) for _, label, text in texts], cases)], {}, notes
     lm, of = opened.lm, [text for _, _, text in texts]
     rows = zip(texts, lm.tokenize(of, TOKEN_LIMIT), strict=True)
     inputs = [(key, label, (*lm.prefix, *row)) for (key, label, _), row in rows if row]
@@ -180,7 +183,7 @@ def _groups(
     groups += [
         Group(f"case {key}", (), [case for case in cases if case.key == key]) for key in of_cases
     ]
-    return rule, groups, found
+    return rule, groups, found, notes
 
 
 class _Categories:

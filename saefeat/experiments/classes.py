@@ -59,8 +59,10 @@ def open_pools(opened: OpenRun, names: Sequence[str]) -> list[Pool]:
     return found
 
 
-def choose_rule(asked: str | None, parallel: bool, what: str) -> str:
+def choose_rule(asked: str | None, parallel: bool, what: str) -> tuple[str, list[str]]:
     """The rule that classifies units: the one asked for, else `inputs` where there are any.
+
+    With it come notes for the reader: without parallel inputs, classes are those of another paper.
 
     Args:
         parallel: whether there are parallel inputs.
@@ -68,8 +70,14 @@ def choose_rule(asked: str | None, parallel: bool, what: str) -> str:
 
     Raises UserError for a rule that does not exist, and for `inputs` where there are none.
     """
+    if asked is None and parallel:
+        return INPUTS, []
     if asked is None:
-        return INPUTS if parallel else TERNARY
+        return TERNARY, [
+            f"{what[:1].upper()}{what[1:]} are not parallel: no id occurs in every label. So units "
+            "are not sorted by how many labels share them on an input (arXiv 2406.09265), but into "
+            "specific, related and general ones over the corpus (arXiv 2505.21505)."
+        ]
     if asked not in _RULES and asked not in METHODS and not Path(asked).exists():
         raise UserError(
             f"there are no classes {asked!r}; give {', '.join(_RULES)}, a rule "
@@ -82,7 +90,7 @@ def choose_rule(asked: str | None, parallel: bool, what: str) -> str:
             f"the same id, or choose other classes, such as {TERNARY}",
             "classes",
         )
-    return asked
+    return asked, []
 
 
 def class_names(rule: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from saefeat.artefacts.experiments import Plot
@@ -48,15 +49,21 @@ def _panels(rows: Rows, plot: Plot) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _lines(rows: Rows, plot: Plot) -> tuple[str, float, float]:
-    """Panels of lines, two beside each other, with one key."""
+    """Panels of lines, two beside each other, with one key.
+
+    Of several rows at one point of a line the mean is drawn.
+    """
     panels = _panels(rows, plot)
     names = list(dict.fromkeys(str(row[plot["y"]]) for some in panels.values() for row in some))
     colour, body = colours(names), []
     for i, (title, some) in enumerate(panels.items()):
-        lines: dict[str, list[tuple[float, float]]] = {}
+        values: dict[str, dict[float, list[float]]] = {}
         for row in some:
-            point = (float(row[plot["x"]]), float(row[plot["value"]]))
-            lines.setdefault(str(row[plot["y"]]), []).append(point)
+            line = values.setdefault(str(row[plot["y"]]), {})
+            line.setdefault(float(row[plot["x"]]), []).append(float(row[plot["value"]]))
+        lines = {
+            name: [(x, fmean(here)) for x, here in line.items()] for name, line in values.items()
+        }
         drawn = lines_panel(f"{title} over {plot['x']}", lines, colour)
         place = f"translate({i % 2 * WIDTH} {i // 2 * HEIGHT})"
         body.append(f'<g transform="{place}">{drawn}</g>')

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from saefeat.artefacts.experiments import Row
-from saefeat.corpora import TOKEN_LIMIT, Corpus, hashed, load_corpus
+from saefeat.corpora import TOKEN_LIMIT, Corpus, load_corpus
+from saefeat.experiments.cases import translations
 from saefeat.experiments.frame import Question, mean_of
 from saefeat.experiments.lenses.bench import LAYERS, LensBench, NotApplicable, Prepared
 from saefeat.labels import find_english, own_label
@@ -20,7 +21,6 @@ from saefeat.lens.alignment import (
     embed_texts,
 )
 
-Texts = dict[str, str]  # id -> text
 _LEAST = 3  # pairs; of two, the control has nothing to compete with
 _FEW = 20  # pairs, of which many are aligned by chance
 _LAST = "The stream after the last block is read behind the final norm, as published."
@@ -29,23 +29,16 @@ _LAST = "The stream after the last block is read behind the final norm, as publi
 def find_pairs(corpus: Corpus, pivot: str, n: int, seed: int) -> dict[str, list[tuple[str, str]]]:
     """Find at most n translations of the pivot's texts: label -> (text of the pivot, text).
 
-    They share an id. Of several texts of a label with one id the first is taken. Texts that are the
-    same in both labels are left out: without ids of its own, a corpus gives equal texts one id.
-    Ids that all labels share come first, then by their hash.
+    See `translations`. Labels with fewer than three are left out.
 
     Raises NotApplicable where no label has three translations.
     """
-    by_label: dict[str, Texts] = {label: {} for label in corpus.labels}
-    for text, label, key in zip(corpus.texts, corpus.of, corpus.ids, strict=True):
-        by_label[label].setdefault(key, text)
-    own = by_label.pop(pivot)
-    common = set(own).intersection(*by_label.values())
-    order = sorted(own, key=lambda key: (key not in common, hashed(seed, "pairs", key), key))
-    found = {}
-    for label, texts in by_label.items():
-        shared = [key for key in order if key in texts and texts[key] != own[key]][:n]
-        if len(shared) >= _LEAST:
-            found[label] = [(own[key], texts[key]) for key in shared]
+    pairs = translations(corpus, range(len(corpus)), pivot, n, seed)
+    found = {
+        label: [(corpus.texts[one], corpus.texts[other]) for one, other in some]
+        for label, some in pairs.items()
+        if len(some) >= _LEAST
+    }
     if not found:
         raise NotApplicable(
             f"the texts of {corpus.name} are not parallel: no three texts of another label "
