@@ -470,6 +470,7 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     assert set(recipes) >= set(methods.split(","))
     code, _, err = saefeat(*ask, "--methods", "magic")
     assert code == 2 and "there is no method magic; the methods are all, ablation, boost" in err
+    assert "(--methods)" in err
 
 
 @pytest.mark.parametrize(("method", "nats"), [("log-odds", 0.2), ("log-odds", 3.0), ("boost", 1.0)])

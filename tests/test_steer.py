@@ -397,6 +397,24 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
         sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", halves=False, labels=["th"])
 
 
+def test_labels_that_fasttext_cannot_judge_are_refused_if_they_are_asked_for(bench, out):
+    corpus = bench.opened.corpus
+    names = {"de": "de", "en": "en", "th": "egy"}
+    bench.opened.corpus = replace(
+        corpus, of=[names[label] for label in corpus.of], labels=tuple(names.values())
+    )
+    with pytest.raises(UserError, match="^fastText cannot judge egy; choose another label$") as no:
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", labels=["de", "egy"])
+    assert no.value.options == ("labels",) and not (out / "other.json").exists()
+
+
+def test_labels_of_a_sweep_are_named_by_their_option(saefeat, out, tmp_path):
+    ask = ["steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--labels"]
+    for label, message in {"xx": r"no label 'xx'.* \(--labels\)", "en": r"\(--labels, --s"}.items():
+        code, _, err = saefeat(*ask, label)
+        assert code == 2 and re.search(message, err)
+
+
 def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
     corpus = bench.opened.corpus
     bench.opened.corpus = replace(
@@ -672,11 +690,12 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     code, text, _ = saefeat(*one, "--edits", "amplify")
     assert code == 0 and text.startswith("amplify: ") and "ablate" not in text
     code, _, err = saefeat(*one, "--edits", "scale")
-    assert code == 2 and "there is no edit scale for the matrix; there are ablate, amplify" in err
+    assert code == 2
+    assert "no edit scale for the matrix; there are ablate, amplify (--edits)" in err
 
 
 REFUSED = {
-    "an unknown label": (["--label", "xx", "--prompt", "A"], "no setting for xx|no label 'xx'"),
+    "an unknown label": (["--label", "xx", "--prompt", "A"], r"no label 'xx'.*\(--label\)"),
     "the source": (["--label", "en", "--prompt", "A"], "en is the source|no setting for en"),
     "a strength that is no number": (
         ["--label", "de", "--prompt", "A", "--strength", "nan"],

@@ -138,7 +138,8 @@ def steer_sweep(
             f"the default prompts are English, but the source is {bench.source_label}; give "
             "--prompts FILE"
         )
-    labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
+    asked = config.labels
+    labels = None if asked is None else [bench.find_target(name, "labels") for name in asked]
     budget = config.loss_budget
     path = sweep(bench, _grid(bench, config), lines, out, labels=labels, loss_budget=budget)
     print_steering(bench.run.load_steering_metrics(path))
@@ -173,7 +174,9 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
     known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})
     for name in config.methods:
         if name not in known:
-            raise UserError(f"there is no method {name}; the methods are all, {', '.join(known)}")
+            raise UserError(
+                f"there is no method {name}; the methods are all, {', '.join(known)}", "methods"
+            )
     return [recipe for recipe in grid if recipe.method in {FEATURES, RANDOM, *config.methods}]
 
 
@@ -189,7 +192,8 @@ def steer_matrix(
 
     if unknown := set(config.edits) - set(MATRIX_EDITS):
         raise UserError(
-            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}"
+            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}",
+            "edits",
         )
     result = matrix(load_run(run), out, config)
     for edit in config.edits:

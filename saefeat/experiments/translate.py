@@ -90,7 +90,8 @@ def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
     rows = read_table(Path(config.table), of, "table")
     columns = [[row[getattr(config, name)] for row in rows] for name in names]
     own = {label: own_label(label, bench.opened.corpus.labels) for label in columns[2]}
-    chosen = [bench.find_target(label) for label in config.labels or own]
+    named = "labels" if config.labels else "label_column"
+    chosen = [bench.find_target(label, named) for label in config.labels or own]
     pairs: dict[str | None, Pairs] = {label: [] for label in dict.fromkeys(chosen)}
     for source, reference, label in zip(*columns, strict=True):
         some = pairs.get(own[label])

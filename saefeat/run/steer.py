@@ -130,16 +130,16 @@ class Bench:
         collected = Collected(cache(self.run.load_stats), self.source_label, opened.lm.device)
         return RecipeBuilder(collected, opened.saes, Evidence(opened.lm, lambda: opened.plan))
 
-    def find_target(self, label: str) -> str:
-        """Find the run's own label for one of any code system.
+    def find_target(self, label: str, parameter: str = "label") -> str:
+        """Find the run's own label for one of any code system; `parameter` is what named it.
 
         Raises UserError if there is none, or if it is the source label.
         """
-        found = find_label(self.opened, label)
+        found = find_label(self.opened, label, parameter)
         if found == self.source_label:
             raise UserError(
                 f"{found} is the source that is steered away from; choose another label",
-                "label",
+                parameter,
                 "source",
             )
         return found
@@ -215,17 +215,18 @@ class Bench:
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
         return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 
-    def beginnings(self, label: str, n: int) -> list[list[int]]:
+    def beginnings(self, label: str, n: int, *parameters: str) -> list[list[int]]:
         """The first tokens, BOS included, of at most n of a label's test texts.
 
-        Raises CannotSteer when there is no text to continue.
+        Raises CannotSteer when there is no text to continue; `parameters` named the label.
         """
         lm = self.opened.lm
         rows = lm.tokenize(pick_test_texts(self.opened, label, 4 * n), BEGINNING)
         begun = [lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
             raise CannotSteer(
-                f"{label} has no test text of {BEGINNING} tokens that the model could continue"
+                f"{label} has no test text of {BEGINNING} tokens that the model could continue",
+                *parameters,
             )
         return begun
 

@@ -77,11 +77,13 @@ def sweep(
         loss_budget: give each recipe the strength that raises the loss of source texts by so many
             nats, see `LossBudget`; None: the strengths of the grid.
 
-    Raises CannotSteer when no label is left, and UserError when `out` is something else.
+    Raises CannotSteer when no label is left, and UserError when `out` is something else or fastText
+    cannot judge one of `labels`.
     """
     opened, run = bench.opened, bench.run
     check_replaceable(out, "result of a sweep", lambda path: "summary" in kept_json(path))
     make_dir(out.parent)
+    bench.judge.check(labels or (), "labels")
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
     # The last words: a sweep of an earlier version, without this reference, is not complete.
