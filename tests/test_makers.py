@@ -19,7 +19,7 @@ from saefeat.config import CONSTANT, STEERING_METHODS, Decoding
 from saefeat.generation import generate, text_losses
 from saefeat.hooks import capture
 from saefeat.run import open_run
-from saefeat.run.budget import LossBudget
+from saefeat.run.budget import LossBudget, at_full_strength
 from saefeat.run.grids import demo_grid, full_grid
 from saefeat.run.steer import Bench, load_recipe
 from saefeat.run.sweep import sweep
@@ -521,9 +521,21 @@ def test_a_sweep_under_a_budget_has_one_strength_per_setting(bench, tmp_path, mo
     rows = {row["method"]: row["strength"] for row in found["rows"]}
     assert len(found["rows"]) == len(rows) == 3
     assert rows == pytest.approx({"none": 0, "diffmean": 0.75, "features": 0.75}, abs=0.03)
+    constant = {"first": 0, "rest": None}  # texts are read at full strength
+    assert all(row["schedule"] == constant for row in found["rows"])
+    assert load_recipe(bench, "th", "diffmean").schedule == CONSTANT
     other = sweep(bench, grid, PROMPTS, tmp_path / "o.json", halves=False, labels=["th"])
     assert json.loads(other.read_text())["grid"] != found["grid"]
     assert load_recipe(bench, "th").strength in {each.strength for each in grid}
+
+
+def test_under_a_budget_settings_differ_in_more_than_strength_and_schedule(bench):
+    grid = full_grid(bench.opened.lm, [[SITE]])
+    found = at_full_strength(grid)
+    assert {each.schedule for each in found} == {CONSTANT}
+    wanted = {(r.method, r.edit, r.sites, str(r.parameters)) for r in grid}
+    settings = [(r.method, r.edit, r.sites, str(r.parameters)) for r in found]
+    assert set(settings) == wanted and len(settings) == len(wanted) < len(grid)
 
 
 @pytest.mark.parametrize("budget", [0, -1, "nan"])

@@ -162,7 +162,8 @@ class SweepConfig(SteeringSource):
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
     loss_budget: float | None = about(
         "Give each setting the strength at which the loss of source texts rises by so many nats "
-        "(0.7 doubles their perplexity), instead of trying strengths.",
+        "(0.7 doubles their perplexity), on all tokens, instead of trying strengths and "
+        "schedules.",
         None,
         gt=0,
         allow_inf_nan=False,
