@@ -209,7 +209,10 @@ def steer_matrix(
 def steer_arithmetic(
     run: Run, config: ArithmeticConfig, decoding: Sampling, out: Result = None
 ) -> None:
-    """Switch one label's units off and another's on; the table is source by target."""
+    """Switch one label's units off and another's on; the table is source by target.
+
+    The paper decodes with --temperature 0 --repetition-penalty 1.1 --max-new-tokens 256.
+    """
     from saefeat.experiments.arithmetic import arithmetic
 
     print_experiment(arithmetic(load_run(run), config, decoding, out))
@@ -220,7 +223,10 @@ def steer_arithmetic(
 def steer_fallback(
     run: Run, config: FallbackConfig, decoding: Sampling, out: Result = None
 ) -> None:
-    """Switch off the units of one label after the other, and see which language comes next."""
+    """Switch off the units of one label after the other, and see which language comes next.
+
+    The paper decodes with --temperature 0 --repetition-penalty 1.1 --max-new-tokens 128.
+    """
     from saefeat.experiments.fallback import fallback
 
     print_experiment(fallback(load_run(run), config, decoding, out))
