@@ -26,7 +26,7 @@ from saefeat.run.sweep import sweep
 from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
 from saefeat.steering.makers import MAKERS
-from saefeat.steering.recipes import with_controls
+from saefeat.steering.recipes import sites_read, with_controls
 
 SITE, LAST = "resid_post@0", "resid_post@1"
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -197,12 +197,21 @@ def test_recover_takes_a_step_of_kept_norm_at_every_layer(bench, edit, beta):
         close(change_of(bench, chosen, site=site)[0](h, 0.3), wanted, 1e-5)
 
 
-@pytest.mark.parametrize("layer", [None, 1])
-def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
-    more = {} if layer is None else {"layer": layer}
-    read = SITE if layer is None else LAST
-    chosen = recipe("overwrite", top=5, outlier_factor=4, **more)
+@pytest.mark.parametrize(
+    ("edit", "more"),
+    [
+        ("clamp", {}),
+        ("clamp", {"layer": 1}),
+        ("clamp, monolingual", {"layer": 1}),
+        ("clamp, monolingual", {"anchor": 1}),
+    ],
+)
+def test_overwriting_sets_the_coordinates_that_differ_most(bench, edit, more):
+    read = LAST if "layer" in more else SITE
+    chosen = recipe("overwrite", edit, top=5, outlier_factor=4, **more)
     de, en = means(bench, read, "de", "en")
+    if edit != "clamp":
+        (en,) = means(bench, SITE if "layer" in more else LAST, "de")  # of the anchor
     stats = bench.builder.collected.read(read)
     every = (stats.total.double() / 2**20).sum(0) / stats.tokens.sum()
     difference = (de - en).abs()
@@ -214,8 +223,17 @@ def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
     change, count = change_of(bench, chosen)
     close(change(x, 0.4), wanted, 1e-6)
     assert count == 5
-    every_one, _ = change_of(bench, recipe("overwrite", top=5, outlier_factor=0.0001 + 1e9, **more))
-    assert (every_one(x, 0.4) != x).any(-1).all()
+    every_one, _ = change_of(bench, recipe("overwrite", edit, top=5, outlier_factor=1e9, **more))
+    if edit == "clamp":
+        assert (every_one(x, 0.4) != x).any(-1).all()
+
+
+def test_overwriting_needs_means_of_the_same_coordinates(bench):
+    neurons = recipe("overwrite", sites=("mlp_act@0",), layer=1)
+    bench.collect_missing([neurons])
+    with pytest.raises(NoUnits, match="resid_post@1 has other coordinates; choose other sites"):
+        bench.builder.build(neurons, "de")
+    assert sites_read(recipe("overwrite", layer=1, anchor=0)) == [SITE, LAST, SITE]
 
 
 @pytest.mark.parametrize("edit", STEERING_METHODS["pca"].edits)
@@ -372,6 +390,8 @@ def case(method, edit):
         pytest.skip("the run has an SAE at the first block only")
     sites = {"recover": (SITE, LAST), "pca": (LAST,), "boost": (LOGITS,), "log-odds": (LOGITS,)}
     more = {"langfir": {"example_rate": 0.05, "other_rate": 0.3}, "overwrite": {"top": 6}}
+    if edit.endswith("monolingual"):
+        more["overwrite"]["layer"] = 1
     at = sites.get(method.removesuffix("-adaptive"), (SITE,))
     return recipe(method, edit, at, Schedule(first=3, rest=0.4), **more.get(method, {}))
 

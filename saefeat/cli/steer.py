@@ -64,15 +64,12 @@ def steer_generate(
     ] = False,
 ) -> None:
     """Continue prompts, steered and unsteered side by side."""
-    from dataclasses import replace
-
-    from saefeat.run.steer import continue_prompts, load_recipe
+    from saefeat.run.recipes import choose_recipe
+    from saefeat.run.steer import continue_prompts
 
     texts = _prompts(prompt, prompts)
     bench = _bench(run, config.source, decoding)
-    recipe = load_recipe(bench, config.label, config.method)
-    if config.strength is not None:
-        recipe = replace(recipe, strength=config.strength)
+    recipe = choose_recipe(bench, config.label, config)
     for row in continue_prompts(bench, config.label, texts, recipe, chat=config.chat):
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
 
@@ -168,7 +165,7 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
         bench.builder.saes_at(site)
     deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
-    grid = full_grid(bench.opened.lm, groups, config.strengths)
+    grid = full_grid(bench.opened.lm, groups, config.strengths, config.sites)
     if config.methods == ("all",):
         return grid
     known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})

@@ -1,8 +1,8 @@
 """Build the changes of all ways to steer, from chosen units and statistics.
 
 `steer()`, `steer generate`, `steer sweep` and `steer matrix` differ in how they choose units. This
-module alone decides what an edit does with the units. Strength 1 is one force for all methods: the
-length of the difference of means at the site.
+module alone decides what an edit does with the units. Strength 1 is one force for all methods that
+add a vector: the length of the difference of means at the site.
 """
 
 from __future__ import annotations
