@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saefeat.codes import Codes
+from saefeat.collection import collect as collect_stats
 from saefeat.config import CONSTANT, STEERING_METHODS, Decoding
+from saefeat.corpora.random_tokens import random_plan
 from saefeat.generation import generate, text_losses
 from saefeat.hooks import capture
 from saefeat.run import open_run
@@ -23,9 +25,12 @@ from saefeat.run.budget import LossBudget, at_full_strength
 from saefeat.run.grids import demo_grid, full_grid
 from saefeat.run.steer import Bench, load_recipe
 from saefeat.run.sweep import sweep
+from saefeat.rundir import RunDir
+from saefeat.statistics.files import CONTROL
 from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
 from saefeat.steering.makers import MAKERS
+from saefeat.steering.makers.features import exclusive_units
 from saefeat.steering.recipes import sites_read, with_controls
 
 SITE, LAST = "resid_post@0", "resid_post@1"
@@ -286,6 +291,32 @@ def test_langfir_adds_few_features_of_the_label_alone(bench):
     change, count = change_of(bench, chosen, "th")
     close(change(torch.zeros(1, 1, 32))[0, 0], (v / v.norm() * (a - b).norm()).float(), 1e-4)
     assert count == 2
+
+
+def test_langfir_leaves_out_features_of_random_tokens_where_they_were_collected(run_copy):
+    opened = open_run(run_copy)
+    (sae,) = [sae for sae in opened.saes if sae.site == SITE]
+    stats = RunDir(run_copy).load_stats(sae.id)
+    rates = {"top": 2, "example_rate": 0.05, "other_rate": 0.3}
+    chosen, row = recipe("langfir", **rates, random_rate=0.2), stats.labels.index("th")
+    found = exclusive_units(stats, "th", **rates | {"top": 64})
+    assert Bench(opened, "en", DECODING).builder.build(chosen, "th")[1] == 2 < len(found)
+    assert RunDir(run_copy).load_control(sae.id) is None
+    collect_stats(
+        opened.lm, random_plan(opened.lm, opened.plan, 20), [sae], run_copy / "stats" / CONTROL
+    )
+    control = RunDir(run_copy).load_control(sae.id)
+    quiet = [u for u in found if control.fired_examples[0, u] / control.examples[0] < 0.2]
+    assert exclusive_units(stats, "th", control, **rates, random_rate=0.2) == quiet[:2]
+    assert quiet[:2] != found[:2], "the filter has nothing to do"
+    bench = Bench(opened, "en", DECODING)
+    directions = sae.W_dec[quiet[:2]].double()
+    mean = stats.mean()
+    v = ((mean[row] - mean[stats.labels.index("en")])[quiet[:2], None] * directions).sum(0)
+    change, count = change_of(bench, chosen, "th")
+    moved = change(torch.zeros(1, 1, 32))[0, 0]
+    close(moved / moved.norm(), (v / v.norm()).float(), 1e-4)
+    assert count == len(quiet[:2])
 
 
 # --------------------------------------------------------------------------- tokens

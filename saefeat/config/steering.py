@@ -90,6 +90,7 @@ STEERING_METHODS = {
     "codes": SteeringMethod(edits=("add", "add, from source", "add, block before"), of_saes=True),
     "langfir": SteeringMethod(
         {"top": 5, "example_rate": 0.5, "other_rate": 0.01},
+        ("random_rate",),
         of_saes=True,
         remedy="lower example_rate",
     ),

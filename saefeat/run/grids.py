@@ -35,6 +35,7 @@ _PUBLISHED: dict[str, Sequence[tuple[str, Schedule, Sequence[float]]]] = {
     "output-score": [(edit, Schedule(), ()) for edit in STEERING_METHODS["output-score"].edits],
 }
 _STEPS = {"step, absolute": (1.0,), "step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05)}
+_RANDOM_RATE = {"langfir": {"random_rate": 0.1}}
 _STRETCHES = (1.0, 0.7, 1.3)
 _LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
 _OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
@@ -91,7 +92,10 @@ def _published(sites: tuple[str, ...], added: Sequence[float]) -> list[SteeringR
     `added`: strengths of vectors.
     """
     return [
-        SteeringRecipe(method, edit, sites, at, strength, STEERING_METHODS[method].parameters)
+        SteeringRecipe(
+            *(method, edit, sites, at, strength),
+            {**STEERING_METHODS[method].parameters, **_RANDOM_RATE.get(method, {})},
+        )
         for method, settings in _PUBLISHED.items()
         for edit, at, strengths in settings
         for strength in strengths or added

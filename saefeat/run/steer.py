@@ -129,7 +129,8 @@ class Bench:
     @cached_property
     def builder(self) -> RecipeBuilder:
         opened = self.opened
-        collected = Collected(cache(self.run.load_stats), self.source_label, opened.lm.device)
+        read, control = cache(self.run.load_stats), self.run.load_control
+        collected = Collected(read, self.source_label, opened.lm.device, control=control)
         return RecipeBuilder(collected, opened.saes, Evidence(opened.lm, lambda: opened.plan))
 
     def find_target(self, label: str, parameter: str = "label") -> str:

@@ -71,12 +71,14 @@ class Collected:
         source_label: the label that is steered away from; None: the mean of all others.
         device: of the model.
         patches: dictionary and label -> values of the patched edits (`saefeat.steering.patches`).
+        control: dictionary id -> its statistics on random tokens; None where there are none.
     """
 
     read: Callable[[str], Stats]
     source_label: str | None
     device: str
     patches: Callable[[Dictionary, str], Patches] | None = None
+    control: Callable[[str], Stats | None] | None = None
 
     def stats(self, dictionary: Dictionary) -> Stats:
         """Read statistics of this very dictionary. Raises UserError if they are of another one."""
