@@ -173,10 +173,10 @@ def test_pairs_without_units_have_no_row(run_copy, many, monkeypatch):
     result = arithmetic(opened, replace(SWAP, to=None, units=(many,)), SHORT)
     assert {row["target"] for row in cells(result, units="many")} == {"de", "en"}
     assert {row["target"] for row in cells(result, units="none")} == {"de", "en", "th"}
-    note = "By many, th have no units: 1 pairs are swapped, over which its means are taken."
+    note = "Without units by many: th. Its means are over the other pairs of labels, 1."
     assert result["notes"] == [note]
     silent = replace(SWAP, from_=None, to=("th",), units=(many,), activate="none")
-    assert arithmetic(opened, silent, SHORT)["notes"] == [note.replace("1 pairs", "2 pairs")]
+    assert arithmetic(opened, silent, SHORT)["notes"] == [note.replace("1.", "2.")]
     with pytest.raises(UserError, match="th has no units by many; choose other units"):
         arithmetic(opened, replace(SWAP, to=("th",), units=(many,)), SHORT)
 

@@ -145,15 +145,8 @@ def _check_swaps(
 
     Raises NoUnits where no set has a swap of different labels.
     """
-    notes, used = (
-        [],
-        dict.fromkeys(
-            [
-                *([] if config.keep_source else sources),
-                *([] if config.activate == "none" else targets),
-            ]
-        ),
-    )
+    used = [] if config.keep_source else [*sources]
+    used += [] if config.activate == "none" else [x for x in targets if x not in used]
     own = [each for each in sets if each.control is None]
     swaps = {
         each.name: sum(t != x for x in sources for t, _ in _swaps(each, config, x, targets))
@@ -162,11 +155,12 @@ def _check_swaps(
     if not any(swaps.values()):
         names = ", ".join(swaps)
         raise NoUnits(f"no two labels have units to swap by {names}; choose other units", "units")
+    notes = []
     for each in own:
         if without := [label for label in used if not each.count(label)]:
             notes.append(
-                f"By {each.name}, {', '.join(without)} have no units: {swaps[each.name]} pairs are "
-                "swapped, over which its means are taken."
+                f"Without units by {each.name}: {', '.join(without)}. Its means are over the other "
+                f"pairs of labels, {swaps[each.name]}."
             )
     return notes
 
