@@ -28,7 +28,14 @@ from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.statistics.bags import Bags
 from saefeat.statistics.examples import TopExamples
-from saefeat.statistics.files import list_stats, load_stats, stats_file
+from saefeat.statistics.files import (
+    CONTROL,
+    control_of,
+    list_stats,
+    load_stats,
+    stats_file,
+    stats_header,
+)
 from saefeat.statistics.histograms import Histograms
 from saefeat.statistics.responses import Responses
 
@@ -147,6 +154,15 @@ class RunDir:
     def load_stats(self, dictionary: str) -> Stats:
         """Statistics of a dictionary, also those that only steering reads."""
         return load_stats(self._stats_place(dictionary) or self.stats, dictionary)
+
+    def load_control(self, dictionary: str) -> Stats | None:
+        """Statistics of a dictionary on random tokens; None where the run has not collected them.
+
+        Raises UserError where they are unfinished, or of another model or dictionary.
+        """
+        if not stats_file(self.stats / CONTROL, dictionary).is_file():
+            return None
+        return control_of(self.stats, [stats_header(self.stats, dictionary)])[0]
 
     def take_steering_stats(self, directory: Path) -> None:
         """Move the statistics of a finished collection to those that only steering reads."""

@@ -15,11 +15,13 @@ from saefeat.experiments.arithmetic import arithmetic
 from saefeat.experiments.fallback import fallback
 from saefeat.experiments.frame import Forecast
 from saefeat.experiments.units import UnitBench
-from saefeat.generation import generate, texts_of
+from saefeat.forcing import measure
+from saefeat.generation import encode_prompts, generate, texts_of
 from saefeat.hooks import intervene
 from saefeat.io import UserError
-from saefeat.run import open_run, rank
+from saefeat.run import open_run, rank, steer
 from saefeat.run.steer import Bench
+from saefeat.steering import CannotSteer, NoUnits
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 SHORT = Decoding(max_new_tokens=8)
@@ -186,8 +188,96 @@ def test_pairs_without_units_have_no_row(run_copy, many, monkeypatch):
     result = arithmetic(opened, replace(SWAP, to=None, units=(many,)), SHORT)
     assert {row["target"] for row in cells(result, units="many")} == {"de", "en"}
     assert {row["target"] for row in cells(result, units="none")} == {"de", "en", "th"}
+    note = "Without units by many: th. Its means are over the other pairs of labels, 1."
+    assert result["notes"] == [note]
+    silent = replace(SWAP, from_=None, to=("th",), units=(many,), activate="none")
+    assert arithmetic(opened, silent, SHORT)["notes"] == [note.replace("1.", "2.")]
     with pytest.raises(UserError, match="th has no units by many; choose other units"):
         arithmetic(opened, replace(SWAP, to=("th",), units=(many,)), SHORT)
+
+
+def test_without_any_units_nothing_is_measured(run_copy, monkeypatch):
+    find = UnitBench.find
+
+    def of_german(self, names):
+        return [replace(each, chosen={"de": each.chosen["de"]}) for each in find(self, names)]
+
+    monkeypatch.setattr(UnitBench, "find", of_german)
+    opened = open_run(run_copy)
+    with pytest.raises(NoUnits, match=r"^no two labels have units to swap by neurons; choose o"):
+        arithmetic(opened, ArithmeticConfig(prompts=2, units=("neurons",)), SHORT)
+    assert not (run_copy / "experiments").exists()
+
+
+def test_sources_without_a_text_are_left_out_unless_they_are_asked_for(run_copy, many, monkeypatch):
+    pick = steer.pick_test_texts
+    monkeypatch.setattr(
+        steer, "pick_test_texts", lambda run, x, n: [] if x == "th" else pick(run, x, n)
+    )
+    opened, said = open_run(run_copy), []
+    opened.say = said.append
+    asked = ArithmeticConfig(None, ("de",), prompts=2, units=(many,))
+    result = arithmetic(opened, asked, SHORT)
+    assert {row["source"] for row in result["rows"]} == {"de", "en"}
+    assert "note: th have no test text of 10 tokens; they are no sources" in said
+    with pytest.raises(CannotSteer, match=r"^th has no test text of 10 tokens") as refused:
+        arithmetic(opened, replace(asked, from_=("en", "th")), SHORT)
+    assert refused.value.options == ("from_",)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_prompts_of_a_file_are_continued_with_the_published_decoding(run_copy, tmp_path, suffix):
+    texts, path = ["Q: the cat?A: ", "the dog"], tmp_path / f"prompts{suffix}"
+    rows = [("eng", texts[0]), ("de", "der Hund"), ("en", texts[1]), ("en", "left over")]
+    if suffix == ".txt":
+        lines = [text for label, text in rows if label != "de"]
+    elif suffix == ".csv":
+        lines = ["label,prompt", *(f"{label},{text}" for label, text in rows)]
+    else:
+        lines = [json.dumps({"label": label, "prompt": text}) for label, text in rows]
+    path.write_text("\n".join(lines))
+    opened, greedy = open_run(run_copy), Decoding(max_new_tokens=12, temperature=0)
+    file = {"prompt_file": str(path), "prompts": 2, "units": ("features",)}
+    found = []
+    for penalty in (1.0, 3.0):
+        asked = ArithmeticConfig(("en",), ("de",), repetition_penalty=penalty, **file)
+        result = arithmetic(opened, asked, greedy)
+        prompts = encode_prompts(opened.lm, texts, 12)
+        rows = generate(opened.lm, prompts, greedy, repetition_penalty=penalty)
+        figures = measure(opened.lm, prompts, rows, Bench(opened, "de", greedy).judge)
+        (none,) = cells(result, units="none")
+        assert none["distinct3"] == figures.summary("de")["distinct3"]
+        found.append(none["perplexity"])
+        assert none["perplexity"] == figures.summary("de")["perplexity"]
+    assert found[0] != found[1]
+    if suffix == ".txt":
+        asked = FallbackConfig(("en",), repetition_penalty=3.0, **file)
+        step = cells(fallback(opened, asked, greedy), units="features", step=0)[0]
+        assert step["perplexity"] == found[1]
+        with pytest.raises(UserError, match="not both"):
+            fallback(opened, replace(asked, source="en"), greedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "one\n", [], "does not say which label its prompts have"),
+        ("a.txt", "\n \n", ["--from", "en"], "holds no prompt; write one per line"),
+        ("a.csv", "text\none\n", [], "prompt"),
+        ("a.csv", "prompt,label\none,en\n", ["--from", "th"], "th has no prompt in "),
+        ("missing.txt", None, ["--from", "en"], "cannot read"),
+    ],
+)
+def test_bad_files_of_prompts_are_refused(
+    saefeat, run_copy, tmp_path, name, content, options, message
+):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    ask = ["steer", "arithmetic", "--run", run_copy, "--prompt-file", path, *options]
+    code, _, err = saefeat(*ask)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("saefeat: ")]) == 1
 
 
 def test_bad_swaps_are_refused_in_a_sentence(saefeat, run_copy):
@@ -254,7 +344,6 @@ def test_fallback_switches_off_more_and_more_units(run_copy):
             return x
 
         edits[lm.site(name).path] = edit
-    from saefeat.generation import encode_prompts
     from saefeat.run.grids import english_prompts
 
     prompts = encode_prompts(lm, english_prompts()[:3], 8)

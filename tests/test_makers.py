@@ -15,18 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saefeat.codes import Codes
+from saefeat.collection import collect as collect_stats
 from saefeat.config import CONSTANT, STEERING_METHODS, Decoding
+from saefeat.corpora.random_tokens import random_plan
 from saefeat.generation import generate, text_losses
 from saefeat.hooks import capture
 from saefeat.run import open_run
-from saefeat.run.budget import LossBudget
+from saefeat.run.budget import LossBudget, at_full_strength
 from saefeat.run.grids import demo_grid, full_grid
 from saefeat.run.steer import Bench, load_recipe
 from saefeat.run.sweep import sweep
+from saefeat.rundir import RunDir
+from saefeat.statistics.files import CONTROL
 from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
 from saefeat.steering.makers import MAKERS
-from saefeat.steering.recipes import with_controls
+from saefeat.steering.makers.features import exclusive_units
+from saefeat.steering.recipes import sites_read, with_controls
 
 SITE, LAST = "resid_post@0", "resid_post@1"
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -197,12 +202,21 @@ def test_recover_takes_a_step_of_kept_norm_at_every_layer(bench, edit, beta):
         close(change_of(bench, chosen, site=site)[0](h, 0.3), wanted, 1e-5)
 
 
-@pytest.mark.parametrize("layer", [None, 1])
-def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
-    more = {} if layer is None else {"layer": layer}
-    read = SITE if layer is None else LAST
-    chosen = recipe("overwrite", top=5, outlier_factor=4, **more)
+@pytest.mark.parametrize(
+    ("edit", "more"),
+    [
+        ("clamp", {}),
+        ("clamp", {"layer": 1}),
+        ("clamp, monolingual", {"layer": 1}),
+        ("clamp, monolingual", {"anchor": 1}),
+    ],
+)
+def test_overwriting_sets_the_coordinates_that_differ_most(bench, edit, more):
+    read = LAST if "layer" in more else SITE
+    chosen = recipe("overwrite", edit, top=5, outlier_factor=4, **more)
     de, en = means(bench, read, "de", "en")
+    if edit != "clamp":
+        (en,) = means(bench, SITE if "layer" in more else LAST, "de")  # of the anchor
     stats = bench.builder.collected.read(read)
     every = (stats.total.double() / 2**20).sum(0) / stats.tokens.sum()
     difference = (de - en).abs()
@@ -214,8 +228,17 @@ def test_overwriting_sets_the_coordinates_that_differ_most(bench, layer):
     change, count = change_of(bench, chosen)
     close(change(x, 0.4), wanted, 1e-6)
     assert count == 5
-    every_one, _ = change_of(bench, recipe("overwrite", top=5, outlier_factor=0.0001 + 1e9, **more))
-    assert (every_one(x, 0.4) != x).any(-1).all()
+    every_one, _ = change_of(bench, recipe("overwrite", edit, top=5, outlier_factor=1e9, **more))
+    if edit == "clamp":
+        assert (every_one(x, 0.4) != x).any(-1).all()
+
+
+def test_overwriting_needs_means_of_the_same_coordinates(bench):
+    neurons = recipe("overwrite", sites=("mlp_act@0",), layer=1)
+    bench.collect_missing([neurons])
+    with pytest.raises(NoUnits, match="resid_post@1 has other coordinates; choose other sites"):
+        bench.builder.build(neurons, "de")
+    assert sites_read(recipe("overwrite", layer=1, anchor=0)) == [SITE, LAST, SITE]
 
 
 @pytest.mark.parametrize("edit", STEERING_METHODS["pca"].edits)
@@ -268,6 +291,32 @@ def test_langfir_adds_few_features_of_the_label_alone(bench):
     change, count = change_of(bench, chosen, "th")
     close(change(torch.zeros(1, 1, 32))[0, 0], (v / v.norm() * (a - b).norm()).float(), 1e-4)
     assert count == 2
+
+
+def test_langfir_leaves_out_features_of_random_tokens_where_they_were_collected(run_copy):
+    opened = open_run(run_copy)
+    (sae,) = [sae for sae in opened.saes if sae.site == SITE]
+    stats = RunDir(run_copy).load_stats(sae.id)
+    rates = {"top": 2, "example_rate": 0.05, "other_rate": 0.3}
+    chosen, row = recipe("langfir", **rates, random_rate=0.2), stats.labels.index("th")
+    found = exclusive_units(stats, "th", **rates | {"top": 64})
+    assert Bench(opened, "en", DECODING).builder.build(chosen, "th")[1] == 2 < len(found)
+    assert RunDir(run_copy).load_control(sae.id) is None
+    collect_stats(
+        opened.lm, random_plan(opened.lm, opened.plan, 20), [sae], run_copy / "stats" / CONTROL
+    )
+    control = RunDir(run_copy).load_control(sae.id)
+    quiet = [u for u in found if control.fired_examples[0, u] / control.examples[0] < 0.2]
+    assert exclusive_units(stats, "th", control, **rates, random_rate=0.2) == quiet[:2]
+    assert quiet[:2] != found[:2], "the filter has nothing to do"
+    bench = Bench(opened, "en", DECODING)
+    directions = sae.W_dec[quiet[:2]].double()
+    mean = stats.mean()
+    v = ((mean[row] - mean[stats.labels.index("en")])[quiet[:2], None] * directions).sum(0)
+    change, count = change_of(bench, chosen, "th")
+    moved = change(torch.zeros(1, 1, 32))[0, 0]
+    close(moved / moved.norm(), (v / v.norm()).float(), 1e-4)
+    assert count == len(quiet[:2])
 
 
 # --------------------------------------------------------------------------- tokens
@@ -372,6 +421,8 @@ def case(method, edit):
         pytest.skip("the run has an SAE at the first block only")
     sites = {"recover": (SITE, LAST), "pca": (LAST,), "boost": (LOGITS,), "log-odds": (LOGITS,)}
     more = {"langfir": {"example_rate": 0.05, "other_rate": 0.3}, "overwrite": {"top": 6}}
+    if edit.endswith("monolingual"):
+        more["overwrite"]["layer"] = 1
     at = sites.get(method.removesuffix("-adaptive"), (SITE,))
     return recipe(method, edit, at, Schedule(first=3, rest=0.4), **more.get(method, {}))
 
@@ -470,6 +521,7 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
     assert set(recipes) >= set(methods.split(","))
     code, _, err = saefeat(*ask, "--methods", "magic")
     assert code == 2 and "there is no method magic; the methods are all, ablation, boost" in err
+    assert "(--methods)" in err
 
 
 @pytest.mark.parametrize(("method", "nats"), [("log-odds", 0.2), ("log-odds", 3.0), ("boost", 1.0)])
@@ -520,9 +572,21 @@ def test_a_sweep_under_a_budget_has_one_strength_per_setting(bench, tmp_path, mo
     rows = {row["method"]: row["strength"] for row in found["rows"]}
     assert len(found["rows"]) == len(rows) == 3
     assert rows == pytest.approx({"none": 0, "diffmean": 0.75, "features": 0.75}, abs=0.03)
+    constant = {"first": 0, "rest": None}  # texts are read at full strength
+    assert all(row["schedule"] == constant for row in found["rows"])
+    assert load_recipe(bench, "th", "diffmean").schedule == CONSTANT
     other = sweep(bench, grid, PROMPTS, tmp_path / "o.json", halves=False, labels=["th"])
     assert json.loads(other.read_text())["grid"] != found["grid"]
     assert load_recipe(bench, "th").strength in {each.strength for each in grid}
+
+
+def test_under_a_budget_settings_differ_in_more_than_strength_and_schedule(bench):
+    grid = full_grid(bench.opened.lm, [[SITE]])
+    found = at_full_strength(grid)
+    assert {each.schedule for each in found} == {CONSTANT}
+    wanted = {(r.method, r.edit, r.sites, str(r.parameters)) for r in grid}
+    settings = [(r.method, r.edit, r.sites, str(r.parameters)) for r in found]
+    assert set(settings) == wanted and len(settings) == len(wanted) < len(grid)
 
 
 @pytest.mark.parametrize("budget", [0, -1, "nan"])

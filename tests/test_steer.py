@@ -20,7 +20,7 @@ from helpers import Interrupt
 
 from saefeat import memory
 from saefeat.cli.steer import print_steering
-from saefeat.config import Decoding, MatrixConfig
+from saefeat.config import STEERING_METHODS, Decoding, GenerateConfig, MatrixConfig
 from saefeat.encoders import GroupedEncoder
 from saefeat.forcing import Reference, forces_fluently
 from saefeat.hooks import intervene
@@ -29,8 +29,9 @@ from saefeat.methods.lape import lape
 from saefeat.progress import quiet
 from saefeat.resume import Checkpoint
 from saefeat.run import open_run, rank, run
-from saefeat.run.grids import demo_grid, english_prompts, full_grid, steering_sites
+from saefeat.run.grids import default_recipe, demo_grid, english_prompts, full_grid, steering_sites
 from saefeat.run.matrix import matrix, most_affected, own_features
+from saefeat.run.recipes import choose_recipe
 from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
@@ -397,6 +398,24 @@ def test_labels_that_cannot_be_measured_are_skipped_with_a_note(bench, out, monk
         sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", halves=False, labels=["th"])
 
 
+def test_labels_that_fasttext_cannot_judge_are_refused_if_they_are_asked_for(bench, out):
+    corpus = bench.opened.corpus
+    names = {"de": "de", "en": "en", "th": "egy"}
+    bench.opened.corpus = replace(
+        corpus, of=[names[label] for label in corpus.of], labels=tuple(names.values())
+    )
+    with pytest.raises(UserError, match="fastText cannot judge egy; choose") as no:
+        sweep(bench, demo_grid([SITE]), PROMPTS, out / "other.json", labels=["de", "egy"])
+    assert no.value.options == ("labels",) and not (out / "other.json").exists()
+
+
+def test_labels_of_a_sweep_are_named_by_their_option(saefeat, out, tmp_path):
+    ask = ["steer", "sweep", "--run", out, "--out", tmp_path / "m.json", "--labels"]
+    for label, message in {"xx": r"no label 'xx'.* \(--labels\)", "en": r"\(--labels, --s"}.items():
+        code, _, err = saefeat(*ask, label)
+        assert code == 2 and re.search(message, err)
+
+
 def test_a_label_without_test_text_or_tokens_cannot_be_steered(bench):
     corpus = bench.opened.corpus
     bench.opened.corpus = replace(
@@ -656,6 +675,55 @@ def test_generate_takes_the_setting_of_the_last_sweep(saefeat, out, bench):
         assert saefeat(*ask, "--method", method)[0] == 0
 
 
+def test_an_edit_and_sites_that_are_asked_for_replace_those_of_the_sweep(bench, out):
+    def choose(method, **asked):
+        return choose_recipe(bench, "th", GenerateConfig(label="th", method=method, **asked))
+
+    sweep(bench, small_grid(bench), PROMPTS, out / "steering" / "metrics.json", labels=["th"])
+    for method in ("features", "neurons"):
+        swept = load_recipe(bench, "th", method)
+        assert choose(method) == swept == choose(method, edit=swept.edit, sites=swept.sites)
+        assert choose(method, strength=0.5) == replace(swept, strength=0.5)
+    (other,) = {"clamp", "clamp, source off"} - {load_recipe(bench, "th", "neurons").edit}
+    assert choose("neurons", edit=other).edit == other
+    deep = choose("diffmean", sites=("resid_post@1",))
+    assert (deep.sites, deep.strength) == (("resid_post@1",), 1.3)
+    several = choose("diffmean", sites=("resid_post@1", SITE, SITE))
+    assert (several.sites, several.strength) == (("resid_post@1", SITE), 0.7)
+    bench.collect_missing([several])
+    assert bench.builder.build(several, "th")[0].keys() == {"resid_post@1", SITE}
+
+
+def test_without_a_sweep_the_setting_is_the_published_one(bench):
+    def default(method):
+        recipe = load_recipe(bench, "th", method)
+        return recipe.edit, recipe.strength, dict(recipe.parameters)
+
+    assert default("pca") == ("stretch", 1.0, {})
+    assert default("overwrite") == ("clamp", 0.4, {"top": 3, "layer": 1})  # the last layer
+    assert default("one-sided") == ("clamp, boundary", 1.0, {})
+    assert default("recover") == ("step, absolute", 1.0, {"beta": 1})
+    assert default("boost") == ("boost", 1.0, {"amount": 5})
+    for method, known in STEERING_METHODS.items():
+        for edit in known.edits if method != "none" else ():
+            assert default_recipe(bench.opened, method, edit).edit == edit
+
+
+def test_strengths_and_sites_of_a_sweep_reach_the_methods_that_can_take_them(bench):
+    lm, sites = bench.opened.lm, ("resid_post@1",)
+    grid = full_grid(lm, [sites], (0.25, 3.0), sites)
+    of = {name: [one for one in grid if one.method == name] for name in STEERING_METHODS}
+    for name in ("features", "random", "diffmean", "gated", "codes", "langfir", "output-score"):
+        assert {one.strength for one in of[name]} == {0.25, 3.0}
+    elsewhere = {one.method for one in grid if one.sites != sites}
+    assert elsewhere == {"recover", "neurons", "boost", "boost-adaptive", "log-odds"}
+    usual = full_grid(lm, [[SITE]])
+    assert {one.sites for one in usual if one.method in ("pca", "overwrite")} == {sites}
+    for one in usual:
+        if one.method in ("clamp", "pca", "boost"):
+            assert replace(one, sites=sites if one.method != "boost" else one.sites) in grid
+
+
 def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("The old man\n\nWater is\n")
@@ -672,11 +740,12 @@ def test_sweep_and_matrix_from_the_command_line(saefeat, out, tmp_path):
     code, text, _ = saefeat(*one, "--edits", "amplify")
     assert code == 0 and text.startswith("amplify: ") and "ablate" not in text
     code, _, err = saefeat(*one, "--edits", "scale")
-    assert code == 2 and "there is no edit scale for the matrix; there are ablate, amplify" in err
+    assert code == 2
+    assert "no edit scale for the matrix; there are ablate, amplify (--edits)" in err
 
 
 REFUSED = {
-    "an unknown label": (["--label", "xx", "--prompt", "A"], "no setting for xx|no label 'xx'"),
+    "an unknown label": (["--label", "xx", "--prompt", "A"], r"no label 'xx'.*\(--label\)"),
     "the source": (["--label", "en", "--prompt", "A"], "en is the source|no setting for en"),
     "a strength that is no number": (
         ["--label", "de", "--prompt", "A", "--strength", "nan"],
@@ -693,6 +762,22 @@ REFUSED = {
     "an unknown method": (
         ["--label", "de", "--prompt", "A", "--method", "magic"],
         "no settings? for magic",
+    ),
+    "an unknown edit": (
+        ["--label", "de", "--prompt", "A", "--method", "pca", "--edit", "add"],
+        r"pca has no edit 'add'; it has: stretch; stretch, source side; .* \(--edit\)",
+    ),
+    "a site without an SAE": (
+        ["--label", "de", "--prompt", "A", "--sites", "resid_post@1"],
+        r"no SAE at resid_post@1; .* \(--sites\)",
+    ),
+    "a layer that does not exist": (
+        ["--label", "de", "--prompt", "A", "--sites", "resid_post@9", "--method", "pca"],
+        r"has the layers 0 to 1 \(--sites\)",
+    ),
+    "sites of logits": (
+        ["--label", "de", "--prompt", "A", "--sites", "resid_post@1", "--method", "boost"],
+        r"boost changes the logits and has no other sites \(--sites\)",
     ),
     "a chat without a template": (["--label", "de", "--prompt", "A", "--chat"], "no chat template"),
 }

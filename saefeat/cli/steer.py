@@ -64,15 +64,12 @@ def steer_generate(
     ] = False,
 ) -> None:
     """Continue prompts, steered and unsteered side by side."""
-    from dataclasses import replace
-
-    from saefeat.run.steer import continue_prompts, load_recipe
+    from saefeat.run.recipes import choose_recipe
+    from saefeat.run.steer import continue_prompts
 
     texts = _prompts(prompt, prompts)
     bench = _bench(run, config.source, decoding)
-    recipe = load_recipe(bench, config.label, config.method)
-    if config.strength is not None:
-        recipe = replace(recipe, strength=config.strength)
+    recipe = choose_recipe(bench, config.label, config)
     for row in continue_prompts(bench, config.label, texts, recipe, chat=config.chat):
         typer.echo(json.dumps(row, ensure_ascii=False) if as_json else _side_by_side(row))
 
@@ -138,7 +135,8 @@ def steer_sweep(
             f"the default prompts are English, but the source is {bench.source_label}; give "
             "--prompts FILE"
         )
-    labels = None if config.labels is None else [bench.find_target(name) for name in config.labels]
+    asked = config.labels
+    labels = None if asked is None else [bench.find_target(name, "labels") for name in asked]
     budget = config.loss_budget
     path = sweep(bench, _grid(bench, config), lines, out, labels=labels, loss_budget=budget)
     print_steering(bench.run.load_steering_metrics(path))
@@ -167,13 +165,15 @@ def _grid(bench: Any, config: SweepConfig) -> list[Any]:
         bench.builder.saes_at(site)
     deep, stream = steering_sites(bench.opened), stream_sites(bench.opened)
     groups = [config.sites] if config.sites else [deep, stream][: 1 + (deep != stream)]
-    grid = full_grid(bench.opened.lm, groups, config.strengths)
+    grid = full_grid(bench.opened.lm, groups, config.strengths, config.sites)
     if config.methods == ("all",):
         return grid
     known = sorted({UNSTEERED, *(recipe.method for recipe in grid)})
     for name in config.methods:
         if name not in known:
-            raise UserError(f"there is no method {name}; the methods are all, {', '.join(known)}")
+            raise UserError(
+                f"there is no method {name}; the methods are all, {', '.join(known)}", "methods"
+            )
     return [recipe for recipe in grid if recipe.method in {FEATURES, RANDOM, *config.methods}]
 
 
@@ -189,7 +189,8 @@ def steer_matrix(
 
     if unknown := set(config.edits) - set(MATRIX_EDITS):
         raise UserError(
-            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}"
+            f"there is no edit {min(unknown)} for the matrix; there are {', '.join(MATRIX_EDITS)}",
+            "edits",
         )
     result = matrix(load_run(run), out, config)
     for edit in config.edits:
@@ -205,7 +206,10 @@ def steer_matrix(
 def steer_arithmetic(
     run: Run, config: ArithmeticConfig, decoding: Sampling, out: Result = None
 ) -> None:
-    """Switch one label's units off and another's on; the table is source by target."""
+    """Switch one label's units off and another's on; the table is source by target.
+
+    The paper decodes with --temperature 0 --repetition-penalty 1.1 --max-new-tokens 256.
+    """
     from saefeat.experiments.arithmetic import arithmetic
 
     print_experiment(arithmetic(load_run(run), config, decoding, out))
@@ -216,7 +220,10 @@ def steer_arithmetic(
 def steer_fallback(
     run: Run, config: FallbackConfig, decoding: Sampling, out: Result = None
 ) -> None:
-    """Switch off the units of one label after the other, and see which language comes next."""
+    """Switch off the units of one label after the other, and see which language comes next.
+
+    The paper decodes with --temperature 0 --repetition-penalty 1.1 --max-new-tokens 128.
+    """
     from saefeat.experiments.fallback import fallback
 
     print_experiment(fallback(load_run(run), config, decoding, out))

@@ -24,7 +24,22 @@ class ExperimentUnits:
 
 
 @dataclass(frozen=True, config=STRICT)
-class ArithmeticConfig(ExperimentUnits):
+class Continued(ExperimentUnits):
+    """What an experiment continues, and how it decodes beside `Decoding`."""
+
+    prompt_file: str | None = about(
+        "File of prompts: .txt with one a line, or a table (.jsonl, .csv, .tsv, .parquet) with the "
+        "column prompt and, where prompts are of several labels, label.",
+        None,
+        kw_only=True,
+    )
+    repetition_penalty: float = about(
+        "Divides the logits of tokens that occurred; 1 is none.", 1.0, ge=1, kw_only=True
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ArithmeticConfig(Continued):
     """What `saefeat steer arithmetic` swaps (arXiv 2507.22608)."""
 
     from_: tuple[str, ...] | None = about("Labels of the prompts; default all.", None)
@@ -37,11 +52,16 @@ class ArithmeticConfig(ExperimentUnits):
     deactivate: float = about("Constant that the source's units are set to.", 0.0)
     keep_source: bool = about("Leave the source's units as they are.", False)
     alpha: float = about("Factor of the means.", 1.0)
-    prompts: int = about("Prompts per label: beginnings of its test texts.", 6, ge=1, le=128)
+    prompts: int = about(
+        "Prompts per label: beginnings of its test texts, or the first of the file.",
+        6,
+        ge=1,
+        le=128,
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
-class FallbackConfig(ExperimentUnits):
+class FallbackConfig(Continued):
     """What `saefeat steer fallback` switches off, label after label (arXiv 2507.22608)."""
 
     order: tuple[str, ...] | None = about(

@@ -75,7 +75,10 @@ STEERING_METHODS = {
     ),
     "recover": SteeringMethod({"beta": 1}, edits=("step", "step, relative", "step, absolute")),
     "overwrite": SteeringMethod(
-        {"top": 400}, ("layer", "outlier_factor"), ("clamp",), remedy="raise outlier_factor"
+        {"top": 400},
+        ("layer", "anchor", "outlier_factor"),
+        edits=("clamp", "clamp, monolingual"),
+        remedy="raise outlier_factor",
     ),
     "ablation": SteeringMethod(
         {"top": 2}, edits=("erase", "erase, orthogonal"), of_saes=True, remedy="raise top"
@@ -87,6 +90,7 @@ STEERING_METHODS = {
     "codes": SteeringMethod(edits=("add", "add, from source", "add, block before"), of_saes=True),
     "langfir": SteeringMethod(
         {"top": 5, "example_rate": 0.5, "other_rate": 0.01},
+        ("random_rate",),
         of_saes=True,
         remedy="lower example_rate",
     ),
@@ -137,16 +141,34 @@ class SteeringRecipe:
 
 
 @dataclass(frozen=True, config=STRICT)
-class GenerateConfig(SteeringSource):
+class RecipeChoice(SteeringSource):
+    """A recipe to steer with: the best of the last sweep, or the published setting."""
+
+    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
+    strength: float | None = about(
+        "Default the best of the label's sweep. 1 is the difference of means where a vector is "
+        "added, else the whole edit; negative values do the opposite.",
+        None,
+    )
+    edit: str | None = about(
+        "One of the method's edits, as tables of a sweep name them; default the best of the "
+        "label's sweep, or the published one.",
+        None,
+        kw_only=True,
+    )
+    sites: tuple[str, ...] | None = about(
+        "Sites that are steered; default those of the label's sweep, or of the method.",
+        None,
+        min_length=1,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class GenerateConfig(RecipeChoice):
     """How `saefeat steer generate` steers."""
 
     label: str = about("Label to steer towards.", kw_only=True)
-    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
-    strength: float | None = about(
-        "Default the best of the label's sweep. 1 is the difference of means; negative values "
-        "suppress.",
-        None,
-    )
     chat: bool = about("Put prompts through the model's chat template.", False)
 
 
@@ -154,15 +176,24 @@ class GenerateConfig(SteeringSource):
 class SweepConfig(SteeringSource):
     """What `saefeat steer sweep` tries."""
 
-    sites: tuple[str, ...] | None = about("Sites where features steer; default by depth.", None)
-    strengths: tuple[float, ...] | None = about("Of vectors; default by the number of sites.", None)
+    sites: tuple[str, ...] | None = about(
+        "Sites where all methods steer but recover (every layer), neurons (all layers) and those "
+        "at the logits; default by depth.",
+        None,
+    )
+    strengths: tuple[float, ...] | None = about(
+        "Of methods that add a vector: features, random, diffmean, gated, codes, langfir and "
+        "output-score; default by the number of sites. The others have their own.",
+        None,
+    )
     methods: tuple[str, ...] = about(
         "Methods besides features and random ones, or all.", ("neurons", "diffmean"), min_length=1
     )
     labels: tuple[str, ...] | None = about("Steer towards these labels only.", None)
     loss_budget: float | None = about(
         "Give each setting the strength at which the loss of source texts rises by so many nats "
-        "(0.7 doubles their perplexity), instead of trying strengths.",
+        "(0.7 doubles their perplexity), on all tokens, instead of trying strengths and "
+        "schedules.",
         None,
         gt=0,
         allow_inf_nan=False,
@@ -211,7 +242,7 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class TranslateConfig(SteeringSource):
+class TranslateConfig(RecipeChoice):
     """What `saefeat steer translate` translates (arXiv 2510.07213)."""
 
     table: str = about(
@@ -221,20 +252,16 @@ class TranslateConfig(SteeringSource):
     reference_column: str = about("Column with its translation.", "reference")
     label_column: str = about("Column with the label of the translation.", LABEL)
     labels: tuple[str, ...] | None = about("Translate into these labels only.", None)
-    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
-    strength: float | None = about("Default the best of each label's sweep.", None)
     sentences: int = about("Sentences per label.", 24, ge=1)
     repetition_penalty: float = about("Divides the logits of tokens that occurred.", 1.1, ge=1)
 
 
 @dataclass(frozen=True, config=STRICT)
-class HarnessConfig(SteeringSource):
+class HarnessConfig(RecipeChoice):
     """What `saefeat steer lm-eval` measures with lm-evaluation-harness."""
 
     label: str = about("Label to steer towards.", kw_only=True)
     tasks: tuple[str, ...] = about("Tasks of lm-eval.", min_length=1, kw_only=True)
-    method: str = about(f"{', '.join([*reversed(STEERING_METHODS)][:-1])}.", FEATURES)
-    strength: float | None = about("Default the best of the label's sweep.", None)
     include_path: str | None = about("Directory with further tasks.", None)
     few_shot: int | None = about("Examples before each item; default as in the task.", None, ge=0)
     limit: int | None = about("Items per task; default all.", None, ge=1)

@@ -2,6 +2,11 @@
 
 Gurgurov et al., arXiv 2507.22608, fallback analysis. The units of more and more labels are set to a
 constant, and the languages of the continuations are counted after each step.
+
+The paper continues 70 English questions in the frame "Q: ...A: ", greedily, with a repetition
+penalty of 1.1 and 128 new tokens, and stops at a new question or answer. The defaults here are
+other prompts without a frame, sampled and shorter, without a penalty. Nothing stops a text but its
+end; a frame is written into a file of prompts.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ from pathlib import Path
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, Decoding, FallbackConfig
 from saefeat.experiments.frame import Question, carry_out
+from saefeat.experiments.prompts import read_prompts
 from saefeat.experiments.units import UnitBench, UnitSet, describe
 from saefeat.generation import encode_prompts
+from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code
 from saefeat.run.grids import english_prompts
 from saefeat.run.opened import OpenRun
@@ -38,16 +45,23 @@ def fallback(
     perplexity and distinct3 (of the step). The summary names the most frequent language of each
     step.
 
-    Raises UserError for an unknown label, and CannotSteer where there are no prompts.
+    Raises UserError for an unknown label or a file of prompts that cannot be used, and CannotSteer
+    where there are no prompts.
     """
     labels = opened.corpus.labels
-    bench = Bench(opened, labels[0], decoding)
+    bench = Bench(opened, labels[0], decoding, config.repetition_penalty)
     order = _order(opened, config.order)
-    if config.source is None:
+    if config.prompt_file is not None:
+        if config.source is not None:
+            raise UserError("give a file of prompts or a label of prompts, not both", "prompt_file")
+        path, new = Path(config.prompt_file), decoding.max_new_tokens
+        prompts = read_prompts(opened, path, config.prompts, new)
+    elif config.source is None:
         texts = english_prompts()[: config.prompts]
         prompts = encode_prompts(opened.lm, texts, decoding.max_new_tokens)
     else:
-        prompts = bench.beginnings(find_label(opened, config.source, "source"), config.prompts)
+        source = find_label(opened, config.source, "source")
+        prompts = bench.beginnings(source, config.prompts, "source")
     units = UnitBench(opened)
     sets = units.find(config.units)
     if not any(each.count(label) for each in sets for label in order):
@@ -55,7 +69,13 @@ def fallback(
     question = Question(
         NAME,
         "Fallback: languages of the continuations as the units of more labels are off",
-        {**asdict(config), "order": order, "sets": describe(sets), "decoding": asdict(decoding)},
+        {
+            **asdict(config),
+            "order": order,
+            "sets": describe(sets),
+            "decoding": asdict(decoding),
+            "prompt_fingerprint": fingerprint(prompts),
+        },
         [{"kind": "lines", "x": "step", "y": "judged", "value": "share", "panels": ["units"]}],
     )
     by_name = {each.name: each for each in sets}

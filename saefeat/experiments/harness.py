@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,8 @@ from saefeat.config import HarnessConfig, SteeringRecipe
 from saefeat.experiments.frame import Question, carry_out
 from saefeat.io import UserError, first_line
 from saefeat.run.opened import OpenRun
-from saefeat.run.steer import Bench, Decoding, find_source, load_recipe
+from saefeat.run.recipes import choose_recipe
+from saefeat.run.steer import Bench, Decoding, find_source
 from saefeat.steering.harness import check_installed, harness_model
 from saefeat.steering.recipes import with_controls
 
@@ -34,10 +35,7 @@ def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> 
     check_installed()
     bench = Bench(opened, find_source(opened, config.source), Decoding())
     label = bench.find_target(config.label)
-    recipe = load_recipe(bench, label, config.method)
-    if config.strength is not None:
-        recipe = replace(recipe, strength=config.strength)
-    recipes = with_controls(recipe)
+    recipes = with_controls(choose_recipe(bench, label, config))
     with _quiet():
         tasks = _load_tasks(config)
     bench.collect_missing(recipes)

@@ -54,7 +54,9 @@ def lss(
     sweep = edits_and_factors(config)
     chosen = _choose_facts(opened, config, facts)
     sets = units.find(config.units)
-    targets = with_units(opened, sets, config.to, list(dict.fromkeys(f.target for f in chosen)))
+    targets = with_units(
+        opened, sets, config.to, list(dict.fromkeys(f.target for f in chosen)), "to"
+    )
     by_target = {target: [f for f in chosen if f.target == target] for target in targets}
     experiment = _LSS(units, {x: _encode(opened.lm, some) for x, some in by_target.items()})
     question = Question(
@@ -103,7 +105,7 @@ def _choose_facts(opened: OpenRun, config: LSSConfig, table: Path | None) -> lis
 
     facts = [fact._replace(base=own(fact.base), target=own(fact.target)) for fact in read]
     bases = {own(label) for label in config.from_ or ()}
-    asked = {find_label(opened, label) for label in config.to or ()}
+    asked = {find_label(opened, label, "to") for label in config.to or ()}
     if table is None and config.from_ is None:  # English; where there is none, all
         bases = {fact.base for fact in facts if fasttext_code(fact.base) == "en"}
     found: list[Fact] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,8 @@ from saefeat.generation import encode_prompts, generate, texts_of
 from saefeat.io import UserError
 from saefeat.labels import convert, fasttext_code, own_label
 from saefeat.run.opened import OpenRun
-from saefeat.run.steer import Bench, find_source, load_recipe
+from saefeat.run.recipes import choose_recipe
+from saefeat.run.steer import Bench, find_source
 from saefeat.steering import NoUnits, apply
 from saefeat.steering.recipes import with_controls
 
@@ -90,7 +91,8 @@ def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
     rows = read_table(Path(config.table), of, "table")
     columns = [[row[getattr(config, name)] for row in rows] for name in names]
     own = {label: own_label(label, bench.opened.corpus.labels) for label in columns[2]}
-    chosen = [bench.find_target(label) for label in config.labels or own]
+    named = "labels" if config.labels else "label_column"
+    chosen = [bench.find_target(label, named) for label in config.labels or own]
     pairs: dict[str | None, Pairs] = {label: [] for label in dict.fromkeys(chosen)}
     for source, reference, label in zip(*columns, strict=True):
         some = pairs.get(own[label])
@@ -105,10 +107,7 @@ def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
 
 def _recipes(bench: Bench, config: TranslateConfig, label: str) -> list[SteeringRecipe]:
     """The unsteered model, the method, and, for features, random ones."""
-    recipe = load_recipe(bench, label, config.method)
-    if config.strength is not None:
-        recipe = replace(recipe, strength=config.strength)
-    return with_controls(recipe)
+    return with_controls(choose_recipe(bench, label, config))
 
 
 def _jobs(

@@ -195,15 +195,21 @@ def check_units(sets: Sequence[UnitSet], labels: Sequence[str]) -> None:
 
 
 def with_units(
-    opened: OpenRun, sets: Sequence[UnitSet], asked: Sequence[str] | None, labels: Sequence[str]
+    opened: OpenRun,
+    sets: Sequence[UnitSet],
+    asked: Sequence[str] | None,
+    labels: Sequence[str],
+    parameter: str = "labels",
 ) -> list[str]:
     """The labels asked for, or those of `labels` that have units; labels without are reported.
+
+    `parameter` is the one by which they are asked for.
 
     Raises UserError for an unknown label and for one that is asked for and has no units, NoUnits
     where no label has any.
     """
     if asked is not None:
-        found = list(dict.fromkeys(find_label(opened, label) for label in asked))
+        found = list(dict.fromkeys(find_label(opened, label, parameter) for label in asked))
         check_units(sets, found)
         return found
     found = [label for label in labels if any(each.count(label) for each in sets)]

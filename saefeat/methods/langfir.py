@@ -57,7 +57,7 @@ def _part(
     stats: Stats, control: Stats, example_rate: float, random_rate: float, top: int | None
 ) -> Part:
     """The chosen rows of one dictionary."""
-    active, random = _active(stats), _active(control).amax(0)
+    active, random = active_share(stats), active_share(control).amax(0)
     chosen = (active >= example_rate) & (random < random_rate)
     units, labels, scores = [], [], []
     for k, own in enumerate(chosen):
@@ -70,6 +70,6 @@ def _part(
     return make_part(stats, torch.cat(units), torch.cat(labels), torch.cat(scores))
 
 
-def _active(stats: Stats) -> Tensor:
+def active_share(stats: Stats) -> Tensor:
     """The share of examples in which each unit is active: float64 [K, width]."""
     return stats.fired_examples.cpu().double() / stats.examples.cpu().clamp(min=1)[:, None]

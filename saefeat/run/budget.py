@@ -2,7 +2,8 @@
 
 SAE-TS (arXiv 2411.02193) raises the strength until the loss of ordinary text exceeds a budget. Here
 it is bisected, and the budget is the loss of the unedited model plus a number of nats, the same for
-every method.
+every method. Texts are read at full strength, so the model generates so as well: settings under a
+budget have the schedule `CONSTANT`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ TEXTS, TOKENS = 64, 32  # of the source label; SAE-TS reads as many tokens of a 
 _GREATEST = 64.0  # strength that is tried
 _STEPS = 12  # halvings
 _CLOSE = 0.03  # nats
+
+
+def at_full_strength(grid: Sequence[SteeringRecipe]) -> list[SteeringRecipe]:
+    """The settings of a grid under the schedule `CONSTANT`, the first strength of each."""
+    found: dict[str, SteeringRecipe] = {}
+    for recipe in grid:
+        recipe = replace(recipe, schedule=CONSTANT)
+        found.setdefault(repr(replace(recipe, strength=0.0)), recipe)
+    return list(found.values())
 
 
 @dataclass
@@ -50,8 +60,8 @@ class LossBudget:
     def fit(self, recipe: SteeringRecipe, label: str) -> SteeringRecipe:
         """The recipe with the strength that uses up the budget.
 
-        Raises NoUnits where no strength does. The schedule plays no part: texts are read at full
-        strength.
+        Raises NoUnits where no strength does. The schedule plays no part here; see
+        `at_full_strength`.
         """
         if recipe.method == UNSTEERED:
             return recipe

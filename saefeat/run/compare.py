@@ -92,7 +92,7 @@ def compare_rules(
     """
     files = _open_output(opened.files.comparison.root if out is None else out)
     names = config.labels or opened.corpus.labels
-    labels = list(dict.fromkeys(find_label(opened, name) for name in names))
+    labels = list(dict.fromkeys(find_label(opened, name, "labels") for name in names))
     source = source or opened.files.stats
     found, left = find_contenders(
         source, units=config.units, methods=config.methods, say=opened.say

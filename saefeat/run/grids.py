@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 
 from saefeat.config import BOUNDARY, CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
@@ -22,19 +23,20 @@ _STRENGTH, _SHARED_STRENGTH = 1.3, 0.7  # by default, at one site and at each of
 _SCHEDULES = (Schedule(), Schedule(rest=0.15))
 _START_ONLY = Schedule(first=4, rest=0.0)  # of clamps: weak ones would hold the units down
 _STRONG = (1.0, 1.3, 1.6)  # of clamps of the projection
-# Of the published methods at one site: edit, schedule, strengths.
+# Of the published methods at the sites of features: edit, schedule, strengths; () stands for those
+# of vectors. Here and below, the first setting of an edit, and of a method, is the published one.
 _PUBLISHED: dict[str, Sequence[tuple[str, Schedule, Sequence[float]]]] = {
     "clamp": [("clamp", CONSTANT, _STRONG), ("clamp", _START_ONLY, _STRONG)],
-    "one-sided": [("clamp", CONSTANT, _STRONG), (f"clamp{BOUNDARY}", CONSTANT, STRENGTHS)],
+    "one-sided": [(f"clamp{BOUNDARY}", CONSTANT, STRENGTHS), ("clamp", CONSTANT, _STRONG)],
     "ablation": [("erase", CONSTANT, (1.0, 2.0)), ("erase, orthogonal", CONSTANT, (1.0, 2.0))],
-    "gated": [("add", CONSTANT, STRENGTHS), ("add", Schedule(), STRENGTHS)],
-    "codes": [(edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["codes"].edits],
-    "langfir": [("add", Schedule(), STRENGTHS)],
-    "output-score": [
-        (edit, Schedule(), STRENGTHS) for edit in STEERING_METHODS["output-score"].edits
-    ],
+    "gated": [("add", CONSTANT, ()), ("add", Schedule(), ())],
+    "codes": [(edit, Schedule(), ()) for edit in STEERING_METHODS["codes"].edits],
+    "langfir": [("add", Schedule(), ())],
+    "output-score": [(edit, Schedule(), ()) for edit in STEERING_METHODS["output-score"].edits],
 }
-_STEPS = {"step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05), "step, absolute": (1.0,)}
+_STEPS = {"step, absolute": (1.0,), "step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05)}
+_RANDOM_RATE = {"langfir": {"random_rate": 0.1}}
+_STRETCHES = (1.0, 0.7, 1.3)
 _LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
 _OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
 
@@ -46,7 +48,10 @@ def english_prompts() -> list[str]:
 
 
 def full_grid(
-    lm: LanguageModel, groups: Sequence[Sequence[str]], strengths: Sequence[float] | None = None
+    lm: LanguageModel,
+    groups: Sequence[Sequence[str]],
+    strengths: Sequence[float] | None = None,
+    sites: Sequence[str] | None = None,
 ) -> list[SteeringRecipe]:
     """List what `steer sweep` tries.
 
@@ -56,9 +61,16 @@ def full_grid(
 
     Args:
         groups: sites that are steered together.
-        strengths: of vectors; default those for one site, or for each of several.
+        strengths: of vectors that are added; default those for one site, or for each of several.
+        sites: of pca and overwrite, which read no SAE; default the middle of the stream.
     """
-    return [*_vectors(groups, strengths), *_published(lm, tuple(groups[0])), *_neurons(lm)]
+    first = tuple(groups[0])
+    return [
+        *_vectors(groups, strengths),
+        *_published(first, strengths or _default_strengths(first)),
+        *_whole(lm, tuple(sites or ())),
+        *_neurons(lm),
+    ]
 
 
 def _vectors(
@@ -74,15 +86,25 @@ def _vectors(
     ]
 
 
-def _published(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe]:
-    """The methods of `saefeat.steering.makers`."""
-    tried = [
-        (method, edit, sites, schedule, strength, {})
+def _published(sites: tuple[str, ...], added: Sequence[float]) -> list[SteeringRecipe]:
+    """The methods of `saefeat.steering.makers` that steer where features do.
+
+    `added`: strengths of vectors.
+    """
+    return [
+        SteeringRecipe(
+            *(method, edit, sites, at, strength),
+            {**STEERING_METHODS[method].parameters, **_RANDOM_RATE.get(method, {})},
+        )
         for method, settings in _PUBLISHED.items()
-        for edit, schedule, strengths in settings
-        for strength in strengths
+        for edit, at, strengths in settings
+        for strength in strengths or added
     ]
-    tried += [
+
+
+def _whole(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe]:
+    """The methods of `saefeat.steering.makers` at the logits and in the stream."""
+    tried = [
         (method, STEERING_METHODS[method].edits[0], (LOGITS,), CONSTANT, strength, {})
         for method, strengths in _LOGITS.items()
         for strength in strengths
@@ -95,15 +117,19 @@ def _published(lm: LanguageModel, sites: tuple[str, ...]) -> list[SteeringRecipe
             for edit, strengths in _STEPS.items()
             for strength in strengths
         ]
-        middle, few = (stream[lm.n_layers // 2],), {"top": round(_OVERWRITTEN * width)}
+        at, few = sites or (stream[lm.n_layers // 2],), {"top": round(_OVERWRITTEN * width)}
         last = {**few, "layer": lm.n_layers - 1}
         tried += [
-            ("pca", edit, middle, CONSTANT, strength, {})
+            ("pca", edit, at, CONSTANT, strength, {})
             for edit in STEERING_METHODS["pca"].edits
-            for strength in (0.7, 1.0, 1.3)
+            for strength in _STRETCHES
         ]
-        tried += [("overwrite", "clamp", middle, CONSTANT, s, few) for s in (0.7, 1.0, 1.3)]
-        tried += [("overwrite", "clamp", middle, CONSTANT, s, last) for s in (0.05, 0.1, 0.2)]
+        tried += [
+            ("overwrite", edit, at, CONSTANT, strength, last)
+            for edit in STEERING_METHODS["overwrite"].edits
+            for strength in (0.4, 0.05, 0.1, 0.2)
+        ]
+        tried += [("overwrite", "clamp", at, CONSTANT, s, few) for s in _STRETCHES]
     return [
         SteeringRecipe(m, edit, at, schedule, s, {**STEERING_METHODS[m].parameters, **more})
         for m, edit, at, schedule, s, more in tried
@@ -142,21 +168,24 @@ def _default_strengths(sites: Sequence[str]) -> tuple[float, ...]:
     return SHARED if len(sites) > 1 else STRENGTHS
 
 
-def default_recipe(opened: OpenRun, method: str) -> SteeringRecipe:
-    """The recipe of any label where no sweep has tried a method.
+def default_recipe(
+    opened: OpenRun, method: str, edit: str | None = None, sites: Sequence[str] | None = None
+) -> SteeringRecipe:
+    """The recipe of any label where no sweep has tried a method: the published setting.
+
+    `edit` and `sites`: default those of the method.
 
     Raises UserError for an unknown method, or one that this family of models does not have.
     """
-    sites = tuple(steering_sites(opened))
-    found = [recipe for recipe in full_grid(opened.lm, [sites]) if recipe.method == method]
+    grid = full_grid(opened.lm, [sites or steering_sites(opened)])
+    found = [one for one in grid if one.method == method and edit in (None, one.edit)]
     if not found:
         known = ", ".join([*reversed(STEERING_METHODS)][:-1])
         raise UserError(f"there is no setting for {method}; the methods are {known}", "method")
+    recipe = found[0] if sites is None else replace(found[0], sites=tuple(sites))
     if not STEERING_METHODS[method].by_site:
-        return found[0]
-    strength = _SHARED_STRENGTH if len(sites) > 1 else _STRENGTH
-    parameters = STEERING_METHODS[method].parameters
-    return SteeringRecipe(method, "add", sites, Schedule(), strength, parameters)
+        return recipe
+    return replace(recipe, strength=_SHARED_STRENGTH if len(recipe.sites) > 1 else _STRENGTH)
 
 
 def steering_sites(opened: OpenRun) -> list[str]:

@@ -102,11 +102,13 @@ class Bench:
 
     Attributes:
         source_label: the label that is steered away from; see `find_source`.
+        repetition_penalty: of what `measure` and `measure_changes` generate; see `generate`.
     """
 
     opened: OpenRun
     source_label: str
     decoding: Decoding
+    repetition_penalty: float = 1.0
 
     @property
     def run(self) -> RunDir:
@@ -127,19 +129,20 @@ class Bench:
     @cached_property
     def builder(self) -> RecipeBuilder:
         opened = self.opened
-        collected = Collected(cache(self.run.load_stats), self.source_label, opened.lm.device)
+        read, control = cache(self.run.load_stats), self.run.load_control
+        collected = Collected(read, self.source_label, opened.lm.device, control=control)
         return RecipeBuilder(collected, opened.saes, Evidence(opened.lm, lambda: opened.plan))
 
-    def find_target(self, label: str) -> str:
-        """Find the run's own label for one of any code system.
+    def find_target(self, label: str, parameter: str = "label") -> str:
+        """Find the run's own label for one of any code system; `parameter` is what named it.
 
         Raises UserError if there is none, or if it is the source label.
         """
-        found = find_label(self.opened, label)
+        found = find_label(self.opened, label, parameter)
         if found == self.source_label:
             raise UserError(
                 f"{found} is the source that is steered away from; choose another label",
-                "label",
+                parameter,
                 "source",
             )
         return found
@@ -210,22 +213,24 @@ class Bench:
                     at = [strength if each == which else 0.0 for each, strength in some]
                     by_row = at[0] if len(at) == 1 else torch.tensor(at).repeat_interleave(n)
                     stack.enter_context(apply(lm, several[which], by_row, schedule))
-                rows += generate(lm, [*prompts] * len(some), self.decoding, repeat=n)
+                every, penalty = [*prompts] * len(some), self.repetition_penalty
+                rows += generate(lm, every, self.decoding, repeat=n, repetition_penalty=penalty)
         measured = measure(lm, [*prompts] * len(jobs), rows, self.judge)
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
         return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 
-    def beginnings(self, label: str, n: int) -> list[list[int]]:
+    def beginnings(self, label: str, n: int, *parameters: str) -> list[list[int]]:
         """The first tokens, BOS included, of at most n of a label's test texts.
 
-        Raises CannotSteer when there is no text to continue.
+        Raises CannotSteer when there is no text to continue; `parameters` named the label.
         """
         lm = self.opened.lm
         rows = lm.tokenize(pick_test_texts(self.opened, label, 4 * n), BEGINNING)
         begun = [lm.prefix + row for row in rows if len(row) == BEGINNING][:n]
         if not begun:
             raise CannotSteer(
-                f"{label} has no test text of {BEGINNING} tokens that the model could continue"
+                f"{label} has no test text of {BEGINNING} tokens that the model could continue",
+                *parameters,
             )
         return begun
 

@@ -15,7 +15,7 @@ from saefeat.generation import encode_prompts
 from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
-from saefeat.run.budget import LossBudget
+from saefeat.run.budget import LossBudget, at_full_strength
 from saefeat.run.steer import BEGINNING, Bench, load_recipes, pair_twins
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
@@ -75,13 +75,17 @@ def sweep(
         labels: steer towards these only; default all but the source label. Settings of other
             labels are kept.
         loss_budget: give each recipe the strength that raises the loss of source texts by so many
-            nats, see `LossBudget`; None: the strengths of the grid.
+            nats, see `LossBudget`, and the schedule `CONSTANT`; None: the strengths and schedules
+            of the grid.
 
-    Raises CannotSteer when no label is left, and UserError when `out` is something else.
+    Raises CannotSteer when no label is left, and UserError when `out` is something else or fastText
+    cannot judge one of `labels`.
     """
     opened, run = bench.opened, bench.run
     check_replaceable(out, "result of a sweep", lambda path: "summary" in kept_json(path))
     make_dir(out.parent)
+    bench.judge.check(labels or (), "labels")
+    grid = grid if loss_budget is None else at_full_strength(grid)
     wanted = list(labels or bench.judged_labels())
     recipes = [asdict(recipe) for recipe in grid]
     # The last words: a sweep of an earlier version, without this reference, is not complete.

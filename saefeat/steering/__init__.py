@@ -2,8 +2,8 @@
 
 Edits work on the vectors themselves (`add`, `replace`) or on the values of chosen units (`scale`,
 `clamp`, `ablate`, `shift`, `contrast`, and the amplifications of arXiv 2507.22581). Strength 1 is
-one force for all methods: the length of the difference of means at the site for `add`, the mean of
-the label for `clamp` and `replace`.
+the length of the difference of means at the site for `add`, the mean of the label for `clamp` and
+`replace`, and the whole edit for others.
 """
 
 from __future__ import annotations

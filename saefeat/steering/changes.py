@@ -1,8 +1,8 @@
 """Build the changes of all ways to steer, from chosen units and statistics.
 
 `steer()`, `steer generate`, `steer sweep` and `steer matrix` differ in how they choose units. This
-module alone decides what an edit does with the units. Strength 1 is one force for all methods: the
-length of the difference of means at the site.
+module alone decides what an edit does with the units. Strength 1 is one force for all methods that
+add a vector: the length of the difference of means at the site.
 """
 
 from __future__ import annotations
@@ -71,12 +71,14 @@ class Collected:
         source_label: the label that is steered away from; None: the mean of all others.
         device: of the model.
         patches: dictionary and label -> values of the patched edits (`saefeat.steering.patches`).
+        control: dictionary id -> its statistics on random tokens; None where there are none.
     """
 
     read: Callable[[str], Stats]
     source_label: str | None
     device: str
     patches: Callable[[Dictionary, str], Patches] | None = None
+    control: Callable[[str], Stats | None] | None = None
 
     def stats(self, dictionary: Dictionary) -> Stats:
         """Read statistics of this very dictionary. Raises UserError if they are of another one."""

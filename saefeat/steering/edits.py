@@ -209,8 +209,8 @@ def check_strength(strength: float | Tensor) -> None:
     """Raise UserError unless the strength is a finite number."""
     if not torch.as_tensor(strength).isfinite().all():
         raise UserError(
-            f"the strength {strength} is not a finite number; 1 has the length of the difference "
-            "of means",
+            f"the strength {strength} is not a finite number; 1 is the difference of means where a "
+            "vector is added, else the whole edit",
             "strength",
         )
 

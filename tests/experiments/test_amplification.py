@@ -128,7 +128,7 @@ def test_the_command_prints_the_summary_and_writes_the_result(saefeat, run_copy)
     ("options", "message"),
     [
         (["--edits", "push"], "there is no edit 'push'; the edits are add, scale"),
-        (["--labels", "xx"], "no label 'xx' in this run; it has de, en, th"),
+        (["--labels", "xx"], "no label 'xx' in this run; it has de, en, th (--labels)"),
         (["--sentences", "0"], "sentences"),
     ],
 )

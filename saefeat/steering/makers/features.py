@@ -7,6 +7,7 @@ import torch
 from saefeat.config import SteeringRecipe
 from saefeat.dictionaries import SAE
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
+from saefeat.methods.langfir import active_share
 from saefeat.methods.monolinguality import monolinguality
 from saefeat.statistics import Stats
 from saefeat.steering.along import add_where_firing, erase
@@ -86,13 +87,18 @@ def make_few_features(m: Materials, recipe: SteeringRecipe, label: str, site: st
     """Add a few features of the label alone, weighted by the difference of their means.
 
     After LangFIR (arXiv 2604.03532): at most `top` features that are active in most of the label's
-    texts and fire on hardly any token of other labels.
+    texts, in few sequences of random tokens, and on hardly any token of other labels. The last
+    condition is not in the paper, which looks at one label; where the run has not collected random
+    tokens, it stands alone. The rule `langfir` of `saefeat.methods` is the paper's, without it and
+    with a higher share of the label's texts.
     """
     total, count = torch.zeros(()), 0
     for sae in m.saes_at(site):
         stats = m.collected.stats(sae)
         check_counted(stats, label, m.collected.source_label)
-        units = exclusive_units(stats, label, **recipe.parameters)
+        read = m.collected.control
+        control = None if read is None else read(sae.id)
+        units = exclusive_units(stats, label, control, **recipe.parameters)
         if units:
             weights = mean_difference(stats, label, m.collected.source_label)[units]
             total = total + weights.float() @ sae.directions_of(units).cpu()
@@ -104,20 +110,32 @@ def make_few_features(m: Materials, recipe: SteeringRecipe, label: str, site: st
 
 
 def exclusive_units(
-    stats: Stats, label: str, *, top: float, example_rate: float, other_rate: float
+    stats: Stats,
+    label: str,
+    control: Stats | None = None,
+    *,
+    top: float,
+    example_rate: float,
+    other_rate: float,
+    random_rate: float = 0.1,
 ) -> list[int]:
     """At most `top` units of a label that other labels hardly have, most frequent first.
 
     Args:
+        control: statistics of random sequences; None: they play no part.
         example_rate: least share of the label's examples in which a unit fires.
         other_rate: greatest share of the tokens of all other labels together on which it fires.
+        random_rate: the unit fires in less than this share of the random sequences.
     """
     row = stats.row(label)
     others = stats.counted.clone()
     others[row] = False
-    active = stats.fired_examples.cpu()[row] / stats.examples.cpu()[row].clamp(min=1)
+    active = active_share(stats)[row]
     elsewhere = stats.fired.cpu()[others].sum(0) / stats.tokens.cpu()[others].sum().clamp(min=1)
-    chosen = ((active >= example_rate) & (elsewhere <= other_rate)).nonzero().flatten()
+    kept = (active >= example_rate) & (elsewhere <= other_rate)
+    if control is not None:
+        kept &= active_share(control).amax(0) < random_rate
+    chosen = kept.nonzero().flatten()
     order = active[chosen].argsort(descending=True, stable=True)[: int(top)]
     return chosen[order].tolist()
 

@@ -9,7 +9,14 @@ from saefeat.config import SteeringRecipe
 from saefeat.steering.along import step
 from saefeat.steering.changes import label_mean, open_dictionary
 from saefeat.steering.edits import Change, clamp
-from saefeat.steering.makers.common import NOTHING, Made, direction_at, limit_at, on_device
+from saefeat.steering.makers.common import (
+    NOTHING,
+    Made,
+    direction_at,
+    limit_at,
+    no_units,
+    on_device,
+)
 from saefeat.steering.materials import Materials
 from saefeat.tokens import OUTLIER_FACTOR
 
@@ -20,6 +27,10 @@ def make_step(m: Materials, recipe: SteeringRecipe, label: str, site: str) -> Ma
     Along (mean of the label - m) - beta (mean of the source - m), m the mean over labels. Strength
     1 is the length of the difference of means; for `step, absolute` it is 1, as published, for
     `step, relative` the norm of the vector itself.
+
+    The paper leaves the first position of the prompt as it is. Here, as in all edits, special
+    tokens are left as they are: where the tokenizer puts none before a text, its first token is
+    edited too.
     """
     means = m.collected.read(site)
     _, length = direction_at(m, site, label)
@@ -39,12 +50,21 @@ def make_overwrite(m: Materials, recipe: SteeringRecipe, label: str, site: str) 
     """Overwrite the coordinates whose means differ most (arXiv 2510.07213).
 
     They get strength times their mean in the label. Differences and means are those of the layer
-    `layer` of the stream, the last one as published, or else of the site itself. Coordinates of
-    outlier mean are left out; the paper names them for each model.
+    `layer` of the stream, or else of the site itself; the paper takes the end of the stream. That
+    is the output of the last layer for Aya; for Llama it is the stream before the last MLP, which
+    is no site here. With `clamp, monolingual` the difference is that of the label's means at the
+    layer `anchor`, or else the site itself, and at `layer`; the paper's anchor is 19. Coordinates
+    of outlier mean are left out; the paper names them for each model.
     """
-    (read,) = written_layer(recipe) or [site]
+    layer, anchor = recipe.parameters.get("layer"), recipe.parameters.get("anchor")
+    read = site if layer is None else _stream(layer)
     means = m.collected.read(read)
+    if means.mean().shape != m.collected.read(site).mean().shape:
+        raise no_units(recipe, label, f"{read} has other coordinates; choose other sites")
     difference = m.collected.difference(read, label).clone()
+    if recipe.edit.endswith("monolingual"):
+        at = m.collected.read(site if anchor is None else _stream(anchor))
+        difference = label_mean(at, label) - label_mean(means, label)
     every = means.total.cpu()[means.counted].sum(0).double() * STEP / means.tokens.sum()
     factor = recipe.parameters.get("outlier_factor", OUTLIER_FACTOR)
     difference[every.abs() > factor * every.abs().median()] = 0
@@ -62,6 +82,10 @@ def _overwrite(m: Materials, site: str, units: list[int], values: Tensor) -> Cha
 
 
 def written_layer(recipe: SteeringRecipe) -> list[str]:
-    """The site whose means an overwriting recipe writes, where it is not the edited one."""
-    layer = recipe.parameters.get("layer")
-    return [] if layer is None else [f"resid_post@{int(layer)}"]
+    """The further sites whose means an overwriting recipe reads."""
+    named = (recipe.parameters.get(name) for name in ("layer", "anchor"))
+    return [_stream(layer) for layer in named if layer is not None]
+
+
+def _stream(layer: float) -> str:
+    return f"resid_post@{int(layer)}"
