@@ -270,7 +270,8 @@ PAPERS: Mapping[str, Paper] = {
         [
             Step(
                 "additive",
-                "Does the output change from the source to the target language?",
+                "Does the output change from the source to the target language? Published with "
+                "--temperature 0 --repetition-penalty 1.1 --max-new-tokens 256.",
                 "steer arithmetic --run {run} --out {out}",
                 "additive beats replacement; large languages are easier targets",
             ),
@@ -286,7 +287,8 @@ PAPERS: Mapping[str, Paper] = {
             ),
             Step(
                 "fallback",
-                "Which language comes next when dominant ones are switched off?",
+                "Which language comes next when dominant ones are switched off? Published with "
+                "--temperature 0 --repetition-penalty 1.1 --max-new-tokens 128.",
                 "steer fallback --run {run} --out {out}",
                 "fallback languages follow a hierarchy",
             ),
