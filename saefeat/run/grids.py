@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
 
-from saefeat.config import BOUNDARY, CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
+from saefeat.config import BOUNDARY, CONSTANT, PROMPTING, STEERING_METHODS, Schedule, SteeringRecipe
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
@@ -36,6 +36,7 @@ _PUBLISHED: dict[str, Sequence[tuple[str, Schedule, Sequence[float]]]] = {
 }
 _STEPS = {"step": (0.05, 0.1, 0.15), "step, relative": (0.02, 0.05), "step, absolute": (1.0,)}
 _LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
+_PROMPTED = SteeringRecipe(PROMPTING, "instruct", (), CONSTANT, 1.0, {})
 _OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
 
 
@@ -51,14 +52,15 @@ def full_grid(
     """List what `steer sweep` tries.
 
     Methods with `by_site` steer at each group of sites, other published ones at the first group or
-    where they need it, neurons at all layers. Controls, which are not basic, are tried by the first
-    schedule alone.
+    where they need it, neurons at all layers. Prompting has one setting. Random controls, which
+    are not basic, are tried by the first schedule alone.
 
     Args:
         groups: sites that are steered together.
         strengths: of vectors; default those for one site, or for each of several.
     """
-    return [*_vectors(groups, strengths), *_published(lm, tuple(groups[0])), *_neurons(lm)]
+    vectors, published = _vectors(groups, strengths), _published(lm, tuple(groups[0]))
+    return [*vectors, *published, *_neurons(lm), _PROMPTED]
 
 
 def _vectors(
