@@ -20,11 +20,12 @@ from saefeat.generation import encode_prompts, generate, perplexities, text_loss
 from saefeat.generation import texts_of as texts
 from saefeat.hooks import capture
 from saefeat.io import UserError
+from saefeat.report.steering import steering_view
 from saefeat.run import open_run
 from saefeat.run.budget import LossBudget
 from saefeat.run.grids import demo_grid, full_grid
 from saefeat.run.prompting import instruct
-from saefeat.run.steer import Bench, continue_prompts, load_recipe
+from saefeat.run.steer import BEGINNING, Bench, continue_prompts, load_recipe
 from saefeat.run.sweep import sweep
 from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
@@ -656,24 +657,30 @@ def test_prompting_is_refused_where_only_the_model_counts(saefeat, run_copy, tmp
     assert code == 2 and "prompting changes the prompts and not the model" in err
 
 
-def test_a_sweep_compares_with_a_random_vector_and_with_prompting(saefeat, run_copy, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS))
-    ask = ["steer", "sweep", "--run", run_copy, "--out", tmp_path / "m.json", "--prompts", prompts]
-    ask += ["--labels", "th", "--max-new-tokens", 7, "--strengths", 1]
-    code, text, err = saefeat(*ask, "--methods", "random-vector,prompting")
-    assert code == 0, err
-    rows = {row["method"]: row for row in json.loads((tmp_path / "m.json").read_text())["rows"]}
-    assert rows.keys() == {"none", "features", "random", "random-vector", "prompting"}
-    assert rows["prompting"]["strength"] == 1 and rows["prompting"]["sites"] == []
-    assert rows["random-vector"]["units"] == 0 and "\nprompting " in text
-    code, _, _ = saefeat("report", "--run", run_copy)
-    assert code == 0
-    lm = open_run(run_copy).lm
-    long = "a " * ((lm.model.config.max_position_embeddings - 24) // 2)
-    prompts.write_text(f"{long}\n{long}")
-    code, _, err = saefeat(*ask, "--methods", "prompting")
-    assert code == 2 and "prompt 1 has" in err and "it exceeds" in err
+def test_a_sweep_compares_with_a_random_vector_and_with_prompting(bench, tmp_path):
+    grid = full_grid(bench.opened.lm, [[SITE]], [1.0])
+    tried = {"features", "random", "random-vector", "prompting"}
+    grid = [each for each in grid if each.method in tried]
+    path = sweep(bench, grid, PROMPTS, tmp_path / "m.json", labels=["th"])
+    found = bench.run.load_steering_metrics(path)
+    rows = {row["method"]: row for row in found["rows"] if row["half"] == "report"}
+    assert rows.keys() == {"none", *tried} == {row["method"] for row in found["summary"]}
+    assert rows["prompting"]["sites"] == [] and rows["random-vector"]["sites"] == [SITE]
+    assert load_recipe(bench, "th", "prompting") == grid[-1]
+    view = steering_view(found, None)
+    assert view["methods"] == [name for name in STEERING_METHODS if name in rows]
+
+
+def test_prompts_leave_room_for_the_instruction(bench, tmp_path):
+    lm = bench.opened.lm
+    most = lm.model.config.max_position_embeddings - DECODING.max_new_tokens - BEGINNING
+    text = "7"
+    while len(encode_prompts(lm, [text], 0)[0]) < most:
+        text += " 7"
+    grid = [*demo_grid([SITE]), load_recipe(bench, "th", "prompting")]
+    with pytest.raises(UserError, match=f"prompt 1 has {most} tokens; with .* it exceeds"):
+        sweep(bench, grid, [text, text], tmp_path / "m.json", labels=["th"])
+    assert encode_prompts(lm, [text], DECODING.max_new_tokens + BEGINNING)
 
 
 # --------------------------------------------------------------------------- generate and sweep
