@@ -184,15 +184,17 @@ def test_likelihoods_and_texts_are_those_of_a_steered_model(tiny_lm, tasks, batc
 
 
 @needs_library
-def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saefeat):
+@pytest.mark.parametrize("method", ["features", "boost"])
+def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saefeat, method):
     options = ("--label", "de", "--tasks", "tiny_choice", "--include-path", tasks)
+    options += ("--method", method)
     code, out, error = saefeat("steer", "lm-eval", "--run", run_copy, *options)
     assert code == 0, error
     assert out.startswith("Tasks of lm-eval, steered towards de\n")
     result = json.loads((run_copy / "experiments" / "lm-eval.json").read_text())
     assert [(row["method"], row["metric"]) for row in result["rows"]] == [
         (method, metric)
-        for method in ("none", "features", "random")
+        for method in ("none", method, "random")
         for metric in ("acc", "acc_norm")
     ]
     opened = open_run(run_copy)
