@@ -193,9 +193,7 @@ def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saef
     assert out.startswith("Tasks of lm-eval, steered towards de\n")
     result = json.loads((run_copy / "experiments" / "lm-eval.json").read_text())
     assert [(row["method"], row["metric"]) for row in result["rows"]] == [
-        (method, metric)
-        for method in ("none", method, "random")
-        for metric in ("acc", "acc_norm")
+        (method, metric) for method in ("none", method, "random") for metric in ("acc", "acc_norm")
     ]
     opened = open_run(run_copy)
     plain, _ = evaluate(harness.harness_model(opened.lm, {}, batch_size=8), tasks, ["tiny_choice"])
