@@ -51,6 +51,28 @@ def _edits_of(lm: LanguageModel) -> list[LogitEdit]:
     return [edit for model, edit in _EDITS.get() if model is lm.model]
 
 
+def edit_text_logits(lm: LanguageModel, logits: Tensor) -> Tensor:
+    """The logits of texts, [rows, places, vocabulary], as `edited_logits` edits them.
+
+    Of a text, all tokens are the prompt. The result has the dtype of the logits.
+    """
+    edits, edited = _edits_of(lm), logits
+    steps = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+    for edit in edits:
+        edited = edit(edited.float(), steps)
+    return edited.to(logits.dtype)
+
+
+def logit_processors(lm: LanguageModel, start: int) -> list[Any]:
+    """The edits of `edited_logits` as logits processors of a `generate` of transformers.
+
+    Args:
+        start: tokens of the prompts in the batch, padding included.
+    """
+    edits = _edits_of(lm)
+    return [_Edited(edits, start)] if edits else []
+
+
 def encode_prompts(
     lm: LanguageModel, prompts: Sequence[str], new_tokens: int, *, chat: bool = False
 ) -> list[list[int]]:
@@ -127,8 +149,7 @@ def generate(
         criteria = StoppingCriteriaList()
         if repetition_penalty != 1:
             processors.append(_Penalty(repetition_penalty, mask))
-        if edits := _edits_of(lm):
-            processors.append(_Edited(edits, ids.shape[1]))
+        processors += logit_processors(lm, ids.shape[1])
         if stop is not None:
             criteria.append(_StopAfter(lm, stop))
         if decoding.temperature > 0:
@@ -290,7 +311,6 @@ def token_losses(
     `logits_held`: greatest number of logits held at once; default LOGITS. A row is never split.
     """
     found: list[list[float]] = [[] for _ in rows]
-    edits = _edits_of(lm)
     most = (logits_held or LOGITS) // lm.unembedding().shape[0]
     for group in _group_by_length(rows, counts, most):
         ids, mask = _pad_left(lm, [rows[i] for i in group])
@@ -300,8 +320,7 @@ def token_losses(
             logits = lm.model(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
             for place, i in enumerate(group):
                 last = logits[place, -counts[i] - 1 : -1].float()
-                for edit in edits:  # of a text, all tokens are the prompt
-                    last = edit(last[None], ids.new_zeros(1, len(last)))[0]
+                last = edit_text_logits(lm, last[None])[0]
                 loss = cross_entropy(last, ids[place, -counts[i] :], reduction="none")
                 found[i] = loss.tolist()
     return found

@@ -16,6 +16,7 @@ from saefeat.generation import Decoding, generate
 from saefeat.models import load_model
 from saefeat.run import open_run
 from saefeat.steering import add, apply, harness
+from saefeat.steering.edits import LOGITS
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 SITE = "resid_post@0"
@@ -117,13 +118,26 @@ def evaluate(model, folder, names=("tiny_choice", "tiny_write")):
     return found["results"], samples
 
 
-def a_change(lm, seed=0):
-    vector = torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 4
-    return {SITE: [add(vector)]}
+def random_vector(width, size):
+    return torch.randn(width, generator=torch.Generator().manual_seed(0)) * size
+
+
+def a_change(lm):
+    return {SITE: [add(random_vector(32, 4))]}
+
+
+def changed_logits(lm):
+    return {LOGITS: [add(random_vector(lm.unembedding().shape[0], 2))]}
+
+
+CHANGES = [a_change, changed_logits]
 
 
 @needs_library
-def test_the_unsteered_model_gives_what_lm_eval_gives_for_the_same_directory(tiny_model_dir, tasks):
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_unsteered_model_gives_what_lm_eval_gives_for_the_same_directory(
+    tiny_model_dir, tasks, change
+):
     from lm_eval.models.huggingface import HFLM
 
     lm = load_model(str(tiny_model_dir), dtype="float32", device="cpu")
@@ -132,16 +146,17 @@ def test_the_unsteered_model_gives_what_lm_eval_gives_for_the_same_directory(tin
     )
     ours = evaluate(harness.harness_model(lm, {}, batch_size=2), tasks)
     assert ours == theirs
-    assert ours == evaluate(harness.harness_model(lm, a_change(lm), 0.0, batch_size=2), tasks)
-    steered = evaluate(harness.harness_model(lm, a_change(lm), 1.0, batch_size=2), tasks)
+    assert ours == evaluate(harness.harness_model(lm, change(lm), 0.0, batch_size=2), tasks)
+    steered = evaluate(harness.harness_model(lm, change(lm), 1.0, batch_size=2), tasks)
     assert steered[1] != ours[1]
     assert evaluate(harness.harness_model(lm, {}, batch_size=2), tasks) == ours  # nothing is left
 
 
 @needs_library
 @pytest.mark.parametrize("batch", [1, 3])
-def test_likelihoods_and_texts_are_those_of_a_steered_model(tiny_lm, tasks, batch):
-    change, lm = a_change(tiny_lm), tiny_lm
+@pytest.mark.parametrize("make", CHANGES)
+def test_likelihoods_and_texts_are_those_of_a_steered_model(tiny_lm, tasks, batch, make):
+    change, lm = make(tiny_lm), tiny_lm
     schedule = Schedule(first=1, rest=0.2)
     model = harness.harness_model(lm, change, 0.8, schedule, batch_size=batch)
     _, samples = evaluate(model, tasks)
@@ -156,6 +171,8 @@ def test_likelihoods_and_texts_are_those_of_a_steered_model(tiny_lm, tasks, batc
             whole, start = ids_of(context + continuation), len(ids_of(context))
             with torch.no_grad(), apply(lm, change, 0.8, CONSTANT):  # a text is all prompt
                 logits = lm.model(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
+            if make is changed_logits:  # by hand: a call of the model does not see them
+                logits = logits + 0.8 * random_vector(logits.shape[1], 2)
             log = logits.double().log_softmax(1)
             wanted = sum(float(log[at - 1, whole[at]]) for at in range(start, len(whole)))
             assert float(response[0][0]) == pytest.approx(wanted, abs=1e-4)
@@ -167,16 +184,16 @@ def test_likelihoods_and_texts_are_those_of_a_steered_model(tiny_lm, tasks, batc
 
 
 @needs_library
-def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saefeat):
+@pytest.mark.parametrize("method", ["features", "boost"])
+def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saefeat, method):
     options = ("--label", "de", "--tasks", "tiny_choice", "--include-path", tasks)
+    options += ("--method", method)
     code, out, error = saefeat("steer", "lm-eval", "--run", run_copy, *options)
     assert code == 0, error
     assert out.startswith("Tasks of lm-eval, steered towards de\n")
     result = json.loads((run_copy / "experiments" / "lm-eval.json").read_text())
     assert [(row["method"], row["metric"]) for row in result["rows"]] == [
-        (method, metric)
-        for method in ("none", "features", "random")
-        for metric in ("acc", "acc_norm")
+        (method, metric) for method in ("none", method, "random") for metric in ("acc", "acc_norm")
     ]
     opened = open_run(run_copy)
     plain, _ = evaluate(harness.harness_model(opened.lm, {}, batch_size=8), tasks, ["tiny_choice"])

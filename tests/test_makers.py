@@ -18,12 +18,16 @@ from saefeat.codes import Codes
 from saefeat.collection import collect as collect_stats
 from saefeat.config import CONSTANT, STEERING_METHODS, Decoding
 from saefeat.corpora.random_tokens import random_plan
-from saefeat.generation import generate, text_losses
+from saefeat.generation import encode_prompts, generate, perplexities, text_losses
+from saefeat.generation import texts_of as texts
 from saefeat.hooks import capture
+from saefeat.io import UserError
+from saefeat.report.steering import steering_view
 from saefeat.run import open_run
 from saefeat.run.budget import LossBudget, at_full_strength
 from saefeat.run.grids import demo_grid, full_grid
-from saefeat.run.steer import Bench, load_recipe
+from saefeat.run.prompting import instruct
+from saefeat.run.steer import BEGINNING, Bench, continue_prompts, load_recipe
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.statistics.files import CONTROL
@@ -31,7 +35,8 @@ from saefeat.steering import NoUnits, Schedule, SteeringRecipe, apply
 from saefeat.steering.edits import LOGITS
 from saefeat.steering.makers import MAKERS
 from saefeat.steering.makers.features import exclusive_units
-from saefeat.steering.recipes import sites_read, with_controls
+from saefeat.steering.recipes import NONE, sites_read, with_controls
+from saefeat.steering.twins import random_units
 
 SITE, LAST = "resid_post@0", "resid_post@1"
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
@@ -412,6 +417,7 @@ def test_features_of_low_output_score_are_left_out(bench, edit):
 # --------------------------------------------------------------------------- every path
 
 
+NEURON_EDITS = STEERING_METHODS["neurons"].edits
 CASES = [(method, edit) for method in MAKERS for edit in STEERING_METHODS[method].edits]
 
 
@@ -479,6 +485,255 @@ def test_equal_means_cannot_be_clamped(bench):
         fresh.builder.build(recipe("clamp"), "de")
 
 
+# --------------------------------------------------------------------------- random twins
+
+
+def twin_of(chosen):
+    return with_controls(chosen)["random"]
+
+
+@pytest.mark.parametrize(
+    ("method", "edit"), [*CASES, ("features", "add"), *(("neurons", e) for e in NEURON_EDITS)]
+)
+def test_every_method_has_a_random_twin_of_its_kind(bench, method, edit):
+    sites = ("mlp_act@0", "mlp_act@1")
+    chosen = case(method, edit)
+    chosen = replace(chosen, sites=sites) if method == "neurons" else chosen
+    assert with_controls(chosen) == {
+        "none": NONE,
+        method: chosen,
+        "random": replace(chosen, edit=f"{edit}, at random"),
+    }
+    (own, units), (random, drawn) = (
+        bench.builder.build(each, "th") for each in (chosen, twin_of(chosen))
+    )
+    again, _ = bench.builder.build(twin_of(chosen), "th")
+    assert own.keys() == random.keys() and (0 < drawn <= units if units else drawn == 0)
+    widths = {LOGITS: bench.builder.evidence.vocabulary, "mlp_act@0": 64, "mlp_act@1": 64}
+    for site in own:
+        x = torch.randn(1, 20, widths.get(site, 32), generator=torch.Generator().manual_seed(3))
+        found = [each[site][0](x, torch.ones(1, 20, 1)) for each in (own, random, again)]
+        assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("method", ["none", "random", "random-vector"])
+def test_controls_have_no_twin(method):
+    chosen = recipe(method, sites=()) if method == "none" else recipe(method)
+    chosen = NONE if method == "none" else chosen
+    assert with_controls(chosen) == {"none": NONE, method: chosen}
+
+
+def test_the_methods_random_and_random_vector_are_twins(bench):
+    x = vectors()
+    for name, method in (("random", "features"), ("random-vector", "diffmean")):
+        control, count = change_of(bench, recipe(name))
+        twin, same = change_of(bench, twin_of(recipe(method)))
+        assert torch.equal(control(x), twin(x)) and count == same
+
+
+def test_a_random_vector_has_the_length_of_the_difference_of_means(bench):
+    de, en = means(bench, SITE, "de", "en")
+    change, count = change_of(bench, recipe("random-vector", sites=(SITE, LAST)))
+    moved = change(vectors(), 0.7) - vectors()
+    other = change_of(bench, recipe("random-vector", sites=(SITE, LAST)), site=LAST)[0]
+    close(moved.norm(dim=-1), (0.7 * (de - en).norm()).float().expand(1, 40), 1e-4)
+    assert count == 0 and float(torch.cosine_similarity(moved[0, 0], (de - en).float(), 0)) < 0.6
+    along = other(vectors()) - vectors()  # each site has a direction of its own
+    assert abs(float(torch.cosine_similarity(moved[0, 0], along[0, 0], 0))) < 0.6
+
+
+def test_the_twin_of_an_ablation_erases_and_that_of_a_gate_reads_random_features(bench):
+    (sae,) = bench.builder.saes_at(SITE)
+    stats = bench.builder.collected.stats(sae)
+    mean = stats.mean()
+    score = mean[1] - (mean[0] + mean[2]) / 2
+    assert stats.labels == ("de", "en", "th")
+    units = score.argsort(descending=True, stable=True)[:3].tolist()
+    others = random_units(stats, units, 11)
+    assert len(others) == 3 and not {*others} & {*units}
+    directions = sae.W_dec[others] / sae.W_dec[others].norm(dim=1, keepdim=True)
+    x = vectors()
+    change, count = change_of(bench, twin_of(recipe("ablation", top=3)))
+    close(change(x), x - (x @ directions.T) @ directions, 1e-5)
+    de, en = means(bench, SITE, "de", "en")
+    gated, gates = change_of(bench, twin_of(recipe("gated", top=3)))
+    fires = (sae.encode(x[0]).dense()[:, others] > 0).any(1)
+    close(gated(x, 2.0)[0], x[0] + 2 * (de - en).float() * fires[:, None], 1e-5)
+    assert count == gates == 3
+
+
+@pytest.mark.parametrize("edit", ["clamp", "clamp, boundary"])
+def test_the_twin_of_a_clamp_goes_as_far_along_a_random_axis(bench, edit):
+    chosen, (en,) = recipe("one-sided", edit), means(bench, SITE, "en")
+    ends = []
+    for each in (chosen, twin_of(chosen)):
+        x = vectors()
+        after = change_of(bench, each)[0](x)
+        moved = (after - x)[0]
+        axis = moved[moved.norm(dim=1).argmax()]
+        axis = axis / axis.norm()
+        far = texts_of(bench, SITE, "en").mean(0) if each is chosen else en.float()
+        # All tokens that move come to lie at one place of the axis, beyond the source's mean.
+        place = (after[0] @ axis)[moved.norm(dim=1) > 1e-3]
+        close(place, place[:1].expand(len(place)), 1e-4)
+        ends.append((axis, place[0] - far @ axis))
+    close(ends[0][1], ends[1][1], 1e-3)
+    random = change_of(bench, recipe("random-vector"))[0](vectors()) - vectors()
+    assert float(torch.cosine_similarity(random[0, 0], ends[1][0], 0)) > 0.999
+    both, _ = change_of(bench, twin_of(recipe("clamp")))
+    de, _ = means(bench, SITE, "de", "en")
+    wanted = en @ ends[1][0].double() + (de - en).norm()
+    close(both(vectors()) @ ends[1][0], wanted.float().expand(1, 40), 1e-4)
+
+
+def test_the_twin_of_a_step_keeps_the_norm_and_that_of_a_stretch_moves_as_far(bench):
+    h, length = vectors(), (lambda a, b: (a - b).norm())(*means(bench, SITE, "de", "en"))
+    step, _ = change_of(bench, twin_of(recipe("recover")))
+    axis = change_of(bench, recipe("random-vector"))[0](h) - h
+    moved = h + 0.3 * float(length) * axis / axis.norm(dim=-1, keepdim=True)
+    wanted = moved * h.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
+    close(step(h, 0.3), wanted, 1e-4)
+    limit = bench.builder.collected.read(LAST).header["dictionary"].get("max_norm")
+    x = bench.builder.evidence.sample(LAST, limit).x[None]
+    sizes = []
+    for chosen in (recipe("pca", sites=(LAST,)), twin_of(recipe("pca", sites=(LAST,)))):
+        change, _ = change_of(bench, chosen, "th", LAST)
+        sizes.append(float((change(x) - x).square().mean()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3) and sizes[0] > 0
+
+
+def test_the_twin_of_overwriting_writes_other_coordinates(bench):
+    (de,), x = means(bench, SITE, "de"), vectors()
+    own, _ = change_of(bench, recipe("overwrite", top=5))
+    random, count = change_of(bench, twin_of(recipe("overwrite", top=5)))
+    written = [(change(x) != x).any((0, 1)).nonzero().flatten() for change in (own, random)]
+    assert count == len(written[1]) == 5 and not {*written[0].tolist()} & {*written[1].tolist()}
+    close(random(x)[0, 0, written[1]], de[written[1]].float(), 1e-6)
+
+
+def test_the_twin_of_neurons_clamps_as_many_others_of_the_layer(bench):
+    site = "mlp_act@0"
+    chosen = recipe("neurons", "clamp, source off", (site,), top_rate=0.3)
+    on, off = bench.builder._choose_neurons(replace(chosen, edit="clamp, source off"), "th", site)
+    x = torch.randn(1, 10, 64, generator=torch.Generator().manual_seed(1))
+    change, count = change_of(bench, twin_of(chosen), "th", site)
+    edited = (change(x) != x).any((0, 1)).nonzero().flatten().tolist()
+    assert count == len(edited) == len(on) + len(off) > 1
+    assert off and not {*edited} & {*on, *off}
+    (th,) = means(bench, site, "th")
+    silent = [unit for unit in edited if float(change(x)[0, 0, unit].abs()) < 1e-6]
+    rest = [unit for unit in edited if unit not in silent]
+    assert len(silent) == len(off)
+    close(change(x)[0, 0, rest], th[rest].float(), 1e-5)
+
+
+@pytest.mark.parametrize("edit", STEERING_METHODS["output-score"].edits)
+def test_the_twin_of_a_filter_has_as_many_features_as_it_kept(bench, edit):
+    score = 0.0001
+    count = bench.builder.build(recipe("output-score", edit, top=20, score=0), "de")[1]
+    while bench.builder.build(recipe("output-score", edit, top=20, score=score), "de")[1] == count:
+        score *= 1.5
+    chosen = recipe("output-score", edit, top=20, score=score)
+    kept = bench.builder.build(chosen, "de")[1]
+    assert 0 < kept < count and bench.builder.build(twin_of(chosen), "de")[1] == kept
+
+
+def test_the_twins_at_the_logits_have_other_tokens(bench):
+    evidence, x = bench.builder.evidence, torch.zeros(1, 1, bench.builder.evidence.vocabulary)
+    own = evidence.own_tokens("th") & ~evidence.neutral_tokens
+    for method in ("boost", "boost-adaptive"):
+        change, count = change_of(bench, twin_of(recipe(method, sites=(LOGITS,))), "th", LOGITS)
+        raised = change(x)[0, 0] == 5
+        assert raised[evidence.neutral_tokens].all() and not (raised & own).any()
+        assert count == raised.sum() <= (own | evidence.neutral_tokens).sum()
+        assert (raised & ~evidence.neutral_tokens & ~evidence.counts.any(0)).sum() == 0
+    table = evidence.log_odds("th")
+    change, _ = change_of(bench, twin_of(recipe("log-odds", sites=(LOGITS,))), "th", LOGITS)
+    assert not torch.equal(change(x)[0, 0], table)
+    assert torch.equal(change(x)[0, 0].sort().values, table.sort().values)
+
+
+def test_a_twin_without_units_is_reported_and_left_out(bench, monkeypatch):
+    said = []
+    monkeypatch.setattr(bench.opened, "say", said.append)
+    all_of_them = recipe("overwrite", top=400)  # the site has 32 coordinates
+    found = bench.add_controls(all_of_them, "de")
+    assert list(found) == ["none", "overwrite"]
+    assert "overwrite has no random twin for de" in said[-1]
+    assert list(bench.add_controls(recipe("diffmean"), "de")) == ["none", "diffmean", "random"]
+
+
+# --------------------------------------------------------------------------- prompting
+
+
+def test_prompting_puts_an_instruction_before_the_prompt(bench):
+    """By hand: the text that follows the instruction, measured as if it followed the prompt."""
+    lm, chosen = bench.opened.lm, load_recipe(bench, "th", "prompting")
+    ids = encode_prompts(lm, PROMPTS, 20)
+    (found,), units = bench.measure(chosen, "th", ids, [chosen.strength])
+    told = encode_prompts(lm, [f"Respond in Thai.\n{prompt}" for prompt in PROMPTS], 8)
+    rows = generate(lm, told, DECODING)
+    assert units == 0 and found.texts == texts(lm, rows)
+    close(torch.tensor(found.perplexity), torch.tensor(perplexities(lm, ids, rows)))
+    assert found.texts != bench.measure(NONE, "th", ids, [0.0])[0][0].texts
+    (row, _) = continue_prompts(bench, "th", PROMPTS, chosen)
+    assert row["text"] == found.texts[0] and row["twin"] != row["text"]
+
+
+def test_prompting_stands_in_the_turn_of_a_chat(bench, monkeypatch):
+    monkeypatch.setattr(
+        bench.opened.lm.tokenizer,
+        "chat_template",
+        "{{ '<' }}{% for m in messages %}{{ m['content'] }}{% endfor %}{{ '>' }}",
+    )
+    chosen, lm = load_recipe(bench, "th", "prompting"), bench.opened.lm
+    (row,) = continue_prompts(bench, "th", ["The old man"], chosen, chat=True)
+    ids = lm.tokenizer("<Respond in Thai.\nThe old man>", add_special_tokens=False)["input_ids"]
+    assert row["text"] == texts(lm, generate(lm, [ids], DECODING))[0]
+
+
+def test_prompting_needs_the_name_of_a_language():
+    with pytest.raises(NoUnits, match="the method prompting has no name for python"):
+        instruct("python")
+
+
+def test_prompting_is_refused_where_only_the_model_counts(saefeat, run_copy, tmp_path):
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"source": "The cat.", "reference": "x", "label": "th"}\n')
+    with pytest.raises(UserError, match="prompting changes the prompts and not the model"):
+        with_controls(replace(NONE, method="prompting", edit="instruct"))
+    pytest.importorskip("sacrebleu")
+    ask = ["steer", "translate", "--run", run_copy, "--table", table, "--method", "prompting"]
+    code, _, err = saefeat(*ask)
+    assert code == 2 and "prompting changes the prompts and not the model" in err
+
+
+def test_a_sweep_compares_with_a_random_vector_and_with_prompting(bench, tmp_path):
+    grid = full_grid(bench.opened.lm, [[SITE]], [1.0])
+    tried = {"features", "random", "random-vector", "prompting"}
+    grid = [each for each in grid if each.method in tried]
+    path = sweep(bench, grid, PROMPTS, tmp_path / "m.json", labels=["th"])
+    found = bench.run.load_steering_metrics(path)
+    rows = {row["method"]: row for row in found["rows"] if row["half"] == "report"}
+    assert rows.keys() == {"none", *tried} == {row["method"] for row in found["summary"]}
+    assert rows["prompting"]["sites"] == [] and rows["random-vector"]["sites"] == [SITE]
+    assert load_recipe(bench, "th", "prompting") == grid[-1]
+    view = steering_view(found, None)
+    assert view["methods"] == [name for name in STEERING_METHODS if name in rows]
+
+
+def test_prompts_leave_room_for_the_instruction(bench, tmp_path):
+    lm = bench.opened.lm
+    most = lm.model.config.max_position_embeddings - DECODING.max_new_tokens - BEGINNING
+    text = "7"
+    while len(encode_prompts(lm, [text], 0)[0]) < most:
+        text += " 7"
+    grid = [*demo_grid([SITE]), load_recipe(bench, "th", "prompting")]
+    with pytest.raises(UserError, match=f"prompt 1 has {most} tokens; with .* it exceeds"):
+        sweep(bench, grid, [text, text], tmp_path / "m.json", labels=["th"])
+    assert encode_prompts(lm, [text], DECODING.max_new_tokens + BEGINNING)
+
+
 # --------------------------------------------------------------------------- generate and sweep
 
 
@@ -492,19 +747,6 @@ def test_every_method_steers_from_the_command_line_before_a_sweep(saefeat, run_c
         assert json.loads(text)["label"] == "th"
     code, _, err = saefeat(*ask, "--method", "magic")
     assert code == 2 and re.search("no setting for magic; the methods are features, output-", err)
-
-
-def test_every_method_of_features_has_random_ones_beside_it(bench):
-    for name, method in STEERING_METHODS.items():
-        recipe = load_recipe(bench, "th", name) if name != "none" else None
-        if recipe is None or not method.of_saes or name == "random":
-            continue
-        none, own, random = with_controls(recipe)
-        assert (none.method, own) == ("none", recipe)
-        assert (random.sites, random.strength) == (recipe.sites, recipe.strength)
-        assert random.parameters["top"] == recipe.parameters.get("top", 100)
-        bench.collect_missing([random])
-        assert bench.builder.build(random, "th")[1] > 0
 
 
 def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
@@ -527,6 +769,8 @@ def test_a_sweep_of_chosen_methods_compares_them(saefeat, run_copy, tmp_path):
 @pytest.mark.parametrize(("method", "nats"), [("log-odds", 0.2), ("log-odds", 3.0), ("boost", 1.0)])
 def test_a_loss_budget_gives_a_setting_its_strength(bench, method, nats):
     budget, chosen = LossBudget(bench, nats), recipe(method, sites=(LOGITS,))
+    prompted = load_recipe(bench, "th", "prompting")
+    assert budget.fit(prompted, "th") == prompted  # there is nothing to fit
     fitted, lm = budget.fit(chosen, "th"), bench.opened.lm
     changes, _ = bench.builder.build(chosen, "th")
     plain = text_losses(lm, budget.texts, 32)

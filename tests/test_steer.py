@@ -777,7 +777,7 @@ REFUSED = {
     ),
     "sites of logits": (
         ["--label", "de", "--prompt", "A", "--sites", "resid_post@1", "--method", "boost"],
-        r"boost changes the logits and has no other sites \(--sites\)",
+        r"boost edits no site of the model \(--sites\)",
     ),
     "a chat without a template": (["--label", "de", "--prompt", "A", "--chat"], "no chat template"),
 }

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from helpers import refused
 
-from saefeat.config import Decoding, TranslateConfig
+from saefeat.config import STEERING_METHODS, Decoding, TranslateConfig
 from saefeat.experiments import translate as module
 from saefeat.experiments.translate import (
     bleu_tokenizer,
@@ -92,6 +92,19 @@ def test_each_label_is_translated_unsteered_steered_and_by_random_features(run_c
     before = path.read_bytes()
     translate(open_run(run_copy), config, Decoding(8, temperature=0))
     assert path.read_bytes() == before  # complete already
+
+
+def test_every_method_is_translated_by_its_random_twin(run_copy, table):
+    for method in ("neurons", "diffmean", "boost"):
+        config = TranslateConfig(table=str(table), sentences=2, labels=("th",), method=method)
+        out = run_copy / f"{method}.json"
+        result = translate(open_run(run_copy), config, Decoding(4, temperature=0), out)
+        rows = result["rows"]
+        assert [row["method"] for row in rows] == ["none", method, "random"]
+        assert rows[1]["units"] == rows[2]["units"] and rows[1]["strength"] == rows[2]["strength"]
+        (edit,) = STEERING_METHODS[method].edits[:1]
+        recipes = result["settings"]["recipes"]
+        assert recipes["random th"]["edit"] == f"{edit}, at random"
 
 
 def test_outputs_end_at_the_first_newline(run_copy, table, monkeypatch):

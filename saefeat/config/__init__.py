@@ -44,11 +44,14 @@ from saefeat.config.runs import (
     TrainInputs,
 )
 from saefeat.config.steering import (
+    AT_RANDOM,
     BOUNDARY,
     CONSTANT,
     FEATURES,
     MATRIX_EDITS,
+    PROMPTING,
     RANDOM,
+    RANDOM_VECTOR,
     SOURCE_OFF,
     STEERING_METHODS,
     UNSTEERED,
@@ -65,6 +68,7 @@ from saefeat.config.steering import (
 )
 
 __all__ = [
+    "AT_RANDOM",
     "BOUNDARY",
     "CONSTANT",
     "DEFAULT_HEAD",
@@ -78,7 +82,9 @@ __all__ = [
     "MATRIX_EDITS",
     "MODEL",
     "NEURON_SITES",
+    "PROMPTING",
     "RANDOM",
+    "RANDOM_VECTOR",
     "SOURCE_OFF",
     "STEERING_METHODS",
     "TABLE_EXAMPLES",

@@ -53,14 +53,18 @@ class SteeringMethod:
 
 
 UNSTEERED, FEATURES, RANDOM = "none", "features", "random"
+RANDOM_VECTOR, PROMPTING = "random-vector", "prompting"
 SOURCE_OFF = ", source off"  # of an edit: the source label's own neurons are set to zero as well
 BOUNDARY = ", boundary"  # of an edit: the axis and the limit are those of a logistic regression
+AT_RANDOM = ", at random"  # of an edit: of random units, or along a random direction; a control
 _ENTROPY = ("entropy_ratio",)
 _TOP = {"top": 100}
 # From the least to the most specific, as tables show them; a sweep begins with the last. Those with
 # `by_site` add a vector and are tried at each group of sites.
 STEERING_METHODS = {
     UNSTEERED: SteeringMethod(edits=(UNSTEERED,)),
+    PROMPTING: SteeringMethod(edits=("instruct",)),
+    RANDOM_VECTOR: SteeringMethod(by_site=True),
     RANDOM: SteeringMethod(_TOP, _ENTROPY, of_saes=True, by_site=True),
     "log-odds": SteeringMethod(remedy="give texts of it"),
     "boost": SteeringMethod({"amount": 5}, edits=("boost",), remedy="give texts of it"),
@@ -111,9 +115,10 @@ class SteeringRecipe:
     Attributes:
         method: what steers, of `STEERING_METHODS`: features (those of a label, by feature
             difference of means), random (as many other features), neurons (by LAPE), diffmean (the
-            whole difference of means), and those of `saefeat.steering.makers`.
+            whole difference of means), random-vector (a random direction of its length), prompting
+            (no edit: the prompts ask for the language), and those of `saefeat.steering.makers`.
         edit: one of the method's. `clamp, source off` (neurons) also sets the neurons of the source
-            label alone to zero.
+            label alone to zero. With `, at random` at its end it is the method's random twin.
         sites: each is steered with the force of its own means. Methods that change the logits have
             the site `logits`.
         parameters: of the choice of units.
@@ -135,7 +140,7 @@ class SteeringRecipe:
         allowed = needed | set(method.optional)
         if not needed <= self.parameters.keys() <= allowed:
             raise ValueError(f"parameters of {self.method} are {sorted(allowed)}")
-        if self.edit not in method.edits:
+        if self.edit.removesuffix(AT_RANDOM) not in method.edits:
             raise ValueError(f"edits of {self.method} are {', '.join(method.edits)}")
         return self
 

@@ -19,15 +19,16 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.recipes import choose_recipe
 from saefeat.run.steer import Bench, Decoding, find_source
 from saefeat.steering.harness import check_installed, harness_model
-from saefeat.steering.recipes import with_controls
+from saefeat.steering.twins import SEED
 
 NAME = "lm-eval"
 
 
 def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> Experiment:
-    """Measure tasks unsteered, steered by a method, and, for features, by random ones.
+    """Measure tasks unsteered, steered by a method, and by its random twin.
 
-    Rows have the columns method ("none" is the unsteered model), task, metric (with the filter of
+    Rows have the columns method ("none" is the unsteered model, "random" the random twin of the
+    method, see `saefeat.steering.recipes.with_controls`), task, metric (with the filter of
     lm-eval), value and stderr. The settings of decoding are those of the task.
 
     Raises UserError where lm-eval is missing, or a task is unknown or cannot be loaded.
@@ -35,22 +36,23 @@ def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> 
     check_installed()
     bench = Bench(opened, find_source(opened, config.source), Decoding())
     label = bench.find_target(config.label)
-    recipes = with_controls(choose_recipe(bench, label, config))
+    recipe = choose_recipe(bench, label, config)
     with _quiet():
         tasks = _load_tasks(config)
-    bench.collect_missing(recipes)
-    jobs: dict[str, SteeringRecipe] = {one.method: one for one in recipes}
+    jobs = bench.add_controls(recipe, label)
     settings = {
         **asdict(config),
         "label": label,
         "source_label": bench.source_label,
-        "recipes": [asdict(one) for one in recipes],
+        "recipes": {name: asdict(one) for name, one in jobs.items()},
+        "random_seed": SEED,
         "versions": _versions(),
     }
     question = Question(NAME, f"Tasks of lm-eval, steered towards {label}", settings)
 
     def measure(part: str) -> list[Row]:
-        return _measure(bench, config, jobs[part], label, tasks)
+        rows = _measure(bench, config, jobs[part], label, tasks)
+        return [{"method": part, **row} for row in rows]
 
     out = out or opened.files.experiment_file(NAME)
     return carry_out(opened, out, question, list(jobs), measure, lambda rows: rows)
@@ -91,7 +93,7 @@ def _measure(
             log_samples=False,
         )
     return [
-        {"method": recipe.method, "task": task, **row}
+        {"task": task, **row}
         for task, values in found["results"].items()
         for row in metric_rows(values)
     ]

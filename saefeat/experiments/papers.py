@@ -453,7 +453,7 @@ PAPERS: Mapping[str, Paper] = {
             Step(
                 "steering",
                 "Which method controls the language at the least cost?",
-                _sweep("diffmean,neurons,pca,codes,random"),
+                _sweep("diffmean,neurons,pca,codes,random,random-vector,prompting"),
                 "the difference of means is best: 84.5 against prompting 67.7 (Llama)",
             )
         ],

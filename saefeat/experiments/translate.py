@@ -8,7 +8,6 @@ outputs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -22,12 +21,12 @@ from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.generation import encode_prompts, generate, texts_of
 from saefeat.io import UserError
-from saefeat.labels import convert, fasttext_code, own_label
+from saefeat.labels import fasttext_code, language_name, own_label
 from saefeat.run.opened import OpenRun
 from saefeat.run.recipes import choose_recipe
 from saefeat.run.steer import Bench, find_source
 from saefeat.steering import NoUnits, apply
-from saefeat.steering.recipes import with_controls
+from saefeat.steering.twins import SEED
 
 NAME = "translation"
 SURE = 0.5  # least probability of fastText
@@ -40,9 +39,9 @@ def translate(
 ) -> Experiment:
     """Translate the sentences of a table into each label, steered and unsteered.
 
-    Rows have the columns method ("none" is the unsteered model, "random" steers by random
-    features, see `with_controls`), label, units, strength, sentences, acc, bleu (mean over the
-    outputs in the language, 0 to 100), acc_bleu, corpus_bleu, chrf (both over
+    Rows have the columns method ("none" is the unsteered model, "random" the random twin of the
+    method, see `saefeat.steering.recipes.with_controls`), label, units, strength, sentences, acc,
+    bleu (mean over the outputs in the language, 0 to 100), acc_bleu, corpus_bleu, chrf (both over
     all outputs) and tokenizer (of BLEU).
 
     Raises UserError where sacrebleu is missing, the table lacks a column, or has a label that the
@@ -51,13 +50,12 @@ def translate(
     _check_installed()
     bench = Bench(opened, find_source(opened, config.source), decoding)
     pairs = _read_pairs(bench, config)
-    recipes = {label: _recipes(bench, config, label) for label in pairs}
-    bench.collect_missing(one for some in recipes.values() for one in some)
-    jobs = _jobs(bench, recipes)
+    jobs = _jobs(bench, {label: choose_recipe(bench, label, config) for label in pairs})
     settings = {
         **asdict(config),
         "sentences_of": {label: [list(pair) for pair in some] for label, some in pairs.items()},
-        "recipes": {name: asdict(recipe) for name, (recipe, _) in jobs.items()},
+        "recipes": {name: asdict(recipe) for name, (_, recipe, _) in jobs.items()},
+        "random_seed": SEED,
         "source_label": bench.source_label,
         "decoding": asdict(decoding),
         "tokenizers": {label: bleu_tokenizer(label) for label in pairs},
@@ -77,8 +75,9 @@ def translate(
     )
 
     def measure(part: str) -> list[Row]:
-        recipe, label = jobs[part]
-        return [_measure(bench, config, recipe, label, pairs[label])]
+        name, recipe, label = jobs[part]
+        row = _measure(bench, config, recipe, label, pairs[label])
+        return [{"method": name, **row}]
 
     out = out or opened.files.experiment_file(NAME)
     return carry_out(opened, out, question, list(jobs), measure, _summarize)
@@ -105,26 +104,24 @@ def _read_pairs(bench: Bench, config: TranslateConfig) -> dict[str, Pairs]:
     return found
 
 
-def _recipes(bench: Bench, config: TranslateConfig, label: str) -> list[SteeringRecipe]:
-    """The unsteered model, the method, and, for features, random ones."""
-    return with_controls(choose_recipe(bench, label, config))
-
-
 def _jobs(
-    bench: Bench, recipes: Mapping[str, Sequence[SteeringRecipe]]
-) -> dict[str, tuple[SteeringRecipe, str]]:
-    """What is measured, by name. A label without units for a method is reported and left out."""
-    jobs: dict[str, tuple[SteeringRecipe, str]] = {}
+    bench: Bench, recipes: Mapping[str, SteeringRecipe]
+) -> dict[str, tuple[str, SteeringRecipe, str]]:
+    """What is measured, by name: the name of a row's method, its recipe, and the label.
+
+    A label without units for a method is reported and left out.
+    """
+    jobs: dict[str, tuple[str, SteeringRecipe, str]] = {}
     missing: NoUnits | None = None
-    for label, some in recipes.items():
+    bench.collect_missing(recipes.values())
+    for label, recipe in recipes.items():
         try:
-            for recipe in some:
-                bench.builder.build(recipe, label)
+            some = bench.add_controls(recipe, label)
         except NoUnits as error:
             bench.opened.say(f"note: {label} is skipped: {error}")
             missing = error
         else:
-            jobs |= {f"{recipe.method} {label}": (recipe, label) for recipe in some}
+            jobs |= {f"{name} {label}": (name, one, label) for name, one in some.items()}
     if not jobs and missing:
         raise missing
     return jobs
@@ -134,11 +131,6 @@ def build_prompt(sentence: str, source: str, target: str) -> str:
     """The published prompt, with names of languages; its end asks for one line in the target."""
     article = "an" if source[0] in "AEIOU" else "a"
     return f"Translate {article} {source} sentence into {target}.\n{source}: {sentence}\n{target}: "
-
-
-def language_name(label: str) -> str:
-    """The English name of a label's language, without the remarks of ISO 639."""
-    return re.sub(r" \(.*\)$", "", convert(label, "name"))
 
 
 def _measure(
@@ -155,7 +147,6 @@ def _measure(
     judged = bench.judge.judge(outputs)
     good = [one is not None and one[0] == label and one[1] >= SURE for one in judged]
     return {
-        "method": recipe.method,
         "label": label,
         "units": units,
         "strength": recipe.strength,

@@ -5,6 +5,7 @@ Elsewhere, labels are strings without a meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
@@ -34,6 +35,7 @@ __all__ = [
     "fasttext_code",
     "find_english",
     "in_codes",
+    "language_name",
     "own_label",
     "read",
     "to_labels",
@@ -83,6 +85,14 @@ def convert(label: str, system: str, from_system: str | None = None) -> str:
     others = _match(Meaning(macro.pt3), codes_of(system)) if macro else []
     wider = f"; its macrolanguage {macro.name} has {in_words(others)}" if macro and others else ""
     raise UserError(f"{label} has no code in {system}{wider}")
+
+
+def language_name(label: str) -> str:
+    """The English name of a label's language, without the remarks of ISO 639.
+
+    Raises UserError as `convert` does.
+    """
+    return re.sub(r" \(.*\)$", "", convert(label, "name"))
 
 
 def counterparts(label: str, system: str, from_system: str | None = None) -> list[str]:

@@ -37,7 +37,16 @@ const SHAPES = {
   diffmean: (x, y) => `M${x} ${y - 6}l6 6l-6 6l-6 -6z`,
   random: (x, y) => `M${x} ${y - 5.5}l5.5 10h-11z`,
 };
-const shapeOf = (method) => SHAPES[method] ?? ((x, y) => `M${x - 5} ${y - 1.5}h10v3h-10z`);
+const OTHER_SHAPES = [
+  (x, y) => `M${x - 5} ${y - 1.5}h10v3h-10z`,
+  (x, y) => `M${x} ${y + 5.5}l5.5 -10h-11z`,
+  (x, y) => `M${x - 1.5} ${y - 5}h3v10h-3z`,
+  (x, y) => `M${x - 5} ${y - 1.5}h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z`,
+  (x, y) => `M${x} ${y - 6}l4 6l-4 6l-4 -6z`,
+];
+const shapeOf = (line) => SHAPES[line.method] ?? OTHER_SHAPES[line.place % OTHER_SHAPES.length];
+/** Class and hue of a method's line and marks; the golden angle keeps hues apart. */
+const styleOf = (kind, line) => ({ class: `${kind} ${line.method}`, style: `--hue: ${(137.5 * line.place) % 360}` });
 
 function drawFrontier() {
   const box = byId("frontier"), label = byId("frontier-label").value;
@@ -59,11 +68,11 @@ function drawFrontier() {
     svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Forcing against relative perplexity" },
       ...axes(ends, x, y, width, height, space), ...reference(x, y, height, space, ownForcing, width),
       ...lines.flatMap((line) => [
-        svg("path", { class: `line ${line.method}`, d: `M${line.points.map((p) => `${x(p[1]).toFixed(1)} ${y(p[2]).toFixed(1)}`).join("L")}` }),
+        svg("path", { ...styleOf("line", line), d: `M${line.points.map((p) => `${x(p[1]).toFixed(1)} ${y(p[2]).toFixed(1)}`).join("L")}` }),
         ...line.points.map((point) => mark(line, point, x, y)),
       ])),
     el("ul", { class: "keys" }, ...lines.map((line) => el("li", {},
-      svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("path", { class: `mark ${line.method}`, d: shapeOf(line.method)(8, 8) })),
+      svg("svg", { width: 16, height: 16, "aria-hidden": "true" }, svg("path", { ...styleOf("mark", line), d: shapeOf(line)(8, 8) })),
       el("b", {}, line.method), el("small", {}, line.setting)))));
 }
 
@@ -104,7 +113,7 @@ function reference(x, y, height, space, forcing, width) {
 
 function mark(line, [strength, relative, forcing, score], x, y) {
   const words = `${line.method}, strength ${strength ?? "–"}: forcing ${percent(forcing)}, perplexity ${figure(relative, 2)} times own, score ${figure(score)}`;
-  const node = svg("path", { class: `mark ${line.method}`, d: shapeOf(line.method)(x(relative), y(forcing)), tabindex: 0,
+  const node = svg("path", { ...styleOf("mark", line), d: shapeOf(line)(x(relative), y(forcing)), tabindex: 0,
     role: "img", "aria-label": words });
   for (const event of ["pointerenter", "focus", "click"]) {
     node.addEventListener(event, () => { byId("frontier-readout").textContent = words; });

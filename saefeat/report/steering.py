@@ -37,11 +37,13 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
         prompts, decoding: what all settings share; own: {label: measures of its own text}; labels;
         methods; chosen: {method: {label: measures and words of the chosen setting}}; summary: one
         row of means per method, and `mean`, the same by method; best: the greatest mean score;
-        lines: the frontier (see `_line`); settings: {label: the setting in use, in words}.
+        lines: the frontier (see `_line`), each with the place of its method among all, which gives
+        it a colour and a shape; settings: {label: the setting in use, in words}.
     """
     rows = metrics["rows"]
     means = {row["method"]: row for row in metrics["summary"]}
-    methods = sorted(means, key=[*STEERING_METHODS, *sorted(means)].index)
+    order = [*STEERING_METHODS, *sorted(means)]
+    methods = sorted(means, key=order.index)
     summary = [_summary(means[method]) for method in methods]
     return {
         "decoding": pairs(asdict(metrics["decoding"])),
@@ -53,7 +55,7 @@ def steering_view(metrics: SteeringMetrics, settings: SteeringSettings | None) -
         "mean": {row["method"]: {name: row[name] for name in MEASURES} for row in summary},
         "summary": summary,
         "best": max((row["score"] for row in summary), default=None),
-        "lines": [_line(method, metrics) for method in methods],
+        "lines": [{**_line(method, metrics), "place": order.index(method)} for method in methods],
         "settings": {
             label: f"{setting.method}: {_words(vars(setting))}"
             for label, setting in (settings["labels"] if settings else {}).items()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from saefeat.config import CONSTANT, UNSTEERED, SteeringRecipe
+from saefeat.config import CONSTANT, PROMPTING, UNSTEERED, SteeringRecipe
 from saefeat.generation import text_losses
 from saefeat.run.steer import Bench, pick_test_texts
 from saefeat.steering import Change, NoUnits, apply
@@ -58,12 +58,12 @@ class LossBudget:
         return sum(known) / len(known) if known else math.inf
 
     def fit(self, recipe: SteeringRecipe, label: str) -> SteeringRecipe:
-        """The recipe with the strength that uses up the budget.
+        """The recipe with the strength that uses up the budget; without edits, as it is.
 
         Raises NoUnits where no strength does. The schedule plays no part here; see
         `at_full_strength`.
         """
-        if recipe.method == UNSTEERED:
+        if recipe.method in (UNSTEERED, PROMPTING):
             return recipe
         key = (repr(replace(recipe, strength=0.0, schedule=CONSTANT)), label)
         if key not in self._found:

@@ -10,7 +10,7 @@ from saefeat.memory import dictionary_budget, encoders_fit, working_bytes
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
 from saefeat.steering.changes import CannotSteer, Units, open_dictionary
-from saefeat.steering.recipes import random_units
+from saefeat.steering.twins import random_units
 
 _SEED = 31  # of the random units
 

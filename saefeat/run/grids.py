@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 
-from saefeat.config import BOUNDARY, CONSTANT, STEERING_METHODS, Schedule, SteeringRecipe
+from saefeat.config import BOUNDARY, CONSTANT, PROMPTING, STEERING_METHODS, Schedule, SteeringRecipe
 from saefeat.hooks import site_width
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
@@ -38,6 +38,7 @@ _STEPS = {"step, absolute": (1.0,), "step": (0.05, 0.1, 0.15), "step, relative":
 _RANDOM_RATE = {"langfir": {"random_rate": 0.1}}
 _STRETCHES = (1.0, 0.7, 1.3)
 _LOGITS = {"boost": (1.0, 2.0), "boost-adaptive": (1.0, 2.0), "log-odds": (0.5, 1.0, 2.0)}
+_PROMPTED = SteeringRecipe(PROMPTING, "instruct", (), CONSTANT, 1.0, {})
 _OVERWRITTEN = 0.1  # share of the coordinates; 400 of 4,096 to 5,120 as published
 
 
@@ -56,8 +57,8 @@ def full_grid(
     """List what `steer sweep` tries.
 
     Methods with `by_site` steer at each group of sites, other published ones at the first group or
-    where they need it, neurons at all layers. Controls, which are not basic, are tried by the first
-    schedule alone.
+    where they need it, neurons at all layers. Prompting has one setting. Random controls, which
+    are not basic, are tried by the first schedule alone.
 
     Args:
         groups: sites that are steered together.
@@ -70,6 +71,7 @@ def full_grid(
         *_published(first, strengths or _default_strengths(first)),
         *_whole(lm, tuple(sites or ())),
         *_neurons(lm),
+        _PROMPTED,
     ]
 
 

@@ -25,7 +25,7 @@ from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_test_texts
 from saefeat.steering import CannotSteer, apply
 from saefeat.steering.changes import Collected, Units, build_changes
-from saefeat.steering.recipes import random_units
+from saefeat.steering.twins import random_units
 
 UNITS = ("features", "random")
 _SEED = 23  # of the random units

@@ -35,8 +35,8 @@ def choose_recipe(bench: Bench, label: str, choice: RecipeChoice) -> SteeringRec
 
 
 def _check_sites(bench: Bench, recipe: SteeringRecipe, sites: tuple[str, ...]) -> None:
-    if recipe.sites == (LOGITS,):
-        raise UserError(f"{recipe.method} changes the logits and has no other sites", "sites")
+    if recipe.sites in ((LOGITS,), ()):
+        raise UserError(f"{recipe.method} edits no site of the model", "sites")
     for site in sites:
         try:
             bench.opened.lm.site(site)

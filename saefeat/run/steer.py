@@ -6,20 +6,29 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 
 from saefeat.baselines.judge import LanguageJudge
 from saefeat.collection import collect
-from saefeat.config import FEATURES, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
+from saefeat.config import (
+    FEATURES,
+    PROMPTING,
+    RANDOM,
+    STEERING_METHODS,
+    Decoding,
+    Schedule,
+    SteeringRecipe,
+)
 from saefeat.confusion import line_passes, word_passes
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
 from saefeat.generation import BATCH, encode_prompts, generate
 from saefeat.io import UserError
 from saefeat.labels import find_english, own_label
+from saefeat.run import prompting
 from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
@@ -27,7 +36,7 @@ from saefeat.rundir import RunDir
 from saefeat.steering import CannotSteer, Change, NoUnits, apply
 from saefeat.steering.changes import Collected
 from saefeat.steering.evidence import Evidence
-from saefeat.steering.recipes import NONE, RecipeBuilder, sites_read
+from saefeat.steering.recipes import NONE, RecipeBuilder, sites_read, with_controls
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
 
@@ -170,20 +179,42 @@ class Bench:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
         collect_sites(self.opened, [site for recipe in recipes for site in sites_read(recipe)])
 
+    def add_controls(self, recipe: SteeringRecipe, label: str) -> dict[str, SteeringRecipe]:
+        """A recipe with its controls, by name (see `with_controls`); statistics are collected.
+
+        A random twin that finds no units is reported and left out. Raises NoUnits when the recipe
+        finds none for the label.
+        """
+        found = with_controls(recipe)
+        self.collect_missing(found.values())
+        self.builder.build(recipe, label)
+        try:
+            self.builder.build(found.get(RANDOM, recipe), label)
+        except NoUnits as error:
+            self.opened.say(f"note: {recipe.method} has no random twin for {label}: {error}")
+            del found[RANDOM]
+        return found
+
     def measure(
         self,
         recipe: SteeringRecipe,
         label: str,
         prompts: Sequence[Sequence[int]],
         strengths: Sequence[float],
+        told: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Measured], int]:
         """Steer prompts (token ids) by a recipe at several strengths, and measure each.
+
+        Args:
+            told: the prompts with what prompting puts before them; default from `prompts`.
 
         Returns:
             What is measured, one per strength, and the number of units that steered.
         """
+        if recipe.method == PROMPTING and told is None:
+            told = prompting.told(self.opened.lm, prompts, label)
         changes, count = self.builder.build(recipe, label)
-        (found,) = self.measure_changes([changes], prompts, strengths, recipe.schedule)
+        (found,) = self.measure_changes([changes], prompts, strengths, recipe.schedule, told=told)
         return found, count
 
     def measure_changes(
@@ -193,12 +224,16 @@ class Bench:
         strengths: Sequence[float],
         schedule: Schedule,
         before: Mapping[str, Sequence[Change]] | None = None,
+        told: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Measured]]:
         """Steer prompts (token ids) by each of several changes at each strength, and measure them.
 
         As many as fit are decoded in one batch. Each sees the same random numbers.
 
-        `before`: changes at strength 1 that are made before each of the several.
+        Args:
+            before: changes at strength 1 that are made before each of the several.
+            told: prompts that are continued in place of `prompts`. What comes out is measured after
+                `prompts`, as that of all other methods is.
         """
         lm, n, rows = self.opened.lm, len(prompts), []
         jobs = [(which, strength) for which in range(len(several)) for strength in strengths]
@@ -213,7 +248,7 @@ class Bench:
                     at = [strength if each == which else 0.0 for each, strength in some]
                     by_row = at[0] if len(at) == 1 else torch.tensor(at).repeat_interleave(n)
                     stack.enter_context(apply(lm, several[which], by_row, schedule))
-                every, penalty = [*prompts] * len(some), self.repetition_penalty
+                every, penalty = [*(told or prompts)] * len(some), self.repetition_penalty
                 rows += generate(lm, every, self.decoding, repeat=n, repetition_penalty=penalty)
         measured = measure(lm, [*prompts] * len(jobs), rows, self.judge)
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
@@ -292,15 +327,19 @@ def continue_prompts(
         too short).
     """
     label = bench.find_target(label)
-    ids = encode_prompts(bench.opened.lm, prompts, bench.decoding.max_new_tokens, chat=chat)
+    encode = partial(
+        encode_prompts, bench.opened.lm, new_tokens=bench.decoding.max_new_tokens, chat=chat
+    )
+    ids, told = encode(prompts), None
+    if recipe.method == PROMPTING:
+        told = encode([prompting.instruct(label) + prompt for prompt in prompts])
     if STEERING_METHODS[recipe.method].of_saes:
         for site in recipe.sites:
             for sae in bench.builder.saes_at(site):
                 bench.builder.collected.stats(sae)  # refused before anything is collected
     bench.collect_missing([recipe])
-    ((steered,), _), ((twin,), _) = (
-        bench.measure(one, label, ids, [one.strength]) for one in (recipe, NONE)
-    )
+    (steered,), _ = bench.measure(recipe, label, ids, [recipe.strength], told)
+    (twin,), _ = bench.measure(NONE, label, ids, [NONE.strength])
     head = {"label": label, "strength": recipe.strength}
     lines, words = bench.passes(steered.texts, label)
     return [

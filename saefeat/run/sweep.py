@@ -16,6 +16,7 @@ from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.budget import LossBudget, at_full_strength
+from saefeat.run.prompting import longest
 from saefeat.run.steer import BEGINNING, Bench, load_recipes, pair_twins
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
@@ -101,8 +102,9 @@ def sweep(
     before = load_recipes(run) if run.settings.exists() else (None, {})
     with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
         bench.collect_missing(grid)
-        # The model's own text stands after a prompt and its beginning.
-        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens + BEGINNING)
+        # The model's own text stands after a prompt and its beginning, an instruction before it.
+        room = max(BEGINNING, longest(opened.lm, grid, wanted))
+        ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens + room)
         parts = {"tune": ids[::2], "report": ids[1::2]} if halves else {"all": ids}
         budget = None if loss_budget is None else LossBudget(bench, loss_budget)
         found = _sweep_labels(bench, grid, wanted, parts, checkpoint, budget)

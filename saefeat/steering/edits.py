@@ -252,7 +252,8 @@ def apply(
 
     Args:
         changes: site -> changes, made in this order. At the site `LOGITS` they change the logits
-            of `saefeat.generation`; a call of the model itself does not see them.
+            of `saefeat.generation` and `saefeat.steering.harness`; a call of the model itself does
+            not see them.
         strength: one number, or float32 [batch], one per row.
 
     Raises UserError when a strength is not finite.

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from saefeat.config import CONSTANT, Schedule
+from saefeat.generation import edit_text_logits, logit_processors
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.steering.edits import Change, apply, check_strength
@@ -47,6 +48,7 @@ def harness_model(
             tokenizer=tokenizer,
             backend="causal",
             batch_size=batch_size,
+            edited=lm,
             steering=lambda: apply(lm, changes, strength, schedule),
             **options,
         )
@@ -68,18 +70,21 @@ def _steered_class() -> Any:
     base: Any = import_module("lm_eval.models.huggingface").HFLM
 
     class Steered(base):
-        """lm-eval's model of transformers, with an edit around every call of the model."""
+        """lm-eval's model of transformers, with edits of its vectors and logits in every call."""
 
-        def __init__(self, *args: Any, steering: Any, **options: Any) -> None:
-            self._steering = steering
+        def __init__(
+            self, *args: Any, edited: LanguageModel, steering: Any, **options: Any
+        ) -> None:
+            self._edited, self._steering = edited, steering
             super().__init__(*args, **options)
 
         def _model_call(self, *args: Any, **options: Any) -> Any:
             with self._steering():
-                return super()._model_call(*args, **options)
+                return edit_text_logits(self._edited, super()._model_call(*args, **options))
 
-        def _model_generate(self, *args: Any, **options: Any) -> Any:
+        def _model_generate(self, context: Any, *args: Any, **options: Any) -> Any:
             with self._steering():
-                return super()._model_generate(*args, **options)
+                edits = logit_processors(self._edited, context.shape[1])
+                return super()._model_generate(context, *args, logits_processor=edits, **options)
 
     return Steered

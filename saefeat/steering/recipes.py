@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from saefeat.config import CONSTANT, RANDOM, SOURCE_OFF, STEERING_METHODS, UNSTEERED, SteeringRecipe
+from saefeat.config import (
+    AT_RANDOM,
+    CONSTANT,
+    FEATURES,
+    PROMPTING,
+    RANDOM,
+    RANDOM_VECTOR,
+    SOURCE_OFF,
+    STEERING_METHODS,
+    UNSTEERED,
+    SteeringRecipe,
+)
 from saefeat.dictionaries import SAE
+from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import feature_diffmean
 from saefeat.methods.lape import lape
-from saefeat.statistics import Stats
 from saefeat.steering.changes import Units, build_changes, check_counted, open_dictionary
 from saefeat.steering.edits import LOGITS, Change
 from saefeat.steering.makers import MAKERS, no_units, written_layer
 from saefeat.steering.materials import Materials
 
-_SEED = 11  # of the random units
+_TWINS = {RANDOM: FEATURES, RANDOM_VECTOR: "diffmean"}  # methods that are controls of others
 NONE = SteeringRecipe(UNSTEERED, "none", (), CONSTANT, 0.0, {})
 
 
-def with_controls(recipe: SteeringRecipe) -> list[SteeringRecipe]:
-    """The unsteered model, a recipe, and, where it steers by features, random ones.
+def with_controls(recipe: SteeringRecipe) -> dict[str, SteeringRecipe]:
+    """The unsteered model, a recipe, and its random twin, by name.
 
-    Random features are added at the same sites with the same force. They are as many as `top` of
-    the recipe allows, or 100 where it has no such parameter.
+    The twin makes the same edit with the same force at the same sites. In place of chosen units
+    (features, neurons, coordinates, tokens) it has as many random ones, in place of a direction a
+    random one of the same length. A gate that adds the difference of means has random features as
+    gates. A table of log-odds is shuffled over the tokens.
+
+    Raises UserError for prompting, which does not change the model.
     """
-    found = [NONE, recipe]
-    if STEERING_METHODS[recipe.method].of_saes and recipe.method != RANDOM:
-        random = STEERING_METHODS[RANDOM]
-        kept = {x: recipe.parameters[x] for x in random.optional if x in recipe.parameters}
-        kept |= {x: recipe.parameters.get(x, usual) for x, usual in random.parameters.items()}
-        found.append(replace(recipe, method=RANDOM, edit=random.edits[0], parameters=kept))
+    if recipe.method == PROMPTING:
+        raise UserError(
+            f"{PROMPTING} changes the prompts and not the model, so it has no place here; choose "
+            "another method",
+            "method",
+        )
+    found = {UNSTEERED: NONE, recipe.method: recipe}
+    if recipe.method not in (UNSTEERED, *_TWINS):
+        found[RANDOM] = replace(recipe, edit=recipe.edit + AT_RANDOM)
     return found
 
 
@@ -43,12 +58,17 @@ class RecipeBuilder(Materials):
         """Build the changes of a recipe for a label, and count the units that they are made of.
 
         Returns:
-            Site -> changes, and the number of units; 0 for the whole difference of means.
+            Site -> changes, and the number of units; 0 for methods that choose none. There are no
+            changes for the unsteered model, whatever its prompts.
 
         Raises NoUnits when the recipe finds no units for the label.
         """
-        if recipe.method == UNSTEERED:
+        if recipe.method in (UNSTEERED, PROMPTING):
             return {}, 0
+        if recipe.method in _TWINS or recipe.edit.endswith(AT_RANDOM):
+            method, edit = _TWINS.get(recipe.method, recipe.method), recipe.edit
+            plain = replace(recipe, method=method, edit=edit.removesuffix(AT_RANDOM))
+            return replace(self, random=True).build(plain, label)
         if recipe.method in MAKERS:
             return self._make(recipe, label)
         chosen = {site: self._choose(recipe, label, site) for site in recipe.sites}
@@ -61,7 +81,7 @@ class RecipeBuilder(Materials):
         chosen = {site: here for site, here in chosen.items() if counts[site]}
         edit = recipe.edit.removesuffix(SOURCE_OFF)
         changes = build_changes(edit, chosen, label, self.collected)
-        return changes, 0 if recipe.method == "diffmean" else sum(counts.values())
+        return changes, sum(counts.values())
 
     def _make(self, recipe: SteeringRecipe, label: str) -> tuple[dict[str, list[Change]], int]:
         """Build the changes of a method of `saefeat.steering.makers`."""
@@ -81,21 +101,14 @@ class RecipeBuilder(Materials):
         if STEERING_METHODS[recipe.method].of_saes:
             return [self._choose_features(recipe, label, sae) for sae in self.saes_at(site)]
         identity = open_dictionary(self.collected.read(site).header["dictionary"])
-        if recipe.method == "neurons":
-            return [Units(identity, *self._choose_neurons(recipe, label, site))]
-        # Every coordinate of the vectors; SAEs there add their limits on the norm.
-        saes = [sae for sae in self.saes if sae.site == site]
-        return [Units(identity, range(identity.width)), *(Units(sae, ()) for sae in saes)]
+        return [Units(identity, *self._choose_neurons(recipe, label, site))]
 
     def _choose_features(self, recipe: SteeringRecipe, label: str, sae: SAE) -> Units:
-        """The features of a label, or as many random ones."""
+        """The features of a label."""
         stats, source = self.collected.stats(sae), self.collected.source_label
         check_counted(stats, label, source)
         ranked = self.rank(feature_diffmean, [sae.id], source=source, **recipe.parameters)
-        units = ranked.units(sae.id)[label]
-        if recipe.method == RANDOM:
-            units = random_units(stats, units, _SEED + stats.labels.index(label))
-        return Units(sae, units)
+        return Units(sae, self.units(stats, ranked.units(sae.id)[label], label))
 
     def _choose_neurons(
         self, recipe: SteeringRecipe, label: str, site: str
@@ -105,18 +118,12 @@ class RecipeBuilder(Materials):
         off: set[int] = set()
         if recipe.edit.endswith(SOURCE_OFF):
             off = set(neurons[self.collected.source_label or ""]) - set(neurons[label])
-        return neurons[label], sorted(off)
+        own = len(neurons[label])
+        stats = self.collected.read(site)
+        found = self.units(stats, [*neurons[label], *sorted(off)], label)
+        return found[:own], found[own:]
 
 
 def sites_read(recipe: SteeringRecipe) -> list[str]:
     """The sites whose means a recipe is made from."""
     return [*(site for site in recipe.sites if site != LOGITS), *written_layer(recipe)]
-
-
-def random_units(stats: Stats, chosen: Sequence[int], seed: int) -> list[int]:
-    """Draw as many units as were chosen, from all others that fire."""
-    fires = stats.fired.sum(0).bool()
-    fires[list(chosen)] = False
-    others = fires.nonzero().flatten()
-    generator = torch.Generator().manual_seed(seed)
-    return others[torch.randperm(len(others), generator=generator)[: len(chosen)]].tolist()

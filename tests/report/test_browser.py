@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from saefeat.config import STEERING_METHODS
 from saefeat.report import write_report
 
 webdriver = pytest.importorskip(
@@ -344,6 +346,26 @@ def test_the_frontier_is_of_the_chosen_label_and_its_marks_show_their_values(pag
     assert page.text("#frontier-readout").startswith(
         "features, strength 1: forcing 40.0 %, perplexity 2.00 times own"
     )
+
+
+def test_each_method_has_a_colour_and_shape_of_its_own(
+    run: Path, open_page: Callable[..., Page]
+) -> None:
+    path = run / "steering" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("rows", "summary"):  # every method has what the difference of means has
+        own = [row for row in metrics[name] if row["method"] == "diffmean"]
+        rest = STEERING_METHODS.keys() - {row["method"] for row in metrics[name]}
+        metrics[name] += [{**row, "method": method} for method in sorted(rest) for row in own]
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    looks = open_page().run(
+        "return [...document.querySelectorAll('#frontier .keys path.mark')].map((mark) =>"
+        " [getComputedStyle(mark).fill, mark.getAttribute('d')])"
+    )
+    fills = [fill for fill, _ in looks]
+    assert len(looks) == len({tuple(look) for look in looks}) == len(STEERING_METHODS)
+    assert len(set(fills)) == len(fills) - 1  # the unsteered model and random units are grey
+    assert "rgb(0, 0, 0)" not in fills
 
 
 def test_samples_stand_beside_their_twins_and_are_filtered(page: Page) -> None:

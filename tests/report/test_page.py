@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saefeat.config import STEERING_METHODS
 from saefeat.io import UserError, write_json
 from saefeat.overlap import overlap_tables
 from saefeat.ranking import COLUMNS
@@ -312,6 +313,8 @@ def test_steering_shows_what_was_tuned_as_the_other_half_measured_it(run: Path) 
     means = {row["method"]: row["features_ahead_by"] for row in steering["summary"]}
     assert list(means) == steering["methods"]
     assert (means["random"], means["features"]) == (0.123, None)
+    places = {line["method"]: line["place"] for line in steering["lines"]}
+    assert places == {method: [*STEERING_METHODS].index(method) for method in places}
     line = next(line for line in steering["lines"] if line["method"] == "random")
     assert [point[0] for point in line["points"][""]] == [1, 2, 3]
     assert [point[1] for point in line["points"]["de"]] == [

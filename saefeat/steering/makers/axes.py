@@ -1,4 +1,4 @@
-"""Clamps of the projection on an axis, and the stretch along a principal component."""
+"""One direction of a site: added, clamps of the projection on it, and a stretch along it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from saefeat.config import BOUNDARY, SteeringRecipe
 from saefeat.steering.along import clamp_projection, stretch
 from saefeat.steering.changes import label_mean
+from saefeat.steering.edits import add
 from saefeat.steering.makers.common import (
     Made,
     classes_at,
@@ -21,6 +22,11 @@ from saefeat.steering.makers.common import (
 from saefeat.steering.materials import Materials
 
 _FLAT = 0.05  # least mean of the source on an axis that is stretched, in standard deviations
+
+
+def make_difference(m: Materials, _recipe: SteeringRecipe, label: str, site: str) -> Made:
+    """Add the difference of means."""
+    return {site: [add(on_device(m, m.difference(site, label)), limit_at(m, site))]}, 0
 
 
 def make_clamp(m: Materials, recipe: SteeringRecipe, label: str, site: str) -> Made:
@@ -36,6 +42,11 @@ def make_clamp(m: Materials, recipe: SteeringRecipe, label: str, site: str) -> M
         axis, length = direction_at(m, site, label)
         high = float(label_mean(m.collected.read(site), label) @ axis)
         low = high - length
+    if m.random:  # the same way from the mean of the source
+        axis = m.direction(axis, label, site)
+        target = label_mean(m.collected.read(site), label)
+        begin = float((target - m.collected.difference(site, label)) @ axis)
+        low, high = begin, begin + high - low
     change = clamp_projection(on_device(m, axis), low, high, limit_at(m, site), one_sided=one_sided)
     return {site: [change]}, 0
 
@@ -81,7 +92,12 @@ def make_stretch(m: Materials, recipe: SteeringRecipe, label: str, site: str) ->
     of_target, of_source = (float((mean - centre) @ axis) for mean in (target, source))
     if abs(of_source) < _FLAT * float((moved @ axis).std()):
         raise no_units(recipe, label, "the mean of the source lies at the centre of the axis")
-    side = of_source if recipe.edit.endswith("source side") else None
     factor = of_target / of_source - 1
+    if m.random:  # tokens move as far along a random axis, in the mean square
+        spread = (moved @ axis).std()
+        axis = m.direction(axis, label, site)
+        factor *= float(spread / (moved @ axis).std())
+        of_source = float((source - centre) @ axis)
+    side = of_source if recipe.edit.endswith("source side") else None
     change = stretch(on_device(m, axis), on_device(m, centre), factor, limit_at(m, site), side=side)
     return {site: [change]}, 0

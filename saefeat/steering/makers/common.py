@@ -36,9 +36,11 @@ def on_device(m: Materials, vector: Tensor) -> Tensor:
 def direction_at(m: Materials, site: str, label: str) -> tuple[Tensor, float]:
     """The unit vector of the difference of means, float64 [d], and the length of the difference.
 
+    For a control the unit vector is random.
+
     Raises NoUnits where the means do not differ.
     """
-    difference = m.collected.difference(site, label)
+    difference = m.difference(site, label)
     length = float(difference.norm())
     if not length:
         raise NoUnits(f"the means of {label} and of its source are equal at {site}")

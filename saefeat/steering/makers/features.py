@@ -57,7 +57,8 @@ def _source_features(
     for sae in m.saes_at(site):
         check_counted(m.collected.stats(sae), label, source)
         ranked = m.rank(monolinguality, [sae.id], top=int(recipe.parameters["top"]))
-        found.append((sae, ranked.units(sae.id)[source]))
+        units = ranked.units(sae.id)[source]
+        found.append((sae, m.units(m.collected.stats(sae), units, label)))
     return [(sae, units) for sae, units in found if units]
 
 
@@ -75,7 +76,8 @@ def make_output_score(m: Materials, recipe: SteeringRecipe, label: str, site: st
         units = m.rank(feature_diffmean, [sae.id], source=source, top=top).units(sae.id)[label]
         if units:
             scores = m.evidence.output_scores(sae, site, units, tokens).tolist()
-            kept.append((sae, [u for u, s in zip(units, scores, strict=True) if s >= least]))
+            good = [u for u, s in zip(units, scores, strict=True) if s >= least]
+            kept.append((sae, m.units(stats, good, label)))
     if not any(units for _, units in kept):
         return NOTHING
     vector = project_onto_units(kept, m.collected.difference(site, label))
@@ -98,7 +100,8 @@ def make_few_features(m: Materials, recipe: SteeringRecipe, label: str, site: st
         check_counted(stats, label, m.collected.source_label)
         read = m.collected.control
         control = None if read is None else read(sae.id)
-        units = exclusive_units(stats, label, control, **recipe.parameters)
+        chosen = exclusive_units(stats, label, control, **recipe.parameters)
+        units = m.units(stats, chosen, label)
         if units:
             weights = mean_difference(stats, label, m.collected.source_label)[units]
             total = total + weights.float() @ sae.directions_of(units).cpu()
@@ -160,6 +163,7 @@ def make_codes(m: Materials, recipe: SteeringRecipe, label: str, site: str) -> M
     if not moved.any():
         return NOTHING
     _, length = direction_at(m, site, label)
+    moved = m.direction(moved, label, site)
     at = site
     if recipe.edit.endswith("block before"):
         kind, _, layer = site.partition("@")

@@ -42,7 +42,7 @@ def make_step(m: Materials, recipe: SteeringRecipe, label: str, site: str) -> Ma
         return NOTHING
     relative = recipe.edit.endswith("relative")
     length = 1.0 if relative or recipe.edit.endswith("absolute") else length
-    unit = on_device(m, axis / axis.norm())
+    unit = on_device(m, m.direction(axis / axis.norm(), label, site))
     return {site: [step(unit, length, limit_at(m, site), relative=relative)]}, 0
 
 
@@ -67,9 +67,11 @@ def make_overwrite(m: Materials, recipe: SteeringRecipe, label: str, site: str) 
         difference = label_mean(at, label) - label_mean(means, label)
     every = means.total.cpu()[means.counted].sum(0).double() * STEP / means.tokens.sum()
     factor = recipe.parameters.get("outlier_factor", OUTLIER_FACTOR)
-    difference[every.abs() > factor * every.abs().median()] = 0
+    outliers = every.abs() > factor * every.abs().median()
+    difference[outliers] = 0
     order = difference.abs().argsort(descending=True, stable=True)[: int(recipe.parameters["top"])]
-    units = order[difference[order] != 0].tolist()
+    chosen = order[difference[order] != 0].tolist()
+    units = m.units(means, chosen, label, outliers.nonzero().flatten().tolist())
     if not units:
         return NOTHING
     values = on_device(m, label_mean(means, label)[units])
