@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Interrupt
+from helpers import Interrupt, make_stats
 
 from saefeat.config import CONSTANT, AblateConfig, ArithmeticConfig, Decoding, FallbackConfig
 from saefeat.experiments.ablation import ablate_sets
@@ -18,6 +18,7 @@ from saefeat.generation import generate, texts_of
 from saefeat.hooks import intervene
 from saefeat.io import UserError
 from saefeat.run import open_run, rank
+from saefeat.run.chosen import growing, random_growing
 from saefeat.run.steer import Bench
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
@@ -248,6 +249,29 @@ def test_fallback_switches_off_more_and_more_units(run_copy):
     shares = {row["judged"]: row["share"] for row in cells(result, units="neurons", step=2)}
     names = [label or "unknown" for label in judged]
     assert shares == {name: names.count(name) / 3 for name in names}
+
+
+def test_random_units_of_fallback_grow_as_the_units_that_they_control(run_copy, tmp_path):
+    """Labels share units, so the union is smaller than the sum; the twin has none of the units."""
+    opened, many = open_run(run_copy), str(tmp_path / "many.parquet")
+    rank(run_copy / "stats", "monolinguality", top=9).save(many)
+    result = fallback(opened, FallbackConfig(prompts=1, units=(many,)), SHORT)
+    counts = [
+        list({row["step"]: row["count"] for row in cells(result, units=name)}.values())
+        for name in ("many", "random many")
+    ]
+    single = UnitBench(opened).named((many,))[0]
+    assert counts[0][3] < sum(map(single.count, ("en", "de", "th"))), "the labels share no unit"
+    assert counts[0] == counts[1]
+
+
+def test_random_units_of_growing_sets_by_hand():
+    stats = make_stats("d", fired=[[1] * 9 + [0]] * 2, tokens=[9, 9], kind="identity")
+    steps = growing({"x": {"d": [4, 1]}, "y": {"d": [4, 7]}, "z": {}}, ("y", "z", "x"))
+    assert steps == {"y": {"d": [4, 7]}, "z": {"d": [4, 7]}, "x": {"d": [1, 4, 7]}}
+    (twin,) = random_growing([steps], lambda _: stats)
+    assert [len(of["d"]) for of in twin.values()] == [2, 2, 3]
+    assert {*twin["y"]["d"]} == {*twin["z"]["d"]} < {*twin["x"]["d"]} <= {0, 2, 3, 5, 6, 8}
 
 
 # --------------------------------------------------------------------------- ablation

@@ -94,8 +94,12 @@ class UnitBench:
         """Find sets of units by name, without twins."""
         return [UnitSet(set_name(name), self._choose(name)) for name in names]
 
-    def with_twins(self, found: Sequence[UnitSet]) -> list[UnitSet]:
-        """Put a random twin after each set.
+    def with_twins(
+        self,
+        found: Sequence[UnitSet],
+        draw: Callable[[Sequence[Chosen], Callable[[str], Stats]], list[Chosen]] = random_twins,
+    ) -> list[UnitSet]:
+        """Put a random twin after each set; `draw` makes the twins of all sets.
 
         A twin has as many units of every label and dictionary, and so the same profile of layers.
         They are other units that fire.
@@ -104,7 +108,7 @@ class UnitBench:
             raise UserError("two sets of units have the same name", "units")
         self._found.update(every_unit([each.chosen for each in found]))
         self.dictionaries.check_room(sorted(self._found), "the experiment")
-        twins = random_twins([each.chosen for each in found], self.read)
+        twins = draw([each.chosen for each in found], self.read)
         pairs = zip(found, twins, strict=True)
         return [
             each
