@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, fingerprint
+from saefeat.labels import in_codes
 from saefeat.methods import METHODS
 from saefeat.methods.lape import lape
 from saefeat.run.chosen import Chosen, Opened, at_sites, chosen_units, every_unit, random_twins
@@ -46,10 +47,12 @@ class UnitBench:
 
     Attributes:
         source_label: the label that `contrast` subtracts; None: the mean of all others.
+        pairs: labels that belong together; see `own_labels`.
     """
 
     opened: OpenRun
     source_label: str | None = None
+    pairs: Sequence[tuple[str, str]] = ()
     _found: set[str] = field(default_factory=set, repr=False)  # dictionaries of all sets
     _patches: dict[str, dict[str, Patches]] = field(default_factory=dict, repr=False)
 
@@ -132,9 +135,21 @@ class UnitBench:
         return self.chosen(Selection.load(Path(name)), name)
 
     def chosen(self, selection: Selection, name: str) -> Chosen:
-        """The units of a selection. Raises UserError unless it is of dictionaries of this run."""
+        """The units of a selection, by the run's own labels; labels that it lacks are left out.
+
+        Raises UserError unless the selection is of dictionaries and labels of this run.
+        """
         self._check(selection, name)
-        return chosen_units(selection)
+        own = own_labels(selection.labels, self.opened.corpus.labels, self.pairs)
+        if not own:
+            raise UserError(f"{name} has none of the labels of the run", "map")
+        if lost := [label for label in selection.labels if label not in own]:
+            self.opened.say(f"note: the run has no label {', '.join(lost)} of {name}; left out")
+        found: dict[str, list[Chosen]] = {}
+        for label, units in chosen_units(selection).items():
+            if label in own:
+                found.setdefault(own[label], []).append({label: units})
+        return {label: every_unit(some) for label, some in found.items()}
 
     def _neuron_stats(self) -> list[Stats]:
         """Statistics of the hidden neurons of all layers; those that are missing are collected."""
@@ -144,14 +159,12 @@ class UnitBench:
         return [self.read(site) for site in sites]
 
     def _check(self, selection: Selection, name: str) -> None:
-        """Raise UserError unless a selection is of dictionaries and labels of this run."""
+        """Raise UserError unless a selection is of dictionaries of this run."""
         for dictionary, header in selection.dictionaries.items():
             if not self.opened.files.has_stats(dictionary):
                 raise UserError(f"{name} has units of {dictionary}, of which the run has no counts")
             if self._header(dictionary)["fingerprint"] != header.get("fingerprint"):
                 raise UserError(f"{name} is of another {dictionary} than that of the run")
-        if not set(selection.labels) & set(self.opened.corpus.labels):
-            raise UserError(f"{name} has none of the labels of the run")
 
     # ----------------------------------------------------------------------- edits
 
@@ -220,6 +233,22 @@ def describe(sets: Sequence[UnitSet]) -> dict[str, Any]:
         }
         for each in sets
     }
+
+
+def own_labels(
+    labels: Iterable[str], own: Sequence[str], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """Label of another run -> the run's own label: the equal one, else that of its language.
+
+    Args:
+        own: the labels of the run.
+        pairs: labels that belong together, in either order. A label that the run lacks is read as
+            the one that it is paired with.
+    """
+    partner = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
+    read = {label: label if label in own else partner.get(label, label) for label in labels}
+    found = in_codes(read.values(), own)
+    return {label: found[name] for label, name in read.items() if name in found}
 
 
 def set_name(name: str) -> str:
