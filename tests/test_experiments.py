@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -12,18 +13,21 @@ from helpers import Interrupt, make_stats, refused
 
 from saefeat.config import CONSTANT, AblateConfig, ArithmeticConfig, Decoding, FallbackConfig
 from saefeat.corpora import load_corpus
-from saefeat.experiments.ablation import ablate_sets
+from saefeat.experiments.ablation import _summarize, ablate_sets
 from saefeat.experiments.arithmetic import arithmetic
 from saefeat.experiments.fallback import fallback
 from saefeat.experiments.units import UnitBench, own_labels
-from saefeat.generation import generate, texts_of
+from saefeat.generation import generate, losses_by_label, predictable, texts_of
 from saefeat.hooks import intervene
 from saefeat.io import UserError
+from saefeat.report.matrix import _rises_most
 from saefeat.run import open_run, rank
 from saefeat.run.chosen import growing, random_growing
+from saefeat.run.matrix import lost_cells, measure_texts, most_affected
 from saefeat.run.steer import Bench, pick_texts
 from saefeat.selection import Selection
 from saefeat.sets import with_labels
+from saefeat.steering import apply
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 SHORT = Decoding(max_new_tokens=8)
@@ -306,6 +310,80 @@ def test_without_activation_all_targets_have_the_same_text(run_copy, many, monke
     assert len({row["perplexity"] for row in cells(result, units="many")}) == 1
 
 
+def test_statistics_that_are_collected_anew_are_noticed(run_copy, tmp_path, many):
+    """The units of the file stay the same, but the means from which edits are made do not."""
+    said = []
+    opened = open_run(run_copy, said.append)
+    asked = AblateConfig(units=(many,), sentences=1)
+    ablate_sets(opened, asked, tmp_path / "out.json")
+    (name,) = UnitBench(opened).named((many,))[0].dictionaries
+    stats, path = opened.files.load_stats(name), opened.files.stats_file(name)
+    stats.header["chosen"] |= {"tokens": 99}
+    for again in (False, True):
+        ablate_sets(opened, asked, tmp_path / "out.json")
+        assert (said[-1] == f"{tmp_path / 'out.json'} is complete already") is not again
+        stats.save(path)
+
+
+def test_killed_ablation_resumes_to_the_same_bytes(run_copy, tmp_path, many):
+    asked = AblateConfig(units=(many, "features"), sentences=1)
+    ablate_sets(open_run(run_copy), asked, tmp_path / "whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        ablate_sets(open_run(run_copy, Interrupt("ablate: 3 of")), asked, tmp_path / "killed.json")
+    assert not (tmp_path / "killed.json").exists()
+    lines: list[str] = []
+    ablate_sets(open_run(run_copy, lines.append), asked, tmp_path / "killed.json")
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not any("ablate: 1 of" in line for line in lines)
+
+
+def test_texts_whose_loss_an_edit_breaks_are_lost(run_copy):
+    """A change that breaks some texts of a label; without them its mean would be better."""
+    opened = open_run(run_copy)
+    lm, labels = opened.lm, opened.corpus.labels
+    texts = {x: predictable(lm, [*pick_texts(opened.corpus, x, 6, 0), ""]) for x in labels}
+    assert all(len(some) == 6 for some in texts.values())
+    plain = measure_texts(opened, texts)
+    rows = lm.tokenize(texts["de"], 99)
+    one = next(token for token in rows[0] if any(token not in row for row in rows))
+    vector = lm.model.get_input_embeddings().weight[one]
+
+    def breaks(x, _):
+        return torch.where((x - vector).norm(dim=-1, keepdim=True) < 1e-4, torch.inf, x)
+
+    with apply(lm, {"model.embed_tokens": [breaks]}, 1.0):
+        losses, found = losses_by_label(lm, texts), measure_texts(opened, texts)
+    lost = {label for label, some in losses.items() if None in some}
+    assert "de" in lost and {None} < {*losses["de"]}
+    assert plain.keys() == {*labels} and found.keys() == {*labels} - lost
+
+
+def test_the_summary_of_an_ablation_counts_lost_losses():
+    row = {"units": "u", "texts": "own", "edited": "de", "count": 2}
+    rows = [
+        {**row, "evaluated": "de", "nll_before": 1.0, "nll": 3.0, "change": 2.0},
+        {**row, "evaluated": "en", "nll_before": 1.0, "nll": None, "change": None},
+        {**row, "evaluated": "th", "nll_before": None, "nll": None, "change": None},
+    ]
+    (found,) = _summarize(rows)
+    assert (found["own"], found["others"], found["gap"], found["lost"]) == (2.0, None, None, 1)
+
+
+def test_a_lost_loss_of_the_matrix_has_risen_most():
+    def of(**medians):
+        return {label: {"nll_median": value} for label, value in medians.items()}
+
+    rows = {"a": of(a=3.0, b=2.0), "b": of(a=1.0, b=9.0, c=1.0), "c": of(a=1.0, b=1.0)}
+    result = {
+        "baseline": of(a=1.0, b=1.0, c=1.0),
+        "interventions": [{"edit": "ablate", "units": "features", "rows": rows}],
+    }
+    assert most_affected(result, "ablate") == ["b", "c"] and lost_cells(result, "ablate") == 2
+    changes = [[2.0, 1.0, None], [0.0, 8.0, 0.0], [0.0, 0.0, None]]
+    assert [_rises_most(row, i, [0, 1, 2]) for i, row in enumerate(changes)] == [False, True, True]
+    assert _rises_most(changes[0], 0, [0, 1]) and not _rises_most(changes[2], 2, [0, 1])
+
+
 def test_the_loss_without_units_equals_a_plain_loop(run_copy):
     opened = open_run(run_copy)
     result = ablate_sets(opened, AblateConfig(units=("neurons",), sentences=3))
@@ -408,7 +486,7 @@ def test_the_texts_of_a_second_corpus_are_those_of_its_test_split(run_copy, tmp_
     assert 0 < seen[0] < seen[1] == 80
     train = {other.ids[i] for i in other.positions("train", 0)}
     few = tmp_path / "few.jsonl"
-    lines = open(texts).read().splitlines()
+    lines = Path(texts).read_text().splitlines()
     few.write_text("\n".join(line for line in lines if json.loads(line)["id"] in train))
     with refused("few.jsonl has no text in its test split; measure all texts", "texts_split"):
         ablate_sets(opened, replace(asked, texts=str(few)))

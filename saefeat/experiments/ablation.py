@@ -19,7 +19,8 @@ from saefeat.artefacts.steering import TextMeasures
 from saefeat.config import CONSTANT, AblateConfig
 from saefeat.corpora import Corpus, load_corpus
 from saefeat.experiments.frame import Question, carry_out, mean_of
-from saefeat.experiments.units import UnitBench, UnitSet, describe, own_labels, set_name
+from saefeat.experiments.units import UnitBench, UnitSet, own_labels, set_name
+from saefeat.generation import predictable
 from saefeat.io import UserError, fingerprint
 from saefeat.run.matrix import measure_texts
 from saefeat.run.opened import OpenRun
@@ -54,7 +55,7 @@ def ablate_sets(opened: OpenRun, config: AblateConfig, out: Path | None = None) 
             **asdict(config),
             "texts": {name: {x: len(some) for x, some in of.items()} for name, of in texts.items()},
             "fingerprint": fingerprint(texts),
-            "sets": describe(sets),
+            "sets": units.describe(sets),
         },
         [
             {
@@ -113,7 +114,7 @@ def _texts(opened: OpenRun, config: AblateConfig, pairs: Sequence[tuple[str, str
         found[name] = {}
         for label in corpus.labels:
             some = pick_texts(corpus, label, config.sentences, opened.config.seed, split)
-            if some:
+            if some := predictable(opened.lm, some):
                 found[name].setdefault(own.get(label, label), []).extend(some)
     if not found["own"]:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
@@ -196,7 +197,10 @@ def _rows(
 
 
 def _summarize(rows: list[Row]) -> list[Row]:
-    """By set and corpus: mean change of the label's own text and of the others, with the gap."""
+    """By set and corpus: mean change of the label's own text and of the others, with the gap.
+
+    `lost`: pairs of labels that are in no mean, because a loss became infinite or no number.
+    """
     found: list[Row] = []
     for units, corpus in dict.fromkeys((row["units"], row["texts"]) for row in rows):
         here = [row for row in rows if (row["units"], row["texts"]) == (units, corpus)]
@@ -212,6 +216,7 @@ def _summarize(rows: list[Row]) -> list[Row]:
                 "own": mine,
                 "others": theirs,
                 "gap": None if mine is None or theirs is None else mine - theirs,
+                "lost": sum(x["nll"] is None and x["nll_before"] is not None for x in here),
             }
         )
     return found

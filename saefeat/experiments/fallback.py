@@ -15,7 +15,7 @@ from pathlib import Path
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, Decoding, FallbackConfig
 from saefeat.experiments.frame import Question, carry_out
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet
 from saefeat.generation import encode_prompts
 from saefeat.labels import fasttext_code
 from saefeat.run.chosen import growing, random_growing
@@ -58,7 +58,12 @@ def fallback(
     question = Question(
         NAME,
         "Fallback: languages of the continuations as the units of more labels are off",
-        {**asdict(config), "order": order, "sets": describe(sets), "decoding": asdict(decoding)},
+        {
+            **asdict(config),
+            "order": order,
+            "sets": units.describe(sets),
+            "decoding": asdict(decoding),
+        },
         [{"kind": "lines", "x": "step", "y": "judged", "value": "share", "panels": ["units"]}],
     )
     by_name = {each.name: each for each in sets}

@@ -19,7 +19,7 @@ from saefeat.config import MixConfig
 from saefeat.corpora import Corpus, first_by_hash, hashed
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet
 from saefeat.io import UserError, fingerprint
 from saefeat.lid.features import sum_by_label
 from saefeat.partition import layer_of
@@ -69,7 +69,7 @@ def mix(opened: OpenRun, config: MixConfig, out: Path | None = None) -> Experime
             "base": bases,
             "with_": others,
             "words": [source, mark],
-            "sets": describe(sets),
+            "sets": units.describe(sets),
         },
         [
             {

@@ -20,6 +20,7 @@ from saefeat.run.stages import neuron_layers, rank
 from saefeat.run.steer import collect_sites, find_label
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.base import comparable
 from saefeat.steering import Change
 from saefeat.steering.changes import Collected, NoUnits, Units, build_changes
 from saefeat.steering.patches import Patches, collect_patches, read_patches
@@ -39,6 +40,11 @@ class UnitSet:
 
     def count(self, label: str) -> int:
         return sum(map(len, self.chosen.get(label, {}).values()))
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Ids of the dictionaries that units are of, in order."""
+        return [*every_unit([self.chosen])]
 
 
 @dataclass
@@ -166,6 +172,21 @@ class UnitBench:
             if self._header(dictionary)["fingerprint"] != header.get("fingerprint"):
                 raise UserError(f"{name} is of another {dictionary} than that of the run")
 
+    def describe(self, sets: Sequence[UnitSet]) -> dict[str, Any]:
+        """What a result records of sets: the number of units by label, and a mark of all of them.
+
+        The mark is of the statistics of their dictionaries too, from which edits are made.
+        """
+        return {
+            each.name: {
+                "units": {label: each.count(label) for label in each.chosen},
+                "fingerprint": fingerprint(
+                    [each.chosen, [comparable(self.read(x).header) for x in each.dictionaries]]
+                ),
+            }
+            for each in sets
+        }
+
     # ----------------------------------------------------------------------- edits
 
     def units(self, units: UnitSet, label: str) -> dict[str, list[Units]]:
@@ -222,17 +243,6 @@ def with_units(
     if without := [label for label in labels if label not in found]:
         opened.say(f"note: {', '.join(without)} have no units; they are left out")
     return found
-
-
-def describe(sets: Sequence[UnitSet]) -> dict[str, Any]:
-    """What a result records of sets: the number of units by label, and a mark of all of them."""
-    return {
-        each.name: {
-            "units": {label: each.count(label) for label in each.chosen},
-            "fingerprint": fingerprint(each.chosen),
-        }
-        for each in sets
-    }
 
 
 def own_labels(
