@@ -507,3 +507,4 @@ def test_units_that_do_not_write_into_the_stream_are_refused_at_once(run_copy, t
     message = "units of mlp_hidden@0 write 48 numbers, but the output projection reads 32; give"
     with refused(message, "pools"):
         attribute(opened, AttributionConfig(pools=("neurons", "features")), tmp_path / "out.json")
+    assert not (run_copy / "steering" / "stats").exists()  # before anything is collected

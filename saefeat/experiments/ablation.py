@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.artefacts.steering import TextMeasures
@@ -26,7 +25,7 @@ from saefeat.run.matrix import measure_texts
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import pick_texts
 from saefeat.selection import Selection
-from saefeat.sets import combine, read_pairs, with_labels
+from saefeat.sets import Match, Operation, combine, read_pairs, with_labels
 from saefeat.steering import CannotSteer, apply
 
 NAME = "ablate"
@@ -139,17 +138,18 @@ def _sets(units: UnitBench, config: AblateConfig) -> list[UnitSet]:
         first = Selection.load(Path(file))
         own = own_labels(first.labels, units.opened.corpus.labels, units.pairs)
         first = with_labels(first, own)
-        for kind, operation in (("pure", "difference"), ("compound", "intersection")):
+        kinds: dict[str, Operation] = {"pure": "difference", "compound": "intersection"}
+        for kind, operation in kinds.items():
             split = _split(operation, first, other, config.match, units.pairs)
             found.append(UnitSet(f"{kind} {set_name(file)}", units.chosen(split, file)))
     return found
 
 
 def _split(
-    operation: Literal["difference", "intersection"],
+    operation: Operation,
     first: Selection,
     other: Selection,
-    match: Literal["languages", "units"],
+    match: Match,
     pairs: Sequence[tuple[str, str]],
 ) -> Selection:
     """The units of a selection apart from those of another one, or those of both."""
