@@ -170,17 +170,34 @@ class Scorer:
 
     A norm after the neurons undoes a factor of all of them, so their published integral says
     nothing there. The norm then keeps the factor that it has at the full values.
+
+    Raises UserError for units that do not write into what the output projection reads.
     """
 
     lm: LanguageModel
     dictionaries: Sequence[Dictionary]
     steps: int = STEPS
 
+    def __post_init__(self) -> None:
+        read = self.lm.unembedding().shape[1]
+        for each in self.dictionaries:
+            if (written := self._directions(each, [0]).shape[1]) != read:
+                raise UserError(
+                    f"units of {each.site} write {written} numbers, but the output projection "
+                    f"reads {read}; give units that write into the residual stream",
+                    "pools",
+                )
+
+    def _directions(self, dictionary: Dictionary, units: list[int]) -> Tensor:
+        """What units write at 1, up to a factor of the token: [m, d]."""
+        if dictionary.site.startswith(_NEURONS):
+            return neuron_directions(self.lm, dictionary.site, units)
+        return dictionary.directions_of(units)
+
     def score(self, prompt: Prompt, answer: int) -> dict[str, Scores | None]:
         """Scores by dictionary; None where a dictionary does not count the last token.
 
-        `answer`: token id. Raises UserError for units that do not write into what the output
-        projection reads.
+        `answer`: token id.
         """
         sites = [site for d in self.dictionaries for site in self._sites(d)]
         found = prompt.vectors([*dict.fromkeys(sites)])
@@ -210,11 +227,6 @@ class Scorer:
         units = (values != 0).nonzero().flatten()
         m, v = self._written(dictionary, units, values, vectors)
         e = self.lm.unembedding()[answer].float()
-        if e.shape != v.shape[1:]:
-            raise UserError(
-                f"units of {dictionary.site} write {v.shape[1]} numbers, but the output projection "
-                f"reads {len(e)}; give units that write into the residual stream"
-            )
         if normed := dictionary.site.startswith(_NEURONS) and self._normed(dictionary.site):
             out = Identity(normed[0], v.shape[1])
             whole_width = torch.arange(out.width, device=v.device)
@@ -237,10 +249,10 @@ class Scorer:
         site = dictionary.site
         if not site.startswith(_NEURONS):
             size = dictionary.spread(vectors[site])
-            v = dictionary.directions_of(units.tolist()).to(units.device)
+            v = self._directions(dictionary, units.tolist()).to(units.device)
             return (values if size is None else values * size[0])[units], v
         m = vectors[_beside(site, "mlp_hidden")][0, units]
-        v = neuron_directions(self.lm, site, units.tolist()).float()
+        v = self._directions(dictionary, units.tolist()).float()
         for normed in self._normed(site):
             whole, out = m @ v, vectors[normed][0]
             v = v * ((out @ whole) / (whole @ whole).clamp(min=1e-30))

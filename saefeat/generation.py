@@ -272,8 +272,20 @@ def text_losses(lm: LanguageModel, texts: Sequence[str], limit: int) -> list[flo
     Texts are cut at `limit` tokens. nan for a text without tokens to predict.
     """
     ids = [lm.prefix + row for row in lm.tokenize(list(texts), limit)]
-    losses = _mean_losses(lm, ids, [len(row) - max(len(lm.prefix), 1) for row in ids])
+    losses = _mean_losses(lm, ids, [_predicted(lm, row) for row in ids])
     return [math.nan if loss is None else loss for loss in losses]
+
+
+def _predicted(lm: LanguageModel, ids: Sequence[int]) -> int:
+    """How many tokens of a text, its prefix included, are predicted."""
+    return len(ids) - max(len(lm.prefix), 1)
+
+
+def predictable(lm: LanguageModel, texts: Sequence[str]) -> list[str]:
+    """The texts that have a token to predict."""
+    rows = lm.tokenize(list(texts), TOKEN_LIMIT)
+    pairs = zip(texts, rows, strict=True)
+    return [text for text, row in pairs if _predicted(lm, lm.prefix + row) > 0]
 
 
 def losses_by_label(

@@ -40,8 +40,9 @@ def score_file(path: Path, config: ScoreConfig, say: Say = quiet) -> list[dict[s
     or the command that judges fails.
     """
     text, label, rating = config.text_column, config.label_column, config.rating_column
-    if rating and config.judge_command:
-        raise UserError("quality has two judges; choose one", "rating_column", "judge_command")
+    judges = [x for x in ("rating_column", "judge_command", "model") if getattr(config, x)]
+    if len(judges) > 1:
+        raise UserError("quality has two judges; choose one", *judges)
     needed = {text: "text_column", label: "label_column"}
     if config.model:
         needed |= {"prompt": "model", "twin": "model"}

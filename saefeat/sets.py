@@ -83,6 +83,28 @@ def combine(
     return Selection(found.table, header)
 
 
+def read_pairs(texts: Iterable[str], parameter: str) -> list[tuple[str, str]]:
+    """Pairs of labels from texts of the form LABEL=OTHER; `parameter` is the one that gave them.
+
+    Raises UserError for another form.
+    """
+    found = []
+    for text in texts:
+        label, equals, other = (word.strip() for word in text.partition("="))
+        if not (label and equals and other):
+            raise UserError(f"{text!r} is not of the form LABEL=OTHER", parameter)
+        found.append((label, other))
+    return found
+
+
+def with_labels(selection: Selection, labels: Iterable[str]) -> Selection:
+    """The selection without the labels that are not among some."""
+    wanted = {*labels}
+    kept = [label for label in selection.labels if label in wanted]
+    some = selection.filter(positions(selection.table["label"], kept) >= 0)
+    return Selection(some.table, {**some.header, "labels": kept})
+
+
 def shared(selection: Selection, owners: int, *, at_least: bool = False) -> Selection:
     """The rows of units that exactly, or at least, this number of labels own.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
-from helpers import make_stats, make_table
+from helpers import Interrupt, make_stats, make_table, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,10 +20,12 @@ from saefeat.corpora import load_corpus
 from saefeat.dictionaries import SAE
 from saefeat.experiments.attribution import attribute
 from saefeat.experiments.cases import answered, load_cases, parallel_keys
-from saefeat.experiments.categories import categories
+from saefeat.experiments.categories import _Categories, _summarize, categories
+from saefeat.experiments.units import UnitBench
 from saefeat.methods.sharing import SHARING, sharing, sharing_classes, sharing_units
 from saefeat.methods.ternary import ternary, ternary_units
 from saefeat.models.sites import has_post_norm
+from saefeat.ranking import make_part
 from saefeat.run import open_run
 from saefeat.run.stages import neurons
 from saefeat.selection import Selection
@@ -470,3 +474,87 @@ def test_texts_that_are_not_parallel_are_said_to_have_other_classes(saefeat, run
     assert code == 0 and said in out and f"note: {said}" in err
     code, out, _ = saefeat(*asked, "--classes", "ternary", "--out", run_copy / "other.json")
     assert code == 0 and said not in out
+
+
+def owned(path, opened, counts):
+    """A selection of the first neurons of layer 0, as many for each label as `counts` says."""
+    stats = UnitBench(opened).read("mlp_act@0")
+    parts = [
+        make_part(stats, torch.arange(n), torch.full((n,), row), torch.zeros(n, dtype=torch.double))
+        for row, n in enumerate(counts)
+    ]
+    table = pa.concat_tables([part.table for part in parts])
+    Selection.build([replace(parts[0], table=table)], method="own").save(path)
+    return str(path)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_class_that_leaves_fewer_units_has_no_random_ones(run_copy, tmp_path):
+    """All labels own 24 of 48 neurons, one label 0; then 30 and the control would be the class."""
+    opened, found = open_run(run_copy), []
+    for number in (24, 25):
+        path = owned(tmp_path / f"{number}.parquet", opened, [number] * 3)
+        config = CategoriesConfig(pools=("neurons",), classes=path, sentences=1)
+        found.append(categories(opened, config, tmp_path / f"{number}.json"))
+    names = [{row["class"] for row in one["rows"]} for one in found]
+    assert names == [{"none", "all labels", "random all labels"}, {"none", "all labels"}]
+    assert found[0]["notes"] == []
+    assert found[1]["notes"] == [
+        "No random units beside all labels (neurons): fewer other units are left."
+    ]
+    assert found[0]["summary"][-1]["change_random"] is not None
+    assert found[1]["summary"][-1]["change_random"] is None
+
+
+@pytest.mark.usefixtures("one_core")
+def test_other_units_of_the_same_name_are_measured_anew(run_copy, tmp_path):
+    opened, path, found = open_run(run_copy), tmp_path / "own.parquet", []
+    for counts in ([3, 3, 3], [9, 9, 9]):
+        owned(path, opened, counts)
+        config = CategoriesConfig(pools=("neurons",), classes=str(path), sentences=1)
+        asked = AttributionConfig(pools=("neurons",), classes=str(path), prompts=1, steps=1)
+        one = categories(opened, config, tmp_path / "categories.json")["rows"]
+        two = attribute(opened, asked, tmp_path / "attribution.json")["rows"]
+        found += [
+            (one[-1]["count"], max(row["count"] for row in two if row["class"] != "no class"))
+        ]
+    assert found == [(3, 3), (9, 9)]
+
+
+def test_a_class_whose_zeroing_breaks_the_model_has_no_figures(run_copy):
+    opened = open_run(run_copy)
+    found = _Categories(opened, UnitBench(opened), [], {}, [])
+    nan = float("nan")
+    found._unedited = {"nll": {"de": [1.0, 2.0], "en": [nan, 3.0]}, "accuracy": {}}
+    broken = {"nll": {"de": [nan, 2.5], "en": [nan, 4.0]}, "accuracy": {}}
+    german, english, thai = found._rows("neurons", "specific", 1.0, broken)
+    assert (german["texts"], german["nll"], german["change"]) == (2, None, None)
+    assert (english["texts"], english["nll"], english["change"]) == (1, 4.0, 1.0)
+    assert (thai["texts"], thai["nll"], thai["change"]) == (0, None, None)
+    (row,) = _summarize([german, english, thai])
+    assert (row["change"], row["lost"], row["lost_random"]) == (1.0, 1, 0)
+
+
+@pytest.mark.usefixtures("one_core", "every_line")
+def test_killed_categories_resume_to_the_same_bytes(run_copy, tmp_path):
+    config = CategoriesConfig(pools=("features",), classes="ternary", sentences=2)
+    categories(open_run(run_copy), config, tmp_path / "whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        categories(
+            open_run(run_copy, Interrupt("categories: 3 of")), config, tmp_path / "killed.json"
+        )
+    assert not (tmp_path / "killed.json").exists()
+    lines: list[str] = []
+    categories(open_run(run_copy, lines.append), config, tmp_path / "killed.json")
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not any("categories: 1 of" in line for line in lines)
+
+
+def test_units_that_do_not_write_into_the_stream_are_refused_at_once(run_copy, tmp_path):
+    """An SAE of the 48 hidden neurons; the output projection reads 32 numbers."""
+    opened = open_run(run_copy)
+    opened.saes = [replace(tiny_sae(d=48), site="mlp_hidden@0")]
+    message = "units of mlp_hidden@0 write 48 numbers, but the output projection reads 32; give"
+    with refused(message, "pools"):
+        attribute(opened, AttributionConfig(pools=("neurons", "features")), tmp_path / "out.json")
+    assert not (run_copy / "steering" / "stats").exists()  # before anything is collected

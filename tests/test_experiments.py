@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
-from helpers import Interrupt
+from helpers import Interrupt, make_stats, refused
 
 from saefeat.config import CONSTANT, AblateConfig, ArithmeticConfig, Decoding, FallbackConfig
-from saefeat.experiments.ablation import ablate_sets
+from saefeat.corpora import load_corpus
+from saefeat.experiments.ablation import _summarize, ablate_sets
 from saefeat.experiments.arithmetic import arithmetic
 from saefeat.experiments.fallback import fallback
 from saefeat.experiments.frame import Forecast
-from saefeat.experiments.units import UnitBench
+from saefeat.experiments.units import UnitBench, own_labels
 from saefeat.forcing import measure
-from saefeat.generation import encode_prompts, generate, texts_of
+from saefeat.generation import encode_prompts, generate, losses_by_label, predictable, texts_of
 from saefeat.hooks import intervene
 from saefeat.io import UserError
+from saefeat.report.matrix import _rises_most
 from saefeat.run import open_run, rank, steer
-from saefeat.run.steer import Bench
-from saefeat.steering import CannotSteer, NoUnits
+from saefeat.run.chosen import growing, random_growing
+from saefeat.run.matrix import lost_cells, measure_texts, most_affected
+from saefeat.run.steer import Bench, pick_texts
+from saefeat.selection import Selection
+from saefeat.sets import with_labels
+from saefeat.steering import CannotSteer, NoUnits, apply
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 SHORT = Decoding(max_new_tokens=8)
@@ -354,12 +362,35 @@ def test_fallback_switches_off_more_and_more_units(run_copy):
     assert shares == {name: names.count(name) / 3 for name in names}
 
 
+def test_random_units_of_fallback_grow_as_the_units_that_they_control(run_copy, tmp_path):
+    """Labels share units, so the union is smaller than the sum; the twin has none of the units."""
+    opened, many = open_run(run_copy), str(tmp_path / "many.parquet")
+    rank(run_copy / "stats", "monolinguality", top=9).save(many)
+    result = fallback(opened, FallbackConfig(prompts=1, units=(many,)), SHORT)
+    counts = [
+        list({row["step"]: row["count"] for row in cells(result, units=name)}.values())
+        for name in ("many", "random many")
+    ]
+    single = UnitBench(opened).named((many,))[0]
+    assert counts[0][3] < sum(map(single.count, ("en", "de", "th"))), "the labels share no unit"
+    assert counts[0] == counts[1]
+
+
+def test_random_units_of_growing_sets_by_hand():
+    stats = make_stats("d", fired=[[1] * 9 + [0]] * 2, tokens=[9, 9], kind="identity")
+    steps = growing({"x": {"d": [4, 1]}, "y": {"d": [4, 7]}, "z": {}}, ("y", "z", "x"))
+    assert steps == {"y": {"d": [4, 7]}, "z": {"d": [4, 7]}, "x": {"d": [1, 4, 7]}}
+    (twin,) = random_growing([steps], lambda _: stats)
+    assert [len(of["d"]) for of in twin.values()] == [2, 2, 3]
+    assert {*twin["y"]["d"]} == {*twin["z"]["d"]} < {*twin["x"]["d"]} <= {0, 2, 3, 5, 6, 8}
+
+
 # --------------------------------------------------------------------------- ablation
 
 
 def test_other_texts_of_the_same_number_are_measured_anew(run_copy, tmp_path):
     opened, second = open_run(run_copy), tmp_path / "second.csv"
-    asked = AblateConfig(units=("features",), sentences=2, texts=str(second))
+    asked = AblateConfig(units=("features",), sentences=2, texts=str(second), texts_split="all")
     found = []
     for text in ("the cat sat on the mat", "a dog ran after it and barked"):
         second.write_text(f"text,label\n{text},en\n")
@@ -380,6 +411,80 @@ def test_without_activation_all_targets_have_the_same_text(run_copy, many, monke
     assert calls == [1, 1, 1]  # unedited, the units, random ones
     assert {row["target"] for row in cells(result, units="many")} == {"de", "th"}
     assert len({row["perplexity"] for row in cells(result, units="many")}) == 1
+
+
+def test_statistics_that_are_collected_anew_are_noticed(run_copy, tmp_path, many):
+    """The units of the file stay the same, but the means from which edits are made do not."""
+    said = []
+    opened = open_run(run_copy, said.append)
+    asked = AblateConfig(units=(many,), sentences=1)
+    ablate_sets(opened, asked, tmp_path / "out.json")
+    (name,) = UnitBench(opened).named((many,))[0].dictionaries
+    stats, path = opened.files.load_stats(name), opened.files.stats_file(name)
+    stats.header["chosen"] |= {"tokens": 99}
+    for again in (False, True):
+        ablate_sets(opened, asked, tmp_path / "out.json")
+        assert (said[-1] == f"{tmp_path / 'out.json'} is complete already") is not again
+        stats.save(path)
+
+
+def test_killed_ablation_resumes_to_the_same_bytes(run_copy, tmp_path, many):
+    asked = AblateConfig(units=(many, "features"), sentences=1)
+    ablate_sets(open_run(run_copy), asked, tmp_path / "whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        ablate_sets(open_run(run_copy, Interrupt("ablate: 3 of")), asked, tmp_path / "killed.json")
+    assert not (tmp_path / "killed.json").exists()
+    lines: list[str] = []
+    ablate_sets(open_run(run_copy, lines.append), asked, tmp_path / "killed.json")
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not any("ablate: 1 of" in line for line in lines)
+
+
+def test_texts_whose_loss_an_edit_breaks_are_lost(run_copy):
+    """A change that breaks some texts of a label; without them its mean would be better."""
+    opened = open_run(run_copy)
+    lm, labels = opened.lm, opened.corpus.labels
+    texts = {x: predictable(lm, [*pick_texts(opened.corpus, x, 6, 0), ""]) for x in labels}
+    assert all(len(some) == 6 for some in texts.values())
+    plain = measure_texts(opened, texts)
+    rows = lm.tokenize(texts["de"], 99)
+    one = next(token for token in rows[0] if any(token not in row for row in rows))
+    vector = lm.model.get_input_embeddings().weight[one]
+
+    def breaks(x, _):
+        return torch.where((x - vector).norm(dim=-1, keepdim=True) < 1e-4, torch.inf, x)
+
+    with apply(lm, {"model.embed_tokens": [breaks]}, 1.0):
+        losses, found = losses_by_label(lm, texts), measure_texts(opened, texts)
+    lost = {label for label, some in losses.items() if None in some}
+    assert "de" in lost and {None} < {*losses["de"]}
+    assert plain.keys() == {*labels} and found.keys() == {*labels} - lost
+
+
+def test_the_summary_of_an_ablation_counts_lost_losses():
+    row = {"units": "u", "texts": "own", "edited": "de", "count": 2}
+    rows = [
+        {**row, "evaluated": "de", "nll_before": 1.0, "nll": 3.0, "change": 2.0},
+        {**row, "evaluated": "en", "nll_before": 1.0, "nll": None, "change": None},
+        {**row, "evaluated": "th", "nll_before": None, "nll": None, "change": None},
+    ]
+    (found,) = _summarize(rows)
+    assert (found["own"], found["others"], found["gap"], found["lost"]) == (2.0, None, None, 1)
+
+
+def test_a_lost_loss_of_the_matrix_has_risen_most():
+    def of(**medians):
+        return {label: {"nll_median": value} for label, value in medians.items()}
+
+    rows = {"a": of(a=3.0, b=2.0), "b": of(a=1.0, b=9.0, c=1.0), "c": of(a=1.0, b=1.0)}
+    result = {
+        "baseline": of(a=1.0, b=1.0, c=1.0),
+        "interventions": [{"edit": "ablate", "units": "features", "rows": rows}],
+    }
+    assert most_affected(result, "ablate") == ["b", "c"] and lost_cells(result, "ablate") == 2
+    changes = [[2.0, 1.0, None], [0.0, 8.0, 0.0], [0.0, 0.0, None]]
+    assert [_rises_most(row, i, [0, 1, 2]) for i, row in enumerate(changes)] == [False, True, True]
+    assert _rises_most(changes[0], 0, [0, 1]) and not _rises_most(changes[2], 2, [0, 1])
 
 
 def test_the_loss_without_units_equals_a_plain_loop(run_copy):
@@ -417,6 +522,7 @@ def test_pure_and_compound_units_stand_beside_both_selections(saefeat, run_copy,
     few = tmp_path / "few.csv"
     few.write_text("text,label\nEin kleiner Satz,de\nA short one,en\n")
     options = ["--units", culture, "--apart-from", language, "--texts", few, "--sentences", 2]
+    options += ["--texts-split", "all"]
     code, out, _ = saefeat("steer", "ablate", "--run", run_copy, *options)
     assert code == 0 and "pure culture" in out and "compound culture" in out
     found = json.loads((run_copy / "experiments" / "ablate.json").read_text())
@@ -428,6 +534,137 @@ def test_pure_and_compound_units_stand_beside_both_selections(saefeat, run_copy,
         "steer", "ablate", "--run", run_copy, "--units", "neurons", "--apart-from", language
     )
     assert code == 2 and "units are taken apart from others where they are files" in err
+
+
+def test_labels_of_other_runs_are_read_as_the_labels_of_the_run():
+    pairs = [("danish", "da"), ("german", "deu")]
+    assert own_labels(["dan_Latn", "da", "xx"], ["da", "en"]) == {"dan_Latn": "da", "da": "da"}
+    assert own_labels(["danish", "german"], ["da", "de"], pairs) == {"danish": "da", "german": "de"}
+    assert own_labels(["da", "de"], ["danish", "de"], pairs) == {"da": "danish", "de": "de"}
+    assert own_labels(["danish", "da"], ["danish", "da"], pairs) == {"danish": "danish", "da": "da"}
+
+
+def relabelled(path, selection, names):
+    """Save a selection with other labels; one of `names` that it lacks has no units."""
+    given = dict(zip(selection.labels, names, strict=False))
+    at = selection.table.schema.get_field_index("label")
+    column = pa.array([given[x] for x in selection.table["label"].to_pylist()], pa.string())
+    table = selection.table.set_column(at, selection.table.schema.field(at), column)
+    Selection(table, {**selection.header, "labels": list(names)}).save(path)
+    return str(path)
+
+
+def write_texts(path, opened, names):
+    """All texts of a run as another corpus, with the labels `names`."""
+    corpus, given = opened.corpus, dict(zip(opened.corpus.labels, names, strict=True))
+    rows = zip(corpus.texts, corpus.of, corpus.ids, strict=True)
+    lines = [json.dumps({"text": t, "label": given[x], "id": f"x{i}"}) for t, x, i in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_second_corpus_may_have_other_codes(run_copy, tmp_path):
+    opened, found = open_run(run_copy), []
+    for names in (("de", "en", "th"), ("deu_Latn", "eng_Latn", "tha_Thai")):
+        texts = write_texts(tmp_path / f"{names[0]}.jsonl", opened, names)
+        asked = AblateConfig(units=("features",), sentences=2, texts=texts)
+        result = ablate_sets(opened, asked, tmp_path / f"{names[0]}-out.json")
+        found.append([{**row, "texts": row["texts"] == "own"} for row in result["summary"]])
+    assert found[0] == found[1] and all(row["gap"] is not None for row in found[0])
+
+
+def test_the_texts_of_a_second_corpus_are_those_of_its_test_split(run_copy, tmp_path):
+    """Its train texts have chosen the units of a run of this corpus."""
+    opened = open_run(run_copy)
+    texts = write_texts(tmp_path / "second.jsonl", opened, ("de", "en", "th"))
+    asked = AblateConfig(units=("features",), sentences=1000, texts=texts)
+    other, seen = load_corpus(texts), []
+    for split in ("test", "all"):
+        rows = ablate_sets(opened, replace(asked, texts_split=split))["rows"]
+        picked = pick_texts(other, "de", 1000, 0, split)
+        assert {row["n"] for row in rows if row["texts"] == texts and row["evaluated"] == "de"} == {
+            len(picked)
+        }
+        seen.append(len(picked))
+    assert 0 < seen[0] < seen[1] == 80
+    train = {other.ids[i] for i in other.positions("train", 0)}
+    few = tmp_path / "few.jsonl"
+    lines = Path(texts).read_text().splitlines()
+    few.write_text("\n".join(line for line in lines if json.loads(line)["id"] in train))
+    with refused("few.jsonl has no text in its test split; measure all texts", "texts_split"):
+        ablate_sets(opened, replace(asked, texts=str(few)))
+
+
+def test_cultures_that_are_no_codes_are_paired_with_languages(saefeat, run_copy, tmp_path):
+    """The same units, texts and figures as with the labels of the run; others are left out."""
+    opened, cultures = open_run(run_copy), ("deutsche", "english", "thai")
+    wide = rank(run_copy / "stats", "monolinguality", top=9)
+    language = str(tmp_path / "language.parquet")
+    rank(run_copy / "stats", "monolinguality", top=4).save(language)
+    found, options = [], ["--apart-from", language, "--sentences", 2]
+    for names in (opened.corpus.labels, cultures):
+        path = tmp_path / names[0] / "culture.parquet"
+        path.parent.mkdir()
+        units = relabelled(path, wide, [*names, "klingon"])
+        texts = write_texts(tmp_path / names[0] / "texts.jsonl", opened, names)
+        out = tmp_path / f"{names[0]}.json"
+        pairs = ["--map", "deutsche=de,english=en,thai=th"] if names == cultures else []
+        code, _, err = saefeat(
+            *("steer", "ablate", "--run", run_copy, "--units", units, "--texts", texts),
+            *("--out", out, *options, *pairs),
+        )
+        assert code == 0 and "the run has no label klingon" in err, err
+        result = json.loads(out.read_text())
+        rows = [{**row, "texts": row["texts"] == "own"} for row in result["rows"]]
+        found.append((rows, result["settings"]["sets"]))
+    assert found[0] == found[1]
+    assert set(found[0][1]) >= {"pure culture", "compound culture", "random pure culture"}
+    every = [units.count("de") for units in UnitBench(opened).named((language,))]
+    assert found[0][1]["compound culture"]["units"]["de"] == every[0] > 0
+    for wrong, message in {
+        (): "culture.parquet has none of the labels of the run (--map)",
+        ("--map", "deutsche"): "'deutsche' is not of the form LABEL=OTHER (--map)",
+        ("--map", "danish=dansk"): "the run has neither danish nor dansk; its labels are de, en",
+    }.items():
+        code, _, err = saefeat("steer", "ablate", "--run", run_copy, "--units", units, *wrong)
+        assert code == 2 and message in err, err
+
+
+def test_a_label_that_the_other_selection_lacks_is_refused(saefeat, run_copy, tmp_path, many):
+    language = tmp_path / "language.parquet"
+    with_labels(Selection.load(many), ["de", "en"]).save(language)
+    options = ["steer", "ablate", "--run", run_copy, "--units", many, "--apart-from", language]
+    code, _, err = saefeat(*options)
+    assert code == 2 and "the label th has no counterpart" in err and "(--match, --map)" in err
+    code, _, err = saefeat(*options, "--match", "units", "--sentences", 1)
+    assert code == 0, err
+    sets = json.loads((run_copy / "experiments" / "ablate.json").read_text())["settings"]["sets"]
+    assert sets["pure many"]["units"]["de"] == 0 < sets["pure many"]["units"]["th"]
+
+
+def test_erasing_directions_equals_a_plain_edit(run_copy):
+    """x - (x d) d / |d|^2 for the direction of each feature, of the vector as it is."""
+    opened = open_run(run_copy)
+    result = ablate_sets(opened, AblateConfig(units=("monolinguality",), edit="erase", sentences=2))
+    lm, units = opened.lm, UnitBench(opened)
+    chosen = units.named(("monolinguality",))[0].chosen["de"]
+    edits = {}
+    for name, some in chosen.items():
+        sae = units.dictionaries.read(name)
+
+        def edit(x, _, rows=sae.W_dec[some]):
+            parts = [(x @ row)[..., None] * row / (row @ row) for row in rows]
+            return x - sum(parts)
+
+        edits[lm.site(sae.site).path] = edit
+    losses = []
+    for text in pick_texts(opened.corpus, "th", 2, 0):
+        ids = torch.tensor([lm.prefix + lm.tokenize([text], 256)[0]])
+        with intervene(lm.model, edits, lm.special_ids), torch.no_grad():
+            p = lm.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        losses.append(-float(p.gather(1, ids[0, 1:, None]).mean()))
+    (row,) = cells(result, units="monolinguality", edited="de", evaluated="th")
+    assert row["nll"] == pytest.approx(sum(losses) / 2, rel=1e-4) and abs(row["change"]) > 1e-3
 
 
 # --------------------------------------------------------------------------- plots

@@ -257,6 +257,16 @@ BAD = {
         ["--rating-column", "stars", "--judge-command", "cat"],
         "quality has two judges; choose one",
     ),
+    "a column and a model": (
+        [{"text": "x", "label": "de", "stars": 1, "prompt": "a", "twin": "b"}],
+        ["--rating-column", "stars", "--model", "no-such-model"],
+        "quality has two judges; choose one (--rating-column, --model)",
+    ),
+    "a command and a model": (
+        [{"text": "x", "label": "de", "prompt": "a", "twin": "b"}],
+        ["--judge-command", "cat", "--model", "no-such-model"],
+        "quality has two judges; choose one (--judge-command, --model)",
+    ),
     "a command that is not there": (
         [{"text": "x", "label": "de"}],
         ["--judge-command", "no-such-command"],

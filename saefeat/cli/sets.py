@@ -42,7 +42,7 @@ def select(
     """
     from saefeat.run.stages import write_selection
     from saefeat.selection import Selection
-    from saefeat.sets import combine, shared
+    from saefeat.sets import combine, read_pairs, shared
 
     for value, known, name in ((op, _OPERATIONS, "op"), (match, _MATCHES, "match")):
         if value is not None and value not in known:
@@ -52,7 +52,8 @@ def select(
     if op is None and owners is None:
         raise UserError("there is nothing to do with one selection; say which units", "owners")
     number, at_least = _owners(owners) if owners is not None else (None, False)
-    given: Any = {"match": match, "pairs": _pairs(pairs or [])}
+    given_pairs = ",".join(pairs).split(",") if pairs else []
+    given: Any = {"match": match, "pairs": read_pairs(given_pairs, "pairs")}
 
     def make() -> Selection:
         first, *others = [Selection.load(path) for path in selections]
@@ -68,17 +69,6 @@ def _owners(text: str) -> tuple[int, bool]:
     if not match:
         raise UserError(f"{text} is not a number of labels such as 3 or 3+", "owners")
     return int(match[1]), bool(match[2])
-
-
-def _pairs(options: list[str]) -> list[tuple[str, str]]:
-    """The pairs of labels in options of the form `a=b,c=d`."""
-    found = []
-    for part in ",".join(options).split(",") if options else []:
-        label, equals, other = (word.strip() for word in part.partition("="))
-        if not (label and equals and other):
-            raise UserError(f"{part!r} is not of the form LABEL=OTHER", "pairs")
-        found.append((label, other))
-    return found
 
 
 def overlap(selections: Selections, out: Out) -> None:

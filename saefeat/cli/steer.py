@@ -185,7 +185,7 @@ def steer_matrix(
     config: MatrixConfig,
 ) -> None:
     """Measure how editing the features of each label changes the perplexity of all labels."""
-    from saefeat.run.matrix import matrix, most_affected
+    from saefeat.run.matrix import lost_cells, matrix, most_affected
 
     if unknown := set(config.edits) - set(MATRIX_EDITS):
         raise UserError(
@@ -199,6 +199,8 @@ def steer_matrix(
             f"{edit}: the median NLL of a label's own text rises most for {len(own)} of "
             f"{len(result['labels'])} labels"
         )
+        if lost := lost_cells(result, edit):
+            typer.echo(f"{edit}: {lost} losses became infinite or no number, and have no figures")
 
 
 @app.command("arithmetic")

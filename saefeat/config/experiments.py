@@ -75,7 +75,7 @@ class FallbackConfig(Continued):
 
 @dataclass(frozen=True, config=STRICT)
 class AblateConfig(ExperimentUnits, Columns):
-    """What `saefeat steer ablate` sets to zero, and on which texts the loss is measured."""
+    """What `saefeat steer ablate` takes out, and on which texts the loss is measured."""
 
     apart_from: str | None = about(
         "A file of a selection, such as languages: selections that are given get a set without its "
@@ -84,6 +84,23 @@ class AblateConfig(ExperimentUnits, Columns):
     )
     texts: str | None = about("A second corpus on whose texts the loss is measured too.", None)
     sentences: int = about("Test texts per label.", 20, ge=1)
+    texts_split: Literal["test", "all"] = about(
+        "Texts of the second corpus: those of its test split, by which no run with the same seed "
+        "has chosen units, or all.",
+        "test",
+    )
+    edit: Literal["ablate", "erase"] = about(
+        "Set units to zero (ablate), or subtract what a vector has along their directions "
+        "(erase, arXiv 2505.05111); for neurons both are the same.",
+        "ablate",
+    )
+    match: Literal["languages", "units"] = about(
+        "Split a label's units by those of its language in the other selection, or of all labels.",
+        "languages",
+    )
+    map: tuple[str, ...] | None = about(
+        "Labels that belong together but are not codes of one language, such as danish=da.", None
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,7 +18,7 @@ from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import AmplifyConfig
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.sweep import by_setting, edits_and_factors, setting_columns
-from saefeat.experiments.units import UnitBench, UnitSet, describe, with_units
+from saefeat.experiments.units import UnitBench, UnitSet, with_units
 from saefeat.forcing import finite_or_none
 from saefeat.generation import losses_by_label
 from saefeat.run.opened import OpenRun
@@ -51,7 +51,7 @@ def amplify(opened: OpenRun, config: AmplifyConfig, out: Path | None = None) -> 
     question = Question(
         NAME,
         "Amplification: change of the NLL of a label's text when units of a label are amplified",
-        {**asdict(config), "labels": amplified, "sets": describe(sets)},
+        {**asdict(config), "labels": amplified, "sets": units.describe(sets)},
         [
             {
                 "kind": "heat",
@@ -126,7 +126,8 @@ class _Amplification:
 def _summarize(rows: list[Row]) -> list[Row]:
     """Mean changes of own and other text by units, edit and factor.
 
-    `helped`: labels whose own text the edit has made likelier.
+    `helped`: labels whose own text the edit has made likelier. `lost`: pairs of labels that are in
+    no mean, because a loss became infinite or no number.
     """
     found: list[Row] = []
     for setting, here in by_setting(rows).items():
@@ -140,6 +141,7 @@ def _summarize(rows: list[Row]) -> list[Row]:
                 "self": mean_of(own, "change"),
                 "cross": mean_of(others, "change"),
                 "helped": sum(change is not None and change < 0 for change in changes),
+                "lost": sum(row["change"] is None for row in here),
             }
         )
     return found

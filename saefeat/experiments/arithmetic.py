@@ -19,7 +19,7 @@ from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, ArithmeticConfig, Decoding
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.prompts import read_prompts_of
-from saefeat.experiments.units import UnitBench, UnitSet, check_units, describe
+from saefeat.experiments.units import UnitBench, UnitSet, check_units
 from saefeat.forcing import Measured
 from saefeat.io import UserError, fingerprint
 from saefeat.run.opened import OpenRun
@@ -68,7 +68,7 @@ def arithmetic(
             **asdict(config),
             "from_": sources,
             "to": targets,
-            "sets": describe(sets),
+            "sets": units.describe(sets),
             "decoding": asdict(decoding),
             "prompt_fingerprint": fingerprint(prompts),
         },

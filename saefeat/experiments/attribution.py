@@ -24,6 +24,7 @@ from saefeat.experiments.classes import (
     Pool,
     choose_rule,
     classify,
+    describe_classes,
     open_pools,
     texts_of_inputs,
 )
@@ -56,9 +57,11 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
     sum over the class, and the same; attribution, the sum, attribution_share (of absolute values)
     and the same; probability of the answer and drop.
 
-    Raises UserError for a table or classes that cannot be used.
+    Raises UserError for a table or classes that cannot be used, and for units that do not write
+    into the residual stream.
     """
     pools = open_pools(opened, config.pools)
+    scorer = Scorer(opened.lm, [each for pool in pools for each in pool.dictionaries], config.steps)
     cases, rule, notes = _cases(opened, config)
     for note in notes:
         opened.say(f"note: {note}")
@@ -73,7 +76,12 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
     question = Question(
         NAME,
         "Attribution: what classes of units contribute to the next token",
-        {**asdict(config), "classes": rule, "cases": fingerprint([asdict(each) for each in cases])},
+        {
+            **asdict(config),
+            "classes": rule,
+            "units": describe_classes(rule, pools, classified),
+            "cases": fingerprint([asdict(each) for each in cases]),
+        },
         [
             {
                 "kind": "lines",
@@ -86,7 +94,7 @@ def attribute(opened: OpenRun, config: AttributionConfig, out: Path | None = Non
         ],
         [*notes, *_NOTES],
     )
-    experiment = _Attribution(opened, config, pools, classified, by_label)
+    experiment = _Attribution(scorer, pools, classified, by_label)
     out = out or opened.files.experiment_file(NAME)
     parts = [label for label, some in by_label.items() if some]
     return carry_out(opened, out, question, parts, experiment.measure, _summarize)
@@ -125,20 +133,18 @@ class _Attribution:
 
     def __init__(
         self,
-        opened: OpenRun,
-        config: AttributionConfig,
+        scorer: Scorer,
         pools: Sequence[Pool],
         classified: Mapping[str, Classified],
         cases: Mapping[str, Sequence[Case]],
     ) -> None:
-        every = [each for pool in pools for each in pool.dictionaries]
-        self.lm, self.scorer = opened.lm, Scorer(opened.lm, every, config.steps)
+        self.scorer = scorer
         self.pools, self.classified, self.cases = pools, classified, cases
 
     def measure(self, label: str) -> list[Row]:
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for case in self.cases[label]:
-            scores = self.scorer.score(Prompt(self.lm, case.prompt), case.answer[0])
+            scores = self.scorer.score(Prompt(self.scorer.lm, case.prompt), case.answer[0])
             for pool in self.pools:
                 classified = self.classified[pool.name]
                 for name, classes in classified.of(case.key).items():

@@ -36,11 +36,13 @@ from saefeat.experiments.classes import (
     choose_rule,
     class_names,
     classify,
+    describe_classes,
     open_pools,
     texts_of_inputs,
 )
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.units import UnitBench
+from saefeat.forcing import finite_or_none
 from saefeat.generation import text_losses
 from saefeat.io import UserError, fingerprint, user_path
 from saefeat.run.opened import OpenRun
@@ -70,8 +72,9 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
     """Set the units of each class to zero, and measure every label; see `saefeat.experiments`.
 
     Rows have the columns units (neurons or features; "none" is the model as it is), class (and
-    `random CLASS`: as many units of each dictionary, drawn at random), label, count (units, mean
-    over inputs), texts, nll (mean over texts), change (of it), cases, accuracy and accuracy_change.
+    `random CLASS`: as many other units of each dictionary, drawn at random; there is none where
+    fewer are left), label, count (units, mean over inputs), texts, nll (mean over texts), change
+    (of it; None where a loss became infinite or no number), cases, accuracy and accuracy_change.
 
     Raises UserError for a table or classes that cannot be used, for a class without units, and
     where there is nothing to measure.
@@ -87,13 +90,14 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
         pool.name: classify(units, rule, pool, inputs, config.threshold) for pool in pools
     }
     experiment = _Categories(opened, units, pools, classified, groups)
-    jobs = _jobs(opened, config, rule, experiment)
+    jobs, notes = _jobs(opened, config, rule, experiment)
     question = Question(
         NAME,
         "Deactivation of classes of units: change of the loss and of the answers by label",
         {
             **asdict(config),
             "classes": rule,
+            "units": describe_classes(rule, pools, classified),
             "groups": fingerprint([asdict(each) for each in groups]),
             "seed": _SEED,
         },
@@ -116,13 +120,13 @@ Job = tuple[Pool | None, str, bool]  # pool, class, whether random units take it
 
 def _jobs(
     opened: OpenRun, config: CategoriesConfig, rule: str, experiment: _Categories
-) -> dict[str, Job]:
-    """What is measured, by the name of its part. Classes without units are left out and reported.
+) -> tuple[dict[str, Job], list[str]]:
+    """What is measured, by the name of its part, and notes. Classes without units are left out.
 
     Raises UserError for a class that is asked for and has no units, or where no class has units.
     """
     found: dict[str, Job] = {UNEDITED: (None, UNEDITED, False)}
-    names, empty = config.only or class_names(rule), []
+    names, empty, alone = config.only or class_names(rule), [], []
     for name in dict.fromkeys(names):
         pools = [pool for pool in experiment.pools if experiment.count(pool, name)]
         if config.only and not pools:
@@ -130,14 +134,18 @@ def _jobs(
         for pool in experiment.pools:
             if pool in pools:
                 found[f"{pool.name} {name}"] = pool, name, False
-                found[f"{pool.name} random {name}"] = pool, name, True
+                if experiment.leaves_as_many(pool, name):
+                    found[f"{pool.name} random {name}"] = pool, name, True
+                else:
+                    alone.append(f"{name} ({pool.name})")
             else:
                 empty.append(f"{name} ({pool.name})")
     if len(found) == 1:
         raise UserError(f"no class has units by {rule}; choose other classes", "classes")
     if empty:
         opened.say(f"note: no units by {rule}, left out: {', '.join(empty)}")
-    return found
+    controls = [f"No random units beside {', '.join(alone)}: fewer other units are left."]
+    return found, controls if alone else []
 
 
 def _check_only(only: Sequence[str] | None, rule: str) -> None:
@@ -205,6 +213,12 @@ class _Categories:
         of = self.classified[pool.name]
         return fmean(sum(map(len, of.units(each.key, name).values())) for each in self.groups)
 
+    def leaves_as_many(self, pool: Pool, name: str) -> bool:
+        """Whether every dictionary has as many units outside a class as in it, on every input."""
+        widths, of = {each.id: each.width for each in pool.dictionaries}, self.classified[pool.name]
+        every = (of.units(each.key, name).items() for each in self.groups)
+        return all(2 * len(units) <= widths[x] for found in every for x, units in found)
+
     def measure(self, pool: Pool | None, name: str, random: bool) -> list[Row]:
         if pool is None:
             return self._rows(UNEDITED, UNEDITED, 0.0, self._unedited)
@@ -222,11 +236,7 @@ class _Categories:
         return self._measure((), lambda _number, _group: {})
 
     def _random(self, pool: Pool, like: Units, number: int) -> Units:
-        """As many random units of each dictionary; other units that fire come first.
-
-        Where there are too few, they are followed by others that do not fire, and then by units of
-        the class.
-        """
+        """As many other random units of each dictionary; those that fire come first."""
         found = {}
         for place, dictionary in enumerate(pool.dictionaries):
             if not (units := like.get(dictionary.id)):
@@ -243,7 +253,10 @@ class _Categories:
     def _measure(
         self, dictionaries: Sequence[Dictionary], chosen: Callable[[int, Group], Units]
     ) -> dict[str, dict[str, list[float]]]:
-        """By "nll" or "accuracy" and label, the value of each text or case."""
+        """By "nll" or "accuracy" and label, the value of each text or case.
+
+        It is nan for a text without tokens to predict, and where the edit breaks the model.
+        """
         lm = self.opened.lm
         found: dict[str, dict[str, list[float]]] = {"nll": {}, "accuracy": {}}
         for number, group in enumerate(self.groups):
@@ -255,8 +268,7 @@ class _Categories:
                 losses = text_losses(lm, [text for _, text in group.texts], TOKEN_LIMIT)
                 right = answered(lm, group.cases)
             for (label, _), loss in zip(group.texts, losses, strict=True):
-                if not math.isnan(loss):
-                    found["nll"].setdefault(label, []).append(loss)
+                found["nll"].setdefault(label, []).append(loss)
             for case, yes in zip(group.cases, right, strict=True):
                 found["accuracy"].setdefault(case.label, []).append(float(yes))
         return found
@@ -271,16 +283,23 @@ class _Categories:
                 ("nll", "texts", "change"),
                 ("accuracy", "cases", "accuracy_change"),
             ):
-                values, before = found[what].get(label, []), self._unedited[what].get(label, [])
-                row[number] = len(values)
-                row[what] = fmean(values) if values else None
-                row[change] = fmean(values) - fmean(before) if values and before else None
+                pairs = zip(
+                    found[what].get(label, []), self._unedited[what].get(label, []), strict=True
+                )
+                known = [(value, before) for value, before in pairs if not math.isnan(before)]
+                row |= {number: len(known), what: None, change: None}
+                if known:
+                    mean, before = map(fmean, zip(*known, strict=True))
+                    row[what], row[change] = finite_or_none(mean), finite_or_none(mean - before)
             rows.append(row)
         return rows
 
 
 def _summarize(rows: list[Row]) -> list[Row]:
-    """Means over labels of each class, with those of its random units beside them."""
+    """Means over labels of each class, with those of its random units beside them.
+
+    `lost`: labels that are not in the mean, because a loss became infinite or no number.
+    """
     found: list[Row] = []
     for units, name in dict.fromkeys((row["units"], row["class"]) for row in rows):
         if str(name).startswith("random "):
@@ -293,5 +312,10 @@ def _summarize(rows: list[Row]) -> list[Row]:
         for column in ("change", "accuracy_change"):
             row[column] = mean_of(here, column)
             row[f"{column}_random"] = mean_of(twin, column)
+        row |= {"lost": _lost(here), "lost_random": _lost(twin)}
         found.append(row)
     return found
+
+
+def _lost(rows: Sequence[Row]) -> int:
+    return sum(bool(row["texts"]) and row["nll"] is None for row in rows)

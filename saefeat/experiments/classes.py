@@ -14,7 +14,7 @@ from saefeat.attribution import Prompt
 from saefeat.dictionaries import Dictionary
 from saefeat.experiments.cases import Tokens
 from saefeat.experiments.units import FEATURES, NEURONS, TOP_RATE, UnitBench
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.methods import METHODS
 from saefeat.methods.lape import lape
 from saefeat.methods.sharing import SHARING, sharing_classes, sharing_units
@@ -120,6 +120,23 @@ class Classified:
             if units := (classes == place).nonzero().flatten().tolist():
                 found[dictionary] = units
         return found
+
+
+def describe_classes(
+    rule: str, pools: Sequence[Pool], classified: Mapping[str, Classified]
+) -> dict[str, str]:
+    """Pool -> a mark of the classes of all its units, for the settings of a result.
+
+    Classes by input have none: they follow from the model, the inputs and the threshold.
+    """
+    if rule == INPUTS:
+        return {}
+    return {
+        pool.name: fingerprint(
+            {name: of.numpy().tobytes().hex() for name, of in classified[pool.name].of("").items()}
+        )
+        for pool in pools
+    }
 
 
 def texts_of_inputs(rows: Iterable[tuple[str, str, Tokens]]) -> dict[str, list[Tokens]]:

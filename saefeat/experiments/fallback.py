@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import CONSTANT, Decoding, FallbackConfig
 from saefeat.experiments.frame import Question, carry_out
 from saefeat.experiments.prompts import read_prompts
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet
 from saefeat.generation import encode_prompts
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code
+from saefeat.run.chosen import growing, random_growing
 from saefeat.run.grids import english_prompts
 from saefeat.run.opened import OpenRun
 from saefeat.run.steer import Bench, find_label
@@ -43,7 +44,8 @@ def fallback(
     Rows have the columns units, step (number of labels whose units are off), off (the last of
     them), count (units that are off), judged (a language), share (of the continuations),
     perplexity and distinct3 (of the step). The summary names the most frequent language of each
-    step.
+    step. The random units of a step are as many as those that they control, and keep those of the
+    steps before.
 
     Raises UserError for an unknown label or a file of prompts that cannot be used, and CannotSteer
     where there are no prompts.
@@ -63,7 +65,8 @@ def fallback(
         source = find_label(opened, config.source, "source")
         prompts = bench.beginnings(source, config.prompts, "source")
     units = UnitBench(opened)
-    sets = units.find(config.units)
+    steps = [replace(x, chosen=growing(x.chosen, order)) for x in units.named(config.units)]
+    sets = units.with_twins(steps, random_growing)
     if not any(each.count(label) for each in sets for label in order):
         raise CannotSteer(f"none of {', '.join(order)} has units to switch off", "units")
     question = Question(
@@ -72,7 +75,7 @@ def fallback(
         {
             **asdict(config),
             "order": order,
-            "sets": describe(sets),
+            "sets": units.describe(sets),
             "decoding": asdict(decoding),
             "prompt_fingerprint": fingerprint(prompts),
         },
@@ -104,15 +107,11 @@ def _measure(
     prompts: Sequence[Sequence[int]],
     value: float,
 ) -> list[Row]:
-    """The rows of all steps of a set of units; step 0 is the unedited model."""
+    """The rows of all steps of a growing set of units; step 0 is the unedited model."""
     steps: list[tuple[str, int, dict[str, list[Change]]]] = [("", 0, {})]
-    off: dict[str, set[int]] = {}
     for label in order:
-        for name, some in chosen.chosen.get(label, {}).items():
-            off.setdefault(name, set()).update(some)
-        union = UnitSet(chosen.name, {"": {name: sorted(some) for name, some in off.items()}})
-        changes = units.each(union, "", lambda d, some: hold(d, some, value))
-        steps.append((label, union.count(""), changes))
+        changes = units.each(chosen, label, lambda d, some: hold(d, some, value))
+        steps.append((label, chosen.count(label), changes))
     every = [changes for *_, changes in steps]
     rows: list[Row] = []
     measured = bench.measure_changes(every, prompts, [1.0], CONSTANT)

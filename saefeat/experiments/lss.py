@@ -20,7 +20,7 @@ from saefeat.config import LSSConfig
 from saefeat.experiments.facts import Fact, embedded_facts, read_facts
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.sweep import by_setting, edits_and_factors, setting_columns
-from saefeat.experiments.units import UnitBench, UnitSet, describe, with_units
+from saefeat.experiments.units import UnitBench, UnitSet, with_units
 from saefeat.forcing import finite_or_none
 from saefeat.generation import encode_prompts, token_losses
 from saefeat.io import UserError, fingerprint
@@ -65,7 +65,7 @@ def lss(
         {
             **asdict(config),
             "to": targets,
-            "sets": describe(sets),
+            "sets": units.describe(sets),
             "facts": {"table": "embedded" if facts is None else facts.name, "count": len(chosen)},
             "fingerprint": fingerprint(chosen),
         },
@@ -104,7 +104,8 @@ def _choose_facts(opened: OpenRun, config: LSSConfig, table: Path | None) -> lis
         return own_label(label, labels) or label
 
     facts = [fact._replace(base=own(fact.base), target=own(fact.target)) for fact in read]
-    bases = {own(label) for label in config.from_ or ()}
+    where = "embedded facts" if table is None else str(table)
+    bases = {_find_base(own(label), facts, where) for label in config.from_ or ()}
     asked = {find_label(opened, label, "to") for label in config.to or ()}
     if table is None and config.from_ is None:  # English; where there is none, all
         bases = {fact.base for fact in facts if fasttext_code(fact.base) == "en"}
@@ -120,9 +121,19 @@ def _choose_facts(opened: OpenRun, config: LSSConfig, table: Path | None) -> lis
         opened.say(f"note: the run has no label {', '.join(sorted(unknown))}; its facts are unused")
     missing = asked - {fact.target for fact in found}
     if missing or not found:
-        where = "embedded facts" if table is None else str(table)
         into = ", ".join(sorted(missing)) or "the labels of the run"
-        raise UserError(f"{where} have no fact with an object in {into} and such a base", "facts")
+        given = [name for name in ("from_", "to") if getattr(config, name)]
+        message = f"{where} have no fact with an object in {into} and such a base"
+        raise UserError(message, *given, "facts")
+    return found
+
+
+def _find_base(label: str, facts: Sequence[Fact], where: str) -> str:
+    """The base of facts that a label is, in any code system. Raises UserError if there is none."""
+    known = list(dict.fromkeys(fact.base for fact in facts))
+    found = own_label(label, known)
+    if found is None:
+        raise UserError(f"{where} have no prompt in {label}; they have {', '.join(known)}", "from_")
     return found
 
 

@@ -19,7 +19,7 @@ from saefeat.config import MixConfig
 from saefeat.corpora import TOKEN_LIMIT, Corpus
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.mixed import Pair, find_pairs
-from saefeat.experiments.units import UnitBench, UnitSet, describe
+from saefeat.experiments.units import UnitBench, UnitSet
 from saefeat.experiments.words import Piece, count_words
 from saefeat.io import UserError, fingerprint
 from saefeat.lid.features import sum_by_label
@@ -61,7 +61,7 @@ def mix(opened: OpenRun, config: MixConfig, out: Path | None = None) -> Experime
             **asdict(config),
             "pairs": {name: pair.source for name, pair in pairs.items()},
             "mixed": fingerprint([asdict(pair) for pair in found]),
-            "sets": describe(sets),
+            "sets": units.describe(sets),
         },
         _plots(len(pairs)),
         notes,

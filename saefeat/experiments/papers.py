@@ -435,7 +435,7 @@ PAPERS: Mapping[str, Paper] = {
             Step(
                 "ablation",
                 "Does the loss rise in the feature's own language only?",
-                _ablate("monolinguality"),
+                _ablate("monolinguality", "--edit erase"),
             ),
             Step(
                 "steering",

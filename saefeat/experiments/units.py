@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from saefeat.config import NEURON_SITES
 from saefeat.dictionaries import Dictionary
 from saefeat.io import UserError, fingerprint
+from saefeat.labels import in_codes
 from saefeat.methods import METHODS
 from saefeat.methods.lape import lape
 from saefeat.run.chosen import Chosen, Opened, at_sites, chosen_units, every_unit, random_twins
@@ -20,6 +21,7 @@ from saefeat.run.stages import neuron_layers, rank
 from saefeat.run.steer import collect_sites, find_label
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
+from saefeat.statistics.base import comparable
 from saefeat.steering import Change
 from saefeat.steering.changes import Collected, NoUnits, Units, build_changes
 from saefeat.steering.patches import Patches, collect_patches, read_patches
@@ -40,6 +42,11 @@ class UnitSet:
     def count(self, label: str) -> int:
         return sum(map(len, self.chosen.get(label, {}).values()))
 
+    @property
+    def dictionaries(self) -> list[str]:
+        """Ids of the dictionaries that units are of, in order."""
+        return [*every_unit([self.chosen])]
+
 
 @dataclass
 class UnitBench:
@@ -47,10 +54,12 @@ class UnitBench:
 
     Attributes:
         source_label: the label that `contrast` subtracts; None: the mean of all others.
+        pairs: labels that belong together; see `own_labels`.
     """
 
     opened: OpenRun
     source_label: str | None = None
+    pairs: Sequence[tuple[str, str]] = ()
     _found: set[str] = field(default_factory=set, repr=False)  # dictionaries of all sets
     _patches: dict[str, dict[str, Patches]] = field(default_factory=dict, repr=False)
 
@@ -95,8 +104,12 @@ class UnitBench:
         """Find sets of units by name, without twins."""
         return [UnitSet(set_name(name), self._choose(name)) for name in names]
 
-    def with_twins(self, found: Sequence[UnitSet]) -> list[UnitSet]:
-        """Put a random twin after each set.
+    def with_twins(
+        self,
+        found: Sequence[UnitSet],
+        draw: Callable[[Sequence[Chosen], Callable[[str], Stats]], list[Chosen]] = random_twins,
+    ) -> list[UnitSet]:
+        """Put a random twin after each set; `draw` makes the twins of all sets.
 
         A twin has as many units of every label and dictionary, and so the same profile of layers.
         They are other units that fire.
@@ -105,7 +118,7 @@ class UnitBench:
             raise UserError("two sets of units have the same name", "units")
         self._found.update(every_unit([each.chosen for each in found]))
         self.dictionaries.check_room(sorted(self._found), "the experiment")
-        twins = random_twins([each.chosen for each in found], self.read)
+        twins = draw([each.chosen for each in found], self.read)
         pairs = zip(found, twins, strict=True)
         return [
             each
@@ -129,17 +142,26 @@ class UnitBench:
         return self.chosen(Selection.load(Path(name)), name)
 
     def chosen(self, selection: Selection, name: str) -> Chosen:
-        """The units of a selection; statistics of neurons that the run lacks are collected.
+        """The units of a selection, by the run's own labels; labels that it lacks are left out.
 
-        Raises UserError unless it is of dictionaries of this run.
+        Statistics of neurons that the run lacks are collected.
+
+        Raises UserError unless the selection is of dictionaries and labels of this run.
         """
-        if not set(selection.labels) & set(self.opened.corpus.labels):
-            raise UserError(f"{name} has none of the labels of the run")
+        own = own_labels(selection.labels, self.opened.corpus.labels, self.pairs)
+        if not own:
+            raise UserError(f"{name} has none of the labels of the run", "map")
         layers = neuron_layers(self.opened.lm)
         known = {f"{kind}@{layer}" for kind in NEURON_SITES for layer in layers}
         collect_sites(self.opened, [each for each in selection.dictionaries if each in known])
         self._check(selection, name)
-        return chosen_units(selection)
+        if lost := [label for label in selection.labels if label not in own]:
+            self.opened.say(f"note: the run has no label {', '.join(lost)} of {name}; left out")
+        found: dict[str, list[Chosen]] = {}
+        for label, units in chosen_units(selection).items():
+            if label in own:
+                found.setdefault(own[label], []).append({label: units})
+        return {label: every_unit(some) for label, some in found.items()}
 
     def _neuron_stats(self) -> list[Stats]:
         """Statistics of the hidden neurons of all layers; those that are missing are collected."""
@@ -155,6 +177,21 @@ class UnitBench:
                 raise UserError(f"{name} has units of {dictionary}, of which the run has no counts")
             if self._header(dictionary)["fingerprint"] != header.get("fingerprint"):
                 raise UserError(f"{name} is of another {dictionary} than that of the run")
+
+    def describe(self, sets: Sequence[UnitSet]) -> dict[str, Any]:
+        """What a result records of sets: the number of units by label, and a mark of all of them.
+
+        The mark is of the statistics of their dictionaries too, from which edits are made.
+        """
+        return {
+            each.name: {
+                "units": {label: each.count(label) for label in each.chosen},
+                "fingerprint": fingerprint(
+                    [each.chosen, [comparable(self.read(x).header) for x in each.dictionaries]]
+                ),
+            }
+            for each in sets
+        }
 
     # ----------------------------------------------------------------------- edits
 
@@ -220,15 +257,20 @@ def with_units(
     return found
 
 
-def describe(sets: Sequence[UnitSet]) -> dict[str, Any]:
-    """What a result records of sets: the number of units by label, and a mark of all of them."""
-    return {
-        each.name: {
-            "units": {label: each.count(label) for label in each.chosen},
-            "fingerprint": fingerprint(each.chosen),
-        }
-        for each in sets
-    }
+def own_labels(
+    labels: Iterable[str], own: Sequence[str], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """Label of another run -> the run's own label: the equal one, else that of its language.
+
+    Args:
+        own: the labels of the run.
+        pairs: labels that belong together, in either order. A label that the run lacks is read as
+            the one that it is paired with.
+    """
+    partner = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
+    read = {label: label if label in own else partner.get(label, label) for label in labels}
+    found = in_codes(read.values(), own)
+    return {label: found[name] for label, name in read.items() if name in found}
 
 
 def set_name(name: str) -> str:

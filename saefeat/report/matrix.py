@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saefeat.artefacts.steering import Intervention, PerplexityMatrix, TextMeasures
@@ -55,12 +56,16 @@ def _intervention(each: Intervention, matrix: PerplexityMatrix) -> dict[str, Any
         for measure in MEASURES
     }
     own = [labels.index(label) for label in rows]
+    known = [i for i, label in enumerate(labels) if label in baseline]
     return {
         "name": f"{each['edit']} {each['units']}",
         "counts": [each["counts"][label] for label in rows],
         "rows": rows,
         "changes": changes,
-        "diagonal": {name: sum(map(_rises_most, table, own)) for name, table in changes.items()},
+        "diagonal": {
+            name: sum(_rises_most(row, at, known) for row, at in zip(table, own, strict=True))
+            for name, table in changes.items()
+        },
     }
 
 
@@ -79,8 +84,12 @@ def _change(measure: str, after: TextMeasures | None, before: TextMeasures | Non
     return rounded(after[measure] / before[measure] - 1)
 
 
-def _rises_most(row: list[float | None], at: int) -> bool:
-    """Whether the change at position `at` exceeds all others of the row."""
-    mine = row[at]
-    others = [value for i, value in enumerate(row) if i != at and value is not None]
-    return mine is not None and all(mine > value for value in others)
+def _rises_most(row: list[float | None], at: int, known: Sequence[int]) -> bool:
+    """Whether the change at position `at` exceeds all others of the row.
+
+    `known`: positions of the labels that have figures without the edit. One of them that has none
+    under it has risen more than all others (see `saefeat.run.matrix`).
+    """
+    rises = {i: math.inf if (value := row[i]) is None else value for i in known}
+    mine = rises.pop(at, None)
+    return mine is not None and all(mine > value for value in rises.values())

@@ -52,6 +52,31 @@ def random_unions(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[
     return random_twins([{"": every_unit([row])} for row in rows], read)
 
 
+def growing(chosen: Chosen, order: Sequence[str]) -> Chosen:
+    """Label -> the units of this label and of all labels before it in an order, ascending."""
+    return {
+        label: every_unit([{x: chosen.get(x, {}) for x in order[:number]}])
+        for number, label in enumerate(order, 1)
+    }
+
+
+def random_growing(rows: Sequence[Chosen], read: Callable[[str], Stats]) -> list[Chosen]:
+    """Random twins of rows that grow from label to label (see `growing`).
+
+    Each twin has as many units of every dictionary at each label as its row, and keeps those of the
+    labels before. They are other units that fire, of no label of the row. Where too few are left,
+    the twin stops growing.
+    """
+    whole = random_unions(rows, read)
+    return [
+        {
+            label: {name: twin[""][name][: len(some)] for name, some in units.items()}
+            for label, units in row.items()
+        }
+        for row, twin in zip(rows, whole, strict=True)
+    ]
+
+
 def every_unit(rows: Sequence[Chosen]) -> dict[str, list[int]]:
     """Dictionary -> the units that any label of any row has, ascending."""
     found: dict[str, set[int]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 from saefeat.artefacts.steering import PerplexityMatrix, TextMeasures
 from saefeat.config import MATRIX_EDITS, MatrixConfig
 from saefeat.dictionaries import SAE
-from saefeat.generation import losses_by_label, perplexity
+from saefeat.generation import losses_by_label, perplexity, predictable
 from saefeat.io import SCHEMA, fingerprint, kept_json
 from saefeat.methods.feature_diffmean import feature_diffmean, mean_difference
 from saefeat.progress import track
@@ -45,7 +45,7 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
     """
     check_replaceable(out, "perplexity matrix", lambda path: "interventions" in kept_json(path))
     lm, labels = opened.lm, list(opened.corpus.labels)
-    picked = {label: pick_test_texts(opened, label, config.sentences) for label in labels}
+    picked = {x: predictable(lm, pick_test_texts(opened, x, config.sentences)) for x in labels}
     texts = {label: some for label, some in picked.items() if some}
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
@@ -110,16 +110,30 @@ def _measure_rows(
 
 
 def most_affected(result: PerplexityMatrix, edit: str) -> list[str]:
-    """List the labels whose own median NLL rises more than any other's when they are edited."""
-    wanted = (edit, "features")
-    rows = next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == wanted)
-    before, found = result["baseline"], []
+    """List the labels whose own median NLL rises more than any other's when they are edited.
+
+    A loss that became infinite or no number has risen more than all others.
+    """
+    rows, before, found = _rows_of(result, edit), result["baseline"], []
     for label, row in rows.items():
-        rise = {x: row[x]["nll_median"] - before[x]["nll_median"] for x in row if x in before}
+        rise = {
+            x: row[x]["nll_median"] - one["nll_median"] if x in row else math.inf
+            for x, one in before.items()
+        }
         own = rise.pop(label, None)
         if own is not None and all(own > other for other in rise.values()):
             found.append(label)
     return found
+
+
+def lost_cells(result: PerplexityMatrix, edit: str) -> int:
+    """How many losses an edit of features made infinite or no number; they have no figures."""
+    return sum(len(result["baseline"].keys() - row) for row in _rows_of(result, edit).values())
+
+
+def _rows_of(result: PerplexityMatrix, edit: str) -> dict[str, dict[str, TextMeasures]]:
+    wanted = (edit, "features")
+    return next(i["rows"] for i in result["interventions"] if (i["edit"], i["units"]) == wanted)
 
 
 def own_features(
@@ -191,12 +205,15 @@ class _Editor:
 
 
 def measure_texts(opened: OpenRun, texts: Mapping[str, list[str]]) -> dict[str, TextMeasures]:
-    """Measure the texts of each label under the model as it is now; empty texts do not count."""
+    """Measure the texts of each label (see `predictable`) under the model as it is now.
+
+    A label has no measures where the loss of a text is infinite or no number.
+    """
     found: dict[str, TextMeasures] = {}
     for label, losses in losses_by_label(opened.lm, texts).items():
-        known = [loss for loss in losses if loss is not None]
+        known = [math.nan if loss is None else loss for loss in losses]
         perplexities = [perplexity(loss) for loss in known]
-        if known and math.isfinite(fmean(perplexities)):
+        if math.isfinite(fmean(perplexities)):
             found[label] = {
                 "nll_mean": fmean(known),
                 "nll_median": median(known),

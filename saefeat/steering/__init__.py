@@ -92,13 +92,14 @@ def steer(
             (`clamp`, `replace`); negative suppresses; 0 changes no bit.
         edit: add, scale, clamp, raise (a clamp that lowers nothing), ablate, replace, shift (add
             the means of the label to the units), or contrast (add their differences to the means of
-            the source). Of arXiv 2507.22581, each with the strength as a factor: constant (set the
-            units to it), times (multiply by it), pmax and pmedian (set to the greatest or the
-            median mean of the label's sentences, from collected `responses`), max, add-max and
-            quantile (set to the maximum or a quantile of the token's values of all units, or add
-            the maximum; `quantile:0.5` names another than 0.9). The published max and quantile are
-            over all tokens of a pass: pass-max, pass-add-max and pass-quantile. They make text
-            that is generated with and without a cache differ.
+            the source). Of arXiv 2505.05111: erase (subtract strength times what the vector has
+            along the directions of the units). Of arXiv 2507.22581, each with the strength as a
+            factor: constant (set the units to it), times (multiply by it), pmax and pmedian (set to
+            the greatest or the median mean of the label's sentences, from collected `responses`),
+            max, add-max and quantile (set to the maximum or a quantile of the token's values of all
+            units, or add the maximum; `quantile:0.5` names another than 0.9). The published max and
+            quantile are over all tokens of a pass: pass-max, pass-add-max and pass-quantile. They
+            make text that is generated with and without a cache differ.
         source: the label that is steered away from; None: the mean of all others.
         schedule: default `Schedule()` for `add`: full strength on the prompt and the first tokens,
             little after. Other edits are constant by default, because a weak clamp would hold the

@@ -20,6 +20,7 @@ from saefeat.io import UserError
 from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.sae.store import load_sae
 from saefeat.statistics import Stats
+from saefeat.steering.along import erase
 from saefeat.steering.edits import Change, ablate, add, clamp, follow, replace, scale, shift, times
 from saefeat.steering.patches import Patches
 
@@ -34,7 +35,7 @@ _FOLLOWING: dict[str, dict[str, Any]] = {  # test-time edits: see `follow`
 }
 EDITS = (
     *("add", "scale", "clamp", "raise", "ablate", "replace", "shift", "contrast"),
-    *("constant", "times", *_PATCHED, *_FOLLOWING),
+    *("constant", "times", "erase", *_PATCHED, *_FOLLOWING),
 )
 OF_PASS = tuple(name for name, how in _FOLLOWING.items() if how.get("of_pass"))
 """Edits of a token that depend on the other tokens of the forward pass; see `follow`."""
@@ -149,6 +150,10 @@ def _build_at(
     if edit in ("scale", "ablate"):  # these read no statistics
         make = scale if edit == "scale" else ablate
         return [make(one.dictionary, one.units) for one in here]
+    if edit == "erase":
+        rows = torch.cat([one.dictionary.directions_of(one.units) for one in here])
+        limit = norm_limit([one.dictionary for one in here])
+        return [erase(rows.to(collected.device), limit)]
     name, _, quantile = edit.partition(":")
     if name in _FOLLOWING:
         how: dict[str, Any] = _FOLLOWING[name] | ({"quantile": float(quantile)} if quantile else {})

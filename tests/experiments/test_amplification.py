@@ -89,8 +89,9 @@ def test_the_summary_parts_own_from_other_text():
         "self": -0.125,
         "cross": 2.0,
         "helped": 1,
+        "lost": 0,
     }
-    assert (two["self"], two["cross"], two["helped"]) == (None, None, 0)
+    assert (two["self"], two["cross"], two["helped"], two["lost"]) == (None, None, 0, 2)
 
 
 def test_a_model_that_an_edit_breaks_gives_no_figures(run_copy):
