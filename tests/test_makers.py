@@ -25,9 +25,11 @@ from saefeat.io import UserError
 from saefeat.report.steering import steering_view
 from saefeat.run import open_run
 from saefeat.run.budget import LossBudget, at_full_strength
+from saefeat.run.continuation import continue_prompts
 from saefeat.run.grids import demo_grid, full_grid
 from saefeat.run.prompting import instruct
-from saefeat.run.steer import BEGINNING, Bench, continue_prompts, load_recipe
+from saefeat.run.recipes import load_recipe
+from saefeat.run.steer import BEGINNING, Bench
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.statistics.files import CONTROL

@@ -29,10 +29,11 @@ from saefeat.methods.lape import lape
 from saefeat.progress import quiet
 from saefeat.resume import Checkpoint
 from saefeat.run import open_run, rank, run
+from saefeat.run.continuation import continue_prompts
 from saefeat.run.grids import default_recipe, demo_grid, english_prompts, full_grid, steering_sites
 from saefeat.run.matrix import matrix, most_affected, own_features
-from saefeat.run.recipes import choose_recipe
-from saefeat.run.steer import Bench, continue_prompts, find_source, load_recipe
+from saefeat.run.recipes import choose_recipe, load_recipe
+from saefeat.run.steer import Bench, find_source
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.schema import checked

@@ -64,8 +64,8 @@ def steer_generate(
     ] = False,
 ) -> None:
     """Continue prompts, steered and unsteered side by side."""
+    from saefeat.run.continuation import continue_prompts
     from saefeat.run.recipes import choose_recipe
-    from saefeat.run.steer import continue_prompts
 
     texts = _prompts(prompt, prompts)
     bench = _bench(run, config.source, decoding)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from saefeat.config import STEERING_METHODS, RecipeChoice, SteeringRecipe
+from saefeat.config import FEATURES, STEERING_METHODS, RecipeChoice, SteeringRecipe
 from saefeat.io import UserError
 from saefeat.run.grids import default_recipe
-from saefeat.run.steer import Bench, load_recipe
+from saefeat.run.steer import Bench
+from saefeat.rundir import RunDir
+from saefeat.steering import NoUnits
 from saefeat.steering.edits import LOGITS
 
 
@@ -44,3 +46,29 @@ def _check_sites(bench: Bench, recipe: SteeringRecipe, sites: tuple[str, ...]) -
             raise UserError(str(error), "sites") from error
         if STEERING_METHODS[recipe.method].of_saes:
             bench.builder.saes_at(site)
+
+
+def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
+    """Load the recipe that the last sweep chose for a label; a default one if none has tried it.
+
+    Raises UserError when the sweep steered away from another label or there is no such method, and
+    NoUnits when the sweep has nothing for the label.
+    """
+    path, label = bench.run.settings, bench.find_target(label)
+    if not path.exists():
+        return default_recipe(bench.opened, method)
+    source, recipes = load_recipes(bench.run)
+    if source != bench.source_label:
+        message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
+        raise UserError(message, command="steer sweep")
+    if method not in recipes:
+        return default_recipe(bench.opened, method)
+    if label not in recipes[method]:
+        raise NoUnits(f"{path} has no setting for {label}; sweep again", command="steer sweep")
+    return recipes[method][label]
+
+
+def load_recipes(run: RunDir) -> tuple[str, dict[str, dict[str, SteeringRecipe]]]:
+    """Load the source label and the recipes, by method and label, that sweeps have chosen."""
+    settings = run.load_settings()
+    return settings["source"], settings["methods"] | {FEATURES: settings["labels"]}

@@ -6,37 +6,28 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 
 from saefeat.baselines.judge import LanguageJudge
 from saefeat.collection import collect
-from saefeat.config import (
-    FEATURES,
-    PROMPTING,
-    RANDOM,
-    STEERING_METHODS,
-    Decoding,
-    Schedule,
-    SteeringRecipe,
-)
+from saefeat.config import PROMPTING, RANDOM, Decoding, Schedule, SteeringRecipe
 from saefeat.confusion import line_passes, word_passes
 from saefeat.corpora import Corpus, first_by_hash
-from saefeat.forcing import Measured, Reference, finite_or_none, measure, measure_reference
-from saefeat.generation import BATCH, encode_prompts, generate
+from saefeat.forcing import Measured, Reference, measure, measure_reference
+from saefeat.generation import BATCH, generate
 from saefeat.io import UserError
 from saefeat.labels import find_english, own_label
 from saefeat.run import prompting
-from saefeat.run.grids import default_recipe
 from saefeat.run.opened import OpenRun
 from saefeat.run.stages import means
 from saefeat.rundir import RunDir
 from saefeat.steering import CannotSteer, Change, NoUnits, apply
 from saefeat.steering.changes import Collected
 from saefeat.steering.evidence import Evidence
-from saefeat.steering.recipes import NONE, RecipeBuilder, sites_read, with_controls
+from saefeat.steering.recipes import RecipeBuilder, sites_read, with_controls
 
 BEGINNING = 10  # tokens of a label's own texts that the model continues for the reference
 
@@ -285,87 +276,3 @@ class Bench:
                 "max_new_tokens",
             )
         return found
-
-
-# --------------------------------------------------------------------------- generation
-
-
-def load_recipe(bench: Bench, label: str, method: str = FEATURES) -> SteeringRecipe:
-    """Load the recipe that the last sweep chose for a label; a default one if none has tried it.
-
-    Raises UserError when the sweep steered away from another label or there is no such method, and
-    NoUnits when the sweep has nothing for the label.
-    """
-    path, label = bench.run.settings, bench.find_target(label)
-    if not path.exists():
-        return default_recipe(bench.opened, method)
-    source, recipes = load_recipes(bench.run)
-    if source != bench.source_label:
-        message = f"{path} is of steering away from {source}, not {bench.source_label}; sweep again"
-        raise UserError(message, command="steer sweep")
-    if method not in recipes:
-        return default_recipe(bench.opened, method)
-    if label not in recipes[method]:
-        raise NoUnits(f"{path} has no setting for {label}; sweep again", command="steer sweep")
-    return recipes[method][label]
-
-
-def load_recipes(run: RunDir) -> tuple[str, dict[str, dict[str, SteeringRecipe]]]:
-    """Load the source label and the recipes, by method and label, that sweeps have chosen."""
-    settings = run.load_settings()
-    return settings["source"], settings["methods"] | {FEATURES: settings["labels"]}
-
-
-def continue_prompts(
-    bench: Bench, label: str, prompts: Sequence[str], recipe: SteeringRecipe, *, chat: bool = False
-) -> list[dict[str, Any]]:
-    """Continue prompts, steered and unsteered.
-
-    Returns:
-        One object per prompt: prompt, label, strength, the values of `pair_twins`, distinct3 and
-        distinct3_twin, line_pass and word_pass (see `saefeat.confusion`; None for a text that is
-        too short).
-    """
-    label = bench.find_target(label)
-    encode = partial(
-        encode_prompts, bench.opened.lm, new_tokens=bench.decoding.max_new_tokens, chat=chat
-    )
-    ids, told = encode(prompts), None
-    if recipe.method == PROMPTING:
-        told = encode([prompting.instruct(label) + prompt for prompt in prompts])
-    if STEERING_METHODS[recipe.method].of_saes:
-        for site in recipe.sites:
-            for sae in bench.builder.saes_at(site):
-                bench.builder.collected.stats(sae)  # refused before anything is collected
-    bench.collect_missing([recipe])
-    (steered,), _ = bench.measure(recipe, label, ids, [recipe.strength], told)
-    (twin,), _ = bench.measure(NONE, label, ids, [NONE.strength])
-    head = {"label": label, "strength": recipe.strength}
-    lines, words = bench.passes(steered.texts, label)
-    return [
-        {
-            "prompt": prompt,
-            **head,
-            **row,
-            "distinct3": steered.distinct3[i],
-            "distinct3_twin": twin.distinct3[i],
-            "line_pass": lines[i],
-            "word_pass": words[i],
-        }
-        for i, (prompt, row) in enumerate(zip(prompts, pair_twins(steered, twin), strict=True))
-    ]
-
-
-def pair_twins(steered: Measured, unsteered: Measured) -> list[dict[str, Any]]:
-    """Text, judgement and perplexity of each steered continuation and of its unsteered twin."""
-    return [
-        {
-            "text": text,
-            "twin": unsteered.texts[i],
-            "judged": steered.judged[i],
-            "judged_twin": unsteered.judged[i],
-            "perplexity": finite_or_none(steered.perplexity[i]),
-            "perplexity_twin": finite_or_none(unsteered.perplexity[i]),
-        }
-        for i, text in enumerate(steered.texts)
-    ]

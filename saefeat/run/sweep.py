@@ -16,8 +16,10 @@ from saefeat.io import SCHEMA, fingerprint, kept_json, make_dir
 from saefeat.progress import track
 from saefeat.resume import Checkpoint, check_replaceable, clear_finished, resume
 from saefeat.run.budget import LossBudget, at_full_strength
+from saefeat.run.continuation import pair_twins
 from saefeat.run.prompting import longest
-from saefeat.run.steer import BEGINNING, Bench, load_recipes, pair_twins
+from saefeat.run.recipes import load_recipes
+from saefeat.run.steer import BEGINNING, Bench
 from saefeat.schema import checked
 from saefeat.steering import CannotSteer, NoUnits
 from saefeat.steering.recipes import NONE
