@@ -73,8 +73,9 @@ def main() -> None:
 
 def kept(out: Path | None) -> dict[str, Any]:
     """The papers that a result has already."""
-    there = out is not None and out.exists()
-    return json.loads(out.read_text(encoding="utf-8"))["papers"] if there else {}
+    if out is None or not out.exists():
+        return {}
+    return json.loads(out.read_text(encoding="utf-8"))["papers"]
 
 
 def prepare(kind: str, arguments: Any) -> tuple[Path, dict[str, Any]]:
