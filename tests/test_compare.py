@@ -439,7 +439,7 @@ def test_bad_input_is_refused(out, tmp_path, stats):
     opened = open_run(out)
     with refused("unknown method 'lap'", "methods"):
         compare_rules(opened, CompareConfig(methods=("lap",)))
-    with refused("no label 'xx'"):
+    with refused("no label 'xx'", "labels"):
         compare_rules(opened, CompareConfig(labels=("xx",)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("x")

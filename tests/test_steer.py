@@ -717,7 +717,7 @@ def test_strengths_and_sites_of_a_sweep_reach_the_methods_that_can_take_them(ben
     for name in ("features", "random", "diffmean", "gated", "codes", "langfir", "output-score"):
         assert {one.strength for one in of[name]} == {0.25, 3.0}
     elsewhere = {one.method for one in grid if one.sites != sites}
-    assert elsewhere == {"recover", "neurons", "boost", "boost-adaptive", "log-odds"}
+    assert elsewhere == {"recover", "neurons", "boost", "boost-adaptive", "log-odds", "prompting"}
     usual = full_grid(lm, [[SITE]])
     assert {one.sites for one in usual if one.method in ("pca", "overwrite")} == {sites}
     for one in usual:

@@ -90,7 +90,7 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
         pool.name: classify(units, rule, pool, inputs, config.threshold) for pool in pools
     }
     experiment = _Categories(opened, units, pools, classified, groups)
-    jobs, notes = _jobs(opened, config, rule, experiment)
+    jobs, without = _jobs(opened, config, rule, experiment)
     question = Question(
         NAME,
         "Deactivation of classes of units: change of the loss and of the answers by label",
@@ -105,7 +105,7 @@ def categories(opened: OpenRun, config: CategoriesConfig, out: Path | None = Non
             {"kind": "heat", "x": "label", "y": "class", "value": value, "panels": ["units"]}
             for value in ("change", *["accuracy_change"] * (config.table is not None))
         ],
-        notes,
+        [*notes, *without],
     )
     out = out or opened.files.experiment_file(NAME)
 
