@@ -83,7 +83,7 @@ class AblateConfig(ExperimentUnits, Columns):
         None,
     )
     texts: str | None = about("A second corpus on whose texts the loss is measured too.", None)
-    sentences: int = about("Test texts per label.", 20, ge=1)
+    sentences: int = about("Test texts per label.", 15, ge=1)
     texts_split: Literal["test", "all"] = about(
         "Texts of the second corpus: those of its test split, by which no run with the same seed "
         "has chosen units, or all.",
