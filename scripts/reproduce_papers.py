@@ -67,7 +67,8 @@ def main() -> None:
         code = call("reproduce", name, "--do", *flags(run=run), *give)
         seconds = round(time.monotonic() - begun, 1)
         steps = {step.name: result(step, name, run) for step in PAPERS[name].steps}
-        found[name] = {"exit": code, "seconds": seconds, "steps": steps}
+        one = {"exit": code, "seconds": seconds, "steps": steps}
+        found[name] = json.loads(json.dumps(one).replace(str(arguments.work), "WORK"))
         record(arguments, {"labels": by_commas(arguments.labels), "papers": found})
 
 
