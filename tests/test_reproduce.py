@@ -68,17 +68,25 @@ def test_a_paper_is_run_and_its_results_are_kept(saefeat, run_copy):
     assert code == 0 and "left out: give parallel=FILE" in out
 
 
-def test_neurons_of_layers_that_the_run_has_not_counted_are_ablated(saefeat, run_copy, tiny_lm):
+@pytest.mark.parametrize("paper", ["lape", "plnd"])
+def test_neurons_of_layers_that_the_run_has_not_counted_are_ablated(
+    saefeat, run_copy, tiny_lm, paper
+):
     inputs = inputs_of(RunDir(run_copy).load_index()["arguments"])
-    for step in PAPERS["lape"].steps[:3]:
-        code, _, err = saefeat(*step.words("lape", run_copy, {}, inputs))
+    steps = {step.name: step for step in PAPERS[paper].steps}
+    for name in ("statistics", "neurons", "ablation"):
+        words = steps[name].words(paper, run_copy, {}, inputs)
+        if (paper, name) == ("plnd", "neurons"):  # few neurons matter in every text
+            words += ["-p", "top=40", "-p", "sets=whole"]
+        code, _, err = saefeat(*words)
         assert code == 0, err
-    selection = Selection.load(run_copy / "selections" / "lape-neurons.parquet")
-    every = {f"mlp_act@{layer}" for layer in range(tiny_lm.n_layers)}
+    selection = Selection.load(run_copy / "selections" / f"{paper}-neurons.parquet")
+    kind = "mlp_act" if paper == "lape" else "mlp_hidden"
+    every = {f"{kind}@{layer}" for layer in range(tiny_lm.n_layers)}
     assert set(selection.dictionaries) == every
-    assert {path.stem for path in (run_copy / "stats").glob("mlp_act@*")} < every
-    rows = json.loads((run_copy / "experiments" / "lape-ablation.json").read_text())["rows"]
-    assert {row["units"] for row in rows} == {"lape-neurons", "random lape-neurons"}
+    assert {path.stem for path in (run_copy / "stats").glob(f"{kind}@*")} < every
+    rows = json.loads((run_copy / "experiments" / f"{paper}-ablation.json").read_text())["rows"]
+    assert {row["units"] for row in rows} == {f"{paper}-neurons", f"random {paper}-neurons"}
 
 
 def test_published_figures_add_up():

@@ -315,7 +315,7 @@ PAPERS: Mapping[str, Paper] = {
             ),
             _collect(
                 "What does the model lose without each neuron, in each document?",
-                "--neuron-site mlp_hidden --with importances --table-examples 50",
+                "--neurons --neuron-site mlp_hidden --with importances --table-examples 50",
             ),
             Step(
                 "neurons",
