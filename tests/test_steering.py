@@ -1080,3 +1080,17 @@ def test_an_instruct_model_is_steered_through_its_chat_template(smollm):
         ] == batched[1:]
     assert batched != plain
     assert generate(smollm, rows[:1], decoding) == plain[:1]
+
+
+def test_rows_of_strength_0_are_not_computed():
+    seen = []
+
+    def change(x, at):
+        seen.append(len(x))
+        return x + at
+
+    x = torch.randn(3, 2, 4)
+    steps = torch.zeros(3, 2, dtype=torch.int64)
+    out = schedule_change(change, torch.tensor([0.0, 2.0, 0.0]), CONSTANT)(x, steps)
+    assert seen == [1] and torch.equal(out[[0, 2]], x[[0, 2]]) and torch.equal(out[1], x[1] + 2)
+    assert schedule_change(change, 0.0, CONSTANT)(x, steps) is x and seen == [1]

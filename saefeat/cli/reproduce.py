@@ -78,9 +78,8 @@ def _files(given: list[str]) -> dict[str, str]:
     found = {}
     for each in given:
         name, equals, file = each.partition("=")
-        if not equals or not (
-            Path(file).exists() or ":" in file
-        ):  # corpora have names with a colon
+        corpus = ":" in file  # such as embedded:eld or hub:OWNER/NAME
+        if not equals or not (corpus or Path(file).exists()):
             raise UserError(f"{each}: write NAME=FILE with a file that exists", "given")
         found[name] = file
     return found
