@@ -395,7 +395,7 @@ def test_a_rank_that_is_killed_is_named_and_one_that_is_told_to_stop_stops_all(
     os.kill(running.pids[1], signal.SIGKILL)
     begun = time.monotonic()
     codes, said = running.ends()
-    assert codes == [1, KILLED] and time.monotonic() - begun < 20
+    assert codes == [1, KILLED] and time.monotonic() - begun < LIMIT
     assert f"rank 1 on {socket.gethostname()} has" in said[0]
     kept = windows_in(out / "partial")
 
@@ -440,9 +440,10 @@ def test_a_rank_that_hangs_is_named_and_the_others_keep_what_is_done(
 
     begun = time.monotonic()
     codes, said = start(2, work).ends()
-    assert codes == [1, 1] and time.monotonic() - begun < 30, said
-    message = f"rank {rank} on {socket.gethostname()} has done nothing for 4 s"
-    assert message in said[1 - rank] and message not in said[rank]
+    assert codes == [1, 1] and time.monotonic() - begun < LIMIT, said
+    message = f"rank {rank} on {socket.gethostname()} has done nothing for "
+    (seconds,) = re.findall(re.escape(message) + r"(\d+) s", said[1 - rank])
+    assert 3 <= int(seconds) < 30 and message not in said[rank]
     assert len(windows_in(out / "partial")[rank]) == 3
     codes, said = start(1, command).ends()
     assert codes == [0], said
@@ -467,7 +468,7 @@ def test_where_an_exchange_takes_too_long_the_rank_that_hangs_is_named(
 
     codes, said = start(2, work).ends()
     assert codes == [1, 1] and said[1] == "", said
-    assert re.match(f"rank 1 on {socket.gethostname()} has done nothing for [3-9] s", said[0])
+    assert re.match(rf"rank 1 on {socket.gethostname()} has done nothing for \d+ s", said[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -477,7 +478,7 @@ def test_a_rank_that_is_stopped_is_named(tmp_path, command, start, rank):
     running.wait_for(lambda: sum(map(len, windows_in(folder).values())) >= 4)  # after two looks
     os.kill(running.pids[rank], signal.SIGSTOP)
     begun = time.monotonic()
-    assert _wait(running.pids.pop(1 - rank)) == 1 and time.monotonic() - begun < 20
+    assert _wait(running.pids.pop(1 - rank)) == 1 and time.monotonic() - begun < LIMIT
     said = running.files[1 - rank].read_text()
     assert f"rank {rank} on {socket.gethostname()} has given no sign for 2 s" in said
 

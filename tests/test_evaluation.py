@@ -220,6 +220,6 @@ def test_twenty_thousand_examples_take_a_moment() -> None:
     guess = [
         a if keep else b for a, b, keep in zip(truth, other, rng.random(20_000) < 0.9, strict=True)
     ]
-    start = time.perf_counter()
+    start = time.thread_time()
     head_metrics(truth, guess, labels)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2

@@ -98,11 +98,12 @@ def test_a_pipe_gets_plain_lines():
 def test_a_line_is_said_at_most_every_so_many_seconds_and_at_the_end(monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.2)
     lines: list[str] = []
+    start = time.monotonic()
     with track(lines.append, "collect", 5_000, "examples") as bar:
         for _ in range(50):
             bar.update(100)
             time.sleep(0.01)
-    assert 2 <= len(lines) <= 5
+    assert 2 <= len(lines) <= (time.monotonic() - start) / 0.2 + 1
     assert lines[-1].startswith("collect: 5,000 of 5,000 examples, ")
     counts = [int(re.findall(r"[\d,]+", line)[0].replace(",", "")) for line in lines]
     assert counts == sorted(counts) and counts[0] > 0

@@ -759,7 +759,7 @@ def test_without_a_network_the_attempts_end_soon_with_one_sentence(tmp_path, sou
     )
     command = [sys.executable, "-c", program, "corpus", "show", source]
     result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=20
+        command, capture_output=True, text=True, env={**os.environ, **nowhere}, timeout=100
     )
     assert (result.returncode, result.stdout) == (2, "")
     fetching, told = result.stderr.splitlines()
