@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import refused
+from pytest import approx
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import StandardScaler
@@ -27,7 +28,7 @@ from saefeat.experiments.lenses import lens
 from saefeat.experiments.lenses.alignment import find_pairs
 from saefeat.experiments.lenses.bench import LensBench, NotApplicable, by_stage
 from saefeat.experiments.lenses.clozes import first_tokens, noun_clozes, read_clozes
-from saefeat.experiments.lenses.figures import text_figures
+from saefeat.experiments.lenses.figures import FIGURES, text_figures
 from saefeat.experiments.lenses.tokens import keywords
 from saefeat.experiments.lenses.words import word_probabilities
 from saefeat.labels.scripts import script_of
@@ -59,10 +60,10 @@ def own_logits(lm, states, norm):
 
 
 def decoded(opened, config, attribute):
-    """Counts of classes by text label, norm and layer, one text and one layer after the other."""
+    """Counts and probabilities of classes by text label, norm and layer, one text after another."""
     lm = opened.lm
     examples = LensBench(opened, config, DECODING).examples("test", config.texts)
-    found, totals = Counter(), Counter()
+    found, mass, totals = Counter(), Counter(), Counter()
     for row, label in zip(examples.tokens, examples.of, strict=True):
         places = [i + 1 for i, token in enumerate(row) if token not in lm.special_ids]
         n = min(config.positions, len(places))
@@ -70,14 +71,17 @@ def decoded(opened, config, attribute):
         for layer, x in hidden(lm, row)[0].items():
             for name in NORMS:
                 key = (label, name, layer)
-                for token in (
-                    own_logits(lm, x[at], name == NORMS[0]).topk(config.top).indices.flatten()
-                ):
-                    totals[key] += 1
-                    if int(token) not in lm.special_ids:
-                        for each in attribute(lm.tokenizer.decode([int(token)])):
-                            found[*key, each] += 1
-    return found, totals
+                found_logits = own_logits(lm, x[at], name == NORMS[0])
+                chances = found_logits.softmax(-1)
+                for place, tokens in enumerate(found_logits.topk(config.top).indices.tolist()):
+                    for token in tokens:
+                        totals[key] += 1
+                        mass[*key, "every"] += float(chances[place, token])
+                        if token not in lm.special_ids:
+                            for each in attribute(lm.tokenizer.decode([token])):
+                                found[*key, each] += 1
+                                mass[*key, each] += float(chances[place, token])
+    return found, mass, totals
 
 
 @pytest.mark.parametrize("kind", ["languages", "scripts", "keywords"])
@@ -103,7 +107,7 @@ def test_shares_of_decoded_tokens_by_brute_force(opened, tmp_path, kind):
             if text.split() and 2 * sum(w in some for w in text.split()) >= len(text.split())
         ],
     }[kind]
-    expected, totals = decoded(opened, config, attribute)
+    expected, mass, totals = decoded(opened, config, attribute)
     assert expected  # the comparison is of something
     (result,) = lens(opened, config, DECODING, tmp_path / "out.json")
     assert result["experiment"] == f"lens-{kind}"
@@ -113,13 +117,23 @@ def test_shares_of_decoded_tokens_by_brute_force(opened, tmp_path, kind):
         assert row["count"] == expected[*key, row["decoded"]]
         seen[key] += row["count"]
     assert seen.keys() == totals.keys()
+    part = Counter(
+        each
+        for i in range(len(opened.lm.tokenizer))
+        if i not in opened.lm.special_ids
+        for each in attribute(opened.lm.tokenizer.decode([i]))
+    )
     for row in result["rows"]:
         key = (row["text"], row["norm"], row["layer"])
+        places = totals[key] / 4
+        assert row["mass"] == approx(mass[*key, row["decoded"]] / places, abs=1e-6)
+        chance = part[row["decoded"]] / len(opened.lm.tokenizer)
+        assert row["by_chance"] == approx(mass[*key, "every"] / places * chance, abs=1e-6)
         attributed = row["attributed"] * totals[key]
         if not several:
-            assert attributed == pytest.approx(seen[key])
+            assert attributed == approx(seen[key])
         if attributed:
-            assert row["share"] == pytest.approx(row["count"] / attributed)
+            assert row["share"] == approx(row["count"] / attributed)
         else:
             assert row["share"] is None
 
@@ -131,7 +145,7 @@ def test_the_vocabulary_of_a_small_model_is_its_own_control(opened, tmp_path):
     read = [script_of(opened.lm.tokenizer.decode([i])) for i in ids if i > 2]
     known = Counter(x if x in ("Latn", "Thai") else "other" for x in read if x)
     for row in result["rows"]:
-        assert row["vocabulary"] == pytest.approx(known[row["decoded"]] / known.total())
+        assert row["vocabulary"] == approx(known[row["decoded"]] / known.total())
 
 
 def figures(shares, classes=None, pivot="en"):
@@ -140,10 +154,14 @@ def figures(shares, classes=None, pivot="en"):
     rows = [
         {"norm": "n", "layer": 0, "text": text, "decoded": name, "share": share, "attributed": 0.5}
         | {"vocabulary": vocabulary[name]}
+        | {"mass": None if share is None else share / 4, "by_chance": vocabulary[name] / 4}
         for text, of in shares.items()
         for name, share in of.items()
     ]
     found = text_figures(lambda label: frozenset({(classes or {}).get(label, label)}), pivot, rows)
+    for share, mass in zip(FIGURES[:4], FIGURES[5:], strict=True):  # the rule is the same
+        fourth = [None if row[share] is None else row[share] / 4 for row in found]
+        assert [row[mass] for row in found] == [x if x is None else approx(x) for x in fourth]
     return [
         [None if row[name] is None else round(row[name], 9) for row in found]
         for name in ("own", "own_in_others", "pivot", "pivot_vocabulary")
@@ -207,7 +225,7 @@ def test_places_of_generated_text(opened, tmp_path):
     # No text ends before its fourth new token, so each label has 3 x 4 x 2 decoded tokens.
     row = next(r for r in result["rows"] if r["decoded"] == "Latn")
     assert row["count"] <= 24
-    assert row["attributed"] * 24 == pytest.approx(round(row["attributed"] * 24))
+    assert row["attributed"] * 24 == approx(round(row["attributed"] * 24))
     assert result["settings"]["decoding"]["max_new_tokens"] == 4
 
 
@@ -241,12 +259,12 @@ def test_word_probabilities_by_brute_force(opened, tmp_path):
         each = [chances[row["norm"], row["layer"], i] for i in range(3)]
         sets = [first(cells[k]) for cells in rows]
         expected = np.mean([float(p[ids].sum()) for p, ids in zip(each, sets, strict=True)])
-        assert row["probability"] == pytest.approx(expected, abs=1e-6)
+        assert row["probability"] == approx(expected, abs=1e-6)
         after = [[2], [2], [0, 1]]  # `cat` stands in the first prompt, `Hund` in the second
         others = [next(sets[j] for j in some if not set(sets[j]) & set(sets[i]))
                   for i, some in enumerate(after)]  # fmt: skip
         expected = np.mean([float(p[ids].sum()) for p, ids in zip(each, others, strict=True)])
-        assert row["control"] == pytest.approx(expected, abs=1e-6)
+        assert row["control"] == approx(expected, abs=1e-6)
         assert row["role"] == {"en": "pivot", "de": "other"}[row["language"]]
 
 
@@ -274,7 +292,7 @@ def test_control_words_stand_in_no_example_of_the_prompt(opened, tmp_path):
         if row["target"] == "de":
             some = expected[row["language"]]
             assert len(some) == (0 if row["language"] == "th" else 20)  # Thai begins with one byte
-            assert row["control"] == (pytest.approx(np.mean(some), abs=1e-6) if some else None)
+            assert row["control"] == (approx(np.mean(some), abs=1e-6) if some else None)
 
 
 def test_the_language_whose_words_stand_in_the_prompts_is_the_source(opened, tmp_path):
@@ -375,7 +393,7 @@ def test_mexa_by_a_plain_loop(opened, tmp_path, parallel):
                 k = (i + step) % 6
                 rest = [j for j in range(6) if j not in (i, k)]
                 hits.append(all(c[i, k] > c[i, j] and c[i, k] > c[j, k] for j in rest))
-            assert row[name] == pytest.approx(sum(hits) / 6)
+            assert row[name] == approx(sum(hits) / 6)
             scores.add(row[name])
     assert len(scores) > 1
     assert {row["pairs"] for row in [*result["rows"], *result["summary"]]} == {6}
@@ -433,7 +451,7 @@ def test_the_probe_and_its_baselines_by_plain_scikit_learn(opened, tmp_path):
         scale = StandardScaler().fit(x)
         model = LogisticRegression(max_iter=500).fit(scale.transform(x), train.of)
         row = found[layer, "probe"]
-        assert row["accuracy"] == pytest.approx(model.score(scale.transform(y), test.of), abs=0.03)
+        assert row["accuracy"] == approx(model.score(scale.transform(y), test.of), abs=0.03)
         assert (row["train"], row["test"]) == (len(train.of), len(test.of))
         assert row["low"] <= row["accuracy"] <= row["high"]
         # Thai is written in bytes of its own, so an honest probe is far above chance.

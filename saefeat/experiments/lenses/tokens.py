@@ -146,8 +146,10 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
 
     Rows have the columns text (label of the texts), norm, layer, decoded (a class), count (decoded
     tokens of the class), share (of the tokens of any class; None without any), attributed (share of
-    all decoded tokens that have a class) and vocabulary (the same share as `share`, of random
-    tokens of the vocabulary).
+    all decoded tokens that have a class), vocabulary (the same share as `share`, of random tokens
+    of the vocabulary), mass (next-token probability that lies on the decoded tokens of the class,
+    mean over the places) and by_chance (what lies on all decoded tokens, times the part of the
+    random tokens that are of the class).
     """
     kind, config = attribution.kind, bench.config
     question = Question(
@@ -172,13 +174,14 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
         [LAYERS, *NOTES],
     )
     reader = TokenReader(bench.lm, attribution)
-    sampled = cache(lambda: reader.sums(*_vocabulary(bench))[1])
+    sampled = cache(lambda: _sample_vocabulary(bench, reader))
 
     def measure(label: str) -> list[Row]:
-        rows, chance = [], sampled()
-        for (norm, layer), (ids, counts) in top.count(label).items():
+        rows, (chance, part) = [], sampled()
+        for (norm, layer), (ids, counts, mass) in top.count(label).items():
             found, share = reader.sums(ids, counts)
             total, attributed = int(counts.sum()), reader.attributed(ids, counts)
+            of_class, every = reader.by_class(ids, mass), float(mass.sum())
             head = {"text": label, "norm": norm, "layer": layer}
             for i, decoded in enumerate(attribution.classes):
                 rows.append(
@@ -189,6 +192,8 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
                         "share": None if share is None else float(share[i]),
                         "attributed": attributed / total,
                         "vocabulary": None if chance is None else float(chance[i]),
+                        "mass": float(of_class[i]),
+                        "by_chance": every * float(part[i]),
                     }
                 )
         return rows
@@ -228,20 +233,27 @@ class TokenReader:
 
     def sums(self, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens of each class, int64 [K], and their shares; None where no token has a class."""
-        found = np.zeros(len(self._index), np.int64)
-        for numbers, count in zip(self.classes(ids.tolist()), counts.tolist(), strict=True):
-            found[list(numbers)] += count
-        attributed = self.attributed(ids, counts)
+        found, attributed = self.by_class(ids, counts), self.attributed(ids, counts)
         return found, found / attributed if attributed else None
+
+    def by_class(self, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The sum over the tokens of each class of their values: [K], of the dtype of values."""
+        found = np.zeros(len(self._index), values.dtype)
+        for numbers, value in zip(self.classes(ids.tolist()), values.tolist(), strict=True):
+            found[list(numbers)] += value
+        return found
 
     def attributed(self, ids: np.ndarray, counts: np.ndarray) -> int:
         """Number of tokens with at least one class."""
         return int(counts[[bool(numbers) for numbers in self.classes(ids.tolist())]].sum())
 
 
-def _vocabulary(bench: LensBench) -> tuple[np.ndarray, np.ndarray]:
-    """Random tokens of the vocabulary, each once."""
+def _sample_vocabulary(
+    bench: LensBench, reader: TokenReader
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Shares of each class among random tokens: of those with a class (as `sums`), and of all."""
     size = min(len(bench.lm.tokenizer), bench.lm.unembedding().shape[0])
     rng = np.random.default_rng(bench.opened.config.seed)
     ids = rng.choice(size, min(size, _SAMPLE), replace=False)
-    return ids, np.ones_like(ids)
+    found, share = reader.sums(ids, np.ones_like(ids))
+    return share, found / len(ids)

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from saefeat.experiments.lenses.bench import Examples, LensBench
 from saefeat.generation import generate
-from saefeat.lens.logits import top_tokens
+from saefeat.lens.logits import top_probabilities
 from saefeat.lens.stream import read_places, spread
 from saefeat.run.steer import BEGINNING
 
-Counted = tuple[np.ndarray, np.ndarray]
-"""Ids of different tokens, and how often each was among the top: int64 [m] each."""
+
+class Counted(NamedTuple):
+    """What was among the top tokens.
+
+    Attributes:
+        ids: different tokens, int64 [m].
+        counts: how often each was among the top, int64 [m].
+        mass: mean over the places of its probability where it was among the top, float64 [m].
+    """
+
+    ids: np.ndarray
+    counts: np.ndarray
+    mass: np.ndarray
 
 
 class TopTokens:
@@ -29,7 +43,7 @@ class TopTokens:
         return self.bench.examples("test", self.bench.config.texts)
 
     def count(self, label: str) -> dict[tuple[str, int], Counted]:
-        """Count the top tokens of a label: (name of the norm, layer) -> ids and counts."""
+        """Count the top tokens of a label: (name of the norm, layer) -> the tokens."""
         if label not in self._kept:
             self._kept[label] = self._count(label)
         return self._kept[label]
@@ -40,18 +54,17 @@ class TopTokens:
                  if x == label]  # fmt: skip
         rows, places = self._generate(texts) if config.generated else self._find_places(texts)
         chosen = {i: spread(some, config.positions) for i, some in enumerate(places)}
-        found = {(name, layer): [] for name in bench.norms for layer in bench.sites}
+        found: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {
+            (name, layer): [] for name in bench.norms for layer in bench.sites
+        }
         for _, vectors in read_places(
             bench.lm, dict(enumerate(rows)), chosen, bench.sites.values()
         ):
             for (name, layer), parts in found.items():
                 x = vectors[bench.sites[layer]]
-                ids = top_tokens(bench.lm, x, config.top, norm=bench.norms[name])
-                parts.append(ids.numpy())
-        return {
-            key: np.unique(np.concatenate(parts), return_counts=True)
-            for key, parts in found.items()
-        }
+                norm = bench.norms[name]
+                parts.append(top_probabilities(bench.lm, x, config.top, norm=norm))
+        return {key: _counted(parts) for key, parts in found.items()}
 
     def _find_places(self, texts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         """The texts, and the places of the tokens that count."""
@@ -65,3 +78,11 @@ class TopTokens:
         pairs = list(zip(begun, made, strict=True))
         rows = [[*row, *new] for row, new in pairs]
         return rows, [[*range(len(a) - 1, len(a) - 1 + max(1, len(new)))] for a, new in pairs]
+
+
+def _counted(parts: list[tuple[Tensor, Tensor]]) -> Counted:
+    """Count tokens [n, top] that were found with their probabilities [n, top], part by part."""
+    found, chances = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+    ids, where, counts = np.unique(found, return_inverse=True, return_counts=True)
+    mass = np.bincount(where.ravel(), chances.ravel(), len(ids)) / len(found)
+    return Counted(ids, counts, mass)
