@@ -2,7 +2,7 @@
 
 Commands stand without `saefeat`. `{run}` is the directory of the run, `{out}` the file or directory
 of the result, `{inputs}` the options that give a collection the model and text of the run, and
-other names in braces are what the user gives.
+other names in braces are what the user gives: corpora (`CORPORA`) or files.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _FOLDERS = {
     "steer sweep": "steering",
     "steer matrix": "steering",
 }
+# What the user gives that is a corpus; all else is a file.
+CORPORA = ("parallel", "texts")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Step:
 
     @property
     def needs(self) -> list[str]:
-        """Names of the files that the user gives."""
+        """Names of the corpora and files that the user gives."""
         found = dict.fromkeys(re.findall(r"\{(\w+)\}", self.command))
         return [name for name in found if name not in ("run", "out", "inputs")]
 
