@@ -370,10 +370,16 @@ PAPERS: Mapping[str, Paper] = {
             ),
             Step(
                 "keywords",
-                "Whose keywords do the decoded tokens belong to, layer by layer? (The paper reads "
-                "prompts with translations of programs, here plain test texts; its list of "
-                "keywords is of 23 languages, here Pygments'.)",
+                "Whose keywords do the decoded tokens of plain test texts belong to, by layer?",
                 "lens --run {run} --kinds keywords --out {out}",
+            ),
+            Step(
+                "programs",
+                "And where the model reads translations of programs, after four others? (The "
+                "paper's list of keywords is of 23 languages, here Pygments', and English is what "
+                "fastText reads as English.)",
+                "lens --run {run} --kinds keywords --programs {programs} --texts 100 --norm with "
+                "--out {out}",
                 "English and keywords in the second half",
             ),
             Step(

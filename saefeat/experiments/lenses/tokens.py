@@ -94,18 +94,26 @@ def scripts(bench: LensBench) -> Attribution:
     return Attribution("scripts", "scripts", [*classes, _OTHER], read, scripts_of_label)
 
 
-def keywords(bench: LensBench) -> Attribution:
-    """By the keywords of programming languages: those of a table, or of Pygments."""
+def keywords(bench: LensBench, needed: Sequence[str] = ()) -> Attribution:
+    """By the keywords of programming languages: those of a table, or of Pygments.
+
+    `needed`: languages that have to be among them. Raises UserError where a table lacks one.
+    """
     config, labels = bench.config, bench.opened.corpus.labels
     settings: dict[str, Any] = {}
     if config.keywords is not None:
         table = keyword_table(Path(config.keywords))
         names, found = list(table), {name: words.__contains__ for name, words in table.items()}
+        if lacking := [name for name in needed if name not in table]:
+            raise UserError(f"{config.keywords} has no keywords of {lacking[0]}", "keywords")
         settings["table"] = fingerprint({name: sorted(words) for name, words in table.items()})
     else:
         from pygments import __version__
 
-        names = list(config.programming or _programming(labels, bool(config.kinds)))
+        asked = bool(config.kinds or needed)
+        others = config.programming or _programming(labels, asked)
+        known = {name.lower() for name in needed}
+        names = [*needed, *(name for name in others if name.lower() not in known)]
         found, settings = pygments_keywords(names), {"pygments": __version__}
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:
@@ -172,25 +180,14 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
         [LAYERS, *NOTES],
     )
     reader = TokenReader(bench.lm, attribution)
-    sampled = cache(lambda: reader.sums(*_vocabulary(bench))[1])
+    sampled = cache(lambda: reader.sums(*sample_vocabulary(bench))[1])
 
     def measure(label: str) -> list[Row]:
-        rows, chance = [], sampled()
+        rows: list[Row] = []
+        chance = sampled()
         for (norm, layer), (ids, counts) in top.count(label).items():
-            found, share = reader.sums(ids, counts)
-            total, attributed = int(counts.sum()), reader.attributed(ids, counts)
             head = {"text": label, "norm": norm, "layer": layer}
-            for i, decoded in enumerate(attribution.classes):
-                rows.append(
-                    {
-                        **head,
-                        "decoded": decoded,
-                        "count": int(found[i]),
-                        "share": None if share is None else float(share[i]),
-                        "attributed": attributed / total,
-                        "vocabulary": None if chance is None else float(chance[i]),
-                    }
-                )
+            rows += [{**head, **row} for row in reader.rows(ids, counts, chance)]
         return rows
 
     labels, figures = (
@@ -226,6 +223,21 @@ class TokenReader:
             self._known[token] = tuple(self._index[name] for name in names)
         return [self._known[token] for token in ids]
 
+    def rows(self, ids: np.ndarray, counts: np.ndarray, chance: np.ndarray | None) -> list[Row]:
+        """A row for each class, see `decode_tokens`; `chance`: shares of random tokens."""
+        found, share = self.sums(ids, counts)
+        attributed = self.attributed(ids, counts) / int(counts.sum())
+        return [
+            {
+                "decoded": decoded,
+                "count": int(found[i]),
+                "share": None if share is None else float(share[i]),
+                "attributed": attributed,
+                "vocabulary": None if chance is None else float(chance[i]),
+            }
+            for i, decoded in enumerate(self.attribution.classes)
+        ]
+
     def sums(self, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens of each class, int64 [K], and their shares; None where no token has a class."""
         found = np.zeros(len(self._index), np.int64)
@@ -239,7 +251,7 @@ class TokenReader:
         return int(counts[[bool(numbers) for numbers in self.classes(ids.tolist())]].sum())
 
 
-def _vocabulary(bench: LensBench) -> tuple[np.ndarray, np.ndarray]:
+def sample_vocabulary(bench: LensBench) -> tuple[np.ndarray, np.ndarray]:
     """Random tokens of the vocabulary, each once."""
     size = min(len(bench.lm.tokenizer), bench.lm.unembedding().shape[0])
     rng = np.random.default_rng(bench.opened.config.seed)
