@@ -120,22 +120,27 @@ class Bench:
         return self.opened.files
 
     def request(self, recipes: Sequence[SteeringRecipe]) -> list[Any]:
-        """What steering of this run by recipes depends on, as JSON.
-
-        The statistics that the recipes read have to be there; see `collect_missing`.
-        """
-        opened, sites = self.opened, _sites_of(recipes)
-        read = [*sites, *(sae.id for sae in opened.saes if sae.site in sites)]
-        of = (STEERING_METHODS[recipe.method] for recipe in recipes)
-        control = any("random_rate" in method.optional for method in of)
+        """What steering of this run by recipes depends on, as JSON; see `origins`."""
+        opened = self.opened
         return [
             opened.lm.fingerprint,
             opened.corpus.fingerprint,
             [sae.identity["fingerprint"] for sae in opened.saes],
-            self.run.stats_origins(read, control=control),
+            self.origins(recipes),
             self.source_label,
             asdict(self.decoding),
         ]
+
+    def origins(self, recipes: Sequence[SteeringRecipe]) -> list[Any]:
+        """What the statistics that recipes read were collected from; see `stats_origins`.
+
+        They have to be there; see `collect_missing`.
+        """
+        sites = _sites_of(recipes)
+        read = [*sites, *(sae.id for sae in self.opened.saes if sae.site in sites)]
+        of = (STEERING_METHODS[recipe.method] for recipe in recipes)
+        control = any("random_rate" in method.optional for method in of)
+        return self.run.stats_origins(read, control=control)
 
     @cached_property
     def builder(self) -> RecipeBuilder:
