@@ -35,6 +35,7 @@ from saefeat.statistics.files import (
     load_stats,
     stats_file,
     stats_header,
+    stats_origins,
 )
 from saefeat.statistics.histograms import Histograms
 from saefeat.statistics.responses import Responses
@@ -163,6 +164,18 @@ class RunDir:
         if not stats_file(self.stats / CONTROL, dictionary).is_file():
             return None
         return control_of(self.stats, [stats_header(self.stats, dictionary)])[0]
+
+    def stats_origins(
+        self, dictionaries: Iterable[str], *, control: bool = False
+    ) -> list[dict[str, Any]]:
+        """What the statistics of dictionaries were collected from; see `statistics.files`.
+
+        `control`: those on random tokens too, where there are any.
+        """
+        names = list(dictionaries)
+        paths = [stats_file(self._stats_place(name) or self.stats, name) for name in names]
+        controls = [stats_file(self.stats / CONTROL, name) for name in names if control]
+        return stats_origins([*paths, *(path for path in controls if path.is_file())])
 
     def take_steering_stats(self, directory: Path) -> None:
         """Move the statistics of a finished collection to those that only steering reads."""

@@ -410,6 +410,20 @@ def test_halves_that_are_collected_later_are_taken(out):
     assert all(row["stability"] for row in compare_rules(opened, config)["rows"])
 
 
+def test_statistics_that_are_collected_anew_are_noticed(run_copy):
+    """The units are the same, but the means from which edits are made need not be."""
+    said: list[str] = []
+    opened = open_run(run_copy, said.append)
+    config = CompareConfig(**{**FEW, "prompts": 0, "sentences": 0})
+    compare_rules(opened, config)
+    stats, done = opened.files.load_stats("mlp_act@0"), "compare/metrics.json is complete already"
+    for change, again in (({}, False), ({"tokens": 99}, True), ({"tokens": 99}, False)):
+        stats.header["chosen"] |= change
+        stats.save(opened.files.stats_file("mlp_act@0"))
+        compare_rules(opened, config)
+        assert said[-1].endswith(done) is not again
+
+
 def test_another_comparison_leaves_no_selections_of_the_first(out, tmp_path, stats):
     opened = open_run(out)
     nothing = {"units": 5, "eval_texts": 0, "sentences": 0, "prompts": 0}

@@ -196,6 +196,15 @@ def test_the_command_measures_unsteered_steered_and_random(run_copy, tasks, saef
         (method, metric) for method in ("none", method, "random") for metric in ("acc", "acc_norm")
     ]
     opened = open_run(run_copy)
+    assert (
+        saefeat("steer", "lm-eval", "--run", run_copy, *options)[2].count("complete already") == 1
+    )
+    (sae,) = (sae.id for sae in opened.saes if sae.site == "resid_post@0")
+    stats = opened.files.load_stats(sae)
+    stats.header["chosen"] |= {"tokens": 99}  # as if they were collected anew
+    stats.save(opened.files.stats_file(sae))
+    error = saefeat("steer", "lm-eval", "--run", run_copy, *options)[2]
+    assert ("complete already" in error) is (method == "boost")  # which reads no features
     plain, _ = evaluate(harness.harness_model(opened.lm, {}, batch_size=8), tasks, ["tiny_choice"])
     assert result["rows"][0]["value"] == plain["tiny_choice"]["acc,none"]
 

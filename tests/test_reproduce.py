@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow as pa
 import pytest
 import typer
 
 from saefeat.cli import app
-from saefeat.experiments.papers import PAPERS, inputs_of
+from saefeat.experiments.papers import CORPORA, PAPERS, inputs_of
 from saefeat.experiments.published import choose_published, read_figures, same_model
 from saefeat.ranking import FIELDS
 from saefeat.rundir import RunDir
 from saefeat.selection import Selection
 
+CORPUS_OPTIONS = ("--corpus", "--texts", "--parallel")
 STEPS = [(name, step) for name, paper in PAPERS.items() for step in paper.steps]
 
 
@@ -27,6 +29,13 @@ def test_every_command_exists_with_its_options(paper, step, tmp_path):
         parent = command.make_context(words[0], words[:], parent=parent, resilient_parsing=True)
         command = command.commands[words.pop(0)]
     command.make_context(command.name, words)  # raises for an unknown option or value
+
+
+def test_options_that_take_a_corpus_are_given_one():
+    pairs = [p for _, step in STEPS for p in re.findall(r"(--[\w-]+) \{(\w+)\}", step.command)]
+    given = [(option, name) for option, name in pairs if name not in ("run", "out")]
+    assert {name for option, name in given if option in CORPUS_OPTIONS} == {*CORPORA}
+    assert not {name for option, name in given if option not in CORPUS_OPTIONS} & {*CORPORA}
 
 
 def test_names_of_steps_differ_and_results_do_not_collide(tmp_path):
@@ -65,7 +74,44 @@ def test_a_paper_is_run_and_its_results_are_kept(saefeat, run_copy):
     found = json.loads((run_copy / "experiments" / "ternary-deactivation.json").read_text())
     assert found["experiment"] == "categories" and "3,219 neurons at 1 %" in out
     code, out, _ = saefeat("reproduce", "mexa", "--run", run_copy, "--do")
-    assert code == 0 and "left out: give parallel=FILE" in out
+    assert code == 0 and "left out: give parallel=CORPUS" in out
+
+
+def test_a_corpus_is_given_by_any_name_that_the_option_corpus_takes(saefeat, tmp_path):
+    (tmp_path / "c.jsonl").write_text("")
+    (tmp_path / "units.parquet").write_text("")
+    for name in ("flores+", "xnli:test#50", "hub:a/b", "embedded:eld", tmp_path / "c.jsonl"):
+        words = ["--give", f"texts={name}", "--give", f"language={tmp_path / 'units.parquet'}"]
+        code, out, err = saefeat("reproduce", "culture", *words)
+        assert code == 0 and f"--texts {name} " in out.replace("'", ""), err
+        code, out, err = saefeat("reproduce", "mexa", "--give", f"parallel={name}")
+        assert code == 0 and f"--parallel {name} " in out.replace("'", ""), err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    {
+        "texts=flores": "texts=flores: the corpus flores does not exist; give a file",
+        "texts=flores+:train": "flores+ has the splits dev, devtest; give flores+ or flores+:dev",
+        "parallel=hub:a/b/c": "is not a data set of the hub; write hub:OWNER/NAME",
+        "parallel=embedded:elf": "unknown embedded corpus embedded:elf; there is embedded:eld",
+        "parallel=xnli#0": "the part after # must be the greatest number of texts per label",
+        "parallel=": "the corpus has an empty name",
+        "texts=PATH/notes.md": "must end in .jsonl, .csv, .tsv, .parquet",
+        "language=flores+": "write NAME=FILE with a file that exists",
+        "table=hub:a/b": "write NAME=FILE with a file that exists",
+        "table=PATH": "write NAME=FILE with a file that exists",
+        "texts": "write NAME=FILE with a file that exists",
+    }.items(),
+)
+def test_what_is_no_corpus_or_file_is_refused_before_any_work(
+    saefeat, run_copy, tmp_path, given, message
+):
+    (tmp_path / "notes.md").write_text("a")
+    given = given.replace("PATH", str(tmp_path))
+    code, out, err = saefeat("reproduce", "culture", "--run", run_copy, "--do", "--give", given)
+    assert (code, out) == (2, "") and message in err and len(err.strip().splitlines()) == 1
+    assert not (run_copy / "papers").exists()
 
 
 @pytest.mark.parametrize("paper", ["lape", "plnd"])

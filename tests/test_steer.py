@@ -37,6 +37,7 @@ from saefeat.run.steer import Bench, find_source
 from saefeat.run.sweep import sweep
 from saefeat.rundir import RunDir
 from saefeat.schema import checked
+from saefeat.statistics.files import CONTROL, stats_file
 from saefeat.steering import CONSTANT, CannotSteer, NoUnits, Schedule, SteeringRecipe, changes_of
 from saefeat.steering.changes import Collected
 
@@ -283,6 +284,28 @@ def test_a_sweep_that_was_killed_resumes_to_the_same_bytes(bench, out):
     lines.clear()
     sweep(again, grid, PROMPTS, target)
     assert lines == [f"{target} is complete already"]
+
+
+def test_a_sweep_is_done_again_where_statistics_are_collected_anew(bench, out):
+    """Those of SAEs and of sites; of random tokens where langfir, which reads them, is tried."""
+    said, target = [], out / "steering" / "metrics.json"
+    bench.opened.say, grid = said.append, small_grid(bench)
+    sae = next(sae.id for sae in bench.opened.saes if sae.site == SITE)
+    sweep(bench, grid, PROMPTS, target, labels=["de"])
+    for dictionary, change, again in (
+        (sae, {}, False),
+        (sae, {"tokens": 99}, True),
+        (SITE, {"tokens": 99}, True),
+        (SITE, {"tokens": 99}, False),
+    ):
+        resave(out, dictionary, change)
+        sweep(bench, grid, PROMPTS, target, labels=["de"])
+        assert (said[-1] == f"{target} is complete already") is not again
+    parameters = STEERING_METHODS["langfir"].parameters
+    langfir = SteeringRecipe("langfir", "add", (SITE,), CONSTANT, 1.0, parameters)
+    requests = [bench.request(some) for some in (grid, [langfir])]
+    RunDir(out).load_stats(sae).save(stats_file(out / "stats" / CONTROL, sae))
+    assert bench.request(grid) == requests[0] and bench.request([langfir]) != requests[1]
 
 
 def test_a_label_of_a_killed_sweep_is_kept_for_a_sweep_over_other_labels(bench, out):
@@ -623,6 +646,23 @@ def test_a_matrix_that_was_killed_resumes_to_the_same_bytes(out, tmp_path):
     assert lines and all("1 of 1 labels" in line and "th" in line for line in lines)
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "run", "whole.json"]
+
+
+def test_a_matrix_is_measured_again_where_statistics_are_collected_anew(out, tmp_path):
+    said, path = [], tmp_path / "m.json"
+    opened, asked = open_run(out, said.append), MatrixConfig(sentences=2, edits=("ablate",), top=5)
+    matrix(opened, path, asked)
+    for change, again in (({}, False), ({"tokens": 99}, True), ({"tokens": 99}, False)):
+        resave(out, opened.saes[0].id, change)
+        matrix(opened, path, asked)
+        assert (said[-1] == f"{path} is complete already") is not again
+
+
+def resave(out, dictionary, chosen):
+    """Write statistics of the same numbers, with another choice of texts in the header."""
+    stats, path = RunDir(out).load_stats(dictionary), RunDir(out).stats_file(dictionary)
+    stats.header["chosen"] |= chosen
+    stats.save(path)
 
 
 def test_labels_whose_own_text_suffers_most_are_listed():

@@ -18,6 +18,7 @@ from saefeat.experiments.translate import (
     translation_scores,
 )
 from saefeat.run import open_run
+from saefeat.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 sacrebleu = pytest.importorskip("sacrebleu", reason="needs saefeat[translation]")
@@ -92,6 +93,13 @@ def test_each_label_is_translated_unsteered_steered_and_by_random_features(run_c
     before = path.read_bytes()
     translate(open_run(run_copy), config, Decoding(8, temperature=0))
     assert path.read_bytes() == before  # complete already
+    recorded = json.loads(before)["settings"]["statistics"]
+    for sae in open_run(run_copy).saes:  # as if they were collected anew
+        stats = RunDir(run_copy).load_stats(sae.id)
+        stats.header["chosen"] |= {"tokens": 99}
+        stats.save(RunDir(run_copy).stats_file(sae.id))
+    translate(open_run(run_copy), config, Decoding(8, temperature=0))
+    assert json.loads(path.read_bytes())["settings"]["statistics"] != recorded
 
 
 def test_every_method_is_translated_by_its_random_twin(run_copy, table):

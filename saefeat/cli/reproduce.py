@@ -27,7 +27,11 @@ def reproduce(
     ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option("--give", help="NAME=FILE that an experiment needs; may be repeated."),
+        typer.Option(
+            "--give",
+            help="What an experiment needs: NAME=FILE, or NAME=CORPUS as --corpus takes it; may be "
+            "repeated.",
+        ),
     ] = None,
     do: Annotated[bool, typer.Option("--do", help="Run the experiments.")] = False,
 ) -> None:
@@ -65,7 +69,7 @@ def reproduce(
         words = step.words(paper, run or Path("RUN"), names, inputs)
         typer.echo(f"  saefeat {shlex.join(words)}")
         if do and missing:
-            typer.echo(f"  left out: give {', '.join(f'{name}=FILE' for name in missing)}")
+            typer.echo(f"  left out: give {', '.join(f'{name}={_kind(name)}' for name in missing)}")
         elif do and run is not None and not _run(words, step.result(paper, run)):
             failed.append(step.name)
         if run is not None and step.figures and (result := step.result(paper, run)).exists():
@@ -75,14 +79,28 @@ def reproduce(
 
 
 def _files(given: list[str]) -> dict[str, str]:
+    """What the user gives by name. Raises UserError for no corpus, and no file that exists."""
+    from saefeat.corpora.corpus import check_name
+
     found = {}
     for each in given:
-        name, equals, file = each.partition("=")
-        corpus = ":" in file  # such as embedded:eld or hub:OWNER/NAME
-        if not equals or not (corpus or Path(file).exists()):
+        name, equals, value = each.partition("=")
+        if equals and _kind(name) == "CORPUS":
+            try:
+                check_name(value)
+            except UserError as error:
+                raise UserError(f"{each}: {error}", "given") from error
+        elif not equals or not Path(value).is_file():
             raise UserError(f"{each}: write NAME=FILE with a file that exists", "given")
-        found[name] = file
+        found[name] = value
     return found
+
+
+def _kind(name: str) -> str:
+    """What stands behind the name of what the user gives."""
+    from saefeat.experiments.papers import CORPORA
+
+    return "CORPUS" if name in CORPORA else "FILE"
 
 
 def _run(words: list[str], result: Path) -> bool:

@@ -275,6 +275,11 @@ class LensConfig:
         None,
         min_length=1,
     )
+    programs: str | None = about(
+        "Table (.csv) of programs, with one column per programming language: keywords are decoded "
+        "where the model reads the translation of a program, not in test texts.",
+        None,
+    )
     parallel: str | None = about(
         "Corpus whose translations share an id; default the run's own.", None
     )

@@ -17,7 +17,7 @@ import numpy as np
 from saefeat.config import ID, LABEL, TEXT
 from saefeat.corpora.columns import PARAMETERS, Columns, Row
 from saefeat.corpora.fetch import recipe_rows, recipe_state
-from saefeat.corpora.files import local_rows, local_state
+from saefeat.corpora.files import local_path, local_rows, local_state
 from saefeat.corpora.given import given_rows, listed
 from saefeat.corpora.request import find_recipe
 from saefeat.corpora.store import Names, Rows, Strings, Usable, gather, open_rows
@@ -207,6 +207,15 @@ def load_corpus(
     return _select(rows, renamed, kept, called, min_labels, named=named)
 
 
+def check_name(name: str) -> None:
+    """Raise UserError unless a string names a corpus, as `load_corpus` takes it.
+
+    Only the name is judged, and whether a local corpus exists; nothing is read or fetched.
+    """
+    if find_recipe(name, Columns()) is None:
+        local_path(name)
+
+
 def _select(
     rows: Rows,
     renamed: Mapping[str, str],
@@ -283,10 +292,6 @@ def _rows(
 ) -> Iterator[Row]:
     if not isinstance(data, str):
         return given_rows(data, columns)
-    if not data.strip():  # such as a shell variable that is not set; as a path it would be `.`
-        raise UserError(
-            "the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld"
-        )
     request = find_recipe(data, columns)
     if request is None:
         return local_rows(data, columns, wanted, skipped, say)

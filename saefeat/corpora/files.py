@@ -42,7 +42,7 @@ def local_rows(
     counts: Counter[str],
     say: Say = quiet,
 ) -> Iterator[Row]:
-    """Rows of `embedded:eld`, of a file or of a directory.
+    """Rows of `embedded:eld`, of a file or of a directory (see `local_path`).
 
     Args:
         wanted: only these labels; None for all.
@@ -52,21 +52,40 @@ def local_rows(
         UserError: the corpus does not exist, cannot be read or parsed, lacks a column, or has
             numbers as labels (in .csv and .tsv: numbers only).
     """
-    if name.startswith("embedded:"):
+    path = local_path(name)
+    if path is None:
         return _embedded(name, say)
-    path = user_path(name)
     if os.path.isdir(path):  # `Path.is_dir` raises an error if the name is too long
         if _is_saved(path):
             return _saved(path, columns)
         if shards := _shards(path):
             return (row for shard in shards for row in _file(shard, columns, counts))
         return _directory(path, wanted, counts)
+    return _file(path, columns, counts)
+
+
+def local_path(name: str) -> Path | None:
+    """The file or directory of a corpus that is neither a recipe nor on the hub; None: embedded.
+
+    Raises UserError where there is none, or where a file is of another kind.
+    """
+    if not name.strip():  # such as a shell variable that is not set; as a path it would be `.`
+        raise UserError(
+            "the corpus has an empty name; give a file, a directory of LABEL.txt, or embedded:eld"
+        )
+    if name.startswith("embedded:"):
+        if name != "embedded:eld":
+            raise UserError(f"unknown embedded corpus {name}; there is embedded:eld")
+        return None
+    path = user_path(name)
     if not os.path.exists(path):
         raise UserError(
             f"the corpus {name} does not exist; give a file, a directory of LABEL.txt, "
             f"embedded:eld, hub:REPO, or one of {', '.join(RECIPES)}"
         )
-    return _file(path, columns, counts)
+    if not os.path.isdir(path):
+        _check_kind(path)
+    return path
 
 
 def local_state(name: str) -> list[Any] | None:
@@ -87,13 +106,18 @@ def local_state(name: str) -> list[Any] | None:
     return [[f, state.st_size, state.st_mtime_ns] for f, state in found]
 
 
-def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
+def _check_kind(path: Path) -> None:
+    """Raise UserError unless the name of a file says that it may hold a corpus."""
     refuse_archive(path)
-    suffix = plain_name(path).suffix
-    if suffix not in _SUFFIXES:
+    if plain_name(path).suffix not in _SUFFIXES:
         raise UserError(
             f"the corpus {path} must end in {', '.join(_SUFFIXES)}, or be a directory of LABEL.txt"
         )
+
+
+def _file(path: Path, columns: Columns, counts: Counter[str]) -> Iterator[Row]:
+    _check_kind(path)
+    suffix = plain_name(path).suffix
     if suffix == ".parquet":
         return _parquet(path, columns)
     if not os.path.getsize(path):
@@ -124,8 +148,6 @@ def _is_saved(path: Path) -> bool:
 
 
 def _embedded(name: str, say: Say) -> Iterator[Row]:
-    if name != "embedded:eld":
-        raise UserError(f"unknown embedded corpus {name}; there is embedded:eld")
     for number, line in enumerate(text_lines(fetch("eld", say=say)), 1):
         label, tab, text = line.partition("\t")
         if not tab:

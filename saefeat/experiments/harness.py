@@ -14,7 +14,7 @@ from typing import Any
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import HarnessConfig, SteeringRecipe
 from saefeat.experiments.frame import Question, carry_out
-from saefeat.io import UserError, first_line
+from saefeat.io import UserError, fingerprint, first_line
 from saefeat.run.opened import OpenRun
 from saefeat.run.recipes import choose_recipe
 from saefeat.run.steer import Bench, Decoding, find_source
@@ -45,6 +45,7 @@ def lm_eval(opened: OpenRun, config: HarnessConfig, out: Path | None = None) -> 
         "label": label,
         "source_label": bench.source_label,
         "recipes": {name: asdict(one) for name, one in jobs.items()},
+        "statistics": fingerprint(bench.origins(list(jobs.values()))),
         "random_seed": SEED,
         "versions": _versions(),
     }

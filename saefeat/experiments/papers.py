@@ -2,7 +2,7 @@
 
 Commands stand without `saefeat`. `{run}` is the directory of the run, `{out}` the file or directory
 of the result, `{inputs}` the options that give a collection the model and text of the run, and
-other names in braces are what the user gives.
+other names in braces are what the user gives: corpora (`CORPORA`) or files.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _FOLDERS = {
     "steer sweep": "steering",
     "steer matrix": "steering",
 }
+# What the user gives that is a corpus; all else is a file.
+CORPORA = ("parallel", "texts")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Step:
 
     @property
     def needs(self) -> list[str]:
-        """Names of the files that the user gives."""
+        """Names of the corpora and files that the user gives."""
         found = dict.fromkeys(re.findall(r"\{(\w+)\}", self.command))
         return [name for name in found if name not in ("run", "out", "inputs")]
 
@@ -368,10 +370,16 @@ PAPERS: Mapping[str, Paper] = {
             ),
             Step(
                 "keywords",
-                "Whose keywords do the decoded tokens belong to, layer by layer? (The paper reads "
-                "prompts with translations of programs, here plain test texts; its list of "
-                "keywords is of 23 languages, here Pygments'.)",
+                "Whose keywords do the decoded tokens of plain test texts belong to, by layer?",
                 "lens --run {run} --kinds keywords --out {out}",
+            ),
+            Step(
+                "programs",
+                "And where the model reads translations of programs, after four others? (The "
+                "paper's list of keywords is of 23 languages, here Pygments', and English is what "
+                "fastText reads as English.)",
+                "lens --run {run} --kinds keywords --programs {programs} --texts 100 --norm with "
+                "--out {out}",
                 "English and keywords in the second half",
             ),
             Step(

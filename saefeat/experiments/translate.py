@@ -20,7 +20,7 @@ from saefeat.config import Decoding, SteeringRecipe, TranslateConfig
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.generation import encode_prompts, generate, texts_of
-from saefeat.io import UserError
+from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code, language_name, own_label
 from saefeat.run.opened import OpenRun
 from saefeat.run.recipes import choose_recipe
@@ -55,6 +55,7 @@ def translate(
         **asdict(config),
         "sentences_of": {label: [list(pair) for pair in some] for label, some in pairs.items()},
         "recipes": {name: asdict(recipe) for name, (_, recipe, _) in jobs.items()},
+        "statistics": fingerprint(bench.origins([recipe for _, recipe, _ in jobs.values()])),
         "random_seed": SEED,
         "source_label": bench.source_label,
         "decoding": asdict(decoding),

@@ -21,7 +21,6 @@ from saefeat.run.stages import neuron_layers, rank
 from saefeat.run.steer import collect_sites, find_label
 from saefeat.selection import Selection
 from saefeat.statistics import Stats
-from saefeat.statistics.base import comparable
 from saefeat.steering import Change
 from saefeat.steering.changes import Collected, NoUnits, Units, build_changes
 from saefeat.steering.patches import Patches, collect_patches, read_patches
@@ -187,7 +186,7 @@ class UnitBench:
             each.name: {
                 "units": {label: each.count(label) for label in each.chosen},
                 "fingerprint": fingerprint(
-                    [each.chosen, [comparable(self.read(x).header) for x in each.dictionaries]]
+                    [each.chosen, self.opened.files.stats_origins(each.dictionaries)]
                 ),
             }
             for each in sets

@@ -25,7 +25,7 @@ from saefeat.run.summaries import RESAMPLES
 from saefeat.run.trials import Trials
 from saefeat.rundir import ComparisonDir
 from saefeat.statistics import Stats
-from saefeat.statistics.files import list_stats
+from saefeat.statistics.files import list_stats, stats_origins
 from saefeat.steering import CannotSteer
 from saefeat.steering.changes import check_counted
 
@@ -66,7 +66,7 @@ def compare_stats(
     if "measured" in kept_json(files.metrics):
         raise UserError(f"{out} holds a comparison on a run; choose another output", "out")
     found, left = find_contenders(source, units=config.units, methods=config.methods, say=say)
-    result = _result(found, left, _request(found, config), config, [{} for _ in found])
+    result = _result(found, left, _request(found, config, source), config, [{} for _ in found])
     with claim_file(files.metrics):
         _save(files, found, result)
     return result
@@ -78,8 +78,8 @@ def compare_rules(
     """Compare rules on a run: what they choose, and what the chosen units do.
 
     Run it again to resume: what is measured is kept. With another number of threads, which changes
-    figures in bfloat16, or with other rules or options, it starts again. What cannot be measured is
-    reported and left out.
+    figures in bfloat16, or with other rules, options or statistics, it starts again. What cannot be
+    measured is reported and left out.
 
     Args:
         source: statistics of the model, the SAEs and the labels of the run; default its own.
@@ -98,14 +98,16 @@ def compare_rules(
         source, units=config.units, methods=config.methods, say=opened.say
     )
     _check_statistics(source, found, opened)
-    request = _request(found, config, opened)
+    request = _request(found, config, source, opened)
     before = kept_json(files.metrics).get("request")
     if before == request:
         clear_finished(files.metrics, request)
         opened.say(f"{files.metrics} is complete already")
         return files.load_metrics()
     if before:
-        opened.say(f"note: {files.metrics} is of other rules or options, and will be replaced")
+        opened.say(
+            f"note: {files.metrics} is of other rules, options or statistics, and will be replaced"
+        )
     threads = opened.lm.threads
     with resume(files.metrics, request, "the comparison", threads, opened.say) as checkpoint:
         trials = Trials(opened, config, source, labels, _bench(opened, config, source))
@@ -166,14 +168,14 @@ def _bench(opened: OpenRun, config: CompareConfig, stats: Path) -> Bench | None:
 
 
 def _request(
-    found: Sequence[Contender], config: CompareConfig, opened: OpenRun | None = None
+    found: Sequence[Contender], config: CompareConfig, source: Path, opened: OpenRun | None = None
 ) -> str:
     """What a comparison is of."""
     chosen = [
         [each.pool, each.method, each.selection.cells(), repr(each.stability)] for each in found
     ]
     run = [opened.lm.fingerprint, opened.corpus.fingerprint] if opened else []
-    return fingerprint([chosen, run, asdict(config)])
+    return fingerprint([chosen, run, stats_origins(list_stats(source).values()), asdict(config)])
 
 
 # --------------------------------------------------------------------------- the result

@@ -37,7 +37,8 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
     Each label's features (of low entropy, and highest above the mean of the other labels) are
     edited in turn: `ablate` sets them to zero, `amplify` doubles them. All SAEs are edited
     together. Run it again to resume: labels that are done are kept. With another number of threads,
-    which changes figures in bfloat16, it starts again.
+    which changes figures in bfloat16, and with statistics that are collected anew, which change the
+    features, it starts again.
 
     Raises CannotSteer when no label has a test text, when fewer than two labels have statistics, or
     when the encoders of all SAEs together do not fit in memory; UserError when `out` is something
@@ -50,8 +51,9 @@ def matrix(opened: OpenRun, out: Path, config: MatrixConfig) -> PerplexityMatrix
     if not texts:
         raise CannotSteer("no label has a test text to measure; the corpus is too small")
     saes = [sae.identity["fingerprint"] for sae in opened.saes]
+    origins = opened.files.stats_origins(sae.id for sae in opened.saes)
     asked = [config.sentences, list(config.edits), config.top]
-    request = fingerprint([lm.fingerprint, opened.corpus.fingerprint, *asked, saes])
+    request = fingerprint([lm.fingerprint, opened.corpus.fingerprint, *asked, saes, origins])
     if kept_json(out).get("request") == request:
         clear_finished(out, request)
         opened.say(f"{out} is complete already")

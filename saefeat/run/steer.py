@@ -13,7 +13,7 @@ import torch
 
 from saefeat.baselines.judge import LanguageJudge
 from saefeat.collection import collect
-from saefeat.config import PROMPTING, RANDOM, Decoding, Schedule, SteeringRecipe
+from saefeat.config import PROMPTING, RANDOM, STEERING_METHODS, Decoding, Schedule, SteeringRecipe
 from saefeat.confusion import line_passes, word_passes
 from saefeat.corpora import Corpus, first_by_hash
 from saefeat.forcing import Measured, Reference, measure, measure_reference
@@ -76,6 +76,11 @@ def pick_texts(corpus: Corpus, label: str, n: int, seed: int, split: str = "test
     return [corpus.texts[i] for i in first_by_hash(corpus, positions, seed, n)]
 
 
+def _sites_of(recipes: Iterable[SteeringRecipe]) -> list[str]:
+    """The sites whose means recipes are made from, each once."""
+    return list(dict.fromkeys(site for recipe in recipes for site in sites_read(recipe)))
+
+
 def collect_sites(opened: OpenRun, sites: Iterable[str]) -> None:
     """Collect the statistics of the identities of sites, if the run does not have them.
 
@@ -114,17 +119,28 @@ class Bench:
     def run(self) -> RunDir:
         return self.opened.files
 
-    @property
-    def request(self) -> list[Any]:
-        """What steering of this run depends on, as JSON."""
+    def request(self, recipes: Sequence[SteeringRecipe]) -> list[Any]:
+        """What steering of this run by recipes depends on, as JSON; see `origins`."""
         opened = self.opened
         return [
             opened.lm.fingerprint,
             opened.corpus.fingerprint,
             [sae.identity["fingerprint"] for sae in opened.saes],
+            self.origins(recipes),
             self.source_label,
             asdict(self.decoding),
         ]
+
+    def origins(self, recipes: Sequence[SteeringRecipe]) -> list[Any]:
+        """What the statistics that recipes read were collected from; see `stats_origins`.
+
+        They have to be there; see `collect_missing`.
+        """
+        sites = _sites_of(recipes)
+        read = [*sites, *(sae.id for sae in self.opened.saes if sae.site in sites)]
+        of = (STEERING_METHODS[recipe.method] for recipe in recipes)
+        control = any("random_rate" in method.optional for method in of)
+        return self.run.stats_origins(read, control=control)
 
     @cached_property
     def builder(self) -> RecipeBuilder:
@@ -168,7 +184,7 @@ class Bench:
 
     def collect_missing(self, recipes: Iterable[SteeringRecipe]) -> None:
         """Collect the statistics of sites that recipes steer, if the run does not have them."""
-        collect_sites(self.opened, [site for recipe in recipes for site in sites_read(recipe)])
+        collect_sites(self.opened, _sites_of(recipes))
 
     def add_controls(self, recipe: SteeringRecipe, label: str) -> dict[str, SteeringRecipe]:
         """A recipe with its controls, by name (see `with_controls`); statistics are collected.

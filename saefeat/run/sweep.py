@@ -69,8 +69,8 @@ def sweep(
 
     Run it again to resume: finished labels are kept until a sweep of this grid is complete, also
     when it is resumed with other labels. With another number of threads, which changes figures in
-    bfloat16, the sweep starts again. A label that cannot be measured (no test text, no features) is
-    reported and skipped.
+    bfloat16, and with statistics that are collected anew, which change the edits, the sweep starts
+    again. A label that cannot be measured (no test text, no features) is reported and skipped.
 
     Args:
         halves: tune on every second prompt and report on the others; else do both on all prompts,
@@ -93,7 +93,8 @@ def sweep(
     recipes = [asdict(recipe) for recipe in grid]
     # The last words: a sweep of an earlier version, without this reference, is not complete.
     last = ["in context", *([] if loss_budget is None else [loss_budget])]
-    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request, *last])
+    bench.collect_missing(grid)
+    grid_mark = fingerprint([recipes, list(prompts), halves, bench.request(grid), *last])
     request = fingerprint([grid_mark, wanted])
     if kept_json(out).get("request") == request:
         clear_finished(run.settings, grid_mark)
@@ -103,7 +104,6 @@ def sweep(
     # Read before the work: a damaged file is reported and stays.
     before = load_recipes(run) if run.settings.exists() else (None, {})
     with resume(run.settings, grid_mark, "the sweep", threads, opened.say) as checkpoint:
-        bench.collect_missing(grid)
         # The model's own text stands after a prompt and its beginning, an instruction before it.
         room = max(BEGINNING, longest(opened.lm, grid, wanted))
         ids = encode_prompts(opened.lm, prompts, bench.decoding.max_new_tokens + room)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,20 @@ def stats_file(directory: Path, dictionary: str) -> Path:
 
 
 def stats_header(directory: Path, dictionary: str) -> dict[str, Any]:
-    """Read the header of the statistics of a dictionary, without their tensors."""
-    return Stats.read_header(stats_file(directory, dictionary))
+    """Read the header of the statistics of a dictionary, without their tensors.
+
+    Raises UserError when they are not there.
+    """
+    return Stats.read_header(_existing(directory, dictionary))
+
+
+def stats_origins(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """What the statistics in files were collected from and how, as JSON (see `comparable`).
+
+    The request of a result holds it, so that the result is measured again once the statistics are
+    collected anew from other text or with other options.
+    """
+    return [comparable(Stats.read_header(path)) for path in paths]
 
 
 def list_stats(directory: Path) -> dict[str, Path]:
@@ -42,11 +54,15 @@ def list_stats(directory: Path) -> dict[str, Path]:
 
 def load_stats(directory: Path, dictionary: str) -> Stats:
     """Statistics of a dictionary in a directory. Raises UserError when they are not there."""
+    return Stats.load(_existing(directory, dictionary))
+
+
+def _existing(directory: Path, dictionary: str) -> Path:
     path = stats_file(directory, dictionary)
     if not path.is_file():
         message = f"{directory} holds no statistics of {dictionary}; collect them first"
         raise UserError(message, command="collect")
-    return Stats.load(path)
+    return path
 
 
 class StatsFiles(Sequence[Any]):

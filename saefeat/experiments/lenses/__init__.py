@@ -1,6 +1,7 @@
 """Lenses: what the residual stream holds, layer by layer.
 
-Each kind is an experiment with a file of its own, `RUN/experiments/lens-KIND.json`.
+Each kind is an experiment with a file of its own, `RUN/experiments/lens-KIND.json`; keywords in
+translations of programs are in `lens-programs.json`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from saefeat.experiments.lenses import tokens
 from saefeat.experiments.lenses.alignment import alignment
 from saefeat.experiments.lenses.bench import LensBench, NotApplicable, Prepared
 from saefeat.experiments.lenses.probe import probe
+from saefeat.experiments.lenses.programs import program_keywords
 from saefeat.experiments.lenses.top import TopTokens
 from saefeat.experiments.lenses.words import word_probabilities
 from saefeat.io import UserError
@@ -35,6 +37,7 @@ _INPUT = {
     "words": "words",
     "keywords": "keywords",
     "programming": "keywords",
+    "programs": "keywords",
     "parallel": "alignment",
 }
 
@@ -84,7 +87,9 @@ def _prepare(bench: LensBench, kinds: list[str]) -> list[Prepared]:
     top, found, notes = TopTokens(bench), [], []
     for kind in kinds:
         try:
-            if kind in _OTHERS:
+            if kind == "keywords" and bench.config.programs is not None:
+                found.append(program_keywords(bench))
+            elif kind in _OTHERS:
                 found.append(_OTHERS[kind](bench))
             else:
                 found.append(tokens.decode_tokens(bench, top, _ATTRIBUTIONS[kind](bench)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from saefeat.experiments.lenses.bench import (
     stage_means,
 )
 from saefeat.experiments.lenses.figures import FIGURES, NOTES, text_figures
-from saefeat.experiments.lenses.top import TopTokens
+from saefeat.experiments.lenses.top import Counted, TopTokens
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import LID176, to_labels
 from saefeat.labels.scripts import known_scripts, script_of, scripts_of_label
@@ -94,18 +94,26 @@ def scripts(bench: LensBench) -> Attribution:
     return Attribution("scripts", "scripts", [*classes, _OTHER], read, scripts_of_label)
 
 
-def keywords(bench: LensBench) -> Attribution:
-    """By the keywords of programming languages: those of a table, or of Pygments."""
+def keywords(bench: LensBench, needed: Sequence[str] = ()) -> Attribution:
+    """By the keywords of programming languages: those of a table, or of Pygments.
+
+    `needed`: languages that have to be among them. Raises UserError where a table lacks one.
+    """
     config, labels = bench.config, bench.opened.corpus.labels
     settings: dict[str, Any] = {}
     if config.keywords is not None:
         table = keyword_table(Path(config.keywords))
         names, found = list(table), {name: words.__contains__ for name, words in table.items()}
+        if lacking := [name for name in needed if name not in table]:
+            raise UserError(f"{config.keywords} has no keywords of {lacking[0]}", "keywords")
         settings["table"] = fingerprint({name: sorted(words) for name, words in table.items()})
     else:
         from pygments import __version__
 
-        names = list(config.programming or _programming(labels, bool(config.kinds)))
+        asked = bool(config.kinds or needed)
+        others = config.programming or _programming(labels, asked)
+        known = {name.lower() for name in needed}
+        names = [*needed, *(name for name in others if name.lower() not in known)]
         found, settings = pygments_keywords(names), {"pygments": __version__}
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:
@@ -174,28 +182,13 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
         [LAYERS, *NOTES],
     )
     reader = TokenReader(bench.lm, attribution)
-    sampled = cache(lambda: _sample_vocabulary(bench, reader))
+    chance = cache(lambda: sample_vocabulary(bench, reader))
 
     def measure(label: str) -> list[Row]:
-        rows, (chance, part) = [], sampled()
-        for (norm, layer), (ids, counts, mass) in top.count(label).items():
-            found, share = reader.sums(ids, counts)
-            total, attributed = int(counts.sum()), reader.attributed(ids, counts)
-            of_class, every = reader.by_class(ids, mass), float(mass.sum())
+        rows: list[Row] = []
+        for (norm, layer), counted in top.count(label).items():
             head = {"text": label, "norm": norm, "layer": layer}
-            for i, decoded in enumerate(attribution.classes):
-                rows.append(
-                    {
-                        **head,
-                        "decoded": decoded,
-                        "count": int(found[i]),
-                        "share": None if share is None else float(share[i]),
-                        "attributed": attributed / total,
-                        "vocabulary": None if chance is None else float(chance[i]),
-                        "mass": float(of_class[i]),
-                        "by_chance": every * float(part[i]),
-                    }
-                )
+            rows += [{**head, **row} for row in reader.rows(counted, chance())]
         return rows
 
     labels, figures = (
@@ -210,6 +203,18 @@ def decode_tokens(bench: LensBench, top: TopTokens, attribution: Attribution) ->
         return layer_means(figures(rows), FIGURES)
 
     return Prepared(question, labels, measure, summarize, average=average)
+
+
+class Chance(NamedTuple):
+    """Shares of each class among random tokens of the vocabulary, float64 [K].
+
+    Attributes:
+        share: of those that have a class; None where none has one.
+        of_all: of all of them.
+    """
+
+    share: np.ndarray | None
+    of_all: np.ndarray
 
 
 class TokenReader:
@@ -231,6 +236,24 @@ class TokenReader:
             self._known[token] = tuple(self._index[name] for name in names)
         return [self._known[token] for token in ids]
 
+    def rows(self, counted: Counted, chance: Chance) -> list[Row]:
+        """A row for each class; see `decode_tokens`."""
+        found, share = self.sums(counted.ids, counted.counts)
+        attributed = self.attributed(counted.ids, counted.counts) / int(counted.counts.sum())
+        mass, every = self.by_class(counted.ids, counted.mass), float(counted.mass.sum())
+        return [
+            {
+                "decoded": decoded,
+                "count": int(found[i]),
+                "share": None if share is None else float(share[i]),
+                "attributed": attributed,
+                "vocabulary": None if chance.share is None else float(chance.share[i]),
+                "mass": float(mass[i]),
+                "by_chance": every * float(chance.of_all[i]),
+            }
+            for i, decoded in enumerate(self.attribution.classes)
+        ]
+
     def sums(self, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens of each class, int64 [K], and their shares; None where no token has a class."""
         found, attributed = self.by_class(ids, counts), self.attributed(ids, counts)
@@ -248,12 +271,10 @@ class TokenReader:
         return int(counts[[bool(numbers) for numbers in self.classes(ids.tolist())]].sum())
 
 
-def _sample_vocabulary(
-    bench: LensBench, reader: TokenReader
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Shares of each class among random tokens: of those with a class (as `sums`), and of all."""
+def sample_vocabulary(bench: LensBench, reader: TokenReader) -> Chance:
+    """Attribute random tokens of the vocabulary."""
     size = min(len(bench.lm.tokenizer), bench.lm.unembedding().shape[0])
     rng = np.random.default_rng(bench.opened.config.seed)
     ids = rng.choice(size, min(size, _SAMPLE), replace=False)
     found, share = reader.sums(ids, np.ones_like(ids))
-    return share, found / len(ids)
+    return Chance(share, found / len(ids))

@@ -48,11 +48,15 @@ class TopTokens:
             self._kept[label] = self._count(label)
         return self._kept[label]
 
-    def _count(self, label: str) -> dict[tuple[str, int], Counted]:
-        bench, config = self.bench, self.bench.config
+    def rows(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens of the texts of a label, and the places of each that may be decoded."""
         texts = [row for row, x in zip(self.examples.tokens, self.examples.of, strict=True)
                  if x == label]  # fmt: skip
-        rows, places = self._generate(texts) if config.generated else self._find_places(texts)
+        return self._generate(texts) if self.bench.config.generated else self._find_places(texts)
+
+    def _count(self, label: str) -> dict[tuple[str, int], Counted]:
+        bench, config = self.bench, self.bench.config
+        rows, places = self.rows(label)
         chosen = {i: spread(some, config.positions) for i, some in enumerate(places)}
         found: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {
             (name, layer): [] for name in bench.norms for layer in bench.sites
