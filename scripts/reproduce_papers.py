@@ -4,10 +4,11 @@
 
 WORK holds the runs and keeps what is done: run it again to resume. Most papers run on a demo of
 some languages. `culture` runs on sayings of six cultures, with text of the same languages beside;
-`code` on source files of six programming languages; `sharing` and `mexa` on parallel documentation
-(see `label_kinds.py` for where they come from). The result has the summary of each experiment, the
-published figures beside those found here, and the seconds that each paper took. Papers that FILE
-has already are kept, unless they are asked for by `--papers`.
+`code` on source files of six programming languages, with programs.csv beside, which has the same
+programs in four; `sharing` and `mexa` on parallel documentation (see `label_kinds.py` for where
+they come from). The result has the summary of each experiment, the published figures beside those
+found here, and the seconds that each paper took. Papers that FILE has already are kept, unless they
+are asked for by `--papers`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from common import by_commas, choose_parts, flags, options, parse, record
 from label_corpora import CULTURES, Missing, write_code, write_cultures, write_docs, write_lines
 
 from saefeat.corpora import load_corpus
+from saefeat.experiments.lenses.programs import read_programs
 from saefeat.experiments.papers import PAPERS, Step
 from saefeat.experiments.published import choose_published, read_figures
 from saefeat.rundir import RunDir
@@ -38,6 +40,7 @@ CORPORA: dict[str, tuple[str, Callable[[Path, int, Path], Any]]] = {
     "code": ("corpus.jsonl", lambda out, n, _: write_code(out, n)),
     "docs": ("corpus.jsonl", write_docs),
 }
+PROGRAMS = Path(__file__).with_name("programs.csv")
 SMALL = {
     "d_sae": 1024,
     "train_tokens": 4000,
@@ -91,9 +94,25 @@ def prepare(kind: str, arguments: Any) -> tuple[Path, dict[str, Any]]:
         work.mkdir(parents=True, exist_ok=True)
         write(corpus, arguments.per_label, arguments.work / "packages")
     call("run", *flags(model=MODEL, corpus=corpus, out=run, **SMALL), check=True)
-    if kind == "docs":
-        return run, {"parallel": corpus}
-    return run, same_languages(work) if kind == "cultures" else {}
+    given = {
+        "docs": lambda: {"parallel": corpus},
+        "cultures": lambda: same_languages(work),
+        "code": lambda: translated_programs(work),
+    }
+    return run, given[kind]()
+
+
+def translated_programs(work: Path) -> dict[str, Any]:
+    """Small programs in four languages, written for this: the table, and a corpus of its cells."""
+    corpus = work / "programs.jsonl"
+    programs = read_programs(PROGRAMS)
+    rows = (
+        {"text": program, "label": language, "id": str(i)}
+        for language, some in programs.items()
+        for i, program in enumerate(some)
+    )
+    write_lines(corpus, rows)
+    return {"programs": PROGRAMS, "parallel": corpus}
 
 
 def same_languages(work: Path) -> dict[str, Any]:
