@@ -71,6 +71,9 @@ class FallbackConfig(Continued):
     deactivate: float = about("Constant that the units are set to.", -1.5)
     source: str | None = about("Label of the prompts, in place of the English ones.", None)
     prompts: int = about("Prompts.", 16, ge=1, le=128)
+    stops: tuple[str, ...] = about(
+        r"String before which a continuation ends, \n for a new line.", ()
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
