@@ -130,9 +130,9 @@ class SweptEdits(ExperimentUnits):
     """Which edits amplify units, and by what factors (arXiv 2507.22581)."""
 
     edits: tuple[str, ...] = about(
-        "Edits: pmax, pmedian (patched with the label's sentences), max, add-max, quantile, "
-        "quantile:0.5 (of the values of the token; with pass- before, of all tokens), constant, "
-        "times, and all others of steering.",
+        "Edits: pmax, pmedian (patched with the label's sentences), max, quantile, quantile:0.5, "
+        "mean, std, iqr, mad (of the values of the token; with add- before, added; with pass- or "
+        "pass-add- before, of all tokens), constant, times, and all others of steering.",
         ("pmax", "pmedian", "max"),
         min_length=1,
         kw_only=True,
