@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefeat.evaluation import difference_interval, interval, slip
-from saefeat.generation import Decoding, distinct_trigrams, generate, perplexities, texts_of
+from saefeat.generation import Decoding, cut_at_stops, distinct_trigrams, generate, perplexities
 from saefeat.models import LanguageModel
 
 RESAMPLES = 1000
@@ -74,13 +74,18 @@ class Reference:
 
 
 def measure(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], judge: Judge
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[int]],
+    judge: Judge,
+    stops: Sequence[str] = (),
 ) -> Measured:
     """Judge continuations `rows` of prompts, both token ids, and measure them.
 
-    Call it outside of any steering: the unsteered model measures.
+    Only what stands before the first of the strings `stops` is judged and measured; see
+    `cut_at_stops`. Call it outside of any steering: the unsteered model measures.
     """
-    texts = texts_of(lm, rows)
+    rows, texts = cut_at_stops(lm, rows, stops)
     distinct = [distinct_trigrams([row]) if len(row) > 2 else None for row in rows]
     return Measured(texts, judge(texts), perplexities(lm, prompts, rows), distinct)
 

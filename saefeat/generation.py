@@ -114,7 +114,7 @@ def generate(
     *,
     repeat: int | None = None,
     repetition_penalty: float = 1.0,
-    stop: str | None = None,
+    stops: Sequence[str] = (),
 ) -> list[list[int]]:
     """Generate the new tokens of each prompt, cut at the first end-of-text token.
 
@@ -127,7 +127,8 @@ def generate(
             random numbers; None: all prompts differ.
         repetition_penalty: divides positive logits, and multiplies negative ones, of tokens that
             the prompt or the text so far has.
-        stop: a text ends with the first token whose own text has this; the token is kept.
+        stops: no more tokens are generated for a text that has one of these strings. Its tokens
+            are kept, and padding may follow: `cut_at_stops` cuts them.
     """
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -150,8 +151,8 @@ def generate(
         if repetition_penalty != 1:
             processors.append(_Penalty(repetition_penalty, mask))
         processors += logit_processors(lm, ids.shape[1])
-        if stop is not None:
-            criteria.append(_StopAfter(lm, stop))
+        if stops:
+            criteria.append(_StopAfter(lm, stops, ids.shape[1]))
         if decoding.temperature > 0:
             numbers = uniform[torch.arange(start, start + len(ids)) % len(uniform)]
             gumbel = -(-numbers.log()).log().to(ids.device)
@@ -228,22 +229,57 @@ class _Penalty:
 
 
 class _StopAfter:
-    """Stops a text after a token whose own text has a string."""
+    """Stops a text that has one of some strings.
 
-    def __init__(self, lm: LanguageModel, string: str) -> None:
-        self.lm, self.string = lm, string
-        self.known: dict[int, bool] = {}
+    `stop_strings` of transformers would also stop at a string that begins in the prompt.
+
+    Args:
+        start: tokens of the prompts in the batch, padding included.
+    """
+
+    def __init__(self, lm: LanguageModel, stops: Sequence[str], start: int) -> None:
+        self.lm, self.stops, self.start = lm, stops, start
 
     def __call__(self, ids: Tensor, _scores: Any, **_options: Any) -> Tensor:
-        last = ids[:, -1].tolist()
-        for token in set(last) - self.known.keys():
-            self.known[token] = self.string in self.lm.tokenizer.decode([token])
-        return torch.tensor([self.known[token] for token in last], device=ids.device)
+        texts = texts_of(self.lm, ids[:, self.start :].tolist())
+        return torch.tensor([_has(text, self.stops) for text in texts], device=ids.device)
+
+
+def _has(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
 
 
 def texts_of(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> list[str]:
     """Decode rows of token ids to texts, without special tokens."""
     return [lm.tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
+
+
+def cut_at_stops(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], stops: Sequence[str]
+) -> tuple[list[list[int]], list[str]]:
+    """Cut continuations before the first of some strings: their tokens, and their texts.
+
+    The first is the string that is complete first. A token of which a part stands before the string
+    is not among the tokens; that part is in the text. A row is read token by token, so that what
+    was generated after a string makes no difference.
+    """
+    if not stops:
+        return [list(row) for row in rows], texts_of(lm, rows)
+    cut = [_cut_at_stops(lm, row, stops) for row in rows]
+    return [row for row, _ in cut], [text for _, text in cut]
+
+
+def _cut_at_stops(
+    lm: LanguageModel, row: Sequence[int], stops: Sequence[str]
+) -> tuple[list[int], str]:
+    texts = [""]  # of the first 0, 1, ... tokens
+    for n in range(1, len(row) + 1):
+        texts += texts_of(lm, [row[:n]])
+        if _has(texts[n], stops):
+            text = texts[n][: min(texts[n].find(stop) for stop in stops if stop in texts[n])]
+            kept = max(m for m in range(n) if text.startswith(texts[m]))
+            return list(row[:kept]), text
+    return list(row), texts[-1]
 
 
 def perplexities(

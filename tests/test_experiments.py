@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pyarrow as pa
 import pytest
@@ -19,7 +20,15 @@ from saefeat.experiments.fallback import fallback
 from saefeat.experiments.frame import Forecast
 from saefeat.experiments.units import UnitBench, own_labels
 from saefeat.forcing import measure
-from saefeat.generation import encode_prompts, generate, losses_by_label, predictable, texts_of
+from saefeat.generation import (
+    distinct_trigrams,
+    encode_prompts,
+    generate,
+    losses_by_label,
+    perplexities,
+    predictable,
+    texts_of,
+)
 from saefeat.hooks import intervene
 from saefeat.io import UserError
 from saefeat.report.matrix import _rises_most
@@ -360,6 +369,55 @@ def test_fallback_switches_off_more_and_more_units(run_copy):
     shares = {row["judged"]: row["share"] for row in cells(result, units="neurons", step=2)}
     names = [label or "unknown" for label in judged]
     assert shares == {name: names.count(name) / 3 for name in names}
+
+
+def test_texts_of_fallback_end_before_a_stop(run_copy, tmp_path, monkeypatch):
+    path, greedy = tmp_path / "prompts.txt", Decoding(max_new_tokens=24, temperature=0)
+    questions = ["Q: Where is the cat?A: ", "Q: Wer ist das?A: ", "Q: What does the dog eat?A: "]
+    path.write_text("\n".join(questions))
+    opened = open_run(run_copy)
+    prompts = encode_prompts(opened.lm, questions, 24)
+    rows = generate(opened.lm, prompts, greedy)
+    texts = texts_of(opened.lm, rows)
+    stops = ("in", "KK", "\nQ:")
+    wanted = [text[: min((text.find(x) for x in stops if x in text), default=99)] for text in texts]
+    ends = (texts[0].index("ind"), len(texts[1]), 0)  # before a part of a token; nowhere; at once
+    assert wanted == [text[:end] for text, end in zip(texts, ends, strict=True)]
+    asked = FallbackConfig(units=("features",), prompt_file=str(path), prompts=3)
+    stopping = replace(asked, stops=(*stops[:2], r"\nQ:"))
+    found = fallback(opened, stopping, greedy, tmp_path / "stopped.json")
+    assert found["settings"]["stops"] == stops
+    step = cells(found, units="features", step=0)
+    names = [name or "unknown" for name in Bench(opened, "de", greedy).judge(wanted)]
+    assert names[2] == "unknown" and len({*names}) > 1
+    assert {row["judged"]: row["share"] for row in step} == {x: names.count(x) / 3 for x in names}
+    kept = [rows[0][:9], rows[1], []]
+    assert texts_of(opened.lm, kept) == wanted
+    known = [one for one in perplexities(opened.lm, prompts, kept) if one is not None]
+    assert step[0]["perplexity"] == pytest.approx(median(known), rel=1e-5)
+    assert step[0]["distinct3"] == pytest.approx(distinct_trigrams(kept))
+    whole = fallback(opened, asked, greedy, tmp_path / "whole.json")
+    assert found["rows"] != whole["rows"]
+    # The same figures where everything is generated.
+    asked_of = []
+
+    def generate_on(*args, stops, **options):
+        asked_of.append(stops)
+        return generate(*args, **options)
+
+    monkeypatch.setattr("saefeat.run.steer.generate", generate_on)
+    again = fallback(opened, stopping, greedy, tmp_path / "again.json")
+    assert again["rows"] == found["rows"] and {*asked_of} == {stops}
+
+
+def test_stops_of_fallback_are_given_one_by_one_and_not_empty(saefeat, run_copy):
+    ask = ["steer", "fallback", "--run", run_copy, "--units", "features", "--prompts", 1]
+    given = ["--max-new-tokens", 2, "--stops", r"\nQ:", "--stops", "\nA:, B"]
+    assert saefeat(*ask, *given)[0] == 0
+    result = json.loads((run_copy / "experiments" / "fallback.json").read_text())
+    assert result["settings"]["stops"] == ["\nQ:", "\nA:, B"]
+    code, _, err = saefeat(*ask, "--stops", "")
+    assert code == 2 and "a stop is empty, and would end every text; give it some text (--st" in err
 
 
 def test_random_units_of_fallback_grow_as_the_units_that_they_control(run_copy, tmp_path):

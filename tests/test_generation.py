@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from saefeat import generation
 from saefeat.generation import (
     Decoding,
+    cut_at_stops,
     distinct_trigrams,
     encode_prompts,
     generate,
@@ -149,15 +150,60 @@ def test_a_repetition_penalty_is_that_of_transformers_and_leaves_padding_out(tin
     assert together != generate(tiny_lm, ROWS, GREEDY)
 
 
-def test_a_text_stops_after_the_token_that_has_the_string(tiny_lm):
-    whole = generate(tiny_lm, ROWS, GREEDY)
-    token = whole[0][3]
-    string = tiny_lm.tokenizer.decode([token])
-    for row, found in zip(whole, generate(tiny_lm, ROWS, GREEDY, stop=string), strict=True):
-        has = [string in tiny_lm.tokenizer.decode([t]) for t in row]
-        end = has.index(True) + 1 if True in has else len(row)
-        assert found[:end] == row[:end]
-        assert set(found[end:]) <= {tiny_lm.pad_id}  # rows of a batch that are done are padded
+STOPS = ("}P}", "KK", "do", "H", "Q", "the", "\nA:")  # of one token, of three, and parts of one
+
+
+@pytest.mark.parametrize("decoding", [Decoding(24, temperature=0), Decoding(24, seed=4)])
+def test_texts_end_before_the_first_stop_whether_more_was_generated_or_not(tiny_lm, decoding):
+    whole = generate(tiny_lm, ROWS, decoding)
+    texts = texts_of(tiny_lm, whole)
+    wanted = [text[: min((text.find(x) for x in STOPS if x in text), default=99)] for text in texts]
+    assert sum(one != text for one, text in zip(wanted, texts, strict=True)) >= 4
+    found = generate(tiny_lm, ROWS, decoding, stops=STOPS)
+    rows, cut = cut_at_stops(tiny_lm, found, STOPS)
+    assert cut == wanted and (rows, cut) == cut_at_stops(tiny_lm, whole, STOPS)
+    parts = 0
+    for row, text, before in zip(rows, cut, whole, strict=True):
+        assert row == before[: len(row)]
+        starts = texts_of(tiny_lm, [before[: n + 1] for n in range(len(before))])
+        assert len(row) == max(
+            (n for n, x in enumerate(starts, 1) if text.startswith(x)), default=0
+        )
+        parts += texts_of(tiny_lm, [row]) != [text]
+    assert parts  # a token of which a part stands before the stop is left out
+    assert cut_at_stops(tiny_lm, whole, ()) == (whole, texts)
+
+
+def test_nothing_is_generated_after_a_stop(tiny_lm):
+    decoding = Decoding(24, temperature=0)
+    for row in ROWS:
+        (whole,), (found,) = (generate(tiny_lm, [row], decoding, stops=x) for x in ((), STOPS))
+        assert found == whole[: len(found)] and len(found) < 24
+        last, before = texts_of(tiny_lm, [found, found[:-1]])
+        assert any(x in last for x in STOPS) and not any(x in before for x in STOPS)
+
+
+def test_a_stop_that_begins_in_the_prompt_stops_nothing(tiny_lm):
+    (whole,) = generate(tiny_lm, [ROWS[1]], GREEDY)
+    start, end = texts_of(tiny_lm, [ROWS[1][-1:], whole[:1]])
+    assert start + end not in texts_of(tiny_lm, [whole])[0]
+    assert generate(tiny_lm, [ROWS[1]], GREEDY, stops=[start + end]) == [whole]
+
+
+def test_real_text_is_cut_before_a_stop_wherever_its_tokens_end(tiny_lm):
+    text = "der Hund.\nQ: schön แมว\nA: the end"
+    row = tiny_lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for stops, wanted in {
+        ("\nQ:", "\nA:"): "der Hund.",
+        ("\nA:",): "der Hund.\nQ: schön แมว",
+        ("und",): "der H",
+        ("ön",): "der Hund.\nQ: sch",
+        ("d", "\nQ:"): "",
+        ("\nB:",): text,
+    }.items():
+        assert cut_at_stops(tiny_lm, [row, []], stops)[1] == [wanted, ""]
+    (kept, _), _ = cut_at_stops(tiny_lm, [row, []], ["\nA:"])
+    assert texts_of(tiny_lm, [kept]) == ["der Hund.\nQ: schön แมว"]
 
 
 def test_one_seed_gives_one_text_and_another_seed_another(tiny_lm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import shutil
 
 import numpy as np
@@ -33,6 +34,7 @@ from saefeat.steering import (
     clamp,
     edits,
     follow,
+    following,
     hold,
     patches,
     replace,
@@ -42,9 +44,11 @@ from saefeat.steering import (
 )
 from saefeat.steering.along import add_where_firing, clamp_projection, erase, step, stretch
 from saefeat.steering.changes import OF_PASS, label_mean, project_onto_units, rescale
-from saefeat.steering.edits import quantile_of, schedule_change, token_strengths
+from saefeat.steering.edits import schedule_change, token_strengths
+from saefeat.steering.following import quantile_of
 
 HIDDEN, FFN = 32, 48  # of the models in conftest.py
+OF_MANY = ("quantile", "iqr", "mad")
 BY_TOKEN = [edit for edit in EDITS if edit not in OF_PASS]
 ROWS = [[0, 40, 41], [0, 50, 51, 52, 53, 54, 55], [0, 60, 61, 62, 63]]
 SITE = "mlp_out@0"
@@ -449,12 +453,23 @@ def test_a_quantile_is_that_of_numpy(quantile):
         np.testing.assert_allclose(quantile_of(x, quantile), wanted, rtol=1e-5, atol=1e-6)
 
 
+def published(values, units, statistic):
+    """A statistic of values [tokens, units], in float64, as arXiv 2507.22581 has it in torch."""
+    values = values.double()
+    if isinstance(statistic, float):
+        return float(values.quantile(statistic))
+    if statistic == "mad":
+        return float((values[:, units] - values.median()).abs().median())
+    iqr = values.quantile(0.75) - values.quantile(0.25)
+    return float({"mean": values.mean(), "std": values.std(), "iqr": iqr}[statistic])
+
+
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("quantile", [1.0, 0.9, 0.25])
+@pytest.mark.parametrize("statistic", [1.0, 0.9, 0.25, "mean", "std", "iqr", "mad"])
 @pytest.mark.parametrize("which", ["features", "neurons"])
-def test_following_edits_match_their_definition(monkeypatch, which, quantile, added):
+def test_following_edits_match_their_definition(monkeypatch, which, statistic, added):
     """By token and by pass, in loops over rows and tokens; step -1 and outliers count nowhere."""
-    monkeypatch.setattr(edits, "_CELLS", 100)  # one or two tokens at a time
+    monkeypatch.setattr(following, "_CELLS", 100)  # one or two tokens at a time
     x, strength = random(3, 6, FFN if which == "neurons" else HIDDEN, seed=7), 1.7
     x[1, 4] *= 100
     steps = torch.tensor([[0, 0, 0, 0, 1, 2], [-1, -1, 0, 0, 0, 0], [-1] * 6])
@@ -462,22 +477,29 @@ def test_following_edits_match_their_definition(monkeypatch, which, quantile, ad
     if which == "features":
         dictionary = make_sae(k=24, max_norm=60.0)
     units = NEURONS if which == "neurons" else UNITS
-    every = np.stack([dictionary.encode(row).dense().numpy() for row in x])
+    every = torch.stack([dictionary.encode(row).dense() for row in x])
     for of_pass in (False, True):
         expected = x.clone()
         for b, t in np.ndindex(3, 6):
             here = [i for i in range(6) if steps[b, i] >= 0 and x[b, i].norm() <= 60]
             if t not in here:
                 continue
-            level = np.quantile(every[b, here if of_pass else [t]].ravel(), quantile)
+            level = published(every[b, here if of_pass else [t]], units, statistic)
             for unit in units:
                 z = float(every[b, t, unit])
-                moved = strength * float(level) + (z if added else 0.0) - z
+                moved = strength * level + (z if added else 0.0) - z
                 expected[b, t] += moved * dictionary.directions_of([unit])[0]
-        change = follow(dictionary, units, quantile, added=added, of_pass=of_pass)
+        change = follow(dictionary, units, statistic, added=added, of_pass=of_pass)
         found = schedule_change(change, strength, CONSTANT)(x, steps)
         found = torch.where(steps[..., None] < 0, x, found)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_statistic_of_no_units_edits_nothing():
+    x, steps = random(2, 3, FFN), torch.zeros(2, 3, dtype=torch.int64)
+    for of_pass in (False, True):
+        change = follow(Identity("mlp_act@1", FFN), [], "mad", of_pass=of_pass)
+        assert torch.equal(schedule_change(change, 1.0, CONSTANT)(x, steps), x)
 
 
 def test_edits_leave_the_reconstruction_error_out():
@@ -813,7 +835,9 @@ def test_an_edit_of_a_pass_is_the_same_batched_and_alone_and_strength_0_changes_
         for i, row in enumerate(ROWS):
             alone = logits(tiny_lm, [row])[0]
             torch.testing.assert_close(together[i, -len(row) :], alone, rtol=0, atol=1e-4)
-        assert (together - plain).abs().max() > 1e-3
+        # Most values of features are 0, and so are these statistics.
+        zero = which == "features" and edit.startswith("pass-add-") and edit[9:] in OF_MANY
+        assert bool((together - plain).abs().max() > 1e-3) is not zero
     with steer(tiny_lm, chosen, "de", 0.0, edit=edit):
         assert torch.equal(logits(tiny_lm), plain)
 
@@ -832,6 +856,37 @@ def test_an_edit_of_a_pass_differs_from_that_by_token(tiny_lm, neurons):
     assert whole[:, unit].unique().numel() == 1 < by_token[:, unit].unique().numel()
     assert torch.equal(whole[0, unit], by_token[:, unit].max())
     assert (shorter[0, unit] - whole[0, unit]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("added", ["", "add-"])
+@pytest.mark.parametrize("name", ["max", "quantile", "mean", "std", "iqr", "mad"])
+def test_test_time_edits_write_the_published_statistic_of_the_values_of_the_model(
+    tiny_lm, neurons, name, added, cached
+):
+    """In generation, batched and alone; a pass with a cache holds the new token alone."""
+    site, statistic = "mlp_act@1", {"max": 1.0, "quantile": 0.9}.get(name, name)
+    units = torch.tensor(neurons.units(site)["de"])
+    for prefix, rows in itertools.product(("", "pass-"), (ROWS, ROWS[:1], ROWS[1:2])):
+        passes = []
+        with steer(tiny_lm, neurons, "de", 1.5, edit=f"{prefix}{added}{name}"):
+            module = tiny_lm.model.get_submodule(tiny_lm.site(site).path)
+            hook = module.register_forward_hook(lambda *found, to=passes: to.append(found[-1]))
+            with hook:
+                new = go(tiny_lm, rows, use_cache=cached)
+        for i, (row, more) in enumerate(zip(rows, new, strict=True)):
+            # The edit is in the last layer, so these are the values before it too.
+            plain = vectors(tiny_lm, site, [*row, *more[:-1]])[0]
+            edited = torch.cat([one[i] for one in passes]) if cached else passes[-1][i]
+            prompt, later = list(range(1, len(row))), list(range(len(row), len(plain)))
+            seen = [prompt, *([t] for t in later)] if cached else [prompt + later]
+            wanted = plain.clone()
+            for part in seen if prefix else [[t] for t in prompt + later]:
+                here = torch.tensor(part)[:, None], units
+                level = 1.5 * published(plain[part], units, statistic)
+                wanted[here] = wanted[here] * bool(added) + level
+            torch.testing.assert_close(edited[-len(plain) :], wanted, rtol=1e-4, atol=1e-5)
+            assert (wanted - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("edit", BY_TOKEN)
@@ -929,7 +984,8 @@ def test_unknown_labels_edits_and_sources_are_refused(tiny_lm, selection):
     refused(tiny_lm, selection, "en", match="no units for en")
     refused(tiny_lm, selection, edit="push", match=r"no edit 'push'.*add, scale, clamp")
     refused(tiny_lm, selection, edit="max:0.5", match=r"no edit 'max:0.5'")
-    for edit in ("quantile:x", "quantile:1.5", "pass-quantile:", "quantile:nan"):
+    refused(tiny_lm, selection, edit="pass-std:0.5", match=r"no edit 'pass-std:0.5'.*, add-mad, ")
+    for edit in ("quantile:x", "quantile:1.5", "pass-quantile:", "add-quantile:nan"):
         refused(tiny_lm, selection, edit=edit, match=f"of the edit '{edit}' is not a number from 0")
     refused(tiny_lm, selection, source="xx", match=r"no label 'xx'.*de, en, th")
 

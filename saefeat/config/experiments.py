@@ -71,6 +71,9 @@ class FallbackConfig(Continued):
     deactivate: float = about("Constant that the units are set to.", -1.5)
     source: str | None = about("Label of the prompts, in place of the English ones.", None)
     prompts: int = about("Prompts.", 16, ge=1, le=128)
+    stops: tuple[str, ...] = about(
+        r"String before which a continuation ends, \n for a new line.", ()
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,9 +130,9 @@ class SweptEdits(ExperimentUnits):
     """Which edits amplify units, and by what factors (arXiv 2507.22581)."""
 
     edits: tuple[str, ...] = about(
-        "Edits: pmax, pmedian (patched with the label's sentences), max, add-max, quantile, "
-        "quantile:0.5 (of the values of the token; with pass- before, of all tokens), constant, "
-        "times, and all others of steering.",
+        "Edits: pmax, pmedian (patched with the label's sentences), max, quantile, quantile:0.5, "
+        "mean, std, iqr, mad (of the values of the token; with add- before, added; with pass- or "
+        "pass-add- before, of all tokens), constant, times, and all others of steering.",
         ("pmax", "pmedian", "max"),
         min_length=1,
         kw_only=True,

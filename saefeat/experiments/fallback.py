@@ -4,9 +4,10 @@ Gurgurov et al., arXiv 2507.22608, fallback analysis. The units of more and more
 constant, and the languages of the continuations are counted after each step.
 
 The paper continues 70 English questions in the frame "Q: ...A: ", greedily, with a repetition
-penalty of 1.1 and 128 new tokens, and stops at a new question or answer. The defaults here are
-other prompts without a frame, sampled and shorter, without a penalty. Nothing stops a text but its
-end; a frame is written into a file of prompts.
+penalty of 1.1 and 128 new tokens. A continuation ends before "\\nQ:" or "\\nA:", and one without
+text counts as unknown. The defaults here are other prompts without a frame, sampled and shorter,
+without a penalty and without stops. A frame is written into a file of prompts; `stops` ends the
+texts, and the language, the perplexity and distinct3 are of what stands before.
 """
 
 from __future__ import annotations
@@ -47,11 +48,15 @@ def fallback(
     step. The random units of a step are as many as those that they control, and keep those of the
     steps before.
 
-    Raises UserError for an unknown label or a file of prompts that cannot be used, and CannotSteer
-    where there are no prompts.
+    Raises UserError for an unknown label, an empty stop or a file of prompts that cannot be used,
+    and CannotSteer where there are no prompts.
     """
     labels = opened.corpus.labels
-    bench = Bench(opened, labels[0], decoding, config.repetition_penalty)
+    # A shell passes a new line as it is written, backslash and n.
+    stops = tuple(stop.replace("\\n", "\n") for stop in config.stops)
+    if "" in stops:
+        raise UserError("a stop is empty, and would end every text; give it some text", "stops")
+    bench = Bench(opened, labels[0], decoding, config.repetition_penalty, stops)
     order = _order(opened, config.order)
     if config.prompt_file is not None:
         if config.source is not None:
@@ -75,6 +80,7 @@ def fallback(
         {
             **asdict(config),
             "order": order,
+            "stops": stops,
             "sets": units.describe(sets),
             "decoding": asdict(decoding),
             "prompt_fingerprint": fingerprint(prompts),

@@ -3,17 +3,19 @@
 Rahmanisa et al., arXiv 2507.22581. A prompt in the base language is followed by an object in the
 base or in the target language. The difference d is the log-probability of the target's object less
 that of the base's, each summed over its tokens. LSS is the share of facts whose d is strictly
-higher under the edit than without.
+higher under the edit than without. A fact whose d is infinite or no number, under the edit or
+without, is lost: it is in no figure, and the share is of the other facts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import LSSConfig
@@ -21,7 +23,6 @@ from saefeat.experiments.facts import Fact, embedded_facts, read_facts
 from saefeat.experiments.frame import Question, carry_out, mean_of
 from saefeat.experiments.sweep import by_setting, edits_and_factors, setting_columns
 from saefeat.experiments.units import UnitBench, UnitSet, with_units
-from saefeat.forcing import finite_or_none
 from saefeat.generation import encode_prompts, token_losses
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code, own_label
@@ -39,10 +40,11 @@ def lss(
     """Amplify the units of every target label by each edit and factor; see `saefeat.experiments`.
 
     Rows have the columns units, edit, factor, base, target, count (units that were edited), facts,
-    lss, lss_per_token (of the difference of mean log-probabilities per token), difference (mean d,
-    nats), shift and shift_per_token (by how much the edit raised the mean difference). Ties count
-    as no shift, so that an edit that changes nothing has the score 0. Units "none" is the model as
-    it is.
+    lost (facts that are in no figure, because d is infinite or no number), lss, lss_per_token (of
+    the difference of mean log-probabilities per token), difference (mean d, nats), shift and
+    shift_per_token (by how much the edit raised the mean difference). The figures are None where
+    all facts are lost. Ties count as no shift, so that an edit that changes nothing has the score
+    0. Units "none" is the model as it is.
 
     Args:
         facts: a table with a row per fact; None: embedded capitals.
@@ -209,29 +211,39 @@ class _LSS:
         rows: list[Row] = []
         every = list(zip(self.facts[target], found, self.clean[target], strict=True))
         for base in dict.fromkeys(fact.base for fact, _, _ in every):
-            pairs = [(now, before) for fact, now, before in every if fact.base == base]
+            here = [(now, before) for fact, now, before in every if fact.base == base]
+            pairs = [pair for pair in here if all(math.isfinite(d) for one in pair for d in one)]
             summed = [now.summed - before.summed for now, before in pairs]
             each = [now.per_token - before.per_token for now, before in pairs]
             rows.append(
                 {
                     "base": base,
                     "target": target,
-                    "facts": len(pairs),
-                    "lss": fmean(moved > 0 for moved in summed),
-                    "lss_per_token": fmean(moved > 0 for moved in each),
-                    "difference": finite_or_none(fmean(now.summed for now, _ in pairs)),
-                    "shift": finite_or_none(fmean(summed)),
-                    "shift_per_token": finite_or_none(fmean(each)),
+                    "facts": len(here),
+                    "lost": len(here) - len(pairs),
+                    "lss": _mean([moved > 0 for moved in summed]),
+                    "lss_per_token": _mean([moved > 0 for moved in each]),
+                    "difference": _mean([now.summed for now, _ in pairs]),
+                    "shift": _mean(summed),
+                    "shift_per_token": _mean(each),
                 }
             )
         return rows
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
 def _summarize(rows: list[Row]) -> list[Row]:
-    """Means over pairs of labels, by units, edit and factor."""
+    """Means over pairs of labels that have figures, by units, edit and factor.
+
+    `lost`: facts that are in no figure, because a loss became infinite or no number.
+    """
     columns = ("lss", "lss_per_token", "difference", "shift", "shift_per_token")
-    return [
-        setting_columns(setting)
-        | {"pairs": len(here), **{column: mean_of(here, column) for column in columns}}
-        for setting, here in by_setting(rows).items()
-    ]
+    found: list[Row] = []
+    for setting, here in by_setting(rows).items():
+        lost: list[Any] = [row["lost"] for row in here]
+        means = {column: mean_of(here, column) for column in columns}
+        found.append(setting_columns(setting) | {"pairs": len(here), **means, "lost": sum(lost)})
+    return found

@@ -290,7 +290,8 @@ PAPERS: Mapping[str, Paper] = {
             Step(
                 "fallback",
                 "Which language comes next when dominant ones are switched off? Published with "
-                "--temperature 0 --repetition-penalty 1.1 --max-new-tokens 128.",
+                "--temperature 0 --repetition-penalty 1.1 --max-new-tokens 128 and, after prompts "
+                r"in the frame 'Q: ...A: ', --stops '\nQ:' --stops '\nA:'.",
                 "steer fallback --run {run} --out {out}",
                 "fallback languages follow a hierarchy",
             ),

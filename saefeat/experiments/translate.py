@@ -19,7 +19,7 @@ from saefeat.artefacts.experiments import Experiment, Row
 from saefeat.config import Decoding, SteeringRecipe, TranslateConfig
 from saefeat.corpora.tables import read_table
 from saefeat.experiments.frame import Question, carry_out, mean_of
-from saefeat.generation import encode_prompts, generate, texts_of
+from saefeat.generation import cut_at_stops, encode_prompts, generate
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import fasttext_code, language_name, own_label
 from saefeat.run.opened import OpenRun
@@ -143,8 +143,9 @@ def _measure(
     ids = encode_prompts(lm, prompts, decoding.max_new_tokens)
     changes, units = bench.builder.build(recipe, label)
     with apply(lm, changes, recipe.strength, recipe.schedule):
-        rows = generate(lm, ids, decoding, repetition_penalty=config.repetition_penalty, stop="\n")
-    outputs = [text.split("\n")[0].strip() for text in texts_of(lm, rows)]
+        penalty = config.repetition_penalty
+        rows = generate(lm, ids, decoding, repetition_penalty=penalty, stops=("\n",))
+    outputs = [text.strip() for text in cut_at_stops(lm, rows, ("\n",))[1]]
     judged = bench.judge.judge(outputs)
     good = [one is not None and one[0] == label and one[1] >= SURE for one in judged]
     return {

@@ -108,12 +108,14 @@ class Bench:
     Attributes:
         source_label: the label that is steered away from; see `find_source`.
         repetition_penalty: of what `measure` and `measure_changes` generate; see `generate`.
+        stops: strings before the first of which these texts end; see `cut_at_stops`.
     """
 
     opened: OpenRun
     source_label: str
     decoding: Decoding
     repetition_penalty: float = 1.0
+    stops: Sequence[str] = ()
 
     @property
     def run(self) -> RunDir:
@@ -255,9 +257,15 @@ class Bench:
                     at = [strength if each == which else 0.0 for each, strength in some]
                     by_row = at[0] if len(at) == 1 else torch.tensor(at).repeat_interleave(n)
                     stack.enter_context(apply(lm, several[which], by_row, schedule))
-                every, penalty = [*(told or prompts)] * len(some), self.repetition_penalty
-                rows += generate(lm, every, self.decoding, repeat=n, repetition_penalty=penalty)
-        measured = measure(lm, [*prompts] * len(jobs), rows, self.judge)
+                rows += generate(
+                    lm,
+                    [*(told or prompts)] * len(some),
+                    self.decoding,
+                    repeat=n,
+                    repetition_penalty=self.repetition_penalty,
+                    stops=self.stops,
+                )
+        measured = measure(lm, [*prompts] * len(jobs), rows, self.judge, self.stops)
         each = [measured.take(i * n, (i + 1) * n) for i in range(len(jobs))]
         return [each[i : i + len(strengths)] for i in range(0, len(jobs), len(strengths))]
 

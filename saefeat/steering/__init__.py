@@ -38,13 +38,13 @@ from saefeat.steering.edits import (
     apply,
     check_strength,
     clamp,
-    follow,
     hold,
     replace,
     scale,
     shift,
     times,
 )
+from saefeat.steering.following import follow
 from saefeat.steering.patches import Patches, read_patches
 
 __all__ = [
@@ -96,10 +96,11 @@ def steer(
             along the directions of the units). Of arXiv 2507.22581, each with the strength as a
             factor: constant (set the units to it), times (multiply by it), pmax and pmedian (set to
             the greatest or the median mean of the label's sentences, from collected `responses`),
-            max, add-max and quantile (set to the maximum or a quantile of the token's values of all
-            units, or add the maximum; `quantile:0.5` names another than 0.9). The published max and
-            quantile are over all tokens of a pass: pass-max, pass-add-max and pass-quantile. They
-            make text that is generated with and without a cache differ.
+            max, quantile, mean, std, iqr and mad (set to a statistic of the token's values of all
+            units, see `saefeat.steering.following`; `quantile:0.5` names another than 0.9), and
+            add-max, add-mean and so on, which add it. The published statistics are over all tokens
+            of a pass: pass-max, pass-add-max, pass-mean and so on. They make text that is generated
+            with and without a cache differ.
         source: the label that is steered away from; None: the mean of all others.
         schedule: default `Schedule()` for `add`: full strength on the prompt and the first tokens,
             little after. Other edits are constant by default, because a weak clamp would hold the

@@ -21,23 +21,27 @@ from saefeat.methods.feature_diffmean import mean_difference
 from saefeat.sae.store import load_sae
 from saefeat.statistics import Stats
 from saefeat.steering.along import erase
-from saefeat.steering.edits import Change, ablate, add, clamp, follow, replace, scale, shift, times
+from saefeat.steering.edits import Change, ablate, add, clamp, replace, scale, shift, times
+from saefeat.steering.following import STATISTICS, follow
 from saefeat.steering.patches import Patches
 
 _PATCHED = ("pmax", "pmedian")
+_STATISTICS = {"max": 1.0, "quantile": 0.9, **{name: name for name in STATISTICS}}
 _FOLLOWING: dict[str, dict[str, Any]] = {  # test-time edits: see `follow`
-    "max": {},
-    "add-max": {"added": True},
-    "quantile": {"quantile": 0.9},
-    "pass-max": {"of_pass": True},
-    "pass-add-max": {"of_pass": True, "added": True},
-    "pass-quantile": {"of_pass": True, "quantile": 0.9},
+    f"{of_pass}{added}{name}": {
+        "statistic": statistic,
+        "added": bool(added),
+        "of_pass": bool(of_pass),
+    }
+    for of_pass in ("", "pass-")
+    for name, statistic in _STATISTICS.items()
+    for added in ("", "add-")
 }
 EDITS = (
     *("add", "scale", "clamp", "raise", "ablate", "replace", "shift", "contrast"),
     *("constant", "times", "erase", *_PATCHED, *_FOLLOWING),
 )
-OF_PASS = tuple(name for name, how in _FOLLOWING.items() if how.get("of_pass"))
+OF_PASS = tuple(name for name, how in _FOLLOWING.items() if how["of_pass"])
 """Edits of a token that depend on the other tokens of the forward pass; see `follow`."""
 
 
@@ -156,7 +160,9 @@ def _build_at(
         return [erase(rows.to(collected.device), limit)]
     name, _, quantile = edit.partition(":")
     if name in _FOLLOWING:
-        how: dict[str, Any] = _FOLLOWING[name] | ({"quantile": float(quantile)} if quantile else {})
+        how: dict[str, Any] = _FOLLOWING[name] | (
+            {"statistic": float(quantile)} if quantile else {}
+        )
         return [follow(one.dictionary, one.units, **how) for one in here]
     if edit == "times":
         return [times(one.dictionary, one.units) for one in here]

@@ -15,7 +15,6 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from saefeat.codes import Codes
 from saefeat.config import CONSTANT, Schedule
 from saefeat.dictionaries import Dictionary
 from saefeat.generation import edited_logits
@@ -23,8 +22,6 @@ from saefeat.hooks import Edit, intervene
 from saefeat.io import UserError
 from saefeat.models import LanguageModel
 from saefeat.tokens import outliers
-
-_CELLS = 2**24  # values of units of several tokens held at once
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(x float32 [batch, tokens, d], strength float32 [batch, tokens, 1]) -> the edited x."""
@@ -87,81 +84,6 @@ def hold(dictionary: Dictionary, units: Sequence[int], value: float) -> Change:
 def times(dictionary: Dictionary, units: Sequence[int]) -> Change:
     """Multiply the units' values by the strength; strength 0 leaves them (see `ablate`)."""
     return _edit_units(dictionary, units, lambda z, strength: z * strength)
-
-
-def follow(
-    dictionary: Dictionary,
-    units: Sequence[int],
-    quantile: float = 1.0,
-    *,
-    added: bool = False,
-    of_pass: bool = False,
-) -> Change:
-    """Set the units' values to strength * a quantile of the present values of all units.
-
-    Rahmanisa et al. (arXiv 2507.22581) call such edits test-time.
-
-    Args:
-        quantile: from 0 to 1, between neighbours by linear interpolation; 1 is the maximum.
-        added: add it to the units' values instead.
-        of_pass: False: each token has the quantile of its own values, so that an edit of a token
-            does not depend on the others, and generation is the same with and without a cache.
-            True: as published, each row has one quantile of all its tokens in the forward pass. A
-            pass with a cache holds the new tokens alone, so that generation with and without a
-            cache differ; it is meant for passes over whole texts. Only tokens that are edited
-            count, which leaves out padding, special tokens (the published code takes BOS in) and
-            outliers.
-    """
-    index = torch.tensor(list(units), dtype=torch.int64)
-
-    def change(x: Tensor, strength: Tensor) -> Tensor:
-        codes = dictionary.encode(x.flatten(0, -2))
-        if of_pass:
-            level = _level_of_rows(codes, _counted(dictionary, x, strength), quantile)
-        else:
-            level = _level_of_tokens(codes, quantile).view(*x.shape[:-1], 1)
-        target = strength * level
-        return dictionary.edit_units(
-            x, index.to(x.device), lambda z: z + target if added else target.expand_as(z)
-        )
-
-    return edit_inliers(dictionary.max_norm, change)
-
-
-def _counted(dictionary: Dictionary, x: Tensor, strength: Tensor) -> Tensor:
-    """Which tokens are edited: bool [batch, tokens]."""
-    edited, kept = strength[..., 0] != 0, dictionary.keeps(x.flatten(0, -2))
-    return edited if kept is None else edited & kept.view_as(edited)
-
-
-def _level_of_rows(codes: Codes, counted: Tensor, quantile: float) -> Tensor:
-    """The quantile of all values of the counted tokens of each row: float32 [batch, 1, 1]."""
-    level = torch.zeros(len(counted), 1, 1, device=counted.device)
-    places = torch.arange(counted.numel(), device=counted.device).view_as(counted)
-    for row, (some, keep) in enumerate(zip(places, counted, strict=True)):
-        if keep.any():
-            level[row] = quantile_of(codes.at(some[keep]).flatten(), quantile)
-    return level
-
-
-def _level_of_tokens(codes: Codes, quantile: float) -> Tensor:
-    """The quantile of the values of each token: float32 [n]."""
-    tokens = torch.arange(len(codes), device=codes.values.device)
-    parts = tokens.split(max(1, _CELLS // codes.width))
-    return torch.cat([quantile_of(codes.at(part), quantile) for part in parts])
-
-
-def quantile_of(values: Tensor, quantile: float) -> Tensor:
-    """The quantile over the last dimension, as `torch.quantile`, but for any number of values."""
-    count = values.shape[-1]
-    place = quantile * (count - 1)
-    rank = int(place)
-
-    def smallest(k: int) -> Tensor:
-        return values.amax(-1) if k == count else values.kthvalue(k, -1).values
-
-    below = smallest(rank + 1)
-    return below if rank == place else below.lerp(smallest(rank + 2), place - rank)
 
 
 def _edit_units(

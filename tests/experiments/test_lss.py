@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from saefeat.collection import collect
 from saefeat.config import FactColumns, LSSConfig
 from saefeat.corpora import PAPER_LABELS
 from saefeat.experiments.facts import Fact, embedded_facts, read_facts
-from saefeat.experiments.lss import _LSS, _Difference, _encode, _Encoded, lss
+from saefeat.experiments.lss import _LSS, _Difference, _encode, _Encoded, _summarize, lss
 from saefeat.experiments.units import UnitBench
 from saefeat.io import UserError
 from saefeat.run import open_run
-from saefeat.steering import apply
+from saefeat.steering import add, apply
 
 pytestmark = pytest.mark.usefixtures("one_core", "every_line")
 
@@ -203,6 +204,7 @@ def test_only_a_strict_increase_counts_as_a_shift(opened):
         "base": "en",
         "target": "de",
         "facts": 4,
+        "lost": 0,
         "lss": 0.5,
         "lss_per_token": 0.25,
         "difference": -1.0,
@@ -210,9 +212,50 @@ def test_only_a_strict_increase_counts_as_a_shift(opened):
         "shift_per_token": 0.0,
     }
     assert (two["base"], two["lss"], two["lss_per_token"]) == ("th", 0, 1)
-    broken = scored._compare("de", [_Difference(float("nan"), float("inf"))] * 5)
-    assert [row["shift"] for row in broken] == [None, None]
-    assert [row["lss"] for row in broken] == [0, 0]
+
+
+def test_facts_that_an_edit_breaks_are_lost_and_counted(opened, tmp_path, monkeypatch):
+    """An edit that makes the vectors of one token infinite: a fact with that token is lost."""
+    facts = [FACTS[0]._replace(prompt=f"The {x} is") for x in ("cat", "mat", "Haus", "Katze")]
+    config = replace(SMALL, edits=("pmax",), from_=("en",), to=("de",), max_facts=None)
+    (token,) = opened.lm.tokenizer(" mat", add_special_tokens=False)["input_ids"]
+    vector = opened.lm.model.get_input_embeddings().weight[token]
+
+    def breaks(x, _):
+        return torch.where((x - vector).norm(dim=-1, keepdim=True) < 1e-4, torch.inf, x)
+
+    def measure(name, facts, **first):
+        changes = {**first, "resid_post@1": [add(torch.linspace(-3, 3, len(vector)))]}
+        monkeypatch.setattr(UnitBench, "build", lambda *_: changes)
+        table = write_table(tmp_path / f"{name}-facts.csv", facts)
+        return lss(opened, config, table, tmp_path / f"{name}.json")
+
+    broken = measure("broken", facts, **{"model.embed_tokens": [breaks]})
+    sound = measure("sound", [fact for fact in facts if " mat" not in fact.prompt])
+    figures = ("lss", "lss_per_token", "difference", "shift", "shift_per_token")
+    for row, other in list(zip(broken["rows"], sound["rows"], strict=True))[1:]:
+        assert (row["facts"], row["lost"], other["facts"], other["lost"]) == (4, 1, 3, 0)
+        assert [row[x] for x in figures] == pytest.approx([other[x] for x in figures], abs=1e-4)
+        assert row["lss"] > 0
+    assert [(row["units"], row["lost"]) for row in broken["summary"]] == [
+        *(("none", 0), ("features", 1), ("random features", 1))
+    ]
+
+
+def test_there_are_no_figures_where_all_facts_are_lost(opened):
+    facts = [_Encoded("en", ([], []), (1, 1))] * 3 + [_Encoded("th", ([], []), (1, 1))] * 2
+    scored = _LSS(UnitBench(opened), {"de": facts})
+    scored.clean = {"de": [*[_Difference(-3.0, -3.0)] * 4, _Difference(math.inf, 1.0)]}
+    nan, inf = math.nan, math.inf
+    found = [(nan, 1.0), (1.0, -inf), (inf, inf), (-2.0, -4.0), (2.0, 2.0)]
+    lost, half = scored._compare("de", [_Difference(*pair) for pair in found])
+    figures = ("lss", "lss_per_token", "difference", "shift", "shift_per_token")
+    assert (lost["facts"], lost["lost"]) == (3, 3) and {lost[x] for x in figures} == {None}
+    assert (half["facts"], half["lost"]) == (2, 1)
+    assert [half[x] for x in figures] == [1, 0, -2.0, 1.0, -1.0]
+    setting = {"units": "u", "edit": "max", "factor": 1.0}
+    (summary,) = _summarize([setting | lost, setting | half])
+    assert summary == setting | {"pairs": 2, **{x: half[x] for x in figures}, "lost": 4}
 
 
 def test_objects_are_the_tokens_beyond_those_of_the_prompt(tiny_lm):
