@@ -22,6 +22,7 @@ import pytest
 import torch
 from helpers import contents, random_sae, trained_files
 
+from saefeat.cli import SPINS
 from saefeat.corpora import load_corpus
 from saefeat.io import load_tensors, save_tensors
 from saefeat.sae.store import load_sae, save_sae
@@ -1255,3 +1256,24 @@ def test_saes_and_options_that_train_new_ones_exclude_each_other(saefeat, on, sa
             in err
         )
     assert saefeat("run", *on, *saes, "--dry-run", "--out", tmp_path / "r")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_give_up_their_core_soon(tmp_path, given, expected):
+    """The runtime of the threads itself says what it has read."""
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "saefeat", "sites", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**own, "OMP_DISPLAY_ENV": "VERBOSE", **given},
+    )
+    if "OPENMP DISPLAY ENVIRONMENT" not in result.stderr or "GOMP" not in result.stderr:
+        pytest.skip("torch has another runtime for threads")
+    (spins,) = re.findall("GOMP_SPINCOUNT = '(.*)'", result.stderr)
+    assert spins == expected if expected else int(spins) > 100_000

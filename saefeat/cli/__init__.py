@@ -5,6 +5,7 @@ Commands import the library when they are called, so that `--help` does not wait
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -32,6 +33,13 @@ from saefeat.cli import (
 from saefeat.cli.common import say
 from saefeat.cli.ranks import STOPS, Ranks, launcher, leads, started_together
 from saefeat.io import UserError
+
+# A thread of libgomp that waits for others spins for milliseconds before it gives up its core. If
+# other processes use the cores too, it takes them from the thread that it waits for. So it spins
+# for a tenth of a millisecond. libgomp reads this when torch is imported, which commands do later.
+SPINS = "3000"
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 app = typer.Typer(
     no_args_is_help=True,
