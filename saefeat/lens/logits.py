@@ -67,16 +67,19 @@ def top_tokens(
 
     `norm`, `bias`: see `logits`.
     """
-    return top_probabilities(lm, vectors, n, norm=norm, bias=bias)[0]
+    n = min(n, lm.unembedding().shape[0])
+    found = decoded(lm, vectors, norm=norm, bias=bias)
+    parts = [part.topk(n).indices.cpu() for _, part in found]
+    return torch.cat(parts) if parts else torch.empty(0, n, dtype=torch.int64)
 
 
 def top_probabilities(
-    lm: LanguageModel, vectors: Tensor, n: int, *, norm: bool = True, bias: bool = True
+    lm: LanguageModel, vectors: Tensor, n: int, *, norm: bool = True
 ) -> tuple[Tensor, Tensor]:
     """As `top_tokens`, with the next-token probability of each token: float32 [m, n]."""
     n = min(n, lm.unembedding().shape[0])
     ids, chances = torch.empty(0, n, dtype=torch.int64), torch.empty(0, n)
-    for _, part in decoded(lm, vectors, norm=norm, bias=bias):
+    for _, part in decoded(lm, vectors, norm=norm):
         top = part.topk(n)
         chance = (top.values - part.logsumexp(-1, keepdim=True)).exp()
         ids, chances = torch.cat([ids, top.indices.cpu()]), torch.cat([chances, chance.cpu()])
