@@ -22,6 +22,7 @@ from saefeat.lens.logits import (
     check_decoding,
     logits,
     set_probabilities,
+    top_probabilities,
     top_tokens,
 )
 from saefeat.lens.stream import EMBEDDINGS, read_means, read_places, spread, stream_sites
@@ -101,6 +102,14 @@ def test_without_the_final_norm_vectors_go_straight_to_the_output_projection(tin
     assert torch.allclose(logits(tiny_lm, x, norm=False), expected, atol=1e-5)
     assert not torch.allclose(logits(tiny_lm, x), expected, atol=0.1)
     assert torch.equal(top_tokens(tiny_lm, x, 4, norm=False), expected.topk(4).indices)
+
+
+def test_probabilities_of_the_top_tokens_are_those_of_a_softmax(tiny_lm):
+    x = torch.cat([torch.randn(69, 32), 1e3 * torch.randn(1, 32)])  # one of a sharp distribution
+    ids, chances = top_probabilities(tiny_lm, x, 4, norm=False)
+    assert torch.equal(ids, top_tokens(tiny_lm, x, 4, norm=False))
+    expected = logits(tiny_lm, x, norm=False).double().softmax(-1).gather(1, ids)
+    assert torch.allclose(chances.double(), expected, atol=1e-6)
 
 
 def test_a_model_whose_logits_are_made_otherwise_is_refused(make_lm):

@@ -81,7 +81,12 @@ def top_probabilities(
     ids, chances = torch.empty(0, n, dtype=torch.int64), torch.empty(0, n)
     for _, part in decoded(lm, vectors, norm=norm):
         top = part.topk(n)
-        chance = (top.values - part.logsumexp(-1, keepdim=True)).exp()
+        best = top.values[:, :1]
+        # Row by row, so that a row stays in the cache. What is less than e^-80 of the best adds
+        # nothing, and its exponential would be a subnormal number, which takes very long.
+        pairs = zip(part, best, strict=True)
+        total = torch.stack([(row - one).clamp_(min=-80).exp_().sum() for row, one in pairs])
+        chance = (top.values - best).exp() / total[:, None]
         ids, chances = torch.cat([ids, top.indices.cpu()]), torch.cat([chances, chance.cpu()])
     return ids, chances
 
