@@ -35,7 +35,7 @@ from saefeat.statistics.files import (
     load_stats,
     stats_file,
     stats_header,
-    stats_origins,
+    stats_origin,
 )
 from saefeat.statistics.histograms import Histograms
 from saefeat.statistics.responses import Responses
@@ -172,10 +172,10 @@ class RunDir:
 
         `control`: those on random tokens too, where there are any.
         """
-        names = list(dictionaries)
-        paths = [stats_file(self._stats_place(name) or self.stats, name) for name in names]
-        controls = [stats_file(self.stats / CONTROL, name) for name in names if control]
-        return stats_origins([*paths, *(path for path in controls if path.is_file())])
+        names, controls = list(dictionaries), self.stats / CONTROL
+        found = [stats_origin(self._stats_place(name) or self.stats, name) for name in names]
+        known = [name for name in names if control and stats_file(controls, name).is_file()]
+        return found + [stats_origin(controls, name) for name in known]
 
     def take_steering_stats(self, directory: Path) -> None:
         """Move the statistics of a finished collection to those that only steering reads."""

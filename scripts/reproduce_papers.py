@@ -66,7 +66,9 @@ def main() -> None:
             run, given = prepare(RUNS.get(name, LANGUAGES), arguments)
         except Missing as error:
             parser.error(str(error))
-        give = [word for key, value in given.items() for word in ("--give", f"{key}={value}")]
+        needed = {name for step in PAPERS[name].steps for name in step.needs}
+        some = {key: value for key, value in given.items() if key in needed}
+        give = [word for key, value in some.items() for word in ("--give", f"{key}={value}")]
         code = call("reproduce", name, "--do", *flags(run=run), *give)
         seconds = round(time.monotonic() - begun, 1)
         steps = {step.name: result(step, name, run) for step in PAPERS[name].steps}

@@ -156,11 +156,11 @@ def test_the_control_of_a_language_is_its_share_in_prompts_between_others():
     assert with_controls([{**rows[0], "role": "English"}])[0]["control"] == 0.1
 
 
-def test_languages_of_the_table_come_first_and_others_beside(tiny_run, table, words):
+def test_languages_of_the_table_come_first_and_others_beside(tiny_run, table, words, tmp_path):
     opened = open_run(tiny_run)
 
     def names(**options):
-        bench = LensBench(opened, LensConfig(programs=table, **options), DECODING)
+        bench = LensBench(opened, LensConfig(**{"programs": table, **options}), DECODING)
         return program_keywords(bench).question.settings["names"]
 
     found = names()
@@ -168,6 +168,9 @@ def test_languages_of_the_table_come_first_and_others_beside(tiny_run, table, wo
     assert len(found) == len({*found}) == 10
     assert names(programming=("Ruby", "C")) == ["python", "javascript", "c", "Ruby"]
     assert names(keywords=words) == list(KEYWORDS)
+    aliases = write_csv(tmp_path / "aliases.csv", (" py", "js ", "cpp"), *PROGRAMS[1:])
+    found = names(programs=aliases)
+    assert found[:3] == ["py", "js", "cpp"] and not {"python", "javascript", "c++"} & {*found}
     known = pygments_keywords(["python", "javascript", "c"])
     assert languages_of("while", known) == ("python", "javascript", "c")
 
@@ -178,6 +181,21 @@ REFUSED = {
     "empty": ("python,c\nx = 1,x = 1;\ny = 2, \n", [], "row 2 has no program in c"),
     "unknown": ("python,klingon\nx,y\nz,w\n", [], "does not know the programming language klingon"),
     "no keywords": ("python,perl\nx,y\nz,w\n", ["--keywords", "WORDS"], "has no keywords of perl"),
+    "two names": (
+        "js,javascript\nx,y\nz,w\n",
+        [],
+        "js and javascript are one programming language",
+    ),
+    "other names": (
+        "python,c\nx,y\nz,w\n",
+        ["--programming", "go,golang"],
+        "go and golang are one programming language",
+    ),
+    "English": (
+        "python,c\nx,y\nz,w\n",
+        ["--keywords", "ENGLISH"],
+        "English is the class of words that are no keywords",
+    ),
     "generated": ("python,c\nx,y\nz,w\n", ["--generated"], "leave one of the two out"),
     "long": (f"python,c\nx,{'y ' * 9000}\nz,w\n", [], "give shorter programs"),
 }
@@ -187,7 +205,9 @@ REFUSED = {
 def test_bad_tables_of_programs_are_one_sentence(saefeat, run_copy, tmp_path, words, name):
     text, options, message = REFUSED[name]
     (tmp_path / "programs.csv").write_text(text)
-    options = [words if option == "WORDS" else option for option in options]
+    rows = [("label", "keyword"), ("python", "if"), ("c", "do"), ("English", "the")]
+    files = {"WORDS": words, "ENGLISH": write_csv(tmp_path / "english.csv", *rows)}
+    options = [files.get(option, option) for option in options]
     command = ["--kinds", "keywords,probe", "--programs", tmp_path / "programs.csv", *options]
     code, out, err = saefeat("lens", "--run", run_copy, *command)
     assert (code, out) == (2, "") and message in err

@@ -61,7 +61,7 @@ def test_papers_are_listed_with_their_commands(saefeat, run_copy):
         ("nothing",): "there is no paper 'nothing'; choose from lape",
         ("lape", "--do"): "give the directory of a run",
         ("lape", "--run", run_copy / "stats"): "is not a run directory",
-        ("culture", "--give", "culture=none"): "write NAME=FILE with a file that exists",
+        ("culture", "--give", "language=none"): "write NAME=FILE with a file that exists",
     }.items():
         code, _, err = saefeat("reproduce", *wrong)
         assert code == 2 and message in err, err
@@ -93,15 +93,17 @@ def test_a_corpus_is_given_by_any_name_that_the_option_corpus_takes(saefeat, tmp
     {
         "texts=flores": "texts=flores: the corpus flores does not exist; give a file",
         "texts=flores+:train": "flores+ has the splits dev, devtest; give flores+ or flores+:dev",
-        "parallel=hub:a/b/c": "is not a data set of the hub; write hub:OWNER/NAME",
-        "parallel=embedded:elf": "unknown embedded corpus embedded:elf; there is embedded:eld",
-        "parallel=xnli#0": "the part after # must be the greatest number of texts per label",
-        "parallel=": "the corpus has an empty name",
+        "texts=hub:a/b/c": "is not a data set of the hub; write hub:OWNER/NAME",
+        "texts=embedded:elf": "unknown embedded corpus embedded:elf; there is embedded:eld",
+        "texts=xnli#0": "the part after # must be the greatest number of texts per label",
+        "texts=": "the corpus has an empty name",
         "texts=PATH/notes.md": "must end in .jsonl, .csv, .tsv, .parquet",
         "language=flores+": "write NAME=FILE with a file that exists",
-        "table=hub:a/b": "write NAME=FILE with a file that exists",
-        "table=PATH": "write NAME=FILE with a file that exists",
+        "language=hub:a/b": "write NAME=FILE with a file that exists",
+        "language=PATH": "write NAME=FILE with a file that exists",
         "texts": "write NAME=FILE with a file that exists",
+        "text=flores+": "the experiments of this paper need language=FILE, texts=CORPUS",
+        f"language={'a' * 5000}": "write NAME=FILE with a file that exists",
     }.items(),
 )
 def test_what_is_no_corpus_or_file_is_refused_before_any_work(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +50,8 @@ def reproduce(
         return
     if paper not in PAPERS:
         raise UserError(f"there is no paper {paper!r}; choose from {', '.join(PAPERS)}")
-    found, files = PAPERS[paper], _files(given or [])
+    found = PAPERS[paper]
+    files = _files(given or [], dict.fromkeys(name for step in found.steps for name in step.needs))
     if do and run is None:
         raise UserError("give the directory of a run to run them on", "run")
     if run is not None and not (run / "run.json").exists():
@@ -78,19 +80,25 @@ def reproduce(
         raise UserError(f"{', '.join(failed)} failed; the messages above say why")
 
 
-def _files(given: list[str]) -> dict[str, str]:
-    """What the user gives by name. Raises UserError for no corpus, and no file that exists."""
+def _files(given: list[str], needed: Collection[str]) -> dict[str, str]:
+    """What the user gives by name.
+
+    Raises UserError for a name that no step needs, no corpus, and no file that exists.
+    """
     from saefeat.corpora.corpus import check_name
 
     found = {}
     for each in given:
         name, equals, value = each.partition("=")
+        if equals and name not in needed:
+            known = ", ".join(f"{one}={_kind(one)}" for one in needed) or "nothing"
+            raise UserError(f"{each}: the experiments of this paper need {known}", "given")
         if equals and _kind(name) == "CORPUS":
             try:
                 check_name(value)
             except UserError as error:
                 raise UserError(f"{each}: {error}", "given") from error
-        elif not equals or not Path(value).is_file():
+        elif not equals or not os.path.isfile(value):
             raise UserError(f"{each}: write NAME=FILE with a file that exists", "given")
         found[name] = value
     return found

@@ -4,7 +4,8 @@ Rahmanisa et al., arXiv 2507.22581. A prompt in the base language is followed by
 base or in the target language. The difference d is the log-probability of the target's object less
 that of the base's, each summed over its tokens. LSS is the share of facts whose d is strictly
 higher under the edit than without. A fact whose d is infinite or no number, under the edit or
-without, is lost: it is in no figure, and the share is of the other facts.
+without, is lost: it is in no figure, and the share is of the other facts. The published code counts
+it as no shift.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ words, split at whitespace, are keywords of it. It may be of several.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import Any
 
 from saefeat.io import UserError
 
@@ -53,18 +54,36 @@ def pygments_keywords(names: list[str]) -> Keywords:
     return found
 
 
-def _reader(name: str) -> Callable[[str], bool]:
+def by_language(names: Iterable[str], parameter: str) -> dict[str, str]:
+    """The name that Pygments has for each programming language -> the one given.
+
+    Raises UserError for a name that it does not know, and for two names of one language.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        before = found.setdefault(_lexer(name).name, name)
+        if before != name:
+            raise UserError(f"{before} and {name} are one programming language", parameter)
+    return found
+
+
+def _lexer(name: str) -> Any:
     from pygments.lexers import get_lexer_by_name
-    from pygments.token import Keyword, Operator
     from pygments.util import ClassNotFound
 
     try:
-        lexer = get_lexer_by_name(name, startinline=True)  # of PHP: without `<?php`
+        return get_lexer_by_name(name, startinline=True)  # of PHP: without `<?php`
     except ClassNotFound as error:
         raise UserError(
             f"Pygments does not know the programming language {name}; give its keywords in a table",
             "keywords",
         ) from error
+
+
+def _reader(name: str) -> Callable[[str], bool]:
+    from pygments.token import Keyword, Operator
+
+    lexer = _lexer(name)
 
     @cache
     def is_keyword(word: str) -> bool:

@@ -25,7 +25,7 @@ from saefeat.run.summaries import RESAMPLES
 from saefeat.run.trials import Trials
 from saefeat.rundir import ComparisonDir
 from saefeat.statistics import Stats
-from saefeat.statistics.files import list_stats, stats_origins
+from saefeat.statistics.files import list_stats, stats_origin
 from saefeat.steering import CannotSteer
 from saefeat.steering.changes import check_counted
 
@@ -175,7 +175,8 @@ def _request(
         [each.pool, each.method, each.selection.cells(), repr(each.stability)] for each in found
     ]
     run = [opened.lm.fingerprint, opened.corpus.fingerprint] if opened else []
-    return fingerprint([chosen, run, stats_origins(list_stats(source).values()), asdict(config)])
+    origins = [stats_origin(path.parent, name) for name, path in list_stats(source).items()]
+    return fingerprint([chosen, run, origins, asdict(config)])
 
 
 # --------------------------------------------------------------------------- the result

@@ -134,7 +134,7 @@ class Bench:
         ]
 
     def origins(self, recipes: Sequence[SteeringRecipe]) -> list[Any]:
-        """What the statistics that recipes read were collected from; see `stats_origins`.
+        """What the statistics that recipes read were collected from; see `stats_origin`.
 
         They have to be there; see `collect_missing`.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ def stats_header(directory: Path, dictionary: str) -> dict[str, Any]:
     return Stats.read_header(_existing(directory, dictionary))
 
 
-def stats_origins(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """What the statistics in files were collected from and how, as JSON (see `comparable`).
+def stats_origin(directory: Path, dictionary: str) -> dict[str, Any]:
+    """What the statistics of a dictionary were collected from and how, as JSON (see `comparable`).
 
     The request of a result holds it, so that the result is measured again once the statistics are
     collected anew from other text or with other options.
+
+    Raises UserError when they are not there.
     """
-    return [comparable(Stats.read_header(path)) for path in paths]
+    return comparable(stats_header(directory, dictionary))
 
 
 def list_stats(directory: Path) -> dict[str, Path]:

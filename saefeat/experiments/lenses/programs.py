@@ -36,9 +36,11 @@ _SHOTS = 4  # translations before the one that is read, as published
 _FIGURES = ("share", "control")
 _NOTES = [
     "Source, target: share of the decoded tokens that are keywords of these languages. The control "
-    "is the share of the same keywords in prompts between other languages.",
-    f"{ENGLISH}: tokens that are no keyword and that fastText reads as English; other: keywords of "
-    "other languages. Their control is the share among random tokens of the vocabulary.",
+    "is the share of the same keywords in prompts between other languages, of which a table of two "
+    "has none.",
+    f"{ENGLISH}: tokens that are no keyword and that fastText reads as English. Other: mean share "
+    "of the keywords of one other language. Their control is the share among random tokens of the "
+    "vocabulary.",
     "A keyword of several languages counts for each.",
 ]
 
@@ -52,7 +54,10 @@ def read_programs(path: Path) -> Programs:
     Raises UserError for a table that `read_table` refuses, that has fewer than two columns or rows,
     or that has an empty cell.
     """
-    rows = read_table(path, {}, "programs")
+    rows = [
+        {name.strip(): cell for name, cell in row.items()}
+        for row in read_table(path, {}, "programs")
+    ]
     languages = list(rows[0])
     if len(languages) < 2 or len(rows) < 2:
         raise UserError(
@@ -181,7 +186,15 @@ def program_keywords(bench: LensBench) -> Prepared:
 
 
 def _with_english(bench: LensBench, found: Attribution) -> Attribution:
-    """A rule that knows English too: what is no keyword, and reliably English by fastText."""
+    """A rule that knows English too: what is no keyword, and reliably English by fastText.
+
+    Raises UserError where a programming language has that name.
+    """
+    if ENGLISH in found.classes:
+        raise UserError(
+            f"{ENGLISH} is the class of words that are no keywords; name the language otherwise",
+            "keywords",
+        )
     judge, least = FastText(labels=["en"], unknown=None).fit().judge, bench.config.reliable
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:

@@ -32,7 +32,7 @@ from saefeat.experiments.lenses.top import Counted, TopTokens
 from saefeat.io import UserError, fingerprint
 from saefeat.labels import LID176, to_labels
 from saefeat.labels.scripts import known_scripts, script_of, scripts_of_label
-from saefeat.lens.keywords import PROGRAMMING, languages_of, pygments_keywords
+from saefeat.lens.keywords import PROGRAMMING, by_language, languages_of, pygments_keywords
 from saefeat.models import LanguageModel
 
 _SAMPLE = 20_000  # tokens of the vocabulary that are attributed for comparison
@@ -97,7 +97,8 @@ def scripts(bench: LensBench) -> Attribution:
 def keywords(bench: LensBench, needed: Sequence[str] = ()) -> Attribution:
     """By the keywords of programming languages: those of a table, or of Pygments.
 
-    `needed`: languages that have to be among them. Raises UserError where a table lacks one.
+    `needed`: languages that have to be among them. Raises UserError where a table lacks one, and
+    where one language has two names.
     """
     config, labels = bench.config, bench.opened.corpus.labels
     settings: dict[str, Any] = {}
@@ -112,8 +113,8 @@ def keywords(bench: LensBench, needed: Sequence[str] = ()) -> Attribution:
 
         asked = bool(config.kinds or needed)
         others = config.programming or _programming(labels, asked)
-        known = {name.lower() for name in needed}
-        names = [*needed, *(name for name in others if name.lower() not in known)]
+        names = [*(by_language(others, "programming") | by_language(needed, "programs")).values()]
+        names = [*needed, *(name for name in names if name not in needed)]
         found, settings = pygments_keywords(names), {"pygments": __version__}
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:
