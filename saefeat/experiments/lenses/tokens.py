@@ -113,8 +113,9 @@ def keywords(bench: LensBench, needed: Sequence[str] = ()) -> Attribution:
 
         asked = bool(config.kinds or needed)
         others = config.programming or _programming(labels, asked)
-        names = [*(by_language(others, "programming") | by_language(needed, "programs")).values()]
-        names = [*needed, *(name for name in names if name not in needed)]
+        known = by_language(needed, "programs")
+        beside = by_language(others, "programming")
+        names = [*needed, *(name for language, name in beside.items() if language not in known)]
         found, settings = pygments_keywords(names), {"pygments": __version__}
 
     def read(strings: list[str]) -> list[tuple[str, ...]]:
